@@ -1,0 +1,25 @@
+"""Adversarial contrastive learning for PyTorch: pretrain, probe, evaluate with AutoAttack, export to RobustBench."""
+
+from acl_plugin import import_hook as _import_hook
+from acl_plugin import recipes as _recipes  # registers our objectives
+from acl_plugin.errors import UsageError
+from acl_plugin.inner_attack import InnerAttack, ThreatModel
+from acl_plugin.objective import Objective, Terms, Views
+from acl_plugin.registry import available, create_objective, register
+from acl_plugin.run_dir import load_classifier
+
+__version__ = "0.1.0"
+__all__ = [
+    "InnerAttack",
+    "Objective",
+    "Terms",
+    "ThreatModel",
+    "UsageError",
+    "Views",
+    "available",
+    "create_objective",
+    "load_classifier",
+    "register",
+]
+
+_import_hook.install()

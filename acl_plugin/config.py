@@ -1,0 +1,222 @@
+"""Every option of a run, its default, and what changes with the data set.
+
+The defaults written here are those of the digits; :data:`PRESETS` holds what differs elsewhere.
+"""
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from acl_plugin.errors import UsageError, unknown
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Images"""
+
+    data: str = "digits"
+    """Data set by name (`acl-plugin list data`)."""
+    data_dir: Path | None = None
+    """Folder in torchvision's layout, such as the one that holds cifar-10-batches-py."""
+    download: bool = False
+    """Let torchvision download the data set into --data-dir when it is not there."""
+    limit_train: int | None = None
+    """Use only the first N training images."""
+    limit_test: int | None = None
+    """Evaluate on the first N test images only."""
+
+
+@dataclass(frozen=True)
+class ThreatConfig:
+    """Threat model"""
+
+    norm: Literal["Linf", "L2"] = "Linf"
+    """Norm of the perturbation."""
+    eps: str | float = 0.1
+    """Largest perturbation, images in [0, 1]: a number or a fraction such as 8/255."""
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Encoder"""
+
+    backbone: str = "resnet18"
+    """Any timm model by name (`acl-plugin list backbones`)."""
+    backbone_kwargs: dict[str, Any] = field(
+        default_factory=lambda: {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
+    )
+    """Arguments of timm.create_model."""
+    stem: Literal["cifar", "native"] = "cifar"
+    """cifar: stride 1 and no pooling in the first layers (patches of an eighth of the side); native: as in timm."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Objective and its inner attack"""
+
+    objective: str = "gsa_rsl"
+    """Pretraining objective by name (`acl-plugin list objectives`)."""
+    objective_kwargs: dict[str, Any] = field(default_factory=dict)
+    """The objective's own settings, such as --objective-kwargs.temperature 0.2."""
+    attack: str = "PGD"
+    """Inner attack: a torchattacks class by name (`acl-plugin list attacks`)."""
+    attack_steps: int = 5
+    """Steps of the inner attack."""
+    attack_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the torchattacks class; its step size is 1.25 eps / steps unless alpha is given."""
+    eps_ramp: float = 0.3
+    """Share of the training steps over which the inner attack's eps grows linearly to its full value."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Pretraining"""
+
+    epochs: int = 40
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per optimiser step and device (two views each)."""
+    optimizer: Literal["adamw", "sgd", "lars", "lamb", "lion"] = "adamw"
+    """timm's optimiser; sgd and lars with momentum 0.9."""
+    lr: float = 2e-3
+    """Peak learning rate; follows a cosine to 0."""
+    weight_decay: float = 1e-4
+    """Weight decay, as the optimiser defines it."""
+    warmup: float = 0.05
+    """Share of the training steps over which the learning rate grows linearly."""
+    augment: Literal["digits", "simclr"] = "digits"
+    """Views: digits (small affine changes), simclr (crop, flip, colour)."""
+    checkpoint_every: int = 1
+    """Epochs between two checkpoints."""
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    """Lightning's precision; float16 is left out, as attacks underflow in it."""
+    accelerator: str = "auto"
+    """Lightning's accelerator: auto, cpu, gpu, ..."""
+    devices: int = 1
+    """Lightning's number of devices."""
+    accumulate_grad_batches: int = 1
+    """Batches whose gradients are averaged for one optimiser step."""
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Linear probe (SLF: standard linear finetuning of a frozen encoder)"""
+
+    probe_epochs: int = 25
+    """Passes over the training images; the rate falls tenfold after 40 % and 80 % of them."""
+    probe_batch_size: int = 128
+    """Images per step."""
+    probe_lr: float = 0.1
+    """Learning rate of SGD with momentum 0.9."""
+    probe_weight_decay: float = 2e-4
+    """Weight decay of the head."""
+    probe_augment: Literal["none", "weak"] = "none"
+    """none, or weak: crops of the image padded by an eighth of its side, and flips."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """AutoAttack"""
+
+    eval_batch_size: int = 500
+    """Images attacked at a time."""
+
+
+@dataclass(frozen=True)
+class RunConfig(
+    DataConfig,
+    ThreatConfig,
+    BackboneConfig,
+    ObjectiveConfig,
+    TrainingConfig,
+    ProbeConfig,
+    EvaluationConfig,
+):
+    """All options of `acl-plugin run`, resolved."""
+
+    seed: int = 0
+    """Seed of everything random."""
+
+
+CIFAR: dict[str, Any] = {
+    "eps": "8/255",
+    "backbone_kwargs": {},
+    "epochs": 100,
+    "batch_size": 256,
+    "augment": "simclr",
+    "probe_augment": "weak",
+    "probe_lr": 0.1,
+    "eval_batch_size": 100,
+}
+PRESETS: dict[str, dict[str, Any]] = {"digits": {}, "cifar10": CIFAR, "cifar100": CIFAR}
+"""Options whose default differs from the digits', by data set."""
+
+WHERE_AND_HOW = frozenset({"data_dir", "download", "accelerator"})
+"""Options that may change between two starts of the same run."""
+
+
+def preset(data: str = "digits", **options: Any) -> RunConfig:
+    """The resolved configuration of a run on ``data``, with ``options`` in place of the defaults.
+
+    Raises:
+        UsageError: for an unknown data set or option, or a value out of range.
+    """
+    if data not in PRESETS:
+        raise unknown("data set", data, PRESETS)
+    names = [f.name for f in fields(RunConfig)]
+    for option in options:
+        if option not in names:
+            raise unknown("option", option, names)
+    config = replace(RunConfig(data=data), **{**PRESETS[data], **options})
+    check(config)
+    return config
+
+
+def check(config: RunConfig) -> None:
+    """Refuse values out of range.
+
+    Raises:
+        UsageError: naming the option, what was given and what is allowed.
+    """
+    least = {"epochs": 1, "batch_size": 2, "attack_steps": 1, "checkpoint_every": 1, "devices": 1}
+    least |= {"accumulate_grad_batches": 1, "probe_epochs": 1, "probe_batch_size": 1, "eval_batch_size": 1}
+    least |= {"limit_train": 2, "limit_test": 1, "lr": 0, "probe_lr": 0, "weight_decay": 0, "probe_weight_decay": 0}
+    for name, low in least.items():
+        value = getattr(config, name)
+        if value is not None and not low <= value < float("inf"):
+            raise UsageError(f"{option_name(name)} {value}: allowed is a number from {low}")
+    for name in ("eps_ramp", "warmup"):
+        value = getattr(config, name)
+        if not 0 <= value <= 1:
+            raise UsageError(f"{option_name(name)} {value}: allowed is a share from 0 to 1")
+    for name, kind in get_type_hints(RunConfig).items():
+        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
+            raise unknown(option_name(name), str(getattr(config, name)), get_args(kind))
+
+
+def option_name(name: str) -> str:
+    """A field's name as it is typed on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The configuration in plain YAML types."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+
+
+def from_dict(values: dict[str, Any]) -> RunConfig:
+    """The configuration that :func:`to_dict` wrote down.
+
+    Raises:
+        UsageError: for an unknown option or a value out of range.
+    """
+    values = dict(values)
+    if values.get("data_dir") is not None:
+        values["data_dir"] = Path(values["data_dir"])
+    return preset(**values)
+
+
+def differences(one: RunConfig, other: RunConfig) -> list[str]:
+    """The options, in command-line form, in which two runs are not the same."""
+    a, b = to_dict(one), to_dict(other)
+    return [f"{option_name(k)} {a[k]} != {b[k]}" for k in a if k not in WHERE_AND_HOW and a[k] != b[k]]

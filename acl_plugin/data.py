@@ -1,0 +1,195 @@
+"""Labelled images as uint8 tensors, and batches of them that are the same after every restart."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from acl_plugin.config import DataConfig
+from acl_plugin.errors import UsageError, unknown
+
+
+@dataclass(frozen=True)
+class Images:
+    """N images in memory.
+
+    Attributes:
+        pixels: (N, C, H, W) uint8.
+        labels: (N,) int64.
+        rows: (N,) int64, each image's row in the data set's own order.
+        levels: pixel value of white; ``pixels / levels`` lies in [0, 1].
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    rows: Tensor
+    levels: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, n: int | None) -> "Images":
+        """The first n images; all of them for None."""
+        return replace(self, pixels=self.pixels[:n], labels=self.labels[:n], rows=self.rows[:n])
+
+    def floats(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """(stop - start, C, H, W) float32 in [0, 1]."""
+        return self.pixels[start:stop].float() / self.levels
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Train and test images, with what the models need to know of them.
+
+    Attributes:
+        name: name on the command line, and RobustBench's where it has the data set.
+        classes: names of the classes.
+        mean, std: per channel, of training images in [0, 1].
+    """
+
+    name: str
+    train: Images
+    test: Images
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        c, h, w = self.train.pixels.shape[1:]
+        return c, h, w
+
+
+def load(config: DataConfig) -> DataSet:
+    """The data set that ``config`` names, cut to its limits.
+
+    Raises:
+        UsageError: for an unknown name, a missing folder, or files that are missing or damaged.
+    """
+    if config.data not in SOURCES:
+        raise unknown("data set", config.data, SOURCES)
+    data = SOURCES[config.data](config)
+    for option, limit, images in (
+        ("--limit-train", config.limit_train, data.train),
+        ("--limit-test", config.limit_test, data.test),
+    ):
+        if limit is not None and limit > len(images):
+            raise UsageError(f"{option} {limit}: {data.name} has {len(images)} such images")
+    return replace(data, train=data.train.first(config.limit_train), test=data.test.first(config.limit_test))
+
+
+def _digits(config: DataConfig) -> DataSet:
+    """scikit-learn's 1,797 digits, 1 x 8 x 8; 500 of them, the same in all runs and stratified, are for testing."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    rows = np.arange(len(bunch.target))
+    train, test = train_test_split(rows, test_size=500, stratify=bunch.target, random_state=0)
+
+    def images(chosen: "np.ndarray") -> Images:
+        pixels = torch.from_numpy(bunch.images[chosen].astype("uint8")).unsqueeze(1)
+        labels = torch.from_numpy(bunch.target[chosen].astype("int64"))
+        return Images(pixels, labels, torch.from_numpy(chosen.astype("int64")), levels=16)
+
+    return DataSet("digits", images(train), images(test), tuple("0123456789"), (0.305,), (0.376,))
+
+
+def _cifar10(config: DataConfig) -> DataSet:
+    """CIFAR-10: 50,000 and 10,000 images, 3 x 32 x 32."""
+    from torchvision.datasets import CIFAR10
+
+    return _cifar(config, CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+
+
+def _cifar100(config: DataConfig) -> DataSet:
+    """CIFAR-100: 50,000 and 10,000 images, 3 x 32 x 32."""
+    from torchvision.datasets import CIFAR100
+
+    return _cifar(config, CIFAR100, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
+
+
+def _cifar(config: DataConfig, kind: type, mean: tuple[float, ...], std: tuple[float, ...]) -> DataSet:
+    root = _folder(config)
+    if not config.download:
+        _check_files(kind, root)
+
+    def images(train: bool) -> Images:
+        try:
+            source = kind(root, train=train, download=config.download)
+        except (RuntimeError, OSError) as error:
+            raise UsageError(f"{config.data} in {root}: {' '.join(str(error).split())}") from error
+        pixels = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
+        labels = torch.tensor(source.targets, dtype=torch.int64)
+        return Images(pixels, labels, torch.arange(len(labels)), levels=255)
+
+    train, test = images(True), images(False)
+    classes = tuple(kind(root, train=False).classes)
+    return DataSet(config.data, train, test, classes, mean, std)
+
+
+def _folder(config: DataConfig) -> Path:
+    if config.data_dir is None:
+        raise UsageError(f"{config.data} needs --data-dir FOLDER; add --download to let torchvision fetch it")
+    if not config.download and not config.data_dir.is_dir():
+        raise UsageError(f"--data-dir {config.data_dir}: no such folder; --download lets torchvision fetch the data")
+    return config.data_dir
+
+
+def _check_files(kind, root: Path) -> None:  # type: ignore[no-untyped-def]
+    """Say which file is missing or damaged: torchvision only says that one is."""
+    from torchvision.datasets.utils import check_integrity
+
+    expected = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+    for name, md5 in expected:
+        path = root / kind.base_folder / name
+        if not path.is_file():
+            raise UsageError(f"{path} is missing: --data-dir is the folder that holds {kind.base_folder}")
+        if not check_integrity(str(path), md5):
+            raise UsageError(f"{path} is damaged (its MD5 is not {md5}); delete it and use --download")
+
+
+SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {"digits": _digits, "cifar10": _cifar10, "cifar100": _cifar100}
+"""Data sets by name."""
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One 63-bit seed out of several numbers, such as (seed, step, rank)."""
+    seed = 0
+    for number in numbers:  # a step of splitmix64 each
+        seed = (seed + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        seed = ((seed ^ seed >> 30) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        seed = ((seed ^ seed >> 27) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        seed ^= seed >> 31
+    return seed >> 1
+
+
+class ShuffledBatches:
+    """One epoch of batches in random order: a function of seed and epoch alone.
+
+    Yields (pixels, rows): (B, C, H, W) uint8 and (B,) int64. The last partial batch is left out, as contrastive
+    losses and batch statistics depend on B.
+
+    Args:
+        images: the training images.
+        batch_size: B, images per batch and rank.
+        seed, epoch: the order is a function of both.
+        rank, ranks: of ``ranks`` processes, which share out the images of each step.
+    """
+
+    def __init__(self, images: Images, batch_size: int, seed: int, epoch: int, rank: int = 0, ranks: int = 1) -> None:
+        self.images, self.batch_size, self.rank, self.ranks = images, batch_size, rank, ranks
+        self.order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
+
+    def __len__(self) -> int:
+        return len(self.images) // (self.batch_size * self.ranks)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for step in range(len(self)):
+            start = (step * self.ranks + self.rank) * self.batch_size
+            chosen = self.order[start : start + self.batch_size]
+            yield self.images.pixels[chosen], self.images.rows[chosen]

@@ -1,0 +1,64 @@
+"""One way to show long work: a bar with the time left on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Use as a context manager; all output goes to stderr.
+
+    Args:
+        what: the work's name.
+        total: how many units there are.
+        done: how many of them an earlier start has done.
+        unit: name of a unit.
+    """
+
+    lines = 10  # at most about this many, where there is no terminal
+
+    def __init__(self, what: str, total: int, done: int = 0, unit: str = "step") -> None:
+        self.what, self.total, self.done, self.unit = what, total, done, unit
+        self.first, self.started = done, time.monotonic()
+        self.next_line = done + max(1, min(10, total // 20))  # early, to tell how long it will take
+        self.bar = tqdm(desc=what, total=total, initial=done, unit=unit) if sys.stderr.isatty() else None
+
+    def advance(self, units: int = 1, **values: float) -> None:
+        """Count ``units`` more as done, and show ``values`` beside them."""
+        self.done += units
+        shown = {name: f"{value:.4g}" for name, value in values.items()}
+        if self.bar is not None:
+            self.bar.update(units)
+            self.bar.set_postfix(shown, refresh=False)
+        elif self.done >= self.next_line or self.done == self.total:
+            self.next_line = max(self.done + 1, self.done + self.total // self.lines)
+            left = (time.monotonic() - self.started) / (self.done - self.first) * (self.total - self.done)
+            notes = "".join(f", {name} {value}" for name, value in shown.items())
+            print(
+                f"{self.what}: {self.done}/{self.total} {self.unit}s, {clock(left)} left{notes}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

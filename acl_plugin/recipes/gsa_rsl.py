@@ -1,0 +1,122 @@
+"""GSA-RSL: the three terms that bound the robust loss of a linear probe (arXiv 2311.09671)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from acl_plugin.backbones import Encoder
+from acl_plugin.divergence import JensenShannon
+from acl_plugin.errors import UsageError, unknown
+from acl_plugin.inner_attack import InnerAttack
+from acl_plugin.losses import nt_xent, nt_xent_rows
+from acl_plugin.objective import Objective, Terms, Views, require_not_negative
+from acl_plugin.registry import register
+from acl_plugin.routed_norm import frozen_statistics
+from acl_plugin.sharpness import ascend
+
+
+@register("gsa_rsl")
+class GlobalSharpnessAware(Objective):
+    """Adversarial NCE, sharpness-aware benign NCE, and the divergence of benign and adversarial features.
+
+    L = adversarial NCE(a', b') + benign max_{||d|| <= rho} NCE(a, b; theta + d) + global_ JS(f(a, b), f(a', b'))
+
+    A weight of 0 switches its term off, rho = 0 the sharpness. The divergence is estimated by a discriminator on
+    backbone features that learns along. The paper's bounds are about one encoder, so benign and adversarial views
+    share one bank of BatchNorm.
+
+    Args:
+        temperature: tau.
+        adversarial, benign, global_: weights of the three terms.
+        rho: radius of the sharpness in weight space.
+        gradient: of the divergence, see :class:`JensenShannon`.
+        attack_divergence: let the attack raise the discriminator's loss as well.
+
+    Source: arXiv 2311.09671. Its method is adversarial NCE, SAM on the benign NCE, and a discriminator; the
+    defaults (weights 1, rho 0.05, two hidden layers of 256 with spectral norm, Adam 1e-4, one step) are ours.
+    """
+
+    routes = ("shared",)
+    paper = "GSA-RSL, 2023, arXiv 2311.09671"
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.5,
+        adversarial: float = 1.0,
+        benign: float = 1.0,
+        global_: float = 1.0,
+        rho: float = 0.05,
+        gradient: Literal["reversed", "non_saturating"] = "reversed",
+        attack_divergence: bool = False,
+    ) -> None:
+        super().__init__(temperature=temperature)
+        require_not_negative(adversarial=adversarial, benign=benign, global_=global_, rho=rho)
+        if adversarial == benign == 0:
+            raise UsageError("adversarial 0 and benign 0: one of them must be above 0")
+        if gradient not in ("reversed", "non_saturating"):
+            raise unknown("gradient", str(gradient), ("reversed", "non_saturating"))
+        self.adversarial, self.benign, self.global_, self.rho = adversarial, benign, global_, rho
+        self.gradient, self.attack_divergence = gradient, attack_divergence and global_ > 0
+        if adversarial or global_:
+            self.attack_view = "scalar" if self.attack_divergence else "joint"
+
+    def setup(self, model: Encoder) -> None:
+        if self.global_:
+            device = next(model.parameters()).device
+            self.divergence = JensenShannon(model.size, gradient=self.gradient).to(device)
+
+    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+        """Without the sharpness, which takes a second gradient: see :meth:`backward`."""
+        f, nce = self._benign(model, views)
+        others = self._others(model, views, attack, f)
+        if not self.benign:
+            return others
+        return Terms(others.total + self.benign * nce, {"nce_clean": nce.detach(), **others.parts})
+
+    def backward(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+        """All terms at theta, but the benign one at theta + rho g / ||g||_2, with g its gradient at theta."""
+        if not (self.benign and self.rho):
+            return super().backward(model, views, attack)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        f, nce = self._benign(model, views)
+        others = self._others(model, views, attack, f)
+        gradients = torch.autograd.grad(nce, parameters, retain_graph=True, allow_unused=True)
+        if others.total.requires_grad:
+            others.total.backward()
+        with frozen_statistics(model), ascend(parameters, gradients, self.rho):
+            _, sharp = self._benign(model, views)
+            (self.benign * sharp).backward()
+        parts = {"nce_clean": nce.detach(), "sharpness": (sharp - nce).detach(), **others.parts}
+        return Terms(others.total.detach() + self.benign * sharp.detach(), parts)
+
+    def _benign(self, model: Encoder, views: Views) -> tuple[Tensor, Tensor]:
+        f = model.features(torch.cat([views.a, views.b]))
+        return f, nt_xent(*model.project(f).chunk(2), self.temperature)
+
+    def _others(self, model: Encoder, views: Views, attack: InnerAttack, f: Tensor) -> Terms:
+        terms = Terms(f.new_zeros(()), {})
+        if self.attack_view is None:
+            return terms
+        f_adv = model.features(torch.cat(self._adversarial_views(model, views, attack)))
+        if self.adversarial:
+            nce = nt_xent(*model.project(f_adv).chunk(2), self.temperature)
+            terms = Terms(self.adversarial * nce, {"nce_adv": nce.detach()})
+        if self.global_:
+            self.divergence.fit(f, f_adv)
+            loss, estimate = self.divergence(f, f_adv)
+            terms = Terms(terms.total + self.global_ * loss, {**terms.parts, "global_js": estimate})
+        return terms
+
+    def _adversarial_views(self, model: Encoder, views: Views, attack: InnerAttack) -> tuple[Tensor, ...]:
+        if not self.attack_divergence:
+            return attack.joint(model, views.a, views.b, temperature=self.temperature)
+
+        def row_losses(x: Tensor) -> Tensor:
+            f = model.features(x)
+            nce = nt_xent_rows(*model.project(f).chunk(2), self.temperature).flatten()
+            return self.adversarial * nce + self.global_ * self.divergence.adversarial_rows(f) / 2
+
+        used = nn.ModuleList([model, self.divergence])
+        return attack.scalar(used, torch.cat([views.a, views.b]), row_losses).chunk(2)

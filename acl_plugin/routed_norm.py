@@ -1,0 +1,121 @@
+"""Several banks of batch normalisation in one network, chosen by name at each forward pass.
+
+Adversarial images have other statistics than benign ones; published ACL keeps one bank of BatchNorm for each
+and shares all other weights. Here any network gets its banks by replacing its BatchNorm layers, and one bank
+is exported as a plain network with the original keys.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from acl_plugin.errors import unknown
+
+
+class _Route:
+    """The name of the bank in use, shared by all routed layers of one network."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class RoutedNorm(nn.Module):
+    """A bank of independent BatchNorm layers, of which one is in use. (B, C, ...) -> (B, C, ...)."""
+
+    def __init__(self, norm: _BatchNorm, routes: Sequence[str], current: _Route) -> None:
+        super().__init__()
+        self.banks = nn.ModuleDict({route: copy.deepcopy(norm) for route in routes})
+        self.current = current
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.banks[self.current.name](x)
+
+
+def add_routes(network: nn.Module, routes: Sequence[str]) -> nn.Module:
+    """Give every BatchNorm layer of ``network`` one bank per route, in place; the first route is in use.
+
+    A network without BatchNorm, or with a single route, stays as it is: it has one bank for all routes.
+
+    Returns:
+        The network (another object only if the network itself is a BatchNorm layer).
+    """
+    if len(routes) < 2:
+        return network
+    return _replace(network, _BatchNorm, lambda norm, shared=_Route(routes[0]): RoutedNorm(norm, routes, shared))
+
+
+def routes_of(network: nn.Module) -> list[str]:
+    """The names of the network's banks; empty when it has one for all."""
+    layers = _layers(network)
+    return list(layers[0].banks) if layers else []
+
+
+@contextmanager
+def route(network: nn.Module, name: str) -> Iterator[None]:
+    """Inside, ``network`` uses the bank ``name``.
+
+    Raises:
+        UsageError: when the network has banks, and none of this name.
+    """
+    layers = _layers(network)
+    if layers and name not in layers[0].banks:
+        raise unknown("norm bank", name, layers[0].banks)
+    before = [layer.current.name for layer in layers]
+    for layer in layers:
+        layer.current.name = name
+    try:
+        yield
+    finally:
+        for layer, previous in zip(layers, before, strict=True):
+            layer.current.name = previous
+
+
+def export(network: nn.Module, name: str) -> nn.Module:
+    """A copy of ``network`` with the bank ``name`` as its plain BatchNorm layers: same function, original keys."""
+    with route(network, name):
+        return _replace(copy.deepcopy(network), RoutedNorm, lambda layer: layer.banks[layer.current.name])
+
+
+@contextmanager
+def frozen_statistics(network: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm layers in training mode use batch statistics and leave the running ones alone."""
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+@contextmanager
+def inference(network: nn.Module) -> Iterator[None]:
+    """Inside, ``network`` is in eval mode and its weights take no gradient; modes and flags are then restored."""
+    modes = [(m, m.training) for m in network.modules()]
+    flags = [(p, p.requires_grad) for p in network.parameters()]
+    network.eval()
+    for p, _ in flags:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
+        for p, flag in flags:
+            p.requires_grad_(flag)
+
+
+def _layers(network: nn.Module) -> list[RoutedNorm]:
+    return [m for m in network.modules() if isinstance(m, RoutedNorm)]
+
+
+def _replace(module: nn.Module, kind: type, by) -> nn.Module:  # type: ignore[no-untyped-def]
+    if isinstance(module, kind):
+        return by(module)
+    for name, child in module.named_children():
+        setattr(module, name, _replace(child, kind, by))
+    return module

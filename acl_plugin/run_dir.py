@@ -1,0 +1,217 @@
+"""What a run leaves on disk, and how it is read again. Every file appears whole or not at all.
+
+RUN/config.yaml          the resolved configuration
+RUN/environment.json     versions, device, threads, git commit
+RUN/metrics.csv          loss terms by epoch; the same as TensorBoard events in RUN/tensorboard
+RUN/checkpoints/last.ckpt  to resume pretraining
+RUN/encoder.pt           the pretrained encoder: one norm bank, timm's keys
+RUN/classifier.pt        encoder and head; probe.json tells how the head was trained
+RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up
+RUN/robustbench/         what `acl-plugin export` wrote
+"""
+
+import io
+import json
+import os
+import pickle
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acl_plugin import config as configuration
+from acl_plugin.backbones import Classifier, ModelSpec
+from acl_plugin.config import RunConfig
+from acl_plugin.errors import UsageError
+
+PACKAGES = (
+    "acl_plugin torch torchvision timm torchattacks robustbench autoattack pyautoattack lightning kornia "
+    "scikit-learn numpy jsonargparse"
+).split()
+
+
+class RunDir:
+    """A run folder by its path."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    config = property(lambda self: self.path / "config.yaml")
+    checkpoint = property(lambda self: self.path / "checkpoints" / "last.ckpt")
+    metrics = property(lambda self: self.path / "metrics.csv")
+    encoder = property(lambda self: self.path / "encoder.pt")
+    pretraining = property(lambda self: self.path / "pretraining.json")
+    classifier = property(lambda self: self.path / "classifier.pt")
+    probe = property(lambda self: self.path / "probe.json")
+    evaluation = property(lambda self: self.path / "evaluation.json")
+    evaluation_lines = property(lambda self: self.path / "evaluation.jsonl")
+    robustbench = property(lambda self: self.path / "robustbench")
+
+    def require(self, file: Path, stage: str) -> Path:
+        """``file``, which the command ``stage`` writes.
+
+        Raises:
+            UsageError: when it is missing, with the command to run first.
+        """
+        if not self.path.is_dir():
+            raise UsageError(f"{self.path}: no such run folder")
+        if not file.is_file():
+            raise UsageError(f"{file} is missing; run first: acl-plugin {stage}")
+        return file
+
+    def read_config(self) -> RunConfig:
+        """The configuration of the run.
+
+        Raises:
+            UsageError: when there is none or it cannot be read.
+        """
+        import yaml
+
+        path = self.require(self.config, f"pretrain --out {self.path}")
+        try:
+            return configuration.from_dict(yaml.safe_load(path.read_text()))
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
+            raise UsageError(f"{path} is not a configuration: {' '.join(str(error).split())}") from error
+
+    def check_config(self, config: RunConfig) -> None:
+        """Refuse a folder that is not this run's.
+
+        Raises:
+            UsageError: when it holds another configuration or other files.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file; --out is a folder")
+        if self.config.is_file():
+            other = configuration.differences(config, self.read_config())
+            if other:
+                raise UsageError(
+                    f"{self.path} holds a run of another configuration ({'; '.join(other)}); choose another --out"
+                )
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise UsageError(f"{self.path} is not empty and not a run folder; choose another --out")
+
+    def start(self, config: RunConfig) -> None:
+        """Make the folder, and write down configuration and environment."""
+        import yaml
+
+        self.check_config(config)
+        try:
+            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(configuration.to_dict(config), sort_keys=False)
+            write_atomic(self.config, text.encode())
+            write_json(self.path / "environment.json", environment())
+        except OSError as error:
+            raise UsageError(f"{self.path} cannot be written: {error.strerror}") from error
+
+
+def load_classifier(run: Path | str) -> Classifier:
+    """The probed model of a run folder.
+
+    It is in eval mode and takes images of the data set's own shape, (B, C, H, W) in [0, 1]; whatever resizing or
+    normalising it needs is inside.
+
+    Args:
+        run: a folder in which ``acl-plugin run`` or ``acl-plugin probe`` has finished.
+
+    Raises:
+        UsageError: when the folder or its classifier is missing or damaged.
+    """
+    folder = RunDir(run)
+    spec, weights = read_model(folder.require(folder.classifier, f"probe {folder.path}"))
+    model = Classifier(spec)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def write_model(path: Path, spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
+    """Weights, and all that rebuilds the model they are of."""
+    buffer = io.BytesIO()
+    torch.save({"spec": spec.to_dict(), "weights": dict(weights)}, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """What :func:`write_model` wrote; nothing in the file is executed.
+
+    Raises:
+        UsageError: when it is damaged or something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return ModelSpec.from_dict(content["spec"]), content["weights"]
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UsageError(f"{path} is damaged or no model of acl_plugin: {type(error).__name__}") from error
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file that is seen whole or not at all, whenever the process dies."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write ``values`` as indented JSON, atomically."""
+    write_atomic(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UsageError: when it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path} is damaged: {error}") from error
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and threads of this process, and the git commit of this package if it is a checkout."""
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    source = Path(__file__).resolve().parent
+    if not (source.parent / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(source), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

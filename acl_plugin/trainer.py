@@ -1,0 +1,298 @@
+"""Pretraining by Lightning: it knows Objective, and no recipe."""
+
+import csv
+import io
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from acl_plugin import data as datasets
+from acl_plugin import losses, routed_norm
+from acl_plugin.backbones import Encoder, ModelSpec
+from acl_plugin.config import RunConfig
+from acl_plugin.data import DataSet, ShuffledBatches, mixed_seed
+from acl_plugin.errors import TrainingStopped, UsageError
+from acl_plugin.inner_attack import InnerAttack, ThreatModel, require_unit_range
+from acl_plugin.objective import Objective, Terms, Views
+from acl_plugin.progress import Progress
+from acl_plugin.registry import create_objective
+from acl_plugin.run_dir import RunDir, write_atomic, write_json, write_model
+from acl_plugin.views import views
+
+INITIALISATION, ORDER, STEP = range(3)
+"""What a seed is for: streams of randomness that do not depend on each other."""
+
+
+def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
+    """Pretrain an encoder as ``config`` says, or go on where an earlier start was stopped.
+
+    Args:
+        config: see :func:`acl_plugin.config.preset`.
+        out: run folder, new or of the same configuration.
+        trainer_options: further options of ``lightning.Trainer``, such as ``num_nodes``; ``logger`` and
+            ``callbacks`` are added to ours.
+
+    Raises:
+        UsageError: before anything is written, for a configuration that cannot be run.
+        TrainingStopped: when the loss is not finite or the encoder has collapsed; the last good checkpoint is kept.
+    """
+    run = RunDir(out)
+    run.check_config(config)
+    module = build(config, datasets.load(config))
+    run.start(config)
+    if run.encoder.is_file():
+        return run
+    started = time.monotonic()
+    trainer = _trainer(config, run, trainer_options)
+    resume = run.checkpoint if run.checkpoint.is_file() else None
+    trainer.fit(module, ckpt_path=resume, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    route = module.objective.routes[-1]
+    write_json(run.pretraining, {"epochs": config.epochs, "seconds": round(time.monotonic() - started, 1)})
+    encoder = routed_norm.export(module.model.backbone, route)
+    write_model(run.encoder, module.model.spec, encoder.state_dict())
+    return run
+
+
+def build(config: RunConfig, data: DataSet) -> "Pretraining":
+    """Model, objective and attack of a run, with everything checked that can be checked before training.
+
+    Raises:
+        UsageError: for names, settings or sizes that do not fit.
+    """
+    threat = ThreatModel.parse(config.norm, config.eps)
+    attack = InnerAttack(threat, config.attack, config.attack_steps, config.attack_kwargs)
+    objective = create_objective(config.objective, **config.objective_kwargs)
+    attack.check(objective.attack_view)
+    if config.batch_size * config.devices > len(data.train):
+        raise UsageError(
+            f"--batch-size {config.batch_size} on {config.devices} device(s): there are {len(data.train)} training images"
+        )
+    with torch.random.fork_rng():
+        torch.manual_seed(mixed_seed(config.seed, INITIALISATION))
+        model = Encoder(model_spec(config, data), objective.routes)
+        objective.setup(model)
+    return Pretraining(config, data, model, objective, attack)
+
+
+def model_spec(config: RunConfig, data: DataSet) -> ModelSpec:
+    """The encoder that ``config`` names, for the images of ``data``."""
+    import timm
+
+    return ModelSpec(
+        backbone=config.backbone,
+        kwargs=config.backbone_kwargs,
+        stem=config.stem,
+        shape=data.shape,
+        mean=data.mean,
+        std=data.std,
+        timm_version=timm.__version__,
+    )
+
+
+class Pretraining(lightning.LightningModule):
+    """One objective on one encoder. Every step's randomness is a function of seed and step alone."""
+
+    def __init__(
+        self, config: RunConfig, data: DataSet, model: Encoder, objective: Objective, attack: InnerAttack
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.config, self.data = config, data
+        self.model, self.objective = model, objective
+        self.attack = replace(attack, on_moved=self._log_moved)
+        self.steps_per_epoch = len(self.train_dataloader())
+        self.steps = self.steps_per_epoch * config.epochs
+        self.guard = Guard(config, self.steps, objective.temperature)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        from timm.optim import create_optimizer_v2
+
+        c = self.config
+        groups = self.objective.param_groups(self.model)
+        return create_optimizer_v2(groups, opt=c.optimizer, lr=c.lr, weight_decay=c.weight_decay, momentum=0.9)
+
+    def train_dataloader(self) -> ShuffledBatches:
+        seed = mixed_seed(self.config.seed, ORDER)
+        epoch = self.current_epoch if self._trainer is not None else 0
+        return ShuffledBatches(self.data.train, self.config.batch_size, seed, epoch)
+
+    def on_train_epoch_start(self) -> None:
+        self.objective.on_epoch(self.current_epoch, self.config.epochs)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        pixels, rows = batch
+        step = self.current_epoch * self.steps_per_epoch + batch_idx
+        torch.manual_seed(mixed_seed(self.config.seed, STEP, step, self.global_rank))
+        images = pixels.to(self.dtype) / self.data.train.levels
+        a, b = (views(images, self.config.augment) for _ in range(2))
+        if step == 0:
+            require_unit_range(torch.stack([a, b]), "views")
+
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        every = self.config.accumulate_grad_batches
+        if batch_idx % every == 0:
+            optimizer.zero_grad()
+        attack = self.attack.scaled(ramp((step + 1) / self.steps, self.config.eps_ramp))
+        terms = self.objective.backward(self.model, Views(a, b, images, rows), attack)
+        self.guard.watch(terms, step)
+        self.log_dict({"loss": terms.total.detach(), **terms.parts}, on_step=False, on_epoch=True, batch_size=len(rows))
+        if (batch_idx + 1) % every == 0 or batch_idx + 1 == self.steps_per_epoch:
+            rate = self.config.lr * learning_rate(step / self.steps, self.config.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+                for parameter in group["params"]:
+                    if parameter.grad is not None and every > 1:
+                        parameter.grad /= batch_idx % every + 1
+            optimizer.step()
+
+    def _log_moved(self, share: Tensor) -> None:
+        self.log("attack_moved", share, on_step=False, on_epoch=True, batch_size=1)
+
+
+def ramp(progress: float, share: float) -> float:
+    """min(1, progress / share): how much of eps is in use at ``progress`` in (0, 1] of the training."""
+    return min(1.0, progress / share) if share else 1.0
+
+
+def learning_rate(progress: float, warmup: float) -> float:
+    """Share of the peak rate: linear over the first ``warmup`` of the training, then half a cosine to 0."""
+    if progress < warmup:
+        return progress / warmup
+    return (1 + math.cos(math.pi * (progress - warmup) / max(1e-12, 1 - warmup))) / 2
+
+
+class Guard:
+    """Stops a run that cannot succeed: a loss that is not finite, or a collapsed encoder.
+
+    Collapsed means that a part named ``nce...`` is within 0.5 % of log(2B - 1), the value for equal embeddings, in
+    20 steps in a row after warm-up.
+
+    Args:
+        config: of the run.
+        steps: T, all steps of the run.
+        temperature: of the objective, for the message.
+    """
+
+    patience = 20
+    tolerance = 0.005
+
+    def __init__(self, config: RunConfig, steps: int, temperature: float) -> None:
+        self.config, self.temperature, self.streak = config, temperature, 0
+        self.level = losses.collapsed_nt_xent(config.batch_size)
+        self.warm_from = steps * max(config.warmup, config.eps_ramp)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the weights are worth a checkpoint."""
+        return self.streak == 0
+
+    def watch(self, terms: Terms, step: int) -> None:
+        """Look at the terms of one step, before the optimiser uses their gradients.
+
+        Raises:
+            TrainingStopped: naming the step and what to change.
+        """
+        if not math.isfinite(terms.total.item()):
+            self.streak = 1
+            parts = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.parts.items())
+            raise TrainingStopped(f"the loss is {terms.total.item()} at step {step} ({parts}); lower --lr")
+        nce = [value.item() for name, value in terms.parts.items() if name.startswith("nce")]
+        collapsed = step >= self.warm_from and any(abs(v - self.level) < self.tolerance * self.level for v in nce)
+        self.streak = self.streak + 1 if collapsed else 0
+        if self.streak >= self.patience:
+            raise TrainingStopped(
+                f"the encoder has collapsed: the loss sits at log(2B - 1) = {self.level:.3f} at step {step}; raise "
+                f"--eps-ramp ({self.config.eps_ramp}), lower --lr ({self.config.lr}), or change "
+                f"--objective-kwargs.temperature ({self.temperature})"
+            )
+
+
+class _Checkpoints(lightning.Callback):
+    """The last checkpoint, every few epochs, as long as the run is healthy."""
+
+    def __init__(self, path: Path, every: int) -> None:
+        self.path, self.every = path, every
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert isinstance(pl_module, Pretraining)
+        due = (trainer.current_epoch + 1) % self.every == 0 or trainer.current_epoch + 1 == trainer.max_epochs
+        if due and pl_module.guard.healthy:
+            trainer.save_checkpoint(self.path)
+
+
+class _AtomicCheckpointIO(TorchCheckpointIO):
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomic(Path(path), buffer.getvalue())
+
+
+class _ShowProgress(lightning.Callback):
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert isinstance(pl_module, Pretraining)
+        done = trainer.current_epoch * pl_module.steps_per_epoch
+        self.progress = Progress("pretrain", pl_module.steps, done)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.progress.advance()
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        if hasattr(self, "progress"):
+            self.progress.close()
+
+
+class CsvLogger(Logger):
+    """One CSV file with a row per epoch, which a resumed run continues. (Lightning's own starts it anew.)"""
+
+    name, version = "csv", ""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """The configuration is in config.yaml."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = {"epoch": int(metrics["epoch"]), "step": step, **metrics}
+        rows = list(csv.DictReader(self.path.open())) if self.path.is_file() else []
+        rows = [old for old in rows if int(old["epoch"]) < row["epoch"]]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(row), extrasaction="ignore", restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+        write_atomic(self.path, text.getvalue().encode())
+
+
+def _trainer(config: RunConfig, run: RunDir, options: dict[str, Any]) -> lightning.Trainer:
+    loggers = [CsvLogger(run.metrics), TensorBoardLogger(run.path, name="", version="tensorboard")]
+    callbacks = [_ShowProgress(), _Checkpoints(run.checkpoint, config.checkpoint_every)]
+    ours: dict[str, Any] = {
+        "accelerator": config.accelerator,
+        "devices": config.devices,
+        "precision": config.precision,
+        "max_epochs": config.epochs,
+        "plugins": [_AtomicCheckpointIO()],
+        "default_root_dir": run.path,
+        "reload_dataloaders_every_n_epochs": 1,
+        "log_every_n_steps": 1,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": [*loggers, *options.pop("logger", [])],
+        "callbacks": [*callbacks, *options.pop("callbacks", [])],
+    }
+    return lightning.Trainer(**{**ours, **options})

@@ -1,0 +1,46 @@
+"""Random views of a batch of images, computed on the batch's own device."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+
+def views(images: Tensor, augment: str, strength: float = 1.0) -> Tensor:
+    """One random view of each image.
+
+    Args:
+        images: (B, C, H, W) in [0, 1].
+        augment: ``digits``: rotation up to 15 degrees, shift up to 10 %, scale 0.85 to 1.15, and contrast;
+            ``simclr``: crop of 10 to 100 % of the area, flip, colour jitter and grey, as published for ACL;
+            ``weak``: crop of the image padded by an eighth of its side, and flip; ``none``: the image.
+        strength: from 0 (weakest) to 1; scales crop and colour.
+
+    Returns:
+        (B, C, H, W) in [0, 1]. Randomness comes from torch's global generators.
+    """
+    assert 0 <= strength <= 1, strength
+    if augment == "none":
+        return images
+    pipeline = _pipeline(augment, images.shape[1], images.shape[2], images.shape[3], strength)
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        return pipeline(images).clamp(0, 1)
+
+
+@lru_cache(maxsize=32)
+def _pipeline(augment: str, channels: int, height: int, width: int, strength: float) -> nn.Module:
+    import kornia.augmentation as K
+
+    s, size = strength, (height, width)
+    if augment == "digits":
+        affine = K.RandomAffine(15.0 * s, translate=(0.1 * s, 0.1 * s), scale=(1 - 0.15 * s, 1 + 0.15 * s))
+        return nn.Sequential(affine, K.RandomContrast((1 - 0.3 * s, 1 + 0.3 * s), clip_output=True))
+    if augment == "weak":
+        pad = max(1, height // 8)
+        return nn.Sequential(K.RandomCrop(size, padding=pad), K.RandomHorizontalFlip())
+    assert augment == "simclr", augment
+    crop = K.RandomResizedCrop(size, scale=(1 - 0.9 * s, 1.0), resample="bicubic", cropping_mode="resample")
+    layers: list[nn.Module] = [crop, K.RandomHorizontalFlip()]
+    if channels == 3:
+        layers += [K.ColorJitter(0.4 * s, 0.4 * s, 0.4 * s, 0.1 * s, p=0.8 * s), K.RandomGrayscale(p=0.2)]
+    return nn.Sequential(*layers)
