@@ -64,7 +64,8 @@ class ModelSpec:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelSpec":
         """What :meth:`to_dict` wrote down."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**tuples)
 
 
 class Encoder(nn.Module):
@@ -85,6 +86,7 @@ class Encoder(nn.Module):
         self.preprocess = Preprocess(spec.mean, spec.std, input_size)
         self.backbone = routed_norm.add_routes(backbone, self.routes)
         self.projector = routed_norm.add_routes(_projector(size), self.routes)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, x: Tensor, route: str | None = None) -> Tensor:
         """f(x): (B, C, H, W) in [0, 1] -> (B, D)."""
@@ -115,6 +117,7 @@ class Classifier(nn.Module):
         self.backbone, input_size = create_backbone(spec)
         self.preprocess = Preprocess(spec.mean, spec.std, input_size)
         self.head = nn.Linear(feature_size(self.backbone, spec.shape[0], input_size), len(spec.classes))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, D)."""
@@ -216,6 +219,9 @@ def _small_image_stem(network: nn.Module, first_conv: str | Sequence[str] | None
     name = first_conv if isinstance(first_conv, str) else (first_conv or [""])[0]
     if not name:
         return
+    if not isinstance(network.get_submodule(name), nn.Conv2d):  # a deep stem
+        inner = network.get_submodule(name).named_modules()
+        name = next((f"{name}.{n}" for n, m in inner if isinstance(m, nn.Conv2d)), "")
     conv = network.get_submodule(name)
     if not isinstance(conv, nn.Conv2d) or conv.stride == (1, 1):
         return
@@ -224,13 +230,9 @@ def _small_image_stem(network: nn.Module, first_conv: str | Sequence[str] | None
         network.set_submodule(name, _conv_like(conv, kernel=patch, stride=patch, padding=0))
         return
     network.set_submodule(name, _conv_like(conv, kernel=3, stride=1, padding=1))
-    stem = name.rpartition(".")[0]
-    for pool in ("maxpool", "stem.pool", f"{stem}.pool0" if stem else "pool0"):
-        try:
-            network.get_submodule(pool)
-        except AttributeError:
-            continue
-        network.set_submodule(pool, nn.Identity())
+    for pool in ("maxpool", "stem.pool", "features.pool0"):  # of ResNets, pre-activation ResNets, DenseNets
+        if pool in dict(network.named_modules()):
+            network.set_submodule(pool, nn.Identity())
 
 
 def _conv_like(conv: nn.Conv2d, kernel: int, stride: int, padding: int) -> nn.Conv2d:

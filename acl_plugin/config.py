@@ -32,7 +32,7 @@ class ThreatConfig:
 
     norm: Literal["Linf", "L2"] = "Linf"
     """Norm of the perturbation."""
-    eps: str | float = 0.1
+    eps: float | str = 0.1
     """Largest perturbation, images in [0, 1]: a number or a fraction such as 8/255."""
 
 
@@ -40,11 +40,9 @@ class ThreatConfig:
 class BackboneConfig:
     """Encoder"""
 
-    backbone: str = "resnet18"
+    backbone: str = "resnet10t"
     """Any timm model by name (`acl-plugin list backbones`)."""
-    backbone_kwargs: dict[str, Any] = field(
-        default_factory=lambda: {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
-    )
+    backbone_kwargs: dict[str, Any] = field(default_factory=lambda: {"stem_width": 8, "channels": [16, 32, 64, 128]})
     """Arguments of timm.create_model."""
     stem: Literal["cifar", "native"] = "cifar"
     """cifar: stride 1 and no pooling in the first layers (patches of an eighth of the side); native: as in timm."""
@@ -88,12 +86,6 @@ class TrainingConfig:
     """Views: digits (small affine changes), simclr (crop, flip, colour)."""
     checkpoint_every: int = 1
     """Epochs between two checkpoints."""
-    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
-    """Lightning's precision; float16 is left out, as attacks underflow in it."""
-    accelerator: str = "auto"
-    """Lightning's accelerator: auto, cpu, gpu, ..."""
-    devices: int = 1
-    """Lightning's number of devices."""
     accumulate_grad_batches: int = 1
     """Batches whose gradients are averaged for one optimiser step."""
 
@@ -123,23 +115,40 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class RunConfig(
-    DataConfig,
-    ThreatConfig,
-    BackboneConfig,
-    ObjectiveConfig,
-    TrainingConfig,
-    ProbeConfig,
-    EvaluationConfig,
-):
-    """All options of `acl-plugin run`, resolved."""
+class MachineConfig:
+    """Machine and randomness"""
 
     seed: int = 0
     """Seed of everything random."""
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    """Lightning's accelerator."""
+    devices: int = 1
+    """Lightning's number of devices."""
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    """Lightning's precision; float16 is left out, as attacks underflow in it."""
+
+
+@dataclass(frozen=True)
+class RunConfig(
+    MachineConfig,
+    EvaluationConfig,
+    ProbeConfig,
+    TrainingConfig,
+    ObjectiveConfig,
+    BackboneConfig,
+    ThreatConfig,
+    DataConfig,
+):
+    """All options of `acl-plugin run`, resolved."""
+
+
+GROUPS: tuple[type, ...] = RunConfig.__bases__[::-1]
+"""The groups of options, in the order in which they are shown."""
 
 
 CIFAR: dict[str, Any] = {
     "eps": "8/255",
+    "backbone": "resnet18",
     "backbone_kwargs": {},
     "epochs": 100,
     "batch_size": 256,
@@ -161,15 +170,25 @@ def preset(data: str = "digits", **options: Any) -> RunConfig:
     Raises:
         UsageError: for an unknown data set or option, or a value out of range.
     """
-    if data not in PRESETS:
-        raise unknown("data set", data, PRESETS)
     names = [f.name for f in fields(RunConfig)]
     for option in options:
         if option not in names:
             raise unknown("option", option, names)
-    config = replace(RunConfig(data=data), **{**PRESETS[data], **options})
+    config = replace(RunConfig(data=data), **{**defaults(data, options.get("backbone")), **options})
     check(config)
     return config
+
+
+def defaults(data: str, backbone: str | None = None) -> dict[str, Any]:
+    """What differs from the general defaults on ``data``, and with another ``backbone`` than the usual one there.
+
+    Raises:
+        UsageError: for an unknown data set.
+    """
+    if data not in PRESETS:
+        raise unknown("data set", data, PRESETS)
+    usual = PRESETS[data].get("backbone", RunConfig.backbone)
+    return PRESETS[data] | ({"backbone_kwargs": {}} if backbone not in (None, usual) else {})
 
 
 def check(config: RunConfig) -> None:
@@ -178,7 +197,7 @@ def check(config: RunConfig) -> None:
     Raises:
         UsageError: naming the option, what was given and what is allowed.
     """
-    least = {"epochs": 1, "batch_size": 2, "attack_steps": 1, "checkpoint_every": 1, "devices": 1}
+    least = {"seed": 0, "epochs": 1, "batch_size": 2, "attack_steps": 1, "checkpoint_every": 1, "devices": 1}
     least |= {"accumulate_grad_batches": 1, "probe_epochs": 1, "probe_batch_size": 1, "eval_batch_size": 1}
     least |= {"limit_train": 2, "limit_test": 1, "lr": 0, "probe_lr": 0, "weight_decay": 0, "probe_weight_decay": 0}
     for name, low in least.items():

@@ -171,8 +171,8 @@ def mixed_seed(*numbers: int) -> int:
 class ShuffledBatches:
     """One epoch of batches in random order: a function of seed and epoch alone.
 
-    Yields (pixels, rows): (B, C, H, W) uint8 and (B,) int64. The last partial batch is left out, as contrastive
-    losses and batch statistics depend on B.
+    Yields (pixels, labels, rows): (B, C, H, W) uint8, (B,) and (B,) int64. The last partial batch is left out, as
+    contrastive losses and batch statistics depend on B.
 
     Args:
         images: the training images.
@@ -188,8 +188,8 @@ class ShuffledBatches:
     def __len__(self) -> int:
         return len(self.images) // (self.batch_size * self.ranks)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for step in range(len(self)):
             start = (step * self.ranks + self.rank) * self.batch_size
             chosen = self.order[start : start + self.batch_size]
-            yield self.images.pixels[chosen], self.images.rows[chosen]
+            yield self.images.pixels[chosen], self.images.labels[chosen], self.images.rows[chosen]

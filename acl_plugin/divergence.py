@@ -1,6 +1,7 @@
 """Global divergences between the laws of benign and adversarial features."""
 
 import math
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -40,7 +41,7 @@ class JensenShannon(nn.Module):
         super().__init__()
         sizes = [size, hidden, hidden, 1]
         layers: list[nn.Module] = []
-        for wide, narrow in zip(sizes, sizes[1:], strict=False):
+        for wide, narrow in pairwise(sizes):
             layers += [nn.utils.parametrizations.spectral_norm(nn.Linear(wide, narrow)), nn.LeakyReLU(0.2)]
         self.discriminator = nn.Sequential(*layers[:-1])
         self.lr, self.steps, self.gradient = lr, steps, gradient

@@ -56,7 +56,7 @@ class ThreatModel:
             raise UsageError(f"eps {self.eps:g}: allowed is a number above 0 (at most 1 for Linf), images in [0, 1]")
 
     @classmethod
-    def parse(cls, norm: str, eps: str | float) -> "ThreatModel":
+    def parse(cls, norm: str, eps: float | str) -> "ThreatModel":
         """With eps as a number or a fraction such as ``"8/255"``."""
         try:
             return cls(norm, float(Fraction(eps)) if isinstance(eps, str) else float(eps))
@@ -120,9 +120,8 @@ class InnerAttack:
         if self.name not in attack_names():
             raise unknown("attack", self.name, attack_names())
         if self.name not in attack_names(self.threat.norm):
-            raise UsageError(
-                f"attack {self.name!r} is not for {self.threat.norm}; allowed: {', '.join(attack_names(self.threat.norm))}"
-            )
+            valid = ", ".join(attack_names(self.threat.norm))
+            raise UsageError(f"attack {self.name!r} is not for {self.threat.norm}; allowed: {valid}")
         allowed = [p for p in signature(self._class()).parameters if p not in ("model", "eps", "norm", "n_classes")]
         for argument in self.kwargs:
             if argument not in allowed:

@@ -61,7 +61,9 @@ def factory_of(name: str) -> Callable[..., Any]:
             loaded = entry.load()
         except Exception as error:
             dist = entry.dist.name if entry.dist else "an unknown distribution"
-            raise UsageError(f"objective {name!r} of {dist} cannot be loaded: {type(error).__name__}: {error}") from error
+            raise UsageError(
+                f"objective {name!r} of {dist} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
         _factories.setdefault(name, loaded)
     return _factories[name]
 

@@ -44,7 +44,8 @@ def add_routes(network: nn.Module, routes: Sequence[str]) -> nn.Module:
     """
     if len(routes) < 2:
         return network
-    return _replace(network, _BatchNorm, lambda norm, shared=_Route(routes[0]): RoutedNorm(norm, routes, shared))
+    current = _Route(routes[0])
+    return _replace(network, _BatchNorm, lambda norm: RoutedNorm(norm, routes, current))
 
 
 def routes_of(network: nn.Module) -> list[str]:

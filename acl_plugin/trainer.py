@@ -76,9 +76,8 @@ def build(config: RunConfig, data: DataSet) -> "Pretraining":
     objective = create_objective(config.objective, **config.objective_kwargs)
     attack.check(objective.attack_view)
     if config.batch_size * config.devices > len(data.train):
-        raise UsageError(
-            f"--batch-size {config.batch_size} on {config.devices} device(s): there are {len(data.train)} training images"
-        )
+        given = f"--batch-size {config.batch_size} on {config.devices} device(s)"
+        raise UsageError(f"{given}: there are only {len(data.train)} training images")
     with torch.random.fork_rng():
         torch.manual_seed(mixed_seed(config.seed, INITIALISATION))
         model = Encoder(model_spec(config, data), objective.routes)
@@ -131,8 +130,8 @@ class Pretraining(lightning.LightningModule):
     def on_train_epoch_start(self) -> None:
         self.objective.on_epoch(self.current_epoch, self.config.epochs)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        pixels, rows = batch
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        pixels, _, rows = batch
         step = self.current_epoch * self.steps_per_epoch + batch_idx
         torch.manual_seed(mixed_seed(self.config.seed, STEP, step, self.global_rank))
         images = pixels.to(self.dtype) / self.data.train.levels
@@ -230,7 +229,7 @@ class _Checkpoints(lightning.Callback):
         assert isinstance(pl_module, Pretraining)
         due = (trainer.current_epoch + 1) % self.every == 0 or trainer.current_epoch + 1 == trainer.max_epochs
         if due and pl_module.guard.healthy:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
 
 
 class _AtomicCheckpointIO(TorchCheckpointIO):
@@ -267,9 +266,10 @@ class CsvLogger(Logger):
         """The configuration is in config.yaml."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        row = {"epoch": int(metrics["epoch"]), "step": step, **metrics}
+        epoch = int(metrics["epoch"])
+        row: dict[str, Any] = {**metrics, "epoch": epoch, "step": step}
         rows = list(csv.DictReader(self.path.open())) if self.path.is_file() else []
-        rows = [old for old in rows if int(old["epoch"]) < row["epoch"]]
+        rows = [old for old in rows if int(old["epoch"]) < epoch]
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(row), extrasaction="ignore", restval="", lineterminator="\n")
         writer.writeheader()

@@ -93,7 +93,8 @@ class GlobalSharpnessAware(Objective):
 
     def _benign(self, model: Encoder, views: Views) -> tuple[Tensor, Tensor]:
         f = model.features(torch.cat([views.a, views.b]))
-        return f, nt_xent(*model.project(f).chunk(2), self.temperature)
+        za, zb = model.project(f).chunk(2)
+        return f, nt_xent(za, zb, self.temperature)
 
     def _others(self, model: Encoder, views: Views, attack: InnerAttack, f: Tensor) -> Terms:
         terms = Terms(f.new_zeros(()), {})
@@ -101,7 +102,8 @@ class GlobalSharpnessAware(Objective):
             return terms
         f_adv = model.features(torch.cat(self._adversarial_views(model, views, attack)))
         if self.adversarial:
-            nce = nt_xent(*model.project(f_adv).chunk(2), self.temperature)
+            za, zb = model.project(f_adv).chunk(2)
+            nce = nt_xent(za, zb, self.temperature)
             terms = Terms(self.adversarial * nce, {"nce_adv": nce.detach()})
         if self.global_:
             self.divergence.fit(f, f_adv)
@@ -115,7 +117,8 @@ class GlobalSharpnessAware(Objective):
 
         def row_losses(x: Tensor) -> Tensor:
             f = model.features(x)
-            nce = nt_xent_rows(*model.project(f).chunk(2), self.temperature).flatten()
+            za, zb = model.project(f).chunk(2)
+            nce = nt_xent_rows(za, zb, self.temperature).flatten()
             return self.adversarial * nce + self.global_ * self.divergence.adversarial_rows(f) / 2
 
         used = nn.ModuleList([model, self.divergence])

@@ -1,0 +1,7 @@
+"""``python -m acl_plugin`` is ``acl-plugin``."""
+
+import sys
+
+from acl_plugin.cli import main
+
+sys.exit(main())

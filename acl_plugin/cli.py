@@ -1,0 +1,262 @@
+"""The command line: it parses, calls, and prints.
+
+Exit status 0: done. 2: the user's mistake, told in one line; nothing was written. 1: anything else.
+"""
+
+import argparse
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import torch
+
+from acl_plugin import config as configuration
+from acl_plugin import registry
+from acl_plugin.config import EvaluationConfig, MachineConfig, ProbeConfig, RunConfig, ThreatConfig
+from acl_plugin.errors import TrainingStopped, UsageError, unknown
+from acl_plugin.run_dir import RunDir
+
+PROGRAM = "acl-plugin"
+COMMANDS = {
+    "run": "pretrain, probe, evaluate with AutoAttack, and export: the whole job",
+    "pretrain": "pretrain an encoder without labels",
+    "probe": "train a linear classifier on a run's frozen encoder",
+    "evaluate": "attack a run's classifier with AutoAttack standard",
+    "export": "write a run's result in RobustBench's format and register its model",
+    "list": "list objectives, backbones, attacks or data sets",
+}
+LISTS = ("objectives", "backbones", "attacks", "data")
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """Options with dashes, and errors as :class:`UsageError`."""
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
+        if options.get("type") is bool:  # a flag
+            options = {"action": "store_true", "default": False, "help": options["help"]}
+        ours = (n if n.startswith(("--print_", "-h")) or n[0] != "-" else n.replace("_", "-") for n in names)
+        return super().add_argument(*ours, **options)
+
+    def parse(self, arguments: Sequence[str]) -> jsonargparse.Namespace:
+        """The options given and the defaults of the others.
+
+        Raises:
+            UsageError: for anything that is not allowed.
+        """
+        try:
+            return self.parse_args(list(arguments))
+        except argparse.ArgumentError as error:
+            raise UsageError(self._one_line(str(error))) from error
+
+    def _one_line(self, message: str) -> str:
+        stray = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
+        if stray:
+            return str(unknown("argument", stray[1].split("=")[0], self._option_string_actions))
+        message = re.sub(r'Parser key "(\w+)":', lambda key: configuration.option_name(key[1]) + ":", message)
+        message = re.sub(r"Expected a typing.Literal\[(.*?)\]\.", r"allowed: \1.", " ".join(message.split()))
+        return re.sub(r"Expected an? (<class ')?(\w+)('>)?\.", r"allowed: \2.", message)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    _quiet()
+    try:
+        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+    except UsageError as error:
+        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except TrainingStopped as error:
+        print(f"{PROGRAM}: stopped: {error}; the last good checkpoint is kept", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: {PROGRAM} COMMAND [OPTIONS]   ({PROGRAM} COMMAND --help tells the options)\n")
+        print("\n".join(f"  {name:10}{line}" for name, line in COMMANDS.items()))
+        return
+    if arguments[0] == "--version":
+        from acl_plugin import __version__
+
+        print(__version__)
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise unknown("command", name, COMMANDS)
+    if name == "list":
+        _list(rest)
+    elif name in ("run", "pretrain"):
+        _run(name, rest)
+    else:
+        _stage(name, rest)
+
+
+def _run(name: str, arguments: list[str]) -> None:
+    """``run`` and ``pretrain``: a new folder, or one to go on with."""
+    parser = _parser(name)
+    parser.add_argument("--out", type=Path, required=True, help="The run's folder; an unfinished run goes on.")
+    if name == "run":
+        parser.add_argument("--compare", type=str | None, default=None, help="A second objective to run likewise.")
+    for group in configuration.GROUPS:
+        parser.add_class_arguments(group)
+    options = _parse_twice(parser, arguments, _preset)
+    out, compare = options.pop("out"), options.pop("compare", None)
+    config = configuration.preset(**_known(options))
+    if compare is not None:
+        registry.factory_of(compare)
+
+    from acl_plugin import pipeline, trainer
+
+    for logger in ("lightning.pytorch", "lightning.fabric"):  # imported by now, which sets their level
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    if name == "pretrain":
+        print(f"encoder: {trainer.pretrain(config, out).encoder}")
+        return
+    results = [(config.objective, pipeline.run(config, out, _device(config)))]
+    if compare is not None:
+        other = replace(config, objective=compare, objective_kwargs={})
+        results.append((compare, pipeline.run(other, out / "compare" / compare, _device(config))))
+    print("\n".join(_table(results)))
+    print(f"results: {out}/evaluation.json, model: acl_plugin.load_classifier({str(out)!r})")
+
+
+def _stage(name: str, arguments: list[str]) -> None:
+    """``probe``, ``evaluate`` and ``export`` of a run folder, whose configuration gives the defaults."""
+    parser = _parser(name)
+    parser.add_argument("run", type=Path, help="The run's folder.")
+    if name == "probe":
+        parser.add_class_arguments(ProbeConfig)
+    elif name == "evaluate":
+        parser.add_class_arguments(ThreatConfig)
+        parser.add_class_arguments(EvaluationConfig)
+        parser.add_argument("--limit-test", type=int | None, default=None, help="Only the first N test images.")
+    if name == "export":
+        for option, line in {
+            "name": "The model's name on the leaderboard; by default objective and backbone.",
+            "paper-url": "Link to the paper.",
+            "paper-title": "Title of the paper.",
+            "authors": "Authors, separated by commas.",
+            "venue": "Where the paper appeared, with the year.",
+        }.items():
+            parser.add_argument(f"--{option}", type=str | None, default=None, help=line)
+    else:
+        parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the data set is now.")
+        parser.add_class_arguments(MachineConfig, skip={"devices", "precision"})
+    options = _parse_twice(parser, arguments, lambda given: configuration.to_dict(RunDir(given["run"]).read_config()))
+    run = RunDir(options.pop("run"))
+    config = replace(run.read_config(), **_known(options))
+    configuration.check(config)
+
+    from acl_plugin import evaluate, leaderboard, probe
+
+    if name == "probe":
+        probe.probe(run, config, _device(config))
+        print(f"classifier: {run.classifier}")
+    elif name == "evaluate":
+        print("\n".join(_table([(config.objective, evaluate.evaluate(run, config, _device(config)))])))
+    else:
+        given = {k: v for k, v in options.items() if v is not None and k != "config"}
+        print(f"model_info: {leaderboard.export(run, config, **given)}")
+
+
+def _list(arguments: list[str]) -> None:
+    parser = _parser("list")
+    parser.add_argument("what", type=str, help=f"One of {', '.join(LISTS)}.")
+    parser.add_argument("--pattern", type=str, default="", help="Backbones: only names that match, such as 'vit*'.")
+    given = parser.parse(arguments)
+    if given.what not in LISTS:
+        raise unknown("list", given.what, LISTS)
+    if given.what == "backbones":
+        from acl_plugin.backbones import backbone_names
+
+        print("\n".join(backbone_names(given.pattern)))
+    elif given.what == "attacks":
+        from acl_plugin.inner_attack import ALL_VIEWS, NORMS, attack_names
+
+        for attack in attack_names():
+            norms = " ".join(n for n in NORMS if attack in attack_names(n))
+            views = " ".join(v for v in ALL_VIEWS if attack in attack_names(view=v))
+            print(f"{attack:12}{norms:10}{views}")
+    elif given.what == "data":
+        from acl_plugin.data import SOURCES
+
+        print("\n".join(f"{name:10}{_first_line(source)}" for name, source in SOURCES.items()))
+    else:
+        for objective in registry.available():
+            try:
+                factory = registry.factory_of(objective)
+            except UsageError as error:
+                print(f"{objective:12}{error}")
+                continue
+            print(f"{objective:12}{_first_line(factory)}  [{getattr(factory, 'paper', '')}]")
+
+
+def _parser(name: str) -> Parser:
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser(prog=f"{PROGRAM} {name}", description=COMMANDS[name], exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with options, as --print_config prints them.")
+    return parser
+
+
+def _parse_twice(parser: Parser, arguments: list[str], defaults: Any) -> dict[str, Any]:
+    """Parse, put ``defaults(options)`` in place of the general defaults, and parse again."""
+    shows = [a for a in arguments if a in ("-h", "--help") or a.startswith("--print_config")]
+    try:
+        first = parser.parse([a for a in arguments if a not in shows])
+        known = {action.dest for action in parser._actions}
+        parser.set_defaults({k: v for k, v in defaults(first.as_dict()).items() if k in known})
+    except UsageError:
+        if not {"-h", "--help"} & set(shows):
+            raise
+    return dict(parser.parse(arguments).as_dict())
+
+
+def _preset(given: dict[str, Any]) -> dict[str, Any]:
+    backbone = given["backbone"] if given["backbone"] != RunConfig.backbone else None
+    return configuration.defaults(given["data"], backbone)
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    return {f.name: options[f.name] for f in fields(RunConfig) if f.name in options}
+
+
+def _device(config: RunConfig) -> torch.device:
+    if config.accelerator in ("gpu", "cuda") or (config.accelerator == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda")
+    return torch.device("mps" if config.accelerator == "mps" else "cpu")
+
+
+def _table(results: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    _, first = results[0]
+    steps = list(first["cumulative_accuracy"])
+    width = max(12, *(len(name) + 2 for name, _ in results))
+    threat = f"{first['threat_model']}, eps {first['eps']:.4g}"
+    head = f"{first['dataset']}, {threat}, {first['n']} test images, seed {first['seed']}"
+    columns = "".join(f"{step:>12}" for step in ("clean", *steps, "AutoAttack"))
+    lines = [head, f"{'':{width}}{columns}"]
+    for name, r in results:
+        values = [r["clean_accuracy"], *r["cumulative_accuracy"].values(), r["robust_accuracy"]]
+        lines.append(f"{name:{width}}" + "".join(f"{100 * v:11.2f}%" for v in values))
+    return lines
+
+
+def _first_line(documented: Any) -> str:
+    return (documented.__doc__ or "").strip().split("\n")[0]
+
+
+def _quiet() -> None:
+    """What other libraries say that a user of this one cannot act on."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*pkg_resources is deprecated.*")
