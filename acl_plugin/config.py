@@ -70,13 +70,13 @@ class ObjectiveConfig:
 class TrainingConfig:
     """Pretraining"""
 
-    epochs: int = 40
+    epochs: int = 32
     """Passes over the training images."""
     batch_size: int = 128
     """Images per optimiser step and device (two views each)."""
     optimizer: Literal["adamw", "sgd", "lars", "lamb", "lion"] = "adamw"
     """timm's optimiser; sgd and lars with momentum 0.9."""
-    lr: float = 2e-3
+    lr: float = 2e-2
     """Peak learning rate; follows a cosine to 0."""
     weight_decay: float = 1e-4
     """Weight decay, as the optimiser defines it."""
@@ -152,6 +152,7 @@ CIFAR: dict[str, Any] = {
     "backbone_kwargs": {},
     "epochs": 100,
     "batch_size": 256,
+    "lr": 2e-3,
     "augment": "simclr",
     "probe_augment": "weak",
     "probe_lr": 0.1,

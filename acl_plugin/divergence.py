@@ -1,5 +1,6 @@
 """Global divergences between the laws of benign and adversarial features."""
 
+import copy
 import math
 from itertools import pairwise
 from typing import Any, Literal
@@ -106,4 +107,4 @@ class JensenShannon(nn.Module):
         return self._optimizer().state_dict()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self._adam, self._adam_state = None, state
+        self._adam, self._adam_state = None, copy.deepcopy(state)

@@ -32,6 +32,7 @@ _WHOLE_BATCH = {
     ),
     "L2": "PGDL2",
 }
+_RGB_ONLY = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 _ROW_BY_ROW = {
     "Linf": "APGD APGDT FAB Square Jitter TPGD SPSA PGDRS",
     "L2": "APGD APGDT FAB Square CW DeepFool PGDRSL2",
@@ -128,12 +129,14 @@ class InnerAttack:
                 raise unknown(f"argument of attack {self.name!r}:", argument, allowed)
         assert 0 < self.scale <= 1, self.scale
 
-    def check(self, view: str | None) -> None:
-        """Refuse a view that this class is not valid for.
+    def check(self, view: str | None, channels: int | None = None) -> None:
+        """Refuse a view, or a number of channels, that this class is not valid for.
 
         Raises:
             UsageError: with the classes that are.
         """
+        if self.name in _RGB_ONLY and channels not in (None, 3):
+            raise UsageError(f"attack {self.name!r} takes images of 3 channels, not {channels}; use PGD or MIFGSM")
         valid = attack_names(self.threat.norm, view)
         if view is not None and self.name not in valid:
             raise UsageError(
@@ -159,7 +162,7 @@ class InnerAttack:
         Returns:
             Two (B, C, H, W) adversarial views, detached, in ball and box.
         """
-        self.check("joint")
+        self.check("joint", a.shape[1])
 
         def logits(x: Tensor) -> Tensor:
             return losses.joint_logits(model(x, route), temperature)[0]
@@ -182,6 +185,7 @@ class InnerAttack:
         Returns:
             (B, C, H, W), detached, in ball and box.
         """
+        self.check("bank", x.shape[1])
         keys = keys.detach()
 
         def logits(images: Tensor) -> Tensor:
@@ -200,7 +204,7 @@ class InnerAttack:
         Returns:
             (B, C, H, W), detached, in ball and box.
         """
-        self.check("scalar")
+        self.check("scalar", x.shape[1])
 
         def logits(images: Tensor) -> Tensor:
             rows = row_losses(images).float().clamp_min(1e-6)

@@ -74,7 +74,7 @@ def build(config: RunConfig, data: DataSet) -> "Pretraining":
     threat = ThreatModel.parse(config.norm, config.eps)
     attack = InnerAttack(threat, config.attack, config.attack_steps, config.attack_kwargs)
     objective = create_objective(config.objective, **config.objective_kwargs)
-    attack.check(objective.attack_view)
+    attack.check(objective.attack_view, data.shape[0])
     if config.batch_size * config.devices > len(data.train):
         given = f"--batch-size {config.batch_size} on {config.devices} device(s)"
         raise UsageError(f"{given}: there are only {len(data.train)} training images")

@@ -1,0 +1,77 @@
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from acl_plugin import config as configuration
+from acl_plugin.backbones import Encoder, ModelSpec
+from acl_plugin.inner_attack import InnerAttack, ThreatModel
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "backbone": "resnet10t",
+    "backbone_kwargs": {"stem_width": 4, "channels": [4, 8, 8, 8]},
+    "epochs": 2,
+    "batch_size": 8,
+    "limit_train": 16,
+    "limit_test": 12,
+    "probe_epochs": 2,
+    "attack_steps": 2,
+}
+"""Options with which the whole job on digits takes seconds."""
+
+
+@pytest.fixture(autouse=True)
+def _quiet_and_apart(tmp_path, monkeypatch):
+    """No test reads or writes the user's index of exported models; Lightning keeps to warnings."""
+    monkeypatch.setenv("ACL_PLUGIN_HOME", str(tmp_path / "home"))
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+@pytest.fixture
+def tiny_config():
+    return configuration.preset("digits", **TINY)
+
+
+def spec(shape=(1, 8, 8), backbone="resnet10t", kwargs=None, classes=(), stem="cifar"):
+    channels = shape[0]
+    kwargs = {"stem_width": 4, "channels": [4, 8, 8, 8]} if kwargs is None else kwargs
+    return ModelSpec(backbone, kwargs, stem, shape, (0.4,) * channels, (0.3,) * channels, tuple(classes))
+
+
+def trained_encoder(shape=(1, 8, 8)):
+    torch.manual_seed(0)
+    model = Encoder(spec(shape), ("clean", "adv"))
+    for route, scale in (("clean", 1.0), ("adv", 0.5)):
+        for _ in range(5):
+            model(scale * torch.rand(8, *shape), route)
+    return model
+
+
+@pytest.fixture
+def encoder():
+    """A tiny ResNet with two norm banks whose statistics differ, in training mode."""
+    return trained_encoder()
+
+
+@pytest.fixture
+def attack():
+    return InnerAttack(ThreatModel("Linf", 0.1), "PGD", 3)
+
+
+@pytest.fixture(scope="session")
+def cifar10_dir(tmp_path_factory):
+    """The real CIFAR-10 in torchvision's layout: ACL_PLUGIN_DATA, or unpacked from ../shared."""
+    if "ACL_PLUGIN_DATA" in os.environ:
+        return Path(os.environ["ACL_PLUGIN_DATA"])
+    store = ROOT.parent / "shared" / "data"
+    if not (store / "unpack_cifar10.py").is_file():
+        pytest.skip("the real CIFAR-10 is not here: set ACL_PLUGIN_DATA to the folder that holds cifar-10-batches-py")
+    folder = tmp_path_factory.mktemp("cifar10")
+    command = [sys.executable, str(store / "unpack_cifar10.py"), str(store / "cifar10"), str(folder)]
+    subprocess.run(command, check=True, capture_output=True)
+    return folder

@@ -1,0 +1,72 @@
+import pytest
+import torch
+from torch import nn
+
+from acl_plugin import routed_norm
+from acl_plugin.backbones import Encoder
+from acl_plugin.errors import UsageError
+from conftest import spec
+
+
+@pytest.mark.parametrize("name", ["clean", "adv"])
+@pytest.mark.parametrize("training", [False, True])
+def test_export_equals_the_routed_forward_bit_for_bit(encoder, name, training):
+    encoder.train(training)
+    x = encoder.preprocess(torch.rand(4, 1, 8, 8))
+    plain = routed_norm.export(encoder.backbone, name)
+    with routed_norm.route(encoder.backbone, name):
+        assert torch.equal(plain(x), encoder.backbone(x))
+    assert not any(isinstance(m, routed_norm.RoutedNorm) for m in plain.modules())
+
+
+def test_export_has_the_networks_original_keys(encoder):
+    original = Encoder(spec(), ("only",)).backbone.state_dict()
+    assert routed_norm.export(encoder.backbone, "adv").state_dict().keys() == original.keys()
+
+
+def test_each_bank_has_its_own_statistics_and_a_forward_touches_one(encoder):
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    encoder(torch.rand(4, 1, 8, 8), "adv")
+    changed = {k for k, v in encoder.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed
+    assert all(".banks.adv." in k for k in changed)
+
+
+def test_route_is_restored_after_an_exception_and_unknown_banks_are_refused(encoder):
+    layers = [m for m in encoder.backbone.modules() if isinstance(m, routed_norm.RoutedNorm)]
+    with pytest.raises(KeyError), routed_norm.route(encoder.backbone, "adv"):
+        raise KeyError
+    assert {layer.current.name for layer in layers} == {"clean"}
+    with pytest.raises(UsageError, match="unknown norm bank 'advs'; the nearest: adv"):
+        encoder(torch.rand(2, 1, 8, 8), "advs")
+
+
+def test_a_network_without_batch_norm_has_one_bank_for_all_routes():
+    network = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    routed = routed_norm.add_routes(network, ("clean", "adv"))
+    assert routed is network
+    assert routed_norm.routes_of(routed) == []
+    with routed_norm.route(routed, "adv"):
+        routed(torch.rand(2, 3))
+
+
+def test_frozen_statistics_normalise_by_the_batch_and_change_no_buffer(encoder):
+    x = torch.rand(4, 1, 8, 8)
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    with routed_norm.frozen_statistics(encoder):
+        frozen = encoder(x)
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())
+    assert torch.equal(frozen, encoder(x))
+
+
+def test_inference_restores_modes_and_flags(encoder):
+    encoder.backbone.bn1.eval()
+    next(encoder.parameters()).requires_grad_(False)
+    modes = [m.training for m in encoder.modules()]
+    flags = [p.requires_grad for p in encoder.parameters()]
+    with pytest.raises(KeyError), routed_norm.inference(encoder):
+        assert not any(m.training for m in encoder.modules())
+        assert not any(p.requires_grad for p in encoder.parameters())
+        raise KeyError
+    assert modes == [m.training for m in encoder.modules()]
+    assert flags == [p.requires_grad for p in encoder.parameters()]
