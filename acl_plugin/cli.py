@@ -52,7 +52,7 @@ class Parser(jsonargparse.ArgumentParser):
         try:
             return self.parse_args(list(arguments))
         except argparse.ArgumentError as error:
-            raise UsageError(self._one_line(str(error))) from error
+            raise UsageError(self._one_line(str(error).replace("Problems parsing config:", "--config:"))) from error
 
     def _one_line(self, message: str) -> str:
         stray = re.search(r"[Uu]nrecognized arguments: (\S+)", message)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from acl_plugin.config import DataConfig
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.randomness import mixed_seed
 
 
 @dataclass(frozen=True)
@@ -155,17 +156,6 @@ def _check_files(kind, root: Path) -> None:  # type: ignore[no-untyped-def]
 
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {"digits": _digits, "cifar10": _cifar10, "cifar100": _cifar100}
 """Data sets by name."""
-
-
-def mixed_seed(*numbers: int) -> int:
-    """One 63-bit seed out of several numbers, such as (seed, step, rank)."""
-    seed = 0
-    for number in numbers:  # a step of splitmix64 each
-        seed = (seed + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        seed = ((seed ^ seed >> 30) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        seed = ((seed ^ seed >> 27) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        seed ^= seed >> 31
-    return seed >> 1
 
 
 class ShuffledBatches:

@@ -52,7 +52,8 @@ class JensenShannon(nn.Module):
     def logits(self, features: Tensor) -> Tensor:
         """h of each row: above 0 where the discriminator says benign. (B, D) -> (B,)."""
         with torch.autocast(features.device.type, enabled=False):
-            return self.discriminator(features.float()).squeeze(1)
+            dtype = next(self.discriminator.parameters()).dtype
+            return self.discriminator(features.to(dtype)).squeeze(1)
 
     def fit(self, benign: Tensor, adversarial: Tensor) -> None:
         """Train the discriminator on features (B, D); gives no gradient to the encoder."""

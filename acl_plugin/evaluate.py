@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from acl_plugin import data as datasets
+from acl_plugin import randomness
 from acl_plugin.config import RunConfig
-from acl_plugin.data import Images, mixed_seed
+from acl_plugin.data import Images
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import ThreatModel, require_unit_range
 from acl_plugin.progress import Progress
+from acl_plugin.randomness import EVALUATION, mixed_seed
 from acl_plugin.run_dir import RunDir, load_classifier, read_json, write_atomic, write_json
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-EVALUATION = 4
-"""The evaluation's stream of randomness, beside those of :mod:`acl_plugin.trainer` and the probe."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
     verdicts: list[Verdict] = []
     if key_file.is_file():
         before = read_json(key_file)
-        other = [f"{k} {settings[k]} != {before.get(k)}" for k in settings if settings[k] != before.get(k)]
+        other = [f"{k} {settings[k]}, there {before.get(k)}" for k in settings if settings[k] != before.get(k)]
         if other:
             raise UsageError(
                 f"{run.path} holds an evaluation of something else ({'; '.join(other)}); "
@@ -137,7 +137,7 @@ def attack_chunk(
     require_unit_range(x)
     model.requires_grad_(False)
     flags: list[str] = []
-    with torch.random.fork_rng(), _warnings_of_autoattack(flags):
+    with randomness.private(seed, device), _warnings_of_autoattack(flags):
         clean = model(x).argmax(1)
         robust = clean == y
         broken_by: list[str | None] = [None] * len(y)

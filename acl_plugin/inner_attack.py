@@ -11,8 +11,7 @@ torchattacks wants a model that gives logits, and labels. A contrastive loss is 
 """
 
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from inspect import signature
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acl_plugin import losses, routed_norm
+from acl_plugin import losses, randomness, routed_norm
 from acl_plugin.errors import UsageError, unknown
 
 NORMS = ("Linf", "L2")
@@ -219,7 +218,7 @@ class InnerAttack:
     ) -> Tensor:
         x = x.detach()
         threat = replace(self.threat, eps=self.threat.eps * self.scale)
-        with routed_norm.inference(model), _private_randomness(x.device), torch.enable_grad():
+        with routed_norm.inference(model), randomness.private(_noise_seed(x.device), x.device), torch.enable_grad():
             attack = self._class()(_Bridge(logits, x), **self._arguments(threat, classes))
             moved = attack(x, labels).detach()
         # some classes leave the ball (CW, DeepFool), and some divide by a gradient that may be zero
@@ -265,16 +264,12 @@ class _Bridge(nn.Module):
         return self.logits(x)
 
 
-@contextmanager
-def _private_randomness(device: torch.device) -> Iterator[None]:
-    """Inside, the global generators are seeded from a hash of their state; afterwards they are as before."""
-    cuda = [device] if device.type == "cuda" else []
+def _noise_seed(device: torch.device) -> int:
+    """A hash of the state of the global generators, which it leaves alone."""
     state = torch.get_rng_state().numpy().tobytes()
-    if cuda:
+    if device.type == "cuda":
         state += torch.cuda.get_rng_state(device).numpy().tobytes()
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(zlib.crc32(state))
-        yield
+    return zlib.crc32(state)
 
 
 def require_unit_range(images: Tensor, what: str = "images") -> None:

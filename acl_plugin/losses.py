@@ -1,4 +1,4 @@
-"""Contrastive losses as pure functions, in float32 inside.
+"""Contrastive losses as pure functions, in float32 (or float64) inside, also under autocast.
 
 Letters: B images, P embedding size; embeddings need not be normalised. Logits are cosines over the temperature:
 s[i, j] = cos(z_i, z_j) / tau.
@@ -15,7 +15,7 @@ SELF = -1e9
 
 
 def similarity_logits(z: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """Cosines over temperature, in float32.
+    """Cosines over temperature.
 
     Args:
         z: (M, P) embeddings.
@@ -26,7 +26,8 @@ def similarity_logits(z: Tensor, keys: Tensor, temperature: float) -> Tensor:
         (M, K) logits.
     """
     with torch.autocast(z.device.type, enabled=False):
-        return F.normalize(z.float(), dim=1) @ F.normalize(keys.float(), dim=1).T / temperature
+        z, keys = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (z, keys))
+        return F.normalize(z, dim=1) @ F.normalize(keys, dim=1).T / temperature
 
 
 def joint_logits(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """A linear classifier on a frozen encoder (SLF, standard linear finetuning)."""
 
+import math
 import time
 from dataclasses import fields, replace
 
@@ -8,15 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acl_plugin import data as datasets
+from acl_plugin import randomness
 from acl_plugin.backbones import Classifier
 from acl_plugin.config import ProbeConfig, RunConfig
-from acl_plugin.data import Images, ShuffledBatches, mixed_seed
+from acl_plugin.data import Images, ShuffledBatches
 from acl_plugin.progress import Progress
+from acl_plugin.randomness import PROBE, mixed_seed
 from acl_plugin.run_dir import RunDir, read_model, write_json, write_model
 from acl_plugin.views import views
-
-PROBE = 3
-"""The probe's stream of randomness, beside those of :mod:`acl_plugin.trainer`."""
 
 
 def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
@@ -28,9 +28,10 @@ def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
     spec, weights = read_model(run.require(run.encoder, f"pretrain --out {run.path}"))
     data = datasets.load(config)
     started = time.monotonic()
-    model = Classifier(replace(spec, classes=data.classes)).to(device)
-    model.backbone.load_state_dict(weights)
-    loss = train_head(model, data.train, config)
+    with randomness.private(mixed_seed(config.seed, PROBE), device):
+        model = Classifier(replace(spec, classes=data.classes)).to(device)
+        model.backbone.load_state_dict(weights)
+        loss = train_head(model, data.train, config)
     accuracy = (predictions(model, data.train) == data.train.labels).double().mean().item()
     write_model(run.classifier, model.spec, {k: v.cpu() for k, v in model.state_dict().items()})
     settings = {f.name: getattr(config, f.name) for f in fields(ProbeConfig)}
@@ -56,14 +57,16 @@ def train_head(model: Classifier, images: Images, config: RunConfig) -> float:
         model.head.parameters(), lr=config.probe_lr, momentum=0.9, weight_decay=config.probe_weight_decay
     )
     epochs, batch_size = config.probe_epochs, min(config.probe_batch_size, len(images))
-    milestones = [round(0.4 * epochs), round(0.8 * epochs)]
+    milestones = [math.ceil(0.4 * epochs), math.ceil(0.8 * epochs)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(sgd, milestones)
     loss = torch.zeros((), device=device)
     model.eval()
-    with torch.random.fork_rng(), Progress("probe", epochs, unit="epoch") as progress:
+    with (
+        randomness.private(mixed_seed(config.seed, PROBE), device),
+        Progress("probe", epochs, unit="epoch") as progress,
+    ):
         for epoch in range(epochs):
             losses = []
-            torch.manual_seed(mixed_seed(config.seed, PROBE, epoch))
             for pixels, labels, _ in ShuffledBatches(images, batch_size, mixed_seed(config.seed, PROBE), epoch):
                 x = views(pixels.to(device).float() / images.levels, config.probe_augment)
                 with torch.no_grad():

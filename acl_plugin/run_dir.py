@@ -13,7 +13,6 @@ RUN/robustbench/         what `acl-plugin export` wrote
 import io
 import json
 import os
-import pickle
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ import torch
 from torch import Tensor
 
 from acl_plugin import config as configuration
+from acl_plugin import randomness
 from acl_plugin.backbones import Classifier, ModelSpec
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError
@@ -123,8 +123,12 @@ def load_classifier(run: Path | str) -> Classifier:
     """
     folder = RunDir(run)
     spec, weights = read_model(folder.require(folder.classifier, f"probe {folder.path}"))
-    model = Classifier(spec)
-    model.load_state_dict(weights)
+    with randomness.private(0):
+        model = Classifier(spec)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UsageError(f"{folder.classifier} is damaged: its weights are not those of {spec.backbone}") from error
     return model.eval()
 
 
@@ -144,7 +148,7 @@ def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         return ModelSpec.from_dict(content["spec"]), content["weights"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
+    except Exception as error:  # the unpickler raises all kinds
         raise UsageError(f"{path} is damaged or no model of acl_plugin: {type(error).__name__}") from error
 
 

@@ -17,20 +17,18 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from acl_plugin import data as datasets
-from acl_plugin import losses, routed_norm
+from acl_plugin import losses, randomness, routed_norm
 from acl_plugin.backbones import Encoder, ModelSpec
 from acl_plugin.config import RunConfig
-from acl_plugin.data import DataSet, ShuffledBatches, mixed_seed
+from acl_plugin.data import DataSet, ShuffledBatches
 from acl_plugin.errors import TrainingStopped, UsageError
 from acl_plugin.inner_attack import InnerAttack, ThreatModel, require_unit_range
 from acl_plugin.objective import Objective, Terms, Views
 from acl_plugin.progress import Progress
+from acl_plugin.randomness import INITIALISATION, ORDER, STEP, mixed_seed
 from acl_plugin.registry import create_objective
 from acl_plugin.run_dir import RunDir, write_atomic, write_json, write_model
 from acl_plugin.views import views
-
-INITIALISATION, ORDER, STEP = range(3)
-"""What a seed is for: streams of randomness that do not depend on each other."""
 
 
 def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
@@ -78,8 +76,7 @@ def build(config: RunConfig, data: DataSet) -> "Pretraining":
     if config.batch_size * config.devices > len(data.train):
         given = f"--batch-size {config.batch_size} on {config.devices} device(s)"
         raise UsageError(f"{given}: there are only {len(data.train)} training images")
-    with torch.random.fork_rng():
-        torch.manual_seed(mixed_seed(config.seed, INITIALISATION))
+    with randomness.private(mixed_seed(config.seed, INITIALISATION)):
         model = Encoder(model_spec(config, data), objective.routes)
         objective.setup(model)
     return Pretraining(config, data, model, objective, attack)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyautoattack
 import pytest
 import torch
 
@@ -61,6 +62,18 @@ def encoder():
 @pytest.fixture
 def attack():
     return InnerAttack(ThreatModel("Linf", 0.1), "PGD", 3)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """AutoAttack with few iterations and queries, for tests that are about bookkeeping."""
+    original = pyautoattack.AutoAttack._set_version
+
+    def fast(self, version="standard"):
+        original(self, version)
+        self.square.n_queries, self.apgd.n_iter, self.apgd_targeted.n_iter, self.fab.n_iter = 50, 5, 5, 5
+
+    monkeypatch.setattr(pyautoattack.AutoAttack, "_set_version", fast)
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ def test_no_norm_layer_starts_at_zero():
 
 
 def test_a_fixed_patch_gets_larger_images_and_a_free_one_smaller_patches():
-    mixer, size = create_backbone(spec((3, 32, 32), "mixer_s16_224", FAMILIES["mixer_s16_224"][0]))
+    _, size = create_backbone(spec((3, 32, 32), "mixer_s16_224", FAMILIES["mixer_s16_224"][0]))
     assert size == (128, 128)
     vit, size = create_backbone(spec((3, 32, 32), "vit_tiny_patch16_224", FAMILIES["vit_tiny_patch16_224"][0]))
     assert size == (32, 32)

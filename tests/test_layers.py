@@ -11,7 +11,7 @@ import acl_plugin
 
 PACKAGE = Path(acl_plugin.__file__).parent
 LAYERS = [
-    "errors version progress",
+    "errors version progress randomness",
     "registry config import_hook",
     "losses divergence sharpness data views routed_norm autoattack_adapter",
     "backbones",

@@ -16,9 +16,7 @@ def test_nt_xent_equals_the_papers_loop_in_value_and_gradient(rows, temperature)
     expected = reference.nt_xent(za, zb, temperature)
     value = losses.nt_xent(za, zb, temperature)
     assert value.item() == pytest.approx(expected.item(), abs=1e-5)
-    for ours, theirs in zip(
-        torch.autograd.grad(value, (za, zb)), torch.autograd.grad(expected, (za, zb)), strict=True
-    ):
+    for ours, theirs in zip(torch.autograd.grad(value, (za, zb)), torch.autograd.grad(expected, (za, zb)), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 

@@ -148,7 +148,9 @@ def test_gsa_rsl_with_every_subset_of_its_parts(model, views, attack, adversaria
         if global_:
             p = discriminator(m.features(torch.cat([views.a, views.b]).double()))
             q = discriminator(m.features(torch.cat([a, b]).double()))
-            js = torch.log(torch.tensor(2.0)) + (torch.sigmoid(p).log().mean() + (1 - torch.sigmoid(q)).log().mean()) / 2
+            js = (
+                torch.log(torch.tensor(2.0)) + (torch.sigmoid(p).log().mean() + (1 - torch.sigmoid(q)).log().mean()) / 2
+            )
             value = value + global_ * js
         return value + 0 * sum(p.sum() for p in m.parameters())
 
@@ -177,7 +179,10 @@ def test_gsa_rsl_leaves_weights_and_statistics_to_the_optimiser(encoder, attack)
     objective.backward(encoder, Views(a, b, a, torch.arange(4)), attack)
     assert all(torch.equal(p, q) for p, q in zip(encoder.parameters(), twin.parameters(), strict=True))
     # the benign views and the adversarial ones pass through the statistics once each; SAM's second pass does not
-    assert encoder.backbone.bn1.banks["clean"].num_batches_tracked == twin.backbone.bn1.banks["clean"].num_batches_tracked + 2
+    assert (
+        encoder.backbone.bn1.banks["clean"].num_batches_tracked
+        == twin.backbone.bn1.banks["clean"].num_batches_tracked + 2
+    )
 
 
 def test_attack_divergence_pushes_features_off_the_benign_law(model, views, attack):

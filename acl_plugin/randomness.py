@@ -1,0 +1,29 @@
+"""Seeds, and random states that leave the global one alone."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+INITIALISATION, ORDER, STEP, PROBE, EVALUATION = range(5)
+"""What a run's seed is for: streams of randomness that do not depend on each other."""
+
+
+def mixed_seed(*numbers: int) -> int:
+    """One 63-bit seed out of several numbers, such as (seed, STEP, step, rank)."""
+    seed = 0
+    for number in numbers:  # a step of splitmix64 each
+        seed = (seed + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        seed = ((seed ^ seed >> 30) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        seed = ((seed ^ seed >> 27) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        seed ^= seed >> 31
+    return seed >> 1
+
+
+@contextmanager
+def private(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Inside, torch's global generators (CPU, and ``device``) start from ``seed``; afterwards they are as before."""
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

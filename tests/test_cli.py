@@ -1,0 +1,167 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from acl_plugin import __version__, cli
+from acl_plugin.run_dir import RunDir
+from conftest import TINY
+
+OPTIONS = [f"--{k.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in TINY.items()]
+
+
+def test_run_prints_a_line_for_each_objective(tmp_path, capsys, few):
+    assert cli.main(["run", "--out", str(tmp_path / "run"), "--compare", "simclr", *OPTIONS]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "digits, Linf, eps 0.1, 12 test images, seed 0"
+    assert lines[1].split() == ["clean", "apgd-ce", "apgd-t", "fab-t", "square", "AutoAttack"]
+    assert [line.split()[0] for line in lines[2:4]] == ["gsa_rsl", "simclr"]
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert lines[2].split()[1] == f"{100 * evaluation['clean_accuracy']:.2f}%"
+    assert (tmp_path / "run" / "compare" / "simclr" / "evaluation.json").is_file()
+    # the same command again finds everything done
+    assert cli.main(["run", "--out", str(tmp_path / "run"), "--compare", "simclr", *OPTIONS]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_the_stages_alone(tmp_path, capsys, few):
+    run = str(tmp_path / "run")
+    assert cli.main(["pretrain", "--out", run, *OPTIONS]) == 0
+    assert cli.main(["probe", run, "--probe-lr", "0.3"]) == 0
+    assert json.loads((tmp_path / "run" / "probe.json").read_text())["probe_lr"] == 0.3
+    assert cli.main(["evaluate", run]) == 0
+    assert cli.main(["export", run, "--name", "Mine", "--authors", "A. Author"]) == 0
+    info = json.loads((RunDir(run).robustbench / "model_info" / "digits" / "Linf" / "Mine.json").read_text())
+    assert info["authors"] == "A. Author"
+    assert "model_info: " in capsys.readouterr().out
+
+
+def test_print_config_is_a_config(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "--out", "x", "--data", "cifar10", "--lr", "0.5", "--print_config"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    printed = yaml.safe_load(text)
+    assert (printed["lr"], printed["backbone"], printed["eps"]) == (0.5, "resnet18", "8/255")
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        cli.main(["run", "--config", str(tmp_path / "run.yaml"), "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out) == printed
+
+
+def test_help_tells_every_option_and_the_defaults_of_the_data_set(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "--data", "cifar10", "--out", "x", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "default: 8/255" in text
+    assert "Largest perturbation, images in [0, 1]" in text
+    for options in ("--data-dir", "--download", "--backbone-kwargs", "--eps-ramp", "--compare", "--probe-lr"):
+        assert options in text
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["probe", "--help"])
+    assert stop.value.code == 0
+
+
+def test_lists(capsys):
+    assert cli.main(["list", "objectives"]) == 0
+    text = capsys.readouterr().out
+    assert "gsa_rsl" in text
+    assert "arXiv 2010.13337" in text
+    assert cli.main(["list", "attacks"]) == 0
+    assert any(
+        line.split() == ["PGD", "Linf", "joint", "bank", "scalar"] for line in capsys.readouterr().out.splitlines()
+    )
+    assert cli.main(["list", "backbones", "--pattern", "vit_tiny*"]) == 0
+    assert "vit_tiny_patch16_224" in capsys.readouterr().out
+    assert cli.main(["list", "data"]) == 0
+    assert "cifar10" in capsys.readouterr().out
+    assert cli.main([]) == 0
+    assert "evaluate" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+MISTAKES = [
+    (["rum"], "unknown command 'rum'; the nearest: run"),
+    (["list", "attack"], "unknown list 'attack'; the nearest: attacks"),
+    (["list"], "required: what"),
+    (["run"], "required: out"),
+    (["probe"], "required: run"),
+    (["probe", "nowhere"], "nowhere: no such run folder"),
+    (["evaluate", "nowhere"], "nowhere: no such run folder"),
+    (["export", "nowhere"], "nowhere: no such run folder"),
+    (["run", "--out", "x", "--objective", "simcrl"], "unknown objective 'simcrl'; the nearest: simclr"),
+    (["run", "--out", "x", "--compare", "simcrl"], "unknown objective 'simcrl'; the nearest: simclr"),
+    (["run", "--out", "x", "--backbone", "resnt18"], "unknown backbone 'resnt18'; the nearest: resnet18"),
+    (["run", "--out", "x", "--attack", "PDG"], "unknown attack 'PDG'; the nearest: PGD"),
+    (["run", "--out", "x", "--data", "cifar11"], "unknown data set 'cifar11'; the nearest: cifar10"),
+    (["run", "--out", "x", "--backbne", "y"], "unknown argument '--backbne'; the nearest: --backbone"),
+    (["run", "--out", "x", "--data", "cifar10"], "cifar10 needs --data-dir FOLDER"),
+    (["run", "--out", "x", "--data", "cifar10", "--data-dir", "nowhere"], "--data-dir nowhere: no such folder"),
+    (["run", "--out", "x", "--eps", "0"], "eps 0: allowed is a number above 0"),
+    (["run", "--out", "x", "--eps=-8/255"], "eps -0.0313"),
+    (["run", "--out", "x", "--eps", "8"], "at most 1 for Linf"),
+    (["run", "--out", "x", "--eps", "eight"], "eps 'eight': allowed is a number or a fraction"),
+    (["run", "--out", "x", "--norm", "L7"], "--norm: allowed: 'Linf', 'L2'. Got value: L7"),
+    (["run", "--out", "x", "--batch-size", "1"], "--batch-size 1: allowed is a number from 2"),
+    (["run", "--out", "x", "--batch-size", "2000"], "only 1297 training images"),
+    (["run", "--out", "x", "--epochs", "many"], "--epochs: allowed: int. Got value: many"),
+    (["run", "--out", "x", "--limit-test", "501"], "digits has 500 such images"),
+    (["run", "--out", "x", "--attack", "Square"], "not valid for the 'joint' view"),
+    (["run", "--out", "x", "--attack", "PGDL2"], "attack 'PGDL2' is not for Linf"),
+    (["run", "--out", "x", "--objective-kwargs.rho", "-1"], "rho -1: allowed is a number from 0"),
+    (["run", "--out", "x", "--objective-kwargs.tau", "1"], "setting of objective 'gsa_rsl': 'tau'"),
+    (["run", "--out", "x", "--attack-kwargs.alfa", "1"], "'alfa'; the nearest: alpha"),
+    (["run", "--out", "x", "--backbone-kwargs.wings", "2"], "unexpected keyword argument 'wings'"),
+    (["run", "--out", "x", "--precision", "16-mixed"], "--precision: allowed: '32-true'"),
+    (["run", "--out", "x", "--config", "nowhere.yaml"], "--config: File does not exist"),
+    (["run", "--out", "x", "--config", "bad.yaml"], "--config"),
+    (["run", "--out", "x", "--config", "unknown.yaml"], "epoch"),
+    (["run", "--out", "full"], "full is not empty and not a run folder"),
+    (["run", "--out", "bad.yaml"], "bad.yaml is a file; --out is a folder"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), MISTAKES, ids=lambda v: " ".join(v)[:60] if isinstance(v, list) else ""
+)
+def test_mistakes_are_one_line_with_status_2_and_write_nothing(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text("data: [")
+    Path("unknown.yaml").write_text("data: digits\nepoch: 3\n")
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine")
+    before = sorted(Path().rglob("*"))
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert err.startswith("acl-plugin: ")
+    assert message in err
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_another_configuration_is_refused_and_nothing_lost(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert cli.main(["pretrain", "--out", str(run), *OPTIONS]) == 0
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert cli.main(["pretrain", "--out", str(run), *OPTIONS, "--lr", "0.5"]) == 2
+    assert "another configuration (--lr 0.5, there 0.02)" in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    (run / "config.yaml").write_text("[")
+    assert cli.main(["probe", str(run)]) == 2
+    assert "config.yaml is not a configuration" in capsys.readouterr().err
+
+
+def test_training_that_stops_has_status_1(tmp_path, capsys, monkeypatch):
+    from acl_plugin import trainer
+    from acl_plugin.errors import TrainingStopped
+
+    def stop(config, out):
+        raise TrainingStopped("the loss is nan at step 3")
+
+    monkeypatch.setattr(trainer, "pretrain", stop)
+    assert cli.main(["pretrain", "--out", str(tmp_path / "run")]) == 1
+    assert "stopped: the loss is nan at step 3; the last good checkpoint is kept" in capsys.readouterr().err

@@ -1,0 +1,203 @@
+import csv
+import dataclasses
+import math
+
+import lightning
+import pytest
+import torch
+import yaml
+
+import acl_plugin
+from acl_plugin import registry
+from acl_plugin.errors import TrainingStopped, UsageError
+from acl_plugin.objective import Objective, Terms
+from acl_plugin.recipes.simclr import SimCLR
+from acl_plugin.run_dir import RunDir, read_model
+from acl_plugin.trainer import learning_rate, pretrain, ramp
+
+
+@pytest.fixture
+def register():
+    names = []
+
+    def add(name, objective):
+        acl_plugin.register(name)(objective)
+        names.append(name)
+
+    yield add
+    for name in names:
+        registry.unregister(name)
+
+
+class StopAt(lightning.Callback):
+    """Stands for a kill in the middle of an epoch."""
+
+    def __init__(self, epoch, batch):
+        self.at = (epoch, batch)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.at:
+            raise SystemExit("killed")
+
+
+def files(run):
+    return read_model(run.encoder), run.metrics.read_text()
+
+
+def same_weights(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+@pytest.mark.parametrize("objective", ["gsa_rsl", "acl_ds"])
+def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, objective=objective, epochs=4)
+    whole = pretrain(config, tmp_path / "whole")
+    for epoch, batch in ((0, 1), (2, 1), (3, 0)):
+        with pytest.raises(SystemExit):
+            pretrain(config, tmp_path / "stopped", callbacks=[StopAt(epoch, batch)])
+    again = pretrain(config, tmp_path / "stopped")
+    (spec, weights), metrics = files(whole)
+    (other_spec, other_weights), other_metrics = files(again)
+    assert spec == other_spec
+    assert same_weights(weights, other_weights)
+    assert metrics == other_metrics
+
+
+def test_seed_decides_the_result(tiny_config, tmp_path):
+    weights = {}
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        torch.manual_seed(len(weights))  # the global state does not matter
+        run = pretrain(dataclasses.replace(tiny_config, seed=seed), tmp_path / name)
+        weights[name] = read_model(run.encoder)[1]
+    assert same_weights(weights["one"], weights["same"])
+    assert not same_weights(weights["one"], weights["other"])
+
+
+def test_a_finished_run_is_left_alone_and_another_configuration_refused(tiny_config, tmp_path):
+    run = pretrain(tiny_config, tmp_path / "run")
+    before = run.encoder.stat().st_mtime_ns
+    pretrain(tiny_config, tmp_path / "run")
+    assert run.encoder.stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match=r"another configuration \(--lr 0.5, there 0.02\); choose another --out"):
+        pretrain(dataclasses.replace(tiny_config, lr=0.5), tmp_path / "run")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty and not a run folder"):
+        pretrain(tiny_config, tmp_path / "full")
+
+
+def test_run_folder_holds_configuration_environment_metrics_and_checkpoint(tiny_config, tmp_path):
+    run = pretrain(tiny_config, tmp_path / "run")
+    assert yaml.safe_load(run.config.read_text())["objective"] == "gsa_rsl"
+    assert run.checkpoint.is_file()
+    assert list((run.path / "tensorboard").glob("events*"))
+    rows = list(csv.DictReader(run.metrics.open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert {"loss", "nce_adv", "nce_clean", "sharpness", "global_js", "attack_moved"} <= rows[0].keys()
+    assert float(rows[0]["attack_moved"]) == 1.0
+    assert not list(run.path.rglob("*.tmp"))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_checkpoint(register, tiny_config, tmp_path):
+    class NaNAtStep3(SimCLR):
+        calls = 0
+
+        def terms(self, model, views, attack):
+            terms = super().terms(model, views, attack)
+            type(self).calls += 1
+            return Terms(terms.total * math.nan, terms.parts) if self.calls == 4 else terms
+
+    register("nan_at_step_3", NaNAtStep3)
+    config = dataclasses.replace(tiny_config, objective="nan_at_step_3", epochs=3)
+    with pytest.raises(TrainingStopped, match=r"the loss is nan at step 3 \(nce_clean .*\); lower --lr"):
+        pretrain(config, tmp_path / "run")
+    run = RunDir(tmp_path / "run")
+    weights = torch.load(run.checkpoint, weights_only=True)["state_dict"]
+    assert all(w.isfinite().all() for w in weights.values() if isinstance(w, torch.Tensor))
+    assert torch.load(run.checkpoint, weights_only=True)["epoch"] == 0
+    assert not run.encoder.exists()
+    pretrain(config, tmp_path / "run")  # the cause is gone: the run goes on
+    assert run.encoder.is_file()
+
+
+def test_a_collapsed_run_stops_and_says_what_to_change(register, tiny_config, tmp_path):
+    class Collapsed(SimCLR):
+        def terms(self, model, views, attack):
+            level = torch.tensor(math.log(2 * len(views.a) - 1))
+            return Terms(0 * next(model.parameters()).sum() + level, {"nce_clean": level})
+
+    register("collapsed", Collapsed)
+    config = dataclasses.replace(tiny_config, objective="collapsed", epochs=20, eps_ramp=0.1)
+    message = r"collapsed: the loss sits at log\(2B - 1\) = 2.708 at step 23; raise --eps-ramp .*--lr .*temperature"
+    with pytest.raises(TrainingStopped, match=message):
+        pretrain(config, tmp_path / "run")
+    # warm-up is 4 steps, 2 an epoch: the checkpoint is of the last epoch before the streak began
+    assert torch.load(RunDir(tmp_path / "run").checkpoint, weights_only=True)["epoch"] == 1
+
+
+def test_real_training_does_not_look_collapsed(tiny_config, tmp_path):
+    pretrain(dataclasses.replace(tiny_config, epochs=20, eps_ramp=0.0, lr=1e-3), tmp_path / "run")
+
+
+@pytest.mark.parametrize("option", [{"precision": "bf16-mixed"}, {"precision": "64-true"}, {"optimizer": "lars"}])
+def test_lightnings_and_timms_options_are_passed_through(option, tiny_config, tmp_path):
+    run = pretrain(dataclasses.replace(tiny_config, **option), tmp_path / "run")
+    assert all(w.isfinite().all() for w in read_model(run.encoder)[1].values())
+
+
+def test_accumulated_gradients_are_averaged(register, tiny_config, tmp_path):
+    class Linear(Objective):
+        """Gradient 1 on each weight: one SGD step moves by the rate, however many batches are averaged."""
+
+        def terms(self, model, views, attack):
+            return Terms(sum(p.sum() for p in model.parameters()), {})
+
+    register("linear", Linear)
+    weights = {}
+    for every in (1, 4):
+        options = {"optimizer": "sgd", "weight_decay": 0.0, "warmup": 0.0, "epochs": 1, "batch_size": 4, "lr": 0.01}
+        config = dataclasses.replace(tiny_config, objective="linear", accumulate_grad_batches=every, **options)
+        run = pretrain(config, tmp_path / str(every))
+        weights[every] = read_model(run.encoder)[1]["bn1.weight"]
+    assert torch.allclose(1 - weights[4], torch.tensor(0.01 * 1.9 * learning_rate(0.75, 0)), atol=1e-6)
+    assert (weights[1] < weights[4]).all()
+
+
+def test_loggers_and_callbacks_are_added(tiny_config, tmp_path):
+    class Count(lightning.Callback):
+        steps = 0
+
+        def on_train_batch_end(self, *_, **__):
+            self.steps += 1
+
+    count = Count()
+    pretrain(tiny_config, tmp_path / "run", callbacks=[count], max_time={"hours": 1})
+    assert count.steps == 4
+
+
+def test_schedules():
+    assert [ramp(p, 0.5) for p in (0.1, 0.25, 0.5, 1.0)] == [0.2, 0.5, 1.0, 1.0]
+    assert ramp(0.01, 0.0) == 1.0
+    assert learning_rate(0.05, 0.1) == 0.5
+    assert learning_rate(0.1, 0.1) == 1.0
+    assert learning_rate(0.55, 0.1) == pytest.approx(0.5)
+    assert learning_rate(1.0, 0.1) == pytest.approx(0.0)
+    assert learning_rate(0.0, 0.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "simcrl"}, "unknown objective 'simcrl'"),
+        ({"attack": "Square"}, "'Square' moves each row for itself"),
+        ({"attack": "TIFGSM"}, "takes images of 3 channels, not 1"),
+        ({"eps": 0}, "eps 0"),
+        ({"backbone": "resnt18"}, "unknown backbone"),
+        ({"batch_size": 17}, "--batch-size 17 on 1 device.*only 16 training images"),
+        ({"objective_kwargs": {"rho": -1}}, "rho -1"),
+    ],
+)
+def test_nothing_is_written_for_a_run_that_cannot_start(options, message, tiny_config, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        pretrain(dataclasses.replace(tiny_config, **options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
