@@ -123,7 +123,7 @@ class MachineConfig:
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     """Lightning's accelerator."""
     devices: int = 1
-    """Lightning's number of devices."""
+    """Lightning's number of devices; each contrasts and normalises its own batch, and gradients are averaged."""
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
     """Lightning's precision; float16 is left out, as attacks underflow in it."""
 

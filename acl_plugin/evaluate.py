@@ -71,22 +71,11 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
         "batch_size": config.eval_batch_size,
         "weights_sha256": weights_hash(model),
     }
-    lines_file, key_file = run.evaluation_lines, run.path / "evaluation_key.json"
-    verdicts: list[Verdict] = []
-    if key_file.is_file():
-        before = read_json(key_file)
-        other = [f"{k} {settings[k]}, there {before.get(k)}" for k in settings if settings[k] != before.get(k)]
-        if other:
-            raise UsageError(
-                f"{run.path} holds an evaluation of something else ({'; '.join(other)}); "
-                f"delete {lines_file.name} and {key_file.name} to evaluate anew"
-            )
-        if run.evaluation.is_file():
-            return read_json(run.evaluation)
-        verdicts = read_verdicts(run)
-    started = time.monotonic()
-    write_json(key_file, settings)
-    flags: set[str] = set()
+    if run.evaluation.is_file() and _earlier(run, settings):
+        return read_json(run.evaluation)
+    verdicts, flags = _earlier(run, settings) or ([], set())
+    started, resumed = time.monotonic(), bool(verdicts)
+    write_json(run.evaluation_key, settings | {"flags": sorted(flags)})
     chunks = -(-len(images) // config.eval_batch_size)
     done = -(-len(verdicts) // config.eval_batch_size)
     with Progress("AutoAttack", chunks * len(STANDARD), done * len(STANDARD), unit="attack") as progress:
@@ -95,7 +84,10 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
             found, raised = attack_chunk(model, images, chunk, threat, config.seed, progress.advance)
             verdicts += found
             flags |= raised
-            write_atomic(lines_file, "".join(json.dumps(asdict(v)) + "\n" for v in verdicts).encode())
+            write_json(run.evaluation_key, settings | {"flags": sorted(flags)})
+            write_atomic(run.evaluation_lines, "".join(json.dumps(asdict(v)) + "\n" for v in verdicts).encode())
+    if sum(v.broken_by == "square" for v in verdicts) > 0.002 * len(verdicts):
+        flags.add("Square broke more than 0.2 % of the images after the white-box attacks: these may be unreliable")
     result = {
         **settings,
         **summary(verdicts),
@@ -103,9 +95,24 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
         "autoattack": _autoattack_package(),
         "device": str(device),
         "seconds": round(time.monotonic() - started, 1),
+        "resumed": resumed,
     }
     write_json(run.evaluation, result)
     return result
+
+
+def _earlier(run: RunDir, settings: dict[str, Any]) -> tuple[list[Verdict], set[str]] | None:
+    """Verdicts and warnings of an earlier start with the same settings; None if there was none."""
+    if not run.evaluation_key.is_file():
+        return None
+    before = read_json(run.evaluation_key)
+    other = [f"{k} {settings[k]}, there {before.get(k)}" for k in settings if settings[k] != before.get(k)]
+    if other:
+        raise UsageError(
+            f"{run.path} holds an evaluation of something else ({'; '.join(other)}); "
+            f"delete {run.evaluation_lines.name} and {run.evaluation_key.name} to evaluate anew"
+        )
+    return read_verdicts(run), set(before.get("flags", []))
 
 
 def attack_chunk(

@@ -16,15 +16,17 @@ class Progress:
         total: how many units there are.
         done: how many of them an earlier start has done.
         unit: name of a unit.
+        quiet: show nothing.
     """
 
     lines = 10  # at most about this many, where there is no terminal
 
-    def __init__(self, what: str, total: int, done: int = 0, unit: str = "step") -> None:
+    def __init__(self, what: str, total: int, done: int = 0, unit: str = "step", quiet: bool = False) -> None:
         self.what, self.total, self.done, self.unit = what, total, done, unit
         self.first, self.started = done, time.monotonic()
         self.next_line = done + max(1, min(10, total // 20))  # early, to tell how long it will take
-        self.bar = tqdm(desc=what, total=total, initial=done, unit=unit) if sys.stderr.isatty() else None
+        self.quiet = quiet
+        self.bar = tqdm(desc=what, total=total, initial=done, unit=unit) if sys.stderr.isatty() and not quiet else None
 
     def advance(self, units: int = 1, **values: float) -> None:
         """Count ``units`` more as done, and show ``values`` beside them."""
@@ -33,7 +35,7 @@ class Progress:
         if self.bar is not None:
             self.bar.update(units)
             self.bar.set_postfix(shown, refresh=False)
-        elif self.done >= self.next_line or self.done == self.total:
+        elif not self.quiet and (self.done >= self.next_line or self.done == self.total):
             self.next_line = max(self.done + 1, self.done + self.total // self.lines)
             left = (time.monotonic() - self.started) / (self.done - self.first) * (self.total - self.done)
             notes = "".join(f", {name} {value}" for name, value in shown.items())

@@ -6,7 +6,7 @@ RUN/metrics.csv          loss terms by epoch; the same as TensorBoard events in 
 RUN/checkpoints/last.ckpt  to resume pretraining
 RUN/encoder.pt           the pretrained encoder: one norm bank, timm's keys
 RUN/classifier.pt        encoder and head; probe.json tells how the head was trained
-RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up
+RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up, evaluation_key.json tells of what
 RUN/robustbench/         what `acl-plugin export` wrote
 """
 
@@ -49,6 +49,7 @@ class RunDir:
     classifier = property(lambda self: self.path / "classifier.pt")
     probe = property(lambda self: self.path / "probe.json")
     evaluation = property(lambda self: self.path / "evaluation.json")
+    evaluation_key = property(lambda self: self.path / "evaluation_key.json")
     evaluation_lines = property(lambda self: self.path / "evaluation.jsonl")
     robustbench = property(lambda self: self.path / "robustbench")
 

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from acl_plugin import data as datasets
@@ -56,8 +57,11 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
     trainer.fit(module, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if not trainer.is_global_zero:
+        raise SystemExit(0)  # the first process goes on alone
     route = module.objective.routes[-1]
-    write_json(run.pretraining, {"epochs": config.epochs, "seconds": round(time.monotonic() - started, 1)})
+    seconds = round(time.monotonic() - started, 1)
+    write_json(run.pretraining, {"epochs": config.epochs, "seconds": seconds, "resumed": resume is not None})
     encoder = routed_norm.export(module.model.backbone, route)
     write_model(run.encoder, module.model.spec, encoder.state_dict())
     return run
@@ -108,6 +112,7 @@ class Pretraining(lightning.LightningModule):
         self.config, self.data = config, data
         self.model, self.objective = model, objective
         self.attack = replace(attack, on_moved=self._log_moved)
+        self.ranks = config.devices
         self.steps_per_epoch = len(self.train_dataloader())
         self.steps = self.steps_per_epoch * config.epochs
         self.guard = Guard(config, self.steps, objective.temperature)
@@ -121,8 +126,8 @@ class Pretraining(lightning.LightningModule):
 
     def train_dataloader(self) -> ShuffledBatches:
         seed = mixed_seed(self.config.seed, ORDER)
-        epoch = self.current_epoch if self._trainer is not None else 0
-        return ShuffledBatches(self.data.train, self.config.batch_size, seed, epoch)
+        epoch, rank = (self.current_epoch, self.global_rank) if self._trainer is not None else (0, 0)
+        return ShuffledBatches(self.data.train, self.config.batch_size, seed, epoch, rank, self.ranks)
 
     def on_train_epoch_start(self) -> None:
         self.objective.on_epoch(self.current_epoch, self.config.epochs)
@@ -144,18 +149,28 @@ class Pretraining(lightning.LightningModule):
         attack = self.attack.scaled(ramp((step + 1) / self.steps, self.config.eps_ramp))
         terms = self.objective.backward(self.model, Views(a, b, images, rows), attack)
         self.guard.watch(terms, step)
-        self.log_dict({"loss": terms.total.detach(), **terms.parts}, on_step=False, on_epoch=True, batch_size=len(rows))
+        self._log_epoch({"loss": terms.total.detach(), **terms.parts})
         if (batch_idx + 1) % every == 0 or batch_idx + 1 == self.steps_per_epoch:
             rate = self.config.lr * learning_rate(step / self.steps, self.config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-                for parameter in group["params"]:
-                    if parameter.grad is not None and every > 1:
-                        parameter.grad /= batch_idx % every + 1
+                self._average([p.grad for p in group["params"] if p.grad is not None], batch_idx % every + 1)
             optimizer.step()
 
+    def _average(self, gradients: list[Tensor], batches: int) -> None:
+        """Over accumulated batches and ranks. (Lightning's DDP leaves gradients alone outside manual_backward.)"""
+        if batches * self.ranks == 1:
+            return
+        for gradient in gradients:
+            if self.ranks > 1:
+                torch.distributed.all_reduce(gradient)
+            gradient /= batches * self.ranks
+
     def _log_moved(self, share: Tensor) -> None:
-        self.log("attack_moved", share, on_step=False, on_epoch=True, batch_size=1)
+        self._log_epoch({"attack_moved": share})
+
+    def _log_epoch(self, values: dict[str, Tensor]) -> None:
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=self.ranks > 1)
 
 
 def ramp(progress: float, share: float) -> float:
@@ -240,7 +255,7 @@ class _ShowProgress(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         assert isinstance(pl_module, Pretraining)
         done = trainer.current_epoch * pl_module.steps_per_epoch
-        self.progress = Progress("pretrain", pl_module.steps, done)
+        self.progress = Progress("pretrain", pl_module.steps, done, quiet=not trainer.is_global_zero)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         self.progress.advance()
@@ -259,12 +274,14 @@ class CsvLogger(Logger):
         super().__init__()
         self.path = path
 
+    @rank_zero_only
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """The configuration is in config.yaml."""
 
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         epoch = int(metrics["epoch"])
-        row: dict[str, Any] = {**metrics, "epoch": epoch, "step": step}
+        row: dict[str, Any] = {"epoch": epoch, "step": step, **{k: v for k, v in metrics.items() if k != "epoch"}}
         rows = list(csv.DictReader(self.path.open())) if self.path.is_file() else []
         rows = [old for old in rows if int(old["epoch"]) < epoch]
         text = io.StringIO()
@@ -281,6 +298,7 @@ def _trainer(config: RunConfig, run: RunDir, options: dict[str, Any]) -> lightni
         "accelerator": config.accelerator,
         "devices": config.devices,
         "precision": config.precision,
+        "strategy": "ddp" if config.devices > 1 else "auto",
         "max_epochs": config.epochs,
         "plugins": [_AtomicCheckpointIO()],
         "default_root_dir": run.path,

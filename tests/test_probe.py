@@ -57,7 +57,7 @@ def test_probe_learns_and_writes_what_it_did(run):
     model = load_classifier(run.path)
     images = data.load(config).train
     assert record["train_accuracy"] == (predictions(model, images) == images.labels).double().mean().item()
-    assert record["train_accuracy"] > 0.4
+    assert record["train_accuracy"] > 0.2  # of ten classes, with eight random features
     assert (record["protocol"], record["probe_lr"], record["n"]) == ("slf", 3.0, 400)
     assert model.spec.classes == tuple("0123456789")
 

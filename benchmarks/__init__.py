@@ -1,0 +1,1 @@
+"""Results of real runs, and the tables made from them."""
