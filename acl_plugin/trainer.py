@@ -1,10 +1,7 @@
 """Pretraining by Lightning: it knows Objective, and no recipe."""
 
-import csv
-import io
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,23 +9,22 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from acl_plugin import data as datasets
-from acl_plugin import losses, randomness, routed_norm
+from acl_plugin import randomness, routed_norm
 from acl_plugin.backbones import Encoder, ModelSpec
+from acl_plugin.callbacks import AtomicCheckpointIO, Checkpoints, CsvLogger, ShowProgress
 from acl_plugin.config import RunConfig
 from acl_plugin.data import DataSet, ShuffledBatches
-from acl_plugin.errors import TrainingStopped, UsageError
+from acl_plugin.errors import UsageError
+from acl_plugin.guard import Guard
 from acl_plugin.inner_attack import InnerAttack, ThreatModel, require_unit_range
-from acl_plugin.objective import Objective, Terms, Views
-from acl_plugin.progress import Progress
+from acl_plugin.objective import Objective, Views
 from acl_plugin.randomness import INITIALISATION, ORDER, STEP, mixed_seed
 from acl_plugin.registry import create_objective
-from acl_plugin.run_dir import RunDir, write_atomic, write_json, write_model
+from acl_plugin.run_dir import RunDir, write_json, write_model
 from acl_plugin.views import views
 
 
@@ -43,6 +39,7 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
 
     Raises:
         UsageError: before anything is written, for a configuration that cannot be run.
+        KeyboardInterrupt: after SIGINT.
         TrainingStopped: when the loss is not finite or the encoder has collapsed; the last good checkpoint is kept.
     """
     run = RunDir(out)
@@ -52,11 +49,12 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
     if run.encoder.is_file():
         return run
     started = time.monotonic()
-    trainer = _trainer(config, run, trainer_options)
+    trainer = _trainer(config, run, module.guard, trainer_options)
     resume = run.checkpoint if run.checkpoint.is_file() else None
-    trainer.fit(module, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(module, ckpt_path=resume, weights_only=True)
+    except SystemExit as error:  # what Lightning makes of SIGINT
+        raise KeyboardInterrupt from error
     if not trainer.is_global_zero:
         raise SystemExit(0)  # the first process goes on alone
     route = module.objective.routes[-1]
@@ -185,122 +183,16 @@ def learning_rate(progress: float, warmup: float) -> float:
     return (1 + math.cos(math.pi * (progress - warmup) / max(1e-12, 1 - warmup))) / 2
 
 
-class Guard:
-    """Stops a run that cannot succeed: a loss that is not finite, or a collapsed encoder.
-
-    Collapsed means that a part named ``nce...`` is within 0.5 % of log(2B - 1), the value for equal embeddings, in
-    20 steps in a row after warm-up.
-
-    Args:
-        config: of the run.
-        steps: T, all steps of the run.
-        temperature: of the objective, for the message.
-    """
-
-    patience = 20
-    tolerance = 0.005
-
-    def __init__(self, config: RunConfig, steps: int, temperature: float) -> None:
-        self.config, self.temperature, self.streak = config, temperature, 0
-        self.level = losses.collapsed_nt_xent(config.batch_size)
-        self.warm_from = steps * max(config.warmup, config.eps_ramp)
-
-    @property
-    def healthy(self) -> bool:
-        """Whether the weights are worth a checkpoint."""
-        return self.streak == 0
-
-    def watch(self, terms: Terms, step: int) -> None:
-        """Look at the terms of one step, before the optimiser uses their gradients.
-
-        Raises:
-            TrainingStopped: naming the step and what to change.
-        """
-        if not math.isfinite(terms.total.item()):
-            self.streak = 1
-            parts = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.parts.items())
-            raise TrainingStopped(f"the loss is {terms.total.item()} at step {step} ({parts}); lower --lr")
-        nce = [value.item() for name, value in terms.parts.items() if name.startswith("nce")]
-        collapsed = step >= self.warm_from and any(abs(v - self.level) < self.tolerance * self.level for v in nce)
-        self.streak = self.streak + 1 if collapsed else 0
-        if self.streak >= self.patience:
-            raise TrainingStopped(
-                f"the encoder has collapsed: the loss sits at log(2B - 1) = {self.level:.3f} at step {step}; raise "
-                f"--eps-ramp ({self.config.eps_ramp}), lower --lr ({self.config.lr}), or change "
-                f"--objective-kwargs.temperature ({self.temperature})"
-            )
-
-
-class _Checkpoints(lightning.Callback):
-    """The last checkpoint, every few epochs, as long as the run is healthy."""
-
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        assert isinstance(pl_module, Pretraining)
-        due = (trainer.current_epoch + 1) % self.every == 0 or trainer.current_epoch + 1 == trainer.max_epochs
-        if due and pl_module.guard.healthy:
-            trainer.save_checkpoint(self.path, weights_only=False)
-
-
-class _AtomicCheckpointIO(TorchCheckpointIO):
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_atomic(Path(path), buffer.getvalue())
-
-
-class _ShowProgress(lightning.Callback):
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        assert isinstance(pl_module, Pretraining)
-        done = trainer.current_epoch * pl_module.steps_per_epoch
-        self.progress = Progress("pretrain", pl_module.steps, done, quiet=not trainer.is_global_zero)
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        self.progress.advance()
-
-    def teardown(self, *_: Any, **__: Any) -> None:
-        if hasattr(self, "progress"):
-            self.progress.close()
-
-
-class CsvLogger(Logger):
-    """One CSV file with a row per epoch, which a resumed run continues. (Lightning's own starts it anew.)"""
-
-    name, version = "csv", ""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.path = path
-
-    @rank_zero_only
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """The configuration is in config.yaml."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        epoch = int(metrics["epoch"])
-        row: dict[str, Any] = {"epoch": epoch, "step": step, **{k: v for k, v in metrics.items() if k != "epoch"}}
-        rows = list(csv.DictReader(self.path.open())) if self.path.is_file() else []
-        rows = [old for old in rows if int(old["epoch"]) < epoch]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(row), extrasaction="ignore", restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*rows, row])
-        write_atomic(self.path, text.getvalue().encode())
-
-
-def _trainer(config: RunConfig, run: RunDir, options: dict[str, Any]) -> lightning.Trainer:
+def _trainer(config: RunConfig, run: RunDir, guard: Guard, options: dict[str, Any]) -> lightning.Trainer:
     loggers = [CsvLogger(run.metrics), TensorBoardLogger(run.path, name="", version="tensorboard")]
-    callbacks = [_ShowProgress(), _Checkpoints(run.checkpoint, config.checkpoint_every)]
+    callbacks = [ShowProgress(), Checkpoints(run.checkpoint, config.checkpoint_every, guard)]
     ours: dict[str, Any] = {
         "accelerator": config.accelerator,
         "devices": config.devices,
         "precision": config.precision,
         "strategy": "ddp" if config.devices > 1 else "auto",
         "max_epochs": config.epochs,
-        "plugins": [_AtomicCheckpointIO()],
+        "plugins": [AtomicCheckpointIO()],
         "default_root_dir": run.path,
         "reload_dataloaders_every_n_epochs": 1,
         "log_every_n_steps": 1,

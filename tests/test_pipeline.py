@@ -58,6 +58,19 @@ def test_killed_and_started_again_it_ends_as_an_undisturbed_run(tmp_path):
     assert whole.metrics.read_text() == killed.metrics.read_text()
 
 
+def test_an_interrupted_run_says_how_to_go_on(tmp_path):
+    run = RunDir(tmp_path / "run")
+    process = subprocess.Popen(
+        command(run.path, "--epochs", "400"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    while process.poll() is None and not run.checkpoint.is_file():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "acl-plugin: interrupted; the same command goes on from the last checkpoint"
+
+
 def test_cifar10_end_to_end_on_real_images(tmp_path, cifar10_dir, few):
     from acl_plugin.config import preset
 

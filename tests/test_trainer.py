@@ -29,6 +29,10 @@ def register():
         registry.unregister(name)
 
 
+class Killed(Exception):
+    pass
+
+
 class StopAt(lightning.Callback):
     """Stands for a kill in the middle of an epoch."""
 
@@ -37,7 +41,7 @@ class StopAt(lightning.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if (trainer.current_epoch, batch_idx) == self.at:
-            raise SystemExit("killed")
+            raise Killed
 
 
 def files(run):
@@ -53,7 +57,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_con
     config = dataclasses.replace(tiny_config, objective=objective, epochs=4)
     whole = pretrain(config, tmp_path / "whole")
     for epoch, batch in ((0, 1), (2, 1), (3, 0)):
-        with pytest.raises(SystemExit):
+        with pytest.raises(Killed):
             pretrain(config, tmp_path / "stopped", callbacks=[StopAt(epoch, batch)])
     again = pretrain(config, tmp_path / "stopped")
     (spec, weights), metrics = files(whole)
@@ -84,6 +88,17 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(tiny_con
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="is not empty and not a run folder"):
         pretrain(tiny_config, tmp_path / "full")
+
+
+def test_a_run_killed_after_its_last_step_only_writes_the_encoder(tiny_config, tmp_path):
+    run = pretrain(tiny_config, tmp_path / "run")
+    (spec, weights), metrics = files(run)
+    run.encoder.unlink()
+    pretrain(tiny_config, tmp_path / "run")
+    (other_spec, other_weights), other_metrics = files(run)
+    assert spec == other_spec
+    assert same_weights(weights, other_weights)
+    assert metrics == other_metrics
 
 
 def test_run_folder_holds_configuration_environment_metrics_and_checkpoint(tiny_config, tmp_path):

@@ -1,0 +1,80 @@
+"""What Lightning calls during a pretraining: checkpoints, progress, and the CSV of metrics."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+
+from acl_plugin.guard import Guard
+from acl_plugin.progress import Progress
+from acl_plugin.run_dir import write_atomic
+
+
+class Checkpoints(lightning.Callback):
+    """The last checkpoint, every few epochs, as long as the run is healthy."""
+
+    def __init__(self, path: Path, every: int, guard: Guard) -> None:
+        self.path, self.every, self.guard = path, every, guard
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        if (done % self.every == 0 or done == trainer.max_epochs) and self.guard.healthy:
+            trainer.save_checkpoint(self.path, weights_only=False)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are seen whole or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_atomic(Path(path), buffer.getvalue())
+
+
+class ShowProgress(lightning.Callback):
+    """The share of all epochs' steps that is done, and the time left."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        per_epoch, epochs = int(trainer.num_training_batches), trainer.max_epochs or 0
+        done = trainer.current_epoch * per_epoch
+        self.progress = Progress("pretrain", epochs * per_epoch, done, quiet=not trainer.is_global_zero)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self.progress.advance()
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        if hasattr(self, "progress"):
+            self.progress.close()
+
+
+class CsvLogger(Logger):
+    """One CSV file with a row per epoch, which a resumed run continues. (Lightning's own starts it anew.)"""
+
+    name, version = "csv", ""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """The configuration is in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        epoch = int(metrics["epoch"])
+        row: dict[str, Any] = {"epoch": epoch, "step": step, **{k: v for k, v in metrics.items() if k != "epoch"}}
+        rows = list(csv.DictReader(self.path.open())) if self.path.is_file() else []
+        rows = [old for old in rows if int(old["epoch"]) < epoch]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(row), extrasaction="ignore", restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+        write_atomic(self.path, text.getvalue().encode())
