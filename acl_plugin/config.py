@@ -155,7 +155,8 @@ CIFAR: dict[str, Any] = {
     "lr": 2e-3,
     "augment": "simclr",
     "probe_augment": "weak",
-    "probe_lr": 0.1,
+    "probe_batch_size": 512,
+    "probe_lr": 0.01,
     "eval_batch_size": 100,
 }
 PRESETS: dict[str, dict[str, Any]] = {"digits": {}, "cifar10": CIFAR, "cifar100": CIFAR}

@@ -28,14 +28,16 @@ def collect(name: str, *runs: str) -> None:
     for path in runs:
         run = RunDir(path)
         evaluation = read_json(run.require(run.evaluation, f"evaluate {path}"))
+        probe = read_json(run.probe)
         settings = configuration.to_dict(run.read_config())
+        settings |= {k: v for k, v in probe.items() if k in settings and k != "seed"}  # a later `probe` may differ
         infos = sorted((run.robustbench / "model_info").rglob("*.json"))
         kept.append(
             {
                 "settings": {k: v for k, v in settings.items() if k not in ELSEWHERE},
                 "environment": read_json(run.path / "environment.json"),
                 "pretraining": read_json(run.pretraining),
-                "probe": read_json(run.probe),
+                "probe": probe,
                 "evaluation": evaluation,
                 "robustbench": {info.stem: read_json(info) for info in infos},
             }
