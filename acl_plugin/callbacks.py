@@ -71,7 +71,7 @@ class CsvLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         epoch = int(metrics["epoch"])
         row: dict[str, Any] = {"epoch": epoch, "step": step, **{k: v for k, v in metrics.items() if k != "epoch"}}
-        rows = list(csv.DictReader(self.path.open())) if self.path.is_file() else []
+        rows = list(csv.DictReader(self.path.read_text().splitlines())) if self.path.is_file() else []
         rows = [old for old in rows if int(old["epoch"]) < epoch]
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(row), extrasaction="ignore", restval="", lineterminator="\n")
