@@ -71,9 +71,10 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
         "batch_size": config.eval_batch_size,
         "weights_sha256": weights_hash(model),
     }
-    if run.evaluation.is_file() and _earlier(run, settings):
+    earlier = _earlier(run, settings)
+    if earlier and run.evaluation.is_file():
         return read_json(run.evaluation)
-    verdicts, flags = _earlier(run, settings) or ([], set())
+    verdicts, flags = earlier or ([], set())
     started, resumed = time.monotonic(), bool(verdicts)
     write_json(run.evaluation_key, settings | {"flags": sorted(flags)})
     chunks = -(-len(images) // config.eval_batch_size)

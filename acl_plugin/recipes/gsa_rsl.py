@@ -69,6 +69,8 @@ class GlobalSharpnessAware(Objective):
 
     def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
         """Without the sharpness, which takes a second gradient: see :meth:`backward`."""
+        if not (self.benign or self.global_):  # benign views then leave no trace in the norm statistics either
+            return self._others(model, views, attack, None)
         f, nce = self._benign(model, views)
         others = self._others(model, views, attack, f)
         if not self.benign:
@@ -96,8 +98,8 @@ class GlobalSharpnessAware(Objective):
         za, zb = model.project(f).chunk(2)
         return f, nt_xent(za, zb, self.temperature)
 
-    def _others(self, model: Encoder, views: Views, attack: InnerAttack, f: Tensor) -> Terms:
-        terms = Terms(f.new_zeros(()), {})
+    def _others(self, model: Encoder, views: Views, attack: InnerAttack, f: Tensor | None) -> Terms:
+        terms = Terms(views.a.new_zeros(()), {})
         if self.attack_view is None:
             return terms
         f_adv = model.features(torch.cat(self._adversarial_views(model, views, attack)))
@@ -106,6 +108,7 @@ class GlobalSharpnessAware(Objective):
             nce = nt_xent(za, zb, self.temperature)
             terms = Terms(self.adversarial * nce, {"nce_adv": nce.detach()})
         if self.global_:
+            assert f is not None
             self.divergence.fit(f, f_adv)
             loss, estimate = self.divergence(f, f_adv)
             terms = Terms(terms.total + self.global_ * loss, {**terms.parts, "global_js": estimate})
