@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from acl_plugin.guard import Guard
 from acl_plugin.progress import Progress
-from acl_plugin.run_dir import write_atomic
+from acl_plugin.run_dir import torch_bytes, write_atomic
 
 
 class Checkpoints(lightning.Callback):
@@ -33,9 +32,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are seen whole or not at all."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_atomic(Path(path), buffer.getvalue())
+        write_atomic(Path(path), torch_bytes(checkpoint))
 
 
 class ShowProgress(lightning.Callback):

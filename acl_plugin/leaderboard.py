@@ -22,7 +22,7 @@ from acl_plugin.backbones import Classifier, ModelSpec
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError
 from acl_plugin.evaluate import weights_hash
-from acl_plugin.run_dir import RunDir, load_classifier, read_json, write_atomic, write_json
+from acl_plugin.run_dir import RunDir, load_classifier, read_json, torch_bytes, write_atomic, write_json
 
 LEADERBOARDS = {"cifar10": 10_000, "cifar100": 10_000}
 """RobustBench's data sets that we have, and how many test images a result needs."""
@@ -172,9 +172,7 @@ def _state_dict_bytes(model: Classifier) -> bytes:
     # RobustBench removes these wherever they stand in a key
     bad = [k for k in weights if "module." in k or "model." in k]
     assert not bad, f"RobustBench could not load the keys {bad}"
-    buffer = io.BytesIO()
-    torch.save(weights, buffer)
-    return buffer.getvalue()
+    return torch_bytes(weights)
 
 
 def _index() -> Path:

@@ -135,9 +135,7 @@ def load_classifier(run: Path | str) -> Classifier:
 
 def write_model(path: Path, spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
     """Weights, and all that rebuilds the model they are of."""
-    buffer = io.BytesIO()
-    torch.save({"spec": spec.to_dict(), "weights": dict(weights)}, buffer)
-    write_atomic(path, buffer.getvalue())
+    write_atomic(path, torch_bytes({"spec": spec.to_dict(), "weights": dict(weights)}))
 
 
 def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
@@ -151,6 +149,13 @@ def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
         return ModelSpec.from_dict(content["spec"]), content["weights"]
     except Exception as error:  # the unpickler raises all kinds
         raise UsageError(f"{path} is damaged or no model of acl_plugin: {type(error).__name__}") from error
+
+
+def torch_bytes(value: Any) -> bytes:
+    """What ``torch.save`` writes of ``value``."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
 
 
 def write_atomic(path: Path, content: bytes) -> None:
