@@ -4,13 +4,14 @@ from acl_plugin import import_hook as _import_hook
 from acl_plugin import recipes as _recipes  # noqa: F401 (importing it registers our objectives)
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
-from acl_plugin.objective import Objective, Terms, Views
+from acl_plugin.objective import Cost, Objective, Terms, Views
 from acl_plugin.registry import available, create_objective, register
-from acl_plugin.run_dir import load_classifier
+from acl_plugin.run_dir import load_classifier, load_encoder
 from acl_plugin.version import VERSION
 
 __version__ = VERSION
 __all__ = [
+    "Cost",
     "InnerAttack",
     "Objective",
     "Terms",
@@ -20,6 +21,7 @@ __all__ = [
     "available",
     "create_objective",
     "load_classifier",
+    "load_encoder",
     "register",
 ]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from acl_plugin import routed_norm
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.projectors import PROJECTORS, SHARED
 
 
 class Preprocess(nn.Module):
@@ -41,7 +42,7 @@ class ModelSpec:
     Attributes:
         backbone: timm name.
         kwargs: arguments of ``timm.create_model``.
-        stem: ``cifar`` or ``native``.
+        stem: ``cifar``, ``cifar_padding_2`` or ``native``.
         shape: (C, H, W) of the images.
         mean, std: normalisation of images in [0, 1], per channel.
         classes: names of the classes of the linear head; empty for an encoder.
@@ -50,7 +51,7 @@ class ModelSpec:
 
     backbone: str
     kwargs: dict[str, Any]
-    stem: str
+    stem: Literal["cifar", "cifar_padding_2", "native"]
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -71,21 +72,23 @@ class ModelSpec:
 class Encoder(nn.Module):
     """Backbone f and projector g on images in [0, 1], with one bank of BatchNorm per route.
 
-    The projector is ACL's: Linear D-D, BN, ReLU, Linear D-D, BN, ReLU, Linear D-D, BN.
-
     Args:
         spec: the model, without classes.
         routes: names of the norm banks; the first is the default.
+        projector: one of :data:`projectors.PROJECTORS`.
     """
 
-    def __init__(self, spec: ModelSpec, routes: Sequence[str] = ("clean",)) -> None:
+    def __init__(self, spec: ModelSpec, routes: Sequence[str] = ("clean",), projector: str = "three_layer") -> None:
         super().__init__()
+        if projector not in PROJECTORS:
+            raise unknown("projector", projector, PROJECTORS)
         self.spec, self.routes = spec, tuple(routes)
         backbone, input_size = create_backbone(spec)
         self.size = size = feature_size(backbone, spec.shape[0], input_size)
         self.preprocess = Preprocess(spec.mean, spec.std, input_size)
         self.backbone = routed_norm.add_routes(backbone, self.routes)
-        self.projector = routed_norm.add_routes(_projector(size), self.routes)
+        banks = self.routes[:1] if projector in SHARED else self.routes
+        self.projector = routed_norm.add_routes(PROJECTORS[projector](size), banks)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, x: Tensor, route: str | None = None) -> Tensor:
@@ -94,16 +97,16 @@ class Encoder(nn.Module):
             return self.backbone(self.preprocess(x))
 
     def project(self, features: Tensor, route: str | None = None) -> Tensor:
-        """g: (B, D) -> (B, D)."""
+        """g: (B, D) -> (B, P)."""
         with routed_norm.route(self.projector, route or self.routes[0]):
             return self.projector(features)
 
     def forward(self, x: Tensor, route: str | None = None) -> Tensor:
-        """z = g(f(x)): (B, C, H, W) in [0, 1] -> (B, D)."""
+        """z = g(f(x)): (B, C, H, W) in [0, 1] -> (B, P)."""
         return self.project(self.features(x, route), route)
 
     def views(self, a: Tensor, b: Tensor, route: str | None = None) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, D) of two views, encoded as one batch."""
+        """Embeddings (B, P) of two views, encoded as one batch."""
         za, zb = self(torch.cat([a, b]), route).chunk(2)
         return za, zb
 
@@ -139,8 +142,8 @@ def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
 
     The ``cifar`` stem keeps the resolution of small images: the first convolution has stride 1 (3 x 3 if it was
     larger) and the pooling after it is gone; patches are an eighth of the side. A model whose patch cannot be
-    changed gets images of eight patches a side instead. Norm layers that timm starts at zero start at one, as in
-    every published ACL code.
+    changed gets images of eight patches a side instead. ``cifar_padding_2`` pads the first convolution by 2, as DeACL's
+    code does. Norm layers that timm starts at zero start at one, as in every published ACL code.
 
     Raises:
         UsageError: for an unknown name, arguments that timm refuses, or images that the model cannot take.
@@ -155,8 +158,9 @@ def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
             network, size = _create_fixed_size(spec, config.input_size[1])
         else:
             network, size = _create(spec), spec.shape[1:]
-            if spec.stem == "cifar" and config is not None:
-                _small_image_stem(network, config.first_conv, min(spec.shape[1:]))
+            if spec.stem != "native" and config is not None:
+                padding = 2 if spec.stem == "cifar_padding_2" else 1
+                _small_image_stem(network, config.first_conv, min(spec.shape[1:]), padding)
         for norm in network.modules():
             if isinstance(norm, _BatchNorm) and norm.affine and not norm.weight.any():
                 nn.init.ones_(norm.weight)
@@ -202,20 +206,7 @@ def _create_fixed_size(spec: ModelSpec, native: int) -> tuple[nn.Module, tuple[i
         return _create(spec, img_size=side), (side, side)
 
 
-def _projector(size: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(size, size),
-        nn.BatchNorm1d(size),
-        nn.ReLU(),
-        nn.Linear(size, size, bias=False),
-        nn.BatchNorm1d(size),
-        nn.ReLU(),
-        nn.Linear(size, size, bias=False),
-        nn.BatchNorm1d(size),
-    )
-
-
-def _small_image_stem(network: nn.Module, first_conv: str | Sequence[str] | None, side: int) -> None:
+def _small_image_stem(network: nn.Module, first_conv: str | Sequence[str] | None, side: int, padding: int) -> None:
     name = first_conv if isinstance(first_conv, str) else (first_conv or [""])[0]
     if not name:
         return
@@ -229,7 +220,7 @@ def _small_image_stem(network: nn.Module, first_conv: str | Sequence[str] | None
         patch = max(1, side // 8)
         network.set_submodule(name, _conv_like(conv, kernel=patch, stride=patch, padding=0))
         return
-    network.set_submodule(name, _conv_like(conv, kernel=3, stride=1, padding=1))
+    network.set_submodule(name, _conv_like(conv, kernel=3, stride=1, padding=padding))
     for pool in ("maxpool", "stem.pool", "features.pool0"):  # of ResNets, pre-activation ResNets, DenseNets
         if pool in dict(network.named_modules()):
             network.set_submodule(pool, nn.Identity())

@@ -29,9 +29,11 @@ COMMANDS = {
     "probe": "train a linear classifier on a run's frozen encoder",
     "evaluate": "attack a run's classifier with AutoAttack standard",
     "export": "write a run's result in RobustBench's format and register its model",
-    "list": "list objectives, backbones, attacks or data sets",
+    "import": "make a run folder of a published checkpoint, ready to be probed",
+    "pseudo-labels": "cluster the training images by a run's features, for objectives that need it",
+    "list": "list objectives, backbones, attacks, data sets or formats of checkpoints",
 }
-LISTS = ("objectives", "backbones", "attacks", "data")
+LISTS = ("objectives", "backbones", "attacks", "data", "formats")
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -83,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"usage: {PROGRAM} COMMAND [OPTIONS]   ({PROGRAM} COMMAND --help tells the options)\n")
-        print("\n".join(f"  {name:10}{line}" for name, line in COMMANDS.items()))
+        print("\n".join(f"  {name:15}{line}" for name, line in COMMANDS.items()))
         return
     if arguments[0] == "--version":
         from acl_plugin import __version__
@@ -97,6 +99,10 @@ def _dispatch(arguments: list[str]) -> None:
         _list(rest)
     elif name in ("run", "pretrain"):
         _run(name, rest)
+    elif name == "import":
+        _import(rest)
+    elif name == "pseudo-labels":
+        _pseudo_labels(rest)
     else:
         _stage(name, rest)
 
@@ -169,6 +175,54 @@ def _stage(name: str, arguments: list[str]) -> None:
         print(f"model_info: {leaderboard.export(run, config, **given)}")
 
 
+def _import(arguments: list[str]) -> None:
+    parser = _parser("import")
+    parser.add_argument("file", type=Path, help="The checkpoint.")
+    parser.add_argument("--out", type=Path, required=True, help="The new run's folder.")
+    parser.add_argument("--format", type=str, default="auto", help="Its layout (`acl-plugin list formats`).")
+    parser.add_argument("--bank", type=str | None, default=None, help="Norm bank to probe; the adversarial one if any.")
+    parser.add_argument("--allow-pickle", type=bool, help="Read a file that could execute any code.")
+    parser.add_class_arguments(configuration.DataConfig)
+    parser.add_class_arguments(configuration.BackboneConfig, skip={"stem", "backbone_kwargs"})
+    parser.set_defaults({"data": "cifar10"})
+    options = _parse_twice(parser, arguments, _preset)
+
+    from acl_plugin import importers
+
+    out = RunDir(options["out"])
+    layout = importers.import_run(
+        options["file"],
+        out,
+        configuration.preset(**_known(options)),
+        options["format"],
+        options["bank"],
+        options["allow_pickle"],
+    )
+    print(f"encoder: {out.encoder}, format {layout}: {importers.LAYOUTS[layout].papers}")
+
+
+def _pseudo_labels(arguments: list[str]) -> None:
+    from acl_plugin import data, pseudo_labels
+    from acl_plugin.run_dir import load_encoder, weights_hash
+
+    parser = _parser("pseudo-labels")
+    parser.add_argument("run", type=Path, help="The run's folder.")
+    parser.add_argument("--out", type=Path, required=True, help="The file to write, such as labels.npz.")
+    parser.add_argument(
+        "--clusters", type=list[int], default=list(pseudo_labels.PUBLISHED_SIZES), help="Their numbers."
+    )
+    parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the data set is now.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of k-means.")
+    options = _parse_twice(parser, arguments, lambda given: configuration.to_dict(RunDir(given["run"]).read_config()))
+    config = replace(RunDir(options["run"]).read_config(), **_known(options))
+    configuration.check(config)
+    encoder = load_encoder(options["run"], benign=True)
+    provenance = {"data": config.data, "objective": config.objective, "encoder_sha256": weights_hash(encoder)}
+    images = data.load(config).train
+    pseudo_labels.make(encoder, images, options["clusters"], config.seed, provenance).write(options["out"])
+    print(f"pseudo-labels: {options['out']}")
+
+
 def _list(arguments: list[str]) -> None:
     parser = _parser("list")
     parser.add_argument("what", type=str, help=f"One of {', '.join(LISTS)}.")
@@ -191,14 +245,28 @@ def _list(arguments: list[str]) -> None:
         from acl_plugin.data import SOURCES
 
         print("\n".join(f"{name:10}{_first_line(source)}" for name, source in SOURCES.items()))
+    elif given.what == "formats":
+        from acl_plugin.importers import LAYOUTS
+
+        print("\n".join(f"{name:12}{layout.papers}" for name, layout in LAYOUTS.items()))
     else:
-        for objective in registry.available():
-            try:
-                factory = registry.factory_of(objective)
-            except UsageError as error:
-                print(f"{objective:12}{error}")
-                continue
-            print(f"{objective:12}{_first_line(factory)}  [{getattr(factory, 'paper', '')}]")
+        print("\n".join(_objectives()))
+
+
+def _objectives() -> list[str]:
+    """A line for each objective; a broken one says why."""
+    lines = [f"{'':12}{'F':>4}  {'attack':8}{'banks':16}(F: encoder forwards per image, with 5 attack steps)"]
+    for name in registry.available():
+        try:
+            factory = registry.factory_of(name)
+            objective = factory()
+        except (UsageError, TypeError) as error:
+            lines.append(f"{name:12}{error}")
+            continue
+        cost = "" if objective.cost is None else objective.cost.encoder_forwards(5)
+        banks, attack = " ".join(objective.routes), objective.attack_view or "none"
+        lines.append(f"{name:12}{cost:>4}  {attack:8}{banks:16}{_first_line(factory)}  [{objective.paper}]")
+    return lines
 
 
 def _parser(name: str) -> Parser:

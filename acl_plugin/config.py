@@ -44,8 +44,9 @@ class BackboneConfig:
     """Any timm model by name (`acl-plugin list backbones`)."""
     backbone_kwargs: dict[str, Any] = field(default_factory=lambda: {"stem_width": 8, "channels": [16, 32, 64, 128]})
     """Arguments of timm.create_model."""
-    stem: Literal["cifar", "native"] = "cifar"
-    """cifar: stride 1 and no pooling in the first layers (patches of an eighth of the side); native: as in timm."""
+    stem: Literal["cifar", "cifar_padding_2", "native"] = "cifar"
+    """cifar: stride 1 and no pooling in the first layers (patches of an eighth of the side); cifar_padding_2: the same
+    with DeACL's padding; native: as in timm."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class TrainingConfig:
     batch_size: int = 128
     """Images per optimiser step and device (two views each)."""
     optimizer: Literal["adamw", "sgd", "lars", "lamb", "lion"] = "adamw"
-    """timm's optimiser; sgd and lars with momentum 0.9."""
+    """timm's optimiser, or LARS as in the published ACL codes; sgd and lars with momentum 0.9."""
     lr: float = 2e-2
     """Peak learning rate; follows a cosine to 0."""
     weight_decay: float = 1e-4
@@ -91,9 +92,33 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
-    """Linear probe (SLF: standard linear finetuning of a frozen encoder)"""
+class CoresetConfig:
+    """Training on part of the images"""
 
+    coreset: Literal["none", "rcs"] = "none"
+    """rcs: train on the batches that most lower the divergence between benign and adversarial embeddings."""
+    coreset_fraction: float = 0.2
+    """Share of the training images to go on with."""
+    coreset_warmup: float = 0.1
+    """Share of the epochs that train on all images first."""
+    coreset_every: int = 20
+    """Epochs between two selections."""
+    coreset_fidelity: Literal["paper", "released"] = "paper"
+    """released: with the slips of the published code (see acl_plugin/coreset.py)."""
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Linear probe (SLF: standard linear finetuning of a frozen encoder), and what may come before it"""
+
+    probe_protocol: Literal["slf", "dynacl++", "air++"] = "slf"
+    """slf: the encoder as it is; dynacl++, air++: after adversarial finetuning on pseudo-labels (LP-AFT)."""
+    aft_epochs: int = 25
+    """Epochs of the adversarial finetuning; the rate falls tenfold after 40 % and 80 % of them."""
+    aft_lr: float = 0.1
+    """Learning rate of the adversarial finetuning, by SGD with momentum 0.9."""
+    aft_fidelity: Literal["paper", "released"] = "paper"
+    """released: as the published code of each protocol attacks (see acl_plugin/lpaft.py)."""
     probe_epochs: int = 25
     """Passes over the training images; the rate falls tenfold after 40 % and 80 % of them."""
     probe_batch_size: int = 128
@@ -102,8 +127,8 @@ class ProbeConfig:
     """Learning rate of SGD with momentum 0.9."""
     probe_weight_decay: float = 2e-4
     """Weight decay of the head."""
-    probe_augment: Literal["none", "weak"] = "none"
-    """none, or weak: crops of the image padded by an eighth of its side, and flips."""
+    probe_augment: Literal["none", "shift", "weak"] = "none"
+    """none; shift: crops of the image padded by an eighth of its side; weak: the same, and flips."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +158,7 @@ class RunConfig(
     MachineConfig,
     EvaluationConfig,
     ProbeConfig,
+    CoresetConfig,
     TrainingConfig,
     ObjectiveConfig,
     BackboneConfig,
@@ -201,12 +227,13 @@ def check(config: RunConfig) -> None:
     """
     least = {"seed": 0, "epochs": 1, "batch_size": 2, "attack_steps": 1, "checkpoint_every": 1, "devices": 1}
     least |= {"accumulate_grad_batches": 1, "probe_epochs": 1, "probe_batch_size": 1, "eval_batch_size": 1}
+    least |= {"coreset_every": 1, "aft_epochs": 1, "aft_lr": 0}
     least |= {"limit_train": 2, "limit_test": 1, "lr": 0, "probe_lr": 0, "weight_decay": 0, "probe_weight_decay": 0}
     for name, low in least.items():
         value = getattr(config, name)
         if value is not None and not low <= value < float("inf"):
             raise UsageError(f"{option_name(name)} {value}: allowed is a number from {low}")
-    for name in ("eps_ramp", "warmup"):
+    for name in ("eps_ramp", "warmup", "coreset_warmup", "coreset_fraction"):
         value = getattr(config, name)
         if not 0 <= value <= 1:
             raise UsageError(f"{option_name(name)} {value}: allowed is a share from 0 to 1")

@@ -35,6 +35,10 @@ class Images:
         """The first n images; all of them for None."""
         return replace(self, pixels=self.pixels[:n], labels=self.labels[:n], rows=self.rows[:n])
 
+    def take(self, chosen: Tensor) -> "Images":
+        """The images at ``chosen``, (M,) positions."""
+        return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen], rows=self.rows[chosen])
+
     def floats(self, start: int = 0, stop: int | None = None) -> Tensor:
         """(stop - start, C, H, W) float32 in [0, 1]."""
         return self.pixels[start:stop].float() / self.levels

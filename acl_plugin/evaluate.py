@@ -4,7 +4,6 @@ The random state of an attack is a function of seed, attack and chunk of images,
 stopped and started again ends with the verdicts of one that was not.
 """
 
-import hashlib
 import json
 import logging
 import time
@@ -24,7 +23,7 @@ from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import ThreatModel, require_unit_range
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import EVALUATION, mixed_seed
-from acl_plugin.run_dir import RunDir, load_classifier, read_json, write_atomic, write_json
+from acl_plugin.run_dir import RunDir, load_classifier, read_json, weights_hash, write_atomic, write_json
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -194,15 +193,6 @@ def read_verdicts(run: RunDir) -> list[Verdict]:
         return [Verdict(**json.loads(line)) for line in path.read_text().splitlines()]
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}); delete it to evaluate anew") from error
-
-
-def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over names and bytes of a model's weights and buffers."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _attack(model: nn.Module, name: str, x: Tensor, y: Tensor, threat: ThreatModel, seed: int, classes: int) -> Tensor:

@@ -213,6 +213,29 @@ class InnerAttack:
 
         return self._run(model, x, torch.zeros(len(x), dtype=torch.long, device=x.device), logits, classes=2)
 
+    def trades(self, model: nn.Module, x: Tensor, logits: Callable[[Tensor], Tensor], benign_logits: Tensor) -> Tensor:
+        """Move images to raise KL(softmax benign_logits || softmax logits(x')), by torchattacks' TPGD.
+
+        Args:
+            model: every module that ``logits`` uses, for its modes and flags.
+            x: (B, C, H, W) in [0, 1].
+            logits: (B, C, H, W) -> (B, classes).
+            benign_logits: (B, classes), constant.
+
+        Returns:
+            (B, C, H, W), detached, in ball and box.
+
+        Source: TRADES (arXiv 1901.08573), Algorithm 1.
+        """
+        assert self.name == "TPGD", self.name
+        first = [benign_logits.detach()]  # TPGD begins by asking for the logits of the images themselves
+
+        def answer(images: Tensor) -> Tensor:
+            return first.pop() if first else logits(images)
+
+        labels = benign_logits.argmax(1)
+        return self._run(model, x, labels, answer, classes=benign_logits.shape[1])
+
     def _run(
         self, model: nn.Module, x: Tensor, labels: Tensor, logits: Callable[[Tensor], Tensor], classes: int
     ) -> Tensor:

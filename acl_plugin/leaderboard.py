@@ -21,8 +21,7 @@ from torch import nn
 from acl_plugin.backbones import Classifier, ModelSpec
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluate import weights_hash
-from acl_plugin.run_dir import RunDir, load_classifier, read_json, torch_bytes, write_atomic, write_json
+from acl_plugin.run_dir import RunDir, load_classifier, read_json, torch_bytes, weights_hash, write_atomic, write_json
 
 LEADERBOARDS = {"cifar10": 10_000, "cifar100": 10_000}
 """RobustBench's data sets that we have, and how many test images a result needs."""

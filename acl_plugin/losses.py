@@ -1,10 +1,13 @@
 """Contrastive losses as pure functions, in float32 (or float64) inside, also under autocast.
 
-Letters: B images, P embedding size; embeddings need not be normalised. Logits are cosines over the temperature:
-s[i, j] = cos(z_i, z_j) / tau.
+Letters: V views of each of B images, P embedding size; embeddings need not be normalised. Logits are cosines over
+the temperature: s[i, j] = cos(z_i, z_j) / tau.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +76,120 @@ def nt_xent(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
     return nt_xent_rows(za, zb, temperature).mean()
 
 
-def collapsed_nt_xent(rows: int) -> float:
-    """NT-Xent of an encoder that maps every image to one point: log(2B - 1) for B = ``rows`` images."""
-    return math.log(2 * rows - 1)
+def collapsed_nce(rows: int, views: int = 2) -> float:
+    """Contrastive loss of an encoder that maps every image to one point: log(VB - 1) for V views of B = ``rows``."""
+    return math.log(views * rows - 1)
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """Negatives that count more the closer they are, corrected for false ones.
+
+    Attributes:
+        tau_plus: prior probability that a negative is of the anchor's class, in [0, 1).
+        beta: how much more close negatives count, at least 0.
+        released: as A-InfoNCE's code computes it: pair (i, p) takes the denominator of p, a negative j is weighed by
+            the mean of row j, and the floor of the estimate is e^(1 / tau) times higher.
+    """
+
+    tau_plus: float
+    beta: float = 1.0
+    released: bool = False
+
+
+def multi_view_nce_rows(
+    views: Sequence[Tensor],
+    temperature: float = 0.5,
+    *,
+    weights: Tensor | None = None,
+    detached: Tensor | bool = False,
+    hard: HardNegatives | None = None,
+) -> Tensor:
+    """Contrastive loss of V views of each image, each pair of views with a weight of its own.
+
+    l_n = sum_{a != b} w[a, b] (log D[a, n] - s[(a, n), (b, n)]), where D[a, n] = sum_{k != (a, n)} exp s[(a, n), k]
+    runs over all VB - 1 other embeddings. With ``hard`` it is D = P + max((R - tau+ M P) / (1 - tau+), M e^(-1/tau)),
+    where P is the mean of exp s over the anchor's V - 1 positives, M = V(B - 1) counts its negatives, and
+    R = sum_neg exp(s + beta s) / mean_neg exp(beta s).
+
+    Args:
+        views: V tensors (B, P), V >= 2, B >= 2.
+        temperature: tau > 0.
+        weights: (V, V); a is the anchor's view, b its positive's. None: 1 / (V (V - 1)) each, so that V = 2 is
+            NT-Xent. The diagonal is left out.
+        detached: (V, V) bool, or one for all: pairs whose gradient reaches the anchor only, not its keys.
+        hard: weigh the negatives.
+
+    Returns:
+        (B,) losses in nats; their mean is the loss of the batch. All embeddings the same gives log(VB - 1) times the
+        sum of the weights (without ``hard``).
+
+    Source: SupCon (arXiv 2004.11362), equation 2, without labels; HCL (arXiv 2010.04592), equation 5, for ``hard``;
+    A-InfoNCE (arXiv 2207.08374) for weights and stopped gradients by pair.
+    """
+    count, z = len(views), torch.cat(list(views))
+    off_diagonal = ~torch.eye(count, dtype=torch.bool, device=z.device)
+    if weights is None:
+        weights = off_diagonal / (count * (count - 1))
+    stopped = off_diagonal & torch.as_tensor(detached, device=z.device)
+    total: Tensor | None = None
+    for keys, chosen in ((z, off_diagonal & ~stopped), (z.detach(), stopped)):
+        if not chosen.any():
+            continue
+        s = similarity_logits(z, keys, temperature).unflatten(1, (count, -1)).unflatten(0, (count, -1))
+        denominators = _log_denominators(s, temperature, hard)  # (V, B)
+        positives = s.diagonal(dim1=1, dim2=3)  # (V, V, B)
+        of_pair = denominators.unsqueeze(0 if hard is not None and hard.released else 1) - positives
+        part = torch.einsum("ab,abn->n", (weights.to(z.device) * chosen).to(of_pair.dtype), of_pair)
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def multi_view_nce(views: Sequence[Tensor], temperature: float = 0.5, **options: Any) -> Tensor:
+    """The mean of :func:`multi_view_nce_rows` over the batch, with the same options.
+
+    Returns:
+        () loss in nats.
+    """
+    return multi_view_nce_rows(views, temperature, **options).mean()
+
+
+def _log_denominators(s: Tensor, temperature: float, hard: HardNegatives | None) -> Tensor:
+    """log D of each embedding. (V, B, V, B) logits -> (V, B)."""
+    count, rows = s.shape[:2]
+    same_image = torch.eye(rows, dtype=torch.bool, device=s.device).view(1, rows, 1, rows)
+    own = same_image & torch.eye(count, dtype=torch.bool, device=s.device).view(count, 1, count, 1)
+    if hard is None:
+        return s.masked_fill(own, SELF).flatten(2).logsumexp(2)
+    negatives = count * (rows - 1)
+    close = (hard.beta * s).exp()
+    mean = close.masked_fill(same_image, 0).sum((2, 3)) / negatives  # (V, B)
+    mean = mean.view(1, 1, count, rows) if hard.released else mean.view(count, rows, 1, 1)
+    reweighted = (s.exp() * close / mean).masked_fill(same_image, 0).sum((2, 3))
+    positive = (s.exp() * (same_image & ~own)).sum((2, 3)) / (count - 1)
+    floor = negatives * (1.0 if hard.released else math.exp(-1 / temperature))
+    estimate = (reweighted - hard.tau_plus * negatives * positive) / (1 - hard.tau_plus)
+    return (positive + estimate.clamp_min(floor)).log()
+
+
+def cosine_distance_rows(x: Tensor, y: Tensor) -> Tensor:
+    """1 - cos of each pair of rows. (B, D), (B, D) -> (B,) in [0, 2]."""
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, y))
+        return 1 - F.cosine_similarity(x, y, dim=1)
+
+
+def log_batch_softmax(u: Tensor, v: Tensor, temperature: float = 0.5) -> Tensor:
+    """Logarithm of the law sigma_n(u, v) = softmax over the *images* n of cos(u_n, v_n) / tau.
+
+    Args:
+        u, v: (B, P) embeddings.
+        temperature: tau > 0.
+
+    Returns:
+        (B,) log-probabilities of one law over the batch.
+
+    Source: AIR (arXiv 2305.00374).
+    """
+    return ((1 - cosine_distance_rows(u, v)) / temperature).log_softmax(0)

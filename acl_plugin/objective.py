@@ -18,24 +18,69 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from acl_plugin.backbones import Encoder
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import UsageError, unknown
 from acl_plugin.inner_attack import InnerAttack
 
 
-@dataclass(frozen=True)
 class Views:
     """What an objective sees of a batch.
 
-    Attributes:
-        a, b: (B, C, H, W) random views in [0, 1].
+    Args:
+        a, b: (B, C, H, W) random strong views in [0, 1].
         images: (B, C, H, W) the images themselves.
         rows: (B,) each image's row in the data set.
+        weak: (B, C, H, W) a random weak view.
+
+    Raises:
+        UsageError: when a view is used that was not given.
     """
 
     a: Tensor
     b: Tensor
     images: Tensor
     rows: Tensor
+    weak: Tensor
+
+    def __init__(
+        self,
+        a: Tensor | None = None,
+        b: Tensor | None = None,
+        images: Tensor | None = None,
+        rows: Tensor | None = None,
+        weak: Tensor | None = None,
+    ) -> None:
+        given = {"a": a, "b": b, "images": images, "rows": rows, "weak": weak}
+        vars(self).update({name: value for name, value in given.items() if value is not None})
+
+    def __getattr__(self, name: str) -> Tensor:  # only reached for what was not given
+        if name not in Views.__annotations__:
+            raise AttributeError(name)
+        raise UsageError(
+            f"the objective uses {name!r} of Views, which was not given: pass Views({name}=...); the trainer gives "
+            f"images and rows, and those of a, b and weak that the objective's `needs` names"
+        )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Passes through the encoder per training image.
+
+    Attributes:
+        attacked: views that the inner attack moves; each takes a forward and an input gradient per step.
+        forwards: all other forwards, with or without gradient.
+        backwards: backwards that give gradients of the weights.
+    """
+
+    attacked: int
+    forwards: int
+    backwards: int
+
+    def encoder_forwards(self, attack_steps: int) -> int:
+        """F = 2 attacked steps + forwards + 2 backwards.
+
+        An input gradient counts as one forward, and a gradient of input and weights as two.
+        """
+        return 2 * self.attacked * attack_steps + self.forwards + 2 * self.backwards
 
 
 @dataclass(frozen=True)
@@ -44,8 +89,9 @@ class Terms:
 
     Attributes:
         total: () loss to minimise.
-        parts: () each, by name, without gradient. A part whose name starts with ``nce`` is an NT-Xent over 2B rows,
-            and is watched for collapse: log(2B - 1) is its value when all embeddings are the same.
+        parts: () each, by name, without gradient. A part whose name starts with ``nce`` is a mean contrastive loss
+            over 2B rows (``nce3``: over 3B, ...), and is watched for collapse: log(2B - 1) is its value when all
+            embeddings are the same.
     """
 
     total: Tensor
@@ -66,13 +112,21 @@ class Objective(nn.Module):
     encoder, schedule), so that its state dict completes a checkpoint.
 
     Attributes:
-        routes: the encoder's norm banks; the last one is probed.
+        routes: the encoder's norm banks; the first is for benign images, and the last one is probed.
+        projector: the encoder's projector, one of :data:`projectors.PROJECTORS`.
+        needs: the random views that it uses, of ``a``, ``b`` and ``weak``.
+        strength: of the strong views, in [0, 1]; :meth:`on_epoch` may change it.
         attack_view: how it aims its inner attack (``joint``, ``bank``, ``scalar``); None if it has none.
+        cost: its passes through the encoder.
         paper: where it is from.
     """
 
     routes: tuple[str, ...] = ("clean",)
+    projector: str = "three_layer"
+    needs: tuple[str, ...] = ("a", "b")
+    strength: float = 1.0
     attack_view: Literal["joint", "bank", "scalar"] | None = None
+    cost: Cost | None = None
     paper: ClassVar[str] = ""
 
     def __init__(self, *, temperature: float = 0.5) -> None:
@@ -97,8 +151,30 @@ class Objective(nn.Module):
         """What the trainer's optimiser updates, as torch.optim takes it."""
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
+    def check_rows(self, rows: Tensor) -> None:
+        """Refuse training images, named by their rows in the data set, that the objective cannot be trained on.
+
+        Raises:
+            UsageError: naming what is missing.
+        """
+
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Called before each of ``epochs`` epochs, counted from 0."""
+
+    def downstream(self, model: Encoder) -> Encoder:
+        """The encoder to keep after training: ``model``, unless the method keeps another."""
+        return model
+
+
+def require_one_of(allowed: tuple[str, ...], **settings: str) -> None:
+    """Refuse settings that are none of ``allowed``.
+
+    Raises:
+        UsageError: naming the setting, with the nearest allowed value.
+    """
+    for name, value in settings.items():
+        if value not in allowed:
+            raise unknown(name, str(value), allowed)
 
 
 def require_positive(**settings: float) -> None:

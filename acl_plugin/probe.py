@@ -1,90 +1,43 @@
-"""A linear classifier on a frozen encoder (SLF, standard linear finetuning)."""
+"""The probe of a pretrained encoder: a linear classifier, after the protocol's finetuning if it has one."""
 
-import math
 import time
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from acl_plugin import data as datasets
-from acl_plugin import randomness
+from acl_plugin import lpaft, randomness
 from acl_plugin.backbones import Classifier
 from acl_plugin.config import ProbeConfig, RunConfig
-from acl_plugin.data import Images, ShuffledBatches
-from acl_plugin.progress import Progress
+from acl_plugin.linear_head import predictions, train_head
 from acl_plugin.randomness import PROBE, mixed_seed
-from acl_plugin.run_dir import RunDir, read_model, write_json, write_model
-from acl_plugin.views import views
+from acl_plugin.run_dir import RunDir, load_encoder, write_json, write_model
 
 
 def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
     """Train a head on the encoder of ``run``, and write ``classifier.pt`` and ``probe.json``.
 
+    With the protocols ``dynacl++`` and ``air++`` the encoder is finetuned on pseudo-labels first, see
+    :mod:`acl_plugin.lpaft`; ``encoder.pt`` stays as it is.
+
     Raises:
         UsageError: when the encoder is missing, or the data cannot be read.
     """
-    spec, weights = read_model(run.require(run.encoder, f"pretrain --out {run.path}"))
+    encoder = load_encoder(run.path)
     data = datasets.load(config)
     started = time.monotonic()
+    finetuning: dict[str, Any] = {}
+    weights = encoder.backbone.state_dict()
+    if config.probe_protocol != "slf":
+        weights, finetuning = lpaft.finetune(run, config, data, device)
     with randomness.private(mixed_seed(config.seed, PROBE), device):
-        model = Classifier(replace(spec, classes=data.classes)).to(device)
+        model = Classifier(replace(encoder.spec, classes=data.classes)).to(device)
         model.backbone.load_state_dict(weights)
         loss = train_head(model, data.train, config)
     accuracy = (predictions(model, data.train) == data.train.labels).double().mean().item()
     write_model(run.classifier, model.spec, {k: v.cpu() for k, v in model.state_dict().items()})
     settings = {f.name: getattr(config, f.name) for f in fields(ProbeConfig)}
-    result = {"protocol": "slf", **settings, "seed": config.seed, "n": len(data.train), "loss": loss}
+    result = {"protocol": config.probe_protocol, **settings, "seed": config.seed, "n": len(data.train), "loss": loss}
     seconds = round(time.monotonic() - started, 1)
-    write_json(run.probe, {**result, "train_accuracy": accuracy, "seconds": seconds})
-
-
-def train_head(model: Classifier, images: Images, config: RunConfig) -> float:
-    """Fit ``model.head`` by cross-entropy on benign images; the backbone stays in eval mode and as it is, to the bit.
-
-    SGD with momentum 0.9 from a zero head; the rate falls tenfold after 40 % and 80 % of the epochs.
-
-    Returns:
-        The mean loss of the last epoch, in nats.
-
-    Source: the SLF protocol of RobustSSL and ACL's code.
-    """
-    device = model.head.weight.device
-    nn.init.zeros_(model.head.weight)
-    nn.init.zeros_(model.head.bias)
-    sgd = torch.optim.SGD(
-        model.head.parameters(), lr=config.probe_lr, momentum=0.9, weight_decay=config.probe_weight_decay
-    )
-    epochs, batch_size = config.probe_epochs, min(config.probe_batch_size, len(images))
-    milestones = [math.ceil(0.4 * epochs), math.ceil(0.8 * epochs)]
-    schedule = torch.optim.lr_scheduler.MultiStepLR(sgd, milestones)
-    loss = torch.zeros((), device=device)
-    model.eval()
-    with (
-        randomness.private(mixed_seed(config.seed, PROBE), device),
-        Progress("probe", epochs, unit="epoch") as progress,
-    ):
-        for epoch in range(epochs):
-            losses = []
-            for pixels, labels, _ in ShuffledBatches(images, batch_size, mixed_seed(config.seed, PROBE), epoch):
-                x = views(pixels.to(device).float() / images.levels, config.probe_augment)
-                with torch.no_grad():
-                    features = model.features(x)
-                loss = F.cross_entropy(model.head(features), labels.to(device))
-                sgd.zero_grad()
-                loss.backward()
-                sgd.step()
-                losses.append(loss.detach())
-            schedule.step()
-            loss = torch.stack(losses).mean()
-            progress.advance(loss=loss.item())
-    return loss.item()
-
-
-@torch.no_grad()
-def predictions(model: nn.Module, images: Images, batch_size: int = 500) -> Tensor:
-    """(N,) predicted labels, on the CPU."""
-    device = next(model.parameters()).device
-    starts = range(0, len(images), batch_size)
-    return torch.cat([model(images.floats(i, i + batch_size).to(device)).argmax(1).cpu() for i in starts])
+    write_json(run.probe, {**result, **finetuning, "train_accuracy": accuracy, "seconds": seconds})

@@ -6,7 +6,7 @@ is exported as a plain network with the original keys.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -78,6 +78,28 @@ def export(network: nn.Module, name: str) -> nn.Module:
     """A copy of ``network`` with the bank ``name`` as its plain BatchNorm layers: same function, original keys."""
     with route(network, name):
         return _replace(copy.deepcopy(network), RoutedNorm, lambda layer: layer.banks[layer.current.name])
+
+
+def load_banks(network: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Load plain state dicts, one per bank, which agree in all but the BatchNorm layers.
+
+    Args:
+        network: with the banks that ``states`` names; a network with one bank for all takes the last state.
+        states: by route, with the network's original keys.
+
+    Raises:
+        RuntimeError: for missing, unexpected or ill-shaped weights, as ``load_state_dict``.
+    """
+    if not _layers(network):
+        network.load_state_dict(list(states.values())[-1])
+        return
+    routed = {name for name, module in network.named_modules() if isinstance(module, RoutedNorm)}
+    merged: dict[str, Tensor] = {}
+    for route_name, state in states.items():
+        for key, value in state.items():
+            layer, _, leaf = key.rpartition(".")
+            merged[f"{layer}.banks.{route_name}.{leaf}" if layer in routed else key] = value
+    network.load_state_dict(merged)
 
 
 @contextmanager

@@ -4,12 +4,14 @@ RUN/config.yaml          the resolved configuration
 RUN/environment.json     versions, device, threads, git commit
 RUN/metrics.csv          loss terms by epoch; the same as TensorBoard events in RUN/tensorboard
 RUN/checkpoints/last.ckpt  to resume pretraining
-RUN/encoder.pt           the pretrained encoder: one norm bank, timm's keys
+RUN/encoder.pt           the pretrained encoder: one norm bank, timm's keys; benign_encoder.pt is the bank for benign
+                         images, where it is another one; projector.pt the projector
 RUN/classifier.pt        encoder and head; probe.json tells how the head was trained
 RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up, evaluation_key.json tells of what
 RUN/robustbench/         what `acl-plugin export` wrote
 """
 
+import hashlib
 import io
 import json
 import os
@@ -21,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acl_plugin import config as configuration
 from acl_plugin import randomness
-from acl_plugin.backbones import Classifier, ModelSpec
+from acl_plugin.backbones import Classifier, Encoder, ModelSpec
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError
 
@@ -45,6 +47,8 @@ class RunDir:
     checkpoint = property(lambda self: self.path / "checkpoints" / "last.ckpt")
     metrics = property(lambda self: self.path / "metrics.csv")
     encoder = property(lambda self: self.path / "encoder.pt")
+    benign_encoder = property(lambda self: self.path / "benign_encoder.pt")
+    projector = property(lambda self: self.path / "projector.pt")
     pretraining = property(lambda self: self.path / "pretraining.json")
     classifier = property(lambda self: self.path / "classifier.pt")
     probe = property(lambda self: self.path / "probe.json")
@@ -133,6 +137,32 @@ def load_classifier(run: Path | str) -> Classifier:
     return model.eval()
 
 
+def load_encoder(run: Path | str, *, benign: bool = False) -> Encoder:
+    """The pretrained encoder of a run folder, with its projector, as a plain network with one norm bank.
+
+    It is in eval mode; ``encoder.features(images)`` maps (B, C, H, W) in [0, 1] to (B, D).
+
+    Args:
+        run: a folder in which ``acl-plugin pretrain``, ``run`` or ``import`` has finished.
+        benign: the norm bank for benign images, where it is another one than for adversarial images.
+
+    Raises:
+        UsageError: when the folder or its encoder is missing or damaged.
+    """
+    folder = RunDir(run)
+    path = folder.require(folder.encoder, f"pretrain --out {folder.path}")
+    spec, weights = read_model(folder.benign_encoder if benign and folder.benign_encoder.is_file() else path)
+    kind, projector = read_projector(folder)
+    with randomness.private(0):
+        encoder = Encoder(spec, projector=kind)
+    try:
+        encoder.backbone.load_state_dict(weights)
+        encoder.projector.load_state_dict(projector)
+    except RuntimeError as error:
+        raise UsageError(f"{path} is damaged: its weights are not those of {spec.backbone}") from error
+    return encoder.eval()
+
+
 def write_model(path: Path, spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
     """Weights, and all that rebuilds the model they are of."""
     write_atomic(path, torch_bytes({"spec": spec.to_dict(), "weights": dict(weights)}))
@@ -149,6 +179,35 @@ def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
         return ModelSpec.from_dict(content["spec"]), content["weights"]
     except Exception as error:  # the unpickler raises all kinds
         raise UsageError(f"{path} is damaged or no model of acl_plugin: {type(error).__name__}") from error
+
+
+def write_projector(run: RunDir, kind: str, weights: Mapping[str, Tensor]) -> None:
+    """A projector's name (see :data:`projectors.PROJECTORS`) and weights."""
+    write_atomic(run.projector, torch_bytes({"projector": kind, "weights": dict(weights)}))
+
+
+def read_projector(run: RunDir) -> tuple[str, dict[str, Tensor]]:
+    """What :func:`write_projector` wrote; ``identity`` for a run without a projector.
+
+    Raises:
+        UsageError: when the file is damaged or something else.
+    """
+    if not run.projector.is_file():
+        return "identity", {}
+    try:
+        content = torch.load(run.projector, map_location="cpu", weights_only=True)
+        return content["projector"], content["weights"]
+    except Exception as error:  # the unpickler raises all kinds
+        raise UsageError(f"{run.projector} is damaged or no projector: {type(error).__name__}") from error
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names and bytes of a model's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def torch_bytes(value: Any) -> bytes:

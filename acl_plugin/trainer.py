@@ -17,15 +17,17 @@ from acl_plugin import randomness, routed_norm
 from acl_plugin.backbones import Encoder, ModelSpec
 from acl_plugin.callbacks import AtomicCheckpointIO, Checkpoints, CsvLogger, ShowProgress
 from acl_plugin.config import RunConfig
-from acl_plugin.data import DataSet, ShuffledBatches
+from acl_plugin.coreset import Coreset, held_out_count
+from acl_plugin.data import DataSet, Images, ShuffledBatches
 from acl_plugin.errors import UsageError
 from acl_plugin.guard import Guard
 from acl_plugin.inner_attack import InnerAttack, ThreatModel, require_unit_range
+from acl_plugin.lars import LARS
 from acl_plugin.objective import Objective, Views
 from acl_plugin.randomness import INITIALISATION, ORDER, STEP, mixed_seed
 from acl_plugin.registry import create_objective
-from acl_plugin.run_dir import RunDir, write_json, write_model
-from acl_plugin.views import views
+from acl_plugin.run_dir import RunDir, write_json, write_model, write_projector
+from acl_plugin.views import WEAK, views
 
 
 def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
@@ -57,12 +59,19 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
         raise KeyboardInterrupt from error
     if not trainer.is_global_zero:
         raise SystemExit(0)  # the first process goes on alone
-    route = module.objective.routes[-1]
     seconds = round(time.monotonic() - started, 1)
     write_json(run.pretraining, {"epochs": config.epochs, "seconds": seconds, "resumed": resume is not None})
-    encoder = routed_norm.export(module.model.backbone, route)
-    write_model(run.encoder, module.model.spec, encoder.state_dict())
+    write_encoder(run, module.objective.downstream(module.model), module.objective)
     return run
+
+
+def write_encoder(run: RunDir, model: Encoder, objective: Objective) -> None:
+    """The banks for benign and for adversarial images and the projector, each as a plain network."""
+    benign, adversarial = objective.routes[0], objective.routes[-1]
+    write_projector(run, objective.projector, routed_norm.export(model.projector, adversarial).state_dict())
+    if benign != adversarial:
+        write_model(run.benign_encoder, model.spec, routed_norm.export(model.backbone, benign).state_dict())
+    write_model(run.encoder, model.spec, routed_norm.export(model.backbone, adversarial).state_dict())
 
 
 def build(config: RunConfig, data: DataSet) -> "Pretraining":
@@ -75,12 +84,16 @@ def build(config: RunConfig, data: DataSet) -> "Pretraining":
     attack = InnerAttack(threat, config.attack, config.attack_steps, config.attack_kwargs)
     objective = create_objective(config.objective, **config.objective_kwargs)
     attack.check(objective.attack_view, data.shape[0])
-    if config.batch_size * config.devices > len(data.train):
+    if config.coreset != "none" and config.devices > 1:
+        raise UsageError(f"--coreset {config.coreset} works on one device, not on --devices {config.devices}")
+    held_out = held_out_count(len(data.train)) if config.coreset != "none" else 0
+    if config.batch_size * config.devices > len(data.train) - held_out:
         given = f"--batch-size {config.batch_size} on {config.devices} device(s)"
-        raise UsageError(f"{given}: there are only {len(data.train)} training images")
+        raise UsageError(f"{given}: there are only {len(data.train) - held_out} training images")
     with randomness.private(mixed_seed(config.seed, INITIALISATION)):
-        model = Encoder(model_spec(config, data), objective.routes)
+        model = Encoder(model_spec(config, data), objective.routes, objective.projector)
         objective.setup(model)
+    objective.check_rows(data.train.rows)
     return Pretraining(config, data, model, objective, attack)
 
 
@@ -111,49 +124,73 @@ class Pretraining(lightning.LightningModule):
         self.model, self.objective = model, objective
         self.attack = replace(attack, on_moved=self._log_moved)
         self.ranks = config.devices
-        self.steps_per_epoch = len(self.train_dataloader())
-        self.steps = self.steps_per_epoch * config.epochs
-        self.guard = Guard(config, self.steps, objective.temperature)
+        self.coreset = Coreset(config, data.train) if config.coreset != "none" else None
+        self.most_steps = len(self._images()) // (config.batch_size * self.ranks)  # of an epoch
+        self.guard = Guard(config, objective.temperature)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         from timm.optim import create_optimizer_v2
 
         c = self.config
         groups = self.objective.param_groups(self.model)
+        if c.optimizer == "lars":
+            return LARS(groups, lr=c.lr, weight_decay=c.weight_decay)
         return create_optimizer_v2(groups, opt=c.optimizer, lr=c.lr, weight_decay=c.weight_decay, momentum=0.9)
 
     def train_dataloader(self) -> ShuffledBatches:
-        seed = mixed_seed(self.config.seed, ORDER)
-        epoch, rank = (self.current_epoch, self.global_rank) if self._trainer is not None else (0, 0)
-        return ShuffledBatches(self.data.train, self.config.batch_size, seed, epoch, rank, self.ranks)
+        """Called before each epoch."""
+        epoch, c = self.current_epoch, self.config
+        self.objective.on_epoch(epoch, c.epochs)
+        if self.coreset is not None and self.coreset.is_due(epoch):
+            attack = replace(self.attack.scaled(ramp(max(epoch, 1) / c.epochs, c.eps_ramp)), on_moved=None)
+            self.coreset.renew(epoch, self.model, self.objective, attack, self._views)
+        seed = mixed_seed(c.seed, ORDER)
+        self.batches = ShuffledBatches(self._images(), c.batch_size, seed, epoch, self.global_rank, self.ranks)
+        return self.batches
 
-    def on_train_epoch_start(self) -> None:
-        self.objective.on_epoch(self.current_epoch, self.config.epochs)
+    def _images(self) -> Images:
+        return self.data.train if self.coreset is None else self.coreset.images
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["coreset"] = self.coreset.chosen if self.coreset else None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.coreset is not None:
+            self.coreset.chosen = checkpoint["coreset"]
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         pixels, _, rows = batch
-        step = self.current_epoch * self.steps_per_epoch + batch_idx
+        per_epoch, step = len(self.batches), self.current_epoch * self.most_steps + batch_idx
+        position, total = self.current_epoch * per_epoch + batch_idx, per_epoch * self.config.epochs
         torch.manual_seed(mixed_seed(self.config.seed, STEP, step, self.global_rank))
-        images = pixels.to(self.dtype) / self.data.train.levels
-        a, b = (views(images, self.config.augment) for _ in range(2))
+        drawn = self._views(pixels, rows)
         if step == 0:
-            require_unit_range(torch.stack([a, b]), "views")
+            require_unit_range(torch.stack([getattr(drawn, name) for name in self.objective.needs]), "views")
 
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         every = self.config.accumulate_grad_batches
         if batch_idx % every == 0:
             optimizer.zero_grad()
-        attack = self.attack.scaled(ramp((step + 1) / self.steps, self.config.eps_ramp))
-        terms = self.objective.backward(self.model, Views(a, b, images, rows), attack)
-        self.guard.watch(terms, step)
+        attack = self.attack.scaled(ramp((position + 1) / total, self.config.eps_ramp))
+        terms = self.objective.backward(self.model, drawn, attack)
+        self.guard.watch(terms, step, position / total)
         self._log_epoch({"loss": terms.total.detach(), **terms.parts})
-        if (batch_idx + 1) % every == 0 or batch_idx + 1 == self.steps_per_epoch:
-            rate = self.config.lr * learning_rate(step / self.steps, self.config.warmup)
+        if (batch_idx + 1) % every == 0 or batch_idx + 1 == per_epoch:
+            rate = self.config.lr * learning_rate(position / total, self.config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate
                 self._average([p.grad for p in group["params"] if p.grad is not None], batch_idx % every + 1)
             optimizer.step()
+
+    def _views(self, pixels: Tensor, rows: Tensor) -> Views:
+        images = pixels.to(self.dtype) / self.data.train.levels
+        augment = self.config.augment
+        drawn = {
+            name: views(images, WEAK[augment]) if name == "weak" else views(images, augment, self.objective.strength)
+            for name in self.objective.needs
+        }
+        return Views(images=images, rows=rows, **drawn)
 
     def _average(self, gradients: list[Tensor], batches: int) -> None:
         """Over accumulated batches and ranks. (Lightning's DDP leaves gradients alone outside manual_backward.)"""

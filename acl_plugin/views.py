@@ -1,9 +1,13 @@
 """Random views of a batch of images, computed on the batch's own device."""
 
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+WEAK: dict[str, Literal["shift", "weak"]] = {"digits": "shift", "simclr": "weak"}
+"""The weak augmentation that goes with each strong one: a digit's mirror image is no digit."""
 
 
 def views(images: Tensor, augment: str, strength: float = 1.0) -> Tensor:
@@ -13,8 +17,9 @@ def views(images: Tensor, augment: str, strength: float = 1.0) -> Tensor:
         images: (B, C, H, W) in [0, 1].
         augment: ``digits``: rotation up to 15 degrees, shift up to 10 %, scale 0.85 to 1.15, and contrast;
             ``simclr``: crop of 10 to 100 % of the area, flip, colour jitter and grey, as published for ACL;
-            ``weak``: crop of the image padded by an eighth of its side, and flip; ``none``: the image.
-        strength: from 0 (weakest) to 1; scales crop and colour.
+            ``shift``: crop of the image padded by an eighth of its side; ``weak``: the same, and flip;
+            ``none``: the image.
+        strength: from 0 (weakest) to 1; scales crop and colour, and how often the image is made grey.
 
     Returns:
         (B, C, H, W) in [0, 1]. Randomness comes from torch's global generators.
@@ -35,12 +40,30 @@ def _pipeline(augment: str, channels: int, height: int, width: int, strength: fl
     if augment == "digits":
         affine = K.RandomAffine(15.0 * s, translate=(0.1 * s, 0.1 * s), scale=(1 - 0.15 * s, 1 + 0.15 * s))
         return nn.Sequential(affine, K.RandomContrast((1 - 0.3 * s, 1 + 0.3 * s), clip_output=True))
-    if augment == "weak":
-        pad = max(1, height // 8)
-        return nn.Sequential(K.RandomCrop(size, padding=pad), K.RandomHorizontalFlip())
+    if augment in ("weak", "shift"):
+        moved = K.RandomCrop(size, padding=max(1, height // 8))
+        return nn.Sequential(moved, K.RandomHorizontalFlip()) if augment == "weak" else moved
     assert augment == "simclr", augment
     crop = K.RandomResizedCrop(size, scale=(1 - 0.9 * s, 1.0), resample="bicubic", cropping_mode="resample")
     layers: list[nn.Module] = [crop, K.RandomHorizontalFlip()]
     if channels == 3:
-        layers += [K.ColorJitter(0.4 * s, 0.4 * s, 0.4 * s, 0.1 * s, p=0.8 * s), K.RandomGrayscale(p=0.2)]
+        layers += [K.ColorJitter(0.4 * s, 0.4 * s, 0.4 * s, 0.1 * s, p=0.8 * s), K.RandomGrayscale(p=0.2 * s)]
     return nn.Sequential(*layers)
+
+
+def high_pass(images: Tensor) -> Tensor:
+    """The images without their low frequencies, those below a quarter of the side.
+
+    Args:
+        images: (B, C, H, W).
+
+    Returns:
+        (B, C, H, W) with both signs, not clipped.
+
+    Source: AdvCL (arXiv 2111.01124), which takes radius 8 for 32 x 32 images.
+    """
+    height, width = images.shape[-2:]
+    rows = torch.fft.fftfreq(height, 1 / height, device=images.device).view(-1, 1)
+    columns = torch.fft.fftfreq(width, 1 / width, device=images.device)
+    high = (rows**2 + columns**2).sqrt() >= min(height, width) / 4
+    return torch.fft.ifft2(torch.fft.fft2(images.float()) * high).real.to(images.dtype)

@@ -1,6 +1,7 @@
 """Keep the results of run folders, and make the tables of RESULTS.md from what is kept.
 
 python -m benchmarks collect NAME RUN [RUN ...]   writes benchmarks/results/NAME.json
+python -m benchmarks objectives [--data NAME]     runs every objective, writes results/objectives_NAME.json and tables
 python -m benchmarks table                        writes benchmarks/RESULTS.md
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 from acl_plugin import config as configuration
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.run_dir import RunDir, read_json, write_atomic, write_json
+from benchmarks import objectives as benchmarked
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -24,25 +26,31 @@ def collect(name: str, *runs: str) -> None:
     """One file with settings, environment, results and RobustBench JSON of each run."""
     if not runs:
         raise UsageError("collect NAME RUN [RUN ...]: no run given")
-    kept = []
-    for path in runs:
-        run = RunDir(path)
-        evaluation = read_json(run.require(run.evaluation, f"evaluate {path}"))
-        probe = read_json(run.probe)
-        settings = configuration.to_dict(run.read_config())
-        settings |= {k: v for k, v in probe.items() if k in settings and k != "seed"}  # a later `probe` may differ
-        infos = sorted((run.robustbench / "model_info").rglob("*.json"))
-        kept.append(
-            {
-                "settings": {k: v for k, v in settings.items() if k not in ELSEWHERE},
-                "environment": read_json(run.path / "environment.json"),
-                "pretraining": read_json(run.pretraining),
-                "probe": probe,
-                "evaluation": evaluation,
-                "robustbench": {info.stem: read_json(info) for info in infos},
-            }
-        )
-    write_json(RESULTS / f"{name}.json", kept)
+    write_json(RESULTS / f"{name}.json", [kept(RunDir(path)) for path in runs])
+
+
+def kept(run: RunDir) -> dict[str, Any]:
+    """What is kept of an evaluated run."""
+    evaluation = read_json(run.require(run.evaluation, f"evaluate {run.path}"))
+    probe = read_json(run.probe)
+    settings = configuration.to_dict(run.read_config())
+    settings |= {k: v for k, v in probe.items() if k in settings and k != "seed"}  # a later `probe` may differ
+    infos = sorted((run.robustbench / "model_info").rglob("*.json"))
+    return {
+        "settings": {k: v for k, v in settings.items() if k not in ELSEWHERE},
+        "environment": read_json(run.path / "environment.json"),
+        "pretraining": read_json(run.pretraining),
+        "probe": probe,
+        "evaluation": evaluation,
+        "robustbench": {info.stem: read_json(info) for info in infos},
+    }
+
+
+def objectives(*arguments: str) -> None:
+    """Every objective on one data set, see :mod:`benchmarks.objectives`."""
+    data, runs = benchmarked.run_all(*arguments)
+    write_json(RESULTS / f"objectives_{data}.json", [{"row": row} | kept(RunDir(path)) for row, path in runs])
+    table()
 
 
 def table() -> None:
@@ -58,7 +66,9 @@ def table() -> None:
         "| AutoAttack s | device |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for path in sorted(RESULTS.glob("*.json")):
+    files = sorted(RESULTS.glob("*.json"))
+    compared = [path for path in files if path.name.startswith("objectives_")]
+    for path in (p for p in files if p not in compared):
         runs = json.loads(path.read_text())
         settings, evaluation = runs[0]["settings"], runs[0]["evaluation"]
         limit = f" ({settings['limit_train']} images)" if settings["limit_train"] else ""
@@ -78,7 +88,55 @@ def table() -> None:
             f"{runs[0]['environment']['device']}, {runs[0]['environment']['threads']} threads",
         ]
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    for path in compared:
+        lines += comparison(json.loads(path.read_text()))
     write_atomic(HERE / "RESULTS.md", ("\n".join(lines) + "\n").encode())
+
+
+def comparison(runs: list[dict[str, Any]]) -> list[str]:
+    """A table with a row for each objective, on the same images, backbone and epochs."""
+    first, by_row = runs[0], {}
+    for run in runs:
+        by_row.setdefault(run["row"], []).append(run)
+    settings, evaluation = first["settings"], first["evaluation"]
+    device = f"{first['environment']['device']}, {first['environment']['threads']} threads"
+    robust = {row: [100 * run["evaluation"]["robust_accuracy"] for run in group] for row, group in by_row.items()}
+    best = max(robust, key=lambda row: statistics.mean(robust[row]))
+    lines = [
+        "",
+        f"## Objectives on {settings['data']}",
+        "",
+        f"Every objective with the same backbone ({settings['backbone']}), {settings['limit_train'] or 'all'} training "
+        f"images, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, {settings['attack']} with "
+        f"{settings['attack_steps']} steps, eps {settings['eps']} and probe, on the first {evaluation['n']} test "
+        f"images; {device}. None was tuned by itself. F: encoder forwards per training image over the whole run, without "
+        f"the teacher's. *tie*: with the best robust accuracy, inside one standard deviation.",
+        "",
+        "| objective | clean | AutoAttack | over SimCLR | F | pretrain s | probe s | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row, group in by_row.items():
+        gain = statistics.mean(robust[row]) - statistics.mean(robust["simclr"]) if "simclr" in robust else None
+        same = "best" if row == best else "*tie*" if tied(robust[row], robust[best]) else ""
+        forwards = benchmarked.encoder_forwards(group[0]["settings"])
+        cells = [
+            row,
+            spread([100 * run["evaluation"]["clean_accuracy"] for run in group]),
+            f"{spread(robust[row])} {same}".strip(),
+            "" if gain is None else f"{gain:+.1f}",
+            "" if forwards is None else f"{forwards:,.0f}",
+            spread([run["pretraining"]["seconds"] for run in group]),
+            spread([run["probe"]["seconds"] for run in group]),
+            ", ".join(str(run["settings"]["seed"]) for run in group),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def tied(values: list[float], others: list[float]) -> bool:
+    """Whether two means differ by no more than the larger standard deviation."""
+    deviation = max(statistics.stdev(v) if len(v) > 1 else 0.0 for v in (values, others))
+    return abs(statistics.mean(values) - statistics.mean(others)) <= deviation
 
 
 def spread(values: list[float]) -> str:
@@ -87,7 +145,7 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f}{deviation}"
 
 
-COMMANDS: dict[str, Any] = {"collect": collect, "table": table}
+COMMANDS: dict[str, Any] = {"collect": collect, "objectives": objectives, "table": table}
 
 
 def main(arguments: list[str]) -> int:

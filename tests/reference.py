@@ -40,3 +40,65 @@ def js_of_gaussians(shift, points=20001):
     m = (p + q) / 2
     integrand = (p * torch.log(p / m) + q * torch.log(q / m)) / 2
     return torch.trapezoid(torch.nan_to_num(integrand), x).item()
+
+
+def multi_view_nce(views, temperature, weight, detached=lambda a, b: False):
+    """sum over ordered pairs of views of weight(a, b) times the mean over images of -s + log sum over all others."""
+    total = 0.0
+    count, images = len(views), len(views[0])
+    for a in range(count):
+        for b in range(count):
+            if a == b or weight(a, b) == 0:
+                continue
+            stop = (lambda z: z.detach()) if detached(a, b) else (lambda z: z)
+            for n in range(images):
+                others = [
+                    cosine(views[a][n], stop(views[v][m])) / temperature
+                    for v in range(count)
+                    for m in range(images)
+                    if (v, m) != (a, n)
+                ]
+                own = cosine(views[a][n], stop(views[b][n])) / temperature
+                total = total + weight(a, b) * (-own + torch.logsumexp(torch.stack(others), 0)) / images
+    return total
+
+
+def hard_negative_nce(views, temperature, tau_plus, beta, released=False):
+    """A-InfoNCE's hard negatives, mean over all ordered pairs; anchors (a, n), negatives of other images only."""
+    count, images = len(views), len(views[0])
+    names = [(v, n) for v in range(count) for n in range(images)]
+
+    def s(i, j):
+        return cosine(views[i[0]][i[1]], views[j[0]][j[1]]) / temperature
+
+    def mean(i):
+        return sum(torch.exp(beta * s(i, j)) for j in names if j[1] != i[1]) / (count * (images - 1))
+
+    def denominator(i):
+        negatives = [j for j in names if j[1] != i[1]]
+        positive = sum(torch.exp(s(i, j)) for j in names if j[1] == i[1] and j != i) / (count - 1)
+        weighted = sum(torch.exp((1 + beta) * s(i, j)) / mean(j if released else i) for j in negatives)
+        estimate = (weighted - tau_plus * len(negatives) * positive) / (1 - tau_plus)
+        floor = len(negatives) * (1 if released else math.exp(-1 / temperature))
+        return positive + torch.clamp(estimate, min=floor)
+
+    pairs = [(i, j) for i in names for j in names if i[1] == j[1] and i != j]
+    return sum(-s(i, p) + torch.log(denominator(p if released else i)) for i, p in pairs) / len(pairs)
+
+
+def batch_law(u, v, temperature):
+    """sigma(u, v): a law over the images of the batch."""
+    weights = torch.stack([torch.exp(cosine(a, b) / temperature) for a, b in zip(u, v, strict=True)])
+    return weights / weights.sum()
+
+
+def lars(weights, gradients, rates, momentum=0.9, decay=1e-6, trust=1e-3):
+    """The released rule, on one tensor: gradients and rates by step."""
+    buffer = [0.0] * len(weights)
+    for gradient, lr in zip(gradients, rates, strict=True):
+        w_norm, g_norm = math.hypot(*weights), math.hypot(*gradient)
+        degenerate = w_norm < 1e-15 or g_norm < 1e-15
+        rate = lr if degenerate else lr * trust * w_norm / (g_norm + decay * w_norm)
+        buffer = [momentum * b + rate * (g + decay * w) for b, g, w in zip(buffer, gradient, weights, strict=True)]
+        weights = [w - b for w, b in zip(weights, buffer, strict=True)]
+    return weights

@@ -11,9 +11,8 @@ from acl_plugin import leaderboard
 from acl_plugin.backbones import Classifier
 from acl_plugin.config import preset
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluate import weights_hash
 from acl_plugin.leaderboard import eps_text, export, load_exported, model_info, timm_name
-from acl_plugin.run_dir import RunDir, write_json, write_model
+from acl_plugin.run_dir import RunDir, weights_hash, write_json, write_model
 from conftest import spec
 
 EVALUATION = {

@@ -8,7 +8,8 @@ from acl_plugin import data, load_classifier
 from acl_plugin.backbones import Classifier
 from acl_plugin.config import preset
 from acl_plugin.errors import UsageError
-from acl_plugin.probe import predictions, probe, train_head
+from acl_plugin.linear_head import predictions, train_head
+from acl_plugin.probe import probe
 from acl_plugin.run_dir import RunDir, write_model
 from conftest import TINY, spec
 

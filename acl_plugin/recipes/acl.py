@@ -10,10 +10,9 @@ import torch
 
 from acl_plugin import routed_norm
 from acl_plugin.backbones import Encoder
-from acl_plugin.errors import unknown
 from acl_plugin.inner_attack import InnerAttack
 from acl_plugin.losses import nt_xent, nt_xent_rows
-from acl_plugin.objective import Objective, Terms, Views
+from acl_plugin.objective import Cost, Objective, Terms, Views, require_one_of
 from acl_plugin.registry import register
 
 PAPER = "ACL, NeurIPS 2020, arXiv 2010.13337"
@@ -31,6 +30,7 @@ class AdversarialToAdversarial(Objective):
 
     routes = ("adv",)
     attack_view = "joint"
+    cost = Cost(attacked=2, forwards=2, backwards=2)
     paper = PAPER
 
     def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
@@ -51,12 +51,12 @@ class AdversarialToStandard(Objective):
     """
 
     routes = ("clean", "adv")
+    cost = Cost(attacked=1, forwards=3, backwards=2)
     paper = PAPER
 
     def __init__(self, *, temperature: float = 0.5, attack_view: Literal["scalar", "bank"] = "scalar") -> None:
         super().__init__(temperature=temperature)
-        if attack_view not in ("scalar", "bank"):
-            raise unknown("attack_view", str(attack_view), ("scalar", "bank"))
+        require_one_of(("scalar", "bank"), attack_view=attack_view)
         self.attack_view = attack_view
 
     def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
@@ -81,6 +81,7 @@ class DualStream(Objective):
 
     routes = ("clean", "adv")
     attack_view = "joint"
+    cost = Cost(attacked=2, forwards=4, backwards=4)
     paper = PAPER
 
     def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from acl_plugin.backbones import Encoder
 from acl_plugin.divergence import JensenShannon
-from acl_plugin.errors import UsageError, unknown
+from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack
 from acl_plugin.losses import nt_xent, nt_xent_rows
-from acl_plugin.objective import Objective, Terms, Views, require_not_negative
+from acl_plugin.objective import Cost, Objective, Terms, Views, require_not_negative, require_one_of
 from acl_plugin.registry import register
 from acl_plugin.routed_norm import frozen_statistics
 from acl_plugin.sharpness import ascend
@@ -55,12 +55,15 @@ class GlobalSharpnessAware(Objective):
         require_not_negative(adversarial=adversarial, benign=benign, global_=global_, rho=rho)
         if adversarial == benign == 0:
             raise UsageError("adversarial 0 and benign 0: one of them must be above 0")
-        if gradient not in ("reversed", "non_saturating"):
-            raise unknown("gradient", str(gradient), ("reversed", "non_saturating"))
+        require_one_of(("reversed", "non_saturating"), gradient=gradient)
         self.adversarial, self.benign, self.global_, self.rho = adversarial, benign, global_, rho
         self.gradient, self.attack_divergence = gradient, attack_divergence and global_ > 0
         if adversarial or global_:
             self.attack_view = "scalar" if self.attack_divergence else "joint"
+        sharp, looks = bool(benign and rho), bool(benign or global_)  # looks: at benign views
+        attacked = 2 if self.attack_view else 0
+        backwards = attacked + (2 if looks else 0) + (2 + 2 * (global_ > 0) if sharp else 0)
+        self.cost = Cost(attacked, attacked + 2 * looks + 2 * sharp, backwards)
 
     def setup(self, model: Encoder) -> None:
         if self.global_:

@@ -3,7 +3,7 @@
 from acl_plugin.backbones import Encoder
 from acl_plugin.inner_attack import InnerAttack
 from acl_plugin.losses import nt_xent
-from acl_plugin.objective import Objective, Terms, Views
+from acl_plugin.objective import Cost, Objective, Terms, Views
 from acl_plugin.registry import register
 
 
@@ -17,6 +17,7 @@ class SimCLR(Objective):
     Source: arXiv 2002.05709, equation 1.
     """
 
+    cost = Cost(attacked=0, forwards=2, backwards=2)
     paper = "SimCLR, ICML 2020, arXiv 2002.05709"
 
     def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:

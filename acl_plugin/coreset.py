@@ -1,0 +1,202 @@
+"""RCS: which training images to go on with, chosen by how far a step on them lowers the adversarial divergence.
+
+It works with any objective: only the gradient of its loss with respect to the projector is used.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from acl_plugin import randomness
+from acl_plugin.backbones import Encoder
+from acl_plugin.config import RunConfig
+from acl_plugin.data import Images
+from acl_plugin.inner_attack import InnerAttack
+from acl_plugin.objective import Objective, Views
+from acl_plugin.progress import Progress
+from acl_plugin.randomness import CORESET, mixed_seed
+
+Fidelity = Literal["paper", "released"]
+RATE = 0.01
+"""Step size of the virtual updates."""
+
+
+class Coreset:
+    """The images that a run trains on: all of a pool at first, then a part of it that is chosen anew now and then.
+
+    Attributes:
+        pool: the training images but 1 % (at least 2), which are held out to choose by.
+        held_out: these.
+        chosen: positions in the pool to train on, part of a checkpoint; None: all.
+    """
+
+    def __init__(self, config: RunConfig, images: Images) -> None:
+        self.config = config
+        order = self._shuffled(len(images))
+        count = held_out_count(len(images))
+        self.pool, self.held_out = images.take(order[count:].sort().values), images.take(order[:count])
+        self.chosen: Tensor | None = None
+
+    @property
+    def images(self) -> Images:
+        """What to train on now."""
+        return self.pool if self.chosen is None else self.pool.take(self.chosen)
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether to choose anew before this epoch, counted from 0."""
+        since = epoch - math.ceil(self.config.coreset_warmup * self.config.epochs)
+        return since >= 0 and since % self.config.coreset_every == 0
+
+    def renew(
+        self,
+        epoch: int,
+        model: Encoder,
+        objective: Objective,
+        attack: InnerAttack,
+        draw: Callable[[Tensor, Tensor], Views],
+    ) -> None:
+        """Choose whole minibatches, as many as the fraction allows, and at least one.
+
+        Args:
+            epoch: decides the minibatches, with the seed.
+            model, objective, attack: as in training.
+            draw: (pixels, rows) of a batch -> the objective's views.
+        """
+        c = self.config
+        order = self._shuffled(len(self.pool), epoch)
+        groups = order[: len(order) // c.batch_size * c.batch_size].split(c.batch_size)
+        budget = max(1, int(c.coreset_fraction * len(self.pool)) // c.batch_size)
+        batches = [self.pool.take(group) for group in groups]
+        seed = mixed_seed(c.seed, CORESET, epoch)
+        taken = select(model, objective, attack, batches, self.held_out, budget, draw, seed, c.coreset_fidelity)
+        self.chosen = torch.cat([groups[i] for i in taken])
+
+    def _shuffled(self, count: int, *purpose: int) -> Tensor:
+        generator = torch.Generator().manual_seed(mixed_seed(self.config.seed, CORESET, *purpose))
+        return torch.randperm(count, generator=generator)
+
+
+def held_out_count(images: int) -> int:
+    """How many of the training images are held out: 1 %, and at least 2."""
+    return max(2, images // 100)
+
+
+def select(
+    model: Encoder,
+    objective: Objective,
+    attack: InnerAttack,
+    batches: list[Images],
+    validation: Images,
+    budget: int,
+    draw: Callable[[Tensor, Tensor], Views],
+    seed: int,
+    fidelity: Fidelity = "paper",
+) -> list[int]:
+    """Choose ``budget`` of ``batches``, greedily, so that a step on each lowers the divergence of validation images.
+
+    R = KL(softmax z' || softmax z) between embeddings of adversarial and benign validation images, and g_i is the
+    gradient of the objective's loss on batch i after its own inner attack, both with respect to the projector, averaged
+    over output units. In turn, the batch with the largest <g_i, grad R> is taken, the projector moves by
+    -0.01 g_i, and grad R is computed anew. All of it happens to copies.
+
+    Args:
+        model, objective, attack: as in training.
+        batches: the minibatches to choose from.
+        validation: images held out of training.
+        budget: how many batches to take.
+        draw: (pixels, rows) of a batch -> the objective's views.
+        seed: of views and attacks.
+        fidelity: ``released`` repeats three slips of the code: min-max scaled embeddings in place of laws, a step
+            twice as long, and the first half of the validation images twice.
+
+    Returns:
+        Indices into ``batches``, in the order in which they were taken.
+
+    Source: RCS (arXiv 2302.03857), Algorithm 1, and equations 6 to 10.
+    """
+    released = fidelity == "released"
+    device = next(model.parameters()).device
+    model, objective = copy.deepcopy((model, objective))
+    head = head_parameters(model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for parameter in head:
+        parameter.requires_grad_(True)
+    with randomness.private(seed, device):
+        divergence = _divergence(model, objective, attack, validation, released)
+        model.train()
+        objective.train()
+        gradients = []
+        with Progress("coreset", len(batches), unit="batch") as progress:
+            for batch in batches:
+                total = objective.terms(model, draw(batch.pixels.to(device), batch.rows.to(device)), attack).total
+                gradients.append(_averaged(total, head))
+                progress.advance()
+    model.eval()
+    left, taken = list(range(len(batches))), []
+    table = torch.stack([torch.cat([part.flatten() for part in g]) for g in gradients])
+    for _ in range(budget):
+        wanted = torch.cat([part.flatten() for part in _averaged(divergence(), head)])
+        best = left.pop(int((table[left] @ wanted).argmax()))
+        taken.append(best)
+        with torch.no_grad():
+            for parameter, gradient in zip(head, gradients[best], strict=True):
+                parameter.sub_((2 if released else 1) * RATE * gradient)
+    return taken
+
+
+def head_parameters(model: Encoder) -> list[nn.Parameter]:
+    """Weights and biases of the projector's linear layers; the last weight of the backbone if there are none."""
+    linear = [p for m in model.projector.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
+    return linear or [[p for p in model.backbone.parameters() if p.dim() > 1][-1]]
+
+
+def _divergence(
+    model: Encoder, objective: Objective, attack: InnerAttack, images: Images, released: bool
+) -> Callable[[], Tensor]:
+    """R of fixed benign and adversarial images, as a function of the projector as it then is."""
+    benign_route, adversarial_route = objective.routes[0], objective.routes[-1]
+    x = images.floats().to(next(model.parameters()).device)
+    if released:
+        half = x[: max(1, len(x) // 2)]
+        x = torch.cat([half, half])
+    rows = _min_max_rows if released else _kl_rows
+    model.eval()
+    with torch.no_grad():
+        z = model(x, benign_route)
+    three = InnerAttack(attack.threat, "PGD" if attack.threat.norm == "Linf" else "PGDL2", steps=3)
+    moved = three.scalar(model, x, lambda y: 1 + rows(model(y, adversarial_route), z))
+
+    def divergence() -> Tensor:
+        return rows(model(moved, adversarial_route), model(x, benign_route)).mean()
+
+    return divergence
+
+
+def _kl_rows(z: Tensor, benign: Tensor) -> Tensor:
+    p, q = z.float().log_softmax(1), benign.float().log_softmax(1)
+    return (p.exp() * (p - q)).sum(1)
+
+
+def _min_max_rows(z: Tensor, benign: Tensor) -> Tensor:
+    """Above -1; not a divergence."""
+
+    def scaled(values: Tensor) -> Tensor:
+        low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+        return (values - low) / (high - low) + 1e-8
+
+    p, q = scaled(z.float()), scaled(benign.float())
+    return (p * (p.log() - q.log())).mean(1)
+
+
+def _averaged(value: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+    """The gradient of each parameter, averaged over output units (the first dimension)."""
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+    return [
+        torch.zeros_like(p).mean(0) if g is None else g.detach().mean(0)
+        for p, g in zip(parameters, gradients, strict=True)
+    ]

@@ -1,0 +1,336 @@
+"""Checkpoints of the published repositories as plain timm encoders.
+
+Weights alone do not tell the function: each layout has its own stem, normalisation and norm banks. Every key of a file
+is used, or dropped by a rule that is written here; a key that is left over, or missing, is an error.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from acl_plugin import data as datasets
+from acl_plugin import projectors, randomness
+from acl_plugin.backbones import ModelSpec, create_backbone
+from acl_plugin.config import RunConfig
+from acl_plugin.errors import UsageError, unknown
+from acl_plugin.run_dir import RunDir, write_json, write_model, write_projector
+
+CONTAINERS = ("state_dict_dual", "state_dict", "model", "P_state", "net")
+"""Where the weights may lie in a file; the first that is there counts, else the file itself."""
+Rules = tuple[tuple[str, str], ...]
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+IMAGENET: Normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR: Normalisation = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
+NONE: Normalisation = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one family of checkpoints names its weights.
+
+    Attributes:
+        papers: whose checkpoints they are.
+        marks: patterns of keys; a file that has all of them has this layout.
+        routes: names of the norm banks in the file's order, which calls bank N ``bn_list.N``.
+        normalisation: mean and std that the code applies, unless the file has them.
+        dropped: pattern of the keys that are no part of backbone or projector.
+        renamed: patterns and replacements, in turn, from the file's names to timm's.
+        stem: of the network, unless the first convolution is that of large images.
+        projector: its kind, and patterns and replacements from the file's names to its own.
+    """
+
+    papers: str
+    marks: tuple[str, ...]
+    routes: tuple[str, ...]
+    normalisation: Normalisation
+    dropped: str
+    renamed: Rules = ()
+    stem: Literal["cifar", "cifar_padding_2", "native"] = "cifar"
+    projector: tuple[str, Rules] | None = None
+
+
+_DOWNSAMPLE: Rules = ((r"downsample\.conv\.", "downsample.0."), (r"downsample\.bn\.", "downsample.1."))
+_THREE_LAYER: tuple[str, Rules] = (
+    "three_layer",
+    tuple((rf"^fc\.{old}\.", f"{new}.") for old, new in zip("fc1 bn1 fc2 bn2 fc3 bn3".split(), "013467", strict=True)),
+)
+_HEAD = r"^fc\.(weight|bias)$"
+
+LAYOUTS: dict[str, Layout] = {
+    "momentum": Layout(
+        "DynACL (whole checkpoint, of which the momentum encoder is taken)",
+        (r"^encoder_q\.", r"^encoder_k\.", r"\.bn_list\.0\."),
+        ("normal", "pgd"),
+        IMAGENET,
+        r"^encoder_q\.|^encoder_k\.fc\.(weight|bias)$",
+        ((r"^encoder_k\.", ""), *_DOWNSAMPLE),
+        projector=_THREE_LAYER,
+    ),
+    "clustered": Layout(
+        "AdvCL, A-InfoNCE on AdvCL",
+        (r"^fc_0|^head_proj\.", r"\.bn_list\.0\."),
+        ("normal", "pgd", "pgd_ce"),
+        NONE,
+        r"^fc[._]|^head_(ce|pred)\.",
+        _DOWNSAMPLE,
+        projector=("bottleneck", ((r"^head_proj\.", ""),)),
+    ),
+    "banks": Layout(
+        "ACL, ACL-AIR, DynACL-AIR, RCS, DynACL (momentum encoder alone), DynACL++ and AIR++ with two banks",
+        (r"^bn1\.bn_list\.0\.",),
+        ("normal", "pgd"),
+        IMAGENET,
+        _HEAD,
+        _DOWNSAMPLE,
+        projector=_THREE_LAYER,
+    ),
+    "adv_suffix": Layout(
+        "ACL (early versions)",
+        (r"^bn1_adv\.",),
+        ("normal", "pgd"),
+        IMAGENET,
+        r"^fc\.",
+        ((r"\b(bn\d?)\.", r"\1.bn_list.0."), (r"\b(bn\d?)_adv\.", r"\1.bn_list.1."), *_DOWNSAMPLE),
+    ),
+    "shortcut": Layout(
+        "RoCL, A-InfoNCE on RoCL",
+        (r"\.shortcut\.0\.",),
+        ("shared",),
+        NONE,
+        r"^(linear|fc)\.",
+        ((r"\.shortcut\.", ".downsample."),),
+    ),
+    "student": Layout(
+        "DeACL (of which the student is taken)",
+        (r"^backbone\.", r"^momentum_backbone\."),
+        ("shared",),
+        CIFAR,
+        r"^(?!backbone\.)|^backbone\.fc\.",
+        ((r"^backbone\.", ""),),
+        stem="cifar_padding_2",
+    ),
+    "plain": Layout(
+        "DynACL++ and AIR++ with one bank, finetuned ACL, networks of torchvision and timm",
+        (r"^conv1\.weight$", r"^layer4\.1\.bn2\.weight$"),
+        ("shared",),
+        IMAGENET,
+        _HEAD,
+    ),
+}
+"""Layouts by name, in the order in which they are tried."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a file holds, all of it in timm's names.
+
+    Attributes:
+        layout: name in :data:`LAYOUTS`.
+        spec: the network, with its stem and normalisation.
+        banks: weights of the backbone, by norm bank; the first is for benign images.
+        projectors: its kind, and weights by norm bank; None if the file has no projector that we know.
+    """
+
+    layout: str
+    spec: ModelSpec
+    banks: dict[str, dict[str, Tensor]]
+    projectors: tuple[str, dict[str, dict[str, Tensor]]] | None
+
+    def bank(self, name: str | None = None) -> str:
+        """``name``, or the bank for adversarial images if it is None.
+
+        Raises:
+            UsageError: for a bank that is not there.
+        """
+        if name is not None and name not in self.banks:
+            raise unknown(f"norm bank of format {self.layout!r}:", name, self.banks)
+        return name or ("pgd" if "pgd" in self.banks else next(iter(self.banks)))
+
+
+def import_run(
+    path: Path,
+    run: RunDir,
+    config: RunConfig,
+    layout: str = "auto",
+    bank: str | None = None,
+    allow_pickle: bool = False,
+) -> str:
+    """Make a run folder of a published checkpoint, ready to be probed.
+
+    Args:
+        path: the checkpoint.
+        run: folder, new or empty.
+        config: data set and backbone.
+        layout, bank, allow_pickle: see :func:`read` and :meth:`Published.bank`.
+
+    Returns:
+        The layout.
+
+    Raises:
+        UsageError: as :func:`read`; nothing is written then.
+    """
+    published = read(path, layout, config.backbone, datasets.load(config).shape, allow_pickle)
+    probed, benign = published.bank(bank), next(iter(published.banks))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = {"file": path.name, "sha256": digest, "format": published.layout, "bank": probed}
+    run.start(replace(config, objective="imported", objective_kwargs=source, stem=published.spec.stem))
+    write_json(run.pretraining, source)
+    if published.projectors is not None:
+        kind, weights = published.projectors
+        write_projector(run, kind, weights[probed])
+    if probed != benign:
+        write_model(run.benign_encoder, published.spec, published.banks[benign])
+    write_model(run.encoder, published.spec, published.banks[probed])
+    return published.layout
+
+
+def read(
+    path: Path,
+    layout: str = "auto",
+    backbone: str = "resnet18",
+    shape: tuple[int, int, int] = (3, 32, 32),
+    allow_pickle: bool = False,
+) -> Published:
+    """Read a published checkpoint.
+
+    Args:
+        path: the file.
+        layout: one of :data:`LAYOUTS`, or ``auto`` to find out.
+        backbone: timm name of the network.
+        shape: (C, H, W) of the images.
+        allow_pickle: let the file execute code while it is read.
+
+    Raises:
+        UsageError: for a file that is no checkpoint, or needs ``allow_pickle``; for an unknown layout; and for any
+            missing or unexpected key.
+    """
+    state = _weights(path, _open(path, allow_pickle))
+    name = detect(path, state) if layout == "auto" else layout
+    if name not in LAYOUTS:
+        raise unknown("format", layout, ("auto", *LAYOUTS))
+    known = LAYOUTS[name]
+    state = {_rename(k, known.renamed): v for k, v in state.items() if not re.search(known.dropped, k)}
+    mean, std = _normalisation(state) or known.normalisation
+    stem = "native" if "conv1.weight" in state and state["conv1.weight"].shape[-1] == 7 else known.stem
+    spec = ModelSpec(backbone, {}, stem, shape, mean, std, timm_version=_timm_version())
+    with randomness.private(0):
+        expected = create_backbone(spec)[0].state_dict()
+    backbone_state, projector_state = _split(state, known)
+    banks = {
+        bank: _plain(path, spec.backbone, backbone_state, number, expected) for number, bank in enumerate(known.routes)
+    }
+    kept = None
+    if known.projector is not None and projector_state:
+        kind = known.projector[0]
+        with randomness.private(0):
+            expected = projectors.PROJECTORS[kind](_feature_size(expected)).state_dict()
+        kept = (kind, {b: _plain(path, kind, projector_state, n, expected) for n, b in enumerate(known.routes)})
+    return Published(name, spec, banks, kept)
+
+
+def detect(path: Path, state: Mapping[str, Tensor]) -> str:
+    """The first layout whose marks are all among the keys.
+
+    Raises:
+        UsageError: with the layouts tried and the first keys.
+    """
+    for name, layout in LAYOUTS.items():
+        if all(any(re.search(mark, key) for key in state) for mark in layout.marks):
+            return name
+    shown = ", ".join(list(state)[:5])
+    wide = any(key.startswith("block1.") for key in state)
+    why = "is a WideResNet, which timm does not have" if wide else "has no known layout"
+    raise UsageError(f"{path} {why}; tried {', '.join(LAYOUTS)}; its first keys: {shown}")
+
+
+def _open(path: Path, allow_pickle: bool) -> Any:
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    with path.open("rb") as file:
+        begins_as_one = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+    except Exception as error:  # the unpickler raises all kinds
+        if begins_as_one and "Weights only load failed" in str(error):
+            raise UsageError(
+                f"{path} holds more than weights, and reading it could execute any code that somebody put in; "
+                f"if you trust where it is from, add --allow-pickle"
+            ) from error
+        raise UsageError(f"{path} is damaged or no checkpoint of PyTorch: {type(error).__name__}") from error
+
+
+def _weights(path: Path, content: Any) -> dict[str, Tensor]:
+    """The tensors by name, without the ``module.`` of data parallelism."""
+    if isinstance(content, Mapping):
+        content = next((content[c] for c in CONTAINERS if isinstance(content.get(c), Mapping)), content)
+        state = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        if state:
+            parallel = all(key.startswith("module.") for key in state)
+            return {key.removeprefix("module.") if parallel else key: value for key, value in state.items()}
+    raise UsageError(f"{path} holds no weights by name; looked into {', '.join(CONTAINERS)}")
+
+
+def _rename(key: str, rules: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _normalisation(state: dict[str, Tensor]) -> Normalisation | None:
+    """Mean and std that the file has as buffers, which are taken out of ``state``."""
+    mean, std = state.pop("normalize.mean", None), state.pop("normalize.std", None)
+    if mean is None or std is None:
+        return None
+    return tuple(mean.flatten().tolist()), tuple(std.flatten().tolist())
+
+
+def _split(state: dict[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Backbone and projector, each with names of its own."""
+    rules = layout.projector[1] if layout.projector else ()
+    backbone, projector = {}, {}
+    for key, value in state.items():
+        if any(re.search(pattern, key) for pattern, _ in rules):
+            projector[_rename(key, rules)] = value
+        else:
+            backbone[key] = value
+    return backbone, projector
+
+
+def _plain(
+    path: Path, network: str, state: dict[str, Tensor], number: int, expected: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The weights of norm bank ``number``, with the keys and shapes of ``expected``.
+
+    Raises:
+        UsageError: for missing, unexpected or ill-shaped weights.
+    """
+    own = f".bn_list.{number}."
+    plain = {k.replace(own, "."): v for k, v in state.items() if ".bn_list." not in f".{k}" or own in f".{k}"}
+    for key in expected:  # old versions of PyTorch did not count batches
+        if key.endswith("num_batches_tracked") and key.replace("num_batches_tracked", "running_mean") in plain:
+            plain.setdefault(key, torch.zeros((), dtype=torch.int64))
+    faults = {
+        "missing": [k for k in expected if k not in plain],
+        "unexpected": [k for k in plain if k not in expected],
+        "of another shape": [k for k in expected if k in plain and plain[k].shape != expected[k].shape],
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in faults.items() if keys)
+        raise UsageError(f"{path} does not fit {network}: {told}")
+    return {key: plain[key].clone() for key in expected}
+
+
+def _feature_size(backbone: dict[str, Tensor]) -> int:
+    return len([v for k, v in backbone.items() if k.endswith("running_mean")][-1])
+
+
+def _timm_version() -> str:
+    import timm
+
+    return timm.__version__

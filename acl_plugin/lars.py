@@ -1,0 +1,55 @@
+"""LARS as the published ACL codes have it."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rates: each tensor moves by a share of its own norm.
+
+    r = lr trust ||w|| / (||g|| + decay ||w||), or r = lr where ||w|| or ||g|| is 0;
+    m <- momentum m + r (g + decay w); w <- w - m. The rate is inside the momentum, and no tensor is left out.
+    (timm's LARS multiplies m by the rate of the step instead, which differs under a schedule.)
+
+    Args:
+        params: parameters or groups of them.
+        lr: learning rate; 5 for batches of 512 in ACL.
+        momentum: in [0, 1).
+        weight_decay: decay.
+        trust: share of a tensor's norm.
+
+    Source: LARS (arXiv 1708.03888), Algorithm 1, as in the code of ACL (arXiv 2010.13337).
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 1e-3,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            decay = group["weight_decay"]
+            for w in group["params"]:
+                if w.grad is None:
+                    continue
+                norm, gradient = w.norm(), w.grad.norm()
+                ratio = group["trust"] * norm / (gradient + decay * norm)
+                ratio = torch.where((norm < 1e-15) | (gradient < 1e-15), torch.ones_like(ratio), ratio)
+                buffer = self.state[w].setdefault("momentum_buffer", torch.zeros_like(w))
+                buffer.mul_(group["momentum"]).add_((w.grad + decay * w) * (ratio * group["lr"]))
+                w.sub_(buffer)
+        return loss

@@ -1,0 +1,141 @@
+"""Labels made without labels: k-means on a pretrained encoder's features, kept in a file with where they are from."""
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acl_plugin.backbones import Encoder
+from acl_plugin.data import Images
+from acl_plugin.errors import UsageError
+from acl_plugin.run_dir import write_atomic
+
+PUBLISHED_SIZES = (2, 10, 50, 100, 500)
+"""Numbers of clusters of AdvCL."""
+
+
+class PseudoLabels(nn.Module):
+    """Clusterings of training images, looked up by the images' rows in the data set.
+
+    Args:
+        rows: (N,) rows of the data set that have labels.
+        labels: by number of clusters, (N,) each.
+        provenance: where they are from.
+    """
+
+    table: Tensor
+
+    def __init__(self, rows: Tensor, labels: dict[int, Tensor], provenance: dict[str, Any]) -> None:
+        super().__init__()
+        self.sizes, self.provenance = sorted(labels), provenance
+        table = torch.full((len(labels), int(rows.max()) + 1), -1, dtype=torch.int64)
+        for number, size in enumerate(self.sizes):
+            table[number, rows] = labels[size].long()
+        self.register_buffer("table", table)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(B,) rows -> (number of clusterings, B) labels, in the order of ``sizes``."""
+        return self.table[:, rows.to(self.table.device)]
+
+    def check_rows(self, rows: Tensor) -> None:
+        """Refuse rows without labels.
+
+        Raises:
+            UsageError: with their number.
+        """
+        known = rows < self.table.shape[1]
+        known &= self.table[0, rows.clamp_max(self.table.shape[1] - 1)].cpu() >= 0
+        if not known.all():
+            raise UsageError(
+                f"{int((~known).sum())} of {len(rows)} training images have no pseudo-labels, which are of "
+                f"{self.provenance.get('n')} images of {self.provenance.get('data')}; make them of the same images"
+            )
+
+    def write(self, path: Path) -> None:
+        """As an npz file: ``rows``, ``labels_K`` for each number K of clusters, and ``provenance`` as JSON."""
+        import numpy as np
+
+        rows = (self.table[0] >= 0).nonzero().squeeze(1)
+        arrays: dict[str, Any] = {f"labels_{k}": self.table[i, rows].numpy() for i, k in enumerate(self.sizes)}
+        buffer = io.BytesIO()
+        np.savez(buffer, rows=rows.numpy(), provenance=np.array(json.dumps(self.provenance)), **arrays)
+        try:
+            write_atomic(path, buffer.getvalue())
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+
+    @classmethod
+    def read(cls, path: Path | str) -> "PseudoLabels":
+        """What :meth:`write` wrote; nothing in the file is executed.
+
+        Raises:
+            UsageError: when it is missing, damaged or something else.
+        """
+        import numpy as np
+
+        if not Path(path).is_file():
+            raise UsageError(f"{path}: no such file; make it with acl-plugin pseudo-labels RUN --out {path}")
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                rows = torch.from_numpy(file["rows"])
+                names = [name for name in file.files if name.startswith("labels_")]
+                labels = {int(name.removeprefix("labels_")): torch.from_numpy(file[name]) for name in names}
+                provenance = json.loads(str(file["provenance"]))
+            fits = all(y.shape == rows.shape and y.min() >= 0 and y.max() < size for size, y in labels.items())
+            if not labels or not fits or rows.min() < 0:
+                raise ValueError("labels and rows do not fit together")
+            return cls(rows, labels, provenance)
+        except Exception as error:  # zip, numpy and json raise all kinds
+            raise UsageError(f"{path} is damaged or no file of pseudo-labels: {error}") from error
+
+
+def cluster(features: Tensor, size: int, seed: int) -> Tensor:
+    """k-means with Euclidean distance, k-means++ start and no restart.
+
+    Args:
+        features: (N, D).
+        size: number of clusters, at most N.
+        seed: decides the result.
+
+    Returns:
+        (N,) labels from 0 to ``size`` - 1.
+
+    Raises:
+        UsageError: for more clusters than images, or fewer than 2.
+    """
+    from sklearn.cluster import KMeans
+
+    if not 2 <= size <= len(features):
+        raise UsageError(f"{size} clusters: allowed is 2 to {len(features)}, the number of images")
+    means = KMeans(size, n_init=1, random_state=seed % 2**32)
+    return torch.from_numpy(means.fit_predict(features.double().cpu().numpy())).long()
+
+
+def make(encoder: Encoder, images: Images, sizes: Sequence[int], seed: int, provenance: dict[str, Any]) -> PseudoLabels:
+    """Cluster the features of un-augmented images.
+
+    Args:
+        encoder: in eval mode.
+        images: N images.
+        sizes: numbers of clusters.
+        seed: of k-means.
+        provenance: what to keep of where encoder and images are from; seed, N and scikit-learn's version are added.
+    """
+    import sklearn
+
+    features = features_of(encoder, images)
+    labels = {size: cluster(features, size, seed) for size in sizes}
+    kept = {**provenance, "seed": seed, "n": len(images), "scikit-learn": sklearn.__version__}
+    return PseudoLabels(images.rows, labels, kept)
+
+
+@torch.no_grad()
+def features_of(encoder: Encoder, images: Images, batch_size: int = 500) -> Tensor:
+    """(N, D) features of un-augmented images, on the CPU."""
+    device = next(encoder.parameters()).device
+    starts = range(0, len(images), batch_size)
+    return torch.cat([encoder.features(images.floats(i, i + batch_size).to(device)).cpu() for i in starts])

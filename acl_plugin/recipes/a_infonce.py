@@ -1,0 +1,152 @@
+"""A-InfoNCE: asymmetric contrast with adversarial views (Yu et al., ECCV 2022, arXiv 2207.08374).
+
+Inferior positives (IP): pairs of a benign and an adversarial view pull mostly the adversarial one. Hard negatives
+(HN): negatives count more the closer they are. Both, or one, on AdvCL or on RoCL.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from acl_plugin import routed_norm
+from acl_plugin.backbones import Encoder
+from acl_plugin.losses import HardNegatives
+from acl_plugin.objective import Cost, Objective, require_not_negative, require_one_of
+from acl_plugin.recipes.advcl import AdvCL
+from acl_plugin.recipes.rocl import RoCL
+from acl_plugin.registry import register
+
+
+def asymmetric_weights(views: int, adversarial: int, alpha: float, weight: float) -> Tensor:
+    """(V, V) weights of pairs (anchor, positive), adding up to 1 for ``weight`` 1.
+
+    A pair of benign views has 1 / (V (V - 1)). A benign anchor with an adversarial positive has 2 alpha ``weight``
+    times that, and an adversarial anchor with a benign positive 2 (1 - alpha) ``weight`` times.
+    """
+    w = torch.ones(views, views).fill_diagonal_(0)
+    w[:, adversarial] *= 2 * alpha * weight
+    w[adversarial, :] *= 2 * (1 - alpha) * weight
+    return w / (views * (views - 1))
+
+
+def crossing(views: int, adversarial: int) -> Tensor:
+    """(V, V) bool: pairs of a benign and an adversarial view."""
+    is_adversarial = torch.arange(views) == adversarial
+    return is_adversarial.unsqueeze(0) ^ is_adversarial.unsqueeze(1)
+
+
+@register("a_infonce")
+def a_infonce(
+    *,
+    base: Literal["advcl", "rocl"] = "advcl",
+    variant: Literal["ip", "hn", "iphn"] = "iphn",
+    alpha: float = 0.2,
+    adversarial_weight: float | None = None,
+    tau_plus: float | None = None,
+    beta: float = 1.0,
+    fidelity: Literal["paper", "released"] = "paper",
+    **settings: Any,
+) -> Objective:
+    """Asymmetric InfoNCE, with inferior positives (ip), hard negatives (hn) or both (iphn), on AdvCL or RoCL.
+
+    On AdvCL the share alpha of an inferior positive adapts to the distance of w' and w: see
+    :class:`AsymmetricAdvCL`.
+
+    Args:
+        base: ``advcl`` or ``rocl``.
+        variant: ``ip``, ``hn`` or ``iphn``.
+        alpha: share of the gradient of a benign-adversarial pair that moves the benign anchor, in [0, 1].
+        adversarial_weight: of those pairs; by default as published for CIFAR-10: 1.2 (ip) or 0.7 (iphn) on AdvCL and
+            1 on RoCL.
+        tau_plus: prior of false negatives; by default 0.12 (hn) or 0.1 (iphn).
+        beta: concentration on hard negatives.
+        fidelity: ``released`` has the two slips of the code's hard negatives (see :class:`HardNegatives`), and on
+            RoCL its stopped gradients. Its aliasing in the attack of IP is not repeated: every variant attacks the
+            loss of its base, as the paper says.
+        settings: of the base, such as ``temperature`` and ``pseudo_labels``.
+
+    Published: 400 epochs on AdvCL, lr 1 (ip), 1.2 (hn), 2 (iphn); 1000 on RoCL.
+
+    Source: arXiv 2207.08374, equations 5 to 9.
+    """
+    require_one_of(("advcl", "rocl"), base=base)
+    require_one_of(("ip", "hn", "iphn"), variant=variant)
+    require_one_of(("paper", "released"), fidelity=fidelity)
+    if tau_plus is None:
+        tau_plus = 0.12 if variant == "hn" else 0.1
+    hard = HardNegatives(tau_plus, beta, fidelity == "released") if "hn" in variant else None
+    usual = 1.0 if base == "rocl" else 0.7 if variant == "iphn" else 1.2
+    weight = usual if adversarial_weight is None else adversarial_weight
+    require_not_negative(alpha=alpha, adversarial_weight=weight, tau_plus=tau_plus, beta=beta)
+    if base == "rocl":
+        return AsymmetricRoCL("ip" in variant, alpha, weight, hard, fidelity=fidelity, **settings)
+    return AsymmetricAdvCL("ip" in variant, alpha, weight, hard, **settings)
+
+
+a_infonce.paper = "A-InfoNCE, ECCV 2022, arXiv 2207.08374"  # type: ignore[attr-defined]
+
+
+class AsymmetricRoCL(RoCL):
+    """RoCL with inferior positives or hard negatives; see :func:`a_infonce`."""
+
+    paper = "A-InfoNCE, ECCV 2022, arXiv 2207.08374"
+
+    def __init__(
+        self, inferior: bool, alpha: float, weight: float, hard: HardNegatives | None, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        self.hard = hard
+        if inferior:  # half of the general weight, as published
+            self.weights = asymmetric_weights(3, 2, alpha, weight / 2)
+            self.stopped = crossing(3, 2) | self.again
+
+
+class AsymmetricAdvCL(AdvCL):
+    """AdvCL with inferior positives, whose share adapts, or hard negatives; see :func:`a_infonce`.
+
+    d is the mean distance of w' and w in benign features. Over the first ``warmup`` of the epochs its mean d0 is
+    taken, and the share is alpha; then it is alpha for d > d0, 1/2 for d < ``nearest``, and linear in between.
+    """
+
+    paper = "A-InfoNCE, ECCV 2022, arXiv 2207.08374"
+    warmup, nearest = 0.075, 0.4  # 30 of 400 epochs
+    sum: Tensor
+    count: Tensor
+
+    def __init__(
+        self, inferior: bool, alpha: float, weight: float, hard: HardNegatives | None, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        self.inferior, self.alpha, self.weight, self.hard = inferior, alpha, weight, hard
+        self.warm = True
+        self.register_buffer("sum", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        if inferior:
+            self.stopped = crossing(4, 0)
+            assert self.cost is not None
+            self.cost = Cost(self.cost.attacked, self.cost.forwards + 2, self.cost.backwards)
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        self.warm = epoch < max(1, self.warmup * epochs)
+
+    @torch.no_grad()
+    def _look_at(self, model: Encoder, weak: Tensor, adversarial: Tensor) -> None:
+        if not self.inferior:
+            return
+        with routed_norm.inference(model):
+            moved, still = (model.features(x, "clean") for x in (adversarial, weak))
+        distance = (moved - still).norm(dim=1).mean()
+        if self.warm:
+            self.sum += distance
+            self.count += 1
+        share = self.alpha if self.warm else self._share(distance.item())
+        self.weights = asymmetric_weights(4, 0, share, self.weight).to(weak.device)
+
+    def _share(self, distance: float) -> float:
+        usual = (self.sum / self.count).item()
+        if distance > usual:
+            return self.alpha
+        if distance < self.nearest:
+            return 0.5
+        return 0.5 + (self.alpha - 0.5) * (distance - self.nearest) / max(1e-12, usual - self.nearest)

@@ -1,0 +1,144 @@
+"""Every objective on the same images, backbone and epochs: settings, runs and table.
+
+    python -m benchmarks objectives                                       digits, 3 seeds, about 2 hours on two cores
+    python -m benchmarks objectives --data cifar10 --data-dir data        part of CIFAR-10, to see that all of it works
+
+A run that is there already is not repeated, and one that was stopped goes on. Settings are those of the data set's
+preset for every objective; none was tuned for one of them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from acl_plugin import data, pipeline, pseudo_labels, registry
+from acl_plugin.cli import Parser
+from acl_plugin.config import RunConfig, preset
+from acl_plugin.errors import UsageError, unknown
+from acl_plugin.lpaft import STEPS
+from acl_plugin.pseudo_labels import PUBLISHED_SIZES
+from acl_plugin.run_dir import load_encoder
+
+TEACHER = "simclr"
+"""The row whose runs teach, and give features for pseudo-labels, in the runs of the same seed."""
+
+ROWS: dict[str, dict[str, Any]] = {
+    "simclr": {},
+    "acl_a2a": {},
+    "acl_a2s": {},
+    "acl_ds": {},
+    "acl_ds, rcs": {"objective": "acl_ds", "coreset": "rcs"},
+    "rocl": {},
+    "advcl": {},
+    "a_infonce, advcl ip": {"objective": "a_infonce", "base": "advcl", "variant": "ip"},
+    "a_infonce, advcl hn": {"objective": "a_infonce", "base": "advcl", "variant": "hn"},
+    "a_infonce, advcl iphn": {"objective": "a_infonce", "base": "advcl", "variant": "iphn"},
+    "a_infonce, rocl ip": {"objective": "a_infonce", "base": "rocl", "variant": "ip"},
+    "a_infonce, rocl hn": {"objective": "a_infonce", "base": "rocl", "variant": "hn"},
+    "a_infonce, rocl iphn": {"objective": "a_infonce", "base": "rocl", "variant": "iphn"},
+    "dynacl": {},
+    "dynacl++": {"objective": "dynacl", "probe_protocol": "dynacl++"},
+    "acl_air": {},
+    "dynacl_air": {},
+    "dynacl_air++": {"objective": "dynacl_air", "probe_protocol": "air++"},
+    "deacl": {},
+    "profeat": {},
+    "gsa_rsl": {},
+}
+"""Rows of the table: options of a run and settings of its objective. The row's name is the objective unless given."""
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "digits": {"limit_test": 250},
+    "cifar10": {
+        "backbone": "resnet10t",
+        "backbone_kwargs": {"stem_width": 8, "channels": [16, 32, 64, 128]},
+        "limit_train": 1024,
+        "limit_test": 50,
+        "epochs": 6,
+        "batch_size": 128,
+        "aft_epochs": 6,
+        "probe_lr": 0.1,
+        "coreset_every": 3,
+    },
+}
+"""Options that are the same in all rows, by data set."""
+
+
+def config_of(row: str, seed: int, runs: Path, data_name: str, **options: Any) -> RunConfig:
+    """The run of ``row`` with ``seed``, whose teacher is in the folder ``runs``."""
+    given = {"objective": row, **ROWS[row]}
+    own = {k: given.pop(k) for k in ("base", "variant") if k in given}
+    if given["objective"] in ("deacl", "profeat"):
+        own["teacher"] = str(folder_of(TEACHER, seed, runs))
+    elif given["objective"] == "advcl" or own.get("base") == "advcl":
+        own["pseudo_labels"] = str(labels_of(seed, runs))
+    return preset(data_name, **SETTINGS[data_name], **given, objective_kwargs=own, seed=seed, **options)
+
+
+def folder_of(row: str, seed: int, runs: Path) -> Path:
+    """Where a run lies."""
+    return runs / row.replace(", ", "-").replace(" ", "-") / str(seed)
+
+
+def labels_of(seed: int, runs: Path) -> Path:
+    """Where the pseudo-labels of the teacher's features lie."""
+    return runs / f"pseudo_labels_{seed}.npz"
+
+
+def run_all(*arguments: str) -> tuple[str, list[tuple[str, Path]]]:
+    """Do the runs; returns the data set and each run's row and folder."""
+    parser = Parser(prog="benchmarks objectives", exit_on_error=False)
+    parser.add_argument("--data", type=str, default="digits", help="digits or cifar10.")
+    parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds cifar-10-batches-py.")
+    parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="Seeds.")
+    parser.add_argument("--rows", type=list[str], default=list(ROWS), help="Only these rows.")
+    parser.add_argument("--runs", type=Path | None, default=None, help="Folder of the runs; runs/objectives/DATA.")
+    given = parser.parse(arguments)
+    if given.data not in SETTINGS:
+        raise unknown("data set", given.data, SETTINGS)
+    for row in given.rows:
+        if row not in ROWS:
+            raise unknown("row", row, ROWS)
+    runs = given.runs or Path("runs/objectives") / given.data
+    done = []
+    for seed in given.seeds:
+        for row in sorted(given.rows, key=lambda r: r != TEACHER):
+            config = config_of(row, seed, runs, given.data, data_dir=given.data_dir)
+            if "pseudo_labels" in config.objective_kwargs and not labels_of(seed, runs).is_file():
+                _cluster(config, seed, runs)
+            out = folder_of(row, seed, runs)
+            result = pipeline.run(config, out)
+            accuracies = f"clean {result['clean_accuracy']:.3f}, AutoAttack {result['robust_accuracy']:.3f}"
+            print(f"{row}, seed {seed}: {accuracies}", flush=True)
+            done.append((row, out))
+    return given.data, done
+
+
+def encoder_forwards(settings: dict[str, Any]) -> float | None:
+    """Encoder forwards (F) of a whole run per training image: of pretraining, coreset selection and finetuning.
+
+    The teacher's run, where there is one, is not in it.
+    """
+    cost = registry.create_objective(settings["objective"], **settings["objective_kwargs"]).cost
+    if cost is None:
+        return None
+    per_image, epochs = cost.encoder_forwards(settings["attack_steps"]), settings["epochs"]
+    total = float(per_image * epochs)
+    if settings["coreset"] != "none":
+        first = -(-settings["coreset_warmup"] * epochs // 1)
+        times = len(range(int(first), epochs, settings["coreset_every"]))
+        chosen = per_image * (epochs - first) * settings["coreset_fraction"]
+        total = per_image * first + chosen + times * (per_image - 2 * cost.backwards)
+    if settings["probe_protocol"] != "slf":
+        total += settings["aft_epochs"] * (2 * STEPS + 1 + 2 + 4)
+    return total
+
+
+def _cluster(config: RunConfig, seed: int, runs: Path) -> None:
+    teacher = folder_of(TEACHER, seed, runs)
+    if not teacher.is_dir():
+        raise UsageError(f"{teacher} is missing; run first: python -m benchmarks objectives --rows '[{TEACHER}]'")
+    images = data.load(config).train
+    sizes: Sequence[int] = [size for size in PUBLISHED_SIZES if size <= len(images)]
+    provenance = {"data": config.data, "objective": TEACHER}
+    pseudo_labels.make(load_encoder(teacher, benign=True), images, sizes, seed, provenance).write(labels_of(seed, runs))
