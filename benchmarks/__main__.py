@@ -109,8 +109,8 @@ def comparison(runs: list[dict[str, Any]]) -> list[str]:
         f"Every objective with the same backbone ({settings['backbone']}), {settings['limit_train'] or 'all'} training "
         f"images, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, {settings['attack']} with "
         f"{settings['attack_steps']} steps, eps {settings['eps']} and probe, on the first {evaluation['n']} test "
-        f"images; {device}. None was tuned by itself. F: encoder forwards per training image over the whole run, without "
-        f"the teacher's. *tie*: with the best robust accuracy, inside one standard deviation.",
+        f"images; {device}. None was tuned by itself. F: encoder forwards per training image over the whole run, "
+        f"without the teacher's. *tie*: with the best robust accuracy, inside one standard deviation.",
         "",
         "| objective | clean | AutoAttack | over SimCLR | F | pretrain s | probe s | seeds |",
         "|---|---|---|---|---|---|---|---|",

@@ -1,6 +1,7 @@
 """Each recipe against plain loops over its paper's formula, on a tiny linear encoder."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -8,9 +9,14 @@ from torch import nn
 
 import reference
 from acl_plugin import create_objective
+from acl_plugin.branches import Pair, Teacher
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
+from acl_plugin.losses import HardNegatives, cosine_distance_rows, multi_view_nce_rows
 from acl_plugin.objective import Views
+from acl_plugin.pseudo_labels import PseudoLabels
+from acl_plugin.recipes.air import invariance
+from acl_plugin.views import high_pass
 
 TAU = 0.4
 
@@ -47,7 +53,8 @@ def model():
 @pytest.fixture
 def views():
     torch.manual_seed(4)
-    return Views(torch.rand(4, 1, 4, 4), torch.rand(4, 1, 4, 4), torch.rand(4, 1, 4, 4), torch.arange(4))
+    a, b, images, weak = torch.rand(4, 4, 1, 4, 4)
+    return Views(a, b, images, torch.arange(4), weak)
 
 
 @pytest.fixture
@@ -59,7 +66,7 @@ def run(objective, model, views, attack):
     objective.setup(model)
     model.zero_grad()
     terms = objective.backward(model, views, attack)
-    return terms, [p.grad.clone() for p in model.parameters()]
+    return terms, [p.grad for p in model.parameters()]
 
 
 def in_float64(model, loss):
@@ -69,10 +76,11 @@ def in_float64(model, loss):
     return value, list(torch.autograd.grad(value, list(twin.parameters())))
 
 
-def check(terms, gradients, expected, expected_gradients):
-    assert terms.total.item() == pytest.approx(expected.item(), abs=1e-5)
+def check(terms, gradients, expected, expected_gradients, scale=1):
+    """To 1e-5, times ``scale`` for a loss that is itself scaled up."""
+    assert terms.total.item() == pytest.approx(expected.item(), abs=1e-5 * scale)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-5 * scale, rtol=1e-4)
 
 
 def loop(twin, a, b, route_a=None, route_b=None):
@@ -123,6 +131,303 @@ def test_acl_ds(model, views, attack):
     expected = in_float64(model, lambda m: (loop(m, views.a, views.b) + loop(m, a, b, "adv")) / 2)
     check(terms, gradients, *expected)
     assert set(terms.parts) == {"nce_clean", "nce_adv"}
+
+
+def nce(views, weight, detached=lambda a, b: False):
+    return reference.multi_view_nce(views, TAU, weight, detached)
+
+
+def contrast_rows(model, x, keys, route=None, detached=False):
+    return multi_view_nce_rows([model(x, route), *keys], TAU, detached=detached)
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_rocl(model, views, attack, fidelity):
+    objective = create_objective("rocl", temperature=TAU, regularizer=0.3, fidelity=fidelity)
+    terms, gradients = run(objective, model, views, attack)
+    released = fidelity == "released"
+    with torch.no_grad():
+        key = model(views.b)
+    a = attack.scalar(model, views.a, lambda x: contrast_rows(model, x, [key], detached=released))
+
+    def loss(m):
+        benign_a, benign_b, moved = (m(x.double()) for x in (views.a, views.b, a))
+        main = nce([benign_a, benign_b, moved], lambda i, j: 1 / 3, lambda i, j: released)
+        return main + 0.3 * nce([moved, benign_b], lambda i, j: 1 / 2, lambda i, j: released)
+
+    check(terms, gradients, *in_float64(model, loss))
+    assert set(terms.parts) == {"nce3", "nce_adv"}
+
+
+def labelled(tmp_path, rows, sizes=(2, 3)):
+    file = tmp_path / "labels.npz"
+    torch.manual_seed(5)
+    labels = {size: torch.randint(size, (len(rows),)) for size in sizes}
+    PseudoLabels(rows, labels, {"data": "digits", "n": len(rows)}).write(file)
+    return str(file), labels
+
+
+def advcl_loss(model, views, attack, objective, labels, weight, detached=lambda a, b: False, hard=None):
+    """The loss written out, with the two attacks of the recipe."""
+    high = high_pass(views.weak)
+    with torch.no_grad():
+        keys = [model(x, "clean") for x in (views.a, views.b, high)]
+    moved = attack.scalar(model, views.weak, lambda x: contrast_rows(model, x, keys, "adv"))
+
+    def cross_entropy(m, x):
+        features = m.features(x, "ce")
+        return sum(
+            torch.nn.functional.cross_entropy(head.to(x.dtype)(features), labels[size], reduction="none")
+            for head, size in zip(objective.heads, sorted(labels), strict=True)
+        )
+
+    misled = attack.scalar(model, views.weak, lambda x: cross_entropy(model, x))
+
+    def loss(m):
+        z = [m(moved.double(), "adv"), *(m(x.double(), "clean") for x in (views.a, views.b, high))]
+        contrast = nce(z, weight, detached) if hard is None else reference.hard_negative_nce(z, TAU, *hard)
+        return 0.5 / 0.07 * contrast + 0.2 * cross_entropy(m, misled.double()).mean() / len(labels)
+
+    result = in_float64(model, loss)
+    objective.heads.float()
+    return result
+
+
+def test_advcl(model, views, attack, tmp_path):
+    file, labels = labelled(tmp_path, views.rows)
+    objective = create_objective("advcl", temperature=TAU, pseudo_labels=file)
+    terms, gradients = run(objective, model, views, attack)
+    check(terms, gradients, *advcl_loss(model, views, attack, objective, labels, lambda a, b: 1 / 12), scale=10)
+    assert set(terms.parts) == {"nce4", "cluster_ce"}
+    heads = [p for group in objective.param_groups(model) for p in group["params"]]
+    assert all(any(p is q for q in heads) for p in objective.heads.parameters())
+    assert all(p.grad is not None for p in objective.heads.parameters())
+
+
+def test_advcl_without_clusters_is_the_contrast_alone(model, views, attack):
+    objective = create_objective("advcl", temperature=TAU, cluster_weight=0)
+    terms, _ = run(objective, model, views, attack)
+    assert set(terms.parts) == {"nce4"}
+    assert terms.total.item() == pytest.approx(0.5 / 0.07 * terms.parts["nce4"].item(), rel=1e-6)
+
+
+def crossed(a, b):
+    return (a == 0) != (b == 0)
+
+
+@pytest.mark.parametrize("variant", ["ip", "hn", "iphn"])
+def test_a_infonce_on_advcl(model, views, attack, tmp_path, variant):
+    file, labels = labelled(tmp_path, views.rows)
+    settings = {"alpha": 0.3, "adversarial_weight": 1.5, "tau_plus": 0.2, "beta": 0.7}
+    objective = create_objective("a_infonce", variant=variant, temperature=TAU, pseudo_labels=file, **settings)
+    objective.on_epoch(0, 100)
+    terms, gradients = run(objective, model, views, attack)
+
+    def weight(a, b):  # a: anchor, b: positive; 0 is the adversarial view
+        if not crossed(a, b):
+            return 1 / 12
+        return 2 * (0.7 if a == 0 else 0.3) * 1.5 / 12
+
+    if variant == "ip":
+        expected = advcl_loss(model, views, attack, objective, labels, weight, crossed)
+        check(terms, gradients, *expected, scale=10)
+    elif variant == "hn":
+        expected = advcl_loss(model, views, attack, objective, labels, None, hard=(0.2, 0.7))
+        check(terms, gradients, *expected, scale=10)
+    else:
+        torch.testing.assert_close(
+            objective.weights, torch.tensor([[weight(a, b) if a != b else 0 for b in range(4)] for a in range(4)])
+        )
+        assert objective.stopped.tolist() == [[crossed(a, b) for b in range(4)] for a in range(4)]
+        assert objective.hard == HardNegatives(0.2, 0.7)
+
+
+@pytest.mark.parametrize("variant", ["ip", "hn"])
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_a_infonce_on_rocl(model, views, attack, variant, fidelity):
+    settings = {"alpha": 0.3, "adversarial_weight": 1.5, "tau_plus": 0.2, "beta": 0.7, "regularizer": 0.0}
+    objective = create_objective(
+        "a_infonce", base="rocl", variant=variant, temperature=TAU, fidelity=fidelity, **settings
+    )
+    terms, gradients = run(objective, model, views, attack)
+    released = fidelity == "released"
+    with torch.no_grad():
+        key = model(views.b)
+    moved = attack.scalar(model, views.a, lambda x: contrast_rows(model, x, [key], detached=released))
+
+    def loss(m):
+        z = [m(x.double()) for x in (views.a, views.b, moved)]
+        if variant == "hn":
+            return 2 * reference.hard_negative_nce(z, TAU, 0.2, 0.7, released)
+        weights = torch.full((3, 3), 1 / 3)
+        weights[:, 2], weights[2, :] = 0.3 * 1.5 / 3, 0.7 * 1.5 / 3
+        return nce(z, lambda a, b: weights[a, b].item(), lambda a, b: released or (a == 2) != (b == 2))
+
+    if variant == "hn" and released:
+        assert objective.hard.released
+        assert objective.stopped is True
+        return  # the loop has no stopped gradients
+    check(terms, gradients, *in_float64(model, loss))
+
+
+def test_a_infonce_adapts_the_share_of_inferior_positives(model, views, attack):
+    objective = create_objective("a_infonce", variant="ip", alpha=0.2, cluster_weight=0, temperature=TAU)
+    objective.setup(model)
+    objective.on_epoch(0, 40)
+    assert objective.warm
+    objective.backward(model, views, attack)
+    usual = (objective.sum / objective.count).item()
+    objective.nearest = usual / 4
+    assert objective.count == 1
+    objective.on_epoch(3, 40)
+    assert not objective.warm
+    objective.backward(model, views, attack)
+    assert objective.count == 1
+    middle = (usual + objective.nearest) / 2
+    assert objective._share(usual + 1e-6) == 0.2
+    assert objective._share(objective.nearest - 1e-6) == 0.5
+    assert objective._share(middle) == pytest.approx(0.35)
+
+
+def test_dynacl(model, views, attack):
+    objective = create_objective("dynacl", temperature=TAU, momentum=0.9)
+    objective.setup(model)
+    with torch.no_grad():
+        model.w.add_(0.1)  # the copy now lags
+    objective.weight = 1.4
+    k = copy.deepcopy(objective.copy.encoder)
+    terms = objective.backward(model, views, attack)
+    gradients = [p.grad for p in model.parameters()]
+    a, b = attack.joint(Pair(model, k), views.a, views.b, route="adv", temperature=TAU)
+    fixed = copy.deepcopy(k).double()
+
+    def loss(m):
+        clean = reference.nt_xent(m(views.a.double(), "clean"), fixed(views.b.double(), "clean"), TAU)
+        return (0.6 * clean + 1.4 * reference.nt_xent(m(a.double(), "adv"), fixed(b.double(), "adv"), TAU)) / 2
+
+    check(terms, gradients, *in_float64(model, loss))
+    # the copy has followed the weights of before the optimiser's step
+    torch.testing.assert_close(objective.copy.encoder.w, 0.9 * k.w + 0.1 * model.w)
+    assert objective.downstream(model) is objective.copy.encoder
+
+
+@pytest.mark.parametrize(
+    ("epoch", "strength", "weight"), [(1, 1.0, 1.0), (50, 1.0, 1 + 1 / 30), (51, 0.95, 1 + 1 / 30), (1000, 0.05, 5 / 3)]
+)
+def test_schedules_of_dynacl(epoch, strength, weight):
+    objective = create_objective("dynacl")
+    objective.on_epoch(epoch - 1, 1000)
+    assert objective.strength == pytest.approx(strength)
+    assert objective.weight == pytest.approx(weight)
+    objective = create_objective("dynacl", rate=2.0)
+    objective.on_epoch(999, 1000)
+    assert objective.weight == 2.0
+
+
+@pytest.mark.parametrize(("epoch", "strength"), [(1, 1.0), (50, 1.0), (51, 0.95), (1000, 0.05)])
+def test_schedules_of_dynacl_air(epoch, strength):
+    objective = create_objective("dynacl_air")
+    objective.on_epoch(epoch - 1, 1000)
+    assert objective.strength == pytest.approx(strength)
+    assert objective.weight == pytest.approx((1 - strength) * 2 / 3)
+    still = create_objective("acl_air")
+    still.on_epoch(epoch - 1, 1000)
+    assert (still.strength, still.weight) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["acl_air", "dynacl_air"])
+@pytest.mark.parametrize("fidelity", ["paper", "released", "normalised"])
+def test_air(model, views, attack, name, fidelity):
+    objective = create_objective(name, temperature=TAU, standard=0.4, adversarial=0.7, fidelity=fidelity)
+    objective.on_epoch(8, 10)
+    w = objective.weight
+    assert (w > 0) == (name == "dynacl_air")
+    terms, gradients = run(objective, model, views, attack)
+    moved = attack.joint(model, views.a, views.b, route="adv", temperature=TAU)
+
+    def divergence(p, q):
+        if fidelity == "normalised":
+            p, q = p / p.sum(), q / q.sum()
+        return sum(
+            b * (torch.log(b) - (a if fidelity == "released" else torch.log(a))) for a, b in zip(p, q, strict=True)
+        )
+
+    def loss(m):
+        a, b, o = (m(x.double(), "clean") for x in (views.a, views.b, views.images))
+        adv_a, adv_b = (m(x.double(), "adv") for x in moved)
+
+        def law(u, v):
+            return reference.batch_law(u, v, TAU)
+
+        sir = divergence(law(a, o), law(b, o))
+        air = divergence(law(adv_a, o) * law(adv_a, a), law(adv_b, o) * law(adv_b, b))
+        contrast = (1 - w) * reference.nt_xent(a, b, TAU) + (1 + w) * reference.nt_xent(adv_a, adv_b, TAU)
+        return contrast + 0.4 * sir + 0.7 * air
+
+    check(terms, gradients, *in_float64(model, loss))
+
+
+def test_air_of_equal_laws_is_zero_and_released_is_not():
+    law = torch.full((8,), -math.log(8))
+    assert invariance(law, law, "paper").item() == pytest.approx(0, abs=1e-6)
+    # at B = 512, as the page of the method says: about -log B
+    law = torch.full((512,), -math.log(512))
+    assert invariance(law, law, "released").item() == pytest.approx(-math.log(512) - 1 / 512, abs=1e-5)
+
+
+@pytest.fixture
+def teacher(model, monkeypatch):
+    """A teacher in place of a run's, of other weights than the student."""
+    encoder = copy.deepcopy(model)
+    with torch.no_grad():
+        encoder.w.mul_(0.8).add_(0.05)
+    frozen = Teacher(encoder)
+    monkeypatch.setattr(Teacher, "of_run", classmethod(lambda *_: frozen))
+    monkeypatch.setattr(Teacher, "copy_backbone_to", lambda *_: None)
+    monkeypatch.setattr(Teacher, "copy_projector_to", lambda *_: None)
+    return frozen
+
+
+def distance(x, y):
+    return sum(1 - reference.cosine(a, b) for a, b in zip(x, y, strict=True)) / len(x)
+
+
+def test_deacl(model, views, attack, teacher):
+    terms, gradients = run(create_objective("deacl", teacher="unused", beta=1.7), model, views, attack)
+    target = teacher(views.weak)
+    moved = attack.scalar(model, views.weak, lambda x: 1 + cosine_distance_rows(model.features(x), target))
+
+    def loss(m):
+        benign, adversarial = m.features(views.weak.double()), m.features(moved.double())
+        return distance(benign, target.double()) + 1.7 * distance(adversarial, benign) + 0 * m.v.sum()
+
+    value, expected = in_float64(model, loss)
+    assert gradients[1] is None
+    check(terms, gradients[:1], value, expected[:1])
+
+
+def test_profeat(model, views, attack, teacher):
+    model.projector = nn.Identity()  # what is frozen; v stands for a projector that is not
+    objective = create_objective("profeat", teacher="unused", beta=3.0, projector_weight=0.3)
+    terms, gradients = run(objective, model, views, attack)
+    f_t = teacher(views.weak)
+    g_t = teacher.project(f_t)
+    with torch.no_grad():
+        f_s = model.features(views.a)
+
+    def rows(x):
+        f = model.features(x)
+        return 1 + cosine_distance_rows(f, f_s) + cosine_distance_rows(model.project(f), g_t)
+
+    moved = attack.scalar(model, views.a, rows)
+
+    def loss(m):
+        f, f_adv = m.features(views.a.double()), m.features(moved.double())
+        g, g_adv = m.project(f), m.project(f_adv)
+        clean = 0.7 * distance(f, f_t.double()) + 0.3 * distance(g, g_t.double())
+        return clean + 3 * (0.7 * distance(f_adv, f) + 0.3 * distance(g_adv, g))
+
+    check(terms, gradients, *in_float64(model, loss))
 
 
 @pytest.mark.parametrize("adversarial", [0.0, 0.7])
