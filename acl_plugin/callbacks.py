@@ -38,10 +38,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class ShowProgress(lightning.Callback):
     """The share of all epochs' steps that is done, and the time left."""
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        per_epoch, epochs = int(trainer.num_training_batches), trainer.max_epochs or 0
-        done = trainer.current_epoch * per_epoch
-        self.progress = Progress("pretrain", epochs * per_epoch, done, quiet=not trainer.is_global_zero)
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        total, done = pl_module.steps_before(trainer.max_epochs), pl_module.steps_before(trainer.current_epoch)
+        self.progress = Progress("pretrain", total, done, quiet=not trainer.is_global_zero)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         self.progress.advance()

@@ -46,9 +46,24 @@ class Coreset:
         """What to train on now."""
         return self.pool if self.chosen is None else self.pool.take(self.chosen)
 
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch that trains on a part, counted from 0."""
+        return math.ceil(self.config.coreset_warmup * self.config.epochs)
+
+    @property
+    def budget(self) -> int:
+        """How many minibatches are chosen: as many as the fraction allows, and at least one."""
+        return max(1, int(self.config.coreset_fraction * len(self.pool)) // self.config.batch_size)
+
+    def steps_before(self, epoch: int) -> int:
+        """How many minibatches all epochs before ``epoch`` have."""
+        whole = min(epoch, self.first_epoch)
+        return whole * (len(self.pool) // self.config.batch_size) + (epoch - whole) * self.budget
+
     def is_due(self, epoch: int) -> bool:
-        """Whether to choose anew before this epoch, counted from 0."""
-        since = epoch - math.ceil(self.config.coreset_warmup * self.config.epochs)
+        """Whether to choose anew before this epoch."""
+        since = epoch - self.first_epoch
         return since >= 0 and since % self.config.coreset_every == 0
 
     def renew(
@@ -59,7 +74,7 @@ class Coreset:
         attack: InnerAttack,
         draw: Callable[[Tensor, Tensor], Views],
     ) -> None:
-        """Choose whole minibatches, as many as the fraction allows, and at least one.
+        """Choose minibatches.
 
         Args:
             epoch: decides the minibatches, with the seed.
@@ -69,10 +84,9 @@ class Coreset:
         c = self.config
         order = self._shuffled(len(self.pool), epoch)
         groups = order[: len(order) // c.batch_size * c.batch_size].split(c.batch_size)
-        budget = max(1, int(c.coreset_fraction * len(self.pool)) // c.batch_size)
         batches = [self.pool.take(group) for group in groups]
         seed = mixed_seed(c.seed, CORESET, epoch)
-        taken = select(model, objective, attack, batches, self.held_out, budget, draw, seed, c.coreset_fidelity)
+        taken = select(model, objective, attack, batches, self.held_out, self.budget, draw, seed, c.coreset_fidelity)
         self.chosen = torch.cat([groups[i] for i in taken])
 
     def _shuffled(self, count: int, *purpose: int) -> Tensor:
@@ -131,7 +145,7 @@ def select(
         model.train()
         objective.train()
         gradients = []
-        with Progress("coreset", len(batches), unit="batch") as progress:
+        with Progress("coreset", len(batches)) as progress:
             for batch in batches:
                 total = objective.terms(model, draw(batch.pixels.to(device), batch.rows.to(device)), attack).total
                 gradients.append(_averaged(total, head))

@@ -125,7 +125,6 @@ class Pretraining(lightning.LightningModule):
         self.attack = replace(attack, on_moved=self._log_moved)
         self.ranks = config.devices
         self.coreset = Coreset(config, data.train) if config.coreset != "none" else None
-        self.most_steps = len(self._images()) // (config.batch_size * self.ranks)  # of an epoch
         self.guard = Guard(config, objective.temperature)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -148,6 +147,12 @@ class Pretraining(lightning.LightningModule):
         self.batches = ShuffledBatches(self._images(), c.batch_size, seed, epoch, self.global_rank, self.ranks)
         return self.batches
 
+    def steps_before(self, epoch: int) -> int:
+        """How many steps all epochs before ``epoch``, counted from 0, have."""
+        if self.coreset is not None:
+            return self.coreset.steps_before(epoch)
+        return epoch * (len(self.data.train) // (self.config.batch_size * self.ranks))
+
     def _images(self) -> Images:
         return self.data.train if self.coreset is None else self.coreset.images
 
@@ -160,7 +165,7 @@ class Pretraining(lightning.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         pixels, _, rows = batch
-        per_epoch, step = len(self.batches), self.current_epoch * self.most_steps + batch_idx
+        per_epoch, step = len(self.batches), self.steps_before(self.current_epoch) + batch_idx
         position, total = self.current_epoch * per_epoch + batch_idx, per_epoch * self.config.epochs
         torch.manual_seed(mixed_seed(self.config.seed, STEP, step, self.global_rank))
         drawn = self._views(pixels, rows)

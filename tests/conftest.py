@@ -11,6 +11,8 @@ import torch
 from acl_plugin import config as configuration
 from acl_plugin.backbones import Encoder, ModelSpec
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
+from acl_plugin.pseudo_labels import PseudoLabels
+from acl_plugin.trainer import pretrain
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -62,6 +64,33 @@ def encoder():
 @pytest.fixture
 def attack():
     return InnerAttack(ThreatModel("Linf", 0.1), "PGD", 3)
+
+
+@pytest.fixture(scope="session")
+def teacher_run(tmp_path_factory):
+    """A finished SimCLR run on the tiny backbone."""
+    config = configuration.preset("digits", **TINY, objective="simclr")
+    return pretrain(config, tmp_path_factory.mktemp("teacher") / "run").path
+
+
+@pytest.fixture(scope="session")
+def labels_file(tmp_path_factory):
+    """Pseudo-labels of all digits."""
+    rows = torch.arange(1797)
+    path = tmp_path_factory.mktemp("labels") / "labels.npz"
+    PseudoLabels(rows, {2: rows % 2, 5: rows % 5}, {"data": "digits", "n": 1797}).write(path)
+    return path
+
+
+@pytest.fixture
+def settings_of(teacher_run, labels_file):
+    """What each objective cannot do without, by its name."""
+
+    def settings(name):
+        teacher, labels = {"teacher": str(teacher_run)}, {"pseudo_labels": str(labels_file)}
+        return {"deacl": teacher, "profeat": teacher, "advcl": labels, "a_infonce": labels}.get(name, {})
+
+    return settings
 
 
 @pytest.fixture

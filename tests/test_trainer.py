@@ -52,9 +52,12 @@ def same_weights(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
-@pytest.mark.parametrize("objective", ["gsa_rsl", "acl_ds"])
-def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_config, tmp_path):
-    config = dataclasses.replace(tiny_config, objective=objective, epochs=4)
+@pytest.mark.parametrize("objective", [*acl_plugin.available(), "coreset"])
+def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_config, tmp_path, settings_of):
+    own = {"objective": objective, "objective_kwargs": settings_of(objective)}
+    if objective == "coreset":
+        own = {"objective": "gsa_rsl", "coreset": "rcs", "coreset_every": 3, "coreset_fraction": 0.8, "batch_size": 4}
+    config = dataclasses.replace(tiny_config, **own, epochs=4)
     whole = pretrain(config, tmp_path / "whole")
     for epoch, batch in ((0, 1), (2, 1), (3, 0)):
         with pytest.raises(Killed):
