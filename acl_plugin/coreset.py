@@ -31,7 +31,8 @@ class Coreset:
     Attributes:
         pool: the training images but 1 % (at least 2), which are held out to choose by.
         held_out: these.
-        chosen: positions in the pool to train on, part of a checkpoint; None: all.
+        chosen: positions in the pool to train on; None: all.
+        chosen_at: the epoch before which they were chosen. Both are part of a checkpoint.
     """
 
     def __init__(self, config: RunConfig, images: Images) -> None:
@@ -40,6 +41,7 @@ class Coreset:
         count = held_out_count(len(images))
         self.pool, self.held_out = images.take(order[count:].sort().values), images.take(order[:count])
         self.chosen: Tensor | None = None
+        self.chosen_at: int | None = None
 
     @property
     def images(self) -> Images:
@@ -62,9 +64,9 @@ class Coreset:
         return whole * (len(self.pool) // self.config.batch_size) + (epoch - whole) * self.budget
 
     def is_due(self, epoch: int) -> bool:
-        """Whether to choose anew before this epoch."""
+        """Whether to choose anew before this epoch; not twice, as a resumed run first asks for the epoch before."""
         since = epoch - self.first_epoch
-        return since >= 0 and since % self.config.coreset_every == 0
+        return since >= 0 and since % self.config.coreset_every == 0 and self.chosen_at != epoch
 
     def renew(
         self,
@@ -87,7 +89,7 @@ class Coreset:
         batches = [self.pool.take(group) for group in groups]
         seed = mixed_seed(c.seed, CORESET, epoch)
         taken = select(model, objective, attack, batches, self.held_out, self.budget, draw, seed, c.coreset_fidelity)
-        self.chosen = torch.cat([groups[i] for i in taken])
+        self.chosen, self.chosen_at = torch.cat([groups[i] for i in taken]), epoch
 
     def _shuffled(self, count: int, *purpose: int) -> Tensor:
         generator = torch.Generator().manual_seed(mixed_seed(self.config.seed, CORESET, *purpose))

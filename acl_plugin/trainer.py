@@ -157,11 +157,12 @@ class Pretraining(lightning.LightningModule):
         return self.data.train if self.coreset is None else self.coreset.images
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["coreset"] = self.coreset.chosen if self.coreset else None
+        if self.coreset is not None:
+            checkpoint["coreset"] = (self.coreset.chosen, self.coreset.chosen_at)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.coreset is not None:
-            self.coreset.chosen = checkpoint["coreset"]
+            self.coreset.chosen, self.coreset.chosen_at = checkpoint["coreset"]
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         pixels, _, rows = batch
