@@ -183,7 +183,7 @@ def _import(arguments: list[str]) -> None:
     parser.add_argument("--bank", type=str | None, default=None, help="Norm bank to probe; the adversarial one if any.")
     parser.add_argument("--allow-pickle", type=bool, help="Read a file that could execute any code.")
     parser.add_class_arguments(configuration.DataConfig)
-    parser.add_class_arguments(configuration.BackboneConfig, skip={"stem", "backbone_kwargs"})
+    parser.add_class_arguments(configuration.BackboneConfig, skip={"stem"})
     parser.set_defaults({"data": "cifar10"})
     options = _parse_twice(parser, arguments, _preset)
 

@@ -175,7 +175,8 @@ def import_run(
     Raises:
         UsageError: as :func:`read`; nothing is written then.
     """
-    published = read(path, layout, config.backbone, datasets.load(config).shape, allow_pickle)
+    shape = datasets.load(config).shape
+    published = read(path, layout, config.backbone, config.backbone_kwargs, shape, allow_pickle)
     probed, benign = published.bank(bank), next(iter(published.banks))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     source = {"file": path.name, "sha256": digest, "format": published.layout, "bank": probed}
@@ -194,6 +195,7 @@ def read(
     path: Path,
     layout: str = "auto",
     backbone: str = "resnet18",
+    backbone_kwargs: dict[str, Any] | None = None,
     shape: tuple[int, int, int] = (3, 32, 32),
     allow_pickle: bool = False,
 ) -> Published:
@@ -202,7 +204,7 @@ def read(
     Args:
         path: the file.
         layout: one of :data:`LAYOUTS`, or ``auto`` to find out.
-        backbone: timm name of the network.
+        backbone, backbone_kwargs: timm's name of the network, and arguments.
         shape: (C, H, W) of the images.
         allow_pickle: let the file execute code while it is read.
 
@@ -218,7 +220,7 @@ def read(
     state = {_rename(k, known.renamed): v for k, v in state.items() if not re.search(known.dropped, k)}
     mean, std = _normalisation(state) or known.normalisation
     stem = "native" if "conv1.weight" in state and state["conv1.weight"].shape[-1] == 7 else known.stem
-    spec = ModelSpec(backbone, {}, stem, shape, mean, std, timm_version=_timm_version())
+    spec = ModelSpec(backbone, backbone_kwargs or {}, stem, shape, mean, std, timm_version=_timm_version())
     with randomness.private(0):
         expected = create_backbone(spec)[0].state_dict()
     backbone_state, projector_state = _split(state, known)

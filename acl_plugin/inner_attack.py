@@ -214,7 +214,10 @@ class InnerAttack:
         return self._run(model, x, torch.zeros(len(x), dtype=torch.long, device=x.device), logits, classes=2)
 
     def trades(self, model: nn.Module, x: Tensor, logits: Callable[[Tensor], Tensor], benign_logits: Tensor) -> Tensor:
-        """Move images to raise KL(softmax benign_logits || softmax logits(x')), by torchattacks' TPGD.
+        """Move images to raise KL(softmax benign_logits || softmax logits(x')).
+
+        Torchattacks' TPGD does that from beside the image. PGD is given the benign law as soft labels, whose
+        cross-entropy is the same divergence and a constant.
 
         Args:
             model: every module that ``logits`` uses, for its modes and flags.
@@ -227,14 +230,14 @@ class InnerAttack:
 
         Source: TRADES (arXiv 1901.08573), Algorithm 1.
         """
-        assert self.name == "TPGD", self.name
-        first = [benign_logits.detach()]  # TPGD begins by asking for the logits of the images themselves
+        assert self.name in ("TPGD", "PGD"), self.name
+        law = benign_logits.detach().softmax(1)
+        asked_first = [benign_logits.detach()] if self.name == "TPGD" else []  # TPGD asks for the benign logits first
 
         def answer(images: Tensor) -> Tensor:
-            return first.pop() if first else logits(images)
+            return asked_first.pop() if asked_first else logits(images)
 
-        labels = benign_logits.argmax(1)
-        return self._run(model, x, labels, answer, classes=benign_logits.shape[1])
+        return self._run(model, x, law, answer, classes=law.shape[1])
 
     def _run(
         self, model: nn.Module, x: Tensor, labels: Tensor, logits: Callable[[Tensor], Tensor], classes: int

@@ -1,0 +1,323 @@
+"""Each published layout is made from a random ResNet-18 and read back; functions are compared, not keys."""
+
+import os
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from acl_plugin import importers, load_encoder
+from acl_plugin.backbones import ModelSpec, create_backbone
+from acl_plugin.config import preset
+from acl_plugin.errors import UsageError
+from acl_plugin.importers import CIFAR, IMAGENET, LAYOUTS, NONE, import_run, read
+from acl_plugin.run_dir import RunDir, read_json, read_projector
+
+SMALL = {"channels": [8, 8, 16, 16]}
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def network(seed, stem="cifar"):
+    """Plain weights of a small ResNet-18 with statistics that are not trivial."""
+    torch.manual_seed(seed)
+    spec = ModelSpec("resnet18", SMALL, stem, (3, 32, 32), (0,) * 3, (1,) * 3)
+    state = create_backbone(spec)[0].state_dict()
+    for key, value in state.items():
+        if key.endswith("running_var") or (value.dim() == 1 and key.endswith("weight")):
+            state[key] = torch.rand_like(value) + 0.5
+        elif key.endswith(("running_mean", "bias")):
+            state[key] = torch.randn_like(value) / 5
+    return state
+
+
+def banked(states):
+    """The published names of several banks that share their convolutions."""
+    merged = {}
+    for number, state in enumerate(states):
+        for key, value in state.items():
+            key = key.replace("downsample.0.", "downsample.conv.").replace("downsample.1.", "downsample.bn.")
+            layer, leaf = key.rsplit(".", 1)
+            if layer.split(".")[-1].startswith("bn"):
+                merged[f"{layer}.bn_list.{number}.{leaf}"] = value
+            else:
+                merged[key] = value
+    return merged
+
+
+def bank_of(first, other):
+    """The convolutions of ``first`` and the norms of ``other``."""
+    return {k: other[k] if "bn" in k or "downsample.1" in k else v for k, v in first.items()}
+
+
+def forward(state, x, normalisation, padding=1):
+    """ResNet-18 in eval mode, written out: (B, 3, H, W) in [0, 1] -> (B, D)."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalisation)
+
+    def norm(h, name):
+        weights = [state[f"{name}.{leaf}"] for leaf in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(h, *weights)
+
+    h = F.relu(norm(F.conv2d((x - mean) / std, state["conv1.weight"], padding=padding), "bn1"))
+    for layer in (1, 2, 3, 4):
+        for block in (0, 1):
+            name, stride = f"layer{layer}.{block}", 2 if layer > 1 and block == 0 else 1
+            out = F.relu(norm(F.conv2d(h, state[f"{name}.conv1.weight"], stride=stride, padding=1), f"{name}.bn1"))
+            out = norm(F.conv2d(out, state[f"{name}.conv2.weight"], padding=1), f"{name}.bn2")
+            if f"{name}.downsample.0.weight" in state:
+                h = norm(F.conv2d(h, state[f"{name}.downsample.0.weight"], stride=stride), f"{name}.downsample.1")
+            h = F.relu(out + h)
+    return h.mean((2, 3))
+
+
+def three_layer(size, number):
+    torch.manual_seed(100 + number)
+    layers = [nn.Linear(size, size), nn.BatchNorm1d(size), nn.ReLU(), nn.Linear(size, size, bias=False),
+              nn.BatchNorm1d(size), nn.ReLU(), nn.Linear(size, size, bias=False), nn.BatchNorm1d(size)]  # fmt: skip
+    return nn.Sequential(*layers).eval()
+
+
+def published_projector(projectors):
+    """Two banks of ACL's projector under its published names."""
+    names = {0: "fc1", 1: "bn1", 3: "fc2", 4: "bn2", 6: "fc3", 7: "bn3"}
+    state = {}
+    for number, projector in enumerate(projectors):
+        for key, value in projector.state_dict().items():
+            index, leaf = key.split(".")
+            name = names[int(index)]
+            state[f"fc.{name}.bn_list.{number}.{leaf}" if name.startswith("bn") else f"fc.{name}.{leaf}"] = value
+    return state
+
+
+def shared_linear(first, other):
+    other.load_state_dict({k: v for k, v in first.state_dict().items() if k[0] in "036"}, strict=False)
+    return other
+
+
+def prefixed(prefix, state):
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def normalisation_buffers(values):
+    mean, std = values
+    return {"normalize.mean": torch.tensor(mean), "normalize.std": torch.tensor(std)}
+
+
+def made(layout):
+    """A checkpoint of ``layout``, its banks (plain weights by name), and its projector if it has one."""
+    clean = network(0)
+    adv, ce = bank_of(clean, network(1)), bank_of(clean, network(2))
+    head = {"fc.weight": torch.randn(10, 16), "fc.bias": torch.randn(10)}
+    heads = [three_layer(16, 0), shared_linear(three_layer(16, 0), three_layer(16, 1))]
+    projector, two = published_projector(heads), {"normal": clean, "pgd": adv}
+    if layout == "banks":
+        weights = banked([clean, adv]) | projector | normalisation_buffers(((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+        return {"epoch": 1000, "state_dict": prefixed("module.", weights), "optim": {}}, two, heads[1]
+    if layout == "banks, pseudo-label head":
+        return banked([clean, adv]) | head, two, None
+    if layout == "momentum":
+        other = banked([network(3), network(4)])
+        whole = prefixed("encoder_q.", other | projector) | prefixed("encoder_k.", banked([clean, adv]) | projector)
+        return whole, two, heads[1]
+    if layout == "clustered":
+        torch.manual_seed(9)
+        g = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 128)).eval()
+        extra = {
+            "fc_002.weight": torch.randn(2, 16),
+            "fc_002.bias": torch.randn(2),
+            "fc_500.weight": torch.randn(5, 16),
+        }
+        extra |= prefixed("head_pred.", {"0.weight": torch.randn(4, 4)}) | {"head_ce.weight": torch.randn(2, 2)}
+        weights = banked([clean, adv, ce]) | prefixed("head_proj.", g.state_dict()) | extra
+        return {"model": prefixed("module.", weights), "epoch": 3}, {"normal": clean, "pgd": adv, "pgd_ce": ce}, g
+    if layout == "adv_suffix":
+        weights = {}
+        for number, state in enumerate((clean, adv)):
+            for key, value in banked([state]).items():
+                suffix = "_adv." if number else "."
+                weights[key.replace(".bn_list.0.", suffix)] = value
+        return {"state_dict": weights | {"fc.0.weight": torch.randn(3, 3)}}, two, None
+    if layout == "shortcut":
+        weights = {k.replace("downsample", "shortcut"): v for k, v in clean.items()}
+        return {"model": weights | {"linear.weight": torch.randn(10, 16)}, "acc": 83.7}, {"shared": clean}, None
+    if layout == "student":
+        teacher = prefixed("momentum_backbone.", network(5))
+        extra = {"classifier.weight": torch.randn(10, 16), "classifier_adv.bias": torch.randn(10)}
+        return {"state_dict": prefixed("backbone.", clean) | teacher | extra}, {"shared": clean}, None
+    assert layout == "plain"
+    return {"state_dict": clean | head}, {"shared": clean}, None
+
+
+EXPECTED = {
+    "banks": ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+    "banks, pseudo-label head": IMAGENET,
+    "momentum": IMAGENET,
+    "clustered": NONE,
+    "adv_suffix": IMAGENET,
+    "shortcut": NONE,
+    "student": CIFAR,
+    "plain": IMAGENET,
+}
+
+
+@pytest.fixture
+def images():
+    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def config(monkeypatch):
+    monkeypatch.setattr(importers.datasets, "load", lambda config: SimpleNamespace(shape=(3, 32, 32)))
+    return preset("cifar10", backbone_kwargs=SMALL)
+
+
+def saved(tmp_path, content):
+    path = tmp_path / "checkpoint.pt"
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("layout", EXPECTED)
+def test_every_layout_gives_the_function_of_the_file(layout, tmp_path, images):
+    content, banks, projector = made(layout)
+    published = read(saved(tmp_path, content), backbone_kwargs=SMALL)
+    assert published.layout == layout.split(",")[0]
+    assert (published.projectors is None) == (projector is None)
+    assert list(published.banks) == list(banks)
+    padding = 2 if layout == "student" else 1
+    for name, state in banks.items():
+        backbone, _ = create_backbone(published.spec)
+        backbone.load_state_dict(published.banks[name])
+        backbone.eval()
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (published.spec.mean, published.spec.std))
+        with torch.no_grad():
+            ours, theirs = backbone((images - mean) / std), forward(state, images, EXPECTED[layout], padding)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_every_layout_is_tested():
+    assert {name.split(",")[0] for name in EXPECTED} == set(LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    ("layout", "bank"), [("banks", None), ("banks", "normal"), ("clustered", "pgd_ce"), ("student", None)]
+)
+def test_an_imported_run_is_ready_to_be_probed(layout, bank, tmp_path, images, config):
+    content, banks, projector = made(layout)
+    run = RunDir(tmp_path / "run")
+    assert import_run(saved(tmp_path, content), run, config, bank=bank) == layout
+    name = bank or ("pgd" if "pgd" in banks else "shared")
+    encoder = load_encoder(run.path)
+    padding = 2 if layout == "student" else 1
+    with torch.no_grad():
+        theirs = forward(banks[name], images, EXPECTED[layout], padding)
+        torch.testing.assert_close(encoder.features(images), theirs, atol=1e-5, rtol=1e-4)
+        benign = forward(next(iter(banks.values())), images, EXPECTED[layout], padding)
+        torch.testing.assert_close(load_encoder(run.path, benign=True).features(images), benign, atol=1e-5, rtol=1e-4)
+        if projector is not None and name == "pgd":
+            torch.testing.assert_close(encoder(images), projector(theirs), atol=1e-4, rtol=1e-3)
+    assert read_projector(run)[0] == ("identity" if projector is None else LAYOUTS[layout].projector[0])
+    record = read_json(run.pretraining)
+    assert (record["format"], record["bank"], record["file"]) == (layout, name, "checkpoint.pt")
+    assert run.read_config().objective == "imported"
+
+
+def test_files_without_batch_counts_are_read(tmp_path, images):
+    content, banks, _ = made("shortcut")
+    content["model"] = {k: v for k, v in content["model"].items() if not k.endswith("num_batches_tracked")}
+    published = read(saved(tmp_path, content), backbone_kwargs=SMALL)
+    assert all(torch.equal(published.banks["shared"][k], v) for k, v in banks["shared"].items() if "num_b" not in k)
+
+
+def test_a_large_first_convolution_means_the_native_stem(tmp_path):
+    state = network(0, stem="native")
+    published = read(saved(tmp_path, state), backbone_kwargs=SMALL, shape=(3, 96, 96))
+    assert published.spec.stem == "native"
+    assert published.banks["shared"]["conv1.weight"].shape[-1] == 7
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("evil",))
+
+
+def bad(tmp_path, kind):
+    state = network(0)
+    path = tmp_path / "checkpoint.pt"
+    if kind == "missing file":
+        return tmp_path / "nowhere.pt"
+    if kind == "text":
+        path.write_text("no checkpoint at all")
+        return path
+    if kind == "truncated":
+        path.write_bytes(saved(tmp_path, state).read_bytes()[:1000])
+        return path
+    if kind == "raw pickle":
+        path.write_bytes(pickle.dumps(Evil()))
+        return path
+    contents = {
+        "no weights": {"epoch": 3, "args": {"lr": 5.0}},
+        "list": [1, 2, 3],
+        "unknown": {"stem.weight": torch.zeros(2), "blocks.0.weight": torch.zeros(2)},
+        "wide": {"conv1.weight": torch.zeros(2), "block1.layer.0.bn1.weight": torch.zeros(2)},
+        "missing": {k: v for k, v in state.items() if k != "layer2.0.conv1.weight"},
+        "unexpected": state | {"layer9.weight": torch.zeros(2)},
+        "shape": state | {"bn1.weight": torch.zeros(3)},
+        "pickle": {"state_dict": state, "args": Evil()},
+    }
+    return saved(tmp_path, contents[kind])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing file", "nowhere.pt: no such file"),
+        ("text", "damaged or no checkpoint of PyTorch"),
+        ("truncated", "damaged or no checkpoint of PyTorch"),
+        ("no weights", "holds no weights by name; looked into state_dict_dual, state_dict"),
+        ("list", "holds no weights by name"),
+        ("unknown", r"no known layout; tried momentum, .*, plain; its first keys: stem.weight, blocks.0.weight"),
+        ("wide", "is a WideResNet, which timm does not have"),
+        ("missing", "does not fit resnet18: missing: layer2.0.conv1.weight"),
+        ("unexpected", "does not fit resnet18: unexpected: layer9.weight"),
+        ("shape", "does not fit resnet18: of another shape: bn1.weight"),
+        ("pickle", "holds more than weights, .* could execute any code .* add --allow-pickle"),
+        ("raw pickle", "holds more than weights"),
+    ],
+)
+def test_bad_files_are_told_and_nothing_is_written_or_run(kind, message, tmp_path, config, monkeypatch):
+    path = bad(tmp_path, kind)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(UsageError, match=message):
+        import_run(path, RunDir(tmp_path / "run"), config)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layout": "acl"}, "unknown format 'acl'; allowed: .*auto"),
+        ({"layout": "student"}, "does not fit resnet18: missing: conv1.weight"),
+        ({"bank": "adv"}, "unknown norm bank of format 'banks': 'adv'; allowed: normal, pgd"),
+    ],
+)
+def test_bad_options_are_told(options, message, tmp_path, config):
+    path = saved(tmp_path, made("banks")[0])
+    with pytest.raises(UsageError, match=message):
+        import_run(path, RunDir(tmp_path / "run"), config, **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_than_weights_is_read_only_if_allowed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = bad(tmp_path, "pickle")
+    published = read(path, backbone_kwargs=SMALL, allow_pickle=True)
+    assert published.layout == "plain"
+    assert (tmp_path / "evil").exists()  # what the warning is about
+
+
+def test_importers_name_their_papers():
+    assert all(layout.papers for layout in importers.LAYOUTS.values())
