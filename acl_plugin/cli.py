@@ -118,20 +118,20 @@ def _run(name: str, arguments: list[str]) -> None:
     options = _parse_twice(parser, arguments, _preset)
     out, compare = options.pop("out"), options.pop("compare", None)
     config = configuration.preset(**_known(options))
-    if compare is not None:
-        registry.factory_of(compare)
 
-    from acl_plugin import pipeline, trainer
+    from acl_plugin import data, pipeline, trainer
 
     for logger in ("lightning.pytorch", "lightning.fabric"):  # imported by now, which sets their level
         logging.getLogger(logger).setLevel(logging.ERROR)
     if name == "pretrain":
         print(f"encoder: {trainer.pretrain(config, out).encoder}")
         return
-    results = [(config.objective, pipeline.run(config, out, _device(config)))]
+    runs = [(config, out)]
     if compare is not None:
         other = replace(config, objective=compare, objective_kwargs={})
-        results.append((compare, pipeline.run(other, out / "compare" / compare, _device(config))))
+        trainer.build(other, data.load(other))  # a mistake in the second run is told before the first
+        runs.append((other, out / "compare" / compare))
+    results = [(each.objective, pipeline.run(each, folder, _device(config))) for each, folder in runs]
     print("\n".join(_table(results)))
     print(f"results: {out}/evaluation.json, model: acl_plugin.load_classifier({str(out)!r})")
 
@@ -319,7 +319,7 @@ def _table(results: list[tuple[str, dict[str, Any]]]) -> list[str]:
 
 
 def _first_line(documented: Any) -> str:
-    return (documented.__doc__ or "").strip().split("\n")[0]
+    return (documented.__doc__ or "").strip().split("\n")[0].replace("``", "")
 
 
 def _quiet() -> None:

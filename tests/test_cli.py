@@ -1,11 +1,15 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from acl_plugin import __version__, cli
-from acl_plugin.run_dir import RunDir
+from acl_plugin import __version__, available, cli, create_objective, load_classifier, load_encoder
+from acl_plugin.backbones import ModelSpec, create_backbone
+from acl_plugin.pseudo_labels import PseudoLabels
+from acl_plugin.run_dir import RunDir, weights_hash
 from conftest import TINY
 
 OPTIONS = [f"--{k.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in TINY.items()]
@@ -67,8 +71,16 @@ def test_help_tells_every_option_and_the_defaults_of_the_data_set(capsys):
 def test_lists(capsys):
     assert cli.main(["list", "objectives"]) == 0
     text = capsys.readouterr().out
-    assert "gsa_rsl" in text
-    assert "arXiv 2010.13337" in text
+    lines = {line.split()[0]: line for line in text.splitlines()[1:]}
+    assert set(lines) == set(available())
+    for name, line in lines.items():
+        objective = create_objective(name)
+        assert line.split()[1:3] == [str(objective.cost.encoder_forwards(5)), objective.attack_view or "none"]
+        assert " ".join(objective.routes) in line
+        assert line.endswith(f"[{objective.paper}]")
+    assert lines["acl_ds"].split()[1:5] == ["32", "joint", "clean", "adv"]
+    assert cli.main(["list", "formats"]) == 0
+    assert "student     DeACL" in capsys.readouterr().out
     assert cli.main(["list", "attacks"]) == 0
     assert any(
         line.split() == ["PGD", "Linf", "joint", "bank", "scalar"] for line in capsys.readouterr().out.splitlines()
@@ -81,6 +93,66 @@ def test_lists(capsys):
     assert "evaluate" in capsys.readouterr().out
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == __version__
+
+
+def test_a_teacher_and_pseudo_labels_by_command(tmp_path, capsys):
+    teacher, labels = str(tmp_path / "teacher"), str(tmp_path / "labels.npz")
+    assert cli.main(["pretrain", "--out", teacher, "--objective", "simclr", *OPTIONS]) == 0
+    assert cli.main(["pseudo-labels", teacher, "--out", labels, "--clusters", "[2, 4]", "--seed", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"pseudo-labels: {labels}"
+    provenance = PseudoLabels.read(labels).provenance
+    assert (provenance["objective"], provenance["n"], provenance["seed"]) == ("simclr", 16, 3)
+    assert provenance["encoder_sha256"] == weights_hash(load_encoder(teacher))
+    before = Path(labels).read_bytes()
+    assert cli.main(["pseudo-labels", teacher, "--out", labels, "--clusters", "[2, 4]", "--seed", "3"]) == 0
+    assert Path(labels).read_bytes() == before
+    own = ["--objective", "advcl", "--objective-kwargs.pseudo_labels", labels]
+    assert cli.main(["pretrain", "--out", str(tmp_path / "advcl"), *own, *OPTIONS]) == 0
+    own = ["--objective", "deacl", "--objective-kwargs.teacher", teacher]
+    assert cli.main(["run", "--out", str(tmp_path / "bad"), "--compare", "profeat", *own, *OPTIONS]) == 2
+    assert "'profeat' needs a teacher" in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()
+    assert cli.main(["pretrain", "--out", str(tmp_path / "deacl"), *own, *OPTIONS]) == 0
+    other = ["--backbone-kwargs", '{"stem_width": 4, "channels": [8, 8, 8, 8]}']
+    assert cli.main(["pretrain", "--out", str(tmp_path / "other"), *own, *OPTIONS, *other]) == 2
+    assert "the teacher " in capsys.readouterr().err
+    # more images than were clustered
+    own = ["--objective", "advcl", "--objective-kwargs.pseudo_labels", labels]
+    assert cli.main(["pretrain", "--out", str(tmp_path / "more"), *own, *OPTIONS, "--limit-train", "20"]) == 2
+    assert "4 of 20 training images have no pseudo-labels" in capsys.readouterr().err
+    assert not (tmp_path / "more").exists()
+
+
+def test_a_published_checkpoint_is_imported_and_probed(tmp_path, capsys, monkeypatch):
+    from acl_plugin import data
+
+    digits = data.SOURCES["digits"]
+
+    def coloured(config):
+        """Digits of 3 x 32 x 32 pixels in place of CIFAR-10."""
+        source = digits(config)
+
+        def images(part):
+            pixels = part.pixels.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1)
+            return replace(part, pixels=pixels.contiguous())
+
+        return replace(source, name="cifar10", train=images(source.train), test=images(source.test))
+
+    monkeypatch.setitem(data.SOURCES, "cifar10", coloured)
+    kwargs = {"channels": [8, 8, 8, 8]}
+    encoder = ModelSpec("resnet18", kwargs, "cifar", (3, 32, 32), (0,) * 3, (1,) * 3)
+    weights = {f"module.{k}": v for k, v in create_backbone(encoder)[0].state_dict().items()}
+    torch.save({"state_dict": weights, "epoch": 7}, tmp_path / "published.pt")
+    out = str(tmp_path / "run")
+    small = ["--backbone-kwargs", json.dumps(kwargs), "--limit-train", "16", "--limit-test", "4"]
+    assert cli.main(["import", str(tmp_path / "published.pt"), "--out", out, *small]) == 0
+    assert capsys.readouterr().out.startswith(f"encoder: {out}/encoder.pt, format plain: DynACL++")
+    assert cli.main(["probe", out, "--probe-epochs", "1"]) == 0
+    model = load_classifier(out)
+    assert model.spec.mean == pytest.approx((0.485, 0.456, 0.406))
+    assert torch.equal(model.backbone.conv1.weight, weights["module.conv1.weight"])
+    assert cli.main(["import", str(tmp_path / "published.pt"), "--out", out, *small, "--limit-train", "8"]) == 2
+    assert "another configuration" in capsys.readouterr().err
 
 
 MISTAKES = [
@@ -119,6 +191,23 @@ MISTAKES = [
     (["run", "--out", "x", "--config", "nowhere.yaml"], "--config: File does not exist"),
     (["run", "--out", "x", "--config", "bad.yaml"], "--config"),
     (["run", "--out", "x", "--config", "unknown.yaml"], "epoch"),
+    (["run", "--out", "x", "--objective", "deacl"], "'deacl' needs a teacher: train one with acl-plugin pretrain"),
+    (["run", "--out", "x", "--objective", "advcl"], "'advcl' needs pseudo-labels: make them with acl-plugin pseudo"),
+    (["run", "--out", "x", "--objective", "rocl", "--objective-kwargs.fidelity", "papr"], "the nearest: paper"),
+    (["run", "--out", "x", "--objective", "a_infonce", "--objective-kwargs.base", "acl"], "unknown base 'acl'"),
+    (["run", "--out", "x", "--coreset", "rsc"], "--coreset: allowed: 'none', 'rcs'. Got value: rsc"),
+    (
+        ["run", "--out", "x", "--coreset", "rcs", "--coreset-fraction", "2"],
+        "--coreset-fraction 2.0: allowed is a share",
+    ),
+    (["run", "--out", "x", "--probe-protocol", "dynacl"], "--probe-protocol: allowed: 'slf', 'dynacl++', 'air++'"),
+    (["import"], "required: file"),
+    (["import", "nowhere.pt"], "required: out"),
+    (["import", "nowhere.pt", "--out", "x", "--data", "digits"], "nowhere.pt: no such file"),
+    (["import", "bad.yaml", "--out", "x", "--data", "digits"], "bad.yaml is damaged or no checkpoint of PyTorch"),
+    (["import", "bad.yaml", "--out", "x"], "cifar10 needs --data-dir FOLDER"),
+    (["pseudo-labels", "nowhere", "--out", "x"], "nowhere: no such run folder"),
+    (["pseudo-labels", "nowhere"], "required: out"),
     (["run", "--out", "full"], "full is not empty and not a run folder"),
     (["run", "--out", "bad.yaml"], "bad.yaml is a file; --out is a folder"),
 ]

@@ -5,7 +5,7 @@ from torch import nn
 from acl_plugin import routed_norm
 from acl_plugin.backbones import Encoder
 from acl_plugin.errors import UsageError
-from conftest import spec
+from conftest import spec, trained_encoder
 
 
 @pytest.mark.parametrize("name", ["clean", "adv"])
@@ -70,3 +70,23 @@ def test_inference_restores_modes_and_flags(encoder):
         raise KeyError
     assert modes == [m.training for m in encoder.modules()]
     assert flags == [p.requires_grad for p in encoder.parameters()]
+
+
+def test_banks_are_loaded_and_exported_to_the_bit(encoder):
+    states = {name: routed_norm.export(encoder.backbone, name).state_dict() for name in ("clean", "adv")}
+    twin = trained_encoder()
+    for p in twin.parameters():
+        p.data.normal_()
+    routed_norm.load_banks(twin.backbone, states)
+    for name, state in states.items():
+        loaded = routed_norm.export(twin.backbone, name).state_dict()
+        assert all(torch.equal(v, state[k]) for k, v in loaded.items())
+
+
+def test_a_network_with_one_bank_takes_the_last_state_and_faults_are_raised(encoder):
+    state = routed_norm.export(encoder.backbone, "adv").state_dict()
+    plain = routed_norm.export(encoder.backbone, "clean")
+    routed_norm.load_banks(plain, {"adv": state})
+    assert all(torch.equal(v, state[k]) for k, v in plain.state_dict().items())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        routed_norm.load_banks(encoder.backbone, {"clean": state})
