@@ -1,0 +1,93 @@
+"""The comparison of all objectives: its rows, its runs and its table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import benchmarks.__main__ as main
+from acl_plugin import available
+from acl_plugin.config import preset, to_dict
+from benchmarks import objectives
+from conftest import TINY
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(main, "HERE", tmp_path)
+    monkeypatch.setattr(main, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(objectives, "PUBLISHED_SIZES", (2, 5))
+    tiny = {k: v for k, v in TINY.items() if k != "attack_steps"} | {"aft_epochs": 1}
+    monkeypatch.setitem(objectives.SETTINGS, "digits", tiny)
+    return tmp_path
+
+
+def test_every_objective_and_every_variant_has_a_row():
+    rows = objectives.ROWS
+    assert {row.get("objective", name) for name, row in rows.items()} == set(available())
+    variants = {(row["base"], row["variant"]) for row in rows.values() if "base" in row}
+    assert variants == {(base, variant) for base in ("advcl", "rocl") for variant in ("ip", "hn", "iphn")}
+    assert {row.get("probe_protocol") for row in rows.values()} == {None, "dynacl++", "air++"}
+    assert {row.get("coreset") for row in rows.values()} == {None, "rcs"}
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar10"])
+def test_rows_differ_in_nothing_but_what_they_name(data):
+    base = to_dict(objectives.config_of("simclr", 1, Path("runs"), data))
+    for name, row in objectives.ROWS.items():
+        config = to_dict(objectives.config_of(name, 1, Path("runs"), data))
+        changed = {k for k, v in config.items() if base[k] != v}
+        assert changed <= {"objective", "objective_kwargs", *row}, name
+
+
+def test_encoder_forwards_of_whole_runs():
+    def forwards(**options):
+        return objectives.encoder_forwards(to_dict(preset("digits", epochs=10, **options)))
+
+    assert forwards(objective="simclr") == 60
+    assert forwards(objective="acl_ds") == 320
+    assert forwards(objective="dynacl", probe_protocol="dynacl++", aft_epochs=3) == 280 + 3 * 27
+    # one whole epoch, nine of a fifth, one selection of an attack and a forward
+    assert forwards(objective="acl_ds", coreset="rcs") == pytest.approx(32 + 9 * 0.2 * 32 + 24)
+
+
+def test_runs_results_and_table_by_one_command(results, tmp_path, few, monkeypatch):
+    rows = '["deacl","advcl","simclr"]'
+    command = ["objectives", "--rows", rows, "--seeds", "[0,1]", "--runs", str(tmp_path / "runs")]
+    assert main.main(command) == 0
+    kept = json.loads((results / "results" / "objectives_digits.json").read_text())
+    assert [(run["row"], run["settings"]["seed"]) for run in kept] == [
+        (row, seed) for seed in (0, 1) for row in ("simclr", "deacl", "advcl")
+    ]
+    assert kept[1]["settings"]["objective_kwargs"]["teacher"].endswith("simclr/0")
+    table = (results / "RESULTS.md").read_text()
+    assert "## Objectives on digits" in table
+    (deacl,) = (line for line in table.splitlines() if line.startswith("| deacl |"))
+    assert deacl.split("|")[5].strip() == "34"  # two epochs of 17
+    # again: nothing is done twice
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("encoder.pt")}
+    assert main.main(command) == 0
+    assert times == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("encoder.pt")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "digit"], "unknown data set 'digit'; the nearest: digits"),
+        (["--rows", '["simcrl"]'], "unknown row 'simcrl'; the nearest: simclr"),
+        (["--rows", '["advcl"]'], "is missing; run first: python -m benchmarks objectives --rows"),
+        (["--sedes", "[0]"], "unknown argument '--sedes'; the nearest: --seeds"),
+    ],
+)
+def test_mistakes_are_told(results, tmp_path, arguments, message, capsys):
+    assert main.main(["objectives", "--runs", str(tmp_path / "runs"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_ties_are_within_the_larger_standard_deviation():
+    assert main.tied([82.0, 86.0], [85.0, 85.0])
+    assert not main.tied([80.0, 81.0], [85.0, 85.0])
+    assert main.tied([80.0], [80.0])
+    assert not main.tied([80.0], [81.0])
