@@ -7,7 +7,7 @@ the temperature: s[i, j] = cos(z_i, z_j) / tau.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -88,13 +88,14 @@ class HardNegatives:
     Attributes:
         tau_plus: prior probability that a negative is of the anchor's class, in [0, 1).
         beta: how much more close negatives count, at least 0.
-        released: as A-InfoNCE's code computes it: pair (i, p) takes the denominator of p, a negative j is weighed by
-            the mean of row j, and the floor of the estimate is e^(1 / tau) times higher.
+        code: whose arithmetic. ``paper``; or A-InfoNCE's code. In both of its forms a negative j is weighed by the mean
+            of row j instead of the anchor's, over all VB columns; in ``advcl``, pair (i, p) takes the denominator of p
+            besides, and the floor of the estimate is e^(1 / tau) times higher.
     """
 
     tau_plus: float
     beta: float = 1.0
-    released: bool = False
+    code: Literal["paper", "rocl", "advcl"] = "paper"
 
 
 def multi_view_nce_rows(
@@ -139,7 +140,7 @@ def multi_view_nce_rows(
         s = similarity_logits(z, keys, temperature).unflatten(1, (count, -1)).unflatten(0, (count, -1))
         denominators = _log_denominators(s, temperature, hard)  # (V, B)
         positives = s.diagonal(dim1=1, dim2=3)  # (V, V, B)
-        of_pair = denominators.unsqueeze(0 if hard is not None and hard.released else 1) - positives
+        of_pair = denominators.unsqueeze(0 if hard is not None and hard.code == "advcl" else 1) - positives
         part = torch.einsum("ab,abn->n", (weights.to(z.device) * chosen).to(of_pair.dtype), of_pair)
         total = part if total is None else total + part
     assert total is not None
@@ -164,11 +165,14 @@ def _log_denominators(s: Tensor, temperature: float, hard: HardNegatives | None)
         return s.masked_fill(own, SELF).flatten(2).logsumexp(2)
     negatives = count * (rows - 1)
     close = (hard.beta * s).exp()
-    mean = close.masked_fill(same_image, 0).sum((2, 3)) / negatives  # (V, B)
-    mean = mean.view(1, 1, count, rows) if hard.released else mean.view(count, rows, 1, 1)
+    total = close.masked_fill(same_image, 0).sum((2, 3))  # (V, B)
+    if hard.code == "paper":
+        mean = (total / negatives).view(count, rows, 1, 1)
+    else:
+        mean = (total / (count * rows)).view(1, 1, count, rows)
     reweighted = (s.exp() * close / mean).masked_fill(same_image, 0).sum((2, 3))
     positive = (s.exp() * (same_image & ~own)).sum((2, 3)) / (count - 1)
-    floor = negatives * (1.0 if hard.released else math.exp(-1 / temperature))
+    floor = negatives * (1.0 if hard.code == "advcl" else math.exp(-1 / temperature))
     estimate = (reweighted - hard.tau_plus * negatives * positive) / (1 - hard.tau_plus)
     return (positive + estimate.clamp_min(floor)).log()
 

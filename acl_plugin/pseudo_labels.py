@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acl_plugin.backbones import Encoder
@@ -91,6 +92,31 @@ class PseudoLabels(nn.Module):
             return cls(rows, labels, provenance)
         except Exception as error:  # zip, numpy and json raise all kinds
             raise UsageError(f"{path} is damaged or no file of pseudo-labels: {error}") from error
+
+
+class ClusterHeads(nn.Module):
+    """A linear head W_K for each clustering: l_n = sum_K CE(W_K f_n, cluster_K of image n).
+
+    Args:
+        labels: the clusterings.
+        size: D, size of the features.
+    """
+
+    def __init__(self, labels: PseudoLabels, size: int) -> None:
+        super().__init__()
+        self.labels = labels
+        self.heads = nn.ModuleList(nn.Linear(size, clusters) for clusters in labels.sizes)
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    def forward(self, features: Tensor, rows: Tensor) -> Tensor:
+        """Features (B, D) and rows (B,) -> losses (B,) in nats."""
+        parts = [
+            F.cross_entropy(head(features), labels, reduction="none")
+            for head, labels in zip(self.heads, self.labels(rows), strict=True)
+        ]
+        return torch.stack(parts).sum(0)
 
 
 def cluster(features: Tensor, size: int, seed: int) -> Tensor:

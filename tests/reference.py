@@ -63,8 +63,8 @@ def multi_view_nce(views, temperature, weight, detached=lambda a, b: False):
     return total
 
 
-def hard_negative_nce(views, temperature, tau_plus, beta, released=False):
-    """A-InfoNCE's hard negatives, mean over all ordered pairs; anchors (a, n), negatives of other images only."""
+def hard_negative_nce(views, temperature, tau_plus, beta, code="paper", weight=None):
+    """A-InfoNCE's hard negatives, over ordered pairs (by default their mean), negatives of other images only."""
     count, images = len(views), len(views[0])
     names = [(v, n) for v in range(count) for n in range(images)]
 
@@ -72,18 +72,25 @@ def hard_negative_nce(views, temperature, tau_plus, beta, released=False):
         return cosine(views[i[0]][i[1]], views[j[0]][j[1]]) / temperature
 
     def mean(i):
-        return sum(torch.exp(beta * s(i, j)) for j in names if j[1] != i[1]) / (count * (images - 1))
+        columns = count * (images - 1) if code == "paper" else count * images
+        return sum(torch.exp(beta * s(i, j)) for j in names if j[1] != i[1]) / columns
 
     def denominator(i):
         negatives = [j for j in names if j[1] != i[1]]
         positive = sum(torch.exp(s(i, j)) for j in names if j[1] == i[1] and j != i) / (count - 1)
-        weighted = sum(torch.exp((1 + beta) * s(i, j)) / mean(j if released else i) for j in negatives)
+        weighted = sum(torch.exp((1 + beta) * s(i, j)) / mean(i if code == "paper" else j) for j in negatives)
         estimate = (weighted - tau_plus * len(negatives) * positive) / (1 - tau_plus)
-        floor = len(negatives) * (1 if released else math.exp(-1 / temperature))
+        floor = len(negatives) * (1 if code == "advcl" else math.exp(-1 / temperature))
         return positive + torch.clamp(estimate, min=floor)
 
-    pairs = [(i, j) for i in names for j in names if i[1] == j[1] and i != j]
-    return sum(-s(i, p) + torch.log(denominator(p if released else i)) for i, p in pairs) / len(pairs)
+    total = 0.0
+    for i in names:
+        for p in names:
+            if i[1] == p[1] and i != p:
+                of_pair = -s(i, p) + torch.log(denominator(p if code == "advcl" else i))
+                share = 1 / (count * (count - 1)) if weight is None else weight(i[0], p[0])
+                total = total + share * of_pair / images
+    return total
 
 
 def batch_law(u, v, temperature):

@@ -167,29 +167,31 @@ def labelled(tmp_path, rows, sizes=(2, 3)):
     return str(file), labels
 
 
-def advcl_loss(model, views, attack, objective, labels, weight, detached=lambda a, b: False, hard=None):
+def advcl_loss(model, views, attack, objective, labels, weight, detached=lambda a, b: False, hard=None, attacked=None):
     """The loss written out, with the two attacks of the recipe."""
     high = high_pass(views.weak)
     with torch.no_grad():
         keys = [model(x, "clean") for x in (views.a, views.b, high)]
-    moved = attack.scalar(model, views.weak, lambda x: contrast_rows(model, x, keys, "adv"))
+    moved = attack.scalar(
+        model, views.weak, lambda x: multi_view_nce_rows([model(x, "adv"), *keys], TAU, weights=attacked)
+    )
 
     def cross_entropy(m, x):
         features = m.features(x, "ce")
         return sum(
             torch.nn.functional.cross_entropy(head.to(x.dtype)(features), labels[size], reduction="none")
-            for head, size in zip(objective.heads, sorted(labels), strict=True)
+            for head, size in zip(objective.clusters.heads, sorted(labels), strict=True)
         )
 
     misled = attack.scalar(model, views.weak, lambda x: cross_entropy(model, x))
 
     def loss(m):
         z = [m(moved.double(), "adv"), *(m(x.double(), "clean") for x in (views.a, views.b, high))]
-        contrast = nce(z, weight, detached) if hard is None else reference.hard_negative_nce(z, TAU, *hard)
+        contrast = nce(z, weight, detached) if hard is None else reference.hard_negative_nce(z, TAU, *hard, weight)
         return 0.5 / 0.07 * contrast + 0.2 * cross_entropy(m, misled.double()).mean() / len(labels)
 
     result = in_float64(model, loss)
-    objective.heads.float()
+    objective.clusters.heads.float()
     return result
 
 
@@ -200,8 +202,8 @@ def test_advcl(model, views, attack, tmp_path):
     check(terms, gradients, *advcl_loss(model, views, attack, objective, labels, lambda a, b: 1 / 12), scale=10)
     assert set(terms.parts) == {"nce4", "cluster_ce"}
     heads = [p for group in objective.param_groups(model) for p in group["params"]]
-    assert all(any(p is q for q in heads) for p in objective.heads.parameters())
-    assert all(p.grad is not None for p in objective.heads.parameters())
+    assert all(any(p is q for q in heads) for p in objective.clusters.heads.parameters())
+    assert all(p.grad is not None for p in objective.clusters.heads.parameters())
 
 
 def test_advcl_without_clusters_is_the_contrast_alone(model, views, attack):
@@ -232,7 +234,7 @@ def test_a_infonce_on_advcl(model, views, attack, tmp_path, variant):
         expected = advcl_loss(model, views, attack, objective, labels, weight, crossed)
         check(terms, gradients, *expected, scale=10)
     elif variant == "hn":
-        expected = advcl_loss(model, views, attack, objective, labels, None, hard=(0.2, 0.7))
+        expected = advcl_loss(model, views, attack, objective, labels, None, hard=(0.2, 0.7, "paper"))
         check(terms, gradients, *expected, scale=10)
     else:
         torch.testing.assert_close(
@@ -240,6 +242,26 @@ def test_a_infonce_on_advcl(model, views, attack, tmp_path, variant):
         )
         assert objective.stopped.tolist() == [[crossed(a, b) for b in range(4)] for a in range(4)]
         assert objective.hard == HardNegatives(0.2, 0.7)
+
+
+@pytest.mark.parametrize("variant", ["ip", "hn"])
+def test_released_a_infonce_on_advcl(model, views, attack, tmp_path, variant):
+    """An assignment in place weighs adversarial anchors by aw + aw^2 and benign ones by 0, in the attack and in hn."""
+    file, labels = labelled(tmp_path, views.rows)
+    settings = {"alpha": 0.3, "adversarial_weight": 1.5, "tau_plus": 0.2, "beta": 0.7, "fidelity": "released"}
+    objective = create_objective("a_infonce", variant=variant, temperature=TAU, pseudo_labels=file, **settings)
+    terms, gradients = run(objective, model, views, attack)
+    one_sided = torch.tensor([[0, 1, 1, 1], [0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 0]]) / 12
+    one_sided[0] *= 1.5 + 1.5**2
+
+    def weight(a, b):
+        if variant == "hn":
+            return one_sided[a, b].item()
+        return 2 * (0.7 if a == 0 else 0.3) * 1.5 / 12 if crossed(a, b) else 1 / 12
+
+    how = {"hard": (0.2, 0.7, "advcl")} if variant == "hn" else {"detached": crossed}
+    expected = advcl_loss(model, views, attack, objective, labels, weight, attacked=one_sided, **how)
+    check(terms, gradients, *expected, scale=10)
 
 
 @pytest.mark.parametrize("variant", ["ip", "hn"])
@@ -258,13 +280,13 @@ def test_a_infonce_on_rocl(model, views, attack, variant, fidelity):
     def loss(m):
         z = [m(x.double()) for x in (views.a, views.b, moved)]
         if variant == "hn":
-            return 2 * reference.hard_negative_nce(z, TAU, 0.2, 0.7, released)
+            return 2 * reference.hard_negative_nce(z, TAU, 0.2, 0.7)
         weights = torch.full((3, 3), 1 / 3)
         weights[:, 2], weights[2, :] = 0.3 * 1.5 / 3, 0.7 * 1.5 / 3
         return nce(z, lambda a, b: weights[a, b].item(), lambda a, b: released or (a == 2) != (b == 2))
 
     if variant == "hn" and released:
-        assert objective.hard.released
+        assert objective.hard == HardNegatives(0.2, 0.7, "rocl")
         assert objective.stopped is True
         return  # the loop has no stopped gradients
     check(terms, gradients, *in_float64(model, loss))

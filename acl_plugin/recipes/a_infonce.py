@@ -30,6 +30,19 @@ def asymmetric_weights(views: int, adversarial: int, alpha: float, weight: float
     return w / (views * (views - 1))
 
 
+def one_sided_weights(views: int, adversarial: int, weight: float) -> Tensor:
+    """(V, V) weights of the released code without inferior positives.
+
+    An assignment in place overwrites the losses of benign anchors with those of adversarial ones, and weighs them
+    twice: an adversarial anchor has ``weight`` + ``weight``^2 times 1 / (V (V - 1)), and a benign one with an
+    adversarial positive has 0.
+    """
+    w = torch.ones(views, views).fill_diagonal_(0)
+    w[:, adversarial] = 0
+    w[adversarial, :] *= weight + weight**2
+    return w / (views * (views - 1))
+
+
 def crossing(views: int, adversarial: int) -> Tensor:
     """(V, V) bool: pairs of a benign and an adversarial view."""
     is_adversarial = torch.arange(views) == adversarial
@@ -58,12 +71,12 @@ def a_infonce(
         variant: ``ip``, ``hn`` or ``iphn``.
         alpha: share of the gradient of a benign-adversarial pair that moves the benign anchor, in [0, 1].
         adversarial_weight: of those pairs; by default as published for CIFAR-10: 1.2 (ip) or 0.7 (iphn) on AdvCL and
-            1 on RoCL.
+            1 on RoCL; without effect in hn, but for its released form.
         tau_plus: prior of false negatives; by default 0.12 (hn) or 0.1 (iphn).
         beta: concentration on hard negatives.
-        fidelity: ``released`` has the two slips of the code's hard negatives (see :class:`HardNegatives`), and on
-            RoCL its stopped gradients. Its aliasing in the attack of IP is not repeated: every variant attacks the
-            loss of its base, as the paper says.
+        fidelity: ``released`` has the slips of the code's hard negatives (see :class:`HardNegatives`). On AdvCL the
+            attack, and the loss of hn, have the weights of :func:`one_sided_weights`; in ``paper`` every variant
+            attacks the loss of its base. On RoCL gradients are stopped at the keys.
         settings: of the base, such as ``temperature`` and ``pseudo_labels``.
 
     Published: 400 epochs on AdvCL, lr 1 (ip), 1.2 (hn), 2 (iphn); 1000 on RoCL.
@@ -75,13 +88,13 @@ def a_infonce(
     require_one_of(("paper", "released"), fidelity=fidelity)
     if tau_plus is None:
         tau_plus = 0.12 if variant == "hn" else 0.1
-    hard = HardNegatives(tau_plus, beta, fidelity == "released") if "hn" in variant else None
-    usual = 1.0 if base == "rocl" else 0.7 if variant == "iphn" else 1.2
+    hard = HardNegatives(tau_plus, beta, base if fidelity == "released" else "paper") if "hn" in variant else None
+    usual = {"ip": 1.2, "hn": 1.0, "iphn": 0.7}[variant] if base == "advcl" else 1.0
     weight = usual if adversarial_weight is None else adversarial_weight
     require_not_negative(alpha=alpha, adversarial_weight=weight, tau_plus=tau_plus, beta=beta)
     if base == "rocl":
         return AsymmetricRoCL("ip" in variant, alpha, weight, hard, fidelity=fidelity, **settings)
-    return AsymmetricAdvCL("ip" in variant, alpha, weight, hard, **settings)
+    return AsymmetricAdvCL("ip" in variant, alpha, weight, hard, fidelity == "released", **settings)
 
 
 a_infonce.paper = "A-InfoNCE, ECCV 2022, arXiv 2207.08374"  # type: ignore[attr-defined]
@@ -115,9 +128,18 @@ class AsymmetricAdvCL(AdvCL):
     count: Tensor
 
     def __init__(
-        self, inferior: bool, alpha: float, weight: float, hard: HardNegatives | None, **settings: Any
+        self,
+        inferior: bool,
+        alpha: float,
+        weight: float,
+        hard: HardNegatives | None,
+        released: bool = False,
+        **settings: Any,
     ) -> None:
         super().__init__(**settings)
+        if released:
+            self.attack_weights = one_sided_weights(4, 0, weight)
+            self.weights = self.attack_weights  # of hn; ip sets its own in each step
         self.inferior, self.alpha, self.weight, self.hard = inferior, alpha, weight, hard
         self.warm = True
         self.register_buffer("sum", torch.zeros((), dtype=torch.float64))
@@ -131,12 +153,11 @@ class AsymmetricAdvCL(AdvCL):
         self.warm = epoch < max(1, self.warmup * epochs)
 
     @torch.no_grad()
-    def _look_at(self, model: Encoder, weak: Tensor, adversarial: Tensor) -> None:
+    def look_at(self, model: Encoder, weak: Tensor, moved: Tensor) -> None:
         if not self.inferior:
             return
         with routed_norm.inference(model):
-            moved, still = (model.features(x, "clean") for x in (adversarial, weak))
-        distance = (moved - still).norm(dim=1).mean()
+            distance = (model.features(moved, "clean") - model.features(weak, "clean")).norm(dim=1).mean()
         if self.warm:
             self.sum += distance
             self.count += 1

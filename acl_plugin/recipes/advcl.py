@@ -1,7 +1,7 @@
 """AdvCL: contrast with high frequencies and pseudo-labels (Fan et al., NeurIPS 2021, arXiv 2111.01124)."""
 
-import torch
-import torch.nn.functional as F
+from typing import Any
+
 from torch import Tensor, nn
 
 from acl_plugin.backbones import Encoder
@@ -9,7 +9,7 @@ from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack
 from acl_plugin.losses import HardNegatives, multi_view_nce, multi_view_nce_rows
 from acl_plugin.objective import Cost, Objective, Terms, Views, require_not_negative
-from acl_plugin.pseudo_labels import PseudoLabels
+from acl_plugin.pseudo_labels import ClusterHeads, PseudoLabels
 from acl_plugin.registry import register
 from acl_plugin.views import high_pass
 
@@ -42,6 +42,7 @@ class AdvCL(Objective):
     paper = "AdvCL, NeurIPS 2021, arXiv 2111.01124"
     scale = 0.5 / 0.07
     weights: Tensor | None = None  # of the pairs of (w', a, b, h)
+    attack_weights: Tensor | None = None  # of the same, as the attack of w' sees them
     stopped: Tensor | bool = False  # pairs whose gradient stops at the keys
     hard: HardNegatives | None = None
 
@@ -63,43 +64,37 @@ class AdvCL(Objective):
                 "pretrained run, then give --objective-kwargs.pseudo_labels FILE "
                 "(or --objective-kwargs.cluster_weight 0 to go without)"
             )
-        device = next(model.parameters()).device
-        self.clusters = PseudoLabels.read(self.file).to(device)
-        self.heads = nn.ModuleList(nn.Linear(model.size, k) for k in self.clusters.sizes).to(device)
+        labels = PseudoLabels.read(self.file)
+        self.clusters = ClusterHeads(labels, model.size).to(next(model.parameters()).device)
 
     def check_rows(self, rows: Tensor) -> None:
         if self.cluster_weight:
-            self.clusters.check_rows(rows)
+            self.clusters.labels.check_rows(rows)
 
-    def param_groups(self, model: Encoder) -> list[dict[str, object]]:
-        heads = {"params": list(self.heads.parameters())} if self.cluster_weight else None
-        return super().param_groups(model) + ([heads] if heads else [])
+    def param_groups(self, model: Encoder) -> list[dict[str, Any]]:
+        heads = [{"params": list(self.clusters.parameters())}] if self.cluster_weight else []
+        return super().param_groups(model) + heads
 
     def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
         benign = [model(x, "clean") for x in (views.a, views.b, high_pass(views.weak))]
-        adversarial = attack.scalar(model, views.weak, self._contrast_of(model, [z.detach() for z in benign]))
-        self._look_at(model, views.weak, adversarial)
-        z = [model(adversarial, "adv"), *benign]
+        fixed = [z.detach() for z in benign]
+
+        def contrast(x: Tensor) -> Tensor:
+            return multi_view_nce_rows([model(x, "adv"), *fixed], self.temperature, weights=self.attack_weights)
+
+        def clusters(x: Tensor) -> Tensor:
+            return self.clusters(model.features(x, "ce"), views.rows)
+
+        moved = attack.scalar(model, views.weak, contrast)
+        self.look_at(model, views.weak, moved)
+        z = [model(moved, "adv"), *benign]
+        total = 1.0 if self.weights is None else self.weights.sum().item()
         options = {"weights": self.weights, "detached": self.stopped, "hard": self.hard}
-        parts = {"nce4": (self.scale, multi_view_nce(z, self.temperature, **options))}
+        parts = {"nce4": (self.scale * total, multi_view_nce(z, self.temperature, **options) / total)}
         if self.cluster_weight:
-            moved = attack.scalar(
-                nn.ModuleList([model, self.heads]), views.weak, lambda x: self._cross_entropy(model, x, views.rows)
-            )
-            cross_entropy = self._cross_entropy(model, moved, views.rows).mean() / len(self.heads)
-            parts["cluster_ce"] = (self.cluster_weight, cross_entropy)
+            misled = attack.scalar(nn.ModuleList([model, self.clusters]), views.weak, clusters)
+            parts["cluster_ce"] = (self.cluster_weight, clusters(misled).mean() / len(self.clusters))
         return Terms.weighted(**parts)
 
-    def _contrast_of(self, model: Encoder, keys: list[Tensor]):  # type: ignore[no-untyped-def]
-        return lambda x: multi_view_nce_rows([model(x, "adv"), *keys], self.temperature)
-
-    def _look_at(self, model: Encoder, weak: Tensor, adversarial: Tensor) -> None:
-        """For methods that adapt to how far the attack went."""
-
-    def _cross_entropy(self, model: Encoder, x: Tensor, rows: Tensor) -> Tensor:
-        """Summed over the clusterings: (B, C, H, W), (B,) -> (B,)."""
-        features = model.features(x, "ce")
-        labels = self.clusters(rows)
-        return torch.stack(
-            [F.cross_entropy(head(features), y, reduction="none") for head, y in zip(self.heads, labels, strict=True)]
-        ).sum(0)
+    def look_at(self, model: Encoder, weak: Tensor, moved: Tensor) -> None:
+        """For methods that adapt to how far the attack goes."""

@@ -62,8 +62,9 @@ class RoCL(Objective):
         )
         z = model(torch.cat([views.a, views.b, a])).chunk(3)
         pair = model.views(a, views.b) if self.again else (z[2], z[1])
+        total = 1.0 if self.weights is None else self.weights.sum().item()
         options = {"weights": self.weights, "detached": self.stopped, "hard": self.hard}
         return Terms.weighted(
-            nce3=(2.0, multi_view_nce(z, self.temperature, **options)),
+            nce3=(2 * total, multi_view_nce(z, self.temperature, **options) / total),
             nce_adv=(self.regularizer, multi_view_nce(pair, self.temperature, detached=stopped)),
         )
