@@ -197,3 +197,14 @@ def require_not_negative(**settings: float) -> None:
     for name, value in settings.items():
         if not isinstance(value, int | float) or not 0 <= value < float("inf"):
             raise UsageError(f"{name} {value!r}: allowed is a number from 0")
+
+
+def require_share(**settings: float) -> None:
+    """Refuse settings outside [0, 1].
+
+    Raises:
+        UsageError: naming the setting.
+    """
+    for name, value in settings.items():
+        if not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise UsageError(f"{name} {value!r}: allowed is a share from 0 to 1")

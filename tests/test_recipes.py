@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import reference
-from acl_plugin import create_objective
+from acl_plugin import available, create_objective, load_encoder
+from acl_plugin.backbones import Encoder
 from acl_plugin.branches import Pair, Teacher
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
@@ -17,6 +18,7 @@ from acl_plugin.objective import Views
 from acl_plugin.pseudo_labels import PseudoLabels
 from acl_plugin.recipes.air import invariance
 from acl_plugin.views import high_pass
+from conftest import spec
 
 TAU = 0.4
 
@@ -452,6 +454,21 @@ def test_profeat(model, views, attack, teacher):
     check(terms, gradients, *in_float64(model, loss))
 
 
+def test_profeats_projector_is_the_teachers_and_stays_so(teacher_run):
+    objective = create_objective("profeat", teacher=str(teacher_run))
+    model = Encoder(spec(), objective.routes, objective.projector)
+    objective.setup(model)
+    model.train()
+    theirs = load_encoder(teacher_run).projector.state_dict()
+    x = torch.rand(6, 1, 8, 8)
+    batch = Views(x, images=x, rows=torch.arange(6), weak=x.flip(3))
+    optimizer = torch.optim.SGD(objective.param_groups(model), lr=0.1)
+    objective.backward(model, batch, InnerAttack(ThreatModel("Linf", 0.1), "PGD", 2))
+    optimizer.step()
+    assert all(torch.equal(v, theirs[k]) for k, v in model.projector.state_dict().items())
+    assert any(p.grad is not None for p in model.backbone.parameters())
+
+
 @pytest.mark.parametrize("adversarial", [0.0, 0.7])
 @pytest.mark.parametrize("benign", [0.0, 1.5])
 @pytest.mark.parametrize("global_", [0.0, 2.0])
@@ -533,9 +550,62 @@ def test_attack_divergence_pushes_features_off_the_benign_law(model, views, atta
         assert rows(model.features(moved)).mean() > rows(model.features(torch.cat([views.a, views.b]))).mean()
 
 
+B = 4
+PAIR, TRIPLE, FOUR = (math.log(views * B - 1) for views in (2, 3, 4))
+COLLAPSED = [
+    ("simclr", {}, PAIR),
+    ("acl_a2a", {}, PAIR),
+    ("acl_a2s", {}, PAIR),
+    ("acl_ds", {}, PAIR),
+    ("rocl", {"regularizer": 0.25}, 2 * TRIPLE + PAIR / 4),
+    ("advcl", {"cluster_weight": 0}, 0.5 / 0.07 * FOUR),
+    # (1 - share of crossing pairs) + share times the weight
+    ("a_infonce", {"cluster_weight": 0, "variant": "ip", "adversarial_weight": 3.0}, 0.5 / 0.07 * 2 * FOUR),
+    ("a_infonce", {"base": "rocl", "variant": "ip", "regularizer": 0}, (2 / 3 + 2 / 3) * TRIPLE),
+    ("a_infonce", {"base": "rocl", "variant": "hn", "regularizer": 0}, 2 * math.log(3 * (B - 1) + 1)),
+    ("dynacl", {}, PAIR),
+    ("acl_air", {}, 2 * PAIR),
+    ("acl_air", {"fidelity": "normalised"}, 2 * PAIR),
+    ("acl_air", {"fidelity": "released", "adversarial": 0}, 2 * PAIR + 0.5 * (-math.log(B) - 1 / B)),
+    ("dynacl_air", {}, 2 * PAIR),
+    ("deacl", {"beta": 3.0}, 1 + 3),
+    ("profeat", {"beta": 3.0}, 1 + 3),
+    ("gsa_rsl", {"global_": 0.0, "rho": 0.0}, 2 * PAIR),
+]
+"""What an encoder that maps everything to 0 costs: all cosines are 0, and all laws over the batch uniform."""
+
+
+@pytest.mark.parametrize(("name", "settings", "expected"), COLLAPSED)
+def test_a_collapsed_encoder_has_a_closed_form(name, settings, expected, model, views, attack, teacher):
+    with torch.no_grad():
+        model.w.zero_()
+    model.projector = nn.Identity()
+    terms, _ = run(create_objective(name, **settings), model, views, attack)
+    assert terms.total.item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_every_objective_has_a_closed_form():
+    assert {name for name, *_ in COLLAPSED} == set(available())
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
+        ("acl_a2a", {"temperature": -1}, "temperature -1: allowed is a number above 0"),
+        ("rocl", {"regularizer": -1}, "regularizer -1: allowed is a number from 0"),
+        ("rocl", {"fidelity": "code"}, "unknown fidelity 'code'; allowed: paper, released"),
+        ("advcl", {"cluster_weight": -0.1}, "cluster_weight -0.1"),
+        ("a_infonce", {"variant": "iphm"}, "unknown variant 'iphm'; the nearest: iphn"),
+        ("a_infonce", {"base": "moco"}, "unknown base 'moco'; allowed: advcl, rocl"),
+        ("a_infonce", {"alpha": -1.0}, "alpha -1.0"),
+        ("a_infonce", {"alpha": 1.5}, "alpha 1.5: allowed is a share from 0 to 1"),
+        ("a_infonce", {"tau_plus": 1.0}, "tau_plus 1.0: allowed is a share from 0 to below 1"),
+        ("a_infonce", {"base": "rocl", "pseudo_labels": "x"}, "setting of a_infonce on rocl: 'pseudo_labels'"),
+        ("dynacl", {"momentum": 1.5}, "momentum 1.5: allowed is a share from 0 to 1"),
+        ("acl_air", {"standard": -1}, "standard -1"),
+        ("dynacl_air", {"fidelity": "kl"}, "unknown fidelity 'kl'; allowed: normalised, paper, released"),
+        ("deacl", {"beta": "much"}, "beta 'much'"),
+        ("profeat", {"projector_weight": 2}, "projector_weight 2: allowed is a share from 0 to 1"),
         ("simclr", {"temperature": 0}, "temperature 0: allowed is a number above 0"),
         ("acl_ds", {"temperature": "warm"}, "temperature 'warm'"),
         ("gsa_rsl", {"rho": -1}, "rho -1: allowed is a number from 0"),

@@ -4,6 +4,7 @@ Inferior positives (IP): pairs of a benign and an adversarial view pull mostly t
 (HN): negatives count more the closer they are. Both, or one, on AdvCL or on RoCL.
 """
 
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from acl_plugin import routed_norm
 from acl_plugin.backbones import Encoder
+from acl_plugin.errors import UsageError, unknown
 from acl_plugin.losses import HardNegatives
-from acl_plugin.objective import Cost, Objective, require_not_negative, require_one_of
+from acl_plugin.objective import Cost, Objective, require_not_negative, require_one_of, require_share
 from acl_plugin.recipes.advcl import AdvCL
 from acl_plugin.recipes.rocl import RoCL
 from acl_plugin.registry import register
@@ -91,7 +93,14 @@ def a_infonce(
     hard = HardNegatives(tau_plus, beta, base if fidelity == "released" else "paper") if "hn" in variant else None
     usual = {"ip": 1.2, "hn": 1.0, "iphn": 0.7}[variant] if base == "advcl" else 1.0
     weight = usual if adversarial_weight is None else adversarial_weight
-    require_not_negative(alpha=alpha, adversarial_weight=weight, tau_plus=tau_plus, beta=beta)
+    require_not_negative(adversarial_weight=weight, beta=beta)
+    require_share(alpha=alpha)
+    if not 0 <= tau_plus < 1:
+        raise UsageError(f"tau_plus {tau_plus!r}: allowed is a share from 0 to below 1")
+    allowed = signature({"rocl": RoCL, "advcl": AdvCL}[base]).parameters
+    for setting in settings:
+        if setting not in allowed:
+            raise unknown(f"setting of a_infonce on {base}:", setting, allowed)
     if base == "rocl":
         return AsymmetricRoCL("ip" in variant, alpha, weight, hard, fidelity=fidelity, **settings)
     return AsymmetricAdvCL("ip" in variant, alpha, weight, hard, fidelity == "released", **settings)
@@ -162,7 +171,7 @@ class AsymmetricAdvCL(AdvCL):
             self.sum += distance
             self.count += 1
         share = self.alpha if self.warm else self._share(distance.item())
-        self.weights = asymmetric_weights(4, 0, share, self.weight).to(weak.device)
+        self.weights = asymmetric_weights(4, 0, share, self.weight)
 
     def _share(self, distance: float) -> float:
         usual = (self.sum / self.count).item()

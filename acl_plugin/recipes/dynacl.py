@@ -4,7 +4,7 @@ from acl_plugin.backbones import Encoder
 from acl_plugin.branches import Momentum, Pair
 from acl_plugin.inner_attack import InnerAttack
 from acl_plugin.losses import nt_xent
-from acl_plugin.objective import Cost, Objective, Terms, Views, require_not_negative
+from acl_plugin.objective import Cost, Objective, Terms, Views, require_not_negative, require_share
 from acl_plugin.registry import register
 from acl_plugin.schedules import staircase
 
@@ -35,7 +35,8 @@ class DynACL(Objective):
 
     def __init__(self, *, temperature: float = 0.5, momentum: float = 0.99, rate: float = 2 / 3) -> None:
         super().__init__(temperature=temperature)
-        require_not_negative(momentum=momentum, rate=rate)
+        require_share(momentum=momentum)
+        require_not_negative(rate=rate)
         self.momentum, self.rate = momentum, rate
 
     def setup(self, model: Encoder) -> None:

@@ -6,7 +6,7 @@ from acl_plugin.backbones import Encoder
 from acl_plugin.branches import Teacher
 from acl_plugin.inner_attack import InnerAttack
 from acl_plugin.losses import cosine_distance_rows
-from acl_plugin.objective import Cost, Objective, Terms, Views, require_not_negative
+from acl_plugin.objective import Cost, Objective, Terms, Views, require_not_negative, require_share
 from acl_plugin.registry import register
 
 
@@ -38,7 +38,8 @@ class ProFeAT(Objective):
 
     def __init__(self, *, teacher: str | None = None, beta: float = 8.0, projector_weight: float = 0.5) -> None:
         super().__init__()
-        require_not_negative(beta=beta, projector_weight=projector_weight)
+        require_not_negative(beta=beta)
+        require_share(projector_weight=projector_weight)
         self.folder, self.beta, self.projector_weight = teacher, beta, projector_weight
 
     def setup(self, model: Encoder) -> None:
@@ -48,6 +49,7 @@ class ProFeAT(Objective):
         model.projector.requires_grad_(False)
 
     def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+        model.projector.eval()  # frozen, its norm statistics too
         teacher_f = self.teacher(views.weak)
         teacher_g = self.teacher.project(teacher_f)
         f = model.features(views.a)
