@@ -135,8 +135,8 @@ class ProbeConfig:
 class EvaluationConfig:
     """AutoAttack"""
 
-    eval_batch_size: int = 500
-    """Images attacked at a time."""
+    eval_batch_size: int | None = None
+    """Images attacked at a time; null for as many as fit into the memory, at most 500."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,6 @@ CIFAR: dict[str, Any] = {
     "probe_augment": "weak",
     "probe_batch_size": 512,
     "probe_lr": 0.01,
-    "eval_batch_size": 100,
 }
 PRESETS: dict[str, dict[str, Any]] = {"digits": {}, "cifar10": CIFAR, "cifar100": CIFAR}
 """Options whose default differs from the digits', by data set."""

@@ -1,65 +1,69 @@
 """AutoAttack on a probed model, one verdict per test image, which a later start continues.
 
 The random state of an attack is a function of seed, attack and chunk of images, so that an evaluation that was
-stopped and started again ends with the verdicts of one that was not.
+stopped and started again ends with the verdicts of one that was not. What broke an image is kept, and counted again
+at the end.
 """
 
-import json
+import hashlib
+import io
 import logging
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acl_plugin import data as datasets
-from acl_plugin import randomness
+from acl_plugin import randomness, verdicts
 from acl_plugin.config import RunConfig
 from acl_plugin.data import Images
 from acl_plugin.errors import UsageError
-from acl_plugin.inner_attack import ThreatModel, require_unit_range
+from acl_plugin.inner_attack import ThreatModel
+from acl_plugin.model_checks import check_classifier, largest_batch
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import EVALUATION, mixed_seed
 from acl_plugin.run_dir import RunDir, load_classifier, read_json, weights_hash, write_atomic, write_json
-
-STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+from acl_plugin.verdicts import STANDARD, Verdict, summary
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What happened to one test image.
+class Chunk:
+    """How far the attacks on a chunk of test images have come.
 
     Attributes:
-        index: its row in the data set's own order.
-        label: its class.
-        clean_prediction: the model's class for the image itself.
-        broken_by: the first attack that changed a right prediction; None if the image is robust, or if the
-            clean prediction is wrong already.
+        start: position of its first image.
+        predictions: of the images themselves.
+        broken_by: the attack that broke each, so far.
+        done: how many of :data:`STANDARD` have been run.
+        flags: AutoAttack's warnings.
     """
 
-    index: int
-    label: int
-    clean_prediction: int
-    broken_by: str | None
-
-    @property
-    def clean(self) -> bool:
-        """Whether the clean prediction is right."""
-        return self.clean_prediction == self.label
+    start: int
+    predictions: list[int]
+    broken_by: list[str | None]
+    done: int = 0
+    flags: tuple[str, ...] = ()
 
 
 def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, Any]:
     """Attack the classifier of ``run``; writes and returns ``evaluation.json``.
 
     Raises:
-        UsageError: when there is no classifier, or the folder holds the evaluation of something else.
+        UsageError: when there is no classifier, or it cannot be evaluated rightly; or when the folder holds the
+            evaluation of something else.
+        RuntimeError: when the count of what was kept is not that of the attacks.
     """
     model = load_classifier(run.path).to(device)
     threat = ThreatModel.parse(config.norm, config.eps)
     images = datasets.load(config).test
+    if not len(images):
+        raise UsageError(f"{config.data} has no test images to evaluate on")
     settings: dict[str, Any] = {
         "dataset": config.data,
         "threat_model": threat.norm,
@@ -67,30 +71,42 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
         "n": len(images),
         "seed": config.seed,
         "version": "standard" if len(model.spec.classes) > 3 else "AA-reduced",
-        "batch_size": config.eval_batch_size,
+        "rows_sha256": hashlib.sha256(images.rows.numpy().tobytes()).hexdigest(),
         "weights_sha256": weights_hash(model),
     }
-    earlier = _earlier(run, settings)
-    if earlier and run.evaluation.is_file():
+    settings["batch_size"] = _batch_size(run, config, model, device)
+    begun = _check_key(run, settings)
+    if begun and run.evaluation.is_file():
         return read_json(run.evaluation)
-    verdicts, flags = earlier or ([], set())
-    started, resumed = time.monotonic(), bool(verdicts)
-    write_json(run.evaluation_key, settings | {"flags": sorted(flags)})
-    chunks = -(-len(images) // config.eval_batch_size)
-    done = -(-len(verdicts) // config.eval_batch_size)
-    with Progress("AutoAttack", chunks * len(STANDARD), done * len(STANDARD), unit="attack") as progress:
-        for start in range(len(verdicts), len(images), config.eval_batch_size):
-            chunk = slice(start, min(start + config.eval_batch_size, len(images)))
-            found, raised = attack_chunk(model, images, chunk, threat, config.seed, progress.advance)
-            verdicts += found
-            flags |= raised
-            write_json(run.evaluation_key, settings | {"flags": sorted(flags)})
-            write_atomic(run.evaluation_lines, "".join(json.dumps(asdict(v)) + "\n" for v in verdicts).encode())
-    if sum(v.broken_by == "square" for v in verdicts) > 0.002 * len(verdicts):
+    batch_size = settings["batch_size"]
+    check_classifier(model, images.floats(0, 64).to(device))
+    write_json(run.evaluation_key, settings)
+    run.adversarial.mkdir(exist_ok=True)
+    found = verdicts.read(run.evaluation_lines, batch_size, len(images)) if begun else []
+    started, resumed = time.monotonic(), bool(found) or run.evaluation_chunk.is_file()
+    total, done = -(-len(images) // batch_size) * len(STANDARD), -(-len(found) // batch_size) * len(STANDARD)
+    flags = set(read_json(run.evaluation_flags)) if begun and run.evaluation_flags.is_file() else set()
+    with Progress("AutoAttack", total, done, unit="attack") as progress:
+        for start in range(len(found), len(images), batch_size):
+            where = slice(start, min(start + batch_size, len(images)))
+
+            def after(chunk: Chunk, moved: Tensor, broken: Tensor) -> None:
+                _keep(run, chunk, moved, broken)
+                progress.advance()
+
+            earlier = _earlier(run, start)
+            progress.advance(earlier.done if earlier else 0)
+            chunk = attack_chunk(model, images, where, threat, config.seed, after, earlier)
+            flags |= set(chunk.flags)
+            write_json(run.evaluation_flags, sorted(flags))
+            verdicts.append(run.evaluation_lines, chunk_verdicts(images, chunk))
+            found += chunk_verdicts(images, chunk)
+    recount(run, model, images, found, threat, batch_size)
+    if sum(v.broken_by == "square" for v in found) > 0.002 * len(found):
         flags.add("Square broke more than 0.2 % of the images after the white-box attacks: these may be unreliable")
     result = {
         **settings,
-        **summary(verdicts),
+        **summary(found),
         "flags": sorted(flags),
         "autoattack": _autoattack_package(),
         "device": str(device),
@@ -101,98 +117,166 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
     return result
 
 
-def _earlier(run: RunDir, settings: dict[str, Any]) -> tuple[list[Verdict], set[str]] | None:
-    """Verdicts and warnings of an earlier start with the same settings; None if there was none."""
-    if not run.evaluation_key.is_file():
-        return None
-    before = read_json(run.evaluation_key)
-    other = [f"{k} {settings[k]}, there {before.get(k)}" for k in settings if settings[k] != before.get(k)]
-    if other:
-        raise UsageError(
-            f"{run.path} holds an evaluation of something else ({'; '.join(other)}); "
-            f"delete {run.evaluation_lines.name} and {run.evaluation_key.name} to evaluate anew"
-        )
-    return read_verdicts(run), set(before.get("flags", []))
-
-
 def attack_chunk(
     model: nn.Module,
     images: Images,
-    chunk: slice,
+    where: slice,
     threat: ThreatModel,
     seed: int,
-    on_attack: Callable[[], object] = lambda: None,
-) -> tuple[list[Verdict], set[str]]:
+    after: Callable[[Chunk, Tensor, Tensor], object] = lambda *_: None,
+    earlier: Chunk | None = None,
+) -> Chunk:
     """Run the attacks of AutoAttack standard on a chunk, each on what the ones before it left robust.
 
-    A verdict is recounted from the adversarial image that the attack returned.
+    A verdict is counted from the adversarial images that the attack returned.
 
     Args:
         model: classifier on [0, 1], in eval mode.
-        images: the test images; ``chunk`` is the range of them to attack.
+        images: the test images; ``where`` is the range of them to attack.
         threat: norm and eps.
         seed: of the evaluation.
-        on_attack: called after each attack.
+        after: called after each attack with the state, the images (M, C, H, W) that broke the model, and their
+            positions (M,) among all.
+        earlier: the state of an earlier start, to go on from.
 
     Returns:
-        One verdict per image, and AutoAttack's warnings.
+        The state after all attacks.
+
+    Raises:
+        RuntimeError: when an attack leaves the threat model.
     """
     assert not any(m.training for m in model.modules()), "the model is not in eval mode"
     device = next(model.parameters()).device
-    x = images.floats(chunk.start, chunk.stop).to(device)
-    y = images.labels[chunk].to(device)
-    require_unit_range(x)
+    x, y = images.floats(where.start, where.stop).to(device), images.labels[where].to(device)
     model.requires_grad_(False)
     flags: list[str] = []
-    with randomness.private(seed, device), _warnings_of_autoattack(flags):
-        clean = model(x).argmax(1)
-        robust = clean == y
-        broken_by: list[str | None] = [None] * len(y)
-        classes = model(x[:1]).shape[1]
-        for number, name in enumerate(STANDARD):
+    with randomness.private(seed, device), _warnings_of_autoattack(flags), torch.no_grad():
+        logits = model(x)
+        chunk = earlier or Chunk(where.start, logits.argmax(1).tolist(), [None] * len(y))
+        for number in range(chunk.done, len(STANDARD)):
+            name = STANDARD[number]
+            robust = (logits.argmax(1) == y).cpu() & torch.tensor([b is None for b in chunk.broken_by])
             left = robust.nonzero().squeeze(1)
-            if len(left) and (name != "apgd-t" or classes > 3):
-                attack_seed = mixed_seed(seed, EVALUATION, number, chunk.start) % 2**31
-                moved = _attack(model, name, x[left], y[left], threat, attack_seed, classes)
+            broken, moved = left[:0], x[:0]
+            if len(left) and (name != "apgd-t" or logits.shape[1] > 3):
+                attack_seed = mixed_seed(seed, EVALUATION, number, where.start) % 2**31
+                moved = _attack(model, name, x[left], y[left], threat, attack_seed, logits.shape[1])
                 _check_threat(name, moved, x[left], threat)
-                fooled = left[model(moved).argmax(1) != y[left]]
-                robust[fooled] = False
-                for i in fooled.tolist():
-                    broken_by[i] = name
-            on_attack()
-    rows, labels, predictions = images.rows[chunk].tolist(), y.tolist(), clean.tolist()
-    return [Verdict(*fields) for fields in zip(rows, labels, predictions, broken_by, strict=True)], set(flags)
+                broken, moved = _fooled(model, moved, y, left)
+            broken_by = list(chunk.broken_by)
+            for i in broken.tolist():
+                broken_by[i] = name
+            chunk = replace(chunk, broken_by=broken_by, done=number + 1, flags=(*chunk.flags, *flags))
+            flags.clear()
+            after(chunk, moved, broken + where.start)
+    return chunk
 
 
-def summary(verdicts: list[Verdict]) -> dict[str, Any]:
-    """Clean accuracy, robust accuracy, and the accuracy after each attack (cumulative), as fractions."""
-    n = len(verdicts)
-    after, cumulative = sum(v.clean for v in verdicts), {}
-    for name in STANDARD:
-        after -= sum(v.broken_by == name for v in verdicts)
-        cumulative[name] = after / n
-    clean = sum(v.clean for v in verdicts) / n
-    return {"clean_accuracy": clean, "robust_accuracy": robust_accuracy(verdicts), "cumulative_accuracy": cumulative}
+def chunk_verdicts(images: Images, chunk: Chunk) -> list[Verdict]:
+    """One verdict per image of a finished chunk."""
+    where = slice(chunk.start, chunk.start + len(chunk.predictions))
+    rows, labels = images.rows[where].tolist(), images.labels[where].tolist()
+    return [Verdict(*values) for values in zip(rows, labels, chunk.predictions, chunk.broken_by, strict=True)]
 
 
-def robust_accuracy(verdicts: list[Verdict]) -> float:
-    """Share of the images that are classified rightly and that no attack has broken."""
-    return sum(v.clean and v.broken_by is None for v in verdicts) / len(verdicts)
-
-
-def read_verdicts(run: RunDir) -> list[Verdict]:
-    """The lines of ``evaluation.jsonl``, none when there is no such file.
+@torch.no_grad()
+def recount(
+    run: RunDir, model: nn.Module, images: Images, found: list[Verdict], threat: ThreatModel, batch_size: int
+) -> None:
+    """Count the verdicts again, from the images themselves and from those that were kept.
 
     Raises:
-        UsageError: when it is damaged.
+        RuntimeError: for any that is another: a clean prediction, an image that does not break the model, or that
+            lies outside the threat model.
     """
-    path = run.evaluation_lines
-    if not path.is_file():
-        return []
+    device = next(model.parameters()).device
+    for start in range(0, len(images), batch_size):
+        x = images.floats(start, start + batch_size).to(device)
+        here = found[start : start + batch_size]
+        if model(x).argmax(1).tolist() != [v.clean_prediction for v in here]:
+            raise RuntimeError(f"clean predictions of images {start} to {start + len(x) - 1} are not those recorded")
+        for name in STANDARD:
+            expected = [start + i for i, v in enumerate(here) if v.broken_by == name]
+            positions, moved = _kept(run, start, name)
+            if positions.tolist() != expected:
+                raise RuntimeError(f"{_kept_path(run, start, name)} is not what {run.evaluation_lines} says")
+            if expected:
+                _check_threat(name, moved.to(device), x[positions - start], threat)
+                if (model(moved.to(device)).argmax(1).cpu() == images.labels[positions]).any():
+                    raise RuntimeError(f"images of {_kept_path(run, start, name)} do not break the model")
+
+
+def _batch_size(run: RunDir, config: RunConfig, model: nn.Module, device: torch.device) -> int:
+    """As configured; if that is left open, as an earlier start chose, or as many as the memory holds."""
+    if config.eval_batch_size is not None:
+        return config.eval_batch_size
+    if run.evaluation_key.is_file():
+        return int(read_json(run.evaluation_key).get("batch_size", 1))
+    shape = load_classifier(run.path).spec.shape
+    return largest_batch(model, shape, device)
+
+
+def _check_key(run: RunDir, settings: dict[str, Any]) -> bool:
+    """Whether an earlier start had the same settings; False if there was none."""
+    if not run.evaluation_key.is_file():
+        return False
+    before = read_json(run.evaluation_key)
+    other = [f"{k} {settings[k]}, there {before.get(k)}" for k in settings if settings[k] != before.get(k)]
+    if other:
+        names = ", ".join(f.name for f in (run.evaluation_key, run.evaluation_lines, run.evaluation_chunk))
+        raise UsageError(
+            f"{run.path} holds an evaluation of something else ({'; '.join(other)}); delete {names} to evaluate anew"
+        )
+    return True
+
+
+def _earlier(run: RunDir, start: int) -> Chunk | None:
+    if not run.evaluation_chunk.is_file():
+        return None
     try:
-        return [Verdict(**json.loads(line)) for line in path.read_text().splitlines()]
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{path} is damaged ({error}); delete it to evaluate anew") from error
+        values = read_json(run.evaluation_chunk)
+        chunk = Chunk(**{**values, "flags": tuple(values["flags"])})
+    except (TypeError, KeyError) as error:
+        raise UsageError(f"{run.evaluation_chunk} is damaged ({error}); delete it to go on") from error
+    return chunk if chunk.start == start else None
+
+
+def _kept_path(run: RunDir, start: int, name: str) -> Path:
+    return run.adversarial / f"{start:06}-{name}.npz"
+
+
+def _keep(run: RunDir, chunk: Chunk, moved: Tensor, broken: Tensor) -> None:
+    """First the images, then the state that tells of them."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez(buffer, positions=broken.cpu().numpy(), images=moved.float().cpu().numpy())
+    write_atomic(_kept_path(run, chunk.start, STANDARD[chunk.done - 1]), buffer.getvalue())
+    write_json(run.evaluation_chunk, asdict(chunk))
+
+
+def _kept(run: RunDir, start: int, name: str) -> tuple[Tensor, Tensor]:
+    import numpy as np
+
+    path = _kept_path(run, start, name)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return torch.from_numpy(file["positions"]), torch.from_numpy(file["images"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise RuntimeError(f"{path} is missing or damaged: {type(error).__name__}") from error
+
+
+def _fooled(model: nn.Module, moved: Tensor, y: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the moved images break the model, counted on just those, as they are kept.
+
+    An image at the boundary may change sides by rounding when the batch around it changes; then it is robust.
+    """
+    broken = left
+    while True:
+        wrong = (model(moved).argmax(1) != y[broken]).cpu() if len(broken) else torch.ones(0, dtype=torch.bool)
+        if wrong.all():
+            return broken, moved
+        broken, moved = broken[wrong], moved[wrong.to(moved.device)]
 
 
 def _attack(model: nn.Module, name: str, x: Tensor, y: Tensor, threat: ThreatModel, seed: int, classes: int) -> Tensor:

@@ -53,6 +53,11 @@ def export(
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise UsageError(f"--name {name!r}: allowed are letters, digits, - and _, starting with a letter")
     evaluation = read_json(run.require(run.evaluation, f"evaluate {run.path}"))
+    if evaluation["version"] != "standard":
+        raise UsageError(
+            f"{run.path} was evaluated with {evaluation['version']}, as AutoAttack standard needs at least 4 classes; "
+            f"such a result cannot be exported"
+        )
     model = load_classifier(run.path)
     if weights_hash(model) != evaluation["weights_sha256"]:
         raise UsageError(
@@ -86,8 +91,8 @@ def export(
 def model_info(evaluation: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
     """The fields of RobustBench's ``model_info`` files that a run determines; numbers are strings, in per cent.
 
-    A result off RobustBench's data sets, on part of the test images, or of a reduced AutoAttack has no
-    ``autoattack_acc``: its robust accuracy is in ``reported``, and a footnote says why.
+    A result off RobustBench's data sets, or on part of the test images, has no ``autoattack_acc``: its robust
+    accuracy is in ``reported``, and a footnote says why.
     """
     dataset, n = evaluation["dataset"], evaluation["n"]
     info: dict[str, Any] = {
@@ -103,8 +108,6 @@ def model_info(evaluation: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
         reason = f"local: {dataset} is not on RobustBench"
     elif n < LEADERBOARDS[dataset]:
         reason = f"subset: the first {n} of {LEADERBOARDS[dataset]} test images"
-    elif evaluation["version"] != "standard":
-        reason = f"{evaluation['version']}, not AutoAttack standard"
     else:
         return info | {"autoattack_acc": info["reported"]}
     return info | {"footnote": f"{reason}; AutoAttack {evaluation['version']} on {n} images, seed {evaluation['seed']}"}

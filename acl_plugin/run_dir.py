@@ -7,7 +7,9 @@ RUN/checkpoints/last.ckpt  to resume pretraining
 RUN/encoder.pt           the pretrained encoder: one norm bank, timm's keys; benign_encoder.pt is the bank for benign
                          images, where it is another one; projector.pt the projector
 RUN/classifier.pt        encoder and head; probe.json tells how the head was trained
-RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up, evaluation_key.json tells of what
+RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up, evaluation_key.json tells of what;
+                         evaluation_chunk.json and evaluation_flags.json are what a later start goes on from
+RUN/adversarial/         the images that broke the classifier, by chunk and attack
 RUN/robustbench/         what `acl-plugin export` wrote
 """
 
@@ -55,6 +57,9 @@ class RunDir:
     evaluation = property(lambda self: self.path / "evaluation.json")
     evaluation_key = property(lambda self: self.path / "evaluation_key.json")
     evaluation_lines = property(lambda self: self.path / "evaluation.jsonl")
+    evaluation_chunk = property(lambda self: self.path / "evaluation_chunk.json")
+    evaluation_flags = property(lambda self: self.path / "evaluation_flags.json")
+    adversarial = property(lambda self: self.path / "adversarial")
     robustbench = property(lambda self: self.path / "robustbench")
 
     def require(self, file: Path, stage: str) -> Path:

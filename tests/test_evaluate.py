@@ -1,6 +1,12 @@
 import dataclasses
 import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,9 +15,10 @@ from acl_plugin import data, evaluate
 from acl_plugin.backbones import Classifier
 from acl_plugin.config import preset
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluate import STANDARD, Verdict, attack_chunk, summary
+from acl_plugin.evaluate import attack_chunk, chunk_verdicts
 from acl_plugin.inner_attack import ThreatModel
-from acl_plugin.run_dir import RunDir, write_model
+from acl_plugin.run_dir import RunDir, read_json, write_model
+from acl_plugin.verdicts import STANDARD
 from conftest import TINY, spec
 
 CPU = torch.device("cpu")
@@ -30,6 +37,12 @@ class Nearest(nn.Module):
 
     def forward(self, x):
         return 2 * x.flatten(1) @ self.means.T - (self.means**2).sum(1)
+
+
+def attacked(model, images, where, threat, seed, *rest):
+    """Verdicts and warnings of a chunk."""
+    chunk = attack_chunk(model, images, where, threat, seed, *rest)
+    return chunk_verdicts(images, chunk), set(chunk.flags)
 
 
 @pytest.fixture
@@ -51,7 +64,7 @@ def run(tmp_path):
 def test_verdicts_agree_with_the_reference_package_on_a_linear_model(images):
     """A linear model's exact Linf robustness is known: margin > eps ||w_y - w_c||_1 for each c (off the box)."""
     model = Nearest().eval()
-    verdicts, flags = attack_chunk(model, images, slice(0, 40), THREAT, seed=0)
+    verdicts, flags = attacked(model, images, slice(0, 40), THREAT, seed=0)
     x, y = images.floats(), images.labels
     logits, w = model(x), 2 * model.means
     margins = logits.gather(1, y[:, None]) - logits
@@ -70,7 +83,7 @@ def test_verdicts_agree_with_the_reference_package_on_a_linear_model(images):
 
 def test_verdicts_carry_rows_labels_and_predictions(images, few):
     model = Nearest().eval()
-    verdicts, _ = attack_chunk(model, images, slice(10, 30), THREAT, seed=0)
+    verdicts, _ = attacked(model, images, slice(10, 30), THREAT, seed=0)
     assert [v.index for v in verdicts] == images.rows[10:30].tolist()
     assert [v.label for v in verdicts] == images.labels[10:30].tolist()
     assert [v.clean_prediction for v in verdicts] == model(images.floats(10, 30)).argmax(1).tolist()
@@ -78,12 +91,12 @@ def test_verdicts_carry_rows_labels_and_predictions(images, few):
 
 
 def test_one_image_and_images_that_are_all_wrong(images, few):
-    assert len(attack_chunk(Nearest().eval(), images, slice(3, 4), THREAT, seed=0)[0]) == 1
+    assert len(attacked(Nearest().eval(), images, slice(3, 4), THREAT, seed=0)[0]) == 1
     wrong = dataclasses.replace(images, labels=(images.labels + 1) % 10)
     calls = []
     model = Nearest().eval()
     right = (model(images.floats()).argmax(1) == wrong.labels).sum()
-    verdicts, _ = attack_chunk(model, wrong, slice(0, 40), THREAT, 0, on_attack=lambda: calls.append(1))
+    verdicts, _ = attacked(model, wrong, slice(0, 40), THREAT, 0, lambda *_: calls.append(1))
     assert sum(v.clean for v in verdicts) == right
     assert len(calls) == 4
 
@@ -93,7 +106,7 @@ def test_global_randomness_is_left_alone_and_does_not_matter(images, few):
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        results.append(attack_chunk(model, images, slice(0, 40), ThreatModel("Linf", 0.1), seed=0))
+        results.append(attacked(model, images, slice(0, 40), ThreatModel("Linf", 0.1), seed=0))
         assert torch.equal(state, torch.get_rng_state())
     assert results[0] == results[1]
 
@@ -101,7 +114,7 @@ def test_global_randomness_is_left_alone_and_does_not_matter(images, few):
 def test_few_classes_have_fewer_targets_and_three_no_apgd_t(images, few):
     for classes in (5, 3, 2):
         labels = images.labels % classes
-        verdicts, _ = attack_chunk(
+        verdicts, _ = attacked(
             Nearest(classes).eval(), dataclasses.replace(images, labels=labels), slice(0, 40), THREAT, seed=0
         )
         assert len(verdicts) == 40
@@ -109,17 +122,14 @@ def test_few_classes_have_fewer_targets_and_three_no_apgd_t(images, few):
             assert not any(v.broken_by == "apgd-t" for v in verdicts)
 
 
-def test_training_mode_and_images_out_of_range_are_refused(images):
+def test_training_mode_is_our_own_mistake(images):
     with pytest.raises(AssertionError, match="not in eval mode"):
-        attack_chunk(Nearest(), images, slice(0, 2), THREAT, 0)
-    bright = dataclasses.replace(images, levels=8)
-    with pytest.raises(UsageError, match=r"images in \[0, 2\]: allowed is \[0, 1\]"):
-        attack_chunk(Nearest().eval(), bright, slice(0, 2), THREAT, 0)
+        attacked(Nearest(), images, slice(0, 2), THREAT, 0)
 
 
-def test_softmax_outputs_are_flagged(images, few):
+def test_autoattacks_warnings_are_kept(images, few):
     model = nn.Sequential(Nearest(), nn.Softmax(1)).eval()
-    _, flags = attack_chunk(model, images, slice(0, 5), THREAT, 0)
+    _, flags = attacked(model, images, slice(0, 5), THREAT, 0)
     assert any("probability distribution" in flag for flag in flags)
 
 
@@ -128,21 +138,7 @@ def test_an_attack_that_leaves_the_threat_model_stops_the_evaluation(images, mon
     change = {"far": lambda x: (x + 0.2).clamp(0, 1), "outside": lambda x: x - 0.01, "nan": lambda x: x * float("nan")}
     monkeypatch.setattr(evaluate, "_attack", lambda model, name, x, *rest: change[how](x))
     with pytest.raises(RuntimeError, match="apgd-ce left the threat model"):
-        attack_chunk(Nearest().eval(), images, slice(0, 5), THREAT, 0)
-
-
-def test_summary_is_the_count_of_the_verdicts():
-    verdicts = [
-        Verdict(0, 1, 1, None),
-        Verdict(1, 1, 1, "apgd-ce"),
-        Verdict(2, 1, 1, "fab-t"),
-        Verdict(3, 1, 0, None),
-    ]
-    assert summary(verdicts) == {
-        "clean_accuracy": 0.75,
-        "robust_accuracy": 0.25,
-        "cumulative_accuracy": {"apgd-ce": 0.5, "apgd-t": 0.5, "fab-t": 0.25, "square": 0.25},
-    }
+        attacked(Nearest().eval(), images, slice(0, 5), THREAT, 0)
 
 
 def test_evaluation_writes_lines_and_their_sum(run, few):
@@ -162,35 +158,92 @@ def test_evaluation_writes_lines_and_their_sum(run, few):
     assert list(result["cumulative_accuracy"]) == list(STANDARD)
 
 
-def test_a_stopped_evaluation_ends_with_the_same_verdicts(run, few, monkeypatch):
-    config = preset("digits", **TINY, eval_batch_size=4)
-    evaluate.evaluate(run, config, CPU)
-    whole = run.evaluation_lines.read_bytes()
-    for file in (run.evaluation, run.evaluation_lines):
+@pytest.mark.parametrize("at", range(12))
+def test_an_evaluation_that_stops_anywhere_ends_with_the_same_verdicts(run, few, monkeypatch, at):
+    config = preset("digits", **TINY, eval_batch_size=5)  # three chunks, the last one smaller
+    whole = evaluate.evaluate(run, config, CPU)
+    lines = run.evaluation_lines.read_bytes()
+    kept = {p.name: p.read_bytes() for p in run.adversarial.iterdir()}
+    for file in (run.evaluation, run.evaluation_lines, run.evaluation_key, run.evaluation_chunk, run.evaluation_flags):
         file.unlink()
-    original, calls = evaluate._attack, []
+    original, calls = evaluate._keep, []
 
-    def stop_in_the_third_chunk(*arguments):
+    def stop(*arguments):
         calls.append(arguments)
-        if len(run.evaluation_lines.read_text().splitlines() if run.evaluation_lines.exists() else []) == 8:
+        if len(calls) == at + 1:
             raise KeyboardInterrupt
-        return original(*arguments)
+        original(*arguments)
 
-    monkeypatch.setattr(evaluate, "_attack", stop_in_the_third_chunk)
+    monkeypatch.setattr(evaluate, "_keep", stop)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(run, config, CPU)
     assert not run.evaluation.exists()
-    monkeypatch.setattr(evaluate, "_attack", original)
-    evaluate.evaluate(run, config, CPU)
-    assert run.evaluation_lines.read_bytes() == whole
+    monkeypatch.setattr(evaluate, "_keep", original)
+    again = evaluate.evaluate(run, config, CPU)
+    assert run.evaluation_lines.read_bytes() == lines
+    assert {p.name: p.read_bytes() for p in run.adversarial.iterdir()} == kept
+    same = set(whole) - {"seconds", "resumed"}
+    assert {k: whole[k] for k in same} == {k: again[k] for k in same}
+    assert again["resumed"] == (at > 0)
+
+
+KILLED = """
+import sys, torch
+sys.path.insert(0, sys.argv[2])
+import conftest, pyautoattack
+from acl_plugin import evaluate
+from acl_plugin.config import preset
+from acl_plugin.run_dir import RunDir
+torch.set_num_threads(1)
+original = pyautoattack.AutoAttack._set_version
+def fast(self, version="standard"):
+    original(self, version)
+    self.square.n_queries, self.apgd.n_iter, self.apgd_targeted.n_iter, self.fab.n_iter = 50, 5, 5, 5
+pyautoattack.AutoAttack._set_version = fast
+config = preset("digits", **conftest.TINY | {"limit_test": 60}, eval_batch_size=4)
+print("begins", flush=True)
+evaluate.evaluate(RunDir(sys.argv[1]), config, torch.device("cpu"))
+"""
+
+
+def test_an_evaluation_that_is_killed_anywhere_ends_with_the_same_verdicts(run, tmp_path):
+    """ACL_PLUGIN_KILLS sets how often; each kill is at another moment."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    command = [sys.executable, str(script), str(run.path), str(Path(__file__).parent)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    lines, result = run.evaluation_lines.read_bytes(), read_json(run.evaluation)
+    took = result["seconds"]
+    for file in run.path.glob("evaluation*"):
+        file.unlink()
+    kills, generator = int(os.environ.get("ACL_PLUGIN_KILLS", "3")), random.Random(0)
+    for _ in range(kills):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
+        process.stdout.readline()
+        try:
+            process.wait(timeout=generator.uniform(0.05, took / 2))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if run.evaluation.is_file():  # done before the kill
+            break
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert run.evaluation_lines.read_bytes() == lines
+    same = set(result) - {"seconds", "resumed"}
+    again = read_json(run.evaluation)
+    assert {k: result[k] for k in same} == {k: again[k] for k in same}
+    assert not list(run.path.rglob("*.tmp")) or kills  # a kill may leave its temporary file, under a hidden name
 
 
 def test_the_evaluation_of_something_else_is_refused(run, few):
     config = preset("digits", **TINY)
     result = evaluate.evaluate(run, config, CPU)
     assert evaluate.evaluate(run, config, CPU) == result
-    for options in ({"eps": 0.2}, {"seed": 1}, {"limit_test": 5}):
-        with pytest.raises(UsageError, match=r"holds an evaluation of something else .*delete evaluation.jsonl"):
+    for options in ({"eps": 0.2}, {"seed": 1}, {"limit_test": 5}, {"norm": "L2"}, {"eval_batch_size": 3}):
+        with pytest.raises(
+            UsageError, match=r"holds an evaluation of something else .*delete evaluation_key.json, eval"
+        ):
             evaluate.evaluate(run, dataclasses.replace(config, **options), CPU)
 
 
@@ -201,3 +254,108 @@ def test_damaged_lines_are_told(run, few):
     run.evaluation_lines.write_text('{"index": 3}\n')
     with pytest.raises(UsageError, match=r"evaluation.jsonl is damaged"):
         evaluate.evaluate(run, config, CPU)
+
+
+def test_other_weights_or_images_are_another_evaluation(run, few):
+    config = preset("digits", **TINY)
+    evaluate.evaluate(run, config, CPU)
+    torch.manual_seed(1)
+    model = Classifier(spec(classes="0123456789"))
+    write_model(run.classifier, model.spec, model.state_dict())
+    with pytest.raises(UsageError, match="something else .*weights_sha256"):
+        evaluate.evaluate(run, config, CPU)
+
+
+@pytest.mark.parametrize("how", ["prediction", "verdict", "images", "far", "missing"])
+def test_what_was_kept_is_counted_again(run, few, how):
+    config = preset("digits", **TINY | {"limit_test": 40}, eval_batch_size=6, eps=0.6)
+    evaluate.evaluate(run, config, CPU)
+    run.evaluation.unlink()
+    lines = [json.loads(line) for line in run.evaluation_lines.read_text().splitlines()]
+    broken = next(i for i, line in enumerate(lines) if line["broken_by"])
+    file = run.adversarial / f"{broken // 6 * 6:06}-{lines[broken]['broken_by']}.npz"
+    with np.load(file) as content:
+        positions, moved = content["positions"], content["images"]
+    if how == "prediction":
+        lines[broken]["clean_prediction"] = (lines[broken]["clean_prediction"] + 1) % 10
+    elif how == "verdict":
+        lines[broken]["broken_by"] = None
+    elif how == "missing":
+        file.unlink()
+    else:
+        images = data.load(config).test.floats().numpy()[positions]
+        np.savez(file, positions=positions, images=images if how == "images" else np.clip(moved + 0.9, 0, 1))
+    run.evaluation_lines.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    messages = {
+        "prediction": "clean predictions of images .* are not those recorded",
+        "verdict": "is not what .*evaluation.jsonl says",
+        "images": "do not break the model",
+        "far": "left the threat model",
+        "missing": "is missing or damaged",
+    }
+    with pytest.raises(RuntimeError, match=messages[how]):
+        evaluate.evaluate(run, config, CPU)
+    assert not run.evaluation.exists()
+
+
+def test_an_image_that_only_rounding_breaks_is_robust():
+    class Fickle(nn.Module):
+        """Wrong about the first image, but only in company."""
+
+        def forward(self, x):
+            wrong = torch.tensor([1.0, 0.0]).repeat(len(x), 1)
+            if len(x) < 3:
+                wrong[0] = torch.tensor([0.0, 1.0])
+            return wrong
+
+    y = torch.ones(4, dtype=torch.long)
+    moved = torch.arange(4.0).view(4, 1, 1, 1)
+    broken, kept = evaluate._fooled(Fickle(), moved, y, torch.arange(4))
+    assert broken.tolist() == [0, 1, 2, 3]
+    broken, kept = evaluate._fooled(Fickle(), moved[:2], y, torch.tensor([1, 3]))
+    assert broken.tolist() == []
+    assert len(kept) == 0
+
+
+def test_three_classes_are_a_reduced_evaluation_that_cannot_be_exported(run, few, monkeypatch):
+    from acl_plugin.leaderboard import export
+
+    digits = data.SOURCES["digits"]
+
+    def of_three(config):
+        source = digits(config)
+        train, test = (dataclasses.replace(part, labels=part.labels % 3) for part in (source.train, source.test))
+        return dataclasses.replace(source, train=train, test=test, classes=tuple("abc"))
+
+    monkeypatch.setitem(data.SOURCES, "digits", of_three)
+    torch.manual_seed(0)
+    model = Classifier(spec(classes="abc"))
+    nn.init.normal_(model.head.weight, std=3.0)
+    write_model(run.classifier, model.spec, model.state_dict())
+    config = preset("digits", **TINY)
+    result = evaluate.evaluate(run, config, CPU)
+    assert result["version"] == "AA-reduced"
+    assert result["cumulative_accuracy"]["apgd-t"] == result["cumulative_accuracy"]["apgd-ce"]
+    with pytest.raises(UsageError, match="AA-reduced, as AutoAttack standard needs at least 4 classes; .* exported"):
+        export(run, config)
+    assert not run.robustbench.exists()
+
+
+def test_l2_and_fractions(run, few):
+    result = evaluate.evaluate(run, preset("digits", **TINY, norm="L2", eps="1/2"), CPU)
+    assert (result["threat_model"], result["eps"]) == ("L2", 0.5)
+
+
+def test_no_images_are_told(run, monkeypatch):
+    monkeypatch.setattr(evaluate.datasets, "load", lambda _: type("Data", (), {"test": []}))
+    with pytest.raises(UsageError, match="has no test images"):
+        evaluate.evaluate(run, preset("digits", **TINY), CPU)
+
+
+def test_the_batch_size_that_was_chosen_stays(run, few, monkeypatch):
+    monkeypatch.setattr(evaluate, "largest_batch", lambda *_: 7)
+    config = preset("digits", **TINY)
+    assert evaluate.evaluate(run, config, CPU)["batch_size"] == 7
+    run.evaluation.unlink()
+    monkeypatch.setattr(evaluate, "largest_batch", lambda *_: 3)
+    assert evaluate.evaluate(run, config, CPU)["batch_size"] == 7

@@ -17,7 +17,7 @@ LAYERS = [
     "backbones",
     "inner_attack run_dir",
     "objective",
-    "branches pseudo_labels",
+    "branches pseudo_labels verdicts model_checks",
     "recipes",
     "guard coreset",
     "callbacks",

@@ -66,7 +66,6 @@ def test_model_info_has_robustbenchs_fields_as_it_writes_them(run):
     [
         ({"dataset": "digits"}, "local: digits is not on RobustBench"),
         ({"n": 100}, "subset: the first 100 of 10000 test images"),
-        ({"version": "AA-reduced"}, "AA-reduced, not AutoAttack standard"),
     ],
 )
 def test_results_that_are_not_for_the_leaderboard_say_so(change, footnote):

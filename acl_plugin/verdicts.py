@@ -1,0 +1,91 @@
+"""What an evaluation found out about each test image, and how it is kept."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from acl_plugin.errors import UsageError
+from acl_plugin.run_dir import write_atomic
+
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+"""The attacks of AutoAttack standard, in order."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What happened to one test image.
+
+    Attributes:
+        index: its row in the data set's own order.
+        label: its class.
+        clean_prediction: the model's class for the image itself.
+        broken_by: the first attack that changed a right prediction; None if the image is robust, or if the
+            clean prediction is wrong already.
+    """
+
+    index: int
+    label: int
+    clean_prediction: int
+    broken_by: str | None
+
+    @property
+    def clean(self) -> bool:
+        """Whether the clean prediction is right."""
+        return self.clean_prediction == self.label
+
+    @property
+    def robust(self) -> bool:
+        """Whether it is right and no attack has changed that."""
+        return self.clean and self.broken_by is None
+
+
+def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Clean accuracy, robust accuracy, and the accuracy after each attack (cumulative), as fractions."""
+    n = len(verdicts)
+    after, cumulative = sum(v.clean for v in verdicts), {}
+    for name in STANDARD:
+        after -= sum(v.broken_by == name for v in verdicts)
+        cumulative[name] = after / n
+    clean, robust = (sum(values) / n for values in ([v.clean for v in verdicts], [v.robust for v in verdicts]))
+    return {"clean_accuracy": clean, "robust_accuracy": robust, "cumulative_accuracy": cumulative}
+
+
+def append(path: Path, verdicts: Sequence[Verdict]) -> None:
+    """Add lines by one write, flushed to the disk."""
+    content = "".join(json.dumps(asdict(v)) + "\n" for v in verdicts).encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, content)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read(path: Path, group: int = 1, total: int | None = None) -> list[Verdict]:
+    """The lines of a file, none when there is no such file.
+
+    A process that died in the middle of a write leaves less than a group of whole lines at the end; they are
+    removed.
+
+    Args:
+        path: the file.
+        group: lines that are written together.
+        total: lines of a whole file, whose last group may be smaller.
+
+    Raises:
+        UsageError: when it is damaged.
+    """
+    if not path.is_file():
+        return []
+    try:
+        whole = path.read_bytes().decode().split("\n")[:-1]
+        verdicts = [Verdict(**json.loads(line)) for line in whole]
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path} is damaged ({error}); delete it to evaluate anew") from error
+    kept = len(verdicts) if len(verdicts) == total else len(verdicts) // group * group
+    if kept < len(verdicts) or not path.read_bytes().endswith(b"\n"):
+        write_atomic(path, "".join(f"{line}\n" for line in whole[:kept]).encode())
+    return verdicts[:kept]
