@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonargparse
 import torch
@@ -27,7 +27,7 @@ COMMANDS = {
     "run": "pretrain, probe, evaluate with AutoAttack, and export: the whole job",
     "pretrain": "pretrain an encoder without labels",
     "probe": "train a linear classifier on a run's frozen encoder",
-    "evaluate": "attack a run's classifier with AutoAttack standard",
+    "evaluate": "attack a run's classifier with AutoAttack standard, or a suite of standard attacks",
     "export": "write a run's result in RobustBench's format and register its model",
     "import": "make a run folder of a published checkpoint, ready to be probed",
     "pseudo-labels": "cluster the training images by a run's features, for objectives that need it",
@@ -146,6 +146,9 @@ def _stage(name: str, arguments: list[str]) -> None:
         parser.add_class_arguments(ThreatConfig)
         parser.add_class_arguments(EvaluationConfig)
         parser.add_argument("--limit-test", type=int | None, default=None, help="Only the first N test images.")
+        suites = Literal["autoattack", "standard"]
+        parser.add_argument("--suite", type=suites, default="autoattack", help="standard: torchattacks, one by one.")
+        parser.add_argument("--attacks", type=list[str] | None, default=None, help="Only these of --suite standard.")
     if name == "export":
         for option, line in {
             "name": "The model's name on the leaderboard; by default objective and backbone.",
@@ -163,11 +166,13 @@ def _stage(name: str, arguments: list[str]) -> None:
     config = replace(run.read_config(), **_known(options))
     configuration.check(config)
 
-    from acl_plugin import evaluate, leaderboard, probe
+    from acl_plugin import evaluate, leaderboard, probe, suite
 
     if name == "probe":
         probe.probe(run, config, _device(config))
         print(f"classifier: {run.classifier}")
+    elif name == "evaluate" and options["suite"] == "standard":
+        print("\n".join(_suite_table(suite.evaluate(run, config, _device(config), options["attacks"]))))
     elif name == "evaluate":
         print("\n".join(_table([(config.objective, evaluate.evaluate(run, config, _device(config)))])))
     else:
@@ -315,6 +320,20 @@ def _table(results: list[tuple[str, dict[str, Any]]]) -> list[str]:
     for name, r in results:
         values = [r["clean_accuracy"], *r["cumulative_accuracy"].values(), r["robust_accuracy"]]
         lines.append(f"{name:{width}}" + "".join(f"{100 * v:11.2f}%" for v in values))
+    return lines
+
+
+def _suite_table(result: dict[str, Any]) -> list[str]:
+    threat = f"{result['threat_model']}, eps {result['eps']:.4g}"
+    lines = [f"{result['dataset']}, {threat}, {result['n']} test images, seed {result['seed']}"]
+    lines.append(f"{'clean':12}{100 * result['clean_accuracy']:8.2f}%")
+    for name, row in result["rows"].items():
+        note = "" if row["of_threat_model"] else f"  ({row['norm']}, eps {row['eps']:.4g})"
+        if row["median_norm"] is not None:
+            note += f"  median norm {row['median_norm']:.4g}"
+        lines.append(f"{name:12}{100 * row['accuracy']:8.2f}%{note}")
+    lines.append(f"{'worst case':12}{100 * result['worst_case']:8.2f}%")
+    lines.append("PGD-20 by eps: " + ", ".join(f"{p['eps']:.4g}: {100 * p['accuracy']:.2f}%" for p in result["curve"]))
     return lines
 
 

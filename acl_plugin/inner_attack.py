@@ -213,6 +213,22 @@ class InnerAttack:
 
         return self._run(model, x, torch.zeros(len(x), dtype=torch.long, device=x.device), logits, classes=2)
 
+    def classifier(self, model: nn.Module, x: Tensor, y: Tensor, *, bounded: bool = True) -> Tensor:
+        """Move images away from their class, as an evaluation does; any class is valid.
+
+        Args:
+            model: (B, C, H, W) in [0, 1] -> (B, classes) logits.
+            x: (B, C, H, W) in [0, 1].
+            y: (B,) labels.
+            bounded: project onto the ball; False for attacks that look for the smallest perturbation.
+
+        Returns:
+            (B, C, H, W), detached, in the box, and in the ball if ``bounded``.
+        """
+        with torch.no_grad():
+            classes = model(x[:1]).shape[1]
+        return self._run(model, x, y, model, classes, bounded)
+
     def trades(self, model: nn.Module, x: Tensor, logits: Callable[[Tensor], Tensor], benign_logits: Tensor) -> Tensor:
         """Move images to raise KL(softmax benign_logits || softmax logits(x')).
 
@@ -240,7 +256,13 @@ class InnerAttack:
         return self._run(model, x, law, answer, classes=law.shape[1])
 
     def _run(
-        self, model: nn.Module, x: Tensor, labels: Tensor, logits: Callable[[Tensor], Tensor], classes: int
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        logits: Callable[[Tensor], Tensor],
+        classes: int,
+        bounded: bool = True,
     ) -> Tensor:
         x = x.detach()
         threat = replace(self.threat, eps=self.threat.eps * self.scale)
@@ -248,7 +270,8 @@ class InnerAttack:
             attack = self._class()(_Bridge(logits, x), **self._arguments(threat, classes))
             moved = attack(x, labels).detach()
         # some classes leave the ball (CW, DeepFool), and some divide by a gradient that may be zero
-        moved = threat.project(torch.where(moved.isfinite(), moved, x), x)
+        moved = torch.where(moved.isfinite(), moved, x)
+        moved = threat.project(moved, x) if bounded else moved.clamp(0, 1)
         if self.on_moved is not None:
             self.on_moved((moved != x).flatten(1).any(1).float().mean())
         return moved

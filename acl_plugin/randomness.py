@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-INITIALISATION, ORDER, STEP, PROBE, EVALUATION, CORESET, CLUSTERS, FINETUNING = range(8)
+INITIALISATION, ORDER, STEP, PROBE, EVALUATION, CORESET, CLUSTERS, FINETUNING, SUITE = range(9)
 """What a run's seed is for: streams of randomness that do not depend on each other."""
 
 

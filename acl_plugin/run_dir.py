@@ -10,6 +10,7 @@ RUN/classifier.pt        encoder and head; probe.json tells how the head was tra
 RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up, evaluation_key.json tells of what;
                          evaluation_chunk.json and evaluation_flags.json are what a later start goes on from
 RUN/adversarial/         the images that broke the classifier, by chunk and attack
+RUN/suite.json           the standard attacks one by one, and accuracy against eps
 RUN/robustbench/         what `acl-plugin export` wrote
 """
 
@@ -60,6 +61,7 @@ class RunDir:
     evaluation_chunk = property(lambda self: self.path / "evaluation_chunk.json")
     evaluation_flags = property(lambda self: self.path / "evaluation_flags.json")
     adversarial = property(lambda self: self.path / "adversarial")
+    suite = property(lambda self: self.path / "suite.json")
     robustbench = property(lambda self: self.path / "robustbench")
 
     def require(self, file: Path, stage: str) -> Path:

@@ -23,7 +23,7 @@ LAYERS = [
     "callbacks",
     "linear_head",
     "lpaft",
-    "trainer probe evaluate",
+    "trainer probe evaluate suite",
     "leaderboard importers",
     "pipeline",
     "cli",

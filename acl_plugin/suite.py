@@ -1,0 +1,235 @@
+"""The standard attacks one by one, by torchattacks: a row each, the worst case over all, and accuracy against eps.
+
+A number of this suite is an upper bound of the robust accuracy; the one to report is AutoAttack's.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acl_plugin import data as datasets
+from acl_plugin import randomness
+from acl_plugin.config import RunConfig
+from acl_plugin.data import Images
+from acl_plugin.errors import UsageError, unknown
+from acl_plugin.inner_attack import InnerAttack, ThreatModel
+from acl_plugin.model_checks import check_classifier, largest_batch
+from acl_plugin.progress import Progress
+from acl_plugin.randomness import mixed_seed
+from acl_plugin.run_dir import RunDir, load_classifier, read_json, weights_hash, write_json
+
+CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+"""Multiples of eps at which accuracy under PGD-20 is measured."""
+OTHER_EPS = {"Linf": 8 / 255, "L2": 0.5}
+"""Radius of attacks of another norm than the threat model's, as on RobustBench; they are no part of the worst case."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An attack of the suite.
+
+    Attributes:
+        attack: class of torchattacks.
+        norms: those that it has.
+        steps: its steps.
+        step: step size as a share of eps, for classes that take one.
+        kwargs: further arguments.
+        smallest: whether it looks for the smallest perturbation, whatever its size.
+    """
+
+    attack: str
+    norms: tuple[str, ...] = ("Linf",)
+    steps: int = 10
+    step: float | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    smallest: bool = False
+
+
+BOTH = ("Linf", "L2")
+SUITE: dict[str, Setting] = {
+    "FGSM": Setting("FGSM", steps=1),
+    "BIM": Setting("BIM", step=1 / 4),
+    "PGD-20": Setting("PGD", steps=20, step=1 / 4),
+    "PGD-100": Setting("PGD", steps=100, step=1 / 4),
+    "EOTPGD": Setting("EOTPGD", step=1 / 4, kwargs={"eot_iter": 2}),
+    "UPGD": Setting("UPGD", step=1 / 4),
+    "MIFGSM": Setting("MIFGSM", step=1 / 4, kwargs={"decay": 1.0}),
+    "NIFGSM": Setting("NIFGSM", step=1 / 4, kwargs={"decay": 1.0}),
+    "VMIFGSM": Setting("VMIFGSM", step=1 / 4, kwargs={"decay": 1.0, "N": 5}),
+    "VNIFGSM": Setting("VNIFGSM", step=1 / 4, kwargs={"decay": 1.0, "N": 5}),
+    "SINIFGSM": Setting("SINIFGSM", step=1 / 4, kwargs={"decay": 1.0, "m": 5}),
+    "DIFGSM": Setting("DIFGSM", step=1 / 4),
+    "TIFGSM": Setting("TIFGSM", step=1 / 4),
+    "Jitter": Setting("Jitter", step=1 / 4),
+    "APGD": Setting("APGD", BOTH, steps=50),
+    "APGDT": Setting("APGDT", BOTH, steps=50),
+    "FAB": Setting("FAB", BOTH, steps=50),
+    "Square": Setting("Square", BOTH, steps=1000),
+    "PGDL2": Setting("PGDL2", ("L2",), steps=20, step=1 / 4),
+    "CW": Setting("CW", ("L2",), steps=50, kwargs={"c": 1.0, "lr": 0.01}, smallest=True),
+    "DeepFool": Setting("DeepFool", ("L2",), steps=50, smallest=True),
+}
+"""The suite, with its settings, in order. Step sizes are shares of eps: 1/4 is 2/255 for 8/255."""
+
+
+def evaluate(
+    run: RunDir, config: RunConfig, device: torch.device, attacks: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Run the suite on the classifier of ``run``; writes and returns ``suite.json``.
+
+    Each attack starts from the images themselves, whatever the others did. What an earlier start has done with the
+    same settings is kept.
+
+    Args:
+        run, config: the run; ``config`` gives threat model, test images and seed.
+        device: to compute on.
+        attacks: names in :data:`SUITE`; None for all that the images have the channels for.
+
+    Returns:
+        ``rows`` (accuracy, settings and seconds of each attack; positions of the images it broke; for CW and DeepFool
+        the median norm of what broke), ``worst_case`` over the rows of the threat model, and ``curve``.
+
+    Raises:
+        UsageError: when there is no classifier, or an attack is unknown or not for these images.
+    """
+    model = load_classifier(run.path).to(device)
+    threat = ThreatModel.parse(config.norm, config.eps)
+    images = datasets.load(config).test
+    chosen = _chosen(attacks, model.spec.shape[0], threat)
+    settings = {
+        "dataset": config.data,
+        "threat_model": threat.norm,
+        "eps": threat.eps,
+        "n": len(images),
+        "seed": config.seed,
+        "weights_sha256": weights_hash(model),
+    }
+    check_classifier(model, images.floats(0, 64).to(device))
+    batch_size = config.eval_batch_size or largest_batch(model, model.spec.shape, device)
+    before = read_json(run.suite) if run.suite.is_file() else {}
+    if {k: before.get(k) for k in settings} != settings:
+        before = {}
+    clean = _correct(model, images, batch_size)
+    result = {**settings, "clean_accuracy": clean.double().mean().item(), "rows": before.get("rows", {}), "curve": []}
+    with Progress("suite", len(chosen) + len(CURVE), unit="attack") as progress:
+        for name in chosen:
+            if name not in result["rows"]:
+                result["rows"][name] = _row(name, model, images, clean, threat, config.seed, batch_size)
+            result["worst_case"] = _worst_case(clean, result["rows"])
+            write_json(run.suite, result)
+            progress.advance()
+        for multiple in CURVE:
+            accuracy = _at(multiple, model, images, clean, threat, config.seed, batch_size)
+            result["curve"].append({"eps": multiple * threat.eps, "accuracy": accuracy})
+            progress.advance()
+    write_json(run.suite, result)
+    return result
+
+
+def _chosen(attacks: Sequence[str] | None, channels: int, threat: ThreatModel) -> list[str]:
+    for name in attacks or ():
+        if name not in SUITE:
+            raise unknown("attack of the suite", name, SUITE)
+    chosen = []
+    for name in attacks or SUITE:
+        try:
+            _attack_of(SUITE[name], threat)[0].check(None, channels)
+        except UsageError:
+            if attacks is not None:
+                raise
+            continue
+        chosen.append(name)
+    return chosen
+
+
+def _attack_of(setting: Setting, threat: ThreatModel, eps: float | None = None) -> tuple[InnerAttack, bool]:
+    """The attack, and whether it is of the threat model."""
+    own = threat.norm in setting.norms
+    norm = threat.norm if own else setting.norms[0]
+    radius = eps or (threat.eps if own else OTHER_EPS[norm])
+    kwargs = setting.kwargs | ({"alpha": setting.step * radius} if setting.step is not None else {})
+    return InnerAttack(ThreatModel(norm, radius), setting.attack, setting.steps, kwargs), own
+
+
+def _row(
+    name: str, model: nn.Module, images: Images, clean: Tensor, threat: ThreatModel, seed: int, batch_size: int
+) -> dict[str, Any]:
+    setting, started = SUITE[name], time.monotonic()
+    attack, own = _attack_of(setting, threat)
+    correct, norms = _under(attack, model, images, clean, seed, list(SUITE).index(name), batch_size, setting.smallest)
+    norms = norms[clean & ~correct]
+    if setting.smallest:  # broken within the radius
+        small = torch.zeros_like(clean)
+        small[clean & ~correct] = norms <= attack.threat.eps
+        correct = clean & ~small
+    return {
+        **{k: v for k, v in asdict(setting).items() if k != "norms"},
+        "norm": attack.threat.norm,
+        "eps": attack.threat.eps,
+        "of_threat_model": own,
+        "accuracy": correct.double().mean().item(),
+        "median_norm": norms.median().item() if setting.smallest and len(norms) else None,
+        "broken": (clean & ~correct).nonzero().squeeze(1).tolist(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def _at(
+    multiple: float, model: nn.Module, images: Images, clean: Tensor, threat: ThreatModel, seed: int, batch_size: int
+) -> float:
+    """Accuracy under PGD-20 (PGDL2 for L2) of a multiple of eps; eps is at most 1 for Linf."""
+    correct = clean
+    if multiple:
+        setting = SUITE["PGD-20" if threat.norm == "Linf" else "PGDL2"]
+        eps = multiple * threat.eps if threat.norm == "L2" else min(1.0, multiple * threat.eps)
+        attack, _ = _attack_of(setting, threat, eps)
+        correct, _ = _under(attack, model, images, clean, seed, len(SUITE) + CURVE.index(multiple), batch_size)
+    return correct.double().mean().item()
+
+
+def _under(
+    attack: InnerAttack,
+    model: nn.Module,
+    images: Images,
+    clean: Tensor,
+    seed: int,
+    number: int,
+    batch_size: int,
+    smallest: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Which images stay right under an attack, (N,) bool, and the L2 norms of the perturbations, (N,)."""
+    device = next(model.parameters()).device
+    correct, norms = clean.clone(), torch.zeros(len(images))
+    for start in range(0, len(images), batch_size):
+        left = clean[start : start + batch_size].nonzero().squeeze(1)
+        if not len(left):
+            continue
+        x = images.floats(start, start + batch_size).to(device)[left]
+        y = images.labels[start : start + batch_size][left].to(device)
+        with randomness.private(mixed_seed(seed, randomness.SUITE, number, start), device):
+            moved = attack.classifier(model, x, y, bounded=not smallest)
+        with torch.no_grad():
+            correct[start + left] = (model(moved).argmax(1) == y).cpu()
+        norms[start + left] = (moved - x).flatten(1).norm(dim=1).cpu()
+    return correct, norms
+
+
+def _correct(model: nn.Module, images: Images, batch_size: int) -> Tensor:
+    device = next(model.parameters()).device
+    starts = range(0, len(images), batch_size)
+    with torch.no_grad():
+        found = torch.cat([model(images.floats(i, i + batch_size).to(device)).argmax(1).cpu() for i in starts])
+    return found == images.labels
+
+
+def _worst_case(clean: Tensor, rows: dict[str, dict[str, Any]]) -> float:
+    """Accuracy when each image meets the attack of the threat model that is worst for it."""
+    robust = clean.clone()
+    for row in rows.values():
+        if row["of_threat_model"]:
+            robust[row["broken"]] = False
+    return robust.double().mean().item()
