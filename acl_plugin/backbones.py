@@ -184,8 +184,10 @@ def feature_size(network: nn.Module, channels: int, size: tuple[int, int]) -> in
 def _create(spec: ModelSpec, **sizes: Any) -> nn.Module:
     import timm
 
-    kwargs = {**sizes, **spec.kwargs}
-    return timm.create_model(spec.backbone, pretrained=False, num_classes=0, in_chans=spec.shape[0], **kwargs)
+    kwargs = {"num_classes": 0, "in_chans": spec.shape[0], **sizes, **spec.kwargs}
+    network = timm.create_model(spec.backbone, pretrained=False, **kwargs)
+    network.created_with = kwargs  # for code that rebuilds it without us
+    return network
 
 
 def _create_fixed_size(spec: ModelSpec, native: int) -> tuple[nn.Module, tuple[int, int]]:

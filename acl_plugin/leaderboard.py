@@ -18,13 +18,35 @@ from typing import Any
 import torch
 from torch import nn
 
+from acl_plugin import submission
 from acl_plugin.backbones import Classifier, ModelSpec
 from acl_plugin.config import RunConfig
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import UsageError, unknown
 from acl_plugin.run_dir import RunDir, load_classifier, read_json, torch_bytes, weights_hash, write_atomic, write_json
 
 LEADERBOARDS = {"cifar10": 10_000, "cifar100": 10_000}
 """RobustBench's data sets that we have, and how many test images a result needs."""
+
+
+TEXT, PERCENT = r"[^\n]*", r"\d{1,3}\.\d{1,2}"
+FIELDS: dict[str, tuple[str | type, bool]] = {
+    "link": (r"|https?://\S+", True),
+    "name": (TEXT, True),
+    "authors": (TEXT, True),
+    "additional_data": (bool, True),
+    "number_forward_passes": (int, True),
+    "dataset": (TEXT, True),
+    "venue": (TEXT, True),
+    "architecture": (TEXT, True),
+    "eps": (r"\d+/255|\d+(\.\d+)?", True),
+    "clean_acc": (PERCENT, True),
+    "reported": (PERCENT, True),
+    "autoattack_acc": (PERCENT, False),
+    "unreliable": (bool, False),
+    "footnote": (TEXT, False),
+    "external": (PERCENT, False),
+}
+"""The fields of RobustBench's merged files: type, or pattern of the text, and whether each must be there."""
 
 
 def export(
@@ -66,6 +88,9 @@ def export(
     folder, dataset, threat = run.robustbench, evaluation["dataset"], evaluation["threat_model"]
     info = model_info(evaluation, model.spec)
     info |= {"link": paper_url, "name": paper_title or name, "authors": authors, "venue": venue}
+    if not paper_url:
+        info["footnote"] = "; ".join(note for note in ("draft: no paper URL", info.get("footnote")) if note)
+    check_info(info)
     weights_file = folder / "models" / dataset / threat / f"{name}.pt"
     info_file = folder / "model_info" / dataset / threat / f"{name}.json"
     content = _state_dict_bytes(model)
@@ -85,6 +110,7 @@ def export(
         },
     )
     _add_to_index(timm_name(name, dataset, threat), folder / "export.json")
+    submission.write(run, model, name, info, evaluation)
     return info_file
 
 
@@ -109,8 +135,26 @@ def model_info(evaluation: dict[str, Any], spec: ModelSpec) -> dict[str, Any]:
     elif n < LEADERBOARDS[dataset]:
         reason = f"subset: the first {n} of {LEADERBOARDS[dataset]} test images"
     else:
-        return info | {"autoattack_acc": info["reported"]}
+        square = any(flag.startswith("Square") for flag in evaluation.get("flags", ()))
+        return info | {"autoattack_acc": info["reported"]} | ({"unreliable": True} if square else {})
     return info | {"footnote": f"{reason}; AutoAttack {evaluation['version']} on {n} images, seed {evaluation['seed']}"}
+
+
+def check_info(info: dict[str, Any]) -> None:
+    """Refuse what is no ``model_info`` as RobustBench merges it: its fields, with numbers as text, and no nulls.
+
+    Raises:
+        UsageError: naming the field.
+    """
+    for field in (f for f, (_, required) in FIELDS.items() if required and f not in info):
+        raise UsageError(f"model_info has no {field!r}")
+    for field, value in info.items():
+        if field not in FIELDS:
+            raise unknown("field of model_info", field, FIELDS)
+        pattern = FIELDS[field][0]
+        right = re.fullmatch(pattern, value) if isinstance(pattern, str) and isinstance(value, str) else None
+        if not (right or (isinstance(pattern, type) and type(value) is pattern)):
+            raise UsageError(f"model_info field {field!r} is {value!r}: allowed is {pattern}")
 
 
 def eps_text(eps: float) -> str:

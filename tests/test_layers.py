@@ -24,6 +24,7 @@ LAYERS = [
     "linear_head",
     "lpaft",
     "trainer probe evaluate suite",
+    "submission",
     "leaderboard importers",
     "pipeline",
     "cli",

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from acl_plugin import leaderboard
+from acl_plugin import leaderboard, verdicts
 from acl_plugin.backbones import Classifier
 from acl_plugin.config import preset
 from acl_plugin.errors import UsageError
-from acl_plugin.leaderboard import eps_text, export, load_exported, model_info, timm_name
+from acl_plugin.leaderboard import check_info, eps_text, export, load_exported, model_info, timm_name
 from acl_plugin.run_dir import RunDir, weights_hash, write_json, write_model
+from acl_plugin.verdicts import Verdict
 from conftest import spec
 
 EVALUATION = {
@@ -37,6 +38,7 @@ def run(tmp_path):
     nn.init.normal_(model.head.weight)
     write_model(folder.classifier, model.spec, model.state_dict())
     write_json(folder.evaluation, {**EVALUATION, "weights_sha256": weights_hash(model)})
+    verdicts.append(folder.evaluation_lines, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
     return folder, model
 
 
@@ -72,6 +74,52 @@ def test_results_that_are_not_for_the_leaderboard_say_so(change, footnote):
     info = model_info(EVALUATION | change, spec())
     assert "autoattack_acc" not in info
     assert footnote in info["footnote"]
+
+
+def test_without_a_paper_it_is_a_draft(run):
+    folder, _ = run
+    info = json.loads(export(folder, preset("cifar10"), name="Mine").read_text())
+    assert info["footnote"] == "draft: no paper URL"
+    assert "autoattack_acc" in info
+    write_json(folder.evaluation, json.loads(folder.evaluation.read_text()) | {"n": 100})
+    info = json.loads(export(folder, preset("cifar10"), name="Mine").read_text())
+    assert info["footnote"].startswith("draft: no paper URL; subset: the first 100")
+
+
+def test_square_makes_a_result_unreliable():
+    assert model_info(EVALUATION | {"flags": ["Square broke more than"]}, spec())["unreliable"] is True
+    assert "unreliable" not in model_info(EVALUATION | {"flags": ["there are 3 points with zero gradient!"]}, spec())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"clean_acc": 78.22}, "field 'clean_acc' is 78.22"),
+        ({"clean_acc": "0.7822345"}, "field 'clean_acc' is '0.7822345'"),
+        ({"eps": "8 / 255"}, "field 'eps'"),
+        ({"eps": 8 / 255}, "field 'eps'"),
+        ({"link": None}, "field 'link' is None"),
+        ({"link": "arxiv"}, "field 'link' is 'arxiv'"),
+        ({"number_forward_passes": "1"}, "field 'number_forward_passes'"),
+        ({"additional_data": 0}, "field 'additional_data' is 0"),
+        ({"acc": "1.00"}, "unknown field of model_info 'acc'"),
+        ({"venue": "a\nb"}, "field 'venue'"),
+    ],
+)
+def test_what_is_no_model_info_is_told(change, message):
+    info = model_info(EVALUATION, spec()) | {"link": "", "name": "A", "authors": "B", "venue": "C"}
+    check_info(info)
+    with pytest.raises(UsageError, match=message):
+        check_info(info | change)
+    with pytest.raises(UsageError, match="model_info has no 'venue'"):
+        check_info({k: v for k, v in info.items() if k != "venue"})
+
+
+def test_bad_urls_write_nothing(run):
+    folder, _ = run
+    with pytest.raises(UsageError, match="'link' is 'arxiv 0000'"):
+        export(folder, preset("cifar10"), paper_url="arxiv 0000")
+    assert not folder.robustbench.exists()
 
 
 def test_eps_as_text():
