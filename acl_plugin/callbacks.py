@@ -70,7 +70,8 @@ class CsvLogger(Logger):
         rows = list(csv.DictReader(self.path.read_text().splitlines())) if self.path.is_file() else []
         rows = [old for old in rows if int(old["epoch"]) < epoch]
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(row), extrasaction="ignore", restval="", lineterminator="\n")
+        columns = dict.fromkeys(name for each in [*rows, row] for name in each)  # some are not of every epoch
+        writer = csv.DictWriter(text, fieldnames=list(columns), restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows([*rows, row])
         write_atomic(self.path, text.getvalue().encode())

@@ -20,6 +20,7 @@ from acl_plugin import config as configuration
 from acl_plugin import registry
 from acl_plugin.config import EvaluationConfig, MachineConfig, ProbeConfig, RunConfig, ThreatConfig
 from acl_plugin.errors import TrainingStopped, UsageError, unknown
+from acl_plugin.published import probe_settings
 from acl_plugin.run_dir import RunDir
 
 PROGRAM = "acl-plugin"
@@ -142,6 +143,7 @@ def _stage(name: str, arguments: list[str]) -> None:
     parser.add_argument("run", type=Path, help="The run's folder.")
     if name == "probe":
         parser.add_class_arguments(ProbeConfig)
+        parser.add_argument("--published", type=bool, help="Take the settings published for the objective and data.")
     elif name == "evaluate":
         parser.add_class_arguments(ThreatConfig)
         parser.add_class_arguments(EvaluationConfig)
@@ -161,7 +163,7 @@ def _stage(name: str, arguments: list[str]) -> None:
     else:
         parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the data set is now.")
         parser.add_class_arguments(MachineConfig, skip={"devices", "precision"})
-    options = _parse_twice(parser, arguments, lambda given: configuration.to_dict(RunDir(given["run"]).read_config()))
+    options = _parse_twice(parser, arguments, _defaults_of_run)
     run = RunDir(options.pop("run"))
     config = replace(run.read_config(), **_known(options))
     configuration.check(config)
@@ -297,6 +299,15 @@ def _parse_twice(parser: Parser, arguments: list[str], defaults: Any) -> dict[st
 def _preset(given: dict[str, Any]) -> dict[str, Any]:
     backbone = given["backbone"] if given["backbone"] != RunConfig.backbone else None
     return configuration.defaults(given["data"], backbone)
+
+
+def _defaults_of_run(given: dict[str, Any]) -> dict[str, Any]:
+    """The run's configuration, with the published settings of its probe if they are asked for."""
+    config = RunDir(given["run"]).read_config()
+    published = {}
+    if given.get("published"):
+        published = probe_settings(config.objective, config.data, given["probe_protocol"])
+    return configuration.to_dict(config) | published
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:

@@ -87,6 +87,8 @@ class TrainingConfig:
     """Views: digits (small affine changes), simclr (crop, flip, colour)."""
     checkpoint_every: int = 1
     """Epochs between two checkpoints."""
+    knn_every: int = 0
+    """While pretraining, log the accuracy of nearest neighbours on training images every N epochs; 0 never."""
     accumulate_grad_batches: int = 1
     """Batches whose gradients are averaged for one optimiser step."""
 
@@ -111,8 +113,13 @@ class CoresetConfig:
 class ProbeConfig:
     """Linear probe (SLF: standard linear finetuning of a frozen encoder), and what may come before it"""
 
-    probe_protocol: Literal["slf", "dynacl++", "air++"] = "slf"
-    """slf: the encoder as it is; dynacl++, air++: after adversarial finetuning on pseudo-labels (LP-AFT)."""
+    probe_protocol: Literal["slf", "slf_exact", "alf", "aff_trades", "aff_pgd", "semi", "dynacl++", "air++"] = "slf"
+    """slf: linear head; slf_exact: solved by L-BFGS; alf: on adversarial images; aff_trades, aff_pgd: all weights;
+    semi: from few labels; dynacl++, air++: slf after adversarial finetuning on pseudo-labels (LP-AFT)."""
+    probe_holdout: float = 0.0
+    """Share of the training images that is held out to choose the epoch by; 0 takes the last epoch."""
+    label_fraction: float = 0.1
+    """semi: share of the labels that is used, such as 0.01 or 0.1."""
     aft_epochs: int = 25
     """Epochs of the adversarial finetuning; the rate falls tenfold after 40 % and 80 % of them."""
     aft_lr: float = 0.1
@@ -120,7 +127,9 @@ class ProbeConfig:
     aft_fidelity: Literal["paper", "released"] = "paper"
     """released: as the published code of each protocol attacks (see acl_plugin/lpaft.py)."""
     probe_epochs: int = 25
-    """Passes over the training images; the rate falls tenfold after 40 % and 80 % of them."""
+    """Passes over the training images."""
+    probe_milestones: list[float] = field(default_factory=lambda: [0.4, 0.8])
+    """Shares of the epochs after which the rate falls tenfold."""
     probe_batch_size: int = 128
     """Images per step."""
     probe_lr: float = 0.1
@@ -226,13 +235,13 @@ def check(config: RunConfig) -> None:
     """
     least = {"seed": 0, "epochs": 1, "batch_size": 2, "attack_steps": 1, "checkpoint_every": 1, "devices": 1}
     least |= {"accumulate_grad_batches": 1, "probe_epochs": 1, "probe_batch_size": 1, "eval_batch_size": 1}
-    least |= {"coreset_every": 1, "aft_epochs": 1, "aft_lr": 0}
+    least |= {"knn_every": 0, "coreset_every": 1, "aft_epochs": 1, "aft_lr": 0}
     least |= {"limit_train": 2, "limit_test": 1, "lr": 0, "probe_lr": 0, "weight_decay": 0, "probe_weight_decay": 0}
     for name, low in least.items():
         value = getattr(config, name)
         if value is not None and not low <= value < float("inf"):
             raise UsageError(f"{option_name(name)} {value}: allowed is a number from {low}")
-    for name in ("eps_ramp", "warmup", "coreset_warmup", "coreset_fraction"):
+    for name in ("eps_ramp", "warmup", "coreset_warmup", "coreset_fraction", "probe_holdout", "label_fraction"):
         value = getattr(config, name)
         if not 0 <= value <= 1:
             raise UsageError(f"{option_name(name)} {value}: allowed is a share from 0 to 1")

@@ -86,6 +86,16 @@ def load(config: DataConfig) -> DataSet:
     return replace(data, train=data.train.first(config.limit_train), test=data.test.first(config.limit_test))
 
 
+def stratified(labels: Tensor, share: float, seed: int) -> Tensor:
+    """A share of each class, at least one image of it, chosen at random: (N,) labels -> (N,) bool."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for c in labels.unique():
+        members = order[labels[order] == c]
+        chosen[members[: max(1, round(share * len(members)))]] = True
+    return chosen
+
+
 def _digits(config: DataConfig) -> DataSet:
     """scikit-learn's 1,797 digits, 1 x 8 x 8; 500 of them, the same in all runs and stratified, are for testing."""
     import numpy as np

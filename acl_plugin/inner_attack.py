@@ -225,7 +225,7 @@ class InnerAttack:
         Returns:
             (B, C, H, W), detached, in the box, and in the ball if ``bounded``.
         """
-        with torch.no_grad():
+        with torch.no_grad(), routed_norm.inference(model):
             classes = model(x[:1]).shape[1]
         return self._run(model, x, y, model, classes, bounded)
 

@@ -1,62 +1,79 @@
-"""A linear head on a frozen encoder."""
-
-import math
-from collections.abc import Sequence
+"""A linear head on a frozen encoder: by SGD on benign or adversarial images, or exactly."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acl_plugin import randomness
 from acl_plugin.backbones import Classifier
-from acl_plugin.config import RunConfig
-from acl_plugin.data import Images, ShuffledBatches
-from acl_plugin.progress import Progress
-from acl_plugin.randomness import PROBE, mixed_seed
-from acl_plugin.views import views
+from acl_plugin.data import Images
+from acl_plugin.inner_attack import InnerAttack
 
 
-def train_head(model: Classifier, images: Images, config: RunConfig, milestones: Sequence[float] = (0.4, 0.8)) -> float:
-    """Fit ``model.head`` by cross-entropy on benign images; the backbone stays in eval mode and as it is, to the bit.
-
-    SGD with momentum 0.9 from a zero head, with the settings of :class:`config.ProbeConfig`; the rate falls tenfold
-    after each of ``milestones``, shares of the epochs.
-
-    Returns:
-        The mean loss of the last epoch, in nats.
-
-    Source: the SLF protocol of RobustSSL and ACL's code.
-    """
-    device = model.head.weight.device
+def zero_head(model: Classifier) -> None:
+    """Start the head at zero, as all published protocols do."""
     nn.init.zeros_(model.head.weight)
     nn.init.zeros_(model.head.bias)
-    sgd = torch.optim.SGD(
-        model.head.parameters(), lr=config.probe_lr, momentum=0.9, weight_decay=config.probe_weight_decay
-    )
-    epochs, batch_size = config.probe_epochs, min(config.probe_batch_size, len(images))
-    falls = [math.ceil(share * epochs) for share in milestones]
-    schedule = torch.optim.lr_scheduler.MultiStepLR(sgd, falls)
-    loss = torch.zeros((), device=device)
+
+
+def head_loss(model: Classifier, x: Tensor, y: Tensor, attack: InnerAttack | None = None) -> Tensor:
+    """Cross-entropy of the head on images, or on what an attack makes of them, with the backbone in eval mode.
+
+    The backbone stays as it is, to the bit.
+
+    Args:
+        model: whose head takes the gradient.
+        x: (B, C, H, W) in [0, 1].
+        y: (B,) labels.
+        attack: that raises the cross-entropy; None for benign images.
+
+    Source: SLF and ALF of RobustSSL.
+    """
     model.eval()
-    with (
-        randomness.private(mixed_seed(config.seed, PROBE), device),
-        Progress("probe", epochs, unit="epoch") as progress,
-    ):
-        for epoch in range(epochs):
-            losses = []
-            for pixels, labels, _ in ShuffledBatches(images, batch_size, mixed_seed(config.seed, PROBE), epoch):
-                x = views(pixels.to(device).float() / images.levels, config.probe_augment)
-                with torch.no_grad():
-                    features = model.features(x)
-                loss = F.cross_entropy(model.head(features), labels.to(device))
-                sgd.zero_grad()
-                loss.backward()
-                sgd.step()
-                losses.append(loss.detach())
-            schedule.step()
-            loss = torch.stack(losses).mean()
-            progress.advance(loss=loss.item())
-    return loss.item()
+    if attack is not None:
+        x = attack.classifier(model, x, y)
+    with torch.no_grad():
+        features = model.features(x)
+    return F.cross_entropy(model.head(features), y)
+
+
+def solve_head(model: Classifier, images: Images, weight_decay: float) -> float:
+    """The head that minimises mean cross-entropy + weight_decay / 2 ||W||^2 on un-augmented images, by L-BFGS.
+
+    The same objective as SGD's with that weight decay, but for the bias, which is not decayed.
+
+    Args:
+        model: in eval mode.
+        images: N images, all classes among them.
+        weight_decay: above 0.
+
+    Returns:
+        The mean cross-entropy, in nats.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    features = _features(model, images).double()
+    fit = LogisticRegression(C=1 / (weight_decay * len(images)), tol=1e-8, max_iter=20_000)
+    fit.fit(features.numpy(), images.labels.numpy())
+    zero_head(model)
+    with torch.no_grad():
+        weight, bias = torch.from_numpy(fit.coef_), torch.from_numpy(fit.intercept_)
+        if len(fit.classes_) == 2:  # one row for the second class
+            weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+        chosen = torch.from_numpy(fit.classes_)
+        model.head.weight[chosen] = weight.to(model.head.weight)
+        model.head.bias[chosen] = bias.to(model.head.bias)
+        absent = torch.ones(len(model.head.bias), dtype=torch.bool)
+        absent[chosen] = False
+        model.head.bias[absent] = -1e4  # classes without an image
+        logits = features @ model.head.weight.cpu().double().T + model.head.bias.cpu().double()
+    return F.cross_entropy(logits, images.labels).item()
+
+
+@torch.no_grad()
+def _features(model: Classifier, images: Images, batch_size: int = 500) -> Tensor:
+    device = next(model.parameters()).device
+    starts = range(0, len(images), batch_size)
+    return torch.cat([model.features(images.floats(i, i + batch_size).to(device)).cpu() for i in starts])
 
 
 @torch.no_grad()

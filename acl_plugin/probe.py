@@ -1,43 +1,210 @@
-"""The probe of a pretrained encoder: a linear classifier, after the protocol's finetuning if it has one."""
+"""The probe of a pretrained encoder: each protocol makes a classifier on [0, 1] images.
+
+slf         a linear head on the frozen encoder, by SGD on benign images
+slf_exact   the same objective solved by L-BFGS, without augmentation
+alf         a linear head on the frozen encoder, by SGD on PGD-10 images
+aff_trades  all weights, by TRADES; with two norm banks, benign images go through the benign one
+aff_pgd     all weights, by cross-entropy on PGD-10 images
+semi        all weights, from few labels and the encoder's own predictions on the other images
+dynacl++    LP-AFT on pseudo-labels, then slf; air++ likewise
+"""
 
 import time
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
 
 from acl_plugin import data as datasets
-from acl_plugin import lpaft, randomness
+from acl_plugin import lpaft, randomness, routed_norm, semi_supervised
 from acl_plugin.backbones import Classifier
 from acl_plugin.config import ProbeConfig, RunConfig
-from acl_plugin.linear_head import predictions, train_head
-from acl_plugin.randomness import PROBE, mixed_seed
+from acl_plugin.data import DataSet, Images, stratified
+from acl_plugin.errors import UsageError
+from acl_plugin.full_finetune import adversarial_loss, attack_of, set_banks, trades_loss
+from acl_plugin.inner_attack import InnerAttack, ThreatModel
+from acl_plugin.linear_head import head_loss, predictions, solve_head, zero_head
+from acl_plugin.randomness import HOLDOUT, PROBE, mixed_seed
 from acl_plugin.run_dir import RunDir, load_encoder, write_json, write_model
+from acl_plugin.sgd import Schedule, descend, schedule_of
 
 
 def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
-    """Train a head on the encoder of ``run``, and write ``classifier.pt`` and ``probe.json``.
+    """Probe the encoder of ``run`` by ``probe_protocol``; writes ``classifier.pt`` and ``probe.json``.
 
-    With the protocols ``dynacl++`` and ``air++`` the encoder is finetuned on pseudo-labels first, see
-    :mod:`acl_plugin.lpaft`; ``encoder.pt`` stays as it is.
+    ``encoder.pt`` stays as it is. With ``probe_holdout`` a share of the training images is held out, and the epoch is
+    kept that does best on them: by accuracy, on PGD-10 images where the protocol trains on adversarial ones.
 
     Raises:
-        UsageError: when the encoder is missing, or the data cannot be read.
+        UsageError: when the encoder is missing, the data cannot be read, or the protocol does not go with them.
     """
-    encoder = load_encoder(run.path)
+    if config.probe_protocol not in PROTOCOLS:
+        raise UsageError(f"--probe-protocol {config.probe_protocol}: allowed are {', '.join(PROTOCOLS)}")
+    spec = load_encoder(run.path).spec
     data = datasets.load(config)
     started = time.monotonic()
-    finetuning: dict[str, Any] = {}
-    weights = encoder.backbone.state_dict()
-    if config.probe_protocol != "slf":
-        weights, finetuning = lpaft.finetune(run, config, data, device)
+    train, held_out = split(data.train, config.probe_holdout, config.seed)
     with randomness.private(mixed_seed(config.seed, PROBE), device):
-        model = Classifier(replace(encoder.spec, classes=data.classes)).to(device)
-        model.backbone.load_state_dict(weights)
-        loss = train_head(model, data.train, config)
-    accuracy = (predictions(model, data.train) == data.train.labels).double().mean().item()
+        model = Classifier(replace(spec, classes=data.classes)).to(device)
+    model.backbone.load_state_dict(load_encoder(run.path).backbone.state_dict())
+    zero_head(model)
+    protocol = PROTOCOLS[config.probe_protocol]
+    record = protocol(Probing(run, config, replace(data, train=train), held_out, model, device))
+    accuracy = (predictions(model.eval(), train) == train.labels).double().mean().item()
     write_model(run.classifier, model.spec, {k: v.cpu() for k, v in model.state_dict().items()})
     settings = {f.name: getattr(config, f.name) for f in fields(ProbeConfig)}
-    result = {"protocol": config.probe_protocol, **settings, "seed": config.seed, "n": len(data.train), "loss": loss}
-    seconds = round(time.monotonic() - started, 1)
-    write_json(run.probe, {**result, **finetuning, "train_accuracy": accuracy, "seconds": seconds})
+    result = {"protocol": config.probe_protocol, **settings, "seed": config.seed, "n": len(train), **record}
+    write_json(run.probe, {**result, "train_accuracy": accuracy, "seconds": round(time.monotonic() - started, 1)})
+
+
+class Probing:
+    """What a protocol works on.
+
+    Args:
+        run, config, device: of the probe.
+        data: the data set, without the images that are held out.
+        held_out: to choose the epoch by; None to take the last.
+        model: classifier with the pretrained backbone and a zero head, to be trained in place.
+    """
+
+    def __init__(
+        self, run: RunDir, config: RunConfig, data: DataSet, held_out: Images | None, model: Classifier,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.run, self.config, self.data, self.held_out = run, config, data, held_out
+        self.model, self.device = model, device
+        self.threat = ThreatModel.parse(config.norm, config.eps)
+
+    @property
+    def pgd(self) -> InnerAttack:
+        """PGD-10 of the threat model, on cross-entropy."""
+        return attack_of(self.threat, "PGD" if self.threat.norm == "Linf" else "PGDL2")
+
+    @property
+    def schedule(self) -> Schedule:
+        """As configured."""
+        c = self.config
+        return schedule_of(
+            c.seed, PROBE, epochs=c.probe_epochs, batch_size=c.probe_batch_size, lr=c.probe_lr,
+            weight_decay=c.probe_weight_decay, milestones=c.probe_milestones, augment=c.probe_augment,
+        )  # fmt: skip
+
+    def score(self, attack: InnerAttack | None = None) -> Callable[[], float] | None:
+        """Accuracy on what is held out, under an attack if one is given."""
+        images, model = self.held_out, self.model
+        if images is None:
+            return None
+
+        def accuracy() -> float:
+            correct = 0
+            for start in range(0, len(images), 250):
+                x = images.floats(start, start + 250).to(self.device)
+                y = images.labels[start : start + 250].to(self.device)
+                with routed_norm.inference(model):
+                    moved = x if attack is None else attack.classifier(model, x, y)
+                    correct += int((model(moved).argmax(1) == y).sum())
+            return correct / len(images)
+
+        return accuracy
+
+
+def slf(p: Probing) -> dict[str, Any]:
+    """Standard linear finetuning."""
+    parameters = p.model.head.parameters()
+    return descend(
+        "SLF", p.model, parameters, p.data.train, lambda x, y, _: head_loss(p.model, x, y), p.schedule, p.score()
+    )
+
+
+def slf_exact(p: Probing) -> dict[str, Any]:
+    """Standard linear finetuning, solved."""
+    return {"loss": solve_head(p.model.eval(), p.data.train, p.config.probe_weight_decay)}
+
+
+def alf(p: Probing) -> dict[str, Any]:
+    """Adversarial linear finetuning."""
+    parameters = p.model.head.parameters()
+    return descend(
+        "ALF", p.model, parameters, p.data.train, lambda x, y, _: head_loss(p.model, x, y, p.pgd), p.schedule,
+        p.score(p.pgd),
+    )  # fmt: skip
+
+
+def aff_trades(p: Probing) -> dict[str, Any]:
+    """Adversarial full finetuning by TRADES."""
+    attack = attack_of(p.threat, "TPGD")
+    benign, adversarial = (load_encoder(p.run.path, benign=b).backbone.state_dict() for b in (True, False))
+    two = p.run.benign_encoder.is_file()
+    set_banks(p.model, {"clean": benign, "adv": adversarial} if two else {"adv": adversarial})
+    route = "clean" if two else "adv"
+    return _finetune(p, lambda x, y, _: trades_loss(p.model, x, y, attack, route, route))
+
+
+def aff_pgd(p: Probing) -> dict[str, Any]:
+    """Adversarial full finetuning on cross-entropy."""
+    return _finetune(p, lambda x, y, _: adversarial_loss(p.model, x, y, p.pgd))
+
+
+def semi(p: Probing) -> dict[str, Any]:
+    """Few labels: see :mod:`acl_plugin.semi_supervised`."""
+    loss = semi_supervised.prepare(p.run, p.config, p.data, p.pgd, p.model, p.device)
+    return _finetune(p, loss) | {"labelled": semi_supervised.count(p.config, p.data.train)}
+
+
+def after_lpaft(p: Probing) -> dict[str, Any]:
+    """LP-AFT, then standard linear finetuning."""
+    weights, record = lpaft.finetune(p.run, p.config, p.data, p.device)
+    p.model.backbone.load_state_dict(weights)
+    return slf(p) | record
+
+
+PROTOCOLS: dict[str, Callable[[Probing], dict[str, Any]]] = {
+    "slf": slf,
+    "slf_exact": slf_exact,
+    "alf": alf,
+    "aff_trades": aff_trades,
+    "aff_pgd": aff_pgd,
+    "semi": semi,
+    "dynacl++": after_lpaft,
+    "air++": after_lpaft,
+}
+"""Protocols by name."""
+
+
+def split(images: Images, share: float, seed: int) -> tuple[Images, Images | None]:
+    """Hold out a share of each class; None for a share of 0. (What is trained on, what is held out.)"""
+    if not share:
+        return images, None
+    chosen = stratified(images.labels, share, mixed_seed(seed, HOLDOUT))
+    if not chosen.any() or chosen.all():
+        raise UsageError(f"--probe-holdout {share}: of {len(images)} training images, that leaves none on one side")
+    return images.take((~chosen).nonzero().squeeze(1)), images.take(chosen.nonzero().squeeze(1))
+
+
+def _finetune(p: Probing, loss: Callable[..., torch.Tensor]) -> dict[str, Any]:
+    """Train all weights, and leave the model with its ``adv`` bank alone."""
+    p.model.to(p.device).requires_grad_(True)
+
+    def step(x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        p.model.train()
+        return loss(x, y, rows)
+
+    result = descend("AFF", p.model, p.model.parameters(), p.data.train, step, p.schedule, _adv_score(p))
+    if routed_norm.routes_of(p.model.backbone):
+        p.model.backbone = routed_norm.export(p.model.backbone, "adv")
+    return result
+
+
+def _adv_score(p: Probing) -> Callable[[], float] | None:
+    score = p.score(p.pgd)
+    if score is None:
+        return None
+
+    def routed() -> float:
+        if not routed_norm.routes_of(p.model.backbone):
+            return score()
+        with routed_norm.route(p.model.backbone, "adv"):
+            return score()
+
+    return routed

@@ -160,8 +160,8 @@ def make(encoder: Encoder, images: Images, sizes: Sequence[int], seed: int, prov
 
 
 @torch.no_grad()
-def features_of(encoder: Encoder, images: Images, batch_size: int = 500) -> Tensor:
+def features_of(encoder: Encoder, images: Images, route: str | None = None, batch_size: int = 500) -> Tensor:
     """(N, D) features of un-augmented images, on the CPU."""
     device = next(encoder.parameters()).device
     starts = range(0, len(images), batch_size)
-    return torch.cat([encoder.features(images.floats(i, i + batch_size).to(device)).cpu() for i in starts])
+    return torch.cat([encoder.features(images.floats(i, i + batch_size).to(device), route).cpu() for i in starts])

@@ -5,7 +5,19 @@ from contextlib import contextmanager
 
 import torch
 
-INITIALISATION, ORDER, STEP, PROBE, EVALUATION, CORESET, CLUSTERS, FINETUNING, SUITE = range(9)
+(
+    INITIALISATION,
+    ORDER,
+    STEP,
+    PROBE,
+    EVALUATION,
+    CORESET,
+    CLUSTERS,
+    FINETUNING,
+    SUITE,
+    HOLDOUT,
+    LABELS,
+) = range(11)
 """What a run's seed is for: streams of randomness that do not depend on each other."""
 
 

@@ -22,9 +22,10 @@ from acl_plugin.data import DataSet, Images, ShuffledBatches
 from acl_plugin.errors import UsageError
 from acl_plugin.guard import Guard
 from acl_plugin.inner_attack import InnerAttack, ThreatModel, require_unit_range
+from acl_plugin.knn import knn_accuracy
 from acl_plugin.lars import LARS
 from acl_plugin.objective import Objective, Views
-from acl_plugin.randomness import INITIALISATION, ORDER, STEP, mixed_seed
+from acl_plugin.randomness import HOLDOUT, INITIALISATION, ORDER, STEP, mixed_seed
 from acl_plugin.registry import create_objective
 from acl_plugin.run_dir import RunDir, write_json, write_model, write_projector
 from acl_plugin.views import WEAK, views
@@ -188,6 +189,14 @@ class Pretraining(lightning.LightningModule):
                 group["lr"] = rate
                 self._average([p.grad for p in group["params"] if p.grad is not None], batch_idx % every + 1)
             optimizer.step()
+
+    def on_train_epoch_end(self) -> None:
+        done = self.current_epoch + 1
+        if self.config.knn_every and done % self.config.knn_every == 0:
+            kept, route = self.objective.downstream(self.model), self.objective.routes[-1]
+            with routed_norm.inference(kept):
+                accuracy = knn_accuracy(kept, self.data.train, mixed_seed(self.config.seed, HOLDOUT), route)
+            self.log("knn_accuracy", accuracy, sync_dist=self.ranks > 1)
 
     def _views(self, pixels: Tensor, rows: Tensor) -> Views:
         images = pixels.to(self.dtype) / self.data.train.levels

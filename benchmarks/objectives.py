@@ -15,10 +15,11 @@ from acl_plugin import data, pipeline, pseudo_labels, registry
 from acl_plugin.cli import Parser
 from acl_plugin.config import RunConfig, preset
 from acl_plugin.errors import UsageError, unknown
-from acl_plugin.lpaft import STEPS
 from acl_plugin.pseudo_labels import PUBLISHED_SIZES
 from acl_plugin.run_dir import load_encoder
 
+FINETUNING_COST = 27
+"""Encoder forwards per image of a step of TRADES: ten of the attack, each with a gradient, and 7 of target and loss."""
 TEACHER = "simclr"
 """The row whose runs teach, and give features for pseudo-labels, in the runs of the same seed."""
 
@@ -130,7 +131,7 @@ def encoder_forwards(settings: dict[str, Any]) -> float | None:
         chosen = per_image * (epochs - first) * settings["coreset_fraction"]
         total = per_image * first + chosen + times * (per_image - 2 * cost.backwards)
     if settings["probe_protocol"] != "slf":
-        total += settings["aft_epochs"] * (2 * STEPS + 1 + 2 + 4)
+        total += settings["aft_epochs"] * FINETUNING_COST
     return total
 
 

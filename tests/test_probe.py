@@ -4,13 +4,14 @@ import json
 import pytest
 import torch
 
-from acl_plugin import data, load_classifier
+from acl_plugin import data, load_classifier, load_encoder
 from acl_plugin.backbones import Classifier
 from acl_plugin.config import preset
 from acl_plugin.errors import UsageError
-from acl_plugin.linear_head import predictions, train_head
-from acl_plugin.probe import probe
+from acl_plugin.linear_head import predictions
+from acl_plugin.probe import PROTOCOLS, probe, split
 from acl_plugin.run_dir import RunDir, write_model
+from acl_plugin.trainer import pretrain
 from conftest import TINY, spec
 
 CPU = torch.device("cpu")
@@ -29,26 +30,11 @@ def run(tmp_path):
     return folder
 
 
-def test_backbone_is_left_as_it_is_to_the_bit(tiny_config):
-    images = data.load(tiny_config).train
-    model = Classifier(spec(classes="0123456789"))
-    before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
-    train_head(model.train(), images, tiny_config)
-    assert all(torch.equal(v, before[k]) for k, v in model.backbone.state_dict().items())
-    assert all(p.grad is None for p in model.backbone.parameters())
-
-
-def test_first_step_from_a_zero_head_is_softmax_regressions():
-    config = preset("digits", **TINY | {"probe_epochs": 1, "probe_batch_size": 16, "probe_lr": 0.5})
-    images = data.load(config).train
-    model = Classifier(spec(classes="0123456789")).eval()
-    with torch.no_grad():
-        features = model.features(images.floats())
-    train_head(model, images, config)
-    # d/dW of the mean cross-entropy at W = 0: (1/10 - onehot)^T features / n
-    residual = 0.1 - torch.nn.functional.one_hot(images.labels, 10).float()
-    torch.testing.assert_close(model.head.weight.data, -0.5 * residual.T @ features / 16, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(model.head.bias.data, -0.5 * residual.mean(0), atol=1e-5, rtol=1e-4)
+@pytest.fixture
+def two_banks(tmp_path):
+    """A pretrained run with two norm banks."""
+    config = preset("digits", **TINY | {"limit_train": 40, "objective": "acl_ds", "aft_epochs": 1})
+    return pretrain(config, tmp_path / "two"), config
 
 
 def test_probe_learns_and_writes_what_it_did(run):
@@ -63,7 +49,67 @@ def test_probe_learns_and_writes_what_it_did(run):
     assert model.spec.classes == tuple("0123456789")
 
 
-@pytest.mark.parametrize("augment", ["none", "weak"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_protocol_gives_a_classifier_and_its_record(two_banks, protocol):
+    folder, config = two_banks
+    config = dataclasses.replace(config, probe_protocol=protocol)
+    files = {p: p.read_bytes() for p in (folder.encoder, folder.benign_encoder)}
+    state = torch.get_rng_state()
+    probe(folder, config, CPU)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(p.read_bytes() == content for p, content in files.items())
+    record = json.loads(folder.probe.read_text())
+    assert (record["protocol"], record["n"]) == (protocol, 40)
+    assert record["loss"] > 0
+    model = load_classifier(folder.path)
+    assert not any(m.training for m in model.modules())
+    pretrained = load_encoder(folder.path).backbone.state_dict()
+    same = all(torch.equal(v, pretrained[k]) for k, v in model.backbone.state_dict().items())
+    assert same == (protocol in ("slf", "slf_exact", "alf"))  # to the bit
+    assert model.head.weight.any()
+    again = {k: v.clone() for k, v in model.state_dict().items()}
+    probe(folder, config, CPU)
+    assert all(torch.equal(v, again[k]) for k, v in load_classifier(folder.path).state_dict().items())
+
+
+@pytest.mark.parametrize("protocol", ["slf", "alf", "aff_trades", "aff_pgd", "semi"])
+def test_the_epoch_is_chosen_on_training_images_that_are_held_out(two_banks, protocol, monkeypatch):
+    folder, config = two_banks
+    config = dataclasses.replace(config, probe_protocol=protocol, probe_holdout=0.25, probe_epochs=3)
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda config: dataclasses.replace(load(config), test=None))
+    probe(folder, config, CPU)
+    record = json.loads(folder.probe.read_text())
+    assert record["n"] == len(split(data.load(config).train, 0.25, config.seed)[0]) < 40
+    assert 1 <= record["epoch"] <= 3
+    assert 0 <= record["score"] <= 1
+    assert record["probe_holdout"] == 0.25
+
+
+def test_what_is_held_out_is_stratified_and_apart():
+    images = data.load(preset("digits")).train
+    train, held_out = split(images, 0.1, seed=3)
+    assert not set(train.rows.tolist()) & set(held_out.rows.tolist())
+    assert len(train) + len(held_out) == len(images)
+    for c in range(10):
+        assert (held_out.labels == c).sum() == pytest.approx(0.1 * (images.labels == c).sum(), abs=1)
+    assert torch.equal(split(images, 0.1, seed=3)[1].rows, held_out.rows)
+    assert not torch.equal(split(images, 0.1, seed=4)[1].rows, held_out.rows)
+    assert split(images, 0.0, seed=3) == (images, None)
+    with pytest.raises(UsageError, match="--probe-holdout 1.0: of 1297 training images, that leaves none on one side"):
+        split(images, 1.0, seed=3)
+
+
+def test_l2_has_pgd_protocols_and_no_trades(two_banks):
+    folder, config = two_banks
+    config = dataclasses.replace(config, norm="L2", eps=0.5)
+    for protocol in ("alf", "aff_pgd"):
+        probe(folder, dataclasses.replace(config, probe_protocol=protocol), CPU)
+    with pytest.raises(UsageError, match="attack 'TPGD' is not for L2"):
+        probe(folder, dataclasses.replace(config, probe_protocol="aff_trades"), CPU)
+
+
+@pytest.mark.parametrize("augment", ["none", "shift", "weak"])
 def test_probe_is_a_function_of_the_seed(run, augment, tiny_config):
     config = dataclasses.replace(tiny_config, probe_augment=augment)
 

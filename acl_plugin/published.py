@@ -1,0 +1,40 @@
+"""Settings of the probing protocols that were published with each method (RobustSSL's "vanilla" evaluation)."""
+
+from typing import Any
+
+LIKE_ACL = ("acl_a2a", "acl_a2s", "acl_ds", "acl_air", "dynacl", "dynacl_air")
+LIKE_ADVCL = ("advcl", "a_infonce", "deacl")
+_RATES: dict[str, dict[str, float]] = {
+    "acl": {"cifar10": 0.01, "cifar100": 0.05},
+    "acl_air": {"cifar10": 0.005, "cifar100": 0.1},
+    "dynacl_air": {"cifar10": 0.01, "cifar100": 0.1},
+}
+
+
+def probe_settings(objective: str, data: str, protocol: str) -> dict[str, Any]:
+    """Options of the probe that the authors of ``objective`` used, or RobustSSL for them.
+
+    Args:
+        objective: its name; those without settings of their own have RobustSSL's general ones.
+        data: data set; off CIFAR the rates are those for CIFAR-10.
+        protocol: ``config.ProbeConfig.probe_protocol``.
+
+    Source: the benchmark code of RobustSSL, and of ACL, DynACL, AIR, AdvCL and DeACL.
+    """
+    settings: dict[str, Any] = {"probe_weight_decay": 2e-4, "probe_augment": "weak", "probe_epochs": 25}
+    if protocol.startswith("aff"):
+        long = objective in ("acl_a2a", "acl_a2s", "acl_ds", "acl_air")
+        settings |= {"probe_lr": 0.1, "probe_batch_size": 128}
+        return settings | {"probe_epochs": 100 if long else 25, "probe_milestones": [0.4, 0.6] if long else [0.6, 0.8]}
+    if objective in LIKE_ADVCL:
+        return settings | {"probe_lr": 0.01, "probe_batch_size": 512, "probe_milestones": [0.6, 0.8]}
+    if objective not in LIKE_ACL:
+        return settings | {"probe_lr": 0.1, "probe_batch_size": 128, "probe_milestones": [0.6, 0.8]}
+    rates = _RATES.get(objective, _RATES["acl"])
+    if objective == "acl_air" and protocol == "alf":
+        rates = rates | {"cifar10": 0.01}
+    rate = rates.get(data, rates["cifar10"])
+    settings |= {"probe_lr": rate, "probe_batch_size": 512, "probe_milestones": [0.4, 0.8]}
+    if data == "cifar10" and (objective, protocol) == ("dynacl_air", "slf"):
+        settings |= {"probe_epochs": 5}
+    return settings
