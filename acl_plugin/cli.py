@@ -148,8 +148,11 @@ def _stage(name: str, arguments: list[str]) -> None:
         parser.add_class_arguments(ThreatConfig)
         parser.add_class_arguments(EvaluationConfig)
         parser.add_argument("--limit-test", type=int | None, default=None, help="Only the first N test images.")
-        suites = Literal["autoattack", "standard"]
-        parser.add_argument("--suite", type=suites, default="autoattack", help="standard: torchattacks, one by one.")
+        suites = Literal["autoattack", "standard", "corruptions"]
+        told = "standard: torchattacks, one by one; corruptions: the 15 common ones."
+        parser.add_argument("--suite", type=suites, default="autoattack", help=told)
+        told = "Folder that holds CIFAR-10-C or CIFAR-100-C; without it corruptions are made on the fly."
+        parser.add_argument("--corruptions-dir", type=Path | None, default=None, help=told)
         parser.add_argument("--attacks", type=list[str] | None, default=None, help="Only these of --suite standard.")
     if name == "export":
         for option, line in {
@@ -168,13 +171,16 @@ def _stage(name: str, arguments: list[str]) -> None:
     config = replace(run.read_config(), **_known(options))
     configuration.check(config)
 
-    from acl_plugin import evaluate, leaderboard, probe, suite
+    from acl_plugin import corruptions, evaluate, leaderboard, probe, suite
 
     if name == "probe":
         probe.probe(run, config, _device(config))
         print(f"classifier: {run.classifier}")
     elif name == "evaluate" and options["suite"] == "standard":
         print("\n".join(_suite_table(suite.evaluate(run, config, _device(config), options["attacks"]))))
+    elif name == "evaluate" and options["suite"] == "corruptions":
+        result = corruptions.evaluate(run, config, _device(config), options["corruptions_dir"])
+        print("\n".join(_corruptions_table(result)))
     elif name == "evaluate":
         print("\n".join(_table([(config.objective, evaluate.evaluate(run, config, _device(config)))])))
     else:
@@ -346,6 +352,13 @@ def _suite_table(result: dict[str, Any]) -> list[str]:
     lines.append(f"{'worst case':12}{100 * result['worst_case']:8.2f}%")
     lines.append("PGD-20 by eps: " + ", ".join(f"{p['eps']:.4g}: {100 * p['accuracy']:.2f}%" for p in result["curve"]))
     return lines
+
+
+def _corruptions_table(result: dict[str, Any]) -> list[str]:
+    lines = [f"{result['dataset']}, {result['source']}, {result['n']} test images, severities 1 to 5"]
+    for name, values in result["accuracy"].items():
+        lines.append(f"{name:18}" + "".join(f"{100 * value:9.2f}%" for value in values))
+    return [*lines, f"{'mean':18}{100 * result['mean']:9.2f}%"]
 
 
 def _first_line(documented: Any) -> str:

@@ -17,7 +17,8 @@ import torch
     SUITE,
     HOLDOUT,
     LABELS,
-) = range(11)
+    CORRUPTIONS,
+) = range(12)
 """What a run's seed is for: streams of randomness that do not depend on each other."""
 
 

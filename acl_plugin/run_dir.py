@@ -11,6 +11,7 @@ RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up, 
                          evaluation_chunk.json and evaluation_flags.json are what a later start goes on from
 RUN/adversarial/         the images that broke the classifier, by chunk and attack
 RUN/suite.json           the standard attacks one by one, and accuracy against eps
+RUN/corruptions.json     accuracy under common corruptions
 RUN/robustbench/         what `acl-plugin export` wrote
 """
 
@@ -62,6 +63,7 @@ class RunDir:
     evaluation_flags = property(lambda self: self.path / "evaluation_flags.json")
     adversarial = property(lambda self: self.path / "adversarial")
     suite = property(lambda self: self.path / "suite.json")
+    corruptions = property(lambda self: self.path / "corruptions.json")
     robustbench = property(lambda self: self.path / "robustbench")
 
     def require(self, file: Path, stage: str) -> Path:

@@ -200,7 +200,7 @@ MISTAKES = [
         ["run", "--out", "x", "--coreset", "rcs", "--coreset-fraction", "2"],
         "--coreset-fraction 2.0: allowed is a share",
     ),
-    (["run", "--out", "x", "--probe-protocol", "dynacl"], "--probe-protocol: allowed: 'slf', 'dynacl++', 'air++'"),
+    (["run", "--out", "x", "--probe-protocol", "dynacl"], "--probe-protocol: allowed: 'slf', 'slf_exact', 'alf'"),
     (["import"], "required: file"),
     (["import", "nowhere.pt"], "required: out"),
     (["import", "nowhere.pt", "--out", "x", "--data", "digits"], "nowhere.pt: no such file"),

@@ -23,7 +23,7 @@ LAYERS = [
     "guard coreset",
     "callbacks",
     "lpaft",
-    "trainer probe evaluate suite",
+    "trainer probe evaluate suite corruptions",
     "submission",
     "leaderboard importers",
     "pipeline",
