@@ -2,6 +2,7 @@
 
 python -m benchmarks collect NAME RUN [RUN ...]   writes benchmarks/results/NAME.json
 python -m benchmarks objectives [--data NAME]     runs every objective, writes results/objectives_NAME.json and tables
+python -m benchmarks suite NAME RUN               writes results/suite_NAME.json: the standard attacks, corruptions
 python -m benchmarks table                        writes benchmarks/RESULTS.md
 """
 
@@ -46,6 +47,17 @@ def kept(run: RunDir) -> dict[str, Any]:
     }
 
 
+def suite(name: str, path: str) -> None:
+    """The standard attacks one by one, and corruptions if they were measured, of a run."""
+    run = RunDir(path)
+    found = read_json(run.require(run.suite, f"evaluate {path} --suite standard"))
+    rows = {row: {k: v for k, v in values.items() if k != "broken"} for row, values in found["rows"].items()}
+    corruptions = read_json(run.corruptions) if run.corruptions.is_file() else None
+    write_json(
+        RESULTS / f"suite_{name}.json", kept(run) | {"suite": found | {"rows": rows}, "corruptions": corruptions}
+    )
+
+
 def objectives(*arguments: str) -> None:
     """Every objective on one data set, see :mod:`benchmarks.objectives`."""
     data, runs = benchmarked.run_all(*arguments)
@@ -68,7 +80,8 @@ def table() -> None:
     ]
     files = sorted(RESULTS.glob("*.json"))
     compared = [path for path in files if path.name.startswith("objectives_")]
-    for path in (p for p in files if p not in compared):
+    suites = [path for path in files if path.name.startswith("suite_")]
+    for path in (p for p in files if p not in [*compared, *suites]):
         runs = json.loads(path.read_text())
         settings, evaluation = runs[0]["settings"], runs[0]["evaluation"]
         limit = f" ({settings['limit_train']} images)" if settings["limit_train"] else ""
@@ -90,6 +103,8 @@ def table() -> None:
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     for path in compared:
         lines += comparison(json.loads(path.read_text()))
+    for path in suites:
+        lines += suite_table(json.loads(path.read_text()))
     write_atomic(HERE / "RESULTS.md", ("\n".join(lines) + "\n").encode())
 
 
@@ -133,6 +148,37 @@ def comparison(runs: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def suite_table(run: dict[str, Any]) -> list[str]:
+    """A table with a row for each standard attack on one classifier."""
+    settings, found, evaluation = run["settings"], run["suite"], run["evaluation"]
+    threat = f"{found['threat_model']}, eps {found['eps']:.4g}"
+    lines = [
+        "",
+        f"## Standard attacks on {settings['data']}, {settings['objective']}",
+        "",
+        f"One classifier ({settings['backbone']}, {settings['epochs']} epochs, seed {settings['seed']}) under the "
+        f"suite of torchattacks: {threat}, {found['n']} test images; clean {100 * found['clean_accuracy']:.1f} %. "
+        f"Every attack starts from the images themselves. AutoAttack *standard* leaves "
+        f"{100 * evaluation['robust_accuracy']:.1f} % (of {evaluation['n']} images).",
+        "",
+        "| attack | steps | accuracy | note | s |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in found["rows"].items():
+        notes = [] if row["of_threat_model"] else [f"{row['norm']}, eps {row['eps']:.4g}, no part of the worst case"]
+        if row["median_norm"] is not None:
+            notes.append(f"median norm {row['median_norm']:.3g}")
+        cells = [name, str(row["steps"]), f"{100 * row['accuracy']:.1f}", "; ".join(notes), f"{row['seconds']:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [f"| *worst case* | | {100 * found['worst_case']:.1f} | | |", ""]
+    points = ", ".join(f"{p['eps']:.3g}: {100 * p['accuracy']:.1f}" for p in found["curve"])
+    lines.append(f"Accuracy under PGD-20 by eps, per cent: {points}.")
+    if run["corruptions"]:
+        mean, source = 100 * run["corruptions"]["mean"], run["corruptions"]["source"]
+        lines += ["", f"Under the 15 common corruptions ({source}), the mean over severities: {mean:.1f} %."]
+    return lines
+
+
 def tied(values: list[float], others: list[float]) -> bool:
     """Whether two means differ by no more than the larger standard deviation."""
     deviation = max(statistics.stdev(v) if len(v) > 1 else 0.0 for v in (values, others))
@@ -145,7 +191,7 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f}{deviation}"
 
 
-COMMANDS: dict[str, Any] = {"collect": collect, "objectives": objectives, "table": table}
+COMMANDS: dict[str, Any] = {"collect": collect, "objectives": objectives, "suite": suite, "table": table}
 
 
 def main(arguments: list[str]) -> int:

@@ -28,12 +28,33 @@ def test_a_run_is_kept_and_becomes_a_row(tiny_config, tmp_path, few, results):
     assert row.startswith("| tiny | digits (16 images) | gsa_rsl | resnet10t | 2 | 0.1 | 12 | 0 |")
 
 
+def test_a_suite_is_kept_and_becomes_a_table(tiny_config, tmp_path, few, results):
+    import torch
+
+    from acl_plugin import suite
+    from acl_plugin.run_dir import RunDir
+
+    pipeline.run(tiny_config, tmp_path / "run")
+    assert benchmarks.main(["suite", "tiny", str(tmp_path / "run")]) == 2
+    found = suite.evaluate(RunDir(tmp_path / "run"), tiny_config, torch.device("cpu"), ["FGSM", "DeepFool"])
+    assert benchmarks.main(["suite", "tiny", str(tmp_path / "run")]) == 0
+    kept = json.loads((results / "results" / "suite_tiny.json").read_text())
+    assert kept["suite"]["rows"]["FGSM"]["accuracy"] == found["rows"]["FGSM"]["accuracy"]
+    assert "broken" not in kept["suite"]["rows"]["FGSM"]
+    benchmarks.table()
+    table = (results / "RESULTS.md").read_text()
+    assert "## Standard attacks on digits, gsa_rsl" in table
+    assert "| DeepFool | 50 |" in table
+
+
 def test_mean_and_standard_deviation():
     assert benchmarks.spread([1.0, 3.0]) == "2.0 ± 1.4"
     assert benchmarks.spread([1.25]) == "1.2"
 
 
-@pytest.mark.parametrize("arguments", [[], ["tabel"], ["collect"], ["collect", "x"], ["collect", "x", "nowhere"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["tabel"], ["collect"], ["collect", "x"], ["collect", "x", "nowhere"], ["suite", "x", "nowhere"]]
+)
 def test_mistakes_have_status_2_and_write_nothing(arguments, results, capsys):
     assert benchmarks.main(arguments) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
