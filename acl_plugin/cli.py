@@ -17,9 +17,10 @@ import jsonargparse
 import torch
 
 from acl_plugin import config as configuration
-from acl_plugin import registry
+from acl_plugin import tables
 from acl_plugin.config import EvaluationConfig, MachineConfig, ProbeConfig, RunConfig, ThreatConfig
 from acl_plugin.errors import TrainingStopped, UsageError, unknown
+from acl_plugin.layouts import LAYOUTS
 from acl_plugin.published import probe_settings
 from acl_plugin.run_dir import RunDir
 
@@ -133,7 +134,7 @@ def _run(name: str, arguments: list[str]) -> None:
         trainer.build(other, data.load(other))  # a mistake in the second run is told before the first
         runs.append((other, out / "compare" / compare))
     results = [(each.objective, pipeline.run(each, folder, _device(config))) for each, folder in runs]
-    print("\n".join(_table(results)))
+    print("\n".join(tables.accuracies(results)))
     print(f"results: {out}/evaluation.json, model: acl_plugin.load_classifier({str(out)!r})")
 
 
@@ -177,12 +178,12 @@ def _stage(name: str, arguments: list[str]) -> None:
         probe.probe(run, config, _device(config))
         print(f"classifier: {run.classifier}")
     elif name == "evaluate" and options["suite"] == "standard":
-        print("\n".join(_suite_table(suite.evaluate(run, config, _device(config), options["attacks"]))))
+        print("\n".join(tables.suite(suite.evaluate(run, config, _device(config), options["attacks"]))))
     elif name == "evaluate" and options["suite"] == "corruptions":
         result = corruptions.evaluate(run, config, _device(config), options["corruptions_dir"])
-        print("\n".join(_corruptions_table(result)))
+        print("\n".join(tables.corruptions(result)))
     elif name == "evaluate":
-        print("\n".join(_table([(config.objective, evaluate.evaluate(run, config, _device(config)))])))
+        print("\n".join(tables.accuracies([(config.objective, evaluate.evaluate(run, config, _device(config)))])))
     else:
         given = {k: v for k, v in options.items() if v is not None and k != "config"}
         print(f"model_info: {leaderboard.export(run, config, **given)}")
@@ -211,7 +212,7 @@ def _import(arguments: list[str]) -> None:
         options["bank"],
         options["allow_pickle"],
     )
-    print(f"encoder: {out.encoder}, format {layout}: {importers.LAYOUTS[layout].papers}")
+    print(f"encoder: {out.encoder}, format {layout}: {LAYOUTS[layout].papers}")
 
 
 def _pseudo_labels(arguments: list[str]) -> None:
@@ -257,29 +258,11 @@ def _list(arguments: list[str]) -> None:
     elif given.what == "data":
         from acl_plugin.data import SOURCES
 
-        print("\n".join(f"{name:10}{_first_line(source)}" for name, source in SOURCES.items()))
+        print("\n".join(f"{name:10}{tables.first_line(source)}" for name, source in SOURCES.items()))
     elif given.what == "formats":
-        from acl_plugin.importers import LAYOUTS
-
         print("\n".join(f"{name:12}{layout.papers}" for name, layout in LAYOUTS.items()))
     else:
-        print("\n".join(_objectives()))
-
-
-def _objectives() -> list[str]:
-    """A line for each objective; a broken one says why."""
-    lines = [f"{'':12}{'F':>4}  {'attack':8}{'banks':16}(F: encoder forwards per image, with 5 attack steps)"]
-    for name in registry.available():
-        try:
-            factory = registry.factory_of(name)
-            objective = factory()
-        except (UsageError, TypeError) as error:
-            lines.append(f"{name:12}{error}")
-            continue
-        cost = "" if objective.cost is None else objective.cost.encoder_forwards(5)
-        banks, attack = " ".join(objective.routes), objective.attack_view or "none"
-        lines.append(f"{name:12}{cost:>4}  {attack:8}{banks:16}{_first_line(factory)}  [{objective.paper}]")
-    return lines
+        print("\n".join(tables.objectives()))
 
 
 def _parser(name: str) -> Parser:
@@ -324,45 +307,6 @@ def _device(config: RunConfig) -> torch.device:
     if config.accelerator in ("gpu", "cuda") or (config.accelerator == "auto" and torch.cuda.is_available()):
         return torch.device("cuda")
     return torch.device("mps" if config.accelerator == "mps" else "cpu")
-
-
-def _table(results: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    _, first = results[0]
-    steps = list(first["cumulative_accuracy"])
-    width = max(12, *(len(name) + 2 for name, _ in results))
-    threat = f"{first['threat_model']}, eps {first['eps']:.4g}"
-    head = f"{first['dataset']}, {threat}, {first['n']} test images, seed {first['seed']}"
-    columns = "".join(f"{step:>12}" for step in ("clean", *steps, "AutoAttack"))
-    lines = [head, f"{'':{width}}{columns}"]
-    for name, r in results:
-        values = [r["clean_accuracy"], *r["cumulative_accuracy"].values(), r["robust_accuracy"]]
-        lines.append(f"{name:{width}}" + "".join(f"{100 * v:11.2f}%" for v in values))
-    return lines
-
-
-def _suite_table(result: dict[str, Any]) -> list[str]:
-    threat = f"{result['threat_model']}, eps {result['eps']:.4g}"
-    lines = [f"{result['dataset']}, {threat}, {result['n']} test images, seed {result['seed']}"]
-    lines.append(f"{'clean':12}{100 * result['clean_accuracy']:8.2f}%")
-    for name, row in result["rows"].items():
-        note = "" if row["of_threat_model"] else f"  ({row['norm']}, eps {row['eps']:.4g})"
-        if row["median_norm"] is not None:
-            note += f"  median norm {row['median_norm']:.4g}"
-        lines.append(f"{name:12}{100 * row['accuracy']:8.2f}%{note}")
-    lines.append(f"{'worst case':12}{100 * result['worst_case']:8.2f}%")
-    lines.append("PGD-20 by eps: " + ", ".join(f"{p['eps']:.4g}: {100 * p['accuracy']:.2f}%" for p in result["curve"]))
-    return lines
-
-
-def _corruptions_table(result: dict[str, Any]) -> list[str]:
-    lines = [f"{result['dataset']}, {result['source']}, {result['n']} test images, severities 1 to 5"]
-    for name, values in result["accuracy"].items():
-        lines.append(f"{name:18}" + "".join(f"{100 * value:9.2f}%" for value in values))
-    return [*lines, f"{'mean':18}{100 * result['mean']:9.2f}%"]
-
-
-def _first_line(documented: Any) -> str:
-    return (documented.__doc__ or "").strip().split("\n")[0].replace("``", "")
 
 
 def _quiet() -> None:

@@ -6,14 +6,11 @@ at the end.
 """
 
 import hashlib
-import io
 import logging
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from torch import Tensor, nn
 
 from acl_plugin import data as datasets
 from acl_plugin import randomness, verdicts
+from acl_plugin.broken_images import check_threat, keep, recount
 from acl_plugin.config import RunConfig
 from acl_plugin.data import Images
 from acl_plugin.errors import UsageError
@@ -28,7 +26,7 @@ from acl_plugin.inner_attack import ThreatModel
 from acl_plugin.model_checks import check_classifier, largest_batch
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import EVALUATION, mixed_seed
-from acl_plugin.run_dir import RunDir, load_classifier, read_json, weights_hash, write_atomic, write_json
+from acl_plugin.run_dir import RunDir, load_classifier, read_json, weights_hash, write_json
 from acl_plugin.verdicts import STANDARD, Verdict, summary
 
 
@@ -91,7 +89,7 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
             where = slice(start, min(start + batch_size, len(images)))
 
             def after(chunk: Chunk, moved: Tensor, broken: Tensor) -> None:
-                _keep(run, chunk, moved, broken)
+                _store(run, chunk, moved, broken)
                 progress.advance()
 
             earlier = _earlier(run, start)
@@ -161,7 +159,7 @@ def attack_chunk(
             if len(left) and (name != "apgd-t" or logits.shape[1] > 3):
                 attack_seed = mixed_seed(seed, EVALUATION, number, where.start) % 2**31
                 moved = _attack(model, name, x[left], y[left], threat, attack_seed, logits.shape[1])
-                _check_threat(name, moved, x[left], threat)
+                check_threat(name, moved, x[left], threat)
                 broken, moved = _fooled(model, moved, y, left)
             broken_by = list(chunk.broken_by)
             for i in broken.tolist():
@@ -177,33 +175,6 @@ def chunk_verdicts(images: Images, chunk: Chunk) -> list[Verdict]:
     where = slice(chunk.start, chunk.start + len(chunk.predictions))
     rows, labels = images.rows[where].tolist(), images.labels[where].tolist()
     return [Verdict(*values) for values in zip(rows, labels, chunk.predictions, chunk.broken_by, strict=True)]
-
-
-@torch.no_grad()
-def recount(
-    run: RunDir, model: nn.Module, images: Images, found: list[Verdict], threat: ThreatModel, batch_size: int
-) -> None:
-    """Count the verdicts again, from the images themselves and from those that were kept.
-
-    Raises:
-        RuntimeError: for any that is another: a clean prediction, an image that does not break the model, or that
-            lies outside the threat model.
-    """
-    device = next(model.parameters()).device
-    for start in range(0, len(images), batch_size):
-        x = images.floats(start, start + batch_size).to(device)
-        here = found[start : start + batch_size]
-        if model(x).argmax(1).tolist() != [v.clean_prediction for v in here]:
-            raise RuntimeError(f"clean predictions of images {start} to {start + len(x) - 1} are not those recorded")
-        for name in STANDARD:
-            expected = [start + i for i, v in enumerate(here) if v.broken_by == name]
-            positions, moved = _kept(run, start, name)
-            if positions.tolist() != expected:
-                raise RuntimeError(f"{_kept_path(run, start, name)} is not what {run.evaluation_lines} says")
-            if expected:
-                _check_threat(name, moved.to(device), x[positions - start], threat)
-                if (model(moved.to(device)).argmax(1).cpu() == images.labels[positions]).any():
-                    raise RuntimeError(f"images of {_kept_path(run, start, name)} do not break the model")
 
 
 def _batch_size(run: RunDir, config: RunConfig, model: nn.Module, device: torch.device) -> int:
@@ -241,29 +212,10 @@ def _earlier(run: RunDir, start: int) -> Chunk | None:
     return chunk if chunk.start == start else None
 
 
-def _kept_path(run: RunDir, start: int, name: str) -> Path:
-    return run.adversarial / f"{start:06}-{name}.npz"
-
-
-def _keep(run: RunDir, chunk: Chunk, moved: Tensor, broken: Tensor) -> None:
+def _store(run: RunDir, chunk: Chunk, moved: Tensor, broken: Tensor) -> None:
     """First the images, then the state that tells of them."""
-    import numpy as np
-
-    buffer = io.BytesIO()
-    np.savez(buffer, positions=broken.cpu().numpy(), images=moved.float().cpu().numpy())
-    write_atomic(_kept_path(run, chunk.start, STANDARD[chunk.done - 1]), buffer.getvalue())
+    keep(run, chunk.start, STANDARD[chunk.done - 1], broken, moved)
     write_json(run.evaluation_chunk, asdict(chunk))
-
-
-def _kept(run: RunDir, start: int, name: str) -> tuple[Tensor, Tensor]:
-    import numpy as np
-
-    path = _kept_path(run, start, name)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return torch.from_numpy(file["positions"]), torch.from_numpy(file["images"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise RuntimeError(f"{path} is missing or damaged: {type(error).__name__}") from error
 
 
 def _fooled(model: nn.Module, moved: Tensor, y: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,16 +240,6 @@ def _attack(model: nn.Module, name: str, x: Tensor, y: Tensor, threat: ThreatMod
     adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)
     adversary.attacks_to_run = [name]
     return adversary.run_standard_evaluation(x, y, bs=len(x)).detach()
-
-
-def _check_threat(name: str, moved: Tensor, x: Tensor, threat: ThreatModel) -> None:
-    delta = (moved - x).flatten(1)
-    size = (delta.abs().amax(1) if threat.norm == "Linf" else delta.norm(dim=1)).max().item()
-    inside = moved.min().item() >= 0 and moved.max().item() <= 1
-    if not (moved.isfinite().all() and inside and size <= threat.eps * (1 + 1e-4) + 1e-6):
-        raise RuntimeError(
-            f"{name} left the threat model: size {size:.6f} for eps {threat.eps:.6f}, in [0, 1]: {inside}"
-        )
 
 
 @contextmanager

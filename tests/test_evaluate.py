@@ -166,7 +166,7 @@ def test_an_evaluation_that_stops_anywhere_ends_with_the_same_verdicts(run, few,
     kept = {p.name: p.read_bytes() for p in run.adversarial.iterdir()}
     for file in (run.evaluation, run.evaluation_lines, run.evaluation_key, run.evaluation_chunk, run.evaluation_flags):
         file.unlink()
-    original, calls = evaluate._keep, []
+    original, calls = evaluate._store, []
 
     def stop(*arguments):
         calls.append(arguments)
@@ -174,11 +174,11 @@ def test_an_evaluation_that_stops_anywhere_ends_with_the_same_verdicts(run, few,
             raise KeyboardInterrupt
         original(*arguments)
 
-    monkeypatch.setattr(evaluate, "_keep", stop)
+    monkeypatch.setattr(evaluate, "_store", stop)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(run, config, CPU)
     assert not run.evaluation.exists()
-    monkeypatch.setattr(evaluate, "_keep", original)
+    monkeypatch.setattr(evaluate, "_store", original)
     again = evaluate.evaluate(run, config, CPU)
     assert run.evaluation_lines.read_bytes() == lines
     assert {p.name: p.read_bytes() for p in run.adversarial.iterdir()} == kept

@@ -13,7 +13,8 @@ from acl_plugin import importers, load_encoder
 from acl_plugin.backbones import ModelSpec, create_backbone
 from acl_plugin.config import preset
 from acl_plugin.errors import UsageError
-from acl_plugin.importers import CIFAR, IMAGENET, LAYOUTS, NONE, import_run, read
+from acl_plugin.importers import import_run, read
+from acl_plugin.layouts import CIFAR, IMAGENET, LAYOUTS, NONE
 from acl_plugin.run_dir import RunDir, read_json, read_projector
 
 SMALL = {"channels": [8, 8, 16, 16]}
@@ -320,4 +321,4 @@ def test_more_than_weights_is_read_only_if_allowed(tmp_path, monkeypatch):
 
 
 def test_importers_name_their_papers():
-    assert all(layout.papers for layout in importers.LAYOUTS.values())
+    assert all(layout.papers for layout in LAYOUTS.values())

@@ -13,11 +13,11 @@ PACKAGE = Path(acl_plugin.__file__).parent
 LAYERS = [
     "errors version progress randomness",
     "registry config import_hook",
-    "losses schedules lars projectors divergence sharpness data views routed_norm autoattack_adapter",
+    "losses layouts schedules lars projectors divergence sharpness data views routed_norm autoattack_adapter",
     "backbones",
     "inner_attack run_dir",
     "objective",
-    "branches pseudo_labels verdicts model_checks published sgd linear_head full_finetune",
+    "branches pseudo_labels verdicts broken_images model_checks published sgd linear_head full_finetune",
     "knn semi_supervised",
     "recipes",
     "guard coreset",
@@ -27,6 +27,7 @@ LAYERS = [
     "submission",
     "leaderboard importers",
     "pipeline",
+    "tables",
     "cli",
     "__main__ __init__",
 ]

@@ -1,0 +1,106 @@
+"""How the published repositories name their weights, and what else decides the function of a checkpoint."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Rules = tuple[tuple[str, str], ...]
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+IMAGENET: Normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR: Normalisation = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
+NONE: Normalisation = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one family of checkpoints names its weights.
+
+    Attributes:
+        papers: whose checkpoints they are.
+        marks: patterns of keys; a file that has all of them has this layout.
+        routes: names of the norm banks in the file's order, which calls bank N ``bn_list.N``.
+        normalisation: mean and std that the code applies, unless the file has them.
+        dropped: pattern of the keys that are no part of backbone or projector.
+        renamed: patterns and replacements, in turn, from the file's names to timm's.
+        stem: of the network, unless the first convolution is that of large images.
+        projector: its kind, and patterns and replacements from the file's names to its own.
+    """
+
+    papers: str
+    marks: tuple[str, ...]
+    routes: tuple[str, ...]
+    normalisation: Normalisation
+    dropped: str
+    renamed: Rules = ()
+    stem: Literal["cifar", "cifar_padding_2", "native"] = "cifar"
+    projector: tuple[str, Rules] | None = None
+
+
+_DOWNSAMPLE: Rules = ((r"downsample\.conv\.", "downsample.0."), (r"downsample\.bn\.", "downsample.1."))
+_THREE_LAYER: tuple[str, Rules] = (
+    "three_layer",
+    tuple((rf"^fc\.{old}\.", f"{new}.") for old, new in zip("fc1 bn1 fc2 bn2 fc3 bn3".split(), "013467", strict=True)),
+)
+_HEAD = r"^fc\.(weight|bias)$"
+
+LAYOUTS: dict[str, Layout] = {
+    "momentum": Layout(
+        "DynACL (whole checkpoint, of which the momentum encoder is taken)",
+        (r"^encoder_q\.", r"^encoder_k\.", r"\.bn_list\.0\."),
+        ("normal", "pgd"),
+        IMAGENET,
+        r"^encoder_q\.|^encoder_k\.fc\.(weight|bias)$",
+        ((r"^encoder_k\.", ""), *_DOWNSAMPLE),
+        projector=_THREE_LAYER,
+    ),
+    "clustered": Layout(
+        "AdvCL, A-InfoNCE on AdvCL",
+        (r"^fc_0|^head_proj\.", r"\.bn_list\.0\."),
+        ("normal", "pgd", "pgd_ce"),
+        NONE,
+        r"^fc[._]|^head_(ce|pred)\.",
+        _DOWNSAMPLE,
+        projector=("bottleneck", ((r"^head_proj\.", ""),)),
+    ),
+    "banks": Layout(
+        "ACL, ACL-AIR, DynACL-AIR, RCS, DynACL (momentum encoder alone), DynACL++ and AIR++ with two banks",
+        (r"^bn1\.bn_list\.0\.",),
+        ("normal", "pgd"),
+        IMAGENET,
+        _HEAD,
+        _DOWNSAMPLE,
+        projector=_THREE_LAYER,
+    ),
+    "adv_suffix": Layout(
+        "ACL (early versions)",
+        (r"^bn1_adv\.",),
+        ("normal", "pgd"),
+        IMAGENET,
+        r"^fc\.",
+        ((r"\b(bn\d?)\.", r"\1.bn_list.0."), (r"\b(bn\d?)_adv\.", r"\1.bn_list.1."), *_DOWNSAMPLE),
+    ),
+    "shortcut": Layout(
+        "RoCL, A-InfoNCE on RoCL",
+        (r"\.shortcut\.0\.",),
+        ("shared",),
+        NONE,
+        r"^(linear|fc)\.",
+        ((r"\.shortcut\.", ".downsample."),),
+    ),
+    "student": Layout(
+        "DeACL (of which the student is taken)",
+        (r"^backbone\.", r"^momentum_backbone\."),
+        ("shared",),
+        CIFAR,
+        r"^(?!backbone\.)|^backbone\.fc\.",
+        ((r"^backbone\.", ""),),
+        stem="cifar_padding_2",
+    ),
+    "plain": Layout(
+        "DynACL++ and AIR++ with one bank, finetuned ACL, networks of torchvision and timm",
+        (r"^conv1\.weight$", r"^layer4\.1\.bn2\.weight$"),
+        ("shared",),
+        IMAGENET,
+        _HEAD,
+    ),
+}
+"""Layouts by name, in the order in which they are tried."""

@@ -1,0 +1,65 @@
+"""What the command line prints as tables, line by line."""
+
+from typing import Any
+
+from acl_plugin import registry
+from acl_plugin.errors import UsageError
+
+
+def objectives() -> list[str]:
+    """A line for each objective; a broken one says why."""
+    lines = [f"{'':12}{'F':>4}  {'attack':8}{'banks':16}(F: encoder forwards per image, with 5 attack steps)"]
+    for name in registry.available():
+        try:
+            factory = registry.factory_of(name)
+            objective = factory()
+        except (UsageError, TypeError) as error:
+            lines.append(f"{name:12}{error}")
+            continue
+        cost = "" if objective.cost is None else objective.cost.encoder_forwards(5)
+        banks, attack = " ".join(objective.routes), objective.attack_view or "none"
+        lines.append(f"{name:12}{cost:>4}  {attack:8}{banks:16}{first_line(factory)}  [{objective.paper}]")
+    return lines
+
+
+def accuracies(results: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """AutoAttack: a line for each objective, with the accuracy after each attack."""
+    _, first = results[0]
+    steps = list(first["cumulative_accuracy"])
+    width = max(12, *(len(name) + 2 for name, _ in results))
+    threat = f"{first['threat_model']}, eps {first['eps']:.4g}"
+    head = f"{first['dataset']}, {threat}, {first['n']} test images, seed {first['seed']}"
+    columns = "".join(f"{step:>12}" for step in ("clean", *steps, "AutoAttack"))
+    lines = [head, f"{'':{width}}{columns}"]
+    for name, r in results:
+        values = [r["clean_accuracy"], *r["cumulative_accuracy"].values(), r["robust_accuracy"]]
+        lines.append(f"{name:{width}}" + "".join(f"{100 * v:11.2f}%" for v in values))
+    return lines
+
+
+def suite(result: dict[str, Any]) -> list[str]:
+    """The standard attacks: a line each, the worst case, and accuracy by eps."""
+    threat = f"{result['threat_model']}, eps {result['eps']:.4g}"
+    lines = [f"{result['dataset']}, {threat}, {result['n']} test images, seed {result['seed']}"]
+    lines.append(f"{'clean':12}{100 * result['clean_accuracy']:8.2f}%")
+    for name, row in result["rows"].items():
+        note = "" if row["of_threat_model"] else f"  ({row['norm']}, eps {row['eps']:.4g})"
+        if row["median_norm"] is not None:
+            note += f"  median norm {row['median_norm']:.4g}"
+        lines.append(f"{name:12}{100 * row['accuracy']:8.2f}%{note}")
+    lines.append(f"{'worst case':12}{100 * result['worst_case']:8.2f}%")
+    lines.append("PGD-20 by eps: " + ", ".join(f"{p['eps']:.4g}: {100 * p['accuracy']:.2f}%" for p in result["curve"]))
+    return lines
+
+
+def corruptions(result: dict[str, Any]) -> list[str]:
+    """A line for each corruption, with the accuracy by severity."""
+    lines = [f"{result['dataset']}, {result['source']}, {result['n']} test images, severities 1 to 5"]
+    for name, values in result["accuracy"].items():
+        lines.append(f"{name:18}" + "".join(f"{100 * value:9.2f}%" for value in values))
+    return [*lines, f"{'mean':18}{100 * result['mean']:9.2f}%"]
+
+
+def first_line(documented: Any) -> str:
+    """Of a docstring, without markup."""
+    return (documented.__doc__ or "").strip().split("\n")[0].replace("``", "")
