@@ -103,6 +103,7 @@ def table() -> None:
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     for path in compared:
         lines += comparison(json.loads(path.read_text()))
+        lines += notes(path)
     for path in suites:
         lines += suite_table(json.loads(path.read_text()))
     write_atomic(HERE / "RESULTS.md", ("\n".join(lines) + "\n").encode())
@@ -146,6 +147,12 @@ def comparison(runs: list[dict[str, Any]]) -> list[str]:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def notes(path: Path) -> list[str]:
+    """What was written by hand about a file of results, in a file of the same name."""
+    written = path.with_suffix(".md")
+    return ["", *written.read_text().rstrip().splitlines()] if written.is_file() else []
 
 
 def suite_table(run: dict[str, Any]) -> list[str]:

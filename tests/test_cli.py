@@ -41,6 +41,27 @@ def test_the_stages_alone(tmp_path, capsys, few):
     assert "model_info: " in capsys.readouterr().out
 
 
+def test_suites_and_published_settings(tmp_path, capsys, few):
+    run = str(tmp_path / "run")
+    assert cli.main(["run", "--out", run, *OPTIONS]) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", run, "--suite", "standard", "--attacks", '["FGSM", "PGDL2"]']) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["clean", "FGSM", "PGDL2"]
+    assert lines[3].endswith("(L2, eps 0.5)")
+    assert lines[4].startswith("worst case")
+    assert lines[5].startswith("PGD-20 by eps: 0: ")
+    assert cli.main(["evaluate", run, "--suite", "standard", "--attacks", '["FGMS"]']) == 2
+    assert "unknown attack of the suite 'FGMS'; the nearest: FGSM" in capsys.readouterr().err
+    assert cli.main(["evaluate", run, "--suite", "corruptions"]) == 2
+    assert "images of 1 x 8 x 8 cannot be corrupted" in capsys.readouterr().err
+    assert cli.main(["probe", run, "--published", "--probe-epochs", "1", "--probe-protocol", "alf"]) == 0
+    record = json.loads((tmp_path / "run" / "probe.json").read_text())
+    assert (record["protocol"], record["probe_epochs"], record["probe_milestones"]) == ("alf", 1, [0.6, 0.8])
+    assert cli.main(["evaluate", run]) == 2  # another classifier now
+    assert "holds an evaluation of something else (weights_sha256" in capsys.readouterr().err
+
+
 def test_print_config_is_a_config(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", "--out", "x", "--data", "cifar10", "--lr", "0.5", "--print_config"])
