@@ -132,7 +132,7 @@ def select(
     Returns:
         Indices into ``batches``, in the order in which they were taken.
 
-    Source: RCS (arXiv 2302.03857), Algorithm 1, and equations 6 to 10.
+    Source: RCS (arXiv 2302.03857), and its authors' code.
     """
     released = fidelity == "released"
     device = next(model.parameters()).device

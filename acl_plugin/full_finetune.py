@@ -50,7 +50,7 @@ def trades_loss(
     Returns:
         () loss in nats, in which no gradient is stopped.
 
-    Source: TRADES (arXiv 1901.08573), equation 5.
+    Source: TRADES (arXiv 1901.08573).
     """
     with torch.no_grad(), routed_norm.inference(model):
         target = logits(model, x, attacked_route)

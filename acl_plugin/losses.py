@@ -125,7 +125,7 @@ def multi_view_nce_rows(
         (B,) losses in nats; their mean is the loss of the batch. All embeddings the same gives log(VB - 1) times the
         sum of the weights (without ``hard``).
 
-    Source: SupCon (arXiv 2004.11362), equation 2, without labels; HCL (arXiv 2010.04592), equation 5, for ``hard``;
+    Source: SupCon (arXiv 2004.11362), equation 2, without labels; HCL (arXiv 2010.04592) for ``hard``;
     A-InfoNCE (arXiv 2207.08374) for weights and stopped gradients by pair.
     """
     count, z = len(views), torch.cat(list(views))

@@ -49,7 +49,7 @@ def finetune(
     Raises:
         UsageError: for L2, which the attack (torchattacks' TPGD) does not have.
 
-    Source: DynACL (arXiv 2303.01289), section 4.3; AIR (arXiv 2305.00374), appendix.
+    Source: DynACL (arXiv 2303.01289) and AIR (arXiv 2305.00374), and their authors' code.
     """
     c, threat, weak = config, ThreatModel.parse(config.norm, config.eps), WEAK[config.augment]
     released = c.aft_fidelity == "released"

@@ -14,7 +14,7 @@ def staircase(epoch: int, epochs: int, stairs: int = 20) -> float:
     Returns:
         A share in [0, 1].
 
-    Source: DynACL (arXiv 2303.01289), section 4.1: strength 1 - staircase(epoch, epochs).
+    Source: DynACL (arXiv 2303.01289), whose strength is 1 - staircase(epoch, epochs).
     """
     width = max(1, round(epochs / stairs))
     return width * (epoch // width) / epochs

@@ -1,4 +1,4 @@
-"""Finetuning from few labels: the encoder's own predictions stand in for the others (ACL, section 4.3).
+"""Finetuning from few labels: the encoder's own predictions stand in for the others, as in ACL.
 
 1. A classifier on the benign bank is finetuned on the labelled images, benign, and predicts all images.
 2. From the adversarial bank, all weights are trained on adversarial images, with
@@ -48,7 +48,7 @@ def prepare(
         model: with the weights of the adversarial bank, trained by the loss.
         device: to compute on.
 
-    Source: ACL (arXiv 2010.13337), section 4.3, as in its code, whose batches have the labelled share of all images;
+    Source: ACL (arXiv 2010.13337), as in its code, whose batches have the labelled share of all images;
     the direction of the divergence is that of TRADES.
     """
     images, known = data.train, labelled(config, data.train)

@@ -83,7 +83,7 @@ def a_infonce(
 
     Published: 400 epochs on AdvCL, lr 1 (ip), 1.2 (hn), 2 (iphn); 1000 on RoCL.
 
-    Source: arXiv 2207.08374, equations 5 to 9.
+    Source: arXiv 2207.08374, and its authors' code.
     """
     require_one_of(("advcl", "rocl"), base=base)
     require_one_of(("ip", "hn", "iphn"), variant=variant)

@@ -31,7 +31,7 @@ class AdvCL(Objective):
     Published: SGD lr 0.5, batch 512, 1000 epochs; no normalisation of images. The released attack runs in training
     mode and changes the norm statistics in each step; here, as in all objectives, it leaves them alone.
 
-    Source: arXiv 2111.01124, equations 2 to 6; the factor 0.5 / 0.07 is the released code's.
+    Source: arXiv 2111.01124, and its authors' code, which has the factor 0.5 / 0.07.
     """
 
     routes: tuple[str, ...] = ("clean", "ce", "adv")

@@ -41,7 +41,7 @@ class InvariantACL(Objective):
 
     Published: LARS lr 5, batch 512, 1000 epochs. `--probe-protocol air++` adds its post-processing.
 
-    Source: arXiv 2305.00374, equations 6 to 9.
+    Source: arXiv 2305.00374, and its authors' code.
     """
 
     routes = ("clean", "adv")

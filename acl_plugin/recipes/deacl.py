@@ -23,7 +23,7 @@ class DeACL(Objective):
 
     Published: SGD lr 0.5 for batches of 256, weight decay 5e-4, 100 epochs, after 1000 epochs of the teacher.
 
-    Source: arXiv 2207.10899, equations 4 to 6.
+    Source: arXiv 2207.10899, and its authors' code.
     """
 
     routes = ("shared",)

@@ -24,7 +24,7 @@ class DynACL(Objective):
 
     Published: LARS lr 5, batch 512, 1000 epochs. `--probe-protocol dynacl++` adds its post-processing.
 
-    Source: arXiv 2303.01289, equations 5 to 8.
+    Source: arXiv 2303.01289, and its authors' code.
     """
 
     routes = ("clean", "adv")

@@ -27,7 +27,7 @@ class ProFeAT(Objective):
     published one is AutoAugment with crop and flip), and the projector is SimCLR's of this package (published: two
     layers without norm); benign and adversarial images are two batches in one norm bank, as released.
 
-    Source: arXiv 2406.05796, section 4, and its authors' code.
+    Source: arXiv 2406.05796, and its authors' code.
     """
 
     routes = ("shared",)

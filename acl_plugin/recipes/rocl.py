@@ -27,7 +27,7 @@ class RoCL(Objective):
 
     Published: 7 attack steps, LARS lr 1.5, batch 512, 1000 epochs; no normalisation of images.
 
-    Source: arXiv 2006.07589, equations 5 to 7.
+    Source: arXiv 2006.07589, and its authors' code for lambda, the sum of the pairs and the projector.
     """
 
     routes = ("shared",)
