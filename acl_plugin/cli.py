@@ -28,7 +28,7 @@ PROGRAM = "acl-plugin"
 COMMANDS = {
     "run": "pretrain, probe, evaluate with AutoAttack, and export: the whole job",
     "pretrain": "pretrain an encoder without labels",
-    "probe": "train a linear classifier on a run's frozen encoder",
+    "probe": "train a classifier on a run's encoder: linear on the frozen encoder, or by another protocol",
     "evaluate": "attack a run's classifier with AutoAttack standard, or a suite of standard attacks",
     "export": "write a run's result in RobustBench's format and register its model",
     "import": "make a run folder of a published checkpoint, ready to be probed",

@@ -111,7 +111,7 @@ class CoresetConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Linear probe (SLF: standard linear finetuning of a frozen encoder), and what may come before it"""
+    """Probe: from an encoder to a classifier"""
 
     probe_protocol: Literal["slf", "slf_exact", "alf", "aff_trades", "aff_pgd", "semi", "dynacl++", "air++"] = "slf"
     """slf: linear head; slf_exact: solved by L-BFGS; alf: on adversarial images; aff_trades, aff_pgd: all weights;
@@ -135,7 +135,7 @@ class ProbeConfig:
     probe_lr: float = 0.1
     """Learning rate of SGD with momentum 0.9."""
     probe_weight_decay: float = 2e-4
-    """Weight decay of the head."""
+    """Weight decay of what is trained."""
     probe_augment: Literal["none", "shift", "weak"] = "none"
     """none; shift: crops of the image padded by an eighth of its side; weak: the same, and flips."""
 
