@@ -310,6 +310,9 @@ class _Bridge(nn.Module):
         self.logits = logits  # a closure, so the encoder is no submodule
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:  # some classes flatten the gradient by view(), which fails on channels_last
+            x = x.view_as(x)
+            x.register_hook(lambda gradient: gradient.contiguous())
         return self.logits(x)
 
 

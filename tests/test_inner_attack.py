@@ -4,6 +4,7 @@ import torchattacks
 
 import reference
 from acl_plugin import losses, routed_norm
+from acl_plugin.backbones import Classifier
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import (
     ALL_VIEWS,
@@ -13,7 +14,7 @@ from acl_plugin.inner_attack import (
     attack_names,
     require_unit_range,
 )
-from conftest import trained_encoder
+from conftest import spec, trained_encoder
 
 EPS = {"Linf": 0.1, "L2": 0.5}
 SUITED = {  # arguments for small images
@@ -217,3 +218,16 @@ def test_projection_is_into_ball_and_box():
     expected = torch.tensor([0.6, 1.0, 0.0, 0.25]).view(1, 1, 2, 2)
     torch.testing.assert_close(ThreatModel("Linf", 0.1).project(far, x), expected)
     assert (ThreatModel("L2", 0.1).project(far, x) - x).norm() <= 0.1 + 1e-6
+
+
+@pytest.mark.parametrize("name", attack_names("L2"))
+def test_l2_classes_take_rgb_images_whose_gradients_are_channels_last(name):
+    torch.manual_seed(0)
+    model = Classifier(spec((3, 16, 16), "resnet18", {"channels": [8, 8, 8, 8]}, "0123456789")).eval()
+    x = torch.rand(4, 3, 16, 16)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    moved = InnerAttack(ThreatModel("L2", 0.5), name, 3).classifier(model, x, y)
+    assert (moved - x).flatten(1).norm(dim=1).max() <= 0.5 + 1e-5
+    assert moved.min() >= 0
+    assert moved.max() <= 1
