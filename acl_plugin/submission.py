@@ -26,7 +26,7 @@ THRESHOLDS = {"cifar10": 0.70, "cifar100": 0.45}
 
 
 def write(run: RunDir, model: Classifier, name: str, info: dict[str, Any], evaluation: dict[str, Any]) -> Path:
-    """Write the folder ``robustbench/submission`` of an evaluated run.
+    """Write the folder ``robustbench/submission/NAME`` of an evaluated run.
 
     Args:
         run: with its evaluation.
@@ -37,7 +37,7 @@ def write(run: RunDir, model: Classifier, name: str, info: dict[str, Any], evalu
     """
     from safetensors.torch import save
 
-    folder = run.robustbench / "submission"
+    folder = run.robustbench / "submission" / name
     folder.mkdir(parents=True, exist_ok=True)
     weights = save({key: value.contiguous().cpu() for key, value in model.state_dict().items()})
     digest = hashlib.sha256(weights).hexdigest()

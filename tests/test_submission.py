@@ -63,7 +63,11 @@ def test_the_stub_rebuilds_the_model_without_this_package(tmp_path, backbone, kw
     folder, model = exported(tmp_path, backbone, kwargs, stem)
     x = torch.rand(4, 3, 32, 32)
     torch.save(x, tmp_path / "x.pt")
-    arguments = [str(folder.robustbench / "submission"), str(tmp_path / "x.pt"), str(tmp_path / "out.pt")]
+    arguments = [
+        str(folder.robustbench / "submission" / "Author2026Paper"),
+        str(tmp_path / "x.pt"),
+        str(tmp_path / "out.pt"),
+    ]
     command = [sys.executable, "-W", "ignore", "-c", REVIEWER, *arguments]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -72,7 +76,7 @@ def test_the_stub_rebuilds_the_model_without_this_package(tmp_path, backbone, kw
 
 def test_the_folder_is_complete_and_agrees_with_itself(tmp_path):
     folder, model = exported(tmp_path, **PAPER)
-    files = {p.name: p for p in (folder.robustbench / "submission").iterdir()}
+    files = {p.name: p for p in (folder.robustbench / "submission" / "Author2026Paper").iterdir()}
     assert set(files) == {
         "Author2026Paper.json", "Author2026Paper.safetensors", "Author2026Paper.safetensors.sha256",
         "Author2026Paper.py", "model_zoo.py", "NEW_MODEL.md", "repeat.sh", "evaluation.json", "evaluation.jsonl",
@@ -98,7 +102,7 @@ def test_the_folder_is_complete_and_agrees_with_itself(tmp_path):
 
 def test_a_draft_and_a_subset_say_so(tmp_path):
     folder, _ = exported(tmp_path, evaluation={"n": 100})
-    text = (folder.robustbench / "submission" / "NEW_MODEL.md").read_text()
+    text = (folder.robustbench / "submission" / "Author2026Paper" / "NEW_MODEL.md").read_text()
     assert "> Draft: a public paper is needed" in text
     assert "- Robust accuracy: 39.17 (not for the leaderboard: draft: no paper URL; subset: the first 100" in text
 
