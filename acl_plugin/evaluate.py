@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from acl_plugin import data as datasets
 from acl_plugin import randomness, verdicts
+from acl_plugin.backbones import Classifier
 from acl_plugin.broken_images import check_threat, keep, recount
 from acl_plugin.config import RunConfig
 from acl_plugin.data import Images
@@ -177,14 +178,13 @@ def chunk_verdicts(images: Images, chunk: Chunk) -> list[Verdict]:
     return [Verdict(*values) for values in zip(rows, labels, chunk.predictions, chunk.broken_by, strict=True)]
 
 
-def _batch_size(run: RunDir, config: RunConfig, model: nn.Module, device: torch.device) -> int:
+def _batch_size(run: RunDir, config: RunConfig, model: Classifier, device: torch.device) -> int:
     """As configured; if that is left open, as an earlier start chose, or as many as the memory holds."""
     if config.eval_batch_size is not None:
         return config.eval_batch_size
     if run.evaluation_key.is_file():
         return int(read_json(run.evaluation_key).get("batch_size", 1))
-    shape = load_classifier(run.path).spec.shape
-    return largest_batch(model, shape, device)
+    return largest_batch(model, model.spec.shape, device)
 
 
 def _check_key(run: RunDir, settings: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ dynacl++    LP-AFT on pseudo-labels, then slf; air++ likewise
 
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -41,13 +41,13 @@ def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
     """
     if config.probe_protocol not in PROTOCOLS:
         raise UsageError(f"--probe-protocol {config.probe_protocol}: allowed are {', '.join(PROTOCOLS)}")
-    spec = load_encoder(run.path).spec
+    encoder = load_encoder(run.path)
     data = datasets.load(config)
     started = time.monotonic()
     train, held_out = split(data.train, config.probe_holdout, config.seed)
     with randomness.private(mixed_seed(config.seed, PROBE), device):
-        model = Classifier(replace(spec, classes=data.classes)).to(device)
-    model.backbone.load_state_dict(load_encoder(run.path).backbone.state_dict())
+        model = Classifier(replace(encoder.spec, classes=data.classes)).to(device)
+    model.backbone.load_state_dict(encoder.backbone.state_dict())
     zero_head(model)
     protocol = PROTOCOLS[config.probe_protocol]
     record = protocol(Probing(run, config, replace(data, train=train), held_out, model, device))
@@ -58,23 +58,28 @@ def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
     write_json(run.probe, {**result, "train_accuracy": accuracy, "seconds": round(time.monotonic() - started, 1)})
 
 
+@dataclass(frozen=True)
 class Probing:
     """What a protocol works on.
 
-    Args:
+    Attributes:
         run, config, device: of the probe.
         data: the data set, without the images that are held out.
         held_out: to choose the epoch by; None to take the last.
         model: classifier with the pretrained backbone and a zero head, to be trained in place.
     """
 
-    def __init__(
-        self, run: RunDir, config: RunConfig, data: DataSet, held_out: Images | None, model: Classifier,
-        device: torch.device,
-    ) -> None:  # fmt: skip
-        self.run, self.config, self.data, self.held_out = run, config, data, held_out
-        self.model, self.device = model, device
-        self.threat = ThreatModel.parse(config.norm, config.eps)
+    run: RunDir
+    config: RunConfig
+    data: DataSet
+    held_out: Images | None
+    model: Classifier
+    device: torch.device
+
+    @property
+    def threat(self) -> ThreatModel:
+        """As configured."""
+        return ThreatModel.parse(self.config.norm, self.config.eps)
 
     @property
     def pgd(self) -> InnerAttack:
@@ -91,7 +96,7 @@ class Probing:
         )  # fmt: skip
 
     def score(self, attack: InnerAttack | None = None) -> Callable[[], float] | None:
-        """Accuracy on what is held out, under an attack if one is given."""
+        """Accuracy on what is held out, under an attack if one is given; through bank ``adv`` where there are two."""
         images, model = self.held_out, self.model
         if images is None:
             return None
@@ -101,7 +106,7 @@ class Probing:
             for start in range(0, len(images), 250):
                 x = images.floats(start, start + 250).to(self.device)
                 y = images.labels[start : start + 250].to(self.device)
-                with routed_norm.inference(model):
+                with routed_norm.inference(model), routed_norm.route(model.backbone, "adv"):
                     moved = x if attack is None else attack.classifier(model, x, y)
                     correct += int((model(moved).argmax(1) == y).sum())
             return correct / len(images)
@@ -190,21 +195,7 @@ def _finetune(p: Probing, loss: Callable[..., torch.Tensor]) -> dict[str, Any]:
         p.model.train()
         return loss(x, y, rows)
 
-    result = descend("AFF", p.model, p.model.parameters(), p.data.train, step, p.schedule, _adv_score(p))
+    result = descend("AFF", p.model, p.model.parameters(), p.data.train, step, p.schedule, p.score(p.pgd))
     if routed_norm.routes_of(p.model.backbone):
         p.model.backbone = routed_norm.export(p.model.backbone, "adv")
     return result
-
-
-def _adv_score(p: Probing) -> Callable[[], float] | None:
-    score = p.score(p.pgd)
-    if score is None:
-        return None
-
-    def routed() -> float:
-        if not routed_norm.routes_of(p.model.backbone):
-            return score()
-        with routed_norm.route(p.model.backbone, "adv"):
-            return score()
-
-    return routed
