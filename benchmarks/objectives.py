@@ -1,7 +1,7 @@
 """Every objective on the same images, backbone and epochs: settings, runs and table.
 
-    python -m benchmarks objectives                                       digits, 3 seeds: 63 runs of one to three minutes
-    python -m benchmarks objectives --data cifar10 --data-dir data        part of CIFAR-10, to see that all of it works
+    python -m benchmarks objectives                                    digits, 3 seeds: 63 runs of one to three minutes
+    python -m benchmarks objectives --data cifar10 --data-dir data     part of CIFAR-10, to see that all of it works
 
 A run that is there already is not repeated, and one that was stopped goes on. Settings are those of the data set's
 preset for every objective; none was tuned for one of them.
