@@ -17,6 +17,7 @@ from acl_plugin.config import RunConfig
 from acl_plugin.data import Images
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
+from acl_plugin.linear_head import predictions
 from acl_plugin.model_checks import check_classifier, largest_batch
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import mixed_seed
@@ -113,7 +114,7 @@ def evaluate(
     before = read_json(run.suite) if run.suite.is_file() else {}
     if {k: before.get(k) for k in settings} != settings:
         before = {}
-    clean = _correct(model, images, batch_size)
+    clean = predictions(model, images, batch_size) == images.labels
     result = {**settings, "clean_accuracy": clean.double().mean().item(), "rows": before.get("rows", {}), "curve": []}
     with Progress("suite", len(chosen) + len(CURVE), unit="attack") as progress:
         for name in chosen:
@@ -216,14 +217,6 @@ def _under(
             correct[start + left] = (model(moved).argmax(1) == y).cpu()
         norms[start + left] = (moved - x).flatten(1).norm(dim=1).cpu()
     return correct, norms
-
-
-def _correct(model: nn.Module, images: Images, batch_size: int) -> Tensor:
-    device = next(model.parameters()).device
-    starts = range(0, len(images), batch_size)
-    with torch.no_grad():
-        found = torch.cat([model(images.floats(i, i + batch_size).to(device)).argmax(1).cpu() for i in starts])
-    return found == images.labels
 
 
 def _worst_case(clean: Tensor, rows: dict[str, dict[str, Any]]) -> float:
