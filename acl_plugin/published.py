@@ -21,7 +21,8 @@ def probe_settings(objective: str, data: str, protocol: str) -> dict[str, Any]:
 
     Source: the benchmark code of RobustSSL, and of ACL, DynACL, AIR, AdvCL and DeACL.
     """
-    settings: dict[str, Any] = {"probe_weight_decay": 2e-4, "probe_augment": "weak", "probe_epochs": 25}
+    weak = "shift" if data == "digits" else "weak"  # a digit's mirror image is no digit
+    settings: dict[str, Any] = {"probe_weight_decay": 2e-4, "probe_augment": weak, "probe_epochs": 25}
     if protocol.startswith("aff"):
         long = objective in ("acl_a2a", "acl_a2s", "acl_ds", "acl_air")
         settings |= {"probe_lr": 0.1, "probe_batch_size": 128}
