@@ -394,7 +394,7 @@ def test_air(model, views, attack, name, fidelity):
 def test_air_of_equal_laws_is_zero_and_released_is_not():
     law = torch.full((8,), -math.log(8))
     assert invariance(law, law, "paper").item() == pytest.approx(0, abs=1e-6)
-    # at B = 512, as the page of the method says: about -log B
+    # at B = 512 it is about -log B
     law = torch.full((512,), -math.log(512))
     assert invariance(law, law, "released").item() == pytest.approx(-math.log(512) - 1 / 512, abs=1e-5)
 
