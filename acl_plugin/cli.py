@@ -227,7 +227,7 @@ def _pseudo_labels(arguments: list[str]) -> None:
     )
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the data set is now.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of k-means.")
-    options = _parse_twice(parser, arguments, lambda given: configuration.to_dict(RunDir(given["run"]).read_config()))
+    options = _parse_twice(parser, arguments, _defaults_of_run)
     config = replace(RunDir(options["run"]).read_config(), **_known(options))
     configuration.check(config)
     encoder = load_encoder(options["run"], benign=True)

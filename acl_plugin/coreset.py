@@ -184,7 +184,7 @@ def _divergence(
     model.eval()
     with torch.no_grad():
         z = model(x, benign_route)
-    three = InnerAttack(attack.threat, "PGD" if attack.threat.norm == "Linf" else "PGDL2", steps=3)
+    three = InnerAttack(attack.threat, attack.threat.pgd, steps=3)
     moved = three.scalar(model, x, lambda y: 1 + rows(model(y, adversarial_route), z))
 
     def divergence() -> Tensor:

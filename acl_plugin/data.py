@@ -168,6 +168,15 @@ def _check_files(kind, root: Path) -> None:  # type: ignore[no-untyped-def]
             raise UsageError(f"{path} is damaged (its MD5 is not {md5}); delete it and use --download")
 
 
+@torch.no_grad()
+def batched(
+    function: Callable[[Tensor], Tensor], images: Images, device: torch.device, batch_size: int = 500
+) -> Tensor:
+    """``function`` of all images, un-augmented, a batch at a time and without gradient: (N, ...) on the CPU."""
+    starts = range(0, len(images), batch_size)
+    return torch.cat([function(images.floats(i, i + batch_size).to(device)).cpu() for i in starts])
+
+
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {"digits": _digits, "cifar10": _cifar10, "cifar100": _cifar100}
 """Data sets by name."""
 

@@ -98,8 +98,9 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
             chunk = attack_chunk(model, images, where, threat, config.seed, after, earlier)
             flags |= set(chunk.flags)
             write_json(run.evaluation_flags, sorted(flags))
-            verdicts.append(run.evaluation_lines, chunk_verdicts(images, chunk))
-            found += chunk_verdicts(images, chunk)
+            of_chunk = chunk_verdicts(images, chunk)
+            verdicts.append(run.evaluation_lines, of_chunk)
+            found += of_chunk
     recount(run, model, images, found, threat, batch_size)
     if sum(v.broken_by == "square" for v in found) > 0.002 * len(found):
         flags.add("Square broke more than 0.2 % of the images after the white-box attacks: these may be unreliable")

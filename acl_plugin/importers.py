@@ -20,7 +20,7 @@ from acl_plugin.backbones import ModelSpec, create_backbone
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.layouts import LAYOUTS, Layout, Normalisation
-from acl_plugin.run_dir import RunDir, write_json, write_model, write_projector
+from acl_plugin.run_dir import RunDir, write_encoder, write_json
 
 CONTAINERS = ("state_dict_dual", "state_dict", "model", "P_state", "net")
 """Where the weights may lie in a file; the first that is there counts, else the file itself."""
@@ -82,12 +82,9 @@ def import_run(
     source = {"file": path.name, "sha256": digest, "format": published.layout, "bank": probed}
     run.start(replace(config, objective="imported", objective_kwargs=source, stem=published.spec.stem))
     write_json(run.pretraining, source)
-    if published.projectors is not None:
-        kind, weights = published.projectors
-        write_projector(run, kind, weights[probed])
-    if probed != benign:
-        write_model(run.benign_encoder, published.spec, published.banks[benign])
-    write_model(run.encoder, published.spec, published.banks[probed])
+    banks, kept = published.banks, published.projectors
+    projector = None if kept is None else (kept[0], kept[1][probed])
+    write_encoder(run, published.spec, banks[probed], banks[benign] if probed != benign else None, projector)
     return published.layout
 
 

@@ -65,6 +65,11 @@ class ThreatModel:
                 raise
             raise UsageError(f"eps {eps!r}: allowed is a number or a fraction such as 8/255") from error
 
+    @property
+    def pgd(self) -> str:
+        """The torchattacks class of projected gradient descent in this norm."""
+        return "PGD" if self.norm == "Linf" else "PGDL2"
+
     def project(self, adversarial: Tensor, images: Tensor) -> Tensor:
         """The nearest point of ball and box, for Linf; for L2 the perturbation is scaled down, then clipped.
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acl_plugin.backbones import Classifier
-from acl_plugin.data import Images
+from acl_plugin.data import Images, batched
 from acl_plugin.inner_attack import InnerAttack
 
 
@@ -51,7 +51,7 @@ def solve_head(model: Classifier, images: Images, weight_decay: float) -> float:
     """
     from sklearn.linear_model import LogisticRegression
 
-    features = _features(model, images).double()
+    features = batched(model.features, images, model.head.weight.device).double()
     fit = LogisticRegression(C=1 / (weight_decay * len(images)), tol=1e-8, max_iter=20_000)
     fit.fit(features.numpy(), images.labels.numpy())
     zero_head(model)
@@ -69,16 +69,6 @@ def solve_head(model: Classifier, images: Images, weight_decay: float) -> float:
     return F.cross_entropy(logits, images.labels).item()
 
 
-@torch.no_grad()
-def _features(model: Classifier, images: Images, batch_size: int = 500) -> Tensor:
-    device = next(model.parameters()).device
-    starts = range(0, len(images), batch_size)
-    return torch.cat([model.features(images.floats(i, i + batch_size).to(device)).cpu() for i in starts])
-
-
-@torch.no_grad()
 def predictions(model: nn.Module, images: Images, batch_size: int = 500) -> Tensor:
     """(N,) predicted labels, on the CPU."""
-    device = next(model.parameters()).device
-    starts = range(0, len(images), batch_size)
-    return torch.cat([model(images.floats(i, i + batch_size).to(device)).argmax(1).cpu() for i in starts])
+    return batched(lambda x: model(x).argmax(1), images, next(model.parameters()).device, batch_size)

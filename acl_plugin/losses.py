@@ -156,6 +156,18 @@ def multi_view_nce(views: Sequence[Tensor], temperature: float = 0.5, **options:
     return multi_view_nce_rows(views, temperature, **options).mean()
 
 
+def weighted_nce(
+    views: Sequence[Tensor], temperature: float, scale: float, weights: Tensor | None, **options: Any
+) -> tuple[float, Tensor]:
+    """``scale`` times :func:`multi_view_nce`, as a weight and a part for ``Terms.weighted``.
+
+    The part is divided by the sum of the weights of the pairs, so that it sits at log(VB - 1) when all embeddings are
+    the same, whatever the weights.
+    """
+    total = 1.0 if weights is None else weights.sum().item()
+    return scale * total, multi_view_nce(views, temperature, weights=weights, **options) / total
+
+
 def _log_denominators(s: Tensor, temperature: float, hard: HardNegatives | None) -> Tensor:
     """log D of each embedding. (V, B, V, B) logits -> (V, B)."""
     count, rows = s.shape[:2]

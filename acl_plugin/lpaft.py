@@ -18,7 +18,7 @@ from acl_plugin.inner_attack import ThreatModel
 from acl_plugin.linear_head import head_loss, zero_head
 from acl_plugin.randomness import CLUSTERS, FINETUNING, PROBE, mixed_seed
 from acl_plugin.run_dir import RunDir, load_encoder
-from acl_plugin.sgd import Schedule, descend, schedule_of
+from acl_plugin.sgd import Schedule, descend, probe_schedule, schedule_of
 from acl_plugin.views import WEAK
 
 CLUSTERS_OF_DYNACL = 10
@@ -65,10 +65,7 @@ def finetune(
     model.backbone.load_state_dict(encoder.backbone.state_dict())
 
     zero_head(model)
-    lp = schedule_of(
-        c.seed, PROBE, epochs=10, batch_size=c.probe_batch_size, lr=c.probe_lr, weight_decay=1e-4, milestones=(),
-        augment=weak,
-    )  # fmt: skip
+    lp = replace(probe_schedule(c, PROBE), epochs=10, weight_decay=1e-4, milestones=(), augment=weak)
     descend("LP", model, model.head.parameters(), images, lambda x, y, _: head_loss(model, x, y), lp)
 
     banks = {"adv": encoder.backbone.state_dict()}

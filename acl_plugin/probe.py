@@ -27,7 +27,7 @@ from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.linear_head import head_loss, predictions, solve_head, zero_head
 from acl_plugin.randomness import HOLDOUT, PROBE, mixed_seed
 from acl_plugin.run_dir import RunDir, load_encoder, write_json, write_model
-from acl_plugin.sgd import Schedule, descend, schedule_of
+from acl_plugin.sgd import Schedule, descend, probe_schedule
 
 
 def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
@@ -84,16 +84,12 @@ class Probing:
     @property
     def pgd(self) -> InnerAttack:
         """PGD-10 of the threat model, on cross-entropy."""
-        return attack_of(self.threat, "PGD" if self.threat.norm == "Linf" else "PGDL2")
+        return attack_of(self.threat, self.threat.pgd)
 
     @property
     def schedule(self) -> Schedule:
         """As configured."""
-        c = self.config
-        return schedule_of(
-            c.seed, PROBE, epochs=c.probe_epochs, batch_size=c.probe_batch_size, lr=c.probe_lr,
-            weight_decay=c.probe_weight_decay, milestones=c.probe_milestones, augment=c.probe_augment,
-        )  # fmt: skip
+        return probe_schedule(self.config, PROBE)
 
     def score(self, attack: InnerAttack | None = None) -> Callable[[], float] | None:
         """Accuracy on what is held out, under an attack if one is given; through bank ``adv`` where there are two."""
@@ -129,26 +125,28 @@ def slf_exact(p: Probing) -> dict[str, Any]:
 
 def alf(p: Probing) -> dict[str, Any]:
     """Adversarial linear finetuning."""
-    parameters = p.model.head.parameters()
+    parameters, attack = p.model.head.parameters(), p.pgd
     return descend(
-        "ALF", p.model, parameters, p.data.train, lambda x, y, _: head_loss(p.model, x, y, p.pgd), p.schedule,
-        p.score(p.pgd),
+        "ALF", p.model, parameters, p.data.train, lambda x, y, _: head_loss(p.model, x, y, attack), p.schedule,
+        p.score(attack),
     )  # fmt: skip
 
 
 def aff_trades(p: Probing) -> dict[str, Any]:
     """Adversarial full finetuning by TRADES."""
     attack = attack_of(p.threat, "TPGD")
-    benign, adversarial = (load_encoder(p.run.path, benign=b).backbone.state_dict() for b in (True, False))
-    two = p.run.benign_encoder.is_file()
-    set_banks(p.model, {"clean": benign, "adv": adversarial} if two else {"adv": adversarial})
-    route = "clean" if two else "adv"
+    banks = {"adv": p.model.backbone.state_dict()}
+    if p.run.benign_encoder.is_file():
+        banks = {"clean": load_encoder(p.run.path, benign=True).backbone.state_dict(), **banks}
+    set_banks(p.model, banks)
+    route = next(iter(banks))
     return _finetune(p, lambda x, y, _: trades_loss(p.model, x, y, attack, route, route))
 
 
 def aff_pgd(p: Probing) -> dict[str, Any]:
     """Adversarial full finetuning on cross-entropy."""
-    return _finetune(p, lambda x, y, _: adversarial_loss(p.model, x, y, p.pgd))
+    attack = p.pgd
+    return _finetune(p, lambda x, y, _: adversarial_loss(p.model, x, y, attack))
 
 
 def semi(p: Probing) -> dict[str, Any]:
@@ -189,13 +187,8 @@ def split(images: Images, share: float, seed: int) -> tuple[Images, Images | Non
 
 def _finetune(p: Probing, loss: Callable[..., torch.Tensor]) -> dict[str, Any]:
     """Train all weights, and leave the model with its ``adv`` bank alone."""
-    p.model.to(p.device).requires_grad_(True)
-
-    def step(x: torch.Tensor, y: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        p.model.train()
-        return loss(x, y, rows)
-
-    result = descend("AFF", p.model, p.model.parameters(), p.data.train, step, p.schedule, p.score(p.pgd))
+    p.model.to(p.device).requires_grad_(True).train()
+    result = descend("AFF", p.model, p.model.parameters(), p.data.train, loss, p.schedule, p.score(p.pgd))
     if routed_norm.routes_of(p.model.backbone):
         p.model.backbone = routed_norm.export(p.model.backbone, "adv")
     return result

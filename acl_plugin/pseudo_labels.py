@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acl_plugin.backbones import Encoder
-from acl_plugin.data import Images
+from acl_plugin.data import Images, batched
 from acl_plugin.errors import UsageError
 from acl_plugin.run_dir import write_atomic
 
@@ -159,9 +159,7 @@ def make(encoder: Encoder, images: Images, sizes: Sequence[int], seed: int, prov
     return PseudoLabels(images.rows, labels, kept)
 
 
-@torch.no_grad()
 def features_of(encoder: Encoder, images: Images, route: str | None = None, batch_size: int = 500) -> Tensor:
     """(N, D) features of un-augmented images, on the CPU."""
     device = next(encoder.parameters()).device
-    starts = range(0, len(images), batch_size)
-    return torch.cat([encoder.features(images.floats(i, i + batch_size).to(device), route).cpu() for i in starts])
+    return batched(lambda x: encoder.features(x, route), images, device, batch_size)

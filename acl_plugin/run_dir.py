@@ -190,6 +190,26 @@ def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
         raise UsageError(f"{path} is damaged or no model of acl_plugin: {type(error).__name__}") from error
 
 
+def write_encoder(
+    run: RunDir,
+    spec: ModelSpec,
+    adversarial: Mapping[str, Tensor],
+    benign: Mapping[str, Tensor] | None = None,
+    projector: tuple[str, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """What :func:`load_encoder` reads; ``encoder.pt`` comes last, as it says that the others are there.
+
+    Args:
+        adversarial, benign: weights of the norm bank for adversarial images, and for benign ones if it is another.
+        projector: its name and weights.
+    """
+    if projector is not None:
+        write_projector(run, *projector)
+    if benign is not None:
+        write_model(run.benign_encoder, spec, benign)
+    write_model(run.encoder, spec, adversarial)
+
+
 def write_projector(run: RunDir, kind: str, weights: Mapping[str, Tensor]) -> None:
     """A projector's name (see :data:`projectors.PROJECTORS`) and weights."""
     write_atomic(run.projector, torch_bytes({"projector": kind, "weights": dict(weights)}))

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from acl_plugin.backbones import Classifier
 from acl_plugin.config import RunConfig
-from acl_plugin.data import DataSet, Images, stratified
+from acl_plugin.data import DataSet, Images, batched, stratified
 from acl_plugin.full_finetune import BETA
 from acl_plugin.inner_attack import InnerAttack
 from acl_plugin.linear_head import zero_head
 from acl_plugin.randomness import LABELS, mixed_seed
 from acl_plugin.run_dir import RunDir, load_encoder
-from acl_plugin.sgd import descend, schedule_of
+from acl_plugin.sgd import descend, probe_schedule
 
 
 def labelled(config: RunConfig, images: Images) -> Tensor:
@@ -56,17 +56,12 @@ def prepare(
     first = copy.deepcopy(model)
     first.backbone.load_state_dict(load_encoder(run.path, benign=True).backbone.state_dict())
     zero_head(first)
-    c = config
-    schedule = schedule_of(
-        c.seed, LABELS, epochs=c.probe_epochs, batch_size=c.probe_batch_size, lr=c.probe_lr,
-        weight_decay=c.probe_weight_decay, milestones=c.probe_milestones, augment=c.probe_augment,
-    )  # fmt: skip
 
     def benign(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
         first.train()
         return F.cross_entropy(first(x), y)
 
-    descend("few labels", first, first.parameters(), few, benign, schedule)
+    descend("few labels", first, first.parameters(), few, benign, probe_schedule(config, LABELS))
     soft, is_known = _tables(first.eval(), images, known, device)
 
     def loss(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
@@ -81,14 +76,11 @@ def prepare(
     return loss
 
 
-@torch.no_grad()
 def _tables(model: Classifier, images: Images, known: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Soft labels, and which are labelled, by the images' rows in the data set."""
     size = int(images.rows.max()) + 1
-    soft = torch.zeros(size, len(model.spec.classes), device=device)
-    for start in range(0, len(images), 500):
-        rows = images.rows[start : start + 500]
-        soft[rows.to(device)] = model(images.floats(start, start + 500).to(device)).softmax(1)
+    soft = torch.zeros(size, len(model.spec.classes))
+    soft[images.rows] = batched(lambda x: model(x).softmax(1), images, device)
     is_known = torch.zeros(size, dtype=torch.bool)
     is_known[images.rows] = known
-    return soft, is_known.to(device)
+    return soft.to(device), is_known.to(device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acl_plugin import randomness
+from acl_plugin.config import RunConfig
 from acl_plugin.data import Images, ShuffledBatches
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import mixed_seed
@@ -93,6 +94,14 @@ def descend(
     if best is not None:
         model.load_state_dict(best)
     return result
+
+
+def probe_schedule(c: RunConfig, stream: int) -> Schedule:
+    """As the probe is configured, with the randomness of ``stream``."""
+    return schedule_of(
+        c.seed, stream, epochs=c.probe_epochs, batch_size=c.probe_batch_size, lr=c.probe_lr,
+        weight_decay=c.probe_weight_decay, milestones=c.probe_milestones, augment=c.probe_augment,
+    )  # fmt: skip
 
 
 def schedule_of(seed: int, stream: int, **settings: Any) -> Schedule:

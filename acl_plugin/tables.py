@@ -27,10 +27,8 @@ def accuracies(results: list[tuple[str, dict[str, Any]]]) -> list[str]:
     _, first = results[0]
     steps = list(first["cumulative_accuracy"])
     width = max(12, *(len(name) + 2 for name, _ in results))
-    threat = f"{first['threat_model']}, eps {first['eps']:.4g}"
-    head = f"{first['dataset']}, {threat}, {first['n']} test images, seed {first['seed']}"
     columns = "".join(f"{step:>12}" for step in ("clean", *steps, "AutoAttack"))
-    lines = [head, f"{'':{width}}{columns}"]
+    lines = [_heading(first), f"{'':{width}}{columns}"]
     for name, r in results:
         values = [r["clean_accuracy"], *r["cumulative_accuracy"].values(), r["robust_accuracy"]]
         lines.append(f"{name:{width}}" + "".join(f"{100 * v:11.2f}%" for v in values))
@@ -39,8 +37,7 @@ def accuracies(results: list[tuple[str, dict[str, Any]]]) -> list[str]:
 
 def suite(result: dict[str, Any]) -> list[str]:
     """The standard attacks: a line each, the worst case, and accuracy by eps."""
-    threat = f"{result['threat_model']}, eps {result['eps']:.4g}"
-    lines = [f"{result['dataset']}, {threat}, {result['n']} test images, seed {result['seed']}"]
+    lines = [_heading(result)]
     lines.append(f"{'clean':12}{100 * result['clean_accuracy']:8.2f}%")
     for name, row in result["rows"].items():
         note = "" if row["of_threat_model"] else f"  ({row['norm']}, eps {row['eps']:.4g})"
@@ -63,3 +60,8 @@ def corruptions(result: dict[str, Any]) -> list[str]:
 def first_line(documented: Any) -> str:
     """Of a docstring, without markup."""
     return (documented.__doc__ or "").strip().split("\n")[0].replace("``", "")
+
+
+def _heading(result: dict[str, Any]) -> str:
+    threat = f"{result['threat_model']}, eps {result['eps']:.4g}"
+    return f"{result['dataset']}, {threat}, {result['n']} test images, seed {result['seed']}"

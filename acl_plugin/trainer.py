@@ -27,7 +27,7 @@ from acl_plugin.lars import LARS
 from acl_plugin.objective import Objective, Views
 from acl_plugin.randomness import HOLDOUT, INITIALISATION, ORDER, STEP, mixed_seed
 from acl_plugin.registry import create_objective
-from acl_plugin.run_dir import RunDir, write_json, write_model, write_projector
+from acl_plugin.run_dir import RunDir, write_encoder, write_json
 from acl_plugin.views import WEAK, views
 
 
@@ -62,17 +62,16 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
         raise SystemExit(0)  # the first process goes on alone
     seconds = round(time.monotonic() - started, 1)
     write_json(run.pretraining, {"epochs": config.epochs, "seconds": seconds, "resumed": resume is not None})
-    write_encoder(run, module.objective.downstream(module.model), module.objective)
-    return run
-
-
-def write_encoder(run: RunDir, model: Encoder, objective: Objective) -> None:
-    """The banks for benign and for adversarial images and the projector, each as a plain network."""
+    objective, model = module.objective, module.objective.downstream(module.model)
     benign, adversarial = objective.routes[0], objective.routes[-1]
-    write_projector(run, objective.projector, routed_norm.export(model.projector, adversarial).state_dict())
-    if benign != adversarial:
-        write_model(run.benign_encoder, model.spec, routed_norm.export(model.backbone, benign).state_dict())
-    write_model(run.encoder, model.spec, routed_norm.export(model.backbone, adversarial).state_dict())
+    write_encoder(
+        run,
+        model.spec,
+        routed_norm.export(model.backbone, adversarial).state_dict(),
+        routed_norm.export(model.backbone, benign).state_dict() if benign != adversarial else None,
+        (objective.projector, routed_norm.export(model.projector, adversarial).state_dict()),
+    )
+    return run
 
 
 def build(config: RunConfig, data: DataSet) -> "Pretraining":

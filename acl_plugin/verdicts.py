@@ -81,11 +81,12 @@ def read(path: Path, group: int = 1, total: int | None = None) -> list[Verdict]:
     if not path.is_file():
         return []
     try:
-        whole = path.read_bytes().decode().split("\n")[:-1]
+        content = path.read_bytes().decode()
+        whole = content.split("\n")[:-1]
         verdicts = [Verdict(**json.loads(line)) for line in whole]
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}); delete it to evaluate anew") from error
     kept = len(verdicts) if len(verdicts) == total else len(verdicts) // group * group
-    if kept < len(verdicts) or not path.read_bytes().endswith(b"\n"):
+    if kept < len(verdicts) or not content.endswith("\n"):
         write_atomic(path, "".join(f"{line}\n" for line in whole[:kept]).encode())
     return verdicts[:kept]

@@ -143,14 +143,19 @@ def contrast_rows(model, x, keys, route=None, detached=False):
     return multi_view_nce_rows([model(x, route), *keys], TAU, detached=detached)
 
 
+def moved_from_partner(model, views, attack, released):
+    """RoCL's adversarial view, also under A-InfoNCE."""
+    with torch.no_grad():
+        key = model(views.b)
+    return attack.scalar(model, views.a, lambda x: contrast_rows(model, x, [key], detached=released))
+
+
 @pytest.mark.parametrize("fidelity", ["paper", "released"])
 def test_rocl(model, views, attack, fidelity):
     objective = create_objective("rocl", temperature=TAU, regularizer=0.3, fidelity=fidelity)
     terms, gradients = run(objective, model, views, attack)
     released = fidelity == "released"
-    with torch.no_grad():
-        key = model(views.b)
-    a = attack.scalar(model, views.a, lambda x: contrast_rows(model, x, [key], detached=released))
+    a = moved_from_partner(model, views, attack, released)
 
     def loss(m):
         benign_a, benign_b, moved = (m(x.double()) for x in (views.a, views.b, a))
@@ -275,9 +280,7 @@ def test_a_infonce_on_rocl(model, views, attack, variant, fidelity):
     )
     terms, gradients = run(objective, model, views, attack)
     released = fidelity == "released"
-    with torch.no_grad():
-        key = model(views.b)
-    moved = attack.scalar(model, views.a, lambda x: contrast_rows(model, x, [key], detached=released))
+    moved = moved_from_partner(model, views, attack, released)
 
     def loss(m):
         z = [m(x.double()) for x in (views.a, views.b, moved)]

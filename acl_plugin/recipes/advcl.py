@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from acl_plugin.backbones import Encoder
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack
-from acl_plugin.losses import HardNegatives, multi_view_nce, multi_view_nce_rows
+from acl_plugin.losses import HardNegatives, multi_view_nce_rows, weighted_nce
 from acl_plugin.objective import Cost, Objective, Terms, Views, require_not_negative
 from acl_plugin.pseudo_labels import ClusterHeads, PseudoLabels
 from acl_plugin.registry import register
@@ -88,9 +88,8 @@ class AdvCL(Objective):
         moved = attack.scalar(model, views.weak, contrast)
         self.look_at(model, views.weak, moved)
         z = [model(moved, "adv"), *benign]
-        total = 1.0 if self.weights is None else self.weights.sum().item()
-        options = {"weights": self.weights, "detached": self.stopped, "hard": self.hard}
-        parts = {"nce4": (self.scale * total, multi_view_nce(z, self.temperature, **options) / total)}
+        options = {"detached": self.stopped, "hard": self.hard}
+        parts = {"nce4": weighted_nce(z, self.temperature, self.scale, self.weights, **options)}
         if self.cluster_weight:
             misled = attack.scalar(nn.ModuleList([model, self.clusters]), views.weak, clusters)
             parts["cluster_ce"] = (self.cluster_weight, clusters(misled).mean() / len(self.clusters))

@@ -8,7 +8,7 @@ from torch import Tensor
 from acl_plugin import routed_norm
 from acl_plugin.backbones import Encoder
 from acl_plugin.inner_attack import InnerAttack
-from acl_plugin.losses import HardNegatives, multi_view_nce, multi_view_nce_rows
+from acl_plugin.losses import HardNegatives, multi_view_nce, multi_view_nce_rows, weighted_nce
 from acl_plugin.objective import Cost, Objective, Terms, Views, require_not_negative, require_one_of
 from acl_plugin.registry import register
 
@@ -62,9 +62,8 @@ class RoCL(Objective):
         )
         z = model(torch.cat([views.a, views.b, a])).chunk(3)
         pair = model.views(a, views.b) if self.again else (z[2], z[1])
-        total = 1.0 if self.weights is None else self.weights.sum().item()
-        options = {"weights": self.weights, "detached": self.stopped, "hard": self.hard}
+        options = {"detached": self.stopped, "hard": self.hard}
         return Terms.weighted(
-            nce3=(2 * total, multi_view_nce(z, self.temperature, **options) / total),
+            nce3=weighted_nce(z, self.temperature, 2.0, self.weights, **options),
             nce_adv=(self.regularizer, multi_view_nce(pair, self.temperature, detached=stopped)),
         )
