@@ -1,4 +1,8 @@
-"""Global divergences between the laws of benign and adversarial features."""
+"""Global divergences between the law P of benign features and the law Q of adversarial ones, estimated on samples.
+
+All have one signature: ``fit`` trains what the estimator learns, ``forward`` gives the encoder's loss and the
+estimate, ``adversarial_rows`` is what an attack raises. :data:`DIVERGENCES` names them.
+"""
 
 import copy
 import math
@@ -9,66 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acl_plugin import randomness
+from acl_plugin.errors import UsageError, unknown
+
 LOG2 = math.log(2)
 
 
-class JensenShannon(nn.Module):
-    """Jensen-Shannon divergence, estimated by a discriminator h that learns along.
-
-    JS(P, Q) >= log 2 + (E_P[log sigma(h)] + E_Q[log(1 - sigma(h))]) / 2, in nats, between 0 and log 2.
-    The discriminator has two hidden layers with spectral norm and its own optimiser (Adam); all of it is
-    part of the module's state.
+class Divergence(nn.Module):
+    """Base of all divergences.
 
     Args:
         size: D, size of the features.
-        hidden: width of the hidden layers.
-        lr: learning rate of Adam.
-        steps: discriminator steps per call of :meth:`fit`.
-        gradient: what reaches the encoder. ``reversed``: the gradient of the estimate;
-            ``non_saturating``: that of the loss with the two laws' labels exchanged, which does not vanish
-            when the discriminator wins.
-
-    Source: GAN (arXiv 1406.2661), theorem 1; spectral norm (arXiv 1802.05957).
     """
 
-    def __init__(
-        self,
-        size: int,
-        hidden: int = 256,
-        lr: float = 1e-4,
-        steps: int = 1,
-        gradient: Literal["reversed", "non_saturating"] = "reversed",
-    ) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        sizes = [size, hidden, hidden, 1]
-        layers: list[nn.Module] = []
-        for wide, narrow in pairwise(sizes):
-            layers += [nn.utils.parametrizations.spectral_norm(nn.Linear(wide, narrow)), nn.LeakyReLU(0.2)]
-        self.discriminator = nn.Sequential(*layers[:-1])
-        self.lr, self.steps, self.gradient = lr, steps, gradient
-        self._adam: torch.optim.Adam | None = None
-        self._adam_state: dict[str, Any] | None = None
-
-    def logits(self, features: Tensor) -> Tensor:
-        """h of each row: above 0 where the discriminator says benign. (B, D) -> (B,)."""
-        with torch.autocast(features.device.type, enabled=False):
-            dtype = next(self.discriminator.parameters()).dtype
-            return self.discriminator(features.to(dtype)).squeeze(1)
+        self.size = size
 
     def fit(self, benign: Tensor, adversarial: Tensor) -> None:
-        """Train the discriminator on features (B, D); gives no gradient to the encoder."""
-        benign, adversarial = benign.detach(), adversarial.detach()
-        adam = self._optimizer()
-        with torch.enable_grad():
-            for _ in range(self.steps):
-                loss = -self._bound(self.logits(benign), self.logits(adversarial))
-                adam.zero_grad()
-                # autograd.grad leaves alone what .backward() of the encoder's loss has put into .grad
-                gradients = torch.autograd.grad(loss, list(self.discriminator.parameters()))
-                for p, g in zip(self.discriminator.parameters(), gradients, strict=True):
-                    p.grad = g
-                adam.step()
-                adam.zero_grad()
+        """Train what the estimator learns on features (B, D); gives no gradient to the encoder."""
 
     def forward(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """The encoder's loss and the estimate of the divergence.
@@ -77,28 +40,81 @@ class JensenShannon(nn.Module):
             benign, adversarial: (B, D) features.
 
         Returns:
-            () loss to minimise over the encoder, and () estimate in nats, clipped to [0, log 2], without gradient.
+            () loss to minimise over the encoder, and () estimate, at least 0, without gradient.
         """
-        self.discriminator.requires_grad_(False)
+        raise NotImplementedError
+
+    def adversarial_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
+        """What an attack raises to push adversarial features away from the benign law.
+
+        Args:
+            benign, adversarial: (B, D) features.
+
+        Returns:
+            (B,) losses above 0, of the adversarial rows.
+        """
+        raise NotImplementedError
+
+
+class Learned(Divergence):
+    """A divergence that is the maximum over a network h of a bound from below; h learns along.
+
+    h has two hidden layers with spectral norm and its own optimiser (Adam); all of it is part of the module's state.
+
+    Args:
+        size: D, size of the features.
+        hidden: width of the hidden layers.
+        lr: learning rate of Adam.
+        steps: steps of h per call of :meth:`fit`.
+
+    Source: spectral norm (arXiv 1802.05957).
+    """
+
+    def __init__(self, size: int, hidden: int = 256, lr: float = 1e-4, steps: int = 1) -> None:
+        super().__init__(size)
+        layers: list[nn.Module] = []
+        for wide, narrow in pairwise([size, hidden, hidden, 1]):
+            layers += [nn.utils.parametrizations.spectral_norm(nn.Linear(wide, narrow)), nn.LeakyReLU(0.2)]
+        self.network = nn.Sequential(*layers[:-1])
+        self.lr, self.steps = lr, steps
+        self._adam: torch.optim.Adam | None = None
+        self._adam_state: dict[str, Any] | None = None
+
+    def bound(self, benign: Tensor, adversarial: Tensor) -> Tensor:
+        """The bound from below, () of the values of h on both samples, (B,) each."""
+        raise NotImplementedError
+
+    def values(self, features: Tensor) -> Tensor:
+        """h of each row. (B, D) -> (B,)."""
+        with torch.autocast(features.device.type, enabled=False):
+            dtype = next(self.network.parameters()).dtype
+            return self.network(features.to(dtype)).squeeze(1)
+
+    def fit(self, benign: Tensor, adversarial: Tensor) -> None:
+        benign, adversarial = benign.detach(), adversarial.detach()
+        adam = self._optimizer()
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                loss = -self.bound(self.values(benign), self.values(adversarial))
+                adam.zero_grad()
+                # autograd.grad leaves alone what .backward() of the encoder's loss has put into .grad
+                gradients = torch.autograd.grad(loss, list(self.network.parameters()))
+                for p, g in zip(self.network.parameters(), gradients, strict=True):
+                    p.grad = g
+                adam.step()
+                adam.zero_grad()
+
+    def values_of_both(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        """h of both samples, with gradient for the features alone."""
+        self.network.requires_grad_(False)
         try:
-            p, q = self.logits(benign), self.logits(adversarial)
+            return self.values(benign), self.values(adversarial)
         finally:
-            self.discriminator.requires_grad_(True)
-        bound = self._bound(p, q)
-        loss = bound if self.gradient == "reversed" else -self._bound(q, p)
-        return loss, bound.detach().clamp(0, LOG2)
-
-    def adversarial_rows(self, adversarial: Tensor) -> Tensor:
-        """-log sigma(h) of each row, above 0: what an attack raises to push features away from the benign law."""
-        return F.softplus(-self.logits(adversarial))
-
-    @staticmethod
-    def _bound(benign_logits: Tensor, adversarial_logits: Tensor) -> Tensor:
-        return LOG2 - (F.softplus(-benign_logits).mean() + F.softplus(adversarial_logits).mean()) / 2
+            self.network.requires_grad_(True)
 
     def _optimizer(self) -> torch.optim.Adam:
         if self._adam is None:
-            self._adam = torch.optim.Adam(self.discriminator.parameters(), lr=self.lr, betas=(0.5, 0.999))
+            self._adam = torch.optim.Adam(self.network.parameters(), lr=self.lr, betas=(0.5, 0.999))
             if self._adam_state is not None:
                 self._adam.load_state_dict(self._adam_state)
         return self._adam
@@ -109,3 +125,191 @@ class JensenShannon(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self._adam, self._adam_state = None, copy.deepcopy(state)
+
+
+class JensenShannon(Learned):
+    """Jensen-Shannon divergence, estimated by a discriminator h.
+
+    JS(P, Q) >= log 2 + (E_P[log sigma(h)] + E_Q[log(1 - sigma(h))]) / 2, in nats, between 0 and log 2.
+
+    Args:
+        gradient: what reaches the encoder. ``reversed``: the gradient of the estimate;
+            ``non_saturating``: that of the loss with the two laws' labels exchanged, which does not vanish
+            when the discriminator wins.
+        size, options: see :class:`Learned`.
+
+    Source: GAN (arXiv 1406.2661), theorem 1.
+    """
+
+    def __init__(self, size: int, gradient: Literal["reversed", "non_saturating"] = "reversed", **options: Any) -> None:
+        super().__init__(size, **options)
+        self.gradient = gradient
+
+    def bound(self, benign: Tensor, adversarial: Tensor) -> Tensor:
+        return LOG2 - (F.softplus(-benign).mean() + F.softplus(adversarial).mean()) / 2
+
+    def forward(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Divergence.forward`; the estimate is in nats, clipped to [0, log 2]."""
+        p, q = self.values_of_both(benign, adversarial)
+        bound = self.bound(p, q)
+        loss = bound if self.gradient == "reversed" else -self.bound(q, p)
+        return loss, bound.detach().clamp(0, LOG2)
+
+    def adversarial_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
+        """-log sigma(h) of each row."""
+        return F.softplus(-self.values(adversarial))
+
+
+class Wasserstein(Learned):
+    """Wasserstein-1 distance, estimated by a critic h that is 1-Lipschitz by its spectral norms.
+
+    W1(P, Q) >= E_P[h] - E_Q[h], in the units of the features. (The power iteration behind the spectral norm makes the
+    Lipschitz constant 1 only up to its error.)
+
+    Source: Wasserstein GAN (arXiv 1701.07875), equation 2.
+    """
+
+    def bound(self, benign: Tensor, adversarial: Tensor) -> Tensor:
+        return benign.mean() - adversarial.mean()
+
+    def forward(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        bound = self.bound(*self.values_of_both(benign, adversarial))
+        return bound, bound.detach().clamp_min(0)
+
+    def adversarial_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
+        """log(1 + exp(mean h of the benign rows - h)) of each row."""
+        return F.softplus(self.values(benign).mean() - self.values(adversarial))
+
+
+class SlicedWasserstein(Divergence):
+    """Sliced Wasserstein-1 distance: the mean over random directions of W1 between the projected samples.
+
+    SW1 = mean_u mean_i |sort(u . p)_i - sort(u . q)_i|, |u| = 1, in the units of the features; at most W1. The
+    directions are new in every call, from torch's global generator.
+
+    Args:
+        size: D, size of the features.
+        directions: how many.
+
+    Source: sliced Wasserstein distances (arXiv 1902.00434).
+    """
+
+    def __init__(self, size: int, directions: int = 64) -> None:
+        super().__init__(size)
+        self.directions = directions
+
+    def forward(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        distance = self._of_rows(benign, adversarial).mean()
+        return distance, distance.detach()
+
+    def adversarial_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
+        """The distance that each adversarial row is carried over, mean over the directions."""
+        return self._of_rows(benign, adversarial)
+
+    def _of_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
+        assert benign.shape == adversarial.shape, (benign.shape, adversarial.shape)
+        p, q = benign.float(), adversarial.float()
+        directions = F.normalize(torch.randn(self.size, self.directions, device=p.device), dim=0)
+        along_p, along_q = p @ directions, q @ directions
+        rank = along_q.argsort(0).argsort(0)  # of each adversarial row along each direction
+        return (along_q - along_p.sort(0).values.gather(0, rank)).abs().mean(1)
+
+
+class MaximumMeanDiscrepancy(Divergence):
+    """Squared maximum mean discrepancy with a Gaussian kernel, without bias.
+
+    MMD^2 = mean over i != j of k(p_i, p_j) + k(q_i, q_j) - k(p_i, q_j) - k(p_j, q_i), where k(x, y) =
+    exp(-||x - y||^2 / (2 h^2)) and h is the median distance between all rows; between 0 and 2 but for sampling noise.
+    Row i of both samples may be the same image.
+
+    Source: Gretton et al., A Kernel Two-Sample Test, JMLR 2012.
+    """
+
+    def forward(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        squared = self._of_rows(benign, adversarial).mean()
+        return squared, squared.detach().clamp_min(0)
+
+    def adversarial_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
+        """1 + the mean kernel to the other adversarial rows - the mean kernel to the benign rows, above 0."""
+        within, across = self._kernels(benign, adversarial)
+        return 1 + (within - across).sum(1) / (len(within) - 1)
+
+    def _of_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
+        of_benign, _ = self._kernels(adversarial, benign)
+        of_adversarial, across = self._kernels(benign, adversarial)
+        return (of_benign + of_adversarial - across - across.T).sum(1) / (len(across) - 1)
+
+    def _kernels(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+        """k(q_i, q_j) and k(q_i, p_j), (B, B) each, with zeros on the diagonal."""
+        assert benign.shape == adversarial.shape, (benign.shape, adversarial.shape)
+        p, q = benign.float(), adversarial.float()
+        width = median_distance(torch.cat([p, q]))
+        other = 1 - torch.eye(len(p), device=p.device)
+        kernels = [(-_squared_distances(q, x) / (2 * width**2)).exp() * other for x in (q, p)]
+        return kernels[0], kernels[1]
+
+
+DIVERGENCES: dict[str, type[Divergence]] = {
+    "js": JensenShannon,
+    "mmd": MaximumMeanDiscrepancy,
+    "sliced_wasserstein": SlicedWasserstein,
+    "wasserstein": Wasserstein,
+}
+"""Divergences by name."""
+
+
+def create_divergence(name: str, size: int, **options: Any) -> Divergence:
+    """A divergence of :data:`DIVERGENCES` on features of D = ``size``.
+
+    Raises:
+        UsageError: for an unknown name or option.
+    """
+    if name not in DIVERGENCES:
+        raise unknown("divergence", name, DIVERGENCES)
+    try:
+        return DIVERGENCES[name](size, **options)
+    except TypeError as error:
+        raise UsageError(f"divergence {name!r}: {error}") from error
+
+
+def measure(name: str, benign: Tensor, adversarial: Tensor, seed: int, steps: int = 300) -> float:
+    """Estimate of a divergence between two samples, with everything random from ``seed``.
+
+    A learned one is trained on one half of the rows and asked on the other, both ways, so that its network cannot know
+    the rows by heart: the mean is a lower bound of the divergence but for sampling noise. Before, the features are
+    brought to the scale that suits a network, which JS does not see and Wasserstein-1 is scaled back by.
+
+    Args:
+        name: of :data:`DIVERGENCES`.
+        benign, adversarial: (N, D) features, N >= 4.
+        steps: of the network.
+
+    Returns:
+        The estimate, at least 0.
+    """
+    with randomness.private(seed, benign.device), torch.no_grad():
+        if not issubclass(DIVERGENCES[name], Learned):
+            return DIVERGENCES[name](benign.shape[1])(benign, adversarial)[1].item()
+        both = torch.cat([benign, adversarial]).float()
+        deviation = (
+            (both - both.mean(0)).std(0) if name == "js" else (both - both.mean(0)).square().sum(1).mean().sqrt()
+        )
+        unit = deviation.clamp_min(1e-6)
+        p, q = ((x.float() - both.mean(0)) / unit for x in (benign, adversarial))
+        order = torch.randperm(len(p), device=p.device)
+        halves = order[::2], order[1::2]
+        found = []
+        for train, ask in (halves, halves[::-1]):
+            divergence = create_divergence(name, p.shape[1], lr=1e-3, steps=steps).to(p.device)
+            divergence.fit(p[train], q[train])
+            found.append(divergence.eval()(p[ask], q[ask])[1].item())
+        return sum(found) / 2 * (1.0 if name == "js" else unit.item())
+
+
+def median_distance(rows: Tensor) -> Tensor:
+    """The median of ||x_i - x_j|| over i < j, above 0 and without gradient. (N, D) -> ()."""
+    return torch.pdist(rows.detach()).median().clamp_min(1e-6)
+
+
+def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    return x.square().sum(1).unsqueeze(1) + y.square().sum(1) - 2 * x @ y.T

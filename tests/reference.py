@@ -109,3 +109,33 @@ def lars(weights, gradients, rates, momentum=0.9, decay=1e-6, trust=1e-3):
         buffer = [momentum * b + rate * (g + decay * w) for b, g, w in zip(buffer, gradient, weights, strict=True)]
         weights = [w - b for w, b in zip(weights, buffer, strict=True)]
     return weights
+
+
+def mmd_of_gaussians(shift, scale, width):
+    """MMD^2 of N(0, 1) and N(shift, scale^2) with kernel exp(-(x - y)^2 / (2 width^2))."""
+
+    def mean_kernel(variance, distance):
+        total = width**2 + variance
+        return width / math.sqrt(total) * math.exp(-(distance**2) / (2 * total))
+
+    return mean_kernel(2, 0) + mean_kernel(2 * scale**2, 0) - 2 * mean_kernel(1 + scale**2, shift)
+
+
+def mmd(p, q, width):
+    """Mean of k(p_i, p_j) + k(q_i, q_j) - k(p_i, q_j) - k(p_j, q_i) over i != j."""
+
+    def k(x, y):
+        return math.exp(-((x - y) ** 2).sum().item() / (2 * width**2))
+
+    pairs = [(i, j) for i in range(len(p)) for j in range(len(p)) if i != j]
+    return sum(k(p[i], p[j]) + k(q[i], q[j]) - k(p[i], q[j]) - k(p[j], q[i]) for i, j in pairs) / len(pairs)
+
+
+def sliced_wasserstein(p, q, directions):
+    """Mean over directions of the mean distance between the sorted projections."""
+    total = 0.0
+    for direction in directions:
+        u = direction / direction.norm()
+        one, other = sorted(float(u @ x) for x in p), sorted(float(u @ x) for x in q)
+        total += sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(p)
+    return total / len(directions)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from acl_plugin.backbones import Encoder
-from acl_plugin.divergence import JensenShannon
+from acl_plugin.divergence import DIVERGENCES, create_divergence
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack
 from acl_plugin.losses import nt_xent, nt_xent_rows
@@ -20,18 +20,19 @@ from acl_plugin.sharpness import ascend
 class GlobalSharpnessAware(Objective):
     """Adversarial NCE, sharpness-aware benign NCE, and the divergence of benign and adversarial features.
 
-    L = adversarial NCE(a', b') + benign max_{||d|| <= rho} NCE(a, b; theta + d) + global_ JS(f(a, b), f(a', b'))
+    L = adversarial NCE(a', b') + benign max_{||d|| <= rho} NCE(a, b; theta + d) + global_ D(f(a, b), f(a', b'))
 
-    A weight of 0 switches its term off, rho = 0 the sharpness. The divergence is estimated by a discriminator on
-    backbone features that learns along. The paper's bounds are about one encoder, so benign and adversarial views
-    share one bank of BatchNorm.
+    A weight of 0 switches its term off, rho = 0 the sharpness. The divergence D of backbone features is JS, estimated
+    by a discriminator that learns along, or another of :data:`DIVERGENCES`. The paper's bounds are about one encoder,
+    so benign and adversarial views share one bank of BatchNorm.
 
     Args:
         temperature: tau.
         adversarial, benign, global_: weights of the three terms.
         rho: radius of the sharpness in weight space.
-        gradient: of the divergence, see :class:`JensenShannon`.
-        attack_divergence: let the attack raise the discriminator's loss as well.
+        divergence: D, one of :data:`DIVERGENCES`.
+        gradient: of JS, see :class:`JensenShannon`.
+        attack_divergence: let the attack raise the divergence as well.
 
     Source: arXiv 2311.09671. Its method is adversarial NCE, SAM on the benign NCE, and a discriminator; the
     defaults (weights 1, rho 0.05, two hidden layers of 256 with spectral norm, Adam 1e-4, one step) are ours.
@@ -48,16 +49,21 @@ class GlobalSharpnessAware(Objective):
         benign: float = 1.0,
         global_: float = 1.0,
         rho: float = 0.05,
+        divergence: str = "js",
         gradient: Literal["reversed", "non_saturating"] = "reversed",
         attack_divergence: bool = False,
     ) -> None:
         super().__init__(temperature=temperature)
         require_not_negative(adversarial=adversarial, benign=benign, global_=global_, rho=rho)
-        if adversarial == benign == 0:
-            raise UsageError("adversarial 0 and benign 0: one of them must be above 0")
+        if adversarial == benign == global_ == 0:
+            raise UsageError("adversarial 0, benign 0 and global_ 0: one of them must be above 0")
         require_one_of(("reversed", "non_saturating"), gradient=gradient)
+        require_one_of(tuple(DIVERGENCES), divergence=divergence)
+        if divergence != "js" and gradient != "reversed":
+            raise UsageError(f"gradient {gradient!r} is of divergence 'js', not of {divergence!r}")
         self.adversarial, self.benign, self.global_, self.rho = adversarial, benign, global_, rho
-        self.gradient, self.attack_divergence = gradient, attack_divergence and global_ > 0
+        self.estimator, self.options = divergence, {"gradient": gradient} if divergence == "js" else {}
+        self.attack_divergence = attack_divergence and global_ > 0
         if adversarial or global_:
             self.attack_view = "scalar" if self.attack_divergence else "joint"
         sharp, looks = bool(benign and rho), bool(benign or global_)  # looks: at benign views
@@ -68,7 +74,7 @@ class GlobalSharpnessAware(Objective):
     def setup(self, model: Encoder) -> None:
         if self.global_:
             device = next(model.parameters()).device
-            self.divergence = JensenShannon(model.size, gradient=self.gradient).to(device)
+            self.divergence = create_divergence(self.estimator, model.size, **self.options).to(device)
 
     def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
         """Without the sharpness, which takes a second gradient: see :meth:`backward`."""
@@ -105,7 +111,7 @@ class GlobalSharpnessAware(Objective):
         terms = Terms(views.a.new_zeros(()), {})
         if self.attack_view is None:
             return terms
-        f_adv = model.features(torch.cat(self._adversarial_views(model, views, attack)))
+        f_adv = model.features(torch.cat(self._adversarial_views(model, views, attack, f)))
         if self.adversarial:
             za, zb = model.project(f_adv).chunk(2)
             nce = nt_xent(za, zb, self.temperature)
@@ -114,18 +120,22 @@ class GlobalSharpnessAware(Objective):
             assert f is not None
             self.divergence.fit(f, f_adv)
             loss, estimate = self.divergence(f, f_adv)
-            terms = Terms(terms.total + self.global_ * loss, {**terms.parts, "global_js": estimate})
+            terms = Terms(terms.total + self.global_ * loss, {**terms.parts, f"global_{self.estimator}": estimate})
         return terms
 
-    def _adversarial_views(self, model: Encoder, views: Views, attack: InnerAttack) -> tuple[Tensor, ...]:
+    def _adversarial_views(
+        self, model: Encoder, views: Views, attack: InnerAttack, f: Tensor | None
+    ) -> tuple[Tensor, ...]:
         if not self.attack_divergence:
             return attack.joint(model, views.a, views.b, temperature=self.temperature)
+        assert f is not None
+        benign = f.detach()
 
         def row_losses(x: Tensor) -> Tensor:
-            f = model.features(x)
-            za, zb = model.project(f).chunk(2)
+            f_adv = model.features(x)
+            za, zb = model.project(f_adv).chunk(2)
             nce = nt_xent_rows(za, zb, self.temperature).flatten()
-            return self.adversarial * nce + self.global_ * self.divergence.adversarial_rows(f) / 2
+            return self.adversarial * nce + self.global_ * self.divergence.adversarial_rows(benign, f_adv) / 2
 
         used = nn.ModuleList([model, self.divergence])
         return attack.scalar(used, torch.cat([views.a, views.b]), row_losses).chunk(2)
