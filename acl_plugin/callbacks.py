@@ -11,21 +11,26 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
+from acl_plugin.config import RunConfig
 from acl_plugin.guard import Guard
 from acl_plugin.progress import Progress
-from acl_plugin.run_dir import torch_bytes, write_atomic
+from acl_plugin.run_dir import RunDir, torch_bytes, write_atomic
 
 
 class Checkpoints(lightning.Callback):
-    """The last checkpoint, every few epochs, as long as the run is healthy."""
+    """The last checkpoint, and copies of the encoder, every few epochs, as long as the run is healthy."""
 
-    def __init__(self, path: Path, every: int, guard: Guard) -> None:
-        self.path, self.every, self.guard = path, every, guard
+    def __init__(self, run: RunDir, config: RunConfig, guard: Guard) -> None:
+        self.run, self.every, self.keep_every, self.guard = run, config.checkpoint_every, config.keep_every, guard
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        done = trainer.current_epoch + 1
-        if (done % self.every == 0 or done == trainer.max_epochs) and self.guard.healthy:
-            trainer.save_checkpoint(self.path, weights_only=False)
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        done, last = trainer.current_epoch + 1, trainer.current_epoch + 1 == trainer.max_epochs
+        if not self.guard.healthy:
+            return
+        if self.keep_every and done % self.keep_every == 0 and not last and trainer.is_global_zero:
+            pl_module.write_encoder(self.run.snapshot(done))
+        if done % self.every == 0 or last:
+            trainer.save_checkpoint(self.run.checkpoint, weights_only=False)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -32,6 +32,7 @@ COMMANDS = {
     "evaluate": "attack a run's classifier with AutoAttack standard, or a suite of standard attacks",
     "export": "write a run's result in RobustBench's format and register its model",
     "import": "make a run folder of a published checkpoint, ready to be probed",
+    "transfer": "make a run folder of a run's encoder on another data set, ready to be probed",
     "pseudo-labels": "cluster the training images by a run's features, for objectives that need it",
     "list": "list objectives, backbones, attacks, data sets or formats of checkpoints",
 }
@@ -103,6 +104,8 @@ def _dispatch(arguments: list[str]) -> None:
         _run(name, rest)
     elif name == "import":
         _import(rest)
+    elif name == "transfer":
+        _transfer(rest)
     elif name == "pseudo-labels":
         _pseudo_labels(rest)
     else:
@@ -213,6 +216,22 @@ def _import(arguments: list[str]) -> None:
         options["allow_pickle"],
     )
     print(f"encoder: {out.encoder}, format {layout}: {LAYOUTS[layout].papers}")
+
+
+def _transfer(arguments: list[str]) -> None:
+    parser = _parser("transfer")
+    parser.add_argument("run", type=Path, help="The run's folder.")
+    parser.add_argument("--out", type=Path, required=True, help="The new run's folder.")
+    groups = (configuration.DataConfig, ThreatConfig, ProbeConfig)
+    for group in groups:
+        parser.add_class_arguments(group)
+    options = _parse_twice(parser, arguments, lambda given: configuration.defaults(given["data"]))
+
+    from acl_plugin import transfer
+
+    source, out = RunDir(options.pop("run")), RunDir(options.pop("out"))
+    transfer.transfer(source, out, transfer.transferred(source, **_known(options)))
+    print(f"encoder: {out.encoder}; next: {PROGRAM} probe {out.path} && {PROGRAM} evaluate {out.path}")
 
 
 def _pseudo_labels(arguments: list[str]) -> None:

@@ -24,6 +24,8 @@ class DataConfig:
     """Use only the first N training images."""
     limit_test: int | None = None
     """Evaluate on the first N test images only."""
+    image_size: int | None = None
+    """Side in pixels that every image is brought to; null keeps the data set's own."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class TrainingConfig:
     """Views: digits (small affine changes), simclr (crop, flip, colour)."""
     checkpoint_every: int = 1
     """Epochs between two checkpoints."""
+    keep_every: int = 4
+    """Epochs between two copies of the encoder that are kept to be audited; 0 keeps none."""
     knn_every: int = 0
     """While pretraining, log the accuracy of nearest neighbours on training images every N epochs; 0 never."""
     accumulate_grad_batches: int = 1
@@ -187,13 +191,22 @@ CIFAR: dict[str, Any] = {
     "backbone_kwargs": {},
     "epochs": 100,
     "batch_size": 256,
+    "keep_every": 10,
     "lr": 2e-3,
     "augment": "simclr",
     "probe_augment": "weak",
     "probe_batch_size": 512,
     "probe_lr": 0.01,
 }
-PRESETS: dict[str, dict[str, Any]] = {"digits": {}, "cifar10": CIFAR, "cifar100": CIFAR}
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "digits_0_4": {},
+    "digits_5_9": {},
+    "cifar10": CIFAR,
+    "cifar100": CIFAR,
+    "stl10": CIFAR,
+    "image_folder": CIFAR | {"image_size": 32},
+}
 """Options whose default differs from the digits', by data set."""
 
 WHERE_AND_HOW = frozenset({"data_dir", "download", "accelerator"})
@@ -235,7 +248,7 @@ def check(config: RunConfig) -> None:
     """
     least = {"seed": 0, "epochs": 1, "batch_size": 2, "attack_steps": 1, "checkpoint_every": 1, "devices": 1}
     least |= {"accumulate_grad_batches": 1, "probe_epochs": 1, "probe_batch_size": 1, "eval_batch_size": 1}
-    least |= {"knn_every": 0, "coreset_every": 1, "aft_epochs": 1, "aft_lr": 0}
+    least |= {"image_size": 8, "keep_every": 0, "knn_every": 0, "coreset_every": 1, "aft_epochs": 1, "aft_lr": 0}
     least |= {"limit_train": 2, "limit_test": 1, "lr": 0, "probe_lr": 0, "weight_decay": 0, "probe_weight_decay": 0}
     for name, low in least.items():
         value = getattr(config, name)

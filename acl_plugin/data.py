@@ -1,10 +1,12 @@
 """Labelled images as uint8 tensors, and batches of them that are the same after every restart."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from acl_plugin.config import DataConfig
@@ -39,6 +41,16 @@ class Images:
         """The images at ``chosen``, (M,) positions."""
         return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen], rows=self.rows[chosen])
 
+    def resized(self, side: int | None) -> "Images":
+        """Every image at ``side`` x ``side`` pixels, by antialiased bilinear interpolation; as it is for None."""
+        if side is None or self.pixels.shape[2:] == (side, side):
+            return self
+        parts = []
+        for pixels in self.pixels.split(1000):
+            small = F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True)
+            parts.append(small.round().clamp(0, self.levels).to(torch.uint8))
+        return replace(self, pixels=torch.cat(parts))
+
     def floats(self, start: int = 0, stop: int | None = None) -> Tensor:
         """(stop - start, C, H, W) float32 in [0, 1]."""
         return self.pixels[start:stop].float() / self.levels
@@ -69,7 +81,7 @@ class DataSet:
 
 
 def load(config: DataConfig) -> DataSet:
-    """The data set that ``config`` names, cut to its limits.
+    """The data set that ``config`` names, cut to its limits and brought to the size asked for.
 
     Raises:
         UsageError: for an unknown name, a missing folder, or files that are missing or damaged.
@@ -83,7 +95,8 @@ def load(config: DataConfig) -> DataSet:
     ):
         if limit is not None and limit > len(images):
             raise UsageError(f"{option} {limit}: {data.name} has {len(images)} such images")
-    return replace(data, train=data.train.first(config.limit_train), test=data.test.first(config.limit_test))
+    train, test = data.train.first(config.limit_train), data.test.first(config.limit_test)
+    return replace(data, train=train.resized(config.image_size), test=test.resized(config.image_size))
 
 
 def stratified(labels: Tensor, share: float, seed: int) -> Tensor:
@@ -114,6 +127,25 @@ def _digits(config: DataConfig) -> DataSet:
     return DataSet("digits", images(train), images(test), tuple("0123456789"), (0.305,), (0.376,))
 
 
+def _digits_0_4(config: DataConfig) -> DataSet:
+    """The digits 0 to 4 of the same split, to transfer from or to the others."""
+    return _of_classes(_digits(config), range(5), "digits_0_4")
+
+
+def _digits_5_9(config: DataConfig) -> DataSet:
+    """The digits 5 to 9 of the same split."""
+    return _of_classes(_digits(config), range(5, 10), "digits_5_9")
+
+
+def _of_classes(data: DataSet, classes: range, name: str) -> DataSet:
+    def images(of: Images) -> Images:
+        chosen = of.take(((of.labels >= classes.start) & (of.labels < classes.stop)).nonzero().squeeze(1))
+        return replace(chosen, labels=chosen.labels - classes.start)
+
+    names = tuple(data.classes[c] for c in classes)
+    return replace(data, name=name, train=images(data.train), test=images(data.test), classes=names)
+
+
 def _cifar10(config: DataConfig) -> DataSet:
     """CIFAR-10: 50,000 and 10,000 images, 3 x 32 x 32."""
     from torchvision.datasets import CIFAR10
@@ -128,10 +160,65 @@ def _cifar100(config: DataConfig) -> DataSet:
     return _cifar(config, CIFAR100, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
 
 
-def _cifar(config: DataConfig, kind: type, mean: tuple[float, ...], std: tuple[float, ...]) -> DataSet:
+def _stl10(config: DataConfig) -> DataSet:
+    """STL-10: 5,000 and 8,000 labelled images, 3 x 96 x 96; --image-size 32 is the usual size to transfer to."""
+    from torchvision.datasets import STL10
+
     root = _folder(config)
     if not config.download:
-        _check_files(kind, root)
+        _check_files([*STL10.train_list, *STL10.test_list], root, STL10.base_folder)
+
+    def images(split: str) -> tuple[Images, tuple[str, ...]]:
+        try:
+            source = STL10(root, split=split, download=config.download)
+        except (RuntimeError, OSError) as error:
+            raise UsageError(f"{config.data} in {root}: {' '.join(str(error).split())}") from error
+        labels = torch.from_numpy(source.labels.astype("int64"))
+        return Images(
+            torch.from_numpy(source.data).contiguous(), labels, torch.arange(len(labels)), levels=255
+        ), source.classes
+
+    (train, classes), (test, _) = images("train"), images("test")
+    return DataSet(config.data, train, test, tuple(classes), (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713))
+
+
+def _image_folder(config: DataConfig) -> DataSet:
+    """Your own images: train/CLASS/* and test/CLASS/* in --data-dir, brought to --image-size."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    root, side = _folder(config), config.image_size
+    if side is None:
+        raise UsageError("image_folder needs --image-size PIXELS, as images may differ in size")
+    to_tensor = v2.Compose([v2.PILToTensor(), v2.Resize((side, side), antialias=True)])
+
+    def images(split: str) -> tuple[Images, tuple[str, ...]]:
+        try:
+            source = ImageFolder(str(root / split))
+        except (FileNotFoundError, OSError) as error:
+            raise UsageError(f"{root / split}: {' '.join(str(error).split())}") from error
+        try:
+            pixels = torch.stack([to_tensor(source.loader(path)) for path, _ in source.samples])
+        except OSError as error:
+            raise UsageError(f"{root / split} holds an image that cannot be read: {error}") from error
+        return Images(pixels, torch.tensor(source.targets), torch.arange(len(pixels)), levels=255), tuple(
+            source.classes
+        )
+
+    (train, classes), (test, others) = images("train"), images("test")
+    if classes != others:
+        missing = sorted(set(classes) ^ set(others))
+        raise UsageError(f"{root}: train and test have other classes: {', '.join(missing[:5])} in one of them only")
+    values = train.floats().flatten(2)
+    mean, std = values.mean((0, 2)), values.std((0, 2)).clamp_min(1e-3)
+    return DataSet(config.data, train, test, classes, tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def _cifar(config: DataConfig, kind: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> DataSet:
+    root = _folder(config)
+    if not config.download:
+        lists = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
+        _check_files(lists, root, kind.base_folder)
 
     def images(train: bool) -> Images:
         try:
@@ -155,15 +242,14 @@ def _folder(config: DataConfig) -> Path:
     return config.data_dir
 
 
-def _check_files(kind, root: Path) -> None:  # type: ignore[no-untyped-def]
-    """Say which file is missing or damaged: torchvision only says that one is."""
+def _check_files(expected: Sequence[tuple[str, str]], root: Path, folder: str) -> None:
+    """Say which file is missing or damaged: torchvision only says that one is. Names and MD5 in ``root / folder``."""
     from torchvision.datasets.utils import check_integrity
 
-    expected = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
     for name, md5 in expected:
-        path = root / kind.base_folder / name
+        path = root / folder / name
         if not path.is_file():
-            raise UsageError(f"{path} is missing: --data-dir is the folder that holds {kind.base_folder}")
+            raise UsageError(f"{path} is missing: --data-dir is the folder that holds {folder}")
         if not check_integrity(str(path), md5):
             raise UsageError(f"{path} is damaged (its MD5 is not {md5}); delete it and use --download")
 
@@ -177,7 +263,15 @@ def batched(
     return torch.cat([function(images.floats(i, i + batch_size).to(device)).cpu() for i in starts])
 
 
-SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {"digits": _digits, "cifar10": _cifar10, "cifar100": _cifar100}
+SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
+    "digits": _digits,
+    "digits_0_4": _digits_0_4,
+    "digits_5_9": _digits_5_9,
+    "cifar10": _cifar10,
+    "cifar100": _cifar100,
+    "stl10": _stl10,
+    "image_folder": _image_folder,
+}
 """Data sets by name."""
 
 

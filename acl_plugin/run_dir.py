@@ -4,6 +4,7 @@ RUN/config.yaml          the resolved configuration
 RUN/environment.json     versions, device, threads, git commit
 RUN/metrics.csv          loss terms by epoch; the same as TensorBoard events in RUN/tensorboard
 RUN/checkpoints/last.ckpt  to resume pretraining
+RUN/checkpoints/epoch-*/  the encoder after some epochs, to be audited: a folder with an encoder.pt and so on each
 RUN/encoder.pt           the pretrained encoder: one norm bank, timm's keys; benign_encoder.pt is the bank for benign
                          images, where it is another one; projector.pt the projector
 RUN/classifier.pt        encoder and head; probe.json tells how the head was trained
@@ -65,6 +66,15 @@ class RunDir:
     suite = property(lambda self: self.path / "suite.json")
     corruptions = property(lambda self: self.path / "corruptions.json")
     robustbench = property(lambda self: self.path / "robustbench")
+
+    def snapshot(self, epochs: int) -> "RunDir":
+        """Where the encoder after ``epochs`` epochs is kept."""
+        return RunDir(self.path / "checkpoints" / f"epoch-{epochs:05d}")
+
+    def snapshots(self) -> list["RunDir"]:
+        """The encoders that were kept, in the order of the epochs."""
+        kept = sorted((self.path / "checkpoints").glob("epoch-*"))
+        return [run for run in map(RunDir, kept) if run.encoder.is_file()]
 
     def require(self, file: Path, stage: str) -> Path:
         """``file``, which the command ``stage`` writes.

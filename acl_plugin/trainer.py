@@ -62,15 +62,7 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
         raise SystemExit(0)  # the first process goes on alone
     seconds = round(time.monotonic() - started, 1)
     write_json(run.pretraining, {"epochs": config.epochs, "seconds": seconds, "resumed": resume is not None})
-    objective, model = module.objective, module.objective.downstream(module.model)
-    benign, adversarial = objective.routes[0], objective.routes[-1]
-    write_encoder(
-        run,
-        model.spec,
-        routed_norm.export(model.backbone, adversarial).state_dict(),
-        routed_norm.export(model.backbone, benign).state_dict() if benign != adversarial else None,
-        (objective.projector, routed_norm.export(model.projector, adversarial).state_dict()),
-    )
+    module.write_encoder(run)
     return run
 
 
@@ -197,6 +189,19 @@ class Pretraining(lightning.LightningModule):
                 accuracy = knn_accuracy(kept, self.data.train, mixed_seed(self.config.seed, HOLDOUT), route)
             self.log("knn_accuracy", accuracy, sync_dist=self.ranks > 1)
 
+    def write_encoder(self, run: RunDir) -> None:
+        """What is kept of the training so far, as plain networks with one norm bank each."""
+        objective, model = self.objective, self.objective.downstream(self.model)
+        benign, adversarial = objective.routes[0], objective.routes[-1]
+        run.path.mkdir(exist_ok=True)
+        write_encoder(
+            run,
+            model.spec,
+            routed_norm.export(model.backbone, adversarial).state_dict(),
+            routed_norm.export(model.backbone, benign).state_dict() if benign != adversarial else None,
+            (objective.projector, routed_norm.export(model.projector, adversarial).state_dict()),
+        )
+
     def _views(self, pixels: Tensor, rows: Tensor) -> Views:
         images = pixels.to(self.dtype) / self.data.train.levels
         augment = self.config.augment
@@ -236,7 +241,7 @@ def learning_rate(progress: float, warmup: float) -> float:
 
 def _trainer(config: RunConfig, run: RunDir, guard: Guard, options: dict[str, Any]) -> lightning.Trainer:
     loggers = [CsvLogger(run.metrics), TensorBoardLogger(run.path, name="", version="tensorboard")]
-    callbacks = [ShowProgress(), Checkpoints(run.checkpoint, config.checkpoint_every, guard)]
+    callbacks = [ShowProgress(), Checkpoints(run, config, guard)]
     ours: dict[str, Any] = {
         "accelerator": config.accelerator,
         "devices": config.devices,

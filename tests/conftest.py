@@ -1,9 +1,12 @@
+import hashlib
 import logging
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyautoattack
 import pytest
 import torch
@@ -117,3 +120,76 @@ def cifar10_dir(tmp_path_factory):
     command = [sys.executable, str(store / "unpack_cifar10.py"), str(store / "cifar10"), str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     return folder
+
+
+def _pickled(folder, name, content):
+    """Write a file as CIFAR's are; (name, MD5)."""
+    folder.mkdir(exist_ok=True)
+    raw = pickle.dumps(content)
+    (folder / name).write_bytes(raw)
+    return [name, hashlib.md5(raw).hexdigest()]
+
+
+@pytest.fixture
+def fabricated(tmp_path, monkeypatch):
+    """A CIFAR-10 folder in torchvision's layout, with 10 images a batch."""
+    from torchvision.datasets import CIFAR10
+
+    rng, folder = np.random.default_rng(0), tmp_path / "cifar-10-batches-py"
+
+    def batch():
+        return {"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), "labels": list(range(10))}
+
+    train = [_pickled(folder, f"data_batch_{i}", batch()) for i in range(1, 6)]
+    test = [_pickled(folder, "test_batch", batch())]
+    name, md5 = _pickled(folder, "batches.meta", {"label_names": [f"class{i}" for i in range(10)]})
+    monkeypatch.setattr(CIFAR10, "train_list", train)
+    monkeypatch.setattr(CIFAR10, "test_list", test)
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
+    return tmp_path
+
+
+@pytest.fixture
+def fabricated_others(tmp_path, monkeypatch):
+    """A folder that holds small CIFAR-100, STL-10 and train/ and test/ folders of images."""
+    from PIL import Image
+    from torchvision.datasets import CIFAR100, STL10
+
+    rng, root = np.random.default_rng(1), tmp_path / "others"
+    root.mkdir()
+    folder = root / "cifar-100-python"
+
+    def batch(count):
+        return {"data": rng.integers(0, 256, (count, 3072), dtype=np.uint8), "fine_labels": list(range(count))}
+
+    monkeypatch.setattr(CIFAR100, "train_list", [_pickled(folder, "train", batch(100))])
+    monkeypatch.setattr(CIFAR100, "test_list", [_pickled(folder, "test", batch(10))])
+    name, md5 = _pickled(folder, "meta", {"fine_label_names": [f"class{i}" for i in range(100)]})
+    monkeypatch.setattr(CIFAR100, "meta", {"filename": name, "key": "fine_label_names", "md5": md5})
+
+    folder = root / "stl10_binary"
+    folder.mkdir()
+
+    def raw(name, content):
+        (folder / name).write_bytes(content)
+        return [name, hashlib.md5(content).hexdigest()]
+
+    classes = b"airplane\nbird\ncar\ncat\ndeer\ndog\nhorse\nmonkey\nship\ntruck\n"
+    lists = {
+        split: [
+            raw(f"{split}_X.bin", rng.integers(0, 256, (10 * times, 3, 96, 96), dtype=np.uint8).tobytes()),
+            raw(f"{split}_y.bin", np.tile(np.arange(1, 11, dtype=np.uint8), times).tobytes()),
+        ]
+        for split, times in (("train", 2), ("test", 1))
+    }
+    others = [raw("class_names.txt", classes), raw("unlabeled_X.bin", b"")]
+    monkeypatch.setattr(STL10, "train_list", [*lists["train"], *others])
+    monkeypatch.setattr(STL10, "test_list", lists["test"])
+
+    for split, count in (("train", 3), ("test", 2)):
+        for kind in ("cat", "dog"):
+            (root / split / kind).mkdir(parents=True)
+            for i in range(count):
+                picture = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+                picture.save(root / split / kind / f"{i}.png")
+    return root

@@ -1,5 +1,3 @@
-import hashlib
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -57,32 +55,6 @@ def test_ranks_share_out_each_step():
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
 
 
-@pytest.fixture
-def fabricated(tmp_path, monkeypatch):
-    """A CIFAR-10 folder in torchvision's layout, with 10 images a batch."""
-    from torchvision.datasets import CIFAR10
-
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-
-    def write(name, content):
-        raw = pickle.dumps(content)
-        (folder / name).write_bytes(raw)
-        return [name, hashlib.md5(raw).hexdigest()]
-
-    def batch():
-        return {"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), "labels": list(range(10))}
-
-    train = [write(f"data_batch_{i}", batch()) for i in range(1, 6)]
-    test = [write("test_batch", batch())]
-    name, md5 = write("batches.meta", {"label_names": [f"class{i}" for i in range(10)]})
-    monkeypatch.setattr(CIFAR10, "train_list", train)
-    monkeypatch.setattr(CIFAR10, "test_list", test)
-    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
-    return tmp_path
-
-
 def test_cifar10_from_torchvisions_layout(fabricated):
     loaded = data.load(config.preset("cifar10", data_dir=fabricated))
     assert loaded.shape == (3, 32, 32)
@@ -107,6 +79,53 @@ def test_no_folder():
         data.load(config.preset("cifar10"))
     with pytest.raises(UsageError, match="no such folder; --download"):
         data.load(config.preset("cifar100", data_dir=Path("/nowhere")))
+
+
+def test_stl10_cifar100_and_image_folders(fabricated_others):
+    stl10 = data.load(config.preset("stl10", data_dir=fabricated_others))
+    assert stl10.shape == (3, 96, 96)
+    assert (len(stl10.train), len(stl10.test)) == (20, 10)
+    assert stl10.train.labels.tolist() == 2 * list(range(10))
+    assert stl10.classes[1] == "bird"
+    small = data.load(config.preset("stl10", data_dir=fabricated_others, image_size=32)).train
+    assert small.pixels.shape == (20, 3, 32, 32)
+    area = stl10.train.floats().unflatten(2, (32, 3)).unflatten(4, (32, 3)).mean((3, 5))
+    assert (small.floats() - area).abs().mean() < 0.1  # antialiased: near the mean of what a pixel covers
+    cifar100 = data.load(config.preset("cifar100", data_dir=fabricated_others))
+    assert (len(cifar100.train), len(cifar100.test), len(cifar100.classes)) == (100, 10, 100)
+    folder = data.load(config.preset("image_folder", data_dir=fabricated_others))
+    assert folder.shape == (3, 32, 32)
+    assert folder.classes == ("cat", "dog")
+    assert folder.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    torch.testing.assert_close(torch.tensor(folder.mean), folder.train.floats().mean((0, 2, 3)))
+
+
+def test_image_folders_that_cannot_be_read(fabricated_others):
+    def told(**options):
+        with pytest.raises(UsageError) as error:
+            data.load(config.preset("image_folder", data_dir=fabricated_others, **options))
+        return str(error.value)
+
+    assert "image_folder needs --image-size" in told(image_size=None)
+    (fabricated_others / "test" / "dog").rename(fabricated_others / "test" / "wolf")
+    assert "other classes: dog, wolf in one of them only" in told()
+    next((fabricated_others / "train" / "cat").iterdir()).write_bytes(b"no image")
+    assert "train holds an image that cannot be read" in told()
+    (fabricated_others / "stl10_binary" / "test_X.bin").unlink()
+    with pytest.raises(UsageError, match="test_X.bin is missing: --data-dir is the folder that holds stl10_binary"):
+        data.load(config.preset("stl10", data_dir=fabricated_others))
+
+
+def test_halves_of_the_digits_are_the_digits():
+    whole = data.load(config.preset("digits"))
+    for name, first in (("digits_0_4", 0), ("digits_5_9", 5)):
+        half = data.load(config.preset(name))
+        assert half.classes == tuple("0123456789"[first : first + 5])
+        for images, all_images in ((half.train, whole.train), (half.test, whole.test)):
+            chosen = (all_images.labels - first).clamp(-1, 5) == all_images.labels - first
+            chosen &= (all_images.labels >= first) & (all_images.labels < first + 5)
+            assert torch.equal(images.rows, all_images.rows[chosen])
+            assert torch.equal(images.labels, all_images.labels[chosen] - first)
 
 
 def test_the_real_cifar10(cifar10_dir):

@@ -25,7 +25,7 @@ LAYERS = [
     "lpaft",
     "trainer probe evaluate suite corruptions",
     "submission",
-    "leaderboard importers",
+    "leaderboard importers transfer",
     "pipeline",
     "tables",
     "cli",
