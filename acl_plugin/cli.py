@@ -230,7 +230,7 @@ def _transfer(arguments: list[str]) -> None:
     from acl_plugin import transfer
 
     source, out = RunDir(options.pop("run")), RunDir(options.pop("out"))
-    transfer.transfer(source, out, transfer.transferred(source, **_known(options)))
+    transfer.transfer(source, out, transfer.transferred(source.read_config(), **_known(options)))
     print(f"encoder: {out.encoder}; next: {PROGRAM} probe {out.path} && {PROGRAM} evaluate {out.path}")
 
 

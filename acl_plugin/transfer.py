@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import fields, replace
+from typing import Any
 
 from acl_plugin import config as configuration
 from acl_plugin import data as datasets
@@ -45,13 +46,13 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
             (run.path / f".{file.name}.part").replace(run.path / file.name)
 
 
-def transferred(source: RunDir, data: str, **options: object) -> RunConfig:
-    """The configuration of ``source`` on another data set, with that data set's threat model and probe.
+def transferred(before: RunConfig, data: str, **options: Any) -> RunConfig:
+    """The configuration of a run on another data set, with that data set's threat model and probe.
 
     Raises:
         UsageError: for an unknown data set, or an option out of range.
     """
-    before, there = source.read_config(), configuration.preset(data)
+    there = configuration.preset(data)
     taken = {f.name for group in (DataConfig, ThreatConfig, ProbeConfig) for f in fields(group)}
     config = replace(before, **{name: getattr(there, name) for name in taken} | options)
     configuration.check(config)

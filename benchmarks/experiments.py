@@ -1,0 +1,231 @@
+"""The experiments on GSA-RSL's method: which runs, and how they are done.
+
+    python -m benchmarks ablation       every subset of {adversarial, benign, SAM, global}, and two reference rows
+    python -m benchmarks divergences    the estimators of the global divergence
+    python -m benchmarks sweeps         rho, and the weight of the divergence
+    python -m benchmarks transfer       pretrained on one data set, probed on another
+    python -m benchmarks headline       all components, and supervised adversarial training, on every test image
+
+Digits, 5 seeds and two runs at a time by default; ``--data cifar10 --data-dir data`` takes CIFAR-10 with ResNet-18, and
+``--options.epochs 20`` changes any option of a run. A run that is there already is not repeated, one that was stopped
+goes on, and experiments share the runs that they have in common. Settings are those of the data set's preset.
+"""
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acl_plugin import data, pipeline
+from acl_plugin.cli import Parser
+from acl_plugin.config import RunConfig, preset, to_dict
+from acl_plugin.errors import TrainingStopped, unknown
+from acl_plugin.run_dir import RunDir, write_json
+from acl_plugin.trainer import build
+from acl_plugin.transfer import transfer, transferred
+
+NOT_OF_THE_ROW = ("seed", "data_dir", "download", "accelerator")
+"""Options that a row's hash leaves out."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        label: its name.
+        objective: own settings of ``gsa_rsl``.
+        options: options of the run.
+        untrained: leave the encoder as it was initialised.
+        probed_on: another data set to probe and evaluate on.
+        encoder_of: take the encoders of this row's runs.
+    """
+
+    label: str
+    objective: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    untrained: bool = False
+    probed_on: str | None = None
+    encoder_of: "Row | None" = None
+
+
+def components(adversarial: bool, benign: bool, sam: bool, global_: bool) -> dict[str, float]:
+    """Settings of ``gsa_rsl`` with these components alone; what is on has its default strength."""
+    on = {"adversarial": adversarial, "benign": benign, "rho": sam, "global_": global_}
+    return {name: 0.0 for name, used in on.items() if not used}
+
+
+def ablation() -> list[Row]:
+    """Every subset; SAM is of the benign term, and nothing without it."""
+    rows = [Row("untrained encoder", untrained=True)]
+    for benign, sam in ((False, False), (True, False), (True, True)):
+        for adversarial in (False, True):
+            for global_ in (False, True):
+                names = ["adversarial"] * adversarial + ["benign"] * benign + ["SAM"] * sam + ["global"] * global_
+                if names:
+                    rows.append(Row(" + ".join(names), components(adversarial, benign, sam, global_)))
+    return [*rows, SUPERVISED]
+
+
+SUPERVISED = Row(
+    "supervised adversarial training",
+    options={"probe_protocol": "aff_pgd", "probe_epochs": 32},
+    untrained=True,
+)
+"""PGD-10 on cross-entropy from the same initial encoder, for the epochs of the digits' preset."""
+ALL = Row("adversarial + benign + SAM + global")
+
+
+def divergences() -> list[Row]:
+    rows = [Row("none", components(True, True, True, False)), Row("js")]
+    return [*rows, *(Row(name, {"divergence": name}) for name in ("mmd", "sliced_wasserstein", "wasserstein"))]
+
+
+def sweeps() -> list[Row]:
+    rows = [Row("rho 0", components(True, True, False, True)), Row("rho 0.02", {"rho": 0.02}), Row("rho 0.05")]
+    rows += [Row("rho 0.2", {"rho": 0.2}), Row("lambda_global 0", components(True, True, True, False))]
+    return [*rows, *(Row(f"lambda_global {v:g}", {"global_": v} if v != 1 else {}) for v in (0.1, 1.0, 10.0))]
+
+
+def transfers() -> list[Row]:
+    kinds = {"benign": (False, True, False, False), "adversarial": (True, False, False, False), ALL.label: (True,) * 4}
+    return [Row(label, components(*on), probed_on="") for label, on in kinds.items()]
+
+
+def headline() -> list[Row]:
+    return [replace(row, options=row.options | {"limit_test": None}, encoder_of=row) for row in (ALL, SUPERVISED)]
+
+
+EXPERIMENTS = {
+    "ablation": ablation,
+    "divergences": divergences,
+    "sweeps": sweeps,
+    "transfer": transfers,
+    "headline": headline,
+}
+SETTINGS: dict[str, dict[str, Any]] = {"digits": {"limit_test": 250, "keep_every": 8}, "cifar10": {"limit_test": 1000}}
+"""Options of all rows, by data set."""
+TRANSFERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "digits": ({"data": "digits_0_4", "epochs": 64}, "digits_5_9", {}),  # half the images: as many steps
+    "cifar10": ({"data": "cifar10"}, "cifar100", {"limit_test": 1000}),
+}
+"""Of an experiment on a data set: options of the pretraining, data set of the probe, its options."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        row, seed: of the table.
+        config: of the folder ``out``.
+        source: the run whose encoder is taken, with its own configuration; None to pretrain.
+    """
+
+    row: Row
+    seed: int
+    config: RunConfig
+    out: Path
+    source: "Job | None" = None
+
+
+def run_all(name: str, *arguments: str) -> tuple[str, list[Job]]:
+    """Do the runs of an experiment; returns the data set and the runs."""
+    parser = Parser(prog=f"benchmarks {name}", exit_on_error=False)
+    parser.add_argument("--data", type=str, default="digits", help="digits or cifar10.")
+    parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds the data sets.")
+    parser.add_argument("--seeds", type=list[int], default=[0, 1, 2, 3, 4], help="Seeds.")
+    parser.add_argument("--options", type=dict, default={}, help="Options of every run, such as --options.epochs 20.")
+    parser.add_argument("--runs", type=Path | None, default=None, help="Folder of the runs; runs/experiments/DATA.")
+    parser.add_argument("--at-a-time", type=int, default=2, help="Runs at a time, with one thread each; 1 takes all.")
+    given = parser.parse(arguments)
+    if given.data not in SETTINGS:
+        raise unknown("data set", given.data, SETTINGS)
+    shared = SETTINGS[given.data] | dict(given.options) | {"data_dir": given.data_dir}
+    runs = given.runs or Path("runs/experiments") / given.data
+    jobs = [job(row, seed, given.data, shared, runs) for seed in given.seeds for row in EXPERIMENTS[name]()]
+    for each in jobs:  # a mistake is told before the first run
+        data.load((each.source or each).config)
+    do_all(jobs, given.at_a_time)
+    return given.data, jobs
+
+
+def job(row: Row, seed: int, data_name: str, shared: dict[str, Any], runs: Path) -> Job:
+    """The run of a row with a seed."""
+    if row.probed_on is not None:
+        first, there, options = TRANSFERS[data_name]
+        settings = {k: v for k, v in shared.items() if k != "limit_test"} | first
+        source = _job(replace(row, probed_on=None), seed, preset(**settings, **_of_row(row, seed)), runs)
+        before = source.config
+        config = transferred(before, there, **{"data_dir": before.data_dir, "seed": seed} | options)
+        return _job(row, seed, config, runs, source)
+    config = preset(data_name, **shared | _of_row(row, seed))
+    source = None if row.encoder_of is None else job(row.encoder_of, seed, data_name, shared, runs)
+    return _job(row, seed, config, runs, source)
+
+
+def _of_row(row: Row, seed: int) -> dict[str, Any]:
+    return {"objective": "gsa_rsl", "objective_kwargs": row.objective, "seed": seed, **row.options}
+
+
+def _job(row: Row, seed: int, config: RunConfig, runs: Path, source: Job | None = None) -> Job:
+    return Job(row, seed, config, runs / config_hash(config, row.untrained) / str(seed), source)
+
+
+def config_hash(config: RunConfig, untrained: bool = False) -> str:
+    """Eight digits that tell a row's configuration, without seed and place."""
+    settings = {k: v for k, v in to_dict(config).items() if k not in NOT_OF_THE_ROW} | {"untrained": untrained}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def do_all(jobs: Sequence[Job], at_a_time: int) -> None:
+    """Do the runs, several at a time; the shares of the machine's threads are equal."""
+    jobs = list({each.out: each for each in jobs}.values())
+    if at_a_time == 1:
+        for each in jobs:
+            do(each)
+        return
+    threads = max(1, torch.get_num_threads() // at_a_time)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(at_a_time, spawn, torch.set_num_threads, (threads,)) as pool:
+        for _ in pool.map(do, jobs):
+            pass
+
+
+def do(each: Job) -> None:
+    """Do one run, or what is left of it. A pretraining that collapses is a result too: ``stopped.json`` tells it."""
+    out, stopped = RunDir(each.out), each.out / "stopped.json"
+    if stopped.is_file():
+        return
+    try:
+        if each.source is not None:
+            _encoder(each.source)
+            transfer(RunDir(each.source.out), out, each.config)
+        elif each.row.untrained:
+            _encoder(each)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        result = pipeline.run(each.config, each.out, device)
+    except TrainingStopped as error:
+        write_json(stopped, {"stopped": str(error)})
+        print(f"{each.row.label}, seed {each.seed}: stopped: {error}", flush=True)
+        return
+    accuracies = f"clean {result['clean_accuracy']:.3f}, AutoAttack {result['robust_accuracy']:.3f}"
+    print(f"{each.row.label}, seed {each.seed}: {accuracies}", flush=True)
+
+
+def _encoder(each: Job) -> None:
+    """Pretrain, or leave the encoder as it is initialised."""
+    run = RunDir(each.out)
+    if not each.row.untrained:
+        pipeline.pretrain(each.config, each.out)
+    elif not run.encoder.is_file():
+        module = build(each.config, data.load(each.config))
+        run.start(each.config)
+        write_json(run.pretraining, {"epochs": 0, "seconds": 0.0, "resumed": False})
+        module.write_encoder(run)
