@@ -49,24 +49,34 @@ def solve_head(model: Classifier, images: Images, weight_decay: float) -> float:
     Returns:
         The mean cross-entropy, in nats.
     """
-    from sklearn.linear_model import LogisticRegression
-
     features = batched(model.features, images, model.head.weight.device).double()
-    fit = LogisticRegression(C=1 / (weight_decay * len(images)), tol=1e-8, max_iter=20_000)
-    fit.fit(features.numpy(), images.labels.numpy())
-    zero_head(model)
+    weight, bias = fit_head(features, images.labels, len(model.head.bias), weight_decay)
     with torch.no_grad():
-        weight, bias = torch.from_numpy(fit.coef_), torch.from_numpy(fit.intercept_)
-        if len(fit.classes_) == 2:  # one row for the second class
-            weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-        chosen = torch.from_numpy(fit.classes_)
-        model.head.weight[chosen] = weight.to(model.head.weight)
-        model.head.bias[chosen] = bias.to(model.head.bias)
-        absent = torch.ones(len(model.head.bias), dtype=torch.bool)
-        absent[chosen] = False
-        model.head.bias[absent] = -1e4  # classes without an image
+        model.head.weight.copy_(weight)
+        model.head.bias.copy_(bias)
         logits = features @ model.head.weight.cpu().double().T + model.head.bias.cpu().double()
     return F.cross_entropy(logits, images.labels).item()
+
+
+def fit_head(features: Tensor, labels: Tensor, classes: int, weight_decay: float) -> tuple[Tensor, Tensor]:
+    """The (C, D) weight and (C,) bias that :func:`solve_head` is about, in float64.
+
+    Args:
+        features: (N, D); labels: (N,), two classes or more among them.
+        classes: C.
+        weight_decay: above 0.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    fit = LogisticRegression(C=1 / (weight_decay * len(features)), tol=1e-8, max_iter=20_000)
+    fit.fit(features.double().cpu().numpy(), labels.cpu().numpy())
+    weight, bias = torch.from_numpy(fit.coef_), torch.from_numpy(fit.intercept_)
+    if len(fit.classes_) == 2:  # one row for the second class
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    chosen = torch.from_numpy(fit.classes_)
+    all_weights, all_biases = weight.new_zeros(classes, weight.shape[1]), bias.new_full((classes,), -1e4)
+    all_weights[chosen], all_biases[chosen] = weight, bias  # classes without an image keep -1e4
+    return all_weights, all_biases
 
 
 def predictions(model: nn.Module, images: Images, batch_size: int = 500) -> Tensor:

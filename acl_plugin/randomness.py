@@ -18,7 +18,8 @@ import torch
     HOLDOUT,
     LABELS,
     CORRUPTIONS,
-) = range(12)
+    AUDIT,
+) = range(13)
 """What a run's seed is for: streams of randomness that do not depend on each other."""
 
 

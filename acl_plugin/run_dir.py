@@ -13,6 +13,7 @@ RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up, 
 RUN/adversarial/         the images that broke the classifier, by chunk and attack
 RUN/suite.json           the standard attacks one by one, and accuracy against eps
 RUN/corruptions.json     accuracy under common corruptions
+RUN/audit.json           every term of the bounds; audit.svg is its figure
 RUN/robustbench/         what `acl-plugin export` wrote
 """
 
@@ -65,6 +66,8 @@ class RunDir:
     adversarial = property(lambda self: self.path / "adversarial")
     suite = property(lambda self: self.path / "suite.json")
     corruptions = property(lambda self: self.path / "corruptions.json")
+    audit = property(lambda self: self.path / "audit.json")
+    audit_figure = property(lambda self: self.path / "audit.svg")
     robustbench = property(lambda self: self.path / "robustbench")
 
     def snapshot(self, epochs: int) -> "RunDir":

@@ -1,6 +1,6 @@
 """Sharpness-aware minimisation: look at the loss from a little way up its gradient."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,15 +19,65 @@ def ascend(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None
     Source: SAM (arXiv 2010.01412), equation 2 with p = 2.
     """
     moved = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
-    before = [p.detach().clone() for p, _ in moved]
-    if moved:
-        norm = torch.stack([g.norm() for _, g in moved]).norm()
-        with torch.no_grad():
-            for p, g in moved:
-                p.add_(g * (rho / norm.clamp_min(1e-12)))
-    try:
+    with restored([p for p, _ in moved]):
+        if moved:
+            _move(moved, rho)
         yield
+
+
+def sharpness(
+    parameters: Sequence[nn.Parameter], loss: Callable[[], Tensor], rho: float, steps: int = 10
+) -> tuple[float, float]:
+    """The loss at theta, and the largest that projected gradient ascent finds for ||d||_2 <= rho around it.
+
+    Each step goes rho / 4 up the normalised gradient at theta + d, and back into the ball. The weights are restored
+    exactly. What is found is a lower bound of the maximum.
+
+    Args:
+        parameters: theta; those that take no gradient stay where they are.
+        loss: () at the weights as they are.
+        rho: radius in weight space, above 0.
+        steps: of the ascent.
+
+    Returns:
+        The loss at theta, and max_d loss(theta + d), which is not below it.
+    """
+    moved = [p for p in parameters if p.requires_grad]
+    found = []
+    with restored(moved) as theta:
+        for _ in range(steps + 1):
+            with torch.enable_grad():
+                value = loss()
+                gradients = torch.autograd.grad(value, moved, materialize_grads=True)
+            found.append(value.item())
+            _move(list(zip(moved, gradients, strict=True)), rho / 4)
+            with torch.no_grad():
+                away = norm([p - start for p, start in zip(moved, theta, strict=True)])
+                for p, start in zip(moved, theta, strict=True):
+                    p.copy_(start + (p - start) * (rho / away.clamp_min(rho)))
+    return found[0], max(found)
+
+
+@contextmanager
+def restored(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
+    """Inside, the weights may be changed; yields them as they were, and as they will be again, to the bit."""
+    before = [p.detach().clone() for p in parameters]
+    try:
+        yield before
     finally:
         with torch.no_grad():
-            for (p, _), value in zip(moved, before, strict=True):
+            for p, value in zip(parameters, before, strict=True):
                 p.copy_(value)
+
+
+def norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of all entries of all tensors, ()."""
+    return torch.stack([t.norm() for t in tensors]).norm()
+
+
+@torch.no_grad()
+def _move(moved: Sequence[tuple[nn.Parameter, Tensor]], length: float) -> None:
+    """Each parameter along its gradient, together by ``length``."""
+    total = norm([g for _, g in moved]).clamp_min(1e-12)
+    for p, g in moved:
+        p.add_(g * (length / total))

@@ -13,7 +13,8 @@ PACKAGE = Path(acl_plugin.__file__).parent
 LAYERS = [
     "errors version progress randomness",
     "registry config import_hook",
-    "losses layouts schedules lars projectors divergence sharpness data views routed_norm autoattack_adapter",
+    "losses layouts schedules lars projectors divergence sharpness bounds correlation "
+    "data views routed_norm autoattack_adapter",
     "backbones",
     "inner_attack run_dir",
     "objective",
@@ -25,7 +26,7 @@ LAYERS = [
     "lpaft",
     "trainer probe evaluate suite corruptions",
     "submission",
-    "leaderboard importers transfer",
+    "leaderboard importers transfer audit",
     "pipeline",
     "tables",
     "cli",

@@ -1,0 +1,253 @@
+"""Why an encoder is robust: every term of the bounds on the robust loss, measured on its checkpoints.
+
+One probe for all checkpoints: the linear head that is solved on the training images. One adversary: PGD with 20 steps
+on its cross-entropy. All else is measured on test images: R and B, the contrastive losses, the sharpness, the
+divergences between benign and adversarial features, and with them the bounds of :mod:`acl_plugin.bounds`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from acl_plugin import data as datasets
+from acl_plugin import randomness
+from acl_plugin.backbones import Classifier, Encoder
+from acl_plugin.bounds import contrastive_bound, coupling_bound, divergence_bound, view_contrastive_bound
+from acl_plugin.config import RunConfig
+from acl_plugin.correlation import spearman
+from acl_plugin.data import DataSet
+from acl_plugin.divergence import DIVERGENCES, measure
+from acl_plugin.errors import UsageError
+from acl_plugin.inner_attack import InnerAttack, ThreatModel
+from acl_plugin.linear_head import fit_head, solve_head
+from acl_plugin.losses import nt_xent
+from acl_plugin.progress import Progress
+from acl_plugin.randomness import AUDIT, mixed_seed
+from acl_plugin.run_dir import RunDir, load_encoder, read_json, weights_hash, write_json
+from acl_plugin.sharpness import sharpness
+from acl_plugin.views import views
+
+TEMPERATURE = 0.5
+"""Of all contrastive terms, whatever the objective's was: terms of different runs can then be compared."""
+RHO = 0.05
+"""Radius of the sharpness in weight space."""
+STEPS = 20
+"""Of the adversary."""
+OUTCOMES = ("robust_loss", "robust_accuracy")
+"""What the terms are to explain."""
+
+
+def audit(runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, device: torch.device) -> dict[str, Any]:
+    """Audit the checkpoints of one or several runs; writes ``audit.json`` of each run and of ``out``.
+
+    A checkpoint that was audited before, with the same settings, is not audited again.
+
+    Args:
+        runs: pretrained.
+        out: folder of the joint result; for one run, the run itself.
+        checkpoints: ``last``, or ``all`` that were kept (``--keep-every``).
+        limit: test images.
+
+    Returns:
+        ``rows``, one for each checkpoint, and ``correlation`` of each term with the robust loss over them.
+
+    Raises:
+        UsageError: when a run has no encoder, or its images cannot be audited.
+    """
+    for run in runs:
+        run.require(run.encoder, f"pretrain --out {run.path}")
+    found = []
+    chosen = {run.path: [*(run.snapshots() if checkpoints == "all" else []), run] for run in runs}
+    with Progress("audit", sum(map(len, chosen.values())), unit="checkpoint") as progress:
+        for run in runs:
+            config = run.read_config()
+            settings = _settings(config, limit)
+            rows = _rows_of_before(run, settings)
+            data = datasets.load(config)
+            for checkpoint in chosen[run.path]:
+                encoder = load_encoder(checkpoint.path)
+                digest = weights_hash(encoder)
+                if digest not in rows:
+                    measured = audit_encoder(encoder, config, data, limit, device)
+                    epochs = config.epochs if checkpoint is run else int(checkpoint.path.name.split("-")[1])
+                    rows[digest] = {"run": str(run.path), "epochs": epochs, "encoder_sha256": digest, **measured}
+                    _write(run, settings, list(rows.values()))
+                found.append(rows[digest] | {"run": str(run.path)})
+                progress.advance()
+    result = {"rows": found, "correlation": correlations(found)}
+    if [run.path for run in runs] != [out.path]:
+        out.path.mkdir(parents=True, exist_ok=True)
+        write_json(out.audit, result)
+    return result
+
+
+def audit_encoder(
+    encoder: Encoder, config: RunConfig, data: DataSet, limit: int, device: torch.device
+) -> dict[str, Any]:
+    """Terms and bounds of one encoder: ``terms`` by name, and ``bounds`` as :meth:`Bound.to_dict`.
+
+    Everything random is a function of the run's seed.
+
+    Raises:
+        UsageError: when there are fewer than 8 test images, or one class alone.
+    """
+    images, seed = data.test.first(limit), mixed_seed(config.seed, AUDIT)
+    if len(images) < 8 or len(images.labels.unique()) < 2:
+        raise UsageError(f"an audit takes 8 test images or more, of two classes or more, not {len(images)}")
+    threat = ThreatModel.parse(config.norm, config.eps)
+    encoder = encoder.to(device).eval().requires_grad_(False)
+    model = probed(encoder, data, config.probe_weight_decay, device)
+    x, y = images.floats(), images.labels
+    with randomness.private(seed, device):
+        attack = InnerAttack(threat, threat.pgd, STEPS)
+        x_adv = torch.cat(
+            [
+                attack.classifier(model, a.to(device), b.to(device)).cpu()
+                for a, b in zip(x.split(250), y.split(250), strict=True)
+            ]
+        )
+    f, f_adv = (_of_all(model.features, images, device) for images in (x, x_adv))
+    weight, bias = model.head.weight.double().cpu(), model.head.bias.double().cpu()
+    logits, logits_adv = (z.double() @ weight.T + bias for z in (f, f_adv))
+    losses, losses_adv = (F.cross_entropy(of, y, reduction="none") for of in (logits, logits_adv))
+    za, zb, contrastive = _contrastive(encoder, x, config, threat, device)
+    shift = label_shift(f, f_adv, y, len(data.classes), config.probe_weight_decay, seed)
+    label = F.one_hot(y, len(data.classes)).float()
+    terms = {
+        "robust_loss": losses_adv.mean().item(),
+        "benign_loss": losses.mean().item(),
+        "robust_accuracy": (logits_adv.argmax(1) == y).double().mean().item(),
+        "clean_accuracy": (logits.argmax(1) == y).double().mean().item(),
+        **contrastive,
+        **{name: measure(name, f, f_adv, seed) for name in DIVERGENCES},
+        "joint_js": measure("js", torch.cat([f, label], 1), torch.cat([f_adv, label], 1), seed),
+        "label_shift": shift,
+        "coupling_distance": (f_adv - f).norm(dim=1).mean().item(),
+        "probe_norm": torch.linalg.matrix_norm(weight, 2).item(),
+    }
+    guess = math.log(len(data.classes))
+    z_adv = _of_all(lambda part: _embedding(encoder, part), x_adv, device)
+    bounds = [
+        coupling_bound(weight, bias, f, f_adv, y),
+        divergence_bound(losses, losses_adv, terms["js"], shift, guess),
+        divergence_bound(losses, losses_adv, terms["joint_js"], None, guess),
+        contrastive_bound(z_adv, y),
+        view_contrastive_bound(za, zb, z_adv, y),
+    ]
+    return {"terms": terms, "bounds": [bound.to_dict() for bound in bounds]}
+
+
+def probed(encoder: Encoder, data: DataSet, weight_decay: float, device: torch.device) -> Classifier:
+    """The encoder with the linear head that is solved on the training images."""
+    model = Classifier(replace(encoder.spec, classes=data.classes)).to(device).eval().requires_grad_(False)
+    model.backbone.load_state_dict(encoder.backbone.state_dict())
+    solve_head(model, data.train, weight_decay)
+    return model
+
+
+def label_shift(
+    benign: Tensor, adversarial: Tensor, labels: Tensor, classes: int, weight_decay: float, seed: int
+) -> float:
+    """E_Q |P(y|z) - Q(y|z)|_1, in [0, 2]: an estimate by two linear probes, one on each law.
+
+    They are fitted on one half of the rows and compared on the adversarial features of the other, both ways.
+
+    Args:
+        benign, adversarial: (N, D) features; labels: (N,).
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    halves, found = (order[::2], order[1::2]), []
+    for fitted, asked in (halves, halves[::-1]):
+        laws = []
+        for features in (benign, adversarial):
+            weight, bias = fit_head(features[fitted], labels[fitted], classes, weight_decay)
+            laws.append((adversarial[asked].double() @ weight.T + bias).softmax(1))
+        found.append((laws[0] - laws[1]).abs().sum(1).mean().item())
+    return sum(found) / 2
+
+
+def correlations(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Spearman's correlation of each term, and of each right side, with the robust loss over all rows."""
+    if not rows:
+        return {}
+    robust = [row["terms"]["robust_loss"] for row in rows]
+    series = {name: [row["terms"][name] for row in rows] for name in rows[0]["terms"] if name not in OUTCOMES}
+    for number, bound in enumerate(rows[0]["bounds"]):
+        series[f"{bound['name']} bound"] = [row["bounds"][number]["right"] for row in rows]
+    runs = [row["run"] for row in rows]
+    found = {name: spearman(values, robust, runs) for name, values in series.items()}
+    return {name: None if value is None else asdict(value) for name, value in found.items()}
+
+
+def _contrastive(
+    encoder: Encoder, x: Tensor, config: RunConfig, threat: ThreatModel, device: torch.device
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """Embeddings of two adversarial views of each image, and the contrastive terms: means over batches."""
+    attack = InnerAttack(threat, threat.pgd, config.attack_steps)
+    parts: dict[str, list[float]] = {"nce_adv": [], "nce_clean": [], "sharpness": []}
+    embedded = []
+    with randomness.private(mixed_seed(config.seed, AUDIT, 1), device):
+        batches = [part.to(device) for part in x.split(config.batch_size)]
+        for batch in batches:
+            a, b = (views(batch, config.augment) for _ in range(2))
+            moved = attack.joint(encoder, a, b, temperature=TEMPERATURE)
+            with torch.no_grad():
+                za, zb = (_embedding(encoder, view) for view in moved)
+            embedded.append((za.cpu(), zb.cpu()))
+            if len(batch) < len(batches[0]):
+                continue  # the loss depends on the size of the batch
+            parts["nce_adv"].append(nt_xent(za, zb, TEMPERATURE).item())
+            encoder.requires_grad_(True)
+            plain, worst = sharpness(list(encoder.parameters()), partial(_benign_nce, encoder, a, b), RHO)
+            encoder.requires_grad_(False)
+            parts["nce_clean"].append(plain)
+            parts["sharpness"].append(worst - plain)
+    za, zb = (torch.cat(each) for each in zip(*embedded, strict=True))
+    return za, zb, {name: sum(values) / len(values) for name, values in parts.items()}
+
+
+def _embedding(encoder: Encoder, x: Tensor) -> Tensor:
+    """z with z . z' = cos / tau, as the contrastive loss sees it. (B, C, H, W) -> (B, P)."""
+    return F.normalize(encoder(x), dim=1) / math.sqrt(TEMPERATURE)
+
+
+def _benign_nce(encoder: Encoder, a: Tensor, b: Tensor) -> Tensor:
+    return nt_xent(*encoder.views(a, b), TEMPERATURE)
+
+
+@torch.no_grad()
+def _of_all(function: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) -> Tensor:
+    return torch.cat([function(part.to(device)).cpu() for part in x.split(500)])
+
+
+def _settings(config: RunConfig, limit: int) -> dict[str, Any]:
+    """What a kept row depends on besides the encoder."""
+    threat = ThreatModel.parse(config.norm, config.eps)
+    return {
+        "dataset": config.data, "limit_train": config.limit_train, "limit_test": config.limit_test, "n": limit,
+        "image_size": config.image_size, "threat_model": threat.norm, "eps": threat.eps, "seed": config.seed,
+        "adversary": f"{threat.pgd}-{STEPS}", "view_attack": f"{threat.pgd}-{config.attack_steps}",
+        "batch_size": config.batch_size, "augment": config.augment, "temperature": TEMPERATURE, "rho": RHO,
+        "probe": f"solved linear head, weight decay {config.probe_weight_decay:g}",
+    }  # fmt: skip
+
+
+def _rows_of_before(run: RunDir, settings: dict[str, Any]) -> dict[str, Any]:
+    """By the encoder's hash, those of an earlier audit with the same settings."""
+    if not run.audit.is_file():
+        return {}
+    before = read_json(run.audit)
+    if not isinstance(before, dict) or before.get("settings") != settings:
+        return {}
+    return {row["encoder_sha256"]: row for row in before["rows"]}
+
+
+def _write(run: RunDir, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    rows = sorted(rows, key=lambda row: row["epochs"])
+    write_json(run.audit, {"settings": settings, "rows": rows, "correlation": correlations(rows)})
