@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acl_plugin import data as datasets
-from acl_plugin import randomness
+from acl_plugin import figures, randomness
 from acl_plugin.backbones import Classifier, Encoder
 from acl_plugin.bounds import contrastive_bound, coupling_bound, divergence_bound, view_contrastive_bound
 from acl_plugin.config import RunConfig
@@ -29,7 +29,7 @@ from acl_plugin.linear_head import fit_head, solve_head
 from acl_plugin.losses import nt_xent
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import AUDIT, mixed_seed
-from acl_plugin.run_dir import RunDir, load_encoder, read_json, weights_hash, write_json
+from acl_plugin.run_dir import RunDir, load_encoder, read_json, weights_hash, write_atomic, write_json
 from acl_plugin.sharpness import sharpness
 from acl_plugin.views import views
 
@@ -44,7 +44,7 @@ OUTCOMES = ("robust_loss", "robust_accuracy")
 
 
 def audit(runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, device: torch.device) -> dict[str, Any]:
-    """Audit the checkpoints of one or several runs; writes ``audit.json`` of each run and of ``out``.
+    """Audit the checkpoints of one or several runs; writes ``audit.json`` of each run, and of ``out`` with its figure.
 
     A checkpoint that was audited before, with the same settings, is not audited again.
 
@@ -84,6 +84,7 @@ def audit(runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, dev
     if [run.path for run in runs] != [out.path]:
         out.path.mkdir(parents=True, exist_ok=True)
         write_json(out.audit, result)
+    write_atomic(out.audit_figure, figures.svg(figures.audit(result)))
     return result
 
 
@@ -140,6 +141,7 @@ def audit_encoder(
         contrastive_bound(z_adv, y),
         view_contrastive_bound(za, zb, z_adv, y),
     ]
+    assert all(bound.holds for bound in bounds if bound.certain), bounds
     return {"terms": terms, "bounds": [bound.to_dict() for bound in bounds]}
 
 

@@ -30,6 +30,7 @@ COMMANDS = {
     "pretrain": "pretrain an encoder without labels",
     "probe": "train a classifier on a run's encoder: linear on the frozen encoder, or by another protocol",
     "evaluate": "attack a run's classifier with AutoAttack standard, or a suite of standard attacks",
+    "audit": "measure every term of the bounds on the robust loss, on a run's checkpoints",
     "export": "write a run's result in RobustBench's format and register its model",
     "import": "make a run folder of a published checkpoint, ready to be probed",
     "transfer": "make a run folder of a run's encoder on another data set, ready to be probed",
@@ -104,6 +105,8 @@ def _dispatch(arguments: list[str]) -> None:
         _run(name, rest)
     elif name == "import":
         _import(rest)
+    elif name == "audit":
+        _audit(rest)
     elif name == "transfer":
         _transfer(rest)
     elif name == "pseudo-labels":
@@ -216,6 +219,30 @@ def _import(arguments: list[str]) -> None:
         options["allow_pickle"],
     )
     print(f"encoder: {out.encoder}, format {layout}: {LAYOUTS[layout].papers}")
+
+
+def _audit(arguments: list[str]) -> None:
+    parser = _parser("audit")
+    parser.add_argument("runs", type=Path, nargs="+", help="Run folders.")
+    told = "last: the pretrained encoder; all: those of --keep-every as well, and correlations over them."
+    parser.add_argument("--checkpoints", type=Literal["last", "all"], default="last", help=told)
+    parser.add_argument("--limit", type=int, default=500, help="Test images that are looked at.")
+    parser.add_argument("--out", type=Path | None, default=None, help="Folder of the joint result of several runs.")
+    parser.add_argument("--accelerator", type=str, default="auto", help="cpu, or cuda; auto takes what there is.")
+    given = parser.parse(arguments)
+    if len(given.runs) > 1 and given.out is None:
+        raise UsageError("--out FOLDER is needed for the joint result of several runs")
+    if given.limit < 8:
+        raise UsageError(f"--limit {given.limit}: allowed is a number from 8")
+
+    from acl_plugin import audit
+
+    runs = [RunDir(path) for path in given.runs]
+    out = RunDir(given.out or given.runs[0])
+    device = _device(replace(RunConfig(), accelerator=given.accelerator))
+    result = audit.audit(runs, out, given.checkpoints, given.limit, device)
+    print("\n".join(tables.audit(result)))
+    print(f"results: {out.audit}, figure: {out.audit_figure}")
 
 
 def _transfer(arguments: list[str]) -> None:

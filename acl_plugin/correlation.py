@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-FEWEST = 4
+FEWEST = 5
 """Points, or groups, below which nothing is said."""
 
 

@@ -57,6 +57,52 @@ def corruptions(result: dict[str, Any]) -> list[str]:
     return [*lines, f"{'mean':18}{100 * result['mean']:9.2f}%"]
 
 
+COLUMNS = {
+    "robust_loss": "R",
+    "benign_loss": "B",
+    "robust_accuracy": "robust",
+    "clean_accuracy": "clean",
+    "nce_adv": "nce_adv",
+    "nce_clean": "nce_clean",
+    "sharpness": "sharp",
+    "js": "js",
+    "mmd": "mmd",
+    "sliced_wasserstein": "sliced_w",
+    "wasserstein": "w1",
+    "coupling_distance": "coupling",
+    "label_shift": "shift",
+    "probe_norm": "||W||",
+}
+"""Terms of an audit, and the names of their columns."""
+
+
+def audit(result: dict[str, Any]) -> list[str]:
+    """Terms of each checkpoint, the bounds of each run's last one, and correlations with the robust loss."""
+    rows = result["rows"]
+    runs = list(dict.fromkeys(row["run"] for row in rows))
+    width = max(5, *(len(run) for run in runs)) + 2 if len(runs) > 1 else 0
+    lines = [f"{'run':{width}}"[:width] + f"{'epoch':>6}" + "".join(f"{name:>10}" for name in COLUMNS.values())]
+    for row in rows:
+        run = f"{row['run']:{width}}" if width else ""
+        lines.append(f"{run}{row['epochs']:>6}" + "".join(f"{row['terms'][name]:10.4g}" for name in COLUMNS))
+    for run in runs:
+        last = [row for row in rows if row["run"] == run][-1]
+        lines += ["", f"{run}, epoch {last['epochs']}: bounds on the robust loss"]
+        lines.append(f"{'':32}{'left':>9} <={'right':>9}{'slack':>9}")
+        for bound in last["bounds"]:
+            kind = "certain" if bound["certain"] else f"estimate, no certificate; if {bound['assumption']}"
+            holds = "holds" if bound["holds"] else "does not hold"
+            values = f"{bound['left']:9.4f} <={bound['right']:9.4f}{bound['slack']:9.4f}"
+            lines.append(f"{bound['name']:32}{values}  {holds} ({kind})")
+    known = {name: value for name, value in result["correlation"].items() if value is not None}
+    if known:
+        n = max(value["n"] for value in known.values())
+        lines += ["", f"Spearman's correlation with the robust loss over {n} checkpoints, 95 % bootstrap interval"]
+        for name, value in sorted(known.items(), key=lambda item: -item[1]["rho"]):
+            lines.append(f"{name:40}{value['rho']:7.2f}  [{value['low']:5.2f}, {value['high']:5.2f}]")
+    return lines
+
+
 def first_line(documented: Any) -> str:
     """Of a docstring, without markup."""
     return (documented.__doc__ or "").strip().split("\n")[0].replace("``", "")
