@@ -4,6 +4,7 @@
     python -m benchmarks divergences    the estimators of the global divergence
     python -m benchmarks sweeps         rho, and the weight of the divergence
     python -m benchmarks transfer       pretrained on one data set, probed on another
+    python -m benchmarks correlation    every checkpoint that the ablation kept, audited
     python -m benchmarks headline       all components, and supervised adversarial training, on every test image
 
 Digits, 5 seeds and two runs at a time by default; ``--data cifar10 --data-dir data`` takes CIFAR-10 with ResNet-18, and
@@ -14,7 +15,7 @@ goes on, and experiments share the runs that they have in common. Settings are t
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,10 +24,11 @@ from typing import Any
 import torch
 
 from acl_plugin import data, pipeline
+from acl_plugin.audit import audit
 from acl_plugin.cli import Parser
 from acl_plugin.config import RunConfig, preset, to_dict
-from acl_plugin.errors import TrainingStopped, unknown
-from acl_plugin.run_dir import RunDir, write_json
+from acl_plugin.errors import TrainingStopped, UsageError, unknown
+from acl_plugin.run_dir import RunDir, environment, read_json, write_json
 from acl_plugin.trainer import build
 from acl_plugin.transfer import transfer, transferred
 
@@ -111,6 +113,8 @@ EXPERIMENTS = {
 }
 SETTINGS: dict[str, dict[str, Any]] = {"digits": {"limit_test": 250, "keep_every": 8}, "cifar10": {"limit_test": 1000}}
 """Options of all rows, by data set."""
+AUDITED = 500
+"""Test images of an audit, if there are as many."""
 TRANSFERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "digits": ({"data": "digits_0_4", "epochs": 64}, "digits_5_9", {}),  # half the images: as many steps
     "cifar10": ({"data": "cifar10"}, "cifar100", {"limit_test": 1000}),
@@ -137,11 +141,46 @@ class Job:
 
 def run_all(name: str, *arguments: str) -> tuple[str, list[Job]]:
     """Do the runs of an experiment; returns the data set and the runs."""
+    data_name, jobs, at_a_time = planned(name, *arguments)
+    for each in jobs:  # a mistake is told before the first run
+        data.load((each.source or each).config)
+    do_all(do, jobs, at_a_time)
+    return data_name, jobs
+
+
+def audit_ablation(*arguments: str) -> tuple[str, dict[str, Any]]:
+    """Audit every checkpoint that the ablation kept; returns the data set, and rows with settings."""
+    data_name, jobs, at_a_time = planned("ablation", *arguments)
+    jobs = [each for each in jobs if each.row != SUPERVISED and not (each.out / "stopped.json").is_file()]
+    for each in jobs:
+        if not RunDir(each.out).encoder.is_file():
+            raise UsageError(f"{each.out} has no encoder; run first: python -m benchmarks ablation --data {data_name}")
+    do_all(audit_one, jobs, at_a_time)
+    rows = []
+    for each in jobs:
+        kept = read_json(RunDir(each.out).audit)
+        for row in kept["rows"]:
+            of_run = {"row": each.row.label, "run": f"{each.out.parent.name}/{each.seed}", "seed": each.seed}
+            rows.append(of_run | {k: row[k] for k in ("epochs", "terms", "bounds")} | {"last": row is kept["rows"][-1]})
+    n = len(data.load(jobs[0].config).test.first(AUDITED))
+    return data_name, {"settings": kept["settings"], "n": n, "environment": environment(), "rows": rows}
+
+
+def audit_one(each: Job) -> None:
+    """Audit the checkpoints of one run."""
+    run = RunDir(each.out)
+    audit([run], run, "all", AUDITED, _device())
+
+
+def planned(name: str, *arguments: str) -> tuple[str, list[Job], int]:
+    """The data set, the runs, and how many at a time."""
     parser = Parser(prog=f"benchmarks {name}", exit_on_error=False)
     parser.add_argument("--data", type=str, default="digits", help="digits or cifar10.")
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds the data sets.")
     parser.add_argument("--seeds", type=list[int], default=[0, 1, 2, 3, 4], help="Seeds.")
-    parser.add_argument("--options", type=dict, default={}, help="Options of every run, such as --options.epochs 20.")
+    parser.add_argument(
+        "--options", type=dict[str, Any], default={}, help="Options of every run, such as --options.epochs 20."
+    )
     parser.add_argument("--runs", type=Path | None, default=None, help="Folder of the runs; runs/experiments/DATA.")
     parser.add_argument("--at-a-time", type=int, default=2, help="Runs at a time, with one thread each; 1 takes all.")
     given = parser.parse(arguments)
@@ -150,18 +189,15 @@ def run_all(name: str, *arguments: str) -> tuple[str, list[Job]]:
     shared = SETTINGS[given.data] | dict(given.options) | {"data_dir": given.data_dir}
     runs = given.runs or Path("runs/experiments") / given.data
     jobs = [job(row, seed, given.data, shared, runs) for seed in given.seeds for row in EXPERIMENTS[name]()]
-    for each in jobs:  # a mistake is told before the first run
-        data.load((each.source or each).config)
-    do_all(jobs, given.at_a_time)
-    return given.data, jobs
+    return given.data, jobs, given.at_a_time
 
 
 def job(row: Row, seed: int, data_name: str, shared: dict[str, Any], runs: Path) -> Job:
     """The run of a row with a seed."""
     if row.probed_on is not None:
         first, there, options = TRANSFERS[data_name]
-        settings = {k: v for k, v in shared.items() if k != "limit_test"} | first
-        source = _job(replace(row, probed_on=None), seed, preset(**settings, **_of_row(row, seed)), runs)
+        settings = first | {k: v for k, v in shared.items() if k != "limit_test"} | _of_row(row, seed)
+        source = _job(replace(row, probed_on=None), seed, preset(**settings), runs)
         before = source.config
         config = transferred(before, there, **{"data_dir": before.data_dir, "seed": seed} | options)
         return _job(row, seed, config, runs, source)
@@ -184,17 +220,17 @@ def config_hash(config: RunConfig, untrained: bool = False) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def do_all(jobs: Sequence[Job], at_a_time: int) -> None:
-    """Do the runs, several at a time; the shares of the machine's threads are equal."""
+def do_all(what: Callable[[Job], None], jobs: Sequence[Job], at_a_time: int) -> None:
+    """Do ``what`` with the runs, several at a time; the shares of the machine's threads are equal."""
     jobs = list({each.out: each for each in jobs}.values())
     if at_a_time == 1:
         for each in jobs:
-            do(each)
+            what(each)
         return
     threads = max(1, torch.get_num_threads() // at_a_time)
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(at_a_time, spawn, torch.set_num_threads, (threads,)) as pool:
-        for _ in pool.map(do, jobs):
+        for _ in pool.map(what, jobs):
             pass
 
 
@@ -209,8 +245,7 @@ def do(each: Job) -> None:
             transfer(RunDir(each.source.out), out, each.config)
         elif each.row.untrained:
             _encoder(each)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        result = pipeline.run(each.config, each.out, device)
+        result = pipeline.run(each.config, each.out, _device())
     except TrainingStopped as error:
         write_json(stopped, {"stopped": str(error)})
         print(f"{each.row.label}, seed {each.seed}: stopped: {error}", flush=True)
@@ -229,3 +264,7 @@ def _encoder(each: Job) -> None:
         run.start(each.config)
         write_json(run.pretraining, {"epochs": 0, "seconds": 0.0, "resumed": False})
         module.write_encoder(run)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,7 +8,7 @@ import pytest
 import benchmarks.__main__ as main
 from acl_plugin import available
 from acl_plugin.config import preset, to_dict
-from benchmarks import objectives
+from benchmarks import objectives, tables
 from conftest import TINY
 
 
@@ -87,7 +87,7 @@ def test_mistakes_are_told(results, tmp_path, arguments, message, capsys):
 
 
 def test_ties_are_within_the_larger_standard_deviation():
-    assert main.tied([82.0, 86.0], [85.0, 85.0])
-    assert not main.tied([80.0, 81.0], [85.0, 85.0])
-    assert main.tied([80.0], [80.0])
-    assert not main.tied([80.0], [81.0])
+    assert tables.tied([82.0, 86.0], [85.0, 85.0])
+    assert not tables.tied([80.0, 81.0], [85.0, 85.0])
+    assert tables.tied([80.0], [80.0])
+    assert not tables.tied([80.0], [81.0])

@@ -4,6 +4,7 @@ import pytest
 
 import benchmarks.__main__ as benchmarks
 from acl_plugin import pipeline
+from benchmarks import tables
 from conftest import ROOT
 
 
@@ -48,8 +49,8 @@ def test_a_suite_is_kept_and_becomes_a_table(tiny_config, tmp_path, few, results
 
 
 def test_mean_and_standard_deviation():
-    assert benchmarks.spread([1.0, 3.0]) == "2.0 ± 1.4"
-    assert benchmarks.spread([1.25]) == "1.2"
+    assert tables.spread([1.0, 3.0]) == "2.0 ± 1.4"
+    assert tables.spread([1.25]) == "1.2"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,272 @@
+"""RESULTS.md, made from the files of results alone."""
+
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from acl_plugin.audit import correlations
+from benchmarks.objectives import encoder_forwards
+
+HEADER = """# Results
+
+Made by `python -m benchmarks table` from the files in `results/`, which hold settings, seeds, versions and
+device of every run. AutoAttack is the reference package's *standard* version. Numbers are per cent, mean ±
+standard deviation over seeds; seconds are of the device named."""
+
+Runs = list[dict[str, Any]]
+
+
+def document(results: Path) -> str:
+    """Runs that were kept one by one, then a section for each file of another kind, with what was written about it."""
+    files = sorted(results.glob("*.json"))
+    of_kind = {prefix: [path for path in files if path.name.startswith(prefix)] for prefix in SECTIONS}
+    taken = {path for paths in of_kind.values() for path in paths}
+    lines = [*HEADER.splitlines(), "", *overview([path for path in files if path not in taken])]
+    for prefix, section in SECTIONS.items():
+        for path in of_kind[prefix]:
+            lines += ["", *section(json.loads(path.read_text())), *notes(path)]
+    return "\n".join(lines) + "\n"
+
+
+def overview(files: list[Path]) -> list[str]:
+    """A row for each kept file: mean and standard deviation over its runs."""
+    names = ("file", "data", "objective", "backbone", "epochs", "eps", "test images", "seeds", "clean", "AutoAttack")
+    lines = head(*names, "pretrain s", "AutoAttack s", "device")
+    for path in files:
+        runs = json.loads(path.read_text())
+        settings, evaluation = runs[0]["settings"], runs[0]["evaluation"]
+        limit = f" ({settings['limit_train']} images)" if settings["limit_train"] else ""
+        lines += row(
+            path.stem,
+            settings["data"] + limit,
+            *(settings[name] for name in ("objective", "backbone", "epochs", "eps")),
+            evaluation["n"],
+            seeds(runs),
+            spread(clean(runs)),
+            spread(robust(runs)),
+            spread(run["pretraining"]["seconds"] for run in runs),
+            spread(run["evaluation"]["seconds"] for run in runs),
+            device(runs),
+        )
+    return lines
+
+
+def objectives(runs: Runs) -> list[str]:
+    """A row for each objective, on the same images, backbone and epochs."""
+    settings, by_row = runs[0]["settings"], grouped(runs)
+    best = max(by_row.values(), key=lambda group: statistics.mean(robust(group)))
+    lines = [
+        f"## Objectives on {settings['data']}",
+        "",
+        f"Every objective with the same backbone ({settings['backbone']}), {settings['limit_train'] or 'all'} training "
+        f"images, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, {settings['attack']} with "
+        f"{settings['attack_steps']} steps, eps {settings['eps']} and probe, on the first {runs[0]['evaluation']['n']} "
+        f"test images; {device(runs)}. None was tuned by itself. F: encoder forwards per training image over the whole "
+        f"run, without the teacher's. *tie*: with the best robust accuracy, inside one standard deviation.",
+        "",
+        *head("objective", "clean", "AutoAttack", "over SimCLR", "F", "pretrain s", "probe s", "seeds"),
+    ]
+    for name, group in by_row.items():
+        gain = "" if "simclr" not in by_row else f"{mean(robust(group)) - mean(robust(by_row['simclr'])):+.1f}"
+        forwards = encoder_forwards(group[0]["settings"])
+        lines += row(
+            name,
+            spread(clean(group)),
+            beside(group, best),
+            gain,
+            "" if forwards is None else f"{forwards:,.0f}",
+            spread(run["pretraining"]["seconds"] for run in group),
+            spread(run["probe"]["seconds"] for run in group),
+            seeds(group),
+        )
+    return lines
+
+
+def suite(run: dict[str, Any]) -> list[str]:
+    """A row for each standard attack on one classifier."""
+    settings, found, evaluation = run["settings"], run["suite"], run["evaluation"]
+    threat = f"{found['threat_model']}, eps {found['eps']:.4g}"
+    lines = [
+        f"## Standard attacks on {settings['data']}, {settings['objective']}",
+        "",
+        f"One classifier ({settings['backbone']}, {settings['epochs']} epochs, seed {settings['seed']}) under the "
+        f"suite of torchattacks: {threat}, {found['n']} test images; clean {100 * found['clean_accuracy']:.1f} %. "
+        f"Every attack starts from the images themselves. AutoAttack *standard* leaves "
+        f"{100 * evaluation['robust_accuracy']:.1f} % (of {evaluation['n']} images).",
+        "",
+        *head("attack", "steps", "accuracy", "note", "s"),
+    ]
+    for name, of in found["rows"].items():
+        told = [] if of["of_threat_model"] else [f"{of['norm']}, eps {of['eps']:.4g}, no part of the worst case"]
+        if of["median_norm"] is not None:
+            told.append(f"median norm {of['median_norm']:.3g}")
+        lines += row(name, of["steps"], f"{100 * of['accuracy']:.1f}", "; ".join(told), f"{of['seconds']:.1f}")
+    lines += [f"| *worst case* | | {100 * found['worst_case']:.1f} | | |", ""]
+    points = ", ".join(f"{p['eps']:.3g}: {100 * p['accuracy']:.1f}" for p in found["curve"])
+    lines.append(f"Accuracy under PGD-20 by eps, per cent: {points}.")
+    if run["corruptions"]:
+        average, source = 100 * run["corruptions"]["mean"], run["corruptions"]["source"]
+        lines += ["", f"Under the 15 common corruptions ({source}), the mean over severities: {average:.1f} %."]
+    return lines
+
+
+def experiment(kept: dict[str, Any]) -> list[str]:
+    """A row for each setting of an experiment on GSA-RSL."""
+    by_row = grouped(kept["runs"])
+    evaluated = {name: [r for r in group if "evaluation" in r] for name, group in by_row.items()}
+    best = max((g for g in evaluated.values() if g), key=lambda group: mean(robust(group)))
+    settings = best[0]["settings"]
+    lines = [
+        f"## {kept['name'].capitalize()} on {kept['data']}",
+        "",
+        f"GSA-RSL, {settings['backbone']}, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, "
+        f"{settings['attack']} with {settings['attack_steps']} steps, eps {settings['eps']}; AutoAttack on "
+        f"{best[0]['evaluation']['n']} test images of {best[0]['evaluation']['dataset']}; {device(best)}, runs side by "
+        f"side. Hash: of the row's configuration. *tie*: with the best, inside one standard deviation.",
+        "",
+        *head("row", "hash", "clean", "AutoAttack", "pretrain s", "AutoAttack s", "seeds"),
+    ]
+    for name, group in by_row.items():
+        done, stopped = evaluated[name], [r for r in group if "stopped" in r]
+        told = "" if not stopped else f" ({len(stopped)} of {len(group)} collapsed)"
+        if not done:
+            lines += row(name, group[0]["hash"], "", f"collapsed in all {len(group)} runs", "", "", "")
+            continue
+        lines += row(
+            name,
+            group[0]["hash"],
+            spread(clean(done)),
+            beside(done, best) + told,
+            spread(run["pretraining"]["seconds"] for run in done),
+            spread(run["evaluation"]["seconds"] for run in done),
+            seeds(done),
+        )
+    return lines
+
+
+def correlation(kept: dict[str, Any]) -> list[str]:
+    """Terms of the audit by row of the ablation, and their correlations with the robust loss."""
+    rows = kept["rows"]
+    lasts = [r for r in rows if r["last"]]
+    adversarial = [r for r in lasts if "adversarial" in r["row"]]
+    bounds = [b["name"] for b in rows[0]["bounds"]]
+    certain = [b for r in rows for b in r["bounds"] if b["certain"]]
+    settings, shown = kept["settings"], ["robust_loss", "benign_loss", *TERMS]
+    lines = [
+        f"## Audit of the ablation on {kept['data']}",
+        "",
+        f"{len(rows)} checkpoints of {len({r['run'] for r in rows})} runs, {settings['adversary']}, eps "
+        f"{settings['eps']:.4g}, {kept['n']} test images, {settings['probe']}. The bounds that are certain (coupling; "
+        f"contrastive with class positives) hold in {sum(b['holds'] for b in certain)} of {len(certain)} cases. Means "
+        f"over seeds, of the last checkpoints:",
+        "",
+        *head("row", *(LABELS.get(name, name) for name in shown)),
+    ]
+    for name, group in grouped(lasts).items():
+        lines += row(name, *(f"{mean(r['terms'][term] for r in group):.3g}" for term in shown))
+    lines += ["", "Right sides of the bounds, and on how many of the last checkpoints they hold:", ""]
+    lines += head("row", *bounds)
+    for name, group in grouped(lasts).items():
+        cells = []
+        for number in range(len(bounds)):
+            values = [r["bounds"][number] for r in group]
+            holds = f"{sum(b['holds'] for b in values)}/{len(values)}"
+            cells.append(f"{mean(b['left'] for b in values):.2f} ≤ {mean(b['right'] for b in values):.2f} ({holds})")
+        lines += row(name, *cells)
+    samples = {"all checkpoints": rows, "last ones": lasts, "last ones of adversarial runs": adversarial}
+    lines += [
+        "",
+        "Spearman's correlation with the robust loss, and the 95 % interval of a bootstrap over runs:",
+        "",
+        *head("term", *(f"{name} ({len(sample)})" for name, sample in samples.items())),
+    ]
+    found = {name: correlations(sample) for name, sample in samples.items()}
+    first = found["all checkpoints"]
+    for term in sorted(first, key=lambda t: -(first[t] or {"rho": 0})["rho"]):
+        values = [of[term] for of in found.values()]
+        lines += row(term, *("" if v is None else f"{v['rho']:.2f} [{v['low']:.2f}, {v['high']:.2f}]" for v in values))
+    return lines
+
+
+TERMS = "nce_adv nce_clean sharpness js mmd sliced_wasserstein wasserstein coupling_distance probe_norm".split()
+"""Of an audit, shown by row."""
+LABELS = {"robust_loss": "R", "benign_loss": "B", "sliced_wasserstein": "sliced W1", "wasserstein": "W1"}
+"""Short names of columns."""
+SECTIONS = {
+    "objectives_": objectives,
+    "experiment_": experiment,
+    "correlation_": correlation,
+    "suite_": suite,
+}
+"""Kinds of files by the beginnings of their names, in the order of the sections."""
+
+
+def notes(path: Path) -> list[str]:
+    """What was written by hand about a file of results, in a file of the same name."""
+    written = path.with_suffix(".md")
+    return ["", *written.read_text().rstrip().splitlines()] if written.is_file() else []
+
+
+def head(*names: str) -> list[str]:
+    """The first two lines of a table."""
+    return [*row(*names), "|" + "---|" * len(names)]
+
+
+def row(*cells: object) -> list[str]:
+    """A line of a table."""
+    return ["| " + " | ".join(str(cell) for cell in cells) + " |"]
+
+
+def grouped(runs: Runs) -> dict[str, Runs]:
+    """Runs by their row."""
+    by_row: dict[str, Runs] = {}
+    for run in runs:
+        by_row.setdefault(run["row"], []).append(run)
+    return by_row
+
+
+def clean(runs: Runs) -> list[float]:
+    """Clean accuracies in per cent."""
+    return [100 * run["evaluation"]["clean_accuracy"] for run in runs]
+
+
+def robust(runs: Runs) -> list[float]:
+    """AutoAttack accuracies in per cent."""
+    return [100 * run["evaluation"]["robust_accuracy"] for run in runs]
+
+
+def seeds(runs: Runs) -> str:
+    """The seeds of the runs."""
+    return ", ".join(str(run["settings"]["seed"]) for run in runs)
+
+
+def device(runs: Runs) -> str:
+    """The device of the first run."""
+    environment = runs[0]["environment"]
+    return f"{environment['device']}, {environment['threads']} threads"
+
+
+def beside(group: Runs, best: Runs) -> str:
+    """Robust accuracies, and whether they are the best or tied with them."""
+    same = "best" if group is best else "*tie*" if tied(robust(group), robust(best)) else ""
+    return f"{spread(robust(group))} {same}".strip()
+
+
+def tied(values: list[float], others: list[float]) -> bool:
+    """Whether two means differ by no more than the larger standard deviation."""
+    deviation = max(statistics.stdev(v) if len(v) > 1 else 0.0 for v in (values, others))
+    return abs(mean(values) - mean(others)) <= deviation
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of one value or more."""
+    return statistics.mean(values)
+
+
+def spread(values: Iterable[float]) -> str:
+    """Mean, and standard deviation where there are several values."""
+    all_values = list(values)
+    deviation = f" ± {statistics.stdev(all_values):.1f}" if len(all_values) > 1 else ""
+    return f"{mean(all_values):.1f}{deviation}"
