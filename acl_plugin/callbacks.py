@@ -25,6 +25,7 @@ class Checkpoints(lightning.Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         done, last = trainer.current_epoch + 1, trainer.current_epoch + 1 == trainer.max_epochs
+        self.guard.look()
         if not self.guard.healthy:
             return
         if self.keep_every and done % self.keep_every == 0 and not last and trainer.is_global_zero:

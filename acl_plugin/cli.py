@@ -172,7 +172,7 @@ def _stage(name: str, arguments: list[str]) -> None:
             parser.add_argument(f"--{option}", type=str | None, default=None, help=line)
     else:
         parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the data set is now.")
-        parser.add_class_arguments(MachineConfig, skip={"devices", "precision"})
+        parser.add_class_arguments(MachineConfig, skip={"devices", "num_nodes", "precision"})
     options = _parse_twice(parser, arguments, _defaults_of_run)
     run = RunDir(options.pop("run"))
     config = replace(run.read_config(), **_known(options))

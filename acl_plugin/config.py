@@ -161,7 +161,10 @@ class MachineConfig:
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     """Lightning's accelerator."""
     devices: int = 1
-    """Lightning's number of devices; each contrasts and normalises its own batch, and gradients are averaged."""
+    """Lightning's number of devices on each node. The loss is that of the joint batch; attacks and batch norms are of
+    each device's own."""
+    num_nodes: int = 1
+    """Nodes, when torchrun or SLURM starts the command on each of them."""
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
     """Lightning's precision; float16 is left out, as attacks underflow in it."""
 
@@ -179,6 +182,11 @@ class RunConfig(
     DataConfig,
 ):
     """All options of `acl-plugin run`, resolved."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train together."""
+        return self.devices * self.num_nodes
 
 
 GROUPS: tuple[type, ...] = RunConfig.__bases__[::-1]
@@ -247,6 +255,7 @@ def check(config: RunConfig) -> None:
         UsageError: naming the option, what was given and what is allowed.
     """
     least = {"seed": 0, "epochs": 1, "batch_size": 2, "attack_steps": 1, "checkpoint_every": 1, "devices": 1}
+    least |= {"num_nodes": 1}
     least |= {"accumulate_grad_batches": 1, "probe_epochs": 1, "probe_batch_size": 1, "eval_batch_size": 1}
     least |= {"image_size": 8, "keep_every": 0, "knn_every": 0, "coreset_every": 1, "aft_epochs": 1, "aft_lr": 0}
     least |= {"limit_train": 2, "limit_test": 1, "lr": 0, "probe_lr": 0, "weight_decay": 0, "probe_weight_decay": 0}

@@ -2,18 +2,23 @@
 
 import math
 import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
 
 from acl_plugin import losses
 from acl_plugin.config import RunConfig
+from acl_plugin.distributed import average
 from acl_plugin.errors import TrainingStopped
 from acl_plugin.objective import Terms
 
 
 class Guard:
-    """Stops a run that cannot succeed: a loss that is not finite, or a collapsed encoder.
+    """Stops a run that cannot succeed: a loss that is not finite, or a collapsed encoder, on any rank.
 
     Collapsed means that a part named ``nce...`` is within 0.5 % of log(2B - 1) (``nce3...``: of log(3B - 1), ...), the
-    value for equal embeddings, in 20 steps in a row after warm-up.
+    value for equal embeddings, in 20 steps in a row after warm-up. B is the batch of all ranks.
 
     Args:
         config: of the run.
@@ -22,27 +27,50 @@ class Guard:
 
     patience = 20
     tolerance = 0.005
+    seldom = 20  # steps between two looks at an accelerator, which has to wait for each
 
     def __init__(self, config: RunConfig, temperature: float) -> None:
         self.config, self.temperature, self.streak = config, temperature, 0
         self.warm_from = max(config.warmup, config.eps_ramp)
+        self.unseen: list[tuple[int, float, dict[str, Tensor]]] = []
 
     @property
     def healthy(self) -> bool:
-        """Whether the weights are worth a checkpoint."""
+        """Whether the weights are worth a checkpoint; after :meth:`look`."""
         return self.streak == 0
 
     def watch(self, terms: Terms, step: int, progress: float) -> None:
-        """Look at the terms of one step, at ``progress`` in [0, 1) of the run, before their gradients are used.
+        """Take the terms of one step, at ``progress`` in [0, 1) of the run: before their gradients are used, on a CPU.
+
+        Raises:
+            TrainingStopped: as :meth:`look`.
+        """
+        self.unseen.append((step, progress, {"loss": terms.total.detach(), **terms.parts}))
+        if terms.total.device.type == "cpu" or len(self.unseen) >= self.seldom:
+            self.look()
+
+    def look(self) -> None:
+        """Look at the steps that were not looked at.
 
         Raises:
             TrainingStopped: naming the step and what to change.
         """
-        if not math.isfinite(terms.total.item()):
+        if not self.unseen:
+            return
+        steps, self.unseen = self.unseen, []
+        values = torch.stack([value.double() for _, _, of_step in steps for value in of_step.values()])
+        average([values])  # what is not finite on one rank is not finite on all
+        left = iter(values.tolist())
+        for step, progress, of_step in steps:
+            self._judge({name: next(left) for name in of_step}, step, progress)
+
+    def _judge(self, values: Mapping[str, float], step: int, progress: float) -> None:
+        loss = values["loss"]
+        if not math.isfinite(loss):
             self.streak = 1
-            parts = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.parts.items())
-            raise TrainingStopped(f"the loss is {terms.total.item()} at step {step} ({parts}); lower --lr")
-        level = self._collapsed(terms) if progress >= self.warm_from else None
+            parts = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "loss")
+            raise TrainingStopped(f"the loss is {loss} at step {step} ({parts}); lower --lr")
+        level = self._collapsed(values) if progress >= self.warm_from else None
         self.streak = self.streak + 1 if level is not None else 0
         if self.streak >= self.patience:
             raise TrainingStopped(
@@ -51,13 +79,13 @@ class Guard:
                 f"--objective-kwargs.temperature ({self.temperature})"
             )
 
-    def _collapsed(self, terms: Terms) -> str | None:
+    def _collapsed(self, values: Mapping[str, float]) -> str | None:
         """The level that a part sits at, or None."""
-        for name, value in terms.parts.items():
+        for name, value in values.items():
             contrastive = re.match(r"nce(\d*)", name)
             if contrastive:
                 views = contrastive[1] or "2"
-                level = losses.collapsed_nce(self.config.batch_size, int(views))
-                if abs(value.item() - level) < self.tolerance * level:
+                level = losses.collapsed_nce(self.config.batch_size * self.config.ranks, int(views))
+                if abs(value - level) < self.tolerance * level:
                     return f"log({views}B - 1) = {level:.3f}"
         return None

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acl_plugin.distributed import gathered
+
 SELF = -1e9
 """Logit of a row with itself: finite, so that 0 * logit stays a number, and exp of it is exactly 0."""
 
@@ -68,12 +70,12 @@ def nt_xent_rows(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
 
 
 def nt_xent(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
-    """NT-Xent, the mean of :func:`nt_xent_rows` over both views.
+    """NT-Xent, the mean of :func:`nt_xent_rows` over both views, with the embeddings of all ranks.
 
     Returns:
-        () loss in nats; log(2B - 1) when all embeddings are the same.
+        () loss in nats; log(2B - 1) when all embeddings are the same (on R ranks, of R B images).
     """
-    return nt_xent_rows(za, zb, temperature).mean()
+    return nt_xent_rows(gathered(za), gathered(zb), temperature).mean()
 
 
 def collapsed_nce(rows: int, views: int = 2) -> float:
@@ -148,12 +150,12 @@ def multi_view_nce_rows(
 
 
 def multi_view_nce(views: Sequence[Tensor], temperature: float = 0.5, **options: Any) -> Tensor:
-    """The mean of :func:`multi_view_nce_rows` over the batch, with the same options.
+    """The mean of :func:`multi_view_nce_rows` over the batches of all ranks, with the same options.
 
     Returns:
         () loss in nats.
     """
-    return multi_view_nce_rows(views, temperature, **options).mean()
+    return multi_view_nce_rows([gathered(z) for z in views], temperature, **options).mean()
 
 
 def weighted_nce(
@@ -204,8 +206,8 @@ def log_batch_softmax(u: Tensor, v: Tensor, temperature: float = 0.5) -> Tensor:
         temperature: tau > 0.
 
     Returns:
-        (B,) log-probabilities of one law over the batch.
+        (B,) log-probabilities of one law over the batch; (R B,) over the batches of all R ranks.
 
     Source: AIR (arXiv 2305.00374).
     """
-    return ((1 - cosine_distance_rows(u, v)) / temperature).log_softmax(0)
+    return gathered((1 - cosine_distance_rows(u, v)) / temperature).log_softmax(0)

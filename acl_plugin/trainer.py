@@ -19,6 +19,7 @@ from acl_plugin.callbacks import AtomicCheckpointIO, Checkpoints, CsvLogger, Sho
 from acl_plugin.config import RunConfig
 from acl_plugin.coreset import Coreset, held_out_count
 from acl_plugin.data import DataSet, Images, ShuffledBatches
+from acl_plugin.distributed import average
 from acl_plugin.errors import UsageError
 from acl_plugin.guard import Guard
 from acl_plugin.inner_attack import InnerAttack, ThreatModel, require_unit_range
@@ -76,11 +77,11 @@ def build(config: RunConfig, data: DataSet) -> "Pretraining":
     attack = InnerAttack(threat, config.attack, config.attack_steps, config.attack_kwargs)
     objective = create_objective(config.objective, **config.objective_kwargs)
     attack.check(objective.attack_view, data.shape[0])
-    if config.coreset != "none" and config.devices > 1:
-        raise UsageError(f"--coreset {config.coreset} works on one device, not on --devices {config.devices}")
+    if config.coreset != "none" and config.ranks > 1:
+        raise UsageError(f"--coreset {config.coreset} works on one device, not on {config.ranks}")
     held_out = held_out_count(len(data.train)) if config.coreset != "none" else 0
-    if config.batch_size * config.devices > len(data.train) - held_out:
-        given = f"--batch-size {config.batch_size} on {config.devices} device(s)"
+    if config.batch_size * config.ranks > len(data.train) - held_out:
+        given = f"--batch-size {config.batch_size} on {config.ranks} device(s)"
         raise UsageError(f"{given}: there are only {len(data.train) - held_out} training images")
     with randomness.private(mixed_seed(config.seed, INITIALISATION)):
         model = Encoder(model_spec(config, data), objective.routes, objective.projector)
@@ -115,7 +116,7 @@ class Pretraining(lightning.LightningModule):
         self.config, self.data = config, data
         self.model, self.objective = model, objective
         self.attack = replace(attack, on_moved=self._log_moved)
-        self.ranks = config.devices
+        self.ranks = config.ranks
         self.coreset = Coreset(config, data.train) if config.coreset != "none" else None
         self.guard = Guard(config, objective.temperature)
 
@@ -213,12 +214,9 @@ class Pretraining(lightning.LightningModule):
 
     def _average(self, gradients: list[Tensor], batches: int) -> None:
         """Over accumulated batches and ranks. (Lightning's DDP leaves gradients alone outside manual_backward.)"""
-        if batches * self.ranks == 1:
-            return
-        for gradient in gradients:
-            if self.ranks > 1:
-                torch.distributed.all_reduce(gradient)
-            gradient /= batches * self.ranks
+        average(gradients)
+        if batches > 1:
+            torch._foreach_div_(gradients, batches)
 
     def _log_moved(self, share: Tensor) -> None:
         self._log_epoch({"attack_moved": share})
@@ -245,8 +243,9 @@ def _trainer(config: RunConfig, run: RunDir, guard: Guard, options: dict[str, An
     ours: dict[str, Any] = {
         "accelerator": config.accelerator,
         "devices": config.devices,
+        "num_nodes": config.num_nodes,
         "precision": config.precision,
-        "strategy": "ddp" if config.devices > 1 else "auto",
+        "strategy": "ddp" if config.ranks > 1 else "auto",
         "max_epochs": config.epochs,
         "plugins": [AtomicCheckpointIO()],
         "default_root_dir": run.path,

@@ -215,8 +215,10 @@ def _job(row: Row, seed: int, config: RunConfig, runs: Path, source: Job | None 
 
 
 def config_hash(config: RunConfig, untrained: bool = False) -> str:
-    """Eight digits that tell a row's configuration, without seed and place."""
-    settings = {k: v for k, v in to_dict(config).items() if k not in NOT_OF_THE_ROW} | {"untrained": untrained}
+    """Eight digits that tell how a row's configuration differs from the defaults, without seed and place."""
+    usual = to_dict(RunConfig())
+    settings = {k: v for k, v in to_dict(config).items() if k not in NOT_OF_THE_ROW and v != usual[k]}
+    settings |= {"untrained": untrained}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -12,7 +12,7 @@ import acl_plugin
 PACKAGE = Path(acl_plugin.__file__).parent
 LAYERS = [
     "errors version progress randomness",
-    "registry config import_hook figures",
+    "registry config import_hook figures distributed",
     "losses layouts schedules lars projectors divergence sharpness bounds correlation "
     "data views routed_norm autoattack_adapter",
     "backbones",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from acl_plugin import routed_norm
 from acl_plugin.backbones import Encoder
+from acl_plugin.distributed import average
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.losses import HardNegatives
 from acl_plugin.objective import Cost, Objective, require_not_negative, require_one_of, require_share
@@ -167,6 +168,7 @@ class AsymmetricAdvCL(AdvCL):
             return
         with routed_norm.inference(model):
             distance = (model.features(moved, "clean") - model.features(weak, "clean")).norm(dim=1).mean()
+        average([distance])
         if self.warm:
             self.sum += distance
             self.count += 1

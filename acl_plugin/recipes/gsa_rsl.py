@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from acl_plugin.backbones import Encoder
+from acl_plugin.distributed import average, gathered
 from acl_plugin.divergence import DIVERGENCES, create_divergence
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack
@@ -94,6 +95,7 @@ class GlobalSharpnessAware(Objective):
         f, nce = self._benign(model, views)
         others = self._others(model, views, attack, f)
         gradients = torch.autograd.grad(nce, parameters, retain_graph=True, allow_unused=True)
+        average(g for g in gradients if g is not None)
         if others.total.requires_grad:
             others.total.backward()
         with frozen_statistics(model), ascend(parameters, gradients, self.rho):
@@ -118,8 +120,9 @@ class GlobalSharpnessAware(Objective):
             terms = Terms(self.adversarial * nce, {"nce_adv": nce.detach()})
         if self.global_:
             assert f is not None
-            self.divergence.fit(f, f_adv)
-            loss, estimate = self.divergence(f, f_adv)
+            laws = gathered(f), gathered(f_adv)
+            self.divergence.fit(*laws)
+            loss, estimate = self.divergence(*laws)
             terms = Terms(terms.total + self.global_ * loss, {**terms.parts, f"global_{self.estimator}": estimate})
         return terms
 
