@@ -7,14 +7,17 @@ at the end.
 
 import hashlib
 import logging
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import start_processes
 
 from acl_plugin import data as datasets
 from acl_plugin import randomness, verdicts
@@ -23,6 +26,7 @@ from acl_plugin.broken_images import check_threat, keep, recount
 from acl_plugin.config import RunConfig
 from acl_plugin.data import Images
 from acl_plugin.errors import UsageError
+from acl_plugin.folding import folded
 from acl_plugin.inner_attack import ThreatModel
 from acl_plugin.model_checks import check_classifier, largest_batch
 from acl_plugin.progress import Progress
@@ -53,6 +57,8 @@ class Chunk:
 def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, Any]:
     """Attack the classifier of ``run``; writes and returns ``evaluation.json``.
 
+    With ``config.devices`` above 1, as many processes share out the chunks of images.
+
     Raises:
         UsageError: when there is no classifier, or it cannot be evaluated rightly; or when the folder holds the
             evaluation of something else.
@@ -73,35 +79,31 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
         "rows_sha256": hashlib.sha256(images.rows.numpy().tobytes()).hexdigest(),
         "weights_sha256": weights_hash(model),
     }
-    settings["batch_size"] = _batch_size(run, config, model, device)
+    batch_size = settings["batch_size"] = _batch_size(run, config, model, device, len(images))
     begun = _check_key(run, settings)
     if begun and run.evaluation.is_file():
         return read_json(run.evaluation)
-    batch_size = settings["batch_size"]
     check_classifier(model, images.floats(0, 64).to(device))
-    write_json(run.evaluation_key, settings)
+    started, resumed = time.monotonic(), begun and run.evaluation_chunks.is_dir()
+    if not begun:
+        shutil.rmtree(run.evaluation_chunks, ignore_errors=True)
+        write_json(run.evaluation_key, settings)
+    run.evaluation_chunks.mkdir(exist_ok=True)
     run.adversarial.mkdir(exist_ok=True)
-    found = verdicts.read(run.evaluation_lines, batch_size, len(images)) if begun else []
-    started, resumed = time.monotonic(), bool(found) or run.evaluation_chunk.is_file()
-    total, done = -(-len(images) // batch_size) * len(STANDARD), -(-len(found) // batch_size) * len(STANDARD)
-    flags = set(read_json(run.evaluation_flags)) if begun and run.evaluation_flags.is_file() else set()
-    with Progress("AutoAttack", total, done, unit="attack") as progress:
-        for start in range(len(found), len(images), batch_size):
-            where = slice(start, min(start + batch_size, len(images)))
-
-            def after(chunk: Chunk, moved: Tensor, broken: Tensor) -> None:
-                _store(run, chunk, moved, broken)
-                progress.advance()
-
-            earlier = _earlier(run, start)
-            progress.advance(earlier.done if earlier else 0)
-            chunk = attack_chunk(model, images, where, threat, config.seed, after, earlier)
-            flags |= set(chunk.flags)
-            write_json(run.evaluation_flags, sorted(flags))
-            of_chunk = chunk_verdicts(images, chunk)
-            verdicts.append(run.evaluation_lines, of_chunk)
-            found += of_chunk
+    starts = range(0, len(images), batch_size)
+    done = sum(chunk.done for chunk in map(partial(_read_chunk, run), starts) if chunk is not None)
+    with Progress("AutoAttack", len(starts) * len(STANDARD), done, unit="attack") as progress:
+        if config.devices == 1:
+            attack_chunks(run, model, images, starts, threat, config.seed, progress.advance)
+        else:
+            _share_out(run, config, device, batch_size, progress)
+    chunks = [_read_chunk(run, start) for start in starts]
+    assert all(chunk is not None and chunk.done == len(STANDARD) for chunk in chunks), chunks
+    finished = [chunk for chunk in chunks if chunk is not None]
+    found = [verdict for chunk in finished for verdict in chunk_verdicts(images, chunk)]
+    verdicts.write(run.evaluation_lines, found)
     recount(run, model, images, found, threat, batch_size)
+    flags = {flag for chunk in finished for flag in chunk.flags}
     if sum(v.broken_by == "square" for v in found) > 0.002 * len(found):
         flags.add("Square broke more than 0.2 % of the images after the white-box attacks: these may be unreliable")
     result = {
@@ -117,6 +119,55 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
     return result
 
 
+def attack_chunks(
+    run: RunDir,
+    model: Classifier,
+    images: Images,
+    starts: Sequence[int],
+    threat: ThreatModel,
+    seed: int,
+    advance: Callable[[], object] = lambda: None,
+) -> None:
+    """Attack the chunks that begin at ``starts``, or what is left of them; each is kept after each attack.
+
+    ``advance`` is called after each attack.
+    """
+    size, device = read_json(run.evaluation_key)["batch_size"], next(model.parameters()).device
+    faster = folded(model, images.floats(0, 64).to(device))
+
+    def after(chunk: Chunk, moved: Tensor, broken: Tensor) -> None:
+        _store(run, chunk, moved, broken)
+        advance()
+
+    for start in starts:
+        earlier = _read_chunk(run, start)
+        if earlier is None or earlier.done < len(STANDARD):
+            where = slice(start, min(start + size, len(images)))
+            attack_chunk(model, images, where, threat, seed, after, earlier, faster)
+
+
+def _share_out(run: RunDir, config: RunConfig, device: torch.device, size: int, progress: Progress) -> None:
+    """The chunks over as many processes as there are devices; the first mistake of one stops all."""
+    context = start_processes(
+        _attack_share, (str(run.path), config, device.type), config.devices, join=False, start_method="spawn"
+    )
+    starts, told = range(0, len(datasets.load(config).test), size), progress.done
+    while not context.join(timeout=1):
+        done = sum(chunk.done for chunk in map(partial(_read_chunk, run), starts) if chunk is not None)
+        progress.advance(done - told) if done > told else None
+        told = done
+
+
+def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:
+    """One process of several: every chunk whose number is ``rank`` modulo their count."""
+    if kind == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))
+    run, device = RunDir(path), torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    images, model = datasets.load(config).test, load_classifier(path).to(device)
+    starts = range(0, len(images), read_json(run.evaluation_key)["batch_size"])[rank :: config.devices]
+    attack_chunks(run, model, images, starts, ThreatModel.parse(config.norm, config.eps), config.seed)
+
+
 def attack_chunk(
     model: nn.Module,
     images: Images,
@@ -125,10 +176,11 @@ def attack_chunk(
     seed: int,
     after: Callable[[Chunk, Tensor, Tensor], object] = lambda *_: None,
     earlier: Chunk | None = None,
+    attacked: nn.Module | None = None,
 ) -> Chunk:
     """Run the attacks of AutoAttack standard on a chunk, each on what the ones before it left robust.
 
-    A verdict is counted from the adversarial images that the attack returned.
+    A verdict is counted from the adversarial images that the attack returned, with ``model``.
 
     Args:
         model: classifier on [0, 1], in eval mode.
@@ -138,6 +190,7 @@ def attack_chunk(
         after: called after each attack with the state, the images (M, C, H, W) that broke the model, and their
             positions (M,) among all.
         earlier: the state of an earlier start, to go on from.
+        attacked: the same function as ``model``, faster, for the attacks to call; ``model`` itself for None.
 
     Returns:
         The state after all attacks.
@@ -148,6 +201,7 @@ def attack_chunk(
     assert not any(m.training for m in model.modules()), "the model is not in eval mode"
     device = next(model.parameters()).device
     x, y = images.floats(where.start, where.stop).to(device), images.labels[where].to(device)
+    attacked = (model if attacked is None else attacked).requires_grad_(False)
     model.requires_grad_(False)
     flags: list[str] = []
     with randomness.private(seed, device), _warnings_of_autoattack(flags), torch.no_grad():
@@ -160,7 +214,7 @@ def attack_chunk(
             broken, moved = left[:0], x[:0]
             if len(left) and (name != "apgd-t" or logits.shape[1] > 3):
                 attack_seed = mixed_seed(seed, EVALUATION, number, where.start) % 2**31
-                moved = _attack(model, name, x[left], y[left], threat, attack_seed, logits.shape[1])
+                moved = _attack(attacked, name, x[left], y[left], threat, attack_seed, logits.shape[1])
                 check_threat(name, moved, x[left], threat)
                 broken, moved = _fooled(model, moved, y, left)
             broken_by = list(chunk.broken_by)
@@ -179,13 +233,13 @@ def chunk_verdicts(images: Images, chunk: Chunk) -> list[Verdict]:
     return [Verdict(*values) for values in zip(rows, labels, chunk.predictions, chunk.broken_by, strict=True)]
 
 
-def _batch_size(run: RunDir, config: RunConfig, model: Classifier, device: torch.device) -> int:
-    """As configured; if that is left open, as an earlier start chose, or as many as the memory holds."""
+def _batch_size(run: RunDir, config: RunConfig, model: Classifier, device: torch.device, count: int) -> int:
+    """As configured; if that is left open, as an earlier start chose, or as many as the memory holds of a device's."""
     if config.eval_batch_size is not None:
         return config.eval_batch_size
     if run.evaluation_key.is_file():
         return int(read_json(run.evaluation_key).get("batch_size", 1))
-    return largest_batch(model, model.spec.shape, device)
+    return min(largest_batch(model, model.spec.shape, device), -(-count // config.devices))
 
 
 def _check_key(run: RunDir, settings: dict[str, Any]) -> bool:
@@ -195,28 +249,30 @@ def _check_key(run: RunDir, settings: dict[str, Any]) -> bool:
     before = read_json(run.evaluation_key)
     other = [f"{k} {settings[k]}, there {before.get(k)}" for k in settings if settings[k] != before.get(k)]
     if other:
-        names = ", ".join(f.name for f in (run.evaluation_key, run.evaluation_lines, run.evaluation_chunk))
         raise UsageError(
-            f"{run.path} holds an evaluation of something else ({'; '.join(other)}); delete {names} to evaluate anew"
+            f"{run.path} holds an evaluation of something else ({'; '.join(other)}); delete {run.evaluation_key.name} "
+            f"and {run.evaluation.name} to evaluate anew"
         )
     return True
 
 
-def _earlier(run: RunDir, start: int) -> Chunk | None:
-    if not run.evaluation_chunk.is_file():
+def _read_chunk(run: RunDir, start: int) -> Chunk | None:
+    """The state of the chunk that begins at ``start``, if it was begun."""
+    path = run.evaluation_chunk(start)
+    if not path.is_file():
         return None
     try:
-        values = read_json(run.evaluation_chunk)
+        values = read_json(path)
         chunk = Chunk(**{**values, "flags": tuple(values["flags"])})
     except (TypeError, KeyError) as error:
-        raise UsageError(f"{run.evaluation_chunk} is damaged ({error}); delete it to go on") from error
-    return chunk if chunk.start == start else None
+        raise UsageError(f"{path} is damaged ({error}); delete it to go on") from error
+    return chunk
 
 
 def _store(run: RunDir, chunk: Chunk, moved: Tensor, broken: Tensor) -> None:
     """First the images, then the state that tells of them."""
     keep(run, chunk.start, STANDARD[chunk.done - 1], broken, moved)
-    write_json(run.evaluation_chunk, asdict(chunk))
+    write_json(run.evaluation_chunk(chunk.start), asdict(chunk))
 
 
 def _fooled(model: nn.Module, moved: Tensor, y: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:

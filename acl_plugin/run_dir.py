@@ -9,7 +9,7 @@ RUN/encoder.pt           the pretrained encoder: one norm bank, timm's keys; ben
                          images, where it is another one; projector.pt the projector
 RUN/classifier.pt        encoder and head; probe.json tells how the head was trained
 RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up, evaluation_key.json tells of what;
-                         evaluation_chunk.json and evaluation_flags.json are what a later start goes on from
+                         evaluation_chunks/ is what a later start goes on from
 RUN/adversarial/         the images that broke the classifier, by chunk and attack
 RUN/suite.json           the standard attacks one by one, and accuracy against eps
 RUN/corruptions.json     accuracy under common corruptions
@@ -61,14 +61,17 @@ class RunDir:
     evaluation = property(lambda self: self.path / "evaluation.json")
     evaluation_key = property(lambda self: self.path / "evaluation_key.json")
     evaluation_lines = property(lambda self: self.path / "evaluation.jsonl")
-    evaluation_chunk = property(lambda self: self.path / "evaluation_chunk.json")
-    evaluation_flags = property(lambda self: self.path / "evaluation_flags.json")
+    evaluation_chunks = property(lambda self: self.path / "evaluation_chunks")
     adversarial = property(lambda self: self.path / "adversarial")
     suite = property(lambda self: self.path / "suite.json")
     corruptions = property(lambda self: self.path / "corruptions.json")
     audit = property(lambda self: self.path / "audit.json")
     audit_figure = property(lambda self: self.path / "audit.svg")
     robustbench = property(lambda self: self.path / "robustbench")
+
+    def evaluation_chunk(self, start: int) -> Path:
+        """How far the attacks on the test images from position ``start`` have come."""
+        return self.path / "evaluation_chunks" / f"{start:06}.json"
 
     def snapshot(self, epochs: int) -> "RunDir":
         """Where the encoder after ``epochs`` epochs is kept."""

@@ -1,7 +1,6 @@
 """What an evaluation found out about each test image, and how it is kept."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,27 +52,13 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     return {"clean_accuracy": clean, "robust_accuracy": robust, "cumulative_accuracy": cumulative}
 
 
-def append(path: Path, verdicts: Sequence[Verdict]) -> None:
-    """Add lines by one write, flushed to the disk."""
-    content = "".join(json.dumps(asdict(v)) + "\n" for v in verdicts).encode()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, content)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write(path: Path, verdicts: Sequence[Verdict]) -> None:
+    """One line for each, the whole file at once."""
+    write_atomic(path, "".join(json.dumps(asdict(v)) + "\n" for v in verdicts).encode())
 
 
-def read(path: Path, group: int = 1, total: int | None = None) -> list[Verdict]:
+def read(path: Path) -> list[Verdict]:
     """The lines of a file, none when there is no such file.
-
-    A process that died in the middle of a write leaves less than a group of whole lines at the end; they are
-    removed.
-
-    Args:
-        path: the file.
-        group: lines that are written together.
-        total: lines of a whole file, whose last group may be smaller.
 
     Raises:
         UsageError: when it is damaged.
@@ -81,12 +66,6 @@ def read(path: Path, group: int = 1, total: int | None = None) -> list[Verdict]:
     if not path.is_file():
         return []
     try:
-        content = path.read_bytes().decode()
-        whole = content.split("\n")[:-1]
-        verdicts = [Verdict(**json.loads(line)) for line in whole]
-    except (ValueError, TypeError) as error:
+        return [Verdict(**json.loads(line)) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}); delete it to evaluate anew") from error
-    kept = len(verdicts) if len(verdicts) == total else len(verdicts) // group * group
-    if kept < len(verdicts) or not content.endswith("\n"):
-        write_atomic(path, "".join(f"{line}\n" for line in whole[:kept]).encode())
-    return verdicts[:kept]

@@ -16,7 +16,7 @@ LAYERS = [
     "losses layouts schedules lars projectors divergence sharpness bounds correlation "
     "data views routed_norm autoattack_adapter",
     "backbones",
-    "inner_attack run_dir",
+    "inner_attack run_dir folding",
     "objective",
     "branches pseudo_labels verdicts broken_images model_checks published sgd linear_head full_finetune",
     "knn semi_supervised",

@@ -38,7 +38,7 @@ def run(tmp_path):
     nn.init.normal_(model.head.weight)
     write_model(folder.classifier, model.spec, model.state_dict())
     write_json(folder.evaluation, {**EVALUATION, "weights_sha256": weights_hash(model)})
-    verdicts.append(folder.evaluation_lines, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
+    verdicts.write(folder.evaluation_lines, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
     return folder, model
 
 

@@ -41,7 +41,7 @@ def exported(tmp_path, backbone="resnet10t", kwargs=None, stem="cifar", **option
     write_json(
         folder.evaluation, {**EVALUATION, "weights_sha256": weights_hash(model), **options.pop("evaluation", {})}
     )
-    verdicts.append(folder.evaluation_lines, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
+    verdicts.write(folder.evaluation_lines, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
     export(folder, preset("cifar10"), name="Author2026Paper", **options)
     return folder, model
 
@@ -120,7 +120,7 @@ def test_a_draft_and_a_subset_say_so(tmp_path):
 def test_robustbenchs_own_thresholds(tmp_path, dataset, clean, wrong, expected):
     run = RunDir(tmp_path)
     lines = [Verdict(i, 0, int(i % 10 < 10 * wrong), None) for i in range(250)]
-    verdicts.append(run.evaluation_lines, lines)
+    verdicts.write(run.evaluation_lines, lines)
     found = submission.acceptance(run, {"dataset": dataset, "clean_accuracy": clean})
     assert found.startswith(expected)
     run.evaluation_lines.unlink()

@@ -17,32 +17,12 @@ def test_summary_is_the_count_of_the_verdicts():
     assert [v.robust for v in FOUR] == [True, False, False, False]
 
 
-def test_lines_are_added_and_read(tmp_path):
+def test_lines_are_written_and_read(tmp_path):
     path = tmp_path / "evaluation.jsonl"
     assert verdicts.read(path) == []
-    verdicts.append(path, FOUR[:2])
-    verdicts.append(path, FOUR[2:])
-    assert verdicts.read(path, group=2) == FOUR
+    verdicts.write(path, FOUR)
+    assert verdicts.read(path) == FOUR
     assert path.read_text().splitlines()[1] == '{"index": 1, "label": 1, "clean_prediction": 1, "broken_by": "apgd-ce"}'
-
-
-@pytest.mark.parametrize("cut", [1, 30, 80, 150])
-def test_a_torn_write_leaves_whole_groups(tmp_path, cut):
-    path = tmp_path / "evaluation.jsonl"
-    verdicts.append(path, FOUR[:2])
-    whole = path.read_bytes()
-    verdicts.append(path, FOUR[2:])
-    path.write_bytes(path.read_bytes()[: len(whole) + cut])
-    kept = 2 if cut < 150 else len(verdicts.read(path, group=2))
-    assert verdicts.read(path, group=2) == FOUR[:kept]
-    assert path.read_bytes().count(b"\n") == kept
-
-
-def test_the_last_group_may_be_smaller(tmp_path):
-    path = tmp_path / "evaluation.jsonl"
-    verdicts.append(path, FOUR)
-    assert verdicts.read(path, group=3, total=4) == FOUR
-    assert verdicts.read(path, group=3) == FOUR[:3]
 
 
 @pytest.mark.parametrize("text", ['{"index": 3}\n', "no json\n", "[1]\n", "\xff\n"])
