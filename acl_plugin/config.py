@@ -165,8 +165,10 @@ class MachineConfig:
     each device's own."""
     num_nodes: int = 1
     """Nodes, when torchrun or SLURM starts the command on each of them."""
-    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
-    """Lightning's precision; float16 is left out, as attacks underflow in it."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "32-true"
+    """Lightning's precision; auto: bf16-mixed on a device that gains from it. Attacks underflow in float16."""
+    compile: bool = False
+    """Let torch.compile make the encoder's kernels for pretraining; worth trying on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ CIFAR: dict[str, Any] = {
     "keep_every": 10,
     "lr": 2e-3,
     "augment": "simclr",
+    "precision": "auto",
     "probe_augment": "weak",
     "probe_batch_size": 512,
     "probe_lr": 0.01,

@@ -41,6 +41,10 @@ class Images:
         """The images at ``chosen``, (M,) positions."""
         return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen], rows=self.rows[chosen])
 
+    def to(self, device: torch.device) -> "Images":
+        """The same images in a device's memory; their order of rows stays."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("pixels", "labels", "rows")})
+
     def resized(self, side: int | None) -> "Images":
         """Every image at ``side`` x ``side`` pixels, by antialiased bilinear interpolation; as it is for None."""
         if side is None or self.pixels.shape[2:] == (side, side):

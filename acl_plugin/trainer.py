@@ -14,6 +14,7 @@ from torch import Tensor
 
 from acl_plugin import data as datasets
 from acl_plugin import randomness, routed_norm
+from acl_plugin.acceleration import compile_encoder, precision, training_device
 from acl_plugin.backbones import Encoder, ModelSpec
 from acl_plugin.callbacks import AtomicCheckpointIO, Checkpoints, CsvLogger, ShowProgress
 from acl_plugin.config import RunConfig
@@ -52,7 +53,6 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
     run.start(config)
     if run.encoder.is_file():
         return run
-    started = time.monotonic()
     trainer = _trainer(config, run, module.guard, trainer_options)
     resume = run.checkpoint if run.checkpoint.is_file() else None
     try:
@@ -61,8 +61,8 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
         raise KeyboardInterrupt from error
     if not trainer.is_global_zero:
         raise SystemExit(0)  # the first process goes on alone
-    seconds = round(time.monotonic() - started, 1)
-    write_json(run.pretraining, {"epochs": config.epochs, "seconds": seconds, "resumed": resume is not None})
+    record = {"epochs": config.epochs, "seconds": round(module.seconds(), 1), "resumed": resume is not None}
+    write_json(run.pretraining, record | {"precision": trainer.precision})
     module.write_encoder(run)
     return run
 
@@ -119,6 +119,7 @@ class Pretraining(lightning.LightningModule):
         self.ranks = config.ranks
         self.coreset = Coreset(config, data.train) if config.coreset != "none" else None
         self.guard = Guard(config, objective.temperature)
+        self.seconds_before, self.started = 0.0, time.monotonic()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         from timm.optim import create_optimizer_v2
@@ -137,8 +138,17 @@ class Pretraining(lightning.LightningModule):
             attack = replace(self.attack.scaled(ramp(max(epoch, 1) / c.epochs, c.eps_ramp)), on_moved=None)
             self.coreset.renew(epoch, self.model, self.objective, attack, self._views)
         seed = mixed_seed(c.seed, ORDER)
-        self.batches = ShuffledBatches(self._images(), c.batch_size, seed, epoch, self.global_rank, self.ranks)
+        images = self._images().to(self.device)  # uint8: CIFAR-10 takes 150 MB of a GPU
+        self.batches = ShuffledBatches(images, c.batch_size, seed, epoch, self.global_rank, self.ranks)
         return self.batches
+
+    def seconds(self) -> float:
+        """Of this start, and of the earlier ones up to the checkpoints that were gone on from."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def on_fit_start(self) -> None:
+        if self.config.compile:
+            compile_encoder(self.model, self.device)
 
     def steps_before(self, epoch: int) -> int:
         """How many steps all epochs before ``epoch``, counted from 0, have."""
@@ -150,10 +160,12 @@ class Pretraining(lightning.LightningModule):
         return self.data.train if self.coreset is None else self.coreset.images
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seconds"] = self.seconds()
         if self.coreset is not None:
             checkpoint["coreset"] = (self.coreset.chosen, self.coreset.chosen_at)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seconds_before = checkpoint.get("seconds", 0.0)
         if self.coreset is not None:
             self.coreset.chosen, self.coreset.chosen_at = checkpoint["coreset"]
 
@@ -244,7 +256,7 @@ def _trainer(config: RunConfig, run: RunDir, guard: Guard, options: dict[str, An
         "accelerator": config.accelerator,
         "devices": config.devices,
         "num_nodes": config.num_nodes,
-        "precision": config.precision,
+        "precision": precision(config, training_device(config)),
         "strategy": "ddp" if config.ranks > 1 else "auto",
         "max_epochs": config.epochs,
         "plugins": [AtomicCheckpointIO()],

@@ -4,6 +4,7 @@ python -m benchmarks collect NAME RUN [RUN ...]   writes benchmarks/results/NAME
 python -m benchmarks objectives [--data NAME]     runs every objective, writes results/objectives_NAME.json and tables
 python -m benchmarks ablation | divergences | sweeps | transfer | headline   writes results/experiment_NAME_DATA.json
 python -m benchmarks correlation                  audits the ablation's runs, writes results/correlation_DATA.json
+python -m benchmarks speed                        measures a training step, writes results/speed_*.json
 python -m benchmarks suite NAME RUN               writes results/suite_NAME.json: the standard attacks, corruptions
 python -m benchmarks table                        writes benchmarks/RESULTS.md
 """
@@ -18,6 +19,7 @@ from acl_plugin.errors import UsageError, unknown
 from acl_plugin.run_dir import RunDir, read_json, write_atomic, write_json
 from benchmarks import experiments, tables
 from benchmarks import objectives as benchmarked
+from benchmarks import speed as measured_speed
 from benchmarks.experiments import Job
 
 HERE = Path(__file__).parent
@@ -89,6 +91,14 @@ def correlation(*arguments: str) -> None:
     table()
 
 
+def speed(*arguments: str) -> None:
+    """A training step against a plain one and the device's ceiling, see :mod:`benchmarks.speed`."""
+    name, result = measured_speed.run(*arguments)
+    print("\n".join(measured_speed.shown(result)))
+    write_json(RESULTS / f"{name}.json", result)
+    table()
+
+
 def table() -> None:
     """Everything in ``results/``, as tables."""
     write_atomic(HERE / "RESULTS.md", tables.document(RESULTS).encode())
@@ -99,6 +109,7 @@ COMMANDS: dict[str, Any] = {
     "objectives": objectives,
     **{name: partial(experiment, name) for name in experiments.EXPERIMENTS},
     "correlation": correlation,
+    "speed": speed,
     "suite": suite,
     "table": table,
 }

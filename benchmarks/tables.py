@@ -21,12 +21,15 @@ Runs = list[dict[str, Any]]
 def document(results: Path) -> str:
     """Runs that were kept one by one, then a section for each file of another kind, with what was written about it."""
     files = sorted(results.glob("*.json"))
+    fast = [path for path in files if path.name.startswith("speed_")]
     of_kind = {prefix: [path for path in files if path.name.startswith(prefix)] for prefix in SECTIONS}
-    taken = {path for paths in of_kind.values() for path in paths}
+    taken = {path for paths in [fast, *of_kind.values()] for path in paths}
     lines = [*HEADER.splitlines(), "", *overview([path for path in files if path not in taken])]
     for prefix, section in SECTIONS.items():
         for path in of_kind[prefix]:
             lines += ["", *section(json.loads(path.read_text())), *notes(path)]
+    if fast:
+        lines += ["", *speeds([json.loads(path.read_text()) for path in fast]), *notes(results / "speed.json")]
     return "\n".join(lines) + "\n"
 
 
@@ -187,6 +190,42 @@ def correlation(kept: dict[str, Any]) -> list[str]:
     for term in sorted(first, key=lambda t: -(first[t] or {"rho": 0})["rho"]):
         values = [of[term] for of in found.values()]
         lines += row(term, *("" if v is None else f"{v['rho']:.2f} [{v['low']:.2f}, {v['high']:.2f}]" for v in values))
+    return lines
+
+
+def speeds(results: Runs) -> list[str]:
+    """A row for each measured training step."""
+    names = ("objective", "backbone", "batch", "precision", "images/s", "s per step", "plain s", "plain / ours", "F")
+    lines = [
+        "## Speed of a training step",
+        "",
+        "Ours against a step written plainly (float32, contiguous memory, weight gradients in the attack, views by "
+        "PIL), in turns on the same random images; median of the pairs, and their range. GFLOP/s: F encoder forwards "
+        "per image; share: of the best matrix product in the same precision, measured in the same run.",
+        "",
+        *head(*names, "GFLOP/s", "share", "views s", "attack s", "rest s", "peak GiB", "device"),
+    ]
+    for r in results:
+        parts, shape = r["parts"], "x".join(map(str, r["shape"]))
+        rest = sum(parts[name] for name in ("data", "forward and backward", "optimiser"))
+        lines += row(
+            r["objective"],
+            f"{r['backbone']}, {shape}",
+            r["batch_size"],
+            r["precision"] + (", compiled" if r["compiled"] else ""),
+            f"{r['images_per_second']:.1f}",
+            f"{r['seconds_per_step']:.3f}",
+            f"{r['plain_seconds_per_step']:.3f}",
+            f"{r['ratio']:.2f} ({r['ratio_range'][0]:.2f} to {r['ratio_range'][1]:.2f})",
+            r["encoder_forwards_per_image"],
+            f"{r['flops_per_second'] / 1e9:,.0f}",
+            f"{100 * r['share_of_ceiling']:.0f} %",
+            f"{parts['views']:.3f}",
+            f"{parts['attack']:.3f}",
+            f"{rest:.3f}",
+            f"{r['peak_memory'] / 2**30:.1f}",
+            f"{r['environment']['device']}, {r['environment']['threads']} threads",
+        )
     return lines
 
 

@@ -208,7 +208,7 @@ MISTAKES = [
     (["run", "--out", "x", "--objective-kwargs.tau", "1"], "setting of objective 'gsa_rsl': 'tau'"),
     (["run", "--out", "x", "--attack-kwargs.alfa", "1"], "'alfa'; the nearest: alpha"),
     (["run", "--out", "x", "--backbone-kwargs.wings", "2"], "unexpected keyword argument 'wings'"),
-    (["run", "--out", "x", "--precision", "16-mixed"], "--precision: allowed: '32-true'"),
+    (["run", "--out", "x", "--precision", "16-mixed"], "--precision: allowed: 'auto', '32-true'"),
     (["run", "--out", "x", "--config", "nowhere.yaml"], "--config: File does not exist"),
     (["run", "--out", "x", "--config", "bad.yaml"], "--config"),
     (["run", "--out", "x", "--config", "unknown.yaml"], "epoch"),

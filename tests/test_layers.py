@@ -13,6 +13,7 @@ PACKAGE = Path(acl_plugin.__file__).parent
 LAYERS = [
     "errors version progress randomness",
     "registry config import_hook figures distributed",
+    "acceleration",
     "losses layouts schedules lars projectors divergence sharpness bounds correlation "
     "data views routed_norm autoattack_adapter",
     "backbones",

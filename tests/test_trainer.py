@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import json
 import math
 
 import lightning
@@ -151,6 +152,20 @@ def test_a_collapsed_run_stops_and_says_what_to_change(register, tiny_config, tm
         pretrain(config, tmp_path / "run")
     # warm-up is 4 steps, 2 an epoch: the checkpoint is of the last epoch before the streak began
     assert torch.load(RunDir(tmp_path / "run").checkpoint, weights_only=True)["epoch"] == 1
+
+
+def test_seconds_are_those_of_all_starts(tiny_config, tmp_path):
+    run = pretrain(dataclasses.replace(tiny_config, epochs=1), tmp_path / "whole")
+    once = json.loads(run.pretraining.read_text())
+    assert not once["resumed"]
+    checkpoint = torch.load(run.checkpoint, weights_only=True)
+    assert 0 < checkpoint["seconds"] <= once["seconds"] + 0.1
+    torch.save(checkpoint | {"seconds": 1000.0}, run.checkpoint)
+    run.encoder.unlink()
+    pretrain(dataclasses.replace(tiny_config, epochs=1), tmp_path / "whole")
+    again = json.loads(run.pretraining.read_text())
+    assert again["resumed"]
+    assert 1000 <= again["seconds"] < 1100
 
 
 def test_real_training_does_not_look_collapsed(tiny_config, tmp_path):

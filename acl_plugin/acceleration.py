@@ -1,0 +1,54 @@
+"""What makes a training step fast on the device at hand: bfloat16 where it is quick, and torch.compile."""
+
+import sys
+
+import torch
+from torch import nn
+
+from acl_plugin.config import RunConfig
+
+
+def training_device(config: RunConfig) -> torch.device:
+    """The kind of device that Lightning takes for ``config.accelerator``."""
+    if config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    mps = config.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available()
+    return torch.device("mps" if mps else "cpu")
+
+
+def precision(config: RunConfig, device: torch.device) -> str:
+    """Lightning's name of ``config.precision``, with ``auto`` decided for the device.
+
+    bfloat16 is taken where the hardware multiplies in it, which is twice as fast as float32 or more.
+    """
+    if config.precision != "auto":
+        return config.precision
+    if device.type == "cuda":
+        quick = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        quick = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    return "bf16-mixed" if quick else "32-true"
+
+
+def compile_encoder(model: nn.Module, device: torch.device) -> bool:
+    """Let torch.compile make the kernels of backbone and projector, in place; state and keys stay as they are.
+
+    Args:
+        model: encoder on ``device``.
+
+    Returns:
+        False where no compiler works: one line says so, and the model stays as it is.
+    """
+    import torch._dynamo
+
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # of a missing compiler, an unsupported device, ...
+        reason = str(error).strip().split("\n")[0]
+        print(f"--compile: no compiler works here ({reason}); going on without it", file=sys.stderr)
+        return False
+    torch._dynamo.config.recompile_limit = 64  # modes, gradients and norm banks each make a variant
+    for part in ("backbone", "projector"):
+        getattr(model, part).compile()
+    return True

@@ -1,0 +1,300 @@
+"""How fast a training step is, and against what: a step written plainly, and the device's own ceiling.
+
+    python -m benchmarks speed                                          ResNet-18, CIFAR-10's shape, batch 64
+    python -m benchmarks speed --objective gsa_rsl --batch-size 256 --precision bf16-mixed --device cuda
+
+The plain step is the textbook's: float32, contiguous memory, weight gradients taken in the attack as well, views made
+one image at a time with PIL. Ours and the plain one take turns, A B A B, on the same images and weights. The images are
+random: nothing here depends on what they show.
+"""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from acl_plugin import routed_norm
+from acl_plugin.acceleration import compile_encoder, precision
+from acl_plugin.cli import Parser
+from acl_plugin.config import RunConfig, preset
+from acl_plugin.data import DataSet, Images
+from acl_plugin.errors import UsageError
+from acl_plugin.inner_attack import InnerAttack
+from acl_plugin.objective import Views
+from acl_plugin.run_dir import environment
+from acl_plugin.trainer import Pretraining, build
+
+PARTS = ("data", "views", "attack", "forward and backward", "optimiser")
+
+
+@dataclass(frozen=True)
+class PlainAttack(InnerAttack):
+    """PGD as the published codes write it: ``loss.backward()``, which takes the gradients of all weights as well."""
+
+    def _run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        logits: Callable[[Tensor], Tensor],
+        classes: int,
+        bounded: bool = True,
+    ) -> Tensor:
+        eps, alpha = self.threat.eps * self.scale, 1.25 * self.threat.eps * self.scale / self.steps
+        modes = [(m, m.training) for m in model.modules()]
+        kept = [(p, p.grad) for p in model.parameters()]
+        model.eval()
+        moved = x.clone()
+        if self.kwargs.get("random_start", True):
+            moved = (moved + torch.empty_like(moved).uniform_(-eps, eps)).clamp(0, 1)
+        for _ in range(self.steps):
+            moved = moved.detach().requires_grad_()
+            F.cross_entropy(logits(moved), labels).backward()
+            assert moved.grad is not None
+            moved = moved + alpha * moved.grad.sign()
+            moved = (x + (moved - x).clamp(-eps, eps)).clamp(0, 1)
+        for m, training in modes:
+            m.training = training
+        for p, grad in kept:
+            p.grad = grad
+        return moved.detach()
+
+
+def plain(module: Pretraining) -> Pretraining:
+    """The same run, weights and images, with contiguous memory and the plain attack."""
+    other = build(module.config, module.data)
+    other.model.load_state_dict(module.model.state_dict())
+    other.objective.load_state_dict(module.objective.state_dict())
+    other.to(memory_format=torch.contiguous_format)
+    attack = module.attack
+    other.attack = PlainAttack(attack.threat, "PGD", attack.steps, dict(attack.kwargs))
+    return other
+
+
+def pil_views(pixels: Tensor, names: tuple[str, ...]) -> Views:
+    """Random views by torchvision's transforms, one image at a time: crop, flip, colour, grey."""
+    from torchvision.transforms import v2
+
+    size = pixels.shape[-1]
+    jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8)
+    grey = v2.RandomGrayscale(0.2)
+    steps: list[Any] = [v2.ToPILImage(), v2.RandomResizedCrop(size, (0.1, 1.0)), v2.RandomHorizontalFlip()]
+    steps += [jitter, grey] if pixels.shape[1] == 3 else []
+    transform = v2.Compose([*steps, v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
+    drawn = {name: torch.stack([transform(image) for image in pixels]) for name in names}
+    images = pixels.float() / 255
+    return Views(images=images, rows=torch.arange(len(pixels)), **drawn)
+
+
+@dataclass
+class Stepper:
+    """Steps of one module, timed by part.
+
+    Attributes:
+        module: objective, encoder, attack and configuration.
+        plainly: views by PIL, and no autocast.
+        seconds: by part, one value for each step.
+    """
+
+    module: Pretraining
+    device: torch.device
+    plainly: bool
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {name: [] for name in PARTS})
+
+    def __post_init__(self) -> None:
+        self.module.model.to(self.device).train()
+        self.module.objective.to(self.device).train()
+        self.optimizer = self.module.configure_optimizers()
+        if self.module.config.compile and not self.plainly:
+            compile_encoder(self.module.model, self.device)
+        self.attacking = 0.0
+        self.module.attack = replace(self.module.attack, on_moved=None)
+        whole = self.module.attack._run  # the one place that every view of the attack goes through
+
+        def timed(*arguments: Any, **options: Any) -> Tensor:
+            with self._timed() as took:
+                moved = whole(*arguments, **options)
+            self.attacking += took[0]
+            return moved
+
+        object.__setattr__(self.module.attack, "_run", timed)
+
+    def step(self, pixels: Tensor) -> float:
+        """One step on (B, C, H, W) uint8 images; seconds without the copy to the device."""
+        began, self.attacking = time.perf_counter(), 0.0
+        with self._timed() as data:
+            pixels = pixels if self.plainly else pixels.to(self.device)
+        with self._timed() as views:
+            drawn = self._views(pixels)
+        with self._timed() as whole, self._autocast():
+            self.optimizer.zero_grad()
+            self.module.objective.backward(self.module.model, drawn, self.module.attack)
+        with self._timed() as optimiser:
+            self.optimizer.step()
+        values = data[0], views[0], self.attacking, whole[0] - self.attacking, optimiser[0]
+        for name, value in zip(PARTS, values, strict=True):
+            self.seconds[name].append(value)
+        return time.perf_counter() - began
+
+    def _views(self, pixels: Tensor) -> Views:
+        needs = self.module.objective.needs
+        if not self.plainly:
+            return self.module._views(pixels, torch.arange(len(pixels), device=self.device))
+        drawn = pil_views(pixels, needs)
+        given = {name: getattr(drawn, name).to(self.device) for name in (*needs, "images", "rows")}
+        return Views(**given)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.plainly or precision(self.module.config, self.device) != "bf16-mixed":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    @contextmanager
+    def _timed(self) -> Iterator[list[float]]:
+        took = [0.0]
+        _wait(self.device)
+        began = time.perf_counter()
+        yield took
+        _wait(self.device)
+        took[0] = time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """The best FLOP/s of square matrix products of several sizes."""
+    best = 0.0
+    for size in (1024, 2048, 4096) if device.type == "cpu" else (4096, 8192, 16384):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        for _ in range(4):
+            _wait(device)
+            began = time.perf_counter()
+            a @ b
+            _wait(device)
+            best = max(best, 2 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def flops(module: Pretraining, device: torch.device) -> float:
+    """Floating-point operations of one step: those of an encoder's forward, counted by torch, times F and the batch.
+
+    F counts an input gradient as one forward and a gradient of input and weights as two (``Cost.encoder_forwards``).
+    """
+    x = torch.zeros(1, *module.data.shape, device=device)
+    with torch.no_grad(), routed_norm.inference(module.model), FlopCounterMode(display=False) as counter:
+        module.model(x)
+    cost = module.objective.cost
+    assert cost is not None, module.objective
+    forwards = cost.encoder_forwards(module.config.attack_steps) * module.config.batch_size
+    return float(counter.get_total_flops()) * forwards
+
+
+def random_data(side: int, channels: int, count: int) -> DataSet:
+    """Random images in a data set's form."""
+    pixels = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)
+    images = Images(pixels, torch.arange(count) % 10, torch.arange(count), levels=255)
+    return DataSet("random", images, images, tuple("0123456789"), (0.5,) * channels, (0.25,) * channels)
+
+
+def measure(config: RunConfig, data: DataSet, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Ours and the plain step in turns on the same images; seconds, parts, operations, and the ratio of each pair."""
+    module = build(config, data)
+    other = plain(module)
+    ours, theirs = Stepper(module, device, plainly=False), Stepper(other, device, plainly=True)
+    batches = [data.train.pixels[torch.randperm(len(data.train))[: config.batch_size]] for _ in range(repeats + 1)]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    for stepper in (ours, theirs):  # to warm up
+        stepper.step(batches[0])
+    pairs = [(ours.step(pixels), theirs.step(pixels)) for pixels in batches[1:]]
+    ratios = sorted(b / a for a, b in pairs)
+    seconds = statistics.median(a for a, _ in pairs)
+    dtype = torch.bfloat16 if precision(config, device) == "bf16-mixed" else torch.float32
+    limit = ceiling(device, dtype)
+    operations = flops(module, device)
+    return {
+        "objective": config.objective,
+        "backbone": config.backbone,
+        "batch_size": config.batch_size,
+        "shape": list(data.shape),
+        "precision": str(dtype).removeprefix("torch."),
+        "compiled": config.compile,
+        "attack_steps": config.attack_steps,
+        "repeats": repeats,
+        "seconds_per_step": seconds,
+        "images_per_second": config.batch_size / seconds,
+        "parts": {name: statistics.median(values[1:]) for name, values in ours.seconds.items()},
+        "plain_parts": {name: statistics.median(values[1:]) for name, values in theirs.seconds.items()},
+        "plain_seconds_per_step": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(ratios),
+        "ratio_range": [ratios[0], ratios[-1]],
+        "encoder_forwards_per_image": module.objective.cost.encoder_forwards(config.attack_steps),
+        "flops_per_step": operations,
+        "flops_per_second": operations / seconds,
+        "ceiling": limit,
+        "share_of_ceiling": operations / seconds / limit,
+        "peak_memory": _peak(device),
+        "device": str(device),
+        "environment": environment(),
+    }
+
+
+def _peak(device: torch.device) -> int:
+    """Bytes: of the device, or of this process with both modules."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def run(*arguments: str) -> tuple[str, dict[str, Any]]:
+    """What the command line asks for; returns the name of its file and the result."""
+    parser = Parser(prog="benchmarks speed", exit_on_error=False)
+    parser.add_argument("--objective", type=str, default="acl_ds", help="Objective.")
+    parser.add_argument("--objective-kwargs", type=dict[str, Any], default={}, help="Its settings.")
+    parser.add_argument("--backbone", type=str, default="resnet18", help="timm model.")
+    parser.add_argument("--backbone-kwargs", type=dict[str, Any], default={}, help="Its arguments.")
+    parser.add_argument("--side", type=int, default=32, help="Pixels a side.")
+    parser.add_argument("--channels", type=int, default=3, help="3 or 1.")
+    parser.add_argument("--batch-size", type=int, default=64, help="Images per step.")
+    parser.add_argument("--precision", type=str, default="auto", help="As of a run.")
+    parser.add_argument("--compile", type=bool, help="torch.compile of the encoder.")
+    parser.add_argument("--device", type=str, default="", help="cpu or cuda; by default what there is.")
+    parser.add_argument("--repeats", type=int, default=5, help="Pairs of steps.")
+    given = parser.parse(arguments)
+    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: there is no GPU here")
+    names = ("objective", "objective_kwargs", "backbone", "backbone_kwargs", "batch_size", "precision", "compile")
+    config = preset("cifar10", **{name: given[name] for name in names}, eps_ramp=0.0)
+    torch.manual_seed(0)
+    data = random_data(given.side, given.channels, max(2 * config.batch_size, 16))
+    result = measure(replace(config, accelerator="cpu"), data, device, given.repeats)
+    kind = "gpu" if device.type == "cuda" else "cpu"
+    return f"speed_{kind}_{config.objective}_{config.backbone}_{config.batch_size}_{result['precision']}", result
+
+
+def shown(result: dict[str, Any]) -> list[str]:
+    """What is printed."""
+    lines = [
+        f"{result['objective']}, {result['backbone']}, batch {result['batch_size']}, {result['precision']}, "
+        f"{result['environment']['device']}, {result['environment']['threads']} threads",
+        f"{result['images_per_second']:.1f} images/s, {result['seconds_per_step']:.3f} s per step; plain "
+        f"{result['plain_seconds_per_step']:.3f} s, ratio {result['ratio']:.2f} "
+        f"({result['ratio_range'][0]:.2f} to {result['ratio_range'][1]:.2f})",
+        f"{result['flops_per_second'] / 1e9:.1f} GFLOP/s, {100 * result['share_of_ceiling']:.0f} % of "
+        f"{result['ceiling'] / 1e9:.1f}; peak memory {result['peak_memory'] / 2**30:.2f} GiB",
+    ]
+    for name in PARTS:
+        lines.append(f"  {name:22}{result['parts'][name]:9.4f} s   plain {result['plain_parts'][name]:9.4f} s")
+    return lines
