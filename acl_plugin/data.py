@@ -141,6 +141,22 @@ def _digits_5_9(config: DataConfig) -> DataSet:
     return _of_classes(_digits(config), range(5, 10), "digits_5_9")
 
 
+def _digits_val(config: DataConfig) -> DataSet:
+    """The training images of the digits alone, a tenth of them for testing: to choose settings by."""
+    return _held_out(_digits(config), "digits_val")
+
+
+def _cifar10_val(config: DataConfig) -> DataSet:
+    """The training images of CIFAR-10 alone, a tenth of them for testing: to choose settings by."""
+    return _held_out(_cifar10(replace(config, data="cifar10")), "cifar10_val")
+
+
+def _held_out(data: DataSet, name: str) -> DataSet:
+    test = stratified(data.train.labels, 0.1, 0)
+    train, held_out = (data.train.take(chosen.nonzero().squeeze(1)) for chosen in (~test, test))
+    return replace(data, name=name, train=train, test=held_out)
+
+
 def _of_classes(data: DataSet, classes: range, name: str) -> DataSet:
     def images(of: Images) -> Images:
         chosen = of.take(((of.labels >= classes.start) & (of.labels < classes.stop)).nonzero().squeeze(1))
@@ -271,7 +287,9 @@ SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
     "digits": _digits,
     "digits_0_4": _digits_0_4,
     "digits_5_9": _digits_5_9,
+    "digits_val": _digits_val,
     "cifar10": _cifar10,
+    "cifar10_val": _cifar10_val,
     "cifar100": _cifar100,
     "stl10": _stl10,
     "image_folder": _image_folder,

@@ -5,6 +5,9 @@ python -m benchmarks objectives [--data NAME]     runs every objective, writes r
 python -m benchmarks ablation | divergences | sweeps | transfer | headline   writes results/experiment_NAME_DATA.json
 python -m benchmarks correlation                  audits the ablation's runs, writes results/correlation_DATA.json
 python -m benchmarks speed                        measures a training step, writes results/speed_*.json
+python -m benchmarks scaling                      the same by batch and ranks, writes results/scaling_*.json
+python -m benchmarks autoattack-speed NAME RUN    AutoAttack against the reference, autoattack_speed_NAME.json
+python -m benchmarks record                       trains against the clock, writes results/record_*.json
 python -m benchmarks suite NAME RUN               writes results/suite_NAME.json: the standard attacks, corruptions
 python -m benchmarks table                        writes benchmarks/RESULTS.md
 """
@@ -17,8 +20,11 @@ from typing import Any
 from acl_plugin import config as configuration
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.run_dir import RunDir, read_json, write_atomic, write_json
+from benchmarks import autoattack_speed as measured_autoattack
 from benchmarks import experiments, tables
 from benchmarks import objectives as benchmarked
+from benchmarks import record as recorded
+from benchmarks import scaling as measured_scaling
 from benchmarks import speed as measured_speed
 from benchmarks.experiments import Job
 
@@ -99,6 +105,27 @@ def speed(*arguments: str) -> None:
     table()
 
 
+def scaling(*arguments: str) -> None:
+    """How a step grows with batch and ranks, see :mod:`benchmarks.scaling`."""
+    name, result = measured_scaling.run(*arguments)
+    write_json(RESULTS / f"{name}.json", result)
+    table()
+
+
+def autoattack_speed(name: str, *arguments: str) -> None:
+    """AutoAttack against the reference package on a run's classifier, see :mod:`benchmarks.autoattack_speed`."""
+    write_json(RESULTS / f"autoattack_speed_{name}.json", measured_autoattack.run(*arguments))
+    table()
+
+
+def record(*arguments: str) -> None:
+    """The quickest way to a robust encoder, see :mod:`benchmarks.record`; the result is kept once it is complete."""
+    name, result = recorded.run(*arguments)
+    if result is not None:
+        write_json(RESULTS / f"record_{name}.json", result)
+        table()
+
+
 def table() -> None:
     """Everything in ``results/``, as tables."""
     write_atomic(HERE / "RESULTS.md", tables.document(RESULTS).encode())
@@ -110,6 +137,9 @@ COMMANDS: dict[str, Any] = {
     **{name: partial(experiment, name) for name in experiments.EXPERIMENTS},
     "correlation": correlation,
     "speed": speed,
+    "record": record,
+    "scaling": scaling,
+    "autoattack-speed": autoattack_speed,
     "suite": suite,
     "table": table,
 }

@@ -21,15 +21,17 @@ Runs = list[dict[str, Any]]
 def document(results: Path) -> str:
     """Runs that were kept one by one, then a section for each file of another kind, with what was written about it."""
     files = sorted(results.glob("*.json"))
-    fast = [path for path in files if path.name.startswith("speed_")]
+    together = {prefix: [path for path in files if path.name.startswith(prefix)] for prefix in TOGETHER}
     of_kind = {prefix: [path for path in files if path.name.startswith(prefix)] for prefix in SECTIONS}
-    taken = {path for paths in [fast, *of_kind.values()] for path in paths}
+    taken = {path for paths in [*together.values(), *of_kind.values()] for path in paths}
     lines = [*HEADER.splitlines(), "", *overview([path for path in files if path not in taken])]
     for prefix, section in SECTIONS.items():
         for path in of_kind[prefix]:
             lines += ["", *section(json.loads(path.read_text())), *notes(path)]
-    if fast:
-        lines += ["", *speeds([json.loads(path.read_text()) for path in fast]), *notes(results / "speed.json")]
+    for prefix, section in TOGETHER.items():
+        if together[prefix]:
+            read = [json.loads(path.read_text()) for path in together[prefix]]
+            lines += ["", *section(read), *notes(results / f"{prefix}all.json")]
     return "\n".join(lines) + "\n"
 
 
@@ -229,6 +231,90 @@ def speeds(results: Runs) -> list[str]:
     return lines
 
 
+def scaling(kept: dict[str, Any]) -> list[str]:
+    """A row for each batch and number of ranks, and what is to be expected of many GPUs."""
+    rows, paper = kept["rows"], kept["paper"]
+    lines = [
+        f"## How a step of {rows[0]['objective']} grows",
+        "",
+        f"A small ResNet on 3x32x32, one thread a rank, float32, gloo; {kept['environment']['device']}. Every rank "
+        f"takes the loss of the joint batch. Efficiency: images per second a rank, against one rank with the same "
+        f"batch.",
+        "",
+        *head("batch a rank", "ranks", "s per step", "images/s", "efficiency", "exchange s", "KiB taken from others"),
+    ]
+    alone = {r["batch_size"]: r["seconds_per_step"] for r in rows if r["ranks"] == 1}
+    for r in rows:
+        seconds, taken = r["seconds_per_step"], sum(v for name, v in r.items() if name.startswith("bytes"))
+        share = f"{100 * alone[r['batch_size']] / seconds:.0f} %" if r["batch_size"] in alone else ""
+        rate = f"{r['ranks'] * r['batch_size'] / seconds:.0f}"
+        exchange = f"{r['seconds_of_exchange']:.3f}"
+        lines += row(r["batch_size"], r["ranks"], f"{seconds:.3f}", rate, share, exchange, f"{taken / 1024:,.0f}")
+    assumed = paper["assumed"]
+    sent = sum(v for name, v in paper.items() if name.startswith("bytes"))
+    return [
+        *lines,
+        "",
+        f"On paper, not measured: ResNet-18 under ACL(DS) on {assumed['nodes']} x {assumed['gpus']} GPUs, batch "
+        f"{paper['batch_size']} each, at {assumed['flops_per_second'] / 1e12:.0f} TFLOP/s and "
+        f"{assumed['bytes_per_second'] / 1e9:.0f} GB/s a GPU. A step computes for "
+        f"{1e3 * paper['seconds_of_encoder']:.2f} ms, takes the joint losses in "
+        f"{1e3 * paper['seconds_of_joint_losses']:.2f} ms, and sends {sent / 2**20:.0f} MiB in "
+        f"{1e3 * paper['seconds_of_sending']:.2f} ms, of which embeddings and their gradients are "
+        f"{(paper['bytes_of_embeddings'] + paper['bytes_of_their_gradients']) / 2**20:.0f} MiB.",
+    ]
+
+
+def evaluation_speeds(results: Runs) -> list[str]:
+    """A row for each classifier that both were run on."""
+    lines = [
+        "## Speed of AutoAttack",
+        "",
+        "Ours against the reference package called plainly (batch 100, float32, contiguous memory), in turns on the "
+        "same classifier and images, with the same attacks, iterations and restarts, float32; medians. Robust "
+        "accuracies are per cent, over the seeds of the turns.",
+        "",
+        *head(
+            "classifier",
+            "test images",
+            "ours s",
+            "reference s",
+            "ours / reference",
+            "robust, ours",
+            "reference",
+            "device",
+        ),
+    ]
+    for r in results:
+        lines += row(
+            f"{r['data']}, {r['backbone']}, {r['objective']}",
+            r["n"],
+            f"{statistics.median(r['seconds']):.1f}",
+            f"{statistics.median(r['reference_seconds']):.1f}",
+            f"{r['ratio']:.2f} ({r['ratio_range'][0]:.2f} to {r['ratio_range'][1]:.2f})",
+            spread(100 * v for v in r["robust_accuracies"]),
+            spread(100 * v for v in r["reference_robust_accuracies"]),
+            f"{r['environment']['device']}, {r['environment']['threads']} threads",
+        )
+    return lines
+
+
+def record(result: dict[str, Any]) -> list[str]:
+    """A run against the clock."""
+    settings, evaluation, seconds = result["settings"], result["evaluation"], result["seconds"]
+    teacher, student = settings["teacher"], settings["student"]
+    parts = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    goals = "; ".join(f"{name}: {value:.2f}" for name, value in result["goals"].items())
+    return [
+        f"## Against the clock on {student['data']}",
+        "",
+        f"{student['backbone']}, SimCLR for {teacher['epochs']} epochs, then {student['objective']} for "
+        f"{student['epochs']}, SLF; {result['environment']['device']}. {result['training_seconds']:.0f} s of training "
+        f"({parts}). Clean {100 * evaluation['clean_accuracy']:.2f}, AutoAttack "
+        f"{100 * evaluation['robust_accuracy']:.2f} per cent of {evaluation['n']} test images. Published: {goals}.",
+    ]
+
+
 TERMS = "nce_adv nce_clean sharpness js mmd sliced_wasserstein wasserstein coupling_distance probe_norm".split()
 """Of an audit, shown by row."""
 LABELS = {"robust_loss": "R", "benign_loss": "B", "sliced_wasserstein": "sliced W1", "wasserstein": "W1"}
@@ -237,9 +323,13 @@ SECTIONS = {
     "objectives_": objectives,
     "experiment_": experiment,
     "correlation_": correlation,
+    "scaling_": scaling,
+    "record_": record,
     "suite_": suite,
 }
-"""Kinds of files by the beginnings of their names, in the order of the sections."""
+"""Kinds of files by the beginnings of their names, in the order of the sections; each file has one."""
+TOGETHER = {"speed_": speeds, "autoattack_speed_": evaluation_speeds}
+"""Kinds of files that share one section."""
 
 
 def notes(path: Path) -> list[str]:

@@ -128,6 +128,15 @@ def test_halves_of_the_digits_are_the_digits():
             assert torch.equal(images.labels, all_images.labels[chosen] - first)
 
 
+def test_settings_are_chosen_on_training_images_alone(fabricated):
+    for name, options in (("digits", {}), ("cifar10", {"data_dir": fabricated})):
+        whole, chosen_by = data.load(config.preset(name, **options)), data.load(config.preset(f"{name}_val", **options))
+        rows = torch.cat([chosen_by.train.rows, chosen_by.test.rows])
+        assert sorted(rows.tolist()) == sorted(whole.train.rows.tolist())
+        assert 0.08 < len(chosen_by.test) / len(whole.train) < 0.25
+        assert len(chosen_by.test.labels.unique()) == 10
+
+
 def test_the_real_cifar10(cifar10_dir):
     loaded = data.load(config.preset("cifar10", data_dir=cifar10_dir))
     assert (len(loaded.train), len(loaded.test)) == (50_000, 10_000)

@@ -1,0 +1,91 @@
+"""How long AutoAttack takes here, against the reference package called plainly, on the same classifier and images.
+
+    python -m benchmarks autoattack-speed digits runs/digits --limit 250
+
+The reference has batches of 100, contiguous memory and the network as it is. Ours has the chunks of ``evaluate``, a
+copy with folded norms, and channels last. Both run the same attacks with all iterations and restarts, in turns, each
+turn with a seed of its own.
+"""
+
+import copy
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acl_plugin import data as datasets
+from acl_plugin.cli import Parser
+from acl_plugin.evaluate import attack_chunk, chunk_verdicts
+from acl_plugin.folding import folded
+from acl_plugin.inner_attack import ThreatModel
+from acl_plugin.model_checks import largest_batch
+from acl_plugin.run_dir import RunDir, environment, load_classifier
+from acl_plugin.verdicts import summary
+
+BATCH = 100
+"""Images at a time of the reference."""
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    """What the command line asks for."""
+    parser = Parser(prog="benchmarks autoattack-speed", exit_on_error=False)
+    parser.add_argument("run", type=Path, help="The run's folder, probed.")
+    parser.add_argument("--limit", type=int, default=250, help="Test images.")
+    parser.add_argument("--turns", type=int, default=3, help="Pairs of evaluations.")
+    parser.add_argument("--eps", type=str, default="", help="Another eps than the run's.")
+    given = parser.parse(arguments)
+    config = replace(RunDir(given.run).read_config(), limit_test=given.limit)
+    threat = ThreatModel.parse(config.norm, given.eps or config.eps)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_classifier(given.run).to(device).requires_grad_(False)
+    images = datasets.load(config).test
+    pairs = [(ours(model, images, threat, seed), reference(model, images, threat, seed)) for seed in range(given.turns)]
+    ratios = [a[0] / b[0] for a, b in pairs]
+    return {
+        "data": config.data,
+        "objective": config.objective,
+        "backbone": config.backbone,
+        "n": len(images),
+        "threat_model": threat.norm,
+        "eps": threat.eps,
+        "seconds": [a[0] for a, _ in pairs],
+        "reference_seconds": [b[0] for _, b in pairs],
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "robust_accuracies": [a[1] for a, _ in pairs],
+        "reference_robust_accuracies": [b[1] for _, b in pairs],
+        "device": str(device),
+        "environment": environment(),
+    }
+
+
+def ours(model: Any, images: datasets.Images, threat: ThreatModel, seed: int) -> tuple[float, float]:
+    """Seconds, and robust accuracy."""
+    device = next(model.parameters()).device
+    size, began, found = largest_batch(model, model.spec.shape, device), time.perf_counter(), []
+    faster = folded(model, images.floats(0, 64).to(device))
+    for start in range(0, len(images), size):
+        where = slice(start, min(start + size, len(images)))
+        found += chunk_verdicts(images, attack_chunk(model, images, where, threat, seed, attacked=faster))
+    return time.perf_counter() - began, summary(found)["robust_accuracy"]
+
+
+def reference(model: Any, images: datasets.Images, threat: ThreatModel, seed: int) -> tuple[float, float]:
+    """Seconds, and robust accuracy."""
+    from pyautoattack import AutoAttack
+
+    device = next(model.parameters()).device
+    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    x, y = images.floats().to(device), images.labels.to(device)
+    began = time.perf_counter()
+    adversary = AutoAttack(plain, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=device)
+    targets = min(9, len(model.spec.classes) - 1)
+    adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = targets
+    moved, _ = adversary.run_standard_evaluation(x, y, batch_size=BATCH)
+    seconds = time.perf_counter() - began
+    with torch.no_grad():
+        right = torch.cat([plain(part).argmax(1) for part in moved.split(BATCH)]) == y
+    return seconds, right.double().mean().item()

@@ -1,0 +1,99 @@
+"""The CIFAR-10 record: a robust encoder against the clock, decoupled into a benign teacher and an adversarial student.
+
+    python -m benchmarks record --data-dir data --out runs/record                  to the end
+    python -m benchmarks record --data-dir data --out runs/record --minutes 9.5    stops in time; again, it goes on
+
+ResNet-18 with CIFAR's stem, no extra data: SimCLR, then DeACL from it, each for the epochs given, the linear head
+(SLF), and AutoAttack standard on all test images. What counts as training is the two pretrainings and the probe, of all
+starts. Settings are chosen with ``--data cifar10_val``, which holds out a part of the training images; never on the
+test images.
+"""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from acl_plugin import data as datasets
+from acl_plugin import pipeline
+from acl_plugin.acceleration import training_device
+from acl_plugin.cli import Parser
+from acl_plugin.config import preset, to_dict
+from acl_plugin.run_dir import RunDir, environment, read_json
+from acl_plugin.trainer import pretrain
+
+SETTINGS: dict[str, Any] = {"batch_size": 512, "lr": 4e-3, "precision": "auto", "keep_every": 0, "probe_epochs": 25}
+"""Of teacher and student, unless ``--options`` says otherwise."""
+GOALS = {"ACL, 1000 epochs": 39.17, "best published linear probe": 46.99}
+"""Published AutoAttack accuracies under SLF, in per cent."""
+
+
+def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
+    """What the command line asks for: the data set's name, and the result, or None when the time was up before."""
+    parser = Parser(prog="benchmarks record", exit_on_error=False)
+    parser.add_argument("--data", type=str, default="cifar10", help="cifar10, or cifar10_val to choose settings by.")
+    parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds cifar-10-batches-py.")
+    parser.add_argument("--out", type=Path, default=Path("runs/record"), help="Folder of both runs.")
+    parser.add_argument("--student", type=str, default="deacl", help="deacl or profeat.")
+    parser.add_argument("--teacher-epochs", type=int, default=60, help="Of SimCLR.")
+    parser.add_argument("--student-epochs", type=int, default=35, help="Of the student.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed.")
+    parser.add_argument("--minutes", type=float | None, default=None, help="Stop after so long.")
+    parser.add_argument(
+        "--options", type=dict[str, Any], default={}, help="Options of both, such as --options.lr 1e-3."
+    )
+    given = parser.parse(arguments)
+    shared = SETTINGS | {"data_dir": given.data_dir, "seed": given.seed} | dict(given.options)
+    teacher = preset(given.data, objective="simclr", epochs=given.teacher_epochs, **shared)
+    own = {"teacher": str(given.out / "teacher")}
+    student = preset(given.data, objective=given.student, objective_kwargs=own, epochs=given.student_epochs, **shared)
+    datasets.load(teacher)  # a mistake is told before anything is written
+    try:
+        with stopped_after(given.minutes):
+            pretrain(teacher, given.out / "teacher")
+            evaluation = pipeline.run(student, given.out / "student", training_device(student))
+    except KeyboardInterrupt:
+        if given.minutes is None:
+            raise
+        print(f"stopped after {given.minutes:g} minutes; the same command goes on", file=sys.stderr)
+        return given.data, None
+    runs = {name: RunDir(given.out / name) for name in ("teacher", "student")}
+    seconds = {name: read_json(of.pretraining)["seconds"] for name, of in runs.items()}
+    seconds["probe"] = read_json(runs["student"].probe)["seconds"]
+    result = {
+        "training_seconds": sum(seconds.values()),
+        "seconds": seconds,
+        "evaluation": evaluation,
+        "goals": GOALS,
+        "settings": {name: {k: v for k, v in to_dict(c).items() if k != "data_dir"} for name, c in
+                     {"teacher": teacher, "student": student}.items()},
+        "environment": environment(),
+    }  # fmt: skip
+    print(
+        f"{result['training_seconds']:.0f} s of training on {environment()['device']}: clean "
+        f"{100 * evaluation['clean_accuracy']:.2f} %, AutoAttack {100 * evaluation['robust_accuracy']:.2f} % of "
+        f"{evaluation['n']} images"
+    )
+    return given.data, result
+
+
+@contextlib.contextmanager
+def stopped_after(minutes: float | None) -> Iterator[None]:
+    """Inside, KeyboardInterrupt is raised after so many minutes, as if by hand; never for None."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if minutes is None:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(1e-3, 60 * minutes))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
