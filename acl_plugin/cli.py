@@ -31,6 +31,7 @@ COMMANDS = {
     "probe": "train a classifier on a run's encoder: linear on the frozen encoder, or by another protocol",
     "evaluate": "attack a run's classifier with AutoAttack standard, or a suite of standard attacks",
     "audit": "measure every term of the bounds on the robust loss, on a run's checkpoints",
+    "report": "write one HTML page of one or several runs",
     "export": "write a run's result in RobustBench's format and register its model",
     "import": "make a run folder of a published checkpoint, ready to be probed",
     "transfer": "make a run folder of a run's encoder on another data set, ready to be probed",
@@ -107,6 +108,8 @@ def _dispatch(arguments: list[str]) -> None:
         _import(rest)
     elif name == "audit":
         _audit(rest)
+    elif name == "report":
+        _report(rest)
     elif name == "transfer":
         _transfer(rest)
     elif name == "pseudo-labels":
@@ -244,6 +247,20 @@ def _audit(arguments: list[str]) -> None:
     result = audit.audit(runs, out, given.checkpoints, given.limit, device)
     print("\n".join(tables.audit(result)))
     print(f"results: {out.audit}, figure: {out.audit_figure}")
+
+
+def _report(arguments: list[str]) -> None:
+    parser = _parser("report")
+    parser.add_argument("runs", type=Path, nargs="+", help="Run folders; several are compared.")
+    parser.add_argument("--out", type=Path | None, default=None, help="The file; report.html of the first run.")
+    given = parser.parse(arguments)
+
+    from acl_plugin import report
+
+    runs = [RunDir(path) for path in given.runs]
+    out = given.out or runs[0].report
+    report.report(runs, out)
+    print(f"report: {out}")
 
 
 def _transfer(arguments: list[str]) -> None:

@@ -84,12 +84,13 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
     if begun and run.evaluation.is_file():
         return read_json(run.evaluation)
     check_classifier(model, images.floats(0, 64).to(device))
-    started, resumed = time.monotonic(), begun and run.evaluation_chunks.is_dir()
+    started, folders = time.monotonic(), (run.evaluation_chunks, run.adversarial)
     if not begun:
-        shutil.rmtree(run.evaluation_chunks, ignore_errors=True)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
         write_json(run.evaluation_key, settings)
-    run.evaluation_chunks.mkdir(exist_ok=True)
-    run.adversarial.mkdir(exist_ok=True)
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
     starts = range(0, len(images), batch_size)
     done = sum(chunk.done for chunk in map(partial(_read_chunk, run), starts) if chunk is not None)
     with Progress("AutoAttack", len(starts) * len(STANDARD), done, unit="attack") as progress:
@@ -113,7 +114,7 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
         "autoattack": _autoattack_package(),
         "device": str(device),
         "seconds": round(time.monotonic() - started, 1),
-        "resumed": resumed,
+        "resumed": begun,
     }
     write_json(run.evaluation, result)
     return result

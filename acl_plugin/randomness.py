@@ -19,7 +19,8 @@ import torch
     LABELS,
     CORRUPTIONS,
     AUDIT,
-) = range(13)
+    REPORT,
+) = range(14)
 """What a run's seed is for: streams of randomness that do not depend on each other."""
 
 

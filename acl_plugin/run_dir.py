@@ -14,6 +14,7 @@ RUN/adversarial/         the images that broke the classifier, by chunk and atta
 RUN/suite.json           the standard attacks one by one, and accuracy against eps
 RUN/corruptions.json     accuracy under common corruptions
 RUN/audit.json           every term of the bounds; audit.svg is its figure
+RUN/report.html          all of it on one page
 RUN/robustbench/         what `acl-plugin export` wrote
 """
 
@@ -67,6 +68,7 @@ class RunDir:
     corruptions = property(lambda self: self.path / "corruptions.json")
     audit = property(lambda self: self.path / "audit.json")
     audit_figure = property(lambda self: self.path / "audit.svg")
+    report = property(lambda self: self.path / "report.html")
     robustbench = property(lambda self: self.path / "robustbench")
 
     def evaluation_chunk(self, start: int) -> Path:

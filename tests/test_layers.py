@@ -30,6 +30,7 @@ LAYERS = [
     "leaderboard importers transfer audit",
     "pipeline",
     "tables",
+    "report",
     "cli",
     "__main__ __init__",
 ]
