@@ -26,6 +26,7 @@ from acl_plugin.divergence import DIVERGENCES, measure
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.linear_head import fit_head, solve_head
+from acl_plugin.lock import locked
 from acl_plugin.losses import nt_xent
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import AUDIT, mixed_seed
@@ -66,26 +67,33 @@ def audit(runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, dev
     chosen = {run.path: [*(run.snapshots() if checkpoints == "all" else []), run] for run in runs}
     with Progress("audit", sum(map(len, chosen.values())), unit="checkpoint") as progress:
         for run in runs:
-            config = run.read_config()
-            settings = _settings(config, limit)
-            rows = _rows_of_before(run, settings)
-            data = datasets.load(config)
-            for checkpoint in chosen[run.path]:
-                encoder = load_encoder(checkpoint.path)
-                digest = weights_hash(encoder)
-                if digest not in rows:
-                    measured = audit_encoder(encoder, config, data, limit, device)
-                    epochs = config.epochs if checkpoint is run else int(checkpoint.path.name.split("-")[1])
-                    rows[digest] = {"run": str(run.path), "epochs": epochs, "encoder_sha256": digest, **measured}
-                    _write(run, settings, list(rows.values()))
-                found.append(rows[digest] | {"run": str(run.path)})
-                progress.advance()
+            with locked(run.path):
+                found += _audit_run(run, chosen[run.path], limit, device, progress.advance)
     result = {"rows": found, "correlation": correlations(found)}
     if [run.path for run in runs] != [out.path]:
         out.path.mkdir(parents=True, exist_ok=True)
         write_json(out.audit, result)
     write_atomic(out.audit_figure, figures.svg(figures.audit(result)))
     return result
+
+
+def _audit_run(
+    run: RunDir, checkpoints: Sequence[RunDir], limit: int, device: torch.device, advance: Callable[[], object]
+) -> list[dict[str, Any]]:
+    config = run.read_config()
+    settings, data, found = _settings(config, limit), datasets.load(config), []
+    rows = _rows_of_before(run, settings)
+    for checkpoint in checkpoints:
+        encoder = load_encoder(checkpoint.path)
+        digest = weights_hash(encoder)
+        if digest not in rows:
+            measured = audit_encoder(encoder, config, data, limit, device)
+            epochs = config.epochs if checkpoint is run else int(checkpoint.path.name.split("-")[1])
+            rows[digest] = {"run": str(run.path), "epochs": epochs, "encoder_sha256": digest, **measured}
+            _write(run, settings, list(rows.values()))
+        found.append(rows[digest] | {"run": str(run.path)})
+        advance()
+    return found
 
 
 def audit_encoder(

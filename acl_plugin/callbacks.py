@@ -35,10 +35,14 @@ class Checkpoints(lightning.Callback):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are seen whole or not at all."""
+    """Checkpoints that are seen whole or not at all; the one before is kept as ``before.ckpt``."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        write_atomic(Path(path), torch_bytes(checkpoint))
+        path = Path(path)
+        content = torch_bytes(checkpoint)
+        if path.is_file():
+            path.replace(path.with_name("before.ckpt"))
+        write_atomic(path, content)
 
 
 class ShowProgress(lightning.Callback):

@@ -6,7 +6,9 @@ Exit status 0: done. 2: the user's mistake, told in one line; nothing was writte
 import argparse
 import logging
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -73,6 +75,8 @@ class Parser(jsonargparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     _quiet()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)  # a scheduler's way to say what SIGINT says
     try:
         _dispatch(list(sys.argv[1:] if arguments is None else arguments))
     except UsageError as error:
@@ -84,7 +88,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+    except OSError as error:  # a full disk, a folder that cannot be written, ...
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{PROGRAM}: {where}{error.strerror or error}; what was written before is whole", file=sys.stderr)
+        return 1
     return 0
+
+
+def _terminated(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -17,6 +17,7 @@ from acl_plugin import data as datasets
 from acl_plugin.config import RunConfig
 from acl_plugin.data import Images
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.lock import exclusive
 from acl_plugin.model_checks import check_classifier
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import CORRUPTIONS, mixed_seed
@@ -32,6 +33,7 @@ FOLDERS = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"}
 PACKAGE = "imagecorruptions-imaug"
 
 
+@exclusive
 def evaluate(
     run: RunDir,
     config: RunConfig,

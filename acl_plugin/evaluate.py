@@ -28,6 +28,7 @@ from acl_plugin.data import Images
 from acl_plugin.errors import UsageError
 from acl_plugin.folding import folded
 from acl_plugin.inner_attack import ThreatModel
+from acl_plugin.lock import exclusive
 from acl_plugin.model_checks import check_classifier, largest_batch
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import EVALUATION, mixed_seed
@@ -54,6 +55,7 @@ class Chunk:
     flags: tuple[str, ...] = ()
 
 
+@exclusive
 def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, Any]:
     """Attack the classifier of ``run``; writes and returns ``evaluation.json``.
 

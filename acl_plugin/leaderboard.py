@@ -22,6 +22,7 @@ from acl_plugin import submission
 from acl_plugin.backbones import Classifier, ModelSpec
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.lock import exclusive
 from acl_plugin.run_dir import RunDir, load_classifier, read_json, torch_bytes, weights_hash, write_atomic, write_json
 
 LEADERBOARDS = {"cifar10": 10_000, "cifar100": 10_000}
@@ -49,6 +50,7 @@ FIELDS: dict[str, tuple[str | type, bool]] = {
 """The fields of RobustBench's merged files: type, or pattern of the text, and whether each must be there."""
 
 
+@exclusive
 def export(
     run: RunDir,
     config: RunConfig,

@@ -25,11 +25,13 @@ from acl_plugin.errors import UsageError
 from acl_plugin.full_finetune import adversarial_loss, attack_of, set_banks, trades_loss
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.linear_head import head_loss, predictions, solve_head, zero_head
+from acl_plugin.lock import exclusive
 from acl_plugin.randomness import HOLDOUT, PROBE, mixed_seed
 from acl_plugin.run_dir import RunDir, load_encoder, write_json, write_model
 from acl_plugin.sgd import Schedule, descend, probe_schedule
 
 
+@exclusive
 def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
     """Probe the encoder of ``run`` by ``probe_protocol``; writes ``classifier.pt`` and ``probe.json``.
 

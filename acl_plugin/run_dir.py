@@ -3,7 +3,7 @@
 RUN/config.yaml          the resolved configuration
 RUN/environment.json     versions, device, threads, git commit
 RUN/metrics.csv          loss terms by epoch; the same as TensorBoard events in RUN/tensorboard
-RUN/checkpoints/last.ckpt  to resume pretraining
+RUN/checkpoints/last.ckpt  to resume pretraining; before.ckpt is the one before it
 RUN/checkpoints/epoch-*/  the encoder after some epochs, to be audited: a folder with an encoder.pt and so on each
 RUN/encoder.pt           the pretrained encoder: one norm bank, timm's keys; benign_encoder.pt is the bank for benign
                          images, where it is another one; projector.pt the projector
@@ -24,6 +24,7 @@ import json
 import os
 import platform
 import subprocess
+import zipfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,6 +53,7 @@ class RunDir:
 
     config = property(lambda self: self.path / "config.yaml")
     checkpoint = property(lambda self: self.path / "checkpoints" / "last.ckpt")
+    checkpoint_before = property(lambda self: self.path / "checkpoints" / "before.ckpt")
     metrics = property(lambda self: self.path / "metrics.csv")
     encoder = property(lambda self: self.path / "encoder.pt")
     benign_encoder = property(lambda self: self.path / "benign_encoder.pt")
@@ -124,7 +126,7 @@ class RunDir:
                 raise UsageError(
                     f"{self.path} holds a run of another configuration ({'; '.join(other)}); choose another --out"
                 )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(not file.name.startswith(".") for file in self.path.iterdir()):
             raise UsageError(f"{self.path} is not empty and not a run folder; choose another --out")
 
     def start(self, config: RunConfig) -> None:
@@ -202,7 +204,7 @@ def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
         UsageError: when it is damaged or something else.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_intact(path)
         return ModelSpec.from_dict(content["spec"]), content["weights"]
     except Exception as error:  # the unpickler raises all kinds
         raise UsageError(f"{path} is damaged or no model of acl_plugin: {type(error).__name__}") from error
@@ -242,7 +244,7 @@ def read_projector(run: RunDir) -> tuple[str, dict[str, Tensor]]:
     if not run.projector.is_file():
         return "identity", {}
     try:
-        content = torch.load(run.projector, map_location="cpu", weights_only=True)
+        content = read_intact(run.projector)
         return content["projector"], content["weights"]
     except Exception as error:  # the unpickler raises all kinds
         raise UsageError(f"{run.projector} is damaged or no projector: {type(error).__name__}") from error
@@ -255,6 +257,26 @@ def weights_hash(model: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def intact(path: Path) -> bool:
+    """Whether every part of a file that ``torch.save`` wrote has the checksum that was written with it."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
+        return False
+
+
+def read_intact(path: Path) -> Any:
+    """What ``torch.save`` wrote; nothing in the file is executed.
+
+    Raises:
+        ValueError: when a byte has changed since.
+    """
+    if not intact(path):
+        raise ValueError("a checksum is not right")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def torch_bytes(value: Any) -> bytes:

@@ -18,6 +18,7 @@ from acl_plugin.data import Images
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.linear_head import predictions
+from acl_plugin.lock import exclusive
 from acl_plugin.model_checks import check_classifier, largest_batch
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import mixed_seed
@@ -77,6 +78,7 @@ SUITE: dict[str, Setting] = {
 """The suite, with its settings, in order. Step sizes are shares of eps: 1/4 is 2/255 for 8/255."""
 
 
+@exclusive
 def evaluate(
     run: RunDir, config: RunConfig, device: torch.device, attacks: Sequence[str] | None = None
 ) -> dict[str, Any]:

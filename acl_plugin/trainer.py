@@ -1,6 +1,7 @@
 """Pretraining by Lightning: it knows Objective, and no recipe."""
 
 import math
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +27,11 @@ from acl_plugin.guard import Guard
 from acl_plugin.inner_attack import InnerAttack, ThreatModel, require_unit_range
 from acl_plugin.knn import knn_accuracy
 from acl_plugin.lars import LARS
+from acl_plugin.lock import locked
 from acl_plugin.objective import Objective, Views
 from acl_plugin.randomness import HOLDOUT, INITIALISATION, ORDER, STEP, mixed_seed
 from acl_plugin.registry import create_objective
-from acl_plugin.run_dir import RunDir, write_encoder, write_json
+from acl_plugin.run_dir import RunDir, intact, write_encoder, write_json
 from acl_plugin.views import WEAK, views
 
 
@@ -51,10 +53,16 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
     run.check_config(config)
     module = build(config, datasets.load(config))
     run.start(config)
-    if run.encoder.is_file():
-        return run
+    with locked(run.path):
+        if not run.encoder.is_file():
+            _fit(module, run, trainer_options)
+    return run
+
+
+def _fit(module: "Pretraining", run: RunDir, trainer_options: dict[str, Any]) -> None:
+    config = module.config
     trainer = _trainer(config, run, module.guard, trainer_options)
-    resume = run.checkpoint if run.checkpoint.is_file() else None
+    resume = _checkpoint(run)
     try:
         trainer.fit(module, ckpt_path=resume, weights_only=True)
     except SystemExit as error:  # what Lightning makes of SIGINT
@@ -64,7 +72,16 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
     record = {"epochs": config.epochs, "seconds": round(module.seconds(), 1), "resumed": resume is not None}
     write_json(run.pretraining, record | {"precision": trainer.precision})
     module.write_encoder(run)
-    return run
+
+
+def _checkpoint(run: RunDir) -> Path | None:
+    """The last checkpoint; the one before it where the last is damaged, which is told; None to begin."""
+    for path in (run.checkpoint, run.checkpoint_before):
+        if path.is_file():
+            if intact(path):
+                return path
+            print(f"{path} is damaged (a checksum is not right); going on from what is before it", file=sys.stderr)
+    return None
 
 
 def build(config: RunConfig, data: DataSet) -> "Pretraining":

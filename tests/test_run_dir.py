@@ -118,3 +118,20 @@ def test_a_file_and_an_unwritable_folder_are_refused(tmp_path):
         RunDir(tmp_path / "file").start(preset("digits"))
     with pytest.raises(UsageError, match="cannot be written"):
         RunDir("/proc/run").start(preset("digits"))
+
+
+@pytest.mark.parametrize("where", [0.2, 0.5, 0.8])
+def test_a_flipped_byte_is_found(run, where):
+    folder, _ = run
+    content = bytearray(folder.classifier.read_bytes())
+    content[int(where * len(content))] ^= 0x10
+    folder.classifier.write_bytes(content)
+    with pytest.raises(UsageError, match="classifier.pt is damaged"):
+        acl_plugin.load_classifier(folder.path)
+
+
+def test_intact_is_of_whole_files_of_torch_alone(run, tmp_path):
+    assert run_dir.intact(run[0].classifier)
+    assert not run_dir.intact(tmp_path / "nowhere")
+    (tmp_path / "text").write_text("text")
+    assert not run_dir.intact(tmp_path / "text")

@@ -154,6 +154,40 @@ def test_a_collapsed_run_stops_and_says_what_to_change(register, tiny_config, tm
     assert torch.load(RunDir(tmp_path / "run").checkpoint, weights_only=True)["epoch"] == 1
 
 
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_leads_to_the_same_weights(
+    tiny_config, tmp_path, capsys, damaged
+):
+    config = dataclasses.replace(tiny_config, epochs=3)
+    run = pretrain(config, tmp_path / "run")
+    whole = run.encoder.read_bytes()
+    assert torch.load(run.checkpoint_before, weights_only=True)["epoch"] == 1
+    run.encoder.unlink()
+    for path in (run.checkpoint, run.checkpoint_before)[:damaged]:
+        damage(path)
+    capsys.readouterr()
+    pretrain(config, tmp_path / "run")
+    told = [line for line in capsys.readouterr().err.splitlines() if "is damaged" in line]
+    assert len(told) == damaged
+    assert told[0] == f"{run.checkpoint} is damaged (a checksum is not right); going on from what is before it"
+    assert run.encoder.read_bytes() == whole
+
+
+def test_a_process_that_dies_between_two_checkpoints_goes_on_from_the_one_before(tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, epochs=3)
+    run = pretrain(config, tmp_path / "run")
+    whole = run.encoder.read_bytes()
+    run.encoder.unlink()
+    run.checkpoint.unlink()
+    assert pretrain(config, tmp_path / "run").encoder.read_bytes() == whole
+
+
 def test_seconds_are_those_of_all_starts(tiny_config, tmp_path):
     run = pretrain(dataclasses.replace(tiny_config, epochs=1), tmp_path / "whole")
     once = json.loads(run.pretraining.read_text())

@@ -1,0 +1,69 @@
+"""One process at a time in a run folder."""
+
+import contextlib
+import fcntl
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Concatenate, ParamSpec, TypeVar
+
+from acl_plugin.errors import UsageError
+from acl_plugin.run_dir import RunDir
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_HELD: set[Path] = set()  # by this process, whose stages may be nested
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process works in ``folder``; one that is not there is not locked.
+
+    The lock is the kernel's, and ends with the process, however it ends. The file ``.lock`` tells whose it is.
+    Processes that a launcher started beside the first one (``RANK`` or ``LOCAL_RANK`` above 0) leave it to that one.
+
+    Raises:
+        UsageError: naming the process that works in the folder.
+    """
+    path = folder.resolve() / ".lock"
+    beside = any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    if path in _HELD or beside or not folder.is_dir():
+        yield
+        return
+    with path.open("a+") as file:
+        file.seek(0)
+        owner = file.read().strip()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"process {owner} works in {folder}; wait for it, or choose another folder") from error
+        if owner:
+            print(f"{folder}: the lock of process {owner}, which has ended, is taken over", file=sys.stderr)
+        _write(file, str(os.getpid()))
+        _HELD.add(path)
+        try:
+            yield
+        finally:
+            _HELD.discard(path)
+            _write(file, "")
+
+
+def exclusive(stage: Callable[Concatenate[RunDir, P], T]) -> Callable[Concatenate[RunDir, P], T]:
+    """A stage that has the folder of its run, its first argument, for itself."""
+
+    @functools.wraps(stage)
+    def alone(run: RunDir, /, *arguments: P.args, **options: P.kwargs) -> T:
+        with locked(run.path):
+            return stage(run, *arguments, **options)
+
+    return alone
+
+
+def _write(file: IO[str], text: str) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(text)
+    file.flush()
