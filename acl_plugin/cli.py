@@ -23,6 +23,7 @@ from acl_plugin import tables
 from acl_plugin.config import EvaluationConfig, MachineConfig, ProbeConfig, RunConfig, ThreatConfig
 from acl_plugin.errors import TrainingStopped, UsageError, unknown
 from acl_plugin.layouts import LAYOUTS
+from acl_plugin.progress import Progress
 from acl_plugin.published import probe_settings
 from acl_plugin.run_dir import RunDir
 
@@ -33,6 +34,7 @@ COMMANDS = {
     "probe": "train a classifier on a run's encoder: linear on the frozen encoder, or by another protocol",
     "evaluate": "attack a run's classifier with AutoAttack standard, or a suite of standard attacks",
     "audit": "measure every term of the bounds on the robust loss, on a run's checkpoints",
+    "status": "tell how far a run has come",
     "report": "write one HTML page of one or several runs",
     "export": "write a run's result in RobustBench's format and register its model",
     "import": "make a run folder of a published checkpoint, ready to be probed",
@@ -77,8 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quiet()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)  # a scheduler's way to say what SIGINT says
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    Progress.silent = "--quiet" in given
     try:
-        _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        _dispatch([argument for argument in given if argument != "--quiet"])
     except UsageError as error:
         print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -101,7 +105,9 @@ def _terminated(number: int, frame: Any) -> None:
 
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(f"usage: {PROGRAM} COMMAND [OPTIONS]   ({PROGRAM} COMMAND --help tells the options)\n")
+        print(
+            f"usage: {PROGRAM} COMMAND [OPTIONS]   ({PROGRAM} COMMAND --help tells the options; --quiet: no progress)\n"
+        )
         print("\n".join(f"  {name:15}{line}" for name, line in COMMANDS.items()))
         return
     if arguments[0] == "--version":
@@ -122,6 +128,8 @@ def _dispatch(arguments: list[str]) -> None:
         _audit(rest)
     elif name == "report":
         _report(rest)
+    elif name == "status":
+        _status(rest)
     elif name == "transfer":
         _transfer(rest)
     elif name == "pseudo-labels":
@@ -273,6 +281,16 @@ def _report(arguments: list[str]) -> None:
     out = given.out or runs[0].report
     report.report(runs, out)
     print(f"report: {out}")
+
+
+def _status(arguments: list[str]) -> None:
+    parser = _parser("status")
+    parser.add_argument("runs", type=Path, nargs="+", help="Run folders.")
+
+    from acl_plugin.status import status
+
+    for path in parser.parse(arguments).runs:
+        print("\n".join(status(RunDir(path))))
 
 
 def _transfer(arguments: list[str]) -> None:

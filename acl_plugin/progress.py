@@ -20,12 +20,13 @@ class Progress:
     """
 
     lines = 10  # at most about this many, where there is no terminal
+    silent = False  # of all: --quiet
 
     def __init__(self, what: str, total: int, done: int = 0, unit: str = "step", quiet: bool = False) -> None:
         self.what, self.total, self.done, self.unit = what, total, done, unit
         self.first, self.started = done, time.monotonic()
         self.next_line = done + max(1, min(10, total // 20))  # early, to tell how long it will take
-        self.quiet = quiet
+        self.quiet = quiet = quiet or self.silent
         self.bar = tqdm(desc=what, total=total, initial=done, unit=unit) if sys.stderr.isatty() and not quiet else None
 
     def advance(self, units: int = 1, **values: float) -> None:

@@ -30,7 +30,7 @@ LAYERS = [
     "leaderboard importers transfer audit",
     "pipeline",
     "tables",
-    "report",
+    "report status",
     "cli",
     "__main__ __init__",
 ]

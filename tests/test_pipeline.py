@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 
 from acl_plugin import data, load_classifier, pipeline
@@ -58,15 +59,16 @@ def test_killed_and_started_again_it_ends_as_an_undisturbed_run(tmp_path):
     assert whole.metrics.read_text() == killed.metrics.read_text()
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on(tmp_path, number):
     run = RunDir(tmp_path / "run")
     process = subprocess.Popen(
         command(run.path, "--epochs", "400"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     while process.poll() is None and not run.checkpoint.is_file():
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err.splitlines()[-1] == "acl-plugin: interrupted; the same command goes on from the last checkpoint"
 

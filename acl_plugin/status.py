@@ -1,0 +1,59 @@
+"""How far a run has come, from its files alone."""
+
+import csv
+from typing import Any
+
+from acl_plugin.config import RunConfig
+from acl_plugin.run_dir import RunDir, read_json
+from acl_plugin.verdicts import STANDARD
+
+
+def status(run: RunDir) -> list[str]:
+    """A line for the run and one for each stage.
+
+    Raises:
+        UsageError: when the folder is no run, or a file is damaged.
+    """
+    config = run.read_config()
+    lock = run.path / ".lock"
+    owner = lock.read_text().strip() if lock.is_file() else ""
+    now = f"; process {owner} works in it, or was killed" if owner else ""
+    lines = [f"{run.path}: {config.objective} on {config.data}, {config.backbone}, seed {config.seed}{now}"]
+    stages = {
+        "pretrain": _pretrain(run, config),
+        "probe": _done(run.probe, lambda v: f"{v['protocol']}, train accuracy {100 * v['train_accuracy']:.2f} %"),
+        "evaluate": _evaluate(run),
+        "suite": _done(run.suite, lambda v: f"{len(v['rows'])} attacks, worst case {100 * v['worst_case']:.2f} %"),
+        "corruptions": _done(run.corruptions, lambda v: f"mean {100 * v['mean']:.2f} %"),
+        "audit": _done(run.audit, lambda v: f"{len(v['rows'])} checkpoints"),
+        "export": ", ".join(p.stem for p in sorted(run.robustbench.glob("model_info/*/*/*.json"))) or "not yet",
+    }
+    return lines + [f"  {name:12}{told}" for name, told in stages.items()]
+
+
+def _pretrain(run: RunDir, config: RunConfig) -> str:
+    if run.encoder.is_file():
+        record = read_json(run.pretraining) if run.pretraining.is_file() else {}
+        return f"done, {record['seconds']:.0f} s" if "seconds" in record else "done elsewhere"
+    if not run.metrics.is_file():
+        return "not yet"
+    with run.metrics.open(newline="") as file:
+        epochs = sum(1 for _ in csv.DictReader(file))
+    return f"{epochs} of {config.epochs} epochs"
+
+
+def _evaluate(run: RunDir) -> str:
+    if run.evaluation.is_file():
+        found: dict[str, Any] = read_json(run.evaluation)
+        clean, robust = (100 * found[name] for name in ("clean_accuracy", "robust_accuracy"))
+        return f"clean {clean:.2f} %, AutoAttack {robust:.2f} % of {found['n']} images"
+    if not run.evaluation_key.is_file():
+        return "not yet"
+    key = read_json(run.evaluation_key)
+    chunks = -(-key["n"] // key["batch_size"])
+    done = sum(read_json(path)["done"] for path in run.evaluation_chunks.glob("*.json"))
+    return f"{done} of {chunks * len(STANDARD)} attacks"
+
+
+def _done(path: Any, told: Any) -> str:
+    return told(read_json(path)) if path.is_file() else "not yet"
