@@ -2,7 +2,7 @@
 
 One probe for all checkpoints: the linear head that is solved on the training images. One adversary: PGD with 20 steps
 on its cross-entropy. All else is measured on test images: R and B, the contrastive losses, the sharpness, the
-divergences between benign and adversarial features, and with them the bounds of :mod:`acl_plugin.bounds`.
+divergences between benign and adversarial features, and with them the bounds of ``acl_plugin.bounds``.
 """
 
 import math
@@ -99,7 +99,7 @@ def _audit_run(
 def audit_encoder(
     encoder: Encoder, config: RunConfig, data: DataSet, limit: int, device: torch.device
 ) -> dict[str, Any]:
-    """Terms and bounds of one encoder: ``terms`` by name, and ``bounds`` as :meth:`Bound.to_dict`.
+    """Terms and bounds of one encoder: ``terms`` by name, and ``bounds`` as ``Bound.to_dict``.
 
     Everything random is a function of the run's seed.
 

@@ -2,7 +2,7 @@
 
 RobustBench imports ``autoattack``; PyPI has the same attacks as ``pyautoattack``, with other names for the
 arguments and another return value. This class is what ``from autoattack import AutoAttack`` gives when no package
-``autoattack`` is installed (see :mod:`acl_plugin.import_hook`).
+``autoattack`` is installed (see ``acl_plugin.import_hook``).
 """
 
 import logging

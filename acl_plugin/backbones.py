@@ -64,7 +64,7 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelSpec":
-        """What :meth:`to_dict` wrote down."""
+        """What ``to_dict`` wrote down."""
         tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**tuples)
 
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
     Args:
         spec: the model, without classes.
         routes: names of the norm banks; the first is the default.
-        projector: one of :data:`projectors.PROJECTORS`.
+        projector: one of ``projectors.PROJECTORS``.
     """
 
     def __init__(self, spec: ModelSpec, routes: Sequence[str] = ("clean",), projector: str = "three_layer") -> None:

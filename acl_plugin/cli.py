@@ -46,7 +46,7 @@ LISTS = ("objectives", "backbones", "attacks", "data", "formats")
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """Options with dashes, and errors as :class:`UsageError`."""
+    """Options with dashes, and errors as ``UsageError``."""
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
         if options.get("type") is bool:  # a flag

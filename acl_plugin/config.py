@@ -1,6 +1,6 @@
 """Every option of a run, its default, and what changes with the data set.
 
-The defaults written here are those of the digits; :data:`PRESETS` holds what differs elsewhere.
+The defaults written here are those of the digits; ``PRESETS`` holds what differs elsewhere.
 """
 
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -288,7 +288,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
-    """The configuration that :func:`to_dict` wrote down.
+    """The configuration that ``to_dict`` wrote down.
 
     Raises:
         UsageError: for an unknown option or a value out of range.

@@ -33,12 +33,12 @@ def spearman(
 
     Args:
         x, y: N values each.
-        groups: N names; None, or fewer than :data:`FEWEST` of them, draws points.
+        groups: N names; None, or fewer than ``FEWEST`` of them, draws points.
         seed: of the draws.
         draws: how many.
 
     Returns:
-        None for fewer than :data:`FEWEST` points, or where x or y does not vary.
+        None for fewer than ``FEWEST`` points, or where x or y does not vary.
     """
     import numpy as np
     from scipy.stats import rankdata

@@ -47,7 +47,7 @@ def evaluate(
         run, config: the run; ``config`` gives the test images and the seed.
         device: to compute on.
         folder: holds CIFAR-10-C or CIFAR-100-C; None makes the corruptions on the fly.
-        names: of :data:`NAMES`; None for all.
+        names: of ``NAMES``; None for all.
 
     Returns:
         ``source`` (the folder's name, or the package that made them), ``accuracy`` by corruption, a list over
@@ -95,7 +95,7 @@ def corrupt(pixels: Tensor, name: str, severity: int, seed: int) -> Tensor:
 
     Args:
         pixels: (3, H, W) uint8.
-        name: of :data:`NAMES`.
+        name: of ``NAMES``.
         severity: 1 to 5.
         seed: of the noise.
 

@@ -1,7 +1,7 @@
 """Global divergences between the law P of benign features and the law Q of adversarial ones, estimated on samples.
 
 All have one signature: ``fit`` trains what the estimator learns, ``forward`` gives the encoder's loss and the
-estimate, ``adversarial_rows`` is what an attack raises. :data:`DIVERGENCES` names them.
+estimate, ``adversarial_rows`` is what an attack raises. ``DIVERGENCES`` names them.
 """
 
 import copy
@@ -65,7 +65,7 @@ class Learned(Divergence):
         size: D, size of the features.
         hidden: width of the hidden layers.
         lr: learning rate of Adam.
-        steps: steps of h per call of :meth:`fit`.
+        steps: steps of h per call of ``fit``.
 
     Source: spectral norm (arXiv 1802.05957).
     """
@@ -136,7 +136,7 @@ class JensenShannon(Learned):
         gradient: what reaches the encoder. ``reversed``: the gradient of the estimate;
             ``non_saturating``: that of the loss with the two laws' labels exchanged, which does not vanish
             when the discriminator wins.
-        size, options: see :class:`Learned`.
+        size, options: see ``Learned``.
 
     Source: GAN (arXiv 1406.2661), theorem 1.
     """
@@ -149,7 +149,7 @@ class JensenShannon(Learned):
         return LOG2 - (F.softplus(-benign).mean() + F.softplus(adversarial).mean()) / 2
 
     def forward(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`Divergence.forward`; the estimate is in nats, clipped to [0, log 2]."""
+        """See ``Divergence.forward``; the estimate is in nats, clipped to [0, log 2]."""
         p, q = self.values_of_both(benign, adversarial)
         bound = self.bound(p, q)
         loss = bound if self.gradient == "reversed" else -self.bound(q, p)
@@ -259,7 +259,7 @@ DIVERGENCES: dict[str, type[Divergence]] = {
 
 
 def create_divergence(name: str, size: int, **options: Any) -> Divergence:
-    """A divergence of :data:`DIVERGENCES` on features of D = ``size``.
+    """A divergence of ``DIVERGENCES`` on features of D = ``size``.
 
     Raises:
         UsageError: for an unknown name or option.
@@ -280,7 +280,7 @@ def measure(name: str, benign: Tensor, adversarial: Tensor, seed: int, steps: in
     brought to the scale that suits a network, which JS does not see and Wasserstein-1 is scaled back by.
 
     Args:
-        name: of :data:`DIVERGENCES`.
+        name: of ``DIVERGENCES``.
         benign, adversarial: (N, D) features, N >= 4.
         steps: of the network.
 

@@ -44,7 +44,7 @@ class Chunk:
         start: position of its first image.
         predictions: of the images themselves.
         broken_by: the attack that broke each, so far.
-        done: how many of :data:`STANDARD` have been run.
+        done: how many of ``STANDARD`` have been run.
         flags: AutoAttack's warnings.
     """
 

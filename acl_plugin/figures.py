@@ -27,7 +27,7 @@ def audit(result: dict[str, Any]) -> "Figure":
     """Both sides of every bound on every checkpoint, and correlations with the robust loss where there are any.
 
     Args:
-        result: of :func:`acl_plugin.audit.audit`.
+        result: of ``acl_plugin.audit.audit``.
     """
     from matplotlib.figure import Figure
 

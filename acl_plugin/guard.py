@@ -36,14 +36,14 @@ class Guard:
 
     @property
     def healthy(self) -> bool:
-        """Whether the weights are worth a checkpoint; after :meth:`look`."""
+        """Whether the weights are worth a checkpoint; after ``look``."""
         return self.streak == 0
 
     def watch(self, terms: Terms, step: int, progress: float) -> None:
         """Take the terms of one step, at ``progress`` in [0, 1) of the run: before their gradients are used, on a CPU.
 
         Raises:
-            TrainingStopped: as :meth:`look`.
+            TrainingStopped: as ``look``.
         """
         self.unseen.append((step, progress, {"loss": terms.total.detach(), **terms.parts}))
         if terms.total.device.type == "cpu" or len(self.unseen) >= self.seldom:

@@ -31,7 +31,7 @@ class Published:
     """What a file holds, all of it in timm's names.
 
     Attributes:
-        layout: name in :data:`layouts.LAYOUTS`.
+        layout: name in ``layouts.LAYOUTS``.
         spec: the network, with its stem and normalisation.
         banks: weights of the backbone, by norm bank; the first is for benign images.
         projectors: its kind, and weights by norm bank; None if the file has no projector that we know.
@@ -67,13 +67,13 @@ def import_run(
         path: the checkpoint.
         run: folder, new or empty.
         config: data set and backbone.
-        layout, bank, allow_pickle: see :func:`read` and :meth:`Published.bank`.
+        layout, bank, allow_pickle: see ``read`` and ``Published.bank``.
 
     Returns:
         The layout.
 
     Raises:
-        UsageError: as :func:`read`; nothing is written then.
+        UsageError: as ``read``; nothing is written then.
     """
     shape = datasets.load(config).shape
     published = read(path, layout, config.backbone, config.backbone_kwargs, shape, allow_pickle)
@@ -100,7 +100,7 @@ def read(
 
     Args:
         path: the file.
-        layout: one of :data:`layouts.LAYOUTS`, or ``auto`` to find out.
+        layout: one of ``layouts.LAYOUTS``, or ``auto`` to find out.
         backbone, backbone_kwargs: timm's name of the network, and arguments.
         shape: (C, H, W) of the images.
         allow_pickle: let the file execute code while it is read.

@@ -184,7 +184,7 @@ class InnerAttack:
             model: encoder, called as ``model(images, route)`` -> (B, P).
             x: (B, C, H, W) in [0, 1].
             keys: (B, P) fixed embeddings; row i is image i's own.
-            route, temperature: as in :meth:`joint`.
+            route, temperature: as in ``joint``.
 
         Returns:
             (B, C, H, W), detached, in ball and box.

@@ -59,7 +59,7 @@ def solve_head(model: Classifier, images: Images, weight_decay: float) -> float:
 
 
 def fit_head(features: Tensor, labels: Tensor, classes: int, weight_decay: float) -> tuple[Tensor, Tensor]:
-    """The (C, D) weight and (C,) bias that :func:`solve_head` is about, in float64.
+    """The (C, D) weight and (C,) bias that ``solve_head`` is about, in float64.
 
     Args:
         features: (N, D); labels: (N,), two classes or more among them.

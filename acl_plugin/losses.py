@@ -45,7 +45,7 @@ def joint_logits(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         temperature: tau > 0.
 
     Returns:
-        (2B, 2B) logits with the diagonal at :data:`SELF`, and (2B,) labels, the rows' partners.
+        (2B, 2B) logits with the diagonal at ``SELF``, and (2B,) labels, the rows' partners.
     """
     rows = len(z)
     own = torch.eye(rows, dtype=torch.bool, device=z.device)
@@ -70,7 +70,7 @@ def nt_xent_rows(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
 
 
 def nt_xent(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
-    """NT-Xent, the mean of :func:`nt_xent_rows` over both views, with the embeddings of all ranks.
+    """NT-Xent, the mean of ``nt_xent_rows`` over both views, with the embeddings of all ranks.
 
     Returns:
         () loss in nats; log(2B - 1) when all embeddings are the same (on R ranks, of R B images).
@@ -150,7 +150,7 @@ def multi_view_nce_rows(
 
 
 def multi_view_nce(views: Sequence[Tensor], temperature: float = 0.5, **options: Any) -> Tensor:
-    """The mean of :func:`multi_view_nce_rows` over the batches of all ranks, with the same options.
+    """The mean of ``multi_view_nce_rows`` over the batches of all ranks, with the same options.
 
     Returns:
         () loss in nats.
@@ -161,7 +161,7 @@ def multi_view_nce(views: Sequence[Tensor], temperature: float = 0.5, **options:
 def weighted_nce(
     views: Sequence[Tensor], temperature: float, scale: float, weights: Tensor | None, **options: Any
 ) -> tuple[float, Tensor]:
-    """``scale`` times :func:`multi_view_nce`, as a weight and a part for ``Terms.weighted``.
+    """``scale`` times ``multi_view_nce``, as a weight and a part for ``Terms.weighted``.
 
     The part is divided by the sum of the weights of the pairs, so that it sits at log(VB - 1) when all embeddings are
     the same, whatever the weights.

@@ -51,7 +51,7 @@ def check_classifier(model: nn.Module, images: Tensor) -> None:
 
 
 def largest_batch(model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> int:
-    """How many images fit into a quarter of the device's memory in a forward and a backward, at most :data:`MOST`.
+    """How many images fit into a quarter of the device's memory in a forward and a backward, at most ``MOST``.
 
     Measured as the bytes that autograd keeps for one image. It depends on the machine, and not on its load.
 

@@ -106,16 +106,16 @@ class Terms:
 
 
 class Objective(nn.Module):
-    """Base of all objectives: an author writes :meth:`terms`, and sets the class attributes.
+    """Base of all objectives: an author writes ``terms``, and sets the class attributes.
 
     The objective owns all that its method needs besides the encoder (discriminator, queue, teacher, momentum
     encoder, schedule), so that its state dict completes a checkpoint.
 
     Attributes:
         routes: the encoder's norm banks; the first is for benign images, and the last one is probed.
-        projector: the encoder's projector, one of :data:`projectors.PROJECTORS`.
+        projector: the encoder's projector, one of ``projectors.PROJECTORS``.
         needs: the random views that it uses, of ``a``, ``b`` and ``weak``.
-        strength: of the strong views, in [0, 1]; :meth:`on_epoch` may change it.
+        strength: of the strong views, in [0, 1]; ``on_epoch`` may change it.
         attack_view: how it aims its inner attack (``joint``, ``bank``, ``scalar``); None if it has none.
         cost: its passes through the encoder.
         paper: where it is from.

@@ -16,10 +16,10 @@ def run(config: RunConfig, out: Path, device: torch.device | str = "cpu", **trai
     """Do the whole job of ``config`` in the folder ``out``, or what is left of it.
 
     Args:
-        config: see :func:`acl_plugin.config.preset`.
+        config: see ``acl_plugin.config.preset``.
         out: run folder, new or of the same configuration.
         device: for probe and evaluation; pretraining takes ``config.accelerator``.
-        trainer_options: see :func:`acl_plugin.trainer.pretrain`.
+        trainer_options: see ``acl_plugin.trainer.pretrain``.
 
     Returns:
         The contents of ``evaluation.json``.

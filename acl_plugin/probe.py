@@ -152,7 +152,7 @@ def aff_pgd(p: Probing) -> dict[str, Any]:
 
 
 def semi(p: Probing) -> dict[str, Any]:
-    """Few labels: see :mod:`acl_plugin.semi_supervised`."""
+    """Few labels: see ``acl_plugin.semi_supervised``."""
     loss = semi_supervised.prepare(p.run, p.config, p.data, p.pgd, p.model, p.device)
     return _finetune(p, loss) | {"labelled": semi_supervised.count(p.config, p.data.train)}
 

@@ -71,7 +71,7 @@ class PseudoLabels(nn.Module):
 
     @classmethod
     def read(cls, path: Path | str) -> "PseudoLabels":
-        """What :meth:`write` wrote; nothing in the file is executed.
+        """What ``write`` wrote; nothing in the file is executed.
 
         Raises:
             UsageError: when it is missing, damaged or something else.

@@ -72,7 +72,7 @@ def create_objective(name: str, **settings: Any) -> Any:
     """Create the objective registered under ``name``.
 
     Args:
-        name: one of :func:`available`.
+        name: one of ``available``.
         settings: the objective's own settings, such as ``temperature=0.5``.
 
     Raises:

@@ -190,7 +190,7 @@ def _comparison(pages: Sequence[_Run]) -> list[str]:
 
 
 def _steps(pages: Sequence[_Run]) -> tuple[list[str], dict[str, list[float]]]:
-    """What :func:`figures.accuracies` takes, of runs that were evaluated."""
+    """What ``figures.accuracies`` takes, of runs that were evaluated."""
     steps, by_run = ["clean"], {}
     for page in pages:
         assert page.evaluation is not None

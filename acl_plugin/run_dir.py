@@ -198,7 +198,7 @@ def write_model(path: Path, spec: ModelSpec, weights: Mapping[str, Tensor]) -> N
 
 
 def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """What :func:`write_model` wrote; nothing in the file is executed.
+    """What ``write_model`` wrote; nothing in the file is executed.
 
     Raises:
         UsageError: when it is damaged or something else.
@@ -217,7 +217,7 @@ def write_encoder(
     benign: Mapping[str, Tensor] | None = None,
     projector: tuple[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """What :func:`load_encoder` reads; ``encoder.pt`` comes last, as it says that the others are there.
+    """What ``load_encoder`` reads; ``encoder.pt`` comes last, as it says that the others are there.
 
     Args:
         adversarial, benign: weights of the norm bank for adversarial images, and for benign ones if it is another.
@@ -231,12 +231,12 @@ def write_encoder(
 
 
 def write_projector(run: RunDir, kind: str, weights: Mapping[str, Tensor]) -> None:
-    """A projector's name (see :data:`projectors.PROJECTORS`) and weights."""
+    """A projector's name (see ``projectors.PROJECTORS``) and weights."""
     write_atomic(run.projector, torch_bytes({"projector": kind, "weights": dict(weights)}))
 
 
 def read_projector(run: RunDir) -> tuple[str, dict[str, Tensor]]:
-    """What :func:`write_projector` wrote; ``identity`` for a run without a projector.
+    """What ``write_projector`` wrote; ``identity`` for a run without a projector.
 
     Raises:
         UsageError: when the file is damaged or something else.

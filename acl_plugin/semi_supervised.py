@@ -38,7 +38,7 @@ def count(config: RunConfig, images: Images) -> int:
 def prepare(
     run: RunDir, config: RunConfig, data: DataSet, attack: InnerAttack, model: Classifier, device: torch.device
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Stage 1, and the loss of stage 2 for :func:`sgd.descend`.
+    """Stage 1, and the loss of stage 2 for ``sgd.descend``.
 
     Args:
         run: with a pretrained encoder.

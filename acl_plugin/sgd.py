@@ -29,7 +29,7 @@ class Schedule:
         batch_size: images per step, at most all of them.
         lr, weight_decay: of SGD with momentum 0.9.
         milestones: shares of the epochs after which the rate falls tenfold.
-        augment: see :func:`views.views`.
+        augment: see ``views.views``.
         seed: decides order, views and attacks.
     """
 
@@ -59,7 +59,7 @@ def descend(
         parameters: of the model, to train.
         images: to train on.
         step: a batch's loss.
-        schedule: see :class:`Schedule`.
+        schedule: see ``Schedule``.
         score: called after each epoch; the model ends as it was after the epoch with the highest (the first of them).
 
     Returns:

@@ -90,7 +90,7 @@ def evaluate(
     Args:
         run, config: the run; ``config`` gives threat model, test images and seed.
         device: to compute on.
-        attacks: names in :data:`SUITE`; None for all that the images have the channels for.
+        attacks: names in ``SUITE``; None for all that the images have the channels for.
 
     Returns:
         ``rows`` (accuracy, settings and seconds of each attack; positions of the images it broke; for CW and DeepFool

@@ -39,7 +39,7 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
     """Pretrain an encoder as ``config`` says, or go on where an earlier start was stopped.
 
     Args:
-        config: see :func:`acl_plugin.config.preset`.
+        config: see ``acl_plugin.config.preset``.
         out: run folder, new or of the same configuration.
         trainer_options: further options of ``lightning.Trainer``, such as ``num_nodes``; ``logger`` and
             ``callbacks`` are added to ours.

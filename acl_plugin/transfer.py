@@ -19,7 +19,7 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
     Args:
         source: pretrained.
         run: folder, new or of the same transfer.
-        config: see :func:`transferred`.
+        config: see ``transferred``.
 
     Raises:
         UsageError: when the encoder is missing, or the images do not have its shape.

@@ -70,14 +70,14 @@ def suite(name: str, path: str) -> None:
 
 
 def objectives(*arguments: str) -> None:
-    """Every objective on one data set, see :mod:`benchmarks.objectives`."""
+    """Every objective on one data set, see ``benchmarks.objectives``."""
     data, runs = benchmarked.run_all(*arguments)
     write_json(RESULTS / f"objectives_{data}.json", [{"row": row} | kept(RunDir(path)) for row, path in runs])
     table()
 
 
 def experiment(name: str, *arguments: str) -> None:
-    """One experiment on GSA-RSL, see :mod:`benchmarks.experiments`."""
+    """One experiment on GSA-RSL, see ``benchmarks.experiments``."""
     data, jobs = experiments.run_all(name, *arguments)
     runs = [_kept_job(job) for job in jobs]
     write_json(RESULTS / f"experiment_{name}_{data}.json", {"name": name, "data": data, "runs": runs})
@@ -98,7 +98,7 @@ def correlation(*arguments: str) -> None:
 
 
 def speed(*arguments: str) -> None:
-    """A training step against a plain one and the device's ceiling, see :mod:`benchmarks.speed`."""
+    """A training step against a plain one and the device's ceiling, see ``benchmarks.speed``."""
     name, result = measured_speed.run(*arguments)
     print("\n".join(measured_speed.shown(result)))
     write_json(RESULTS / f"{name}.json", result)
@@ -106,20 +106,20 @@ def speed(*arguments: str) -> None:
 
 
 def scaling(*arguments: str) -> None:
-    """How a step grows with batch and ranks, see :mod:`benchmarks.scaling`."""
+    """How a step grows with batch and ranks, see ``benchmarks.scaling``."""
     name, result = measured_scaling.run(*arguments)
     write_json(RESULTS / f"{name}.json", result)
     table()
 
 
 def autoattack_speed(name: str, *arguments: str) -> None:
-    """AutoAttack against the reference package on a run's classifier, see :mod:`benchmarks.autoattack_speed`."""
+    """AutoAttack against the reference package on a run's classifier, see ``benchmarks.autoattack_speed``."""
     write_json(RESULTS / f"autoattack_speed_{name}.json", measured_autoattack.run(*arguments))
     table()
 
 
 def record(*arguments: str) -> None:
-    """The quickest way to a robust encoder, see :mod:`benchmarks.record`; the result is kept once it is complete."""
+    """The quickest way to a robust encoder, see ``benchmarks.record``; the result is kept once it is complete."""
     name, result = recorded.run(*arguments)
     if result is not None:
         write_json(RESULTS / f"record_{name}.json", result)

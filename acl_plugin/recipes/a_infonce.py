@@ -67,7 +67,7 @@ def a_infonce(
     """Asymmetric InfoNCE, with inferior positives (ip), hard negatives (hn) or both (iphn), on AdvCL or RoCL.
 
     On AdvCL the share alpha of an inferior positive adapts to the distance of w' and w: see
-    :class:`AsymmetricAdvCL`.
+    ``AsymmetricAdvCL``.
 
     Args:
         base: ``advcl`` or ``rocl``.
@@ -77,8 +77,8 @@ def a_infonce(
             1 on RoCL; without effect in hn, but for its released form.
         tau_plus: prior of false negatives; by default 0.12 (hn) or 0.1 (iphn).
         beta: concentration on hard negatives.
-        fidelity: ``released`` has the slips of the code's hard negatives (see :class:`HardNegatives`). On AdvCL the
-            attack, and the loss of hn, have the weights of :func:`one_sided_weights`; in ``paper`` every variant
+        fidelity: ``released`` has the slips of the code's hard negatives (see ``HardNegatives``). On AdvCL the
+            attack, and the loss of hn, have the weights of ``one_sided_weights``; in ``paper`` every variant
             attacks the loss of its base. On RoCL gradients are stopped at the keys.
         settings: of the base, such as ``temperature`` and ``pseudo_labels``.
 
@@ -111,7 +111,7 @@ a_infonce.paper = "A-InfoNCE, ECCV 2022, arXiv 2207.08374"  # type: ignore[attr-
 
 
 class AsymmetricRoCL(RoCL):
-    """RoCL with inferior positives or hard negatives; see :func:`a_infonce`."""
+    """RoCL with inferior positives or hard negatives; see ``a_infonce``."""
 
     paper = "A-InfoNCE, ECCV 2022, arXiv 2207.08374"
 
@@ -126,7 +126,7 @@ class AsymmetricRoCL(RoCL):
 
 
 class AsymmetricAdvCL(AdvCL):
-    """AdvCL with inferior positives, whose share adapts, or hard negatives; see :func:`a_infonce`.
+    """AdvCL with inferior positives, whose share adapts, or hard negatives; see ``a_infonce``.
 
     d is the mean distance of w' and w in benign features. Over the first ``warmup`` of the epochs its mean d0 is
     taken, and the share is alpha; then it is alpha for d > d0, 1/2 for d < ``nearest``, and linear in between.

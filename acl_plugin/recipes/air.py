@@ -36,7 +36,7 @@ class InvariantACL(Objective):
         temperature: tau.
         standard, adversarial: lambda_1 and lambda_2.
         fidelity: ``released`` takes KL's first argument for a probability where a logarithm is due (see
-            :func:`invariance`), so that SIR is near -log B and AIR near 0; ``paper`` is the KL of the products as they
+            ``invariance``), so that SIR is near -log B and AIR near 0; ``paper`` is the KL of the products as they
             stand, which do not sum to 1 and are O(1/B^2); ``normalised`` makes them laws.
 
     Published: LARS lr 5, batch 512, 1000 epochs. `--probe-protocol air++` adds its post-processing.

@@ -24,15 +24,15 @@ class GlobalSharpnessAware(Objective):
     L = adversarial NCE(a', b') + benign max_{||d|| <= rho} NCE(a, b; theta + d) + global_ D(f(a, b), f(a', b'))
 
     A weight of 0 switches its term off, rho = 0 the sharpness. The divergence D of backbone features is JS, estimated
-    by a discriminator that learns along, or another of :data:`DIVERGENCES`. The paper's bounds are about one encoder,
+    by a discriminator that learns along, or another of ``DIVERGENCES``. The paper's bounds are about one encoder,
     so benign and adversarial views share one bank of BatchNorm.
 
     Args:
         temperature: tau.
         adversarial, benign, global_: weights of the three terms.
         rho: radius of the sharpness in weight space.
-        divergence: D, one of :data:`DIVERGENCES`.
-        gradient: of JS, see :class:`JensenShannon`.
+        divergence: D, one of ``DIVERGENCES``.
+        gradient: of JS, see ``JensenShannon``.
         attack_divergence: let the attack raise the divergence as well.
 
     Source: arXiv 2311.09671. Its method is adversarial NCE, SAM on the benign NCE, and a discriminator; the
@@ -78,7 +78,7 @@ class GlobalSharpnessAware(Objective):
             self.divergence = create_divergence(self.estimator, model.size, **self.options).to(device)
 
     def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
-        """Without the sharpness, which takes a second gradient: see :meth:`backward`."""
+        """Without the sharpness, which takes a second gradient: see ``backward``."""
         if not (self.benign or self.global_):  # benign views then leave no trace in the norm statistics either
             return self._others(model, views, attack, None)
         f, nce = self._benign(model, views)
