@@ -75,12 +75,8 @@ def ablation() -> list[Row]:
     return [*rows, SUPERVISED]
 
 
-SUPERVISED = Row(
-    "supervised adversarial training",
-    options={"probe_protocol": "aff_pgd", "probe_epochs": 32},
-    untrained=True,
-)
-"""PGD-10 on cross-entropy from the same initial encoder, for the epochs of the digits' preset."""
+SUPERVISED = Row("supervised adversarial training", options={"probe_protocol": "aff_pgd"}, untrained=True)
+"""PGD-10 on cross-entropy from the same initial encoder, for as many epochs as the others pretrain."""
 ALL = Row("adversarial + benign + SAM + global")
 
 
@@ -201,7 +197,10 @@ def job(row: Row, seed: int, data_name: str, shared: dict[str, Any], runs: Path)
         before = source.config
         config = transferred(before, there, **{"data_dir": before.data_dir, "seed": seed} | options)
         return _job(row, seed, config, runs, source)
-    config = preset(data_name, **shared | _of_row(row, seed))
+    options = shared | _of_row(row, seed)
+    if row.label == SUPERVISED.label:
+        options["probe_epochs"] = options.get("epochs", preset(data_name).epochs)
+    config = preset(data_name, **options)
     source = None if row.encoder_of is None else job(row.encoder_of, seed, data_name, shared, runs)
     return _job(row, seed, config, runs, source)
 
