@@ -104,11 +104,11 @@ def audit_encoder(
     Everything random is a function of the run's seed.
 
     Raises:
-        UsageError: when there are fewer than 8 test images, or one class alone.
+        UsageError: when there are fewer than 8 test images, or two classes of two images each.
     """
     images, seed = data.test.first(limit), mixed_seed(config.seed, AUDIT)
-    if len(images) < 8 or len(images.labels.unique()) < 2:
-        raise UsageError(f"an audit takes 8 test images or more, of two classes or more, not {len(images)}")
+    if len(images) < 8 or (images.labels.bincount() > 1).sum() < 2:
+        raise UsageError(f"an audit takes 8 test images or more, two of each of two classes, not these {len(images)}")
     threat = ThreatModel.parse(config.norm, config.eps)
     encoder = encoder.to(device).eval().requires_grad_(False)
     model = probed(encoder, data, config.probe_weight_decay, device)
@@ -166,12 +166,13 @@ def label_shift(
 ) -> float:
     """E_Q |P(y|z) - Q(y|z)|_1, in [0, 2]: an estimate by two linear probes, one on each law.
 
-    They are fitted on one half of the rows and compared on the adversarial features of the other, both ways.
+    They are fitted on one half of each class and compared on the adversarial features of the other, both ways.
 
     Args:
         benign, adversarial: (N, D) features; labels: (N,).
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]
     halves, found = (order[::2], order[1::2]), []
     for fitted, asked in (halves, halves[::-1]):
         laws = []

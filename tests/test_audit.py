@@ -200,6 +200,11 @@ def test_mistakes(runs, arguments, message, capsys):
 
 
 def test_too_few_images_are_refused(runs):
-    config = replace(runs["gsa_rsl"].read_config(), limit_test=5)
-    with pytest.raises(UsageError, match="an audit takes 8 test images or more"):
-        audit.audit_encoder(load_encoder(runs["gsa_rsl"].path), config, data.load(config), 500, CPU)
+    config, encoder = replace(runs["gsa_rsl"].read_config(), limit_test=8), load_encoder(runs["gsa_rsl"].path)
+    loaded = data.load(config)
+    one = replace(loaded.test, labels=torch.tensor([3, 0, 0, 0, 0, 0, 0, 0]))
+    for images in (loaded.test.first(5), one):
+        with pytest.raises(UsageError, match="an audit takes 8 test images or more, two of each of two classes"):
+            audit.audit_encoder(encoder, config, replace(loaded, test=images), 500, CPU)
+    few = replace(loaded.test, labels=torch.tensor([3, 0, 0, 0, 0, 0, 0, 3]))
+    assert audit.audit_encoder(encoder, config, replace(loaded, test=few), 500, CPU)["terms"]["label_shift"] >= 0
