@@ -52,10 +52,11 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
     run = RunDir(out)
     run.check_config(config)
     module = build(config, datasets.load(config))
+    if run.encoder.is_file():  # what it was made with stays as it is written down
+        return run
     run.start(config)
     with locked(run.path):
-        if not run.encoder.is_file():
-            _fit(module, run, trainer_options)
+        _fit(module, run, trainer_options)
     return run
 
 

@@ -121,7 +121,8 @@ def experiment(kept: dict[str, Any]) -> list[str]:
     """A row for each setting of an experiment on GSA-RSL."""
     by_row = grouped(kept["runs"])
     evaluated = {name: [r for r in group if "evaluation" in r] for name, group in by_row.items()}
-    best = max((g for g in evaluated.values() if g), key=lambda group: mean(robust(group)))
+    probed = [group for group in evaluated.values() if group and group[0]["settings"]["probe_protocol"] == "slf"]
+    best = max(probed, key=lambda group: mean(robust(group)))
     settings = best[0]["settings"]
     lines = [
         f"## {kept['name'].capitalize()} on {kept['data']}",
@@ -129,7 +130,7 @@ def experiment(kept: dict[str, Any]) -> list[str]:
         f"GSA-RSL, {settings['backbone']}, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, "
         f"{settings['attack']} with {settings['attack_steps']} steps, eps {settings['eps']}; AutoAttack on "
         f"{best[0]['evaluation']['n']} test images of {best[0]['evaluation']['dataset']}; {device(best)}, runs side by "
-        f"side. Hash: of the row's configuration. *tie*: with the best, inside one standard deviation.",
+        f"side. Hash: of the row's configuration. Best: of the linear probes; *tie*: with it, inside one standard deviation.",
         "",
         *head("row", "hash", "clean", "AutoAttack", "pretrain s", "AutoAttack s", "seeds"),
     ]

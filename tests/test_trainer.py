@@ -154,6 +154,13 @@ def test_a_collapsed_run_stops_and_says_what_to_change(register, tiny_config, tm
     assert torch.load(RunDir(tmp_path / "run").checkpoint, weights_only=True)["epoch"] == 1
 
 
+def test_what_a_finished_run_was_made_with_stays(tiny_config, tmp_path):
+    run = pretrain(tiny_config, tmp_path / "run")
+    (run.path / "environment.json").write_text("as it was")
+    assert pretrain(tiny_config, tmp_path / "run").encoder.is_file()
+    assert (run.path / "environment.json").read_text() == "as it was"
+
+
 def damage(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
