@@ -31,9 +31,10 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
         side = encoder.spec.shape[1]
         hint = f"; add --image-size {side}" if shape[0] == encoder.spec.shape[0] else ""
         raise UsageError(f"the images of {config.data} are {given}, and {source.path} was trained on {own}{hint}")
-    run.start(config)
+    run.check_config(config)
     if run.encoder.is_file():
         return
+    run.start(config)
     pretraining = read_json(source.pretraining) if source.pretraining.is_file() else {}
     trained = source.read_config()
     write_json(

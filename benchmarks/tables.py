@@ -130,7 +130,8 @@ def experiment(kept: dict[str, Any]) -> list[str]:
         f"GSA-RSL, {settings['backbone']}, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, "
         f"{settings['attack']} with {settings['attack_steps']} steps, eps {settings['eps']}; AutoAttack on "
         f"{best[0]['evaluation']['n']} test images of {best[0]['evaluation']['dataset']}; {device(best)}, runs side by "
-        f"side. Hash: of the row's configuration. Best: of the linear probes; *tie*: with it, inside one standard deviation.",
+        f"side. Hash: of the row's configuration. Best: of the linear probes; *tie*: with it, inside one standard "
+        f"deviation.",
         "",
         *head("row", "hash", "clean", "AutoAttack", "pretrain s", "AutoAttack s", "seeds"),
     ]
