@@ -193,3 +193,14 @@ def fabricated_others(tmp_path, monkeypatch):
                 picture = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
                 picture.save(root / split / kind / f"{i}.png")
     return root
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A folder in place of benchmarks/, with nothing kept."""
+    import benchmarks.__main__ as main
+
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(main, "HERE", tmp_path)
+    monkeypatch.setattr(main, "RESULTS", tmp_path / "results")
+    return tmp_path

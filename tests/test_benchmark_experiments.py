@@ -19,12 +19,9 @@ SHARED = {"data_dir": None, "limit_test": 250}
 
 
 @pytest.fixture
-def results(tmp_path, monkeypatch):
-    (tmp_path / "results").mkdir()
-    monkeypatch.setattr(main, "HERE", tmp_path)
-    monkeypatch.setattr(main, "RESULTS", tmp_path / "results")
+def results(results, monkeypatch):
     monkeypatch.setitem(experiments.SETTINGS, "digits", TINY | {"limit_train": 32, "keep_every": 1})
-    return tmp_path
+    return results
 
 
 def planned(name, seed=0):

@@ -13,14 +13,11 @@ from conftest import TINY
 
 
 @pytest.fixture
-def results(tmp_path, monkeypatch):
-    (tmp_path / "results").mkdir()
-    monkeypatch.setattr(main, "HERE", tmp_path)
-    monkeypatch.setattr(main, "RESULTS", tmp_path / "results")
+def results(results, monkeypatch):
     monkeypatch.setattr(objectives, "PUBLISHED_SIZES", (2, 5))
     tiny = {k: v for k, v in TINY.items() if k != "attack_steps"} | {"aft_epochs": 1}
     monkeypatch.setitem(objectives.SETTINGS, "digits", tiny)
-    return tmp_path
+    return results
 
 
 def test_every_objective_and_every_variant_has_a_row():

@@ -12,14 +12,6 @@ from conftest import TINY
 OPTIONS = [f"--options.{k}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in TINY.items() if k != "epochs"]
 
 
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    (tmp_path / "results").mkdir()
-    monkeypatch.setattr(main, "HERE", tmp_path)
-    monkeypatch.setattr(main, "RESULTS", tmp_path / "results")
-    return tmp_path
-
-
 def command(tmp_path, *more):
     where = ["record", "--data", "digits_val", "--out", str(tmp_path / "record"), "--teacher-epochs", "2"]
     return [*where, "--student-epochs", "2", *OPTIONS, *more]

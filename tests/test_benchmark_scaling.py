@@ -21,16 +21,13 @@ def test_on_paper_grows_with_the_batch():
     assert large["bytes_of_weight_gradients"] == small["bytes_of_weight_gradients"]
 
 
-def test_ranks_are_measured_and_become_a_table(tmp_path, monkeypatch):
-    (tmp_path / "results").mkdir()
-    monkeypatch.setattr(main, "HERE", tmp_path)
-    monkeypatch.setattr(main, "RESULTS", tmp_path / "results")
+def test_ranks_are_measured_and_become_a_table(results):
     assert main.main(["scaling", "--batches", "[4]", "--repeats", "2"]) == 0
-    kept = json.loads((tmp_path / "results" / "scaling_acl_ds.json").read_text())
+    kept = json.loads((results / "results" / "scaling_acl_ds.json").read_text())
     assert [(row["batch_size"], row["ranks"]) for row in kept["rows"]] == [(4, 1), (4, 2)]
     one, two = kept["rows"]
     assert one["seconds_of_exchange"] == 0 < two["seconds_of_exchange"] < two["seconds_per_step"]
     assert two["bytes_of_embeddings"] == 2 * 2 * 4 * 128 * 4
-    table = (tmp_path / "RESULTS.md").read_text()
+    table = (results / "RESULTS.md").read_text()
     assert "## How a step of acl_ds grows" in table
     assert "On paper, not measured: ResNet-18 under ACL(DS) on 8 x 8 GPUs" in table

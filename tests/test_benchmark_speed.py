@@ -79,23 +79,20 @@ def test_operations_are_counted_passes_times_those_of_a_forward():
     assert speed.flops(ours, CPU) == 2 * 12 * 12 * 4 * 27 * 6 * 6  # F = 6, batch 6
 
 
-def test_a_result_is_kept_and_becomes_a_row(tmp_path, monkeypatch, capsys):
-    (tmp_path / "results").mkdir()
-    monkeypatch.setattr(main, "HERE", tmp_path)
-    monkeypatch.setattr(main, "RESULTS", tmp_path / "results")
+def test_a_result_is_kept_and_becomes_a_row(results, monkeypatch, capsys):
     monkeypatch.setattr(speed, "ceiling", lambda *_: 1e12)
     kwargs = json.dumps(SMALL["backbone_kwargs"])
     command = ["speed", "--backbone", "resnet10t", "--backbone-kwargs", kwargs, "--side", "12", "--batch-size", "6"]
     assert main.main([*command, "--precision", "32-true", "--repeats", "2"]) == 0
     assert "ratio" in capsys.readouterr().out
-    result = json.loads((tmp_path / "results" / "speed_cpu_acl_ds_resnet10t_6_float32.json").read_text())
+    result = json.loads((results / "results" / "speed_cpu_acl_ds_resnet10t_6_float32.json").read_text())
     assert result["encoder_forwards_per_image"] == 32
     assert set(result["parts"]) == set(speed.PARTS)
     assert sum(result["parts"].values()) < 1.5 * result["seconds_per_step"]
     assert result["ratio_range"][0] <= result["ratio"] <= result["ratio_range"][1]
     assert all(math.isfinite(result[name]) for name in ("flops_per_second", "share_of_ceiling", "peak_memory"))
     assert result["environment"]["packages"]["torch"]
-    assert "| acl_ds | resnet10t, 3x12x12 | 6 | float32 |" in (tmp_path / "RESULTS.md").read_text()
+    assert "| acl_ds | resnet10t, 3x12x12 | 6 | float32 |" in (results / "RESULTS.md").read_text()
 
 
 @pytest.mark.parametrize(

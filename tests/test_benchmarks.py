@@ -8,14 +8,6 @@ from benchmarks import tables
 from conftest import ROOT
 
 
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    (tmp_path / "results").mkdir()
-    monkeypatch.setattr(benchmarks, "HERE", tmp_path)
-    monkeypatch.setattr(benchmarks, "RESULTS", tmp_path / "results")
-    return tmp_path
-
-
 def test_a_run_is_kept_and_becomes_a_row(tiny_config, tmp_path, few, results):
     evaluation = pipeline.run(tiny_config, tmp_path / "run")
     assert benchmarks.main(["collect", "tiny", str(tmp_path / "run")]) == 0
