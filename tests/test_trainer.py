@@ -15,6 +15,7 @@ from acl_plugin.objective import Objective, Terms
 from acl_plugin.recipes.simclr import SimCLR
 from acl_plugin.run_dir import RunDir, read_model
 from acl_plugin.trainer import learning_rate, pretrain, ramp
+from conftest import damage
 
 
 @pytest.fixture
@@ -159,12 +160,6 @@ def test_what_a_finished_run_was_made_with_stays(tiny_config, tmp_path):
     (run.path / "environment.json").write_text("as it was")
     assert pretrain(tiny_config, tmp_path / "run").encoder.is_file()
     assert (run.path / "environment.json").read_text() == "as it was"
-
-
-def damage(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
