@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_leads_to_the_same_we
     config = dataclasses.replace(tiny_config, epochs=3)
     run = pretrain(config, tmp_path / "run")
     whole = run.encoder.read_bytes()
-    assert torch.load(run.checkpoint_before, weights_only=True)["epoch"] == 1
+    assert torch.load(run.checkpoint_before, weights_only=True)["epoch"] < 2
     run.encoder.unlink()
     for path in (run.checkpoint, run.checkpoint_before)[:damaged]:
         damage(path)
