@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -94,12 +93,11 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
     for folder in folders:
         folder.mkdir(exist_ok=True)
     starts = range(0, len(images), batch_size)
-    done = sum(chunk.done for chunk in map(partial(_read_chunk, run), starts) if chunk is not None)
-    with Progress("AutoAttack", len(starts) * len(STANDARD), done, unit="attack") as progress:
+    with Progress("AutoAttack", len(starts) * len(STANDARD), _attacks_done(run, starts), unit="attack") as progress:
         if config.devices == 1:
             attack_chunks(run, model, images, starts, threat, config.seed, progress.advance)
         else:
-            _share_out(run, config, device, batch_size, progress)
+            _share_out(run, config, device, starts, progress)
     chunks = [_read_chunk(run, start) for start in starts]
     assert all(chunk is not None and chunk.done == len(STANDARD) for chunk in chunks), chunks
     finished = [chunk for chunk in chunks if chunk is not None]
@@ -149,16 +147,20 @@ def attack_chunks(
             attack_chunk(model, images, where, threat, seed, after, earlier, faster)
 
 
-def _share_out(run: RunDir, config: RunConfig, device: torch.device, size: int, progress: Progress) -> None:
+def _attacks_done(run: RunDir, starts: Sequence[int]) -> int:
+    """Of all chunks together."""
+    return sum(chunk.done for start in starts if (chunk := _read_chunk(run, start)) is not None)
+
+
+def _share_out(run: RunDir, config: RunConfig, device: torch.device, starts: Sequence[int], progress: Progress) -> None:
     """The chunks over as many processes as there are devices; the first mistake of one stops all."""
     context = start_processes(
         _attack_share, (str(run.path), config, device.type), config.devices, join=False, start_method="spawn"
     )
-    starts, told = range(0, len(datasets.load(config).test), size), progress.done
     while not context.join(timeout=1):
-        done = sum(chunk.done for chunk in map(partial(_read_chunk, run), starts) if chunk is not None)
-        progress.advance(done - told) if done > told else None
-        told = done
+        new = _attacks_done(run, starts) - progress.done
+        if new:
+            progress.advance(new)
 
 
 def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:

@@ -139,8 +139,9 @@ class Job:
 def run_all(name: str, *arguments: str) -> tuple[str, list[Job]]:
     """Do the runs of an experiment; returns the data set and the runs."""
     data_name, jobs, at_a_time = planned(name, *arguments)
-    for each in jobs:  # a mistake is told before the first run
-        data.load((each.source or each).config)
+    configs = [(each.source or each).config for each in jobs]
+    for config in {config.data: config for config in configs}.values():  # a mistake is told before the first run
+        data.load(config)
     do_all(do, jobs, at_a_time)
     return data_name, jobs
 
