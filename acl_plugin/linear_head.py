@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from acl_plugin.backbones import Classifier
@@ -68,9 +69,13 @@ def fit_head(features: Tensor, labels: Tensor, classes: int, weight_decay: float
     """
     from sklearn.linear_model import LogisticRegression
 
-    fit = LogisticRegression(C=1 / (weight_decay * len(features)), tol=1e-8, max_iter=20_000)
-    fit.fit(features.double().cpu().numpy(), labels.cpu().numpy())
-    weight, bias = torch.from_numpy(fit.coef_), torch.from_numpy(fit.intercept_)
+    x = features.double().cpu()
+    mean = x.mean(0)
+    fit = LogisticRegression(C=1 / (weight_decay * len(x)), tol=1e-8, max_iter=20_000)
+    with threadpool_limits(1):  # many small products: threads would wait for each other
+        fit.fit((x - mean).numpy(), labels.cpu().numpy())  # centred, it takes half the steps
+    weight = torch.from_numpy(fit.coef_)
+    bias = torch.from_numpy(fit.intercept_) - weight @ mean
     if len(fit.classes_) == 2:  # one row for the second class
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     chosen = torch.from_numpy(fit.classes_)

@@ -19,7 +19,7 @@ from acl_plugin.distributed import average
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.objective import Views
 
-rank, port, out, name, kwargs = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], json.loads(sys.argv[5])
+rank, port, out, cases = int(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
 HALF, STEPS = 4, 5
@@ -60,25 +60,32 @@ class OfEachRank(InnerAttack):
         return tuple(torch.cat(each) for each in zip(*halves))
 
 
-model, objective = Net(), acl_plugin.create_objective(name, **kwargs)
-torch.manual_seed(1)
-objective.setup(model)
-attack = OfEachRank(ThreatModel("Linf", 0.1), "PGD", 2, {"random_start": False})
-optimizer = torch.optim.SGD(objective.param_groups(model), lr=0.1, momentum=0.9)
-record = []
-for step in range(STEPS):
-    torch.manual_seed(100 + step)
-    drawn = torch.rand(3, 2 * HALF, 1, 4, 4)
-    mine = drawn[:, rank * HALF : (rank + 1) * HALF] if rank >= 0 else drawn
-    optimizer.zero_grad()
-    terms = objective.backward(model, Views(*mine, torch.arange(mine.shape[1])), attack)
-    loss = terms.total.detach().clone()
-    grads = [p.grad for p in model.parameters() if p.grad is not None]
-    average([*grads, loss])
-    record.append([loss.item(), *torch.cat([g.flatten() for g in grads]).tolist()])
-    optimizer.step()
-record.append(torch.cat([p.detach().flatten() for p in model.parameters()]).tolist())
-json.dump(record, open(f"{out}/{rank}.json", "w"))
+def trajectory(name, kwargs):
+    model, objective = Net(), acl_plugin.create_objective(name, **kwargs)
+    torch.manual_seed(1)
+    objective.setup(model)
+    attack = OfEachRank(ThreatModel("Linf", 0.1), "PGD", 2, {"random_start": False})
+    optimizer = torch.optim.SGD(objective.param_groups(model), lr=0.1, momentum=0.9)
+    record = []
+    for step in range(STEPS):
+        torch.manual_seed(100 + step)
+        drawn = torch.rand(3, 2 * HALF, 1, 4, 4)
+        mine = drawn[:, rank * HALF : (rank + 1) * HALF] if rank >= 0 else drawn
+        optimizer.zero_grad()
+        terms = objective.backward(model, Views(*mine, torch.arange(mine.shape[1])), attack)
+        loss = terms.total.detach().clone()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        average([*grads, loss])
+        record.append([loss.item(), *torch.cat([g.flatten() for g in grads]).tolist()])
+        optimizer.step()
+    return [*record, torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()]
+
+
+with open(f"{out}/{rank}.json", "w") as file:
+    json.dump([trajectory(*case) for case in cases], file)
+if rank >= 0:
+    dist.barrier()
+    dist.destroy_process_group()  # or its threads outlive the interpreter, which may abort it
 """
 
 CASES = [
@@ -92,21 +99,27 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "kwargs"), CASES, ids=lambda v: v if isinstance(v, str) else "-".join(v) or "-")
-def test_two_ranks_are_one_process_with_the_joint_batch(name, kwargs, tmp_path):
-    (tmp_path / "rank.py").write_text(SCRIPT)
+@pytest.fixture(scope="module")
+def trajectories(tmp_path_factory):
+    """Of one process, and of each of two ranks: loss and gradients of five steps and the weights after, by case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "rank.py").write_text(SCRIPT)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, str(tmp_path / "rank.py")]
-    given = [port, str(tmp_path), name, json.dumps(kwargs)]
+        given = [str(free.getsockname()[1]), str(folder), json.dumps(CASES)]
+    command = [sys.executable, str(folder / "rank.py")]
     processes = [subprocess.Popen([*command, str(rank), *given], stderr=subprocess.PIPE) for rank in (-1, 0, 1)]
     for process in processes:
         _, told = process.communicate(timeout=300)
         assert process.returncode == 0, told.decode()
-    one, first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (-1, 0, 1))
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (-1, 0, 1)]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join([name, *kwargs]) for name, kwargs in CASES])
+def test_two_ranks_are_one_process_with_the_joint_batch(case, trajectories):
+    one, first, second = (each[case] for each in trajectories)
     assert first == second
-    assert len(one) == 6  # loss and gradients of five steps, and the weights after them
+    assert len(one) == 6
     for ours, theirs in zip(first, one, strict=True):
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-4, atol=1e-6)
 
