@@ -6,14 +6,23 @@ import torch
 from torch import nn
 
 from acl_plugin.config import RunConfig
+from acl_plugin.errors import UsageError
 
 
 def training_device(config: RunConfig) -> torch.device:
-    """The kind of device that Lightning takes for ``config.accelerator``."""
-    if config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    """The kind of device that ``config.accelerator`` asks for, which is also what Lightning takes.
+
+    Raises:
+        UsageError: when this machine has none.
+    """
+    asked = config.accelerator
+    if asked in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda")
-    mps = config.accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available()
-    return torch.device("mps" if mps else "cpu")
+    if asked in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if asked in ("auto", "cpu"):
+        return torch.device("cpu")
+    raise UsageError(f"--accelerator {asked}: this machine has none; allowed here: auto, cpu")
 
 
 def precision(config: RunConfig, device: torch.device) -> str:

@@ -21,7 +21,7 @@ from acl_plugin.backbones import Classifier, Encoder
 from acl_plugin.bounds import contrastive_bound, coupling_bound, divergence_bound, view_contrastive_bound
 from acl_plugin.config import RunConfig
 from acl_plugin.correlation import spearman
-from acl_plugin.data import DataSet
+from acl_plugin.data import DataSet, batched
 from acl_plugin.divergence import DIVERGENCES, measure
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
@@ -30,7 +30,8 @@ from acl_plugin.lock import locked
 from acl_plugin.losses import nt_xent
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import AUDIT, mixed_seed
-from acl_plugin.run_dir import RunDir, load_encoder, read_json, weights_hash, write_atomic, write_json
+from acl_plugin.records import read_record
+from acl_plugin.run_dir import RunDir, load_encoder, weights_hash, write_atomic, write_json
 from acl_plugin.sharpness import sharpness
 from acl_plugin.views import views
 
@@ -121,7 +122,7 @@ def audit_encoder(
                 for a, b in zip(x.split(250), y.split(250), strict=True)
             ]
         )
-    f, f_adv = (_of_all(model.features, images, device) for images in (x, x_adv))
+    f, f_adv = (batched(model.features, images, device) for images in (x, x_adv))
     weight, bias = model.head.weight.double().cpu(), model.head.bias.double().cpu()
     logits, logits_adv = (z.double() @ weight.T + bias for z in (f, f_adv))
     losses, losses_adv = (F.cross_entropy(of, y, reduction="none") for of in (logits, logits_adv))
@@ -141,7 +142,7 @@ def audit_encoder(
         "probe_norm": torch.linalg.matrix_norm(weight, 2).item(),
     }
     guess = math.log(len(data.classes))
-    z_adv = _of_all(lambda part: _embedding(encoder, part), x_adv, device)
+    z_adv = batched(partial(_embedding, encoder), x_adv, device)
     bounds = [
         coupling_bound(weight, bias, f, f_adv, y),
         divergence_bound(losses, losses_adv, terms["js"], shift, guess),
@@ -232,11 +233,6 @@ def _benign_nce(encoder: Encoder, a: Tensor, b: Tensor) -> Tensor:
     return nt_xent(*encoder.views(a, b), TEMPERATURE)
 
 
-@torch.no_grad()
-def _of_all(function: Callable[[Tensor], Tensor], x: Tensor, device: torch.device) -> Tensor:
-    return torch.cat([function(part.to(device)).cpu() for part in x.split(500)])
-
-
 def _settings(config: RunConfig, limit: int) -> dict[str, Any]:
     """What a kept row depends on besides the encoder."""
     threat = ThreatModel.parse(config.norm, config.eps)
@@ -253,8 +249,8 @@ def _rows_of_before(run: RunDir, settings: dict[str, Any]) -> dict[str, Any]:
     """By the encoder's hash, those of an earlier audit with the same settings."""
     if not run.audit.is_file():
         return {}
-    before = read_json(run.audit)
-    if not isinstance(before, dict) or before.get("settings") != settings:
+    before = read_record(run.audit)
+    if before.get("settings") != settings:
         return {}
     return {row["encoder_sha256"]: row for row in before["rows"]}
 

@@ -175,6 +175,10 @@ def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
     return network, size
 
 
+ELSEWHERE = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+"""Arguments of ``timm.create_model`` by which it reads files and addresses; as pickles, which can execute any code."""
+
+
 def feature_size(network: nn.Module, channels: int, size: tuple[int, int]) -> int:
     """D, measured with one black image."""
     with torch.no_grad(), routed_norm.inference(network):
@@ -184,6 +188,8 @@ def feature_size(network: nn.Module, channels: int, size: tuple[int, int]) -> in
 def _create(spec: ModelSpec, **sizes: Any) -> nn.Module:
     import timm
 
+    for name in ELSEWHERE & spec.kwargs.keys():
+        raise UsageError(f"backbone argument {name!r} is not taken: weights of files come by acl-plugin import")
     kwargs = {"num_classes": 0, "in_chans": spec.shape[0], **sizes, **spec.kwargs}
     network = timm.create_model(spec.backbone, pretrained=False, **kwargs)
     network.created_with = kwargs  # for code that rebuilds it without us

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from acl_plugin.data import Images
+from acl_plugin.errors import EvaluationStopped
 from acl_plugin.inner_attack import ThreatModel
 from acl_plugin.run_dir import RunDir, write_atomic
 from acl_plugin.verdicts import STANDARD, Verdict
@@ -20,7 +21,7 @@ def recount(
     """Count the verdicts again, from the images themselves and from those that were kept.
 
     Raises:
-        RuntimeError: for any that is another: a clean prediction, an image that does not break the model, or that
+        EvaluationStopped: for any that is another: a clean prediction, an image that does not break the model, or that
             lies outside the threat model.
     """
     device = next(model.parameters()).device
@@ -28,29 +29,31 @@ def recount(
         x = images.floats(start, start + batch_size).to(device)
         here = found[start : start + batch_size]
         if model(x).argmax(1).tolist() != [v.clean_prediction for v in here]:
-            raise RuntimeError(f"clean predictions of images {start} to {start + len(x) - 1} are not those recorded")
+            raise EvaluationStopped(
+                f"clean predictions of images {start} to {start + len(x) - 1} are not those recorded"
+            )
         for name in STANDARD:
             expected = [start + i for i, v in enumerate(here) if v.broken_by == name]
             positions, moved = _read(run, start, name)
             if positions.tolist() != expected:
-                raise RuntimeError(f"{_path(run, start, name)} is not what {run.evaluation_lines} says")
+                raise EvaluationStopped(f"{_path(run, start, name)} is not what {run.evaluation_lines} says")
             if expected:
                 check_threat(name, moved.to(device), x[positions - start], threat)
                 if (model(moved.to(device)).argmax(1).cpu() == images.labels[positions]).any():
-                    raise RuntimeError(f"images of {_path(run, start, name)} do not break the model")
+                    raise EvaluationStopped(f"images of {_path(run, start, name)} do not break the model")
 
 
 def check_threat(name: str, moved: Tensor, x: Tensor, threat: ThreatModel) -> None:
     """Refuse adversarial images (B, C, H, W) of ``x`` outside ball or box, or not finite.
 
     Raises:
-        RuntimeError: naming the attack.
+        EvaluationStopped: naming the attack.
     """
     delta = (moved - x).flatten(1)
     size = (delta.abs().amax(1) if threat.norm == "Linf" else delta.norm(dim=1)).max().item()
     inside = moved.min().item() >= 0 and moved.max().item() <= 1
     if not (moved.isfinite().all() and inside and size <= threat.eps * (1 + 1e-4) + 1e-6):
-        raise RuntimeError(
+        raise EvaluationStopped(
             f"{name} left the threat model: size {size:.6f} for eps {threat.eps:.6f}, in [0, 1]: {inside}"
         )
 
@@ -81,4 +84,4 @@ def _read(run: RunDir, start: int, name: str) -> tuple[Tensor, Tensor]:
         with np.load(path, allow_pickle=False) as file:
             return torch.from_numpy(file["positions"]), torch.from_numpy(file["images"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise RuntimeError(f"{path} is missing or damaged: {type(error).__name__}") from error
+        raise EvaluationStopped(f"{path} is missing or damaged: {type(error).__name__}") from error

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,21 @@ from acl_plugin.run_dir import RunDir, torch_bytes, write_atomic
 
 
 class Checkpoints(lightning.Callback):
-    """The last checkpoint, and copies of the encoder, every few epochs, as long as the run is healthy."""
+    """The last checkpoint, and copies of the encoder, every few epochs, as long as the run is healthy.
 
-    def __init__(self, run: RunDir, config: RunConfig, guard: Guard) -> None:
-        self.run, self.every, self.keep_every, self.guard = run, config.checkpoint_every, config.keep_every, guard
+    Args:
+        run, config, guard: of the pretraining.
+        interrupted: whether the user wants it to end now; it does after the step, with a checkpoint.
+    """
+
+    def __init__(self, run: RunDir, config: RunConfig, guard: Guard, interrupted: Callable[[], bool]) -> None:
+        self.run, self.guard, self.interrupted = run, guard, interrupted
+        self.every, self.keep_every = config.checkpoint_every, config.keep_every
+        self.accumulated, self.ranks = config.accumulate_grad_batches, config.ranks
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *rest: Any) -> None:
+        if self.interrupted():
+            self._leave(trainer, rest[2] + 1)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         done, last = trainer.current_epoch + 1, trainer.current_epoch + 1 == trainer.max_epochs
@@ -31,7 +42,22 @@ class Checkpoints(lightning.Callback):
         if self.keep_every and done % self.keep_every == 0 and not last and trainer.is_global_zero:
             pl_module.write_encoder(self.run.snapshot(done))
         if done % self.every == 0 or last:
-            trainer.save_checkpoint(self.run.checkpoint, weights_only=False)
+            self._save(trainer)
+
+    def _leave(self, trainer: lightning.Trainer, batches: int) -> None:
+        """After ``batches`` of the epoch; its end, or the middle of an accumulated step, is no place for a checkpoint.
+
+        Several ranks may have been told at different steps, and leave with the checkpoint that is there.
+        """
+        if self.ranks == 1 and (batches % self.accumulated or batches == trainer.num_training_batches):
+            return
+        self.guard.look()
+        if self.ranks == 1 and self.guard.healthy:
+            self._save(trainer)
+        raise KeyboardInterrupt
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        trainer.save_checkpoint(self.run.checkpoint, weights_only=False)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -49,7 +75,7 @@ class ShowProgress(lightning.Callback):
     """The share of all epochs' steps that is done, and the time left."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        total, done = pl_module.steps_before(trainer.max_epochs), pl_module.steps_before(trainer.current_epoch)
+        total, done = pl_module.steps_before(trainer.max_epochs), pl_module.steps_done()
         self.progress = Progress("pretrain", total, done, quiet=not trainer.is_global_zero)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:

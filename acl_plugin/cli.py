@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
-import torch
 
+from acl_plugin import completion, tables
 from acl_plugin import config as configuration
-from acl_plugin import tables
+from acl_plugin.acceleration import training_device
 from acl_plugin.config import EvaluationConfig, MachineConfig, ProbeConfig, RunConfig, ThreatConfig
-from acl_plugin.errors import TrainingStopped, UsageError, unknown
+from acl_plugin.errors import EvaluationStopped, TrainingStopped, UsageError, unknown
 from acl_plugin.layouts import LAYOUTS
 from acl_plugin.progress import Progress
 from acl_plugin.published import probe_settings
@@ -60,8 +60,12 @@ class Parser(jsonargparse.ArgumentParser):
         Raises:
             UsageError: for anything that is not allowed.
         """
+        if completion.wanted():
+            completion.name_values(self)
         try:
             return self.parse_args(list(arguments))
+        except UnicodeDecodeError as error:
+            raise UsageError(f"--config: a file that is not text ({error})") from error
         except argparse.ArgumentError as error:
             raise UsageError(self._one_line(str(error).replace("Problems parsing config:", "--config:"))) from error
 
@@ -77,6 +81,11 @@ class Parser(jsonargparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     _quiet()
+    if completion.wanted():
+        name = completion.command(COMMANDS)
+        if name:
+            _dispatch([name])
+        return 0
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)  # a scheduler's way to say what SIGINT says
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -88,6 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except TrainingStopped as error:
         print(f"{PROGRAM}: stopped: {error}; the last good checkpoint is kept", file=sys.stderr)
+        return 1
+    except EvaluationStopped as error:
+        print(f"{PROGRAM}: stopped: {error}; the same command goes on from what was kept", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -162,7 +174,7 @@ def _run(name: str, arguments: list[str]) -> None:
         other = replace(config, objective=compare, objective_kwargs={})
         trainer.build(other, data.load(other))  # a mistake in the second run is told before the first
         runs.append((other, out / "compare" / compare))
-    results = [(each.objective, pipeline.run(each, folder, _device(config))) for each, folder in runs]
+    results = [(each.objective, pipeline.run(each, folder, training_device(config))) for each, folder in runs]
     print("\n".join(tables.accuracies(results)))
     print(f"results: {out}/evaluation.json, model: acl_plugin.load_classifier({str(out)!r})")
 
@@ -205,15 +217,16 @@ def _stage(name: str, arguments: list[str]) -> None:
     from acl_plugin import corruptions, evaluate, leaderboard, probe, suite
 
     if name == "probe":
-        probe.probe(run, config, _device(config))
+        probe.probe(run, config, training_device(config))
         print(f"classifier: {run.classifier}")
     elif name == "evaluate" and options["suite"] == "standard":
-        print("\n".join(tables.suite(suite.evaluate(run, config, _device(config), options["attacks"]))))
+        print("\n".join(tables.suite(suite.evaluate(run, config, training_device(config), options["attacks"]))))
     elif name == "evaluate" and options["suite"] == "corruptions":
-        result = corruptions.evaluate(run, config, _device(config), options["corruptions_dir"])
+        result = corruptions.evaluate(run, config, training_device(config), options["corruptions_dir"])
         print("\n".join(tables.corruptions(result)))
     elif name == "evaluate":
-        print("\n".join(tables.accuracies([(config.objective, evaluate.evaluate(run, config, _device(config)))])))
+        result = evaluate.evaluate(run, config, training_device(config))
+        print("\n".join(tables.accuracies([(config.objective, result)])))
     else:
         given = {k: v for k, v in options.items() if v is not None and k != "config"}
         print(f"model_info: {leaderboard.export(run, config, **given)}")
@@ -252,7 +265,8 @@ def _audit(arguments: list[str]) -> None:
     parser.add_argument("--checkpoints", type=Literal["last", "all"], default="last", help=told)
     parser.add_argument("--limit", type=int, default=500, help="Test images that are looked at.")
     parser.add_argument("--out", type=Path | None, default=None, help="Folder of the joint result of several runs.")
-    parser.add_argument("--accelerator", type=str, default="auto", help="cpu, or cuda; auto takes what there is.")
+    kinds = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    parser.add_argument("--accelerator", type=kinds, default="auto", help="auto takes what there is.")
     given = parser.parse(arguments)
     if len(given.runs) > 1 and given.out is None:
         raise UsageError("--out FOLDER is needed for the joint result of several runs")
@@ -263,7 +277,7 @@ def _audit(arguments: list[str]) -> None:
 
     runs = [RunDir(path) for path in given.runs]
     out = RunDir(given.out or given.runs[0])
-    device = _device(replace(RunConfig(), accelerator=given.accelerator))
+    device = training_device(replace(RunConfig(), accelerator=given.accelerator))
     result = audit.audit(runs, out, given.checkpoints, given.limit, device)
     print("\n".join(tables.audit(result)))
     print(f"results: {out.audit}, figure: {out.audit_figure}")
@@ -395,12 +409,6 @@ def _defaults_of_run(given: dict[str, Any]) -> dict[str, Any]:
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:
     return {f.name: options[f.name] for f in fields(RunConfig) if f.name in options}
-
-
-def _device(config: RunConfig) -> torch.device:
-    if config.accelerator in ("gpu", "cuda") or (config.accelerator == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda")
-    return torch.device("mps" if config.accelerator == "mps" else "cpu")
 
 
 def _quiet() -> None:

@@ -1,6 +1,7 @@
 """Labelled images as uint8 tensors, and batches of them that are the same after every restart."""
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,22 @@ class Images:
         return replace(self, **{name: getattr(self, name).to(device) for name in ("pixels", "labels", "rows")})
 
     def resized(self, side: int | None) -> "Images":
-        """Every image at ``side`` x ``side`` pixels, by antialiased bilinear interpolation; as it is for None."""
+        """Every image at ``side`` x ``side`` pixels, by antialiased bilinear interpolation; as it is for None.
+
+        Raises:
+            UsageError: when they would not fit into the machine's memory.
+        """
         if side is None or self.pixels.shape[2:] == (side, side):
             return self
+        taken, there = (
+            self.pixels[:, :, 0, 0].numel() * side**2,
+            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        )
+        if taken > there / 4:
+            told = f"{len(self)} images of it take {taken / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}"
+            raise UsageError(f"--image-size {side}: {told}")
         parts = []
-        for pixels in self.pixels.split(1000):
+        for pixels in self.pixels.split(max(1, 2**24 // side**2)):
             small = F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True)
             parts.append(small.round().clamp(0, self.levels).to(torch.uint8))
         return replace(self, pixels=torch.cat(parts))
@@ -276,11 +288,16 @@ def _check_files(expected: Sequence[tuple[str, str]], root: Path, folder: str) -
 
 @torch.no_grad()
 def batched(
-    function: Callable[[Tensor], Tensor], images: Images, device: torch.device, batch_size: int = 500
+    function: Callable[[Tensor], Tensor], images: Images | Tensor, device: torch.device, batch_size: int = 500
 ) -> Tensor:
-    """``function`` of all images, un-augmented, a batch at a time and without gradient: (N, ...) on the CPU."""
-    starts = range(0, len(images), batch_size)
-    return torch.cat([function(images.floats(i, i + batch_size).to(device)).cpu() for i in starts])
+    """``function`` of all images, un-augmented, a batch at a time and without gradient: (N, ...) on the CPU.
+
+    Args:
+        images: of a data set, or (N, C, H, W) in [0, 1].
+    """
+    starts = [slice(i, i + batch_size) for i in range(0, len(images), batch_size)]
+    parts = (images[s] if isinstance(images, Tensor) else images.floats(s.start, s.stop) for s in starts)
+    return torch.cat([function(part.to(device)).cpu() for part in parts])
 
 
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
@@ -312,13 +329,24 @@ class ShuffledBatches:
 
     def __init__(self, images: Images, batch_size: int, seed: int, epoch: int, rank: int = 0, ranks: int = 1) -> None:
         self.images, self.batch_size, self.rank, self.ranks = images, batch_size, rank, ranks
+        self.epoch, self.done = epoch, 0
         self.order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
 
     def __len__(self) -> int:
         return len(self.images) // (self.batch_size * self.ranks)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for step in range(len(self)):
+        for step in range(self.done, len(self)):
             start = (step * self.ranks + self.rank) * self.batch_size
             chosen = self.order[start : start + self.batch_size]
+            self.done = step + 1
             yield self.images.pixels[chosen], self.images.labels[chosen], self.images.rows[chosen]
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of the epoch were given out, for a checkpoint."""
+        return {"epoch": self.epoch, "done": self.done}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on after the batches that were given out, if it is the same epoch."""
+        if state["epoch"] == self.epoch:
+            self.done = state["done"]

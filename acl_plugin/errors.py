@@ -1,4 +1,4 @@
-"""The two ways a command may end early, each told in one line."""
+"""The ways a command may end early, each told in one line."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,10 @@ class UsageError(ValueError):
 
 class TrainingStopped(RuntimeError):
     """Training cannot usefully go on; the last good checkpoint is kept."""
+
+
+class EvaluationStopped(RuntimeError):
+    """What an attack gave, or what was kept of it, cannot be right; nothing is concluded from it."""
 
 
 def unknown(what: str, given: str, allowed: Iterable[str], shown: int = 12) -> UsageError:

@@ -11,12 +11,12 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from acl_plugin import data as datasets
 from acl_plugin import randomness, verdicts
@@ -24,14 +24,15 @@ from acl_plugin.backbones import Classifier
 from acl_plugin.broken_images import check_threat, keep, recount
 from acl_plugin.config import RunConfig
 from acl_plugin.data import Images
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import EvaluationStopped, UsageError
 from acl_plugin.folding import folded
 from acl_plugin.inner_attack import ThreatModel
 from acl_plugin.lock import exclusive
 from acl_plugin.model_checks import check_classifier, largest_batch
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import EVALUATION, mixed_seed
-from acl_plugin.run_dir import RunDir, load_classifier, read_json, weights_hash, write_json
+from acl_plugin.records import read_record
+from acl_plugin.run_dir import RunDir, load_classifier, weights_hash, write_json
 from acl_plugin.verdicts import STANDARD, Verdict, summary
 
 
@@ -63,7 +64,7 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
     Raises:
         UsageError: when there is no classifier, or it cannot be evaluated rightly; or when the folder holds the
             evaluation of something else.
-        RuntimeError: when the count of what was kept is not that of the attacks.
+        EvaluationStopped: when the count of what was kept is not that of the attacks.
     """
     model = load_classifier(run.path).to(device)
     threat = ThreatModel.parse(config.norm, config.eps)
@@ -83,7 +84,7 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
     batch_size = settings["batch_size"] = _batch_size(run, config, model, device, len(images))
     begun = _check_key(run, settings)
     if begun and run.evaluation.is_file():
-        return read_json(run.evaluation)
+        return read_record(run.evaluation)
     check_classifier(model, images.floats(0, 64).to(device))
     started, folders = time.monotonic(), (run.evaluation_chunks, run.adversarial)
     if not begun:
@@ -133,7 +134,7 @@ def attack_chunks(
 
     ``advance`` is called after each attack.
     """
-    size, device = read_json(run.evaluation_key)["batch_size"], next(model.parameters()).device
+    size, device = read_record(run.evaluation_key)["batch_size"], next(model.parameters()).device
     faster = folded(model, images.floats(0, 64).to(device))
 
     def after(chunk: Chunk, moved: Tensor, broken: Tensor) -> None:
@@ -157,10 +158,14 @@ def _share_out(run: RunDir, config: RunConfig, device: torch.device, starts: Seq
     context = start_processes(
         _attack_share, (str(run.path), config, device.type), config.devices, join=False, start_method="spawn"
     )
-    while not context.join(timeout=1):
-        new = _attacks_done(run, starts) - progress.done
-        if new:
-            progress.advance(new)
+    try:
+        while not context.join(timeout=1):
+            new = _attacks_done(run, starts) - progress.done
+            if new:
+                progress.advance(new)
+    except ProcessException as error:  # the others are ended by then
+        told = str(error).strip().splitlines()[-1]
+        raise EvaluationStopped(f"one of {config.devices} processes has ended early ({told})") from error
 
 
 def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:
@@ -169,7 +174,7 @@ def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))
     run, device = RunDir(path), torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     images, model = datasets.load(config).test, load_classifier(path).to(device)
-    starts = range(0, len(images), read_json(run.evaluation_key)["batch_size"])[rank :: config.devices]
+    starts = range(0, len(images), read_record(run.evaluation_key)["batch_size"])[rank :: config.devices]
     attack_chunks(run, model, images, starts, ThreatModel.parse(config.norm, config.eps), config.seed)
 
 
@@ -201,7 +206,7 @@ def attack_chunk(
         The state after all attacks.
 
     Raises:
-        RuntimeError: when an attack leaves the threat model.
+        EvaluationStopped: when an attack leaves the threat model.
     """
     assert not any(m.training for m in model.modules()), "the model is not in eval mode"
     device = next(model.parameters()).device
@@ -243,7 +248,7 @@ def _batch_size(run: RunDir, config: RunConfig, model: Classifier, device: torch
     if config.eval_batch_size is not None:
         return config.eval_batch_size
     if run.evaluation_key.is_file():
-        return int(read_json(run.evaluation_key).get("batch_size", 1))
+        return int(read_record(run.evaluation_key)["batch_size"])
     return min(largest_batch(model, model.spec.shape, device), -(-count // config.devices))
 
 
@@ -251,7 +256,7 @@ def _check_key(run: RunDir, settings: dict[str, Any]) -> bool:
     """Whether an earlier start had the same settings; False if there was none."""
     if not run.evaluation_key.is_file():
         return False
-    before = read_json(run.evaluation_key)
+    before = read_record(run.evaluation_key)
     other = [f"{k} {settings[k]}, there {before.get(k)}" for k in settings if settings[k] != before.get(k)]
     if other:
         raise UsageError(
@@ -266,12 +271,8 @@ def _read_chunk(run: RunDir, start: int) -> Chunk | None:
     path = run.evaluation_chunk(start)
     if not path.is_file():
         return None
-    try:
-        values = read_json(path)
-        chunk = Chunk(**{**values, "flags": tuple(values["flags"])})
-    except (TypeError, KeyError) as error:
-        raise UsageError(f"{path} is damaged ({error}); delete it to go on") from error
-    return chunk
+    values = read_record(path)
+    return Chunk(**{f.name: values[f.name] for f in fields(Chunk)} | {"flags": tuple(values["flags"])})
 
 
 def _store(run: RunDir, chunk: Chunk, moved: Tensor, broken: Tensor) -> None:

@@ -42,7 +42,7 @@ def audit(result: dict[str, Any]) -> "Figure":
         kind = "certain" if bound["certain"] else "estimate"
         marker = "o" if bound["certain"] else "x"
         axes[0].scatter(*zip(*pairs, strict=True), s=28, c=colour, marker=marker, label=f"{bound['name']} ({kind})")
-    ends = [0.8 * min(both), 1.25 * max(both)]
+    ends = [0.8 * min(both, default=1.0), 1.25 * max(both, default=1.0)]
     axes[0].plot(ends, ends, color="grey", linewidth=1)
     axes[0].set(xscale="log", yscale="log", xlabel="loss that is bounded", ylabel="right side of the bound")
     axes[0].set_title("A bound holds above the line")

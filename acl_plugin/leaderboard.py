@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import re
 import sys
 import warnings
@@ -23,6 +24,7 @@ from acl_plugin.backbones import Classifier, ModelSpec
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.lock import exclusive
+from acl_plugin.records import read_record
 from acl_plugin.run_dir import RunDir, load_classifier, read_json, torch_bytes, weights_hash, write_atomic, write_json
 
 LEADERBOARDS = {"cifar10": 10_000, "cifar100": 10_000}
@@ -76,7 +78,7 @@ def export(
     name = name or f"{config.objective}_{config.backbone}"
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise UsageError(f"--name {name!r}: allowed are letters, digits, - and _, starting with a letter")
-    evaluation = read_json(run.require(run.evaluation, f"evaluate {run.path}"))
+    evaluation = read_record(run.require(run.evaluation, f"evaluate {run.path}"))
     if evaluation["version"] != "standard":
         raise UsageError(
             f"{run.path} was evaluated with {evaluation['version']}, as AutoAttack standard needs at least 4 classes; "
@@ -204,14 +206,16 @@ def load_exported(path: Path, classes: int = 0) -> nn.Module:
     try:
         model = Classifier(ModelSpec.from_dict(description["spec"]))
         weights = path.parent / description["weights"]
+        if not weights.resolve().is_relative_to(path.parent.resolve()):
+            raise UsageError(f"{path} is damaged: {description['weights']!r} lies outside of its folder")
         content = weights.read_bytes()
         if hashlib.sha256(content).hexdigest() != description["sha256"]:
             raise UsageError(f"{weights} is not the file that was exported (its SHA-256 is another)")
-    except (KeyError, TypeError, OSError) as error:
-        raise UsageError(f"{path} is damaged or incomplete: {error}") from error
+        model.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+    except (KeyError, TypeError, OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise UsageError(f"{path} is damaged or incomplete: {' '.join(str(error).split())[:200]}") from error
     if classes and classes != len(model.spec.classes):
         raise UsageError(f"{path}: the model has {len(model.spec.classes)} classes, not {classes}")
-    model.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     return model.eval()
 
 

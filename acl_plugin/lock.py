@@ -43,6 +43,7 @@ def locked(folder: Path) -> Iterator[None]:
         if owner:
             print(f"{folder}: the lock of process {owner}, which has ended, is taken over", file=sys.stderr)
         _write(file, str(os.getpid()))
+        _sweep(folder)
         _HELD.add(path)
         try:
             yield
@@ -60,6 +61,18 @@ def exclusive(stage: Callable[Concatenate[RunDir, P], T]) -> Callable[Concatenat
             return stage(run, *arguments, **options)
 
     return alone
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the unfinished files of processes that were killed, see ``run_dir.write_atomic``."""
+    for path in folder.rglob(".*.tmp"):
+        owner = path.name.split(".")[-2]
+        try:
+            os.kill(int(owner), 0)
+        except (ValueError, ProcessLookupError):
+            path.unlink(missing_ok=True)
+        except PermissionError:  # somebody else's, and alive
+            continue
 
 
 def _write(file: IO[str], text: str) -> None:

@@ -1,6 +1,7 @@
 """Objectives by name: our recipes, and those that other distributions bring as entry points."""
 
 import inspect
+import re
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 from acl_plugin.errors import UsageError, unknown
 
 GROUP = "acl_plugin.objectives"
+NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 _factories: dict[str, Callable[..., Any]] = {}
 
@@ -16,12 +18,15 @@ def register(name: str) -> Callable[[Factory], Factory]:
     """Register an objective class (or any factory of one) under ``name``.
 
     Raises:
-        ValueError: when ``name`` is taken by something else.
+        ValueError: when ``name`` is taken by something else, or no name (it also names folders).
 
     Example:
         >>> @acl_plugin.register("my_objective")
         ... class MyObjective(acl_plugin.Objective): ...
     """
+
+    if not NAME.fullmatch(name):
+        raise ValueError(f"objective name {name!r}: allowed are letters, digits and _, starting with a letter")
 
     def add(factory: Factory) -> Factory:
         taken = _factories.get(name, factory)
@@ -39,7 +44,7 @@ def unregister(name: str) -> None:
 
 
 def _entry_points() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
+    return {entry.name: entry for entry in entry_points(group=GROUP) if NAME.fullmatch(entry.name)}
 
 
 def available() -> list[str]:

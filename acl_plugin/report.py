@@ -4,7 +4,6 @@ The page has no script and asks for nothing from the network. What was not measu
 """
 
 import base64
-import csv
 import html
 import math
 from collections.abc import Sequence
@@ -19,7 +18,8 @@ from acl_plugin import figures, randomness, tables
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.randomness import REPORT, mixed_seed
-from acl_plugin.run_dir import RunDir, load_classifier, read_json, write_atomic
+from acl_plugin.records import read_metrics, read_record
+from acl_plugin.run_dir import RunDir, load_classifier, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,8 +71,8 @@ class _Run:
 
     def __init__(self, run: RunDir) -> None:
         self.run, self.config, self.name = run, run.read_config(), str(run.path)
-        self.evaluation = read_json(run.evaluation) if run.evaluation.is_file() else None
-        self.suite = read_json(run.suite) if run.suite.is_file() else None
+        self.evaluation = read_record(run.evaluation) if run.evaluation.is_file() else None
+        self.suite = read_record(run.suite) if run.suite.is_file() else None
 
     def summary(self) -> list[str]:
         c, e = self.config, self.evaluation
@@ -129,7 +129,7 @@ class _Run:
         lines = ["<h2>Why it is robust, or not</h2>"]
         if not self.run.audit.is_file():
             return [*lines, _missing(f"acl-plugin audit {self.run.path} --checkpoints all")]
-        found = read_json(self.run.audit)
+        found = read_record(self.run.audit)
         lines += _figure(
             figures.audit(found), "Both sides of each bound on the robust loss; estimates are no certificates"
         )
@@ -139,16 +139,16 @@ class _Run:
         lines = ["<h2>Pretraining</h2>"]
         if not self.run.metrics.is_file():
             return [*lines, "<p class=missing>no metrics.csv: imported, transferred, or not begun</p>"]
-        with self.run.metrics.open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_metrics(self.run.metrics)
         names = [name for name in rows[0] if name not in ("epoch", "step")]
-        terms = {name: [float(row[name]) if row[name] else None for row in rows] for name in names}
-        return lines + _figure(figures.losses([int(row["epoch"]) for row in rows], terms), "Each term by epoch")
+        epochs = [int(row["epoch"] or 0) for row in rows]
+        terms = {name: [row[name] for row in rows] for name in names}
+        return lines + _figure(figures.losses(epochs, terms), "Each term by epoch")
 
     def settings(self) -> list[str]:
         values = [[configuration.option_name(k), str(v)] for k, v in configuration.to_dict(self.config).items()]
         kept = self.run.path / "environment.json"
-        environment = read_json(kept) if kept.is_file() else {}
+        environment = read_record(kept) if kept.is_file() else {}
         versions = [[k, str(v)] for k, v in environment.items() if k != "packages"]
         versions += [[k, str(v)] for k, v in environment.get("packages", {}).items()]
         lines = ["<h2>Settings</h2>", "<details><summary>Every option</summary>", *_table(["option", "value"], values)]

@@ -135,9 +135,10 @@ class RunDir:
 
         self.check_config(config)
         try:
-            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(configuration.to_dict(config), sort_keys=False)
-            write_atomic(self.config, text.encode())
+            write_atomic(self.config, text.encode())  # first, as it tells what the folder is
+            self.checkpoint.parent.mkdir(exist_ok=True)
             write_json(self.path / "environment.json", environment())
         except OSError as error:
             raise UsageError(f"{self.path} cannot be written: {error.strerror}") from error

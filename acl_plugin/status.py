@@ -1,10 +1,10 @@
 """How far a run has come, from its files alone."""
 
-import csv
 from typing import Any
 
 from acl_plugin.config import RunConfig
-from acl_plugin.run_dir import RunDir, read_json
+from acl_plugin.records import read_metrics, read_record
+from acl_plugin.run_dir import RunDir
 from acl_plugin.verdicts import STANDARD
 
 
@@ -33,27 +33,25 @@ def status(run: RunDir) -> list[str]:
 
 def _pretrain(run: RunDir, config: RunConfig) -> str:
     if run.encoder.is_file():
-        record = read_json(run.pretraining) if run.pretraining.is_file() else {}
+        record = read_record(run.pretraining) if run.pretraining.is_file() else {}
         return f"done, {record['seconds']:.0f} s" if "seconds" in record else "done elsewhere"
     if not run.metrics.is_file():
         return "not yet"
-    with run.metrics.open(newline="") as file:
-        epochs = sum(1 for _ in csv.DictReader(file))
-    return f"{epochs} of {config.epochs} epochs"
+    return f"{len(read_metrics(run.metrics))} of {config.epochs} epochs"
 
 
 def _evaluate(run: RunDir) -> str:
     if run.evaluation.is_file():
-        found: dict[str, Any] = read_json(run.evaluation)
+        found: dict[str, Any] = read_record(run.evaluation)
         clean, robust = (100 * found[name] for name in ("clean_accuracy", "robust_accuracy"))
         return f"clean {clean:.2f} %, AutoAttack {robust:.2f} % of {found['n']} images"
     if not run.evaluation_key.is_file():
         return "not yet"
-    key = read_json(run.evaluation_key)
+    key = read_record(run.evaluation_key)
     chunks = -(-key["n"] // key["batch_size"])
-    done = sum(read_json(path)["done"] for path in run.evaluation_chunks.glob("*.json"))
+    done = sum(read_record(path)["done"] for path in run.evaluation_chunks.glob("*.json"))
     return f"{done} of {chunks * len(STANDARD)} attacks"
 
 
 def _done(path: Any, told: Any) -> str:
-    return told(read_json(path)) if path.is_file() else "not yet"
+    return told(read_record(path)) if path.is_file() else "not yet"

@@ -22,7 +22,8 @@ from acl_plugin.lock import exclusive
 from acl_plugin.model_checks import check_classifier, largest_batch
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import mixed_seed
-from acl_plugin.run_dir import RunDir, load_classifier, read_json, weights_hash, write_json
+from acl_plugin.records import read_record
+from acl_plugin.run_dir import RunDir, load_classifier, weights_hash, write_json
 
 CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Multiples of eps at which accuracy under PGD-20 is measured."""
@@ -113,7 +114,7 @@ def evaluate(
     }
     check_classifier(model, images.floats(0, 64).to(device))
     batch_size = config.eval_batch_size or largest_batch(model, model.spec.shape, device)
-    before = read_json(run.suite) if run.suite.is_file() else {}
+    before = read_record(run.suite) if run.suite.is_file() else {}
     if {k: before.get(k) for k in settings} != settings:
         before = {}
     clean = predictions(model, images, batch_size) == images.labels

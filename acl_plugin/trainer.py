@@ -22,16 +22,18 @@ from acl_plugin.config import RunConfig
 from acl_plugin.coreset import Coreset, held_out_count
 from acl_plugin.data import DataSet, Images, ShuffledBatches
 from acl_plugin.distributed import average
+from acl_plugin.epoch_means import EpochMeans
 from acl_plugin.errors import UsageError
 from acl_plugin.guard import Guard
 from acl_plugin.inner_attack import InnerAttack, ThreatModel, require_unit_range
+from acl_plugin.interruption import deferred
 from acl_plugin.knn import knn_accuracy
 from acl_plugin.lars import LARS
 from acl_plugin.lock import locked
 from acl_plugin.objective import Objective, Views
 from acl_plugin.randomness import HOLDOUT, INITIALISATION, ORDER, STEP, mixed_seed
 from acl_plugin.registry import create_objective
-from acl_plugin.run_dir import RunDir, intact, write_encoder, write_json
+from acl_plugin.run_dir import RunDir, read_intact, write_encoder, write_json
 from acl_plugin.views import WEAK, views
 
 
@@ -61,13 +63,13 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
 
 
 def _fit(module: "Pretraining", run: RunDir, trainer_options: dict[str, Any]) -> None:
-    config = module.config
-    trainer = _trainer(config, run, module.guard, trainer_options)
-    resume = _checkpoint(run)
-    try:
-        trainer.fit(module, ckpt_path=resume, weights_only=True)
-    except SystemExit as error:  # what Lightning makes of SIGINT
-        raise KeyboardInterrupt from error
+    config, resume = module.config, _checkpoint(run)
+    with deferred() as interrupted:
+        trainer = _trainer(config, run, Checkpoints(run, config, module.guard, interrupted), trainer_options)
+        try:
+            trainer.fit(module, ckpt_path=resume, weights_only=True)
+        except SystemExit as error:  # what Lightning makes of SIGINT
+            raise KeyboardInterrupt from error
     if not trainer.is_global_zero:
         raise SystemExit(0)  # the first process goes on alone
     record = {"epochs": config.epochs, "seconds": round(module.seconds(), 1), "resumed": resume is not None}
@@ -79,9 +81,12 @@ def _checkpoint(run: RunDir) -> Path | None:
     """The last checkpoint; the one before it where the last is damaged, which is told; None to begin."""
     for path in (run.checkpoint, run.checkpoint_before):
         if path.is_file():
-            if intact(path):
+            try:
+                read_intact(path)["means"]
                 return path
-            print(f"{path} is damaged (a checksum is not right); going on from what is before it", file=sys.stderr)
+            except Exception as error:  # the unpickler raises all kinds
+                told = " ".join(str(error).split())[:80]
+                print(f"{path} is damaged ({told}); going on from what is before it", file=sys.stderr)
     return None
 
 
@@ -91,6 +96,7 @@ def build(config: RunConfig, data: DataSet) -> "Pretraining":
     Raises:
         UsageError: for names, settings or sizes that do not fit.
     """
+    training_device(config)  # or it is told now that there is none
     threat = ThreatModel.parse(config.norm, config.eps)
     attack = InnerAttack(threat, config.attack, config.attack_steps, config.attack_kwargs)
     objective = create_objective(config.objective, **config.objective_kwargs)
@@ -133,10 +139,11 @@ class Pretraining(lightning.LightningModule):
         self.automatic_optimization = False
         self.config, self.data = config, data
         self.model, self.objective = model, objective
-        self.attack = replace(attack, on_moved=self._log_moved)
+        self.attack = replace(attack, on_moved=lambda share: self.means.add({"attack_moved": share}))
         self.ranks = config.ranks
         self.coreset = Coreset(config, data.train) if config.coreset != "none" else None
         self.guard = Guard(config, objective.temperature)
+        self.means = EpochMeans()
         self.seconds_before, self.started = 0.0, time.monotonic()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -151,6 +158,7 @@ class Pretraining(lightning.LightningModule):
     def train_dataloader(self) -> ShuffledBatches:
         """Called before each epoch."""
         epoch, c = self.current_epoch, self.config
+        self.means.begin(epoch)
         self.objective.on_epoch(epoch, c.epochs)
         if self.coreset is not None and self.coreset.is_due(epoch):
             attack = replace(self.attack.scaled(ramp(max(epoch, 1) / c.epochs, c.eps_ramp)), on_moved=None)
@@ -174,16 +182,22 @@ class Pretraining(lightning.LightningModule):
             return self.coreset.steps_before(epoch)
         return epoch * (len(self.data.train) // (self.config.batch_size * self.ranks))
 
+    def steps_done(self) -> int:
+        """How many steps all starts together have done."""
+        return self.steps_before(self.batches.epoch) + self.batches.done
+
     def _images(self) -> Images:
         return self.data.train if self.coreset is None else self.coreset.images
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["seconds"] = self.seconds()
+        checkpoint["means"] = self.means.state_dict()
         if self.coreset is not None:
             checkpoint["coreset"] = (self.coreset.chosen, self.coreset.chosen_at)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.seconds_before = checkpoint.get("seconds", 0.0)
+        self.seconds_before = checkpoint["seconds"]
+        self.means.load_state_dict(checkpoint["means"])
         if self.coreset is not None:
             self.coreset.chosen, self.coreset.chosen_at = checkpoint["coreset"]
 
@@ -204,7 +218,7 @@ class Pretraining(lightning.LightningModule):
         attack = self.attack.scaled(ramp((position + 1) / total, self.config.eps_ramp))
         terms = self.objective.backward(self.model, drawn, attack)
         self.guard.watch(terms, step, position / total)
-        self._log_epoch({"loss": terms.total.detach(), **terms.parts})
+        self.means.add({"loss": terms.total.detach(), **terms.parts})
         if (batch_idx + 1) % every == 0 or batch_idx + 1 == per_epoch:
             rate = self.config.lr * learning_rate(position / total, self.config.warmup)
             for group in optimizer.param_groups:
@@ -213,6 +227,7 @@ class Pretraining(lightning.LightningModule):
             optimizer.step()
 
     def on_train_epoch_end(self) -> None:
+        self.log_dict(self.means.means(), sync_dist=self.ranks > 1)
         done = self.current_epoch + 1
         if self.config.knn_every and done % self.config.knn_every == 0:
             kept, route = self.objective.downstream(self.model), self.objective.routes[-1]
@@ -248,12 +263,6 @@ class Pretraining(lightning.LightningModule):
         if batches > 1:
             torch._foreach_div_(gradients, batches)
 
-    def _log_moved(self, share: Tensor) -> None:
-        self._log_epoch({"attack_moved": share})
-
-    def _log_epoch(self, values: dict[str, Tensor]) -> None:
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=self.ranks > 1)
-
 
 def ramp(progress: float, share: float) -> float:
     """min(1, progress / share): how much of eps is in use at ``progress`` in (0, 1] of the training."""
@@ -267,9 +276,9 @@ def learning_rate(progress: float, warmup: float) -> float:
     return (1 + math.cos(math.pi * (progress - warmup) / max(1e-12, 1 - warmup))) / 2
 
 
-def _trainer(config: RunConfig, run: RunDir, guard: Guard, options: dict[str, Any]) -> lightning.Trainer:
+def _trainer(config: RunConfig, run: RunDir, checkpoints: Checkpoints, options: dict[str, Any]) -> lightning.Trainer:
     loggers = [CsvLogger(run.metrics), TensorBoardLogger(run.path, name="", version="tensorboard")]
-    callbacks = [ShowProgress(), Checkpoints(run, config, guard)]
+    callbacks = [ShowProgress(), checkpoints]
     ours: dict[str, Any] = {
         "accelerator": config.accelerator,
         "devices": config.devices,

@@ -8,7 +8,8 @@ from acl_plugin import config as configuration
 from acl_plugin import data as datasets
 from acl_plugin.config import DataConfig, ProbeConfig, RunConfig, ThreatConfig
 from acl_plugin.errors import UsageError
-from acl_plugin.run_dir import RunDir, load_encoder, read_json, weights_hash, write_json
+from acl_plugin.records import read_record
+from acl_plugin.run_dir import RunDir, load_encoder, weights_hash, write_json
 
 
 def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
@@ -35,7 +36,7 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
     if run.encoder.is_file():
         return
     run.start(config)
-    pretraining = read_json(source.pretraining) if source.pretraining.is_file() else {}
+    pretraining = read_record(source.pretraining) if source.pretraining.is_file() else {}
     trained = source.read_config()
     write_json(
         run.pretraining,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from acl_plugin import config as configuration
+from acl_plugin import figures
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.run_dir import RunDir, read_json, write_atomic, write_json
 from benchmarks import autoattack_speed as measured_autoattack
@@ -127,7 +128,10 @@ def record(*arguments: str) -> None:
 
 
 def table() -> None:
-    """Everything in ``results/``, as tables."""
+    """Everything in ``results/``, as tables; and the figure of the training steps."""
+    steps = [read_json(path) for path in sorted(RESULTS.glob("speed_*.json"))]
+    if steps:
+        write_atomic(HERE / "speed.svg", figures.svg(measured_speed.figure(steps)))
     write_atomic(HERE / "RESULTS.md", tables.document(RESULTS).encode())
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from acl_plugin import data as datasets
+from acl_plugin.acceleration import training_device
 from acl_plugin.cli import Parser
 from acl_plugin.evaluate import attack_chunk, chunk_verdicts
 from acl_plugin.folding import folded
@@ -39,7 +40,7 @@ def run(*arguments: str) -> dict[str, Any]:
     given = parser.parse(arguments)
     config = replace(RunDir(given.run).read_config(), limit_test=given.limit)
     threat = ThreatModel.parse(config.norm, given.eps or config.eps)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = training_device(config)
     model = load_classifier(given.run).to(device).requires_grad_(False)
     images = datasets.load(config).test
     pairs = [(ours(model, images, threat, seed), reference(model, images, threat, seed)) for seed in range(given.turns)]

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from acl_plugin import data, pipeline
+from acl_plugin.acceleration import training_device
 from acl_plugin.audit import audit
 from acl_plugin.cli import Parser
 from acl_plugin.config import RunConfig, preset, to_dict
@@ -167,7 +168,7 @@ def audit_ablation(*arguments: str) -> tuple[str, dict[str, Any]]:
 def audit_one(each: Job) -> None:
     """Audit the checkpoints of one run."""
     run = RunDir(each.out)
-    audit([run], run, "all", AUDITED, _device())
+    audit([run], run, "all", AUDITED, training_device(RunConfig()))
 
 
 def planned(name: str, *arguments: str) -> tuple[str, list[Job], int]:
@@ -248,7 +249,7 @@ def do(each: Job) -> None:
             transfer(RunDir(each.source.out), out, each.config)
         elif each.row.untrained:
             _encoder(each)
-        result = pipeline.run(each.config, each.out, _device())
+        result = pipeline.run(each.config, each.out, training_device(RunConfig()))
     except TrainingStopped as error:
         write_json(stopped, {"stopped": str(error)})
         print(f"{each.row.label}, seed {each.seed}: stopped: {error}", flush=True)
@@ -267,7 +268,3 @@ def _encoder(each: Job) -> None:
         run.start(each.config)
         write_json(run.pretraining, {"epochs": 0, "seconds": 0.0, "resumed": False})
         module.write_encoder(run)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

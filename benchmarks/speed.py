@@ -11,10 +11,10 @@ random: nothing here depends on what they show.
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +22,19 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from acl_plugin import routed_norm
-from acl_plugin.acceleration import compile_encoder, precision
+from acl_plugin.acceleration import compile_encoder, precision, training_device
 from acl_plugin.cli import Parser
 from acl_plugin.config import RunConfig, preset
 from acl_plugin.data import DataSet, Images
 from acl_plugin.errors import UsageError
+from acl_plugin.figures import COLOURS
 from acl_plugin.inner_attack import InnerAttack
 from acl_plugin.objective import Views
 from acl_plugin.run_dir import environment
 from acl_plugin.trainer import Pretraining, build
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PARTS = ("data", "views", "attack", "forward and backward", "optimiser")
 
@@ -170,6 +174,8 @@ class Stepper:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def ceiling(device: torch.device, dtype: torch.dtype) -> float:
@@ -272,7 +278,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any]]:
     parser.add_argument("--device", type=str, default="", help="cpu or cuda; by default what there is.")
     parser.add_argument("--repeats", type=int, default=5, help="Pairs of steps.")
     given = parser.parse(arguments)
-    device = torch.device(given.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(given.device or training_device(RunConfig()))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: there is no GPU here")
     names = ("objective", "objective_kwargs", "backbone", "backbone_kwargs", "batch_size", "precision", "compile")
@@ -282,6 +288,30 @@ def run(*arguments: str) -> tuple[str, dict[str, Any]]:
     result = measure(replace(config, accelerator="cpu"), data, device, given.repeats)
     kind = "gpu" if device.type == "cuda" else "cpu"
     return f"speed_{kind}_{config.objective}_{config.backbone}_{config.batch_size}_{result['precision']}", result
+
+
+def figure(results: Sequence[dict[str, Any]]) -> "Figure":
+    """Where the seconds of a step go, ours and the plain one below each other, as shares of the plain one."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(9, 1.2 + 0.8 * len(results)))
+    axes = drawn.subplots()
+    names: list[tuple[int, str]] = []
+    for number, result in enumerate(results):
+        named = f"{result['objective']}, {result['backbone']}, batch {result['batch_size']}"
+        for below, (who, parts) in enumerate((("plain", "plain_parts"), (result["precision"], "parts"))):
+            left, place = 0.0, 3 * number + below
+            for part, colour in zip(PARTS, COLOURS, strict=False):
+                share = result[parts][part] / sum(result["plain_parts"].values())
+                axes.barh(place, share, left=left, color=colour, label=part if not names else None)
+                left += share
+            names.append((place, f"{named}: {who}"))
+    axes.set_yticks(*zip(*names, strict=True), fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="seconds of a step, as a share of the plain one")
+    axes.legend(fontsize=8, loc="lower right")
+    drawn.set_layout_engine("tight")
+    return drawn
 
 
 def shown(result: dict[str, Any]) -> list[str]:

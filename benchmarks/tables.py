@@ -230,7 +230,7 @@ def speeds(results: Runs) -> list[str]:
             f"{r['peak_memory'] / 2**30:.1f}",
             f"{r['environment']['device']}, {r['environment']['threads']} threads",
         )
-    return lines
+    return [*lines, "", "![Where the seconds of a step go](speed.svg)"]
 
 
 def scaling(kept: dict[str, Any]) -> list[str]:

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import logging
 import os
 import pickle
@@ -12,6 +13,7 @@ import pyautoattack
 import pytest
 import torch
 
+from acl_plugin import cli
 from acl_plugin import config as configuration
 from acl_plugin.backbones import Encoder, ModelSpec
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
@@ -30,6 +32,10 @@ TINY = {
     "attack_steps": 2,
 }
 """Options with which the whole job on digits takes seconds."""
+OPTIONS = [f"--{k.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in TINY.items()]
+"""The same on the command line."""
+FINISHED = [*OPTIONS, "--limit-test=24", "--keep-every=1"]
+"""Of ``finished_run``."""
 
 
 @pytest.fixture(autouse=True)
@@ -97,16 +103,39 @@ def settings_of(teacher_run, labels_file):
     return settings
 
 
-@pytest.fixture
-def few(monkeypatch):
-    """AutoAttack with few iterations and queries, for tests that are about bookkeeping."""
+def shorten(patch):
+    """AutoAttack with few iterations and queries."""
     original = pyautoattack.AutoAttack._set_version
 
     def fast(self, version="standard"):
         original(self, version)
         self.square.n_queries, self.apgd.n_iter, self.apgd_targeted.n_iter, self.fab.n_iter = 50, 5, 5, 5
 
-    monkeypatch.setattr(pyautoattack.AutoAttack, "_set_version", fast)
+    patch(pyautoattack.AutoAttack, "_set_version", fast)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Short attacks, for tests that are about bookkeeping."""
+    shorten(monkeypatch.setattr)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A run with every stage done, on the tiny backbone; to be copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    run = str(folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ACL_PLUGIN_HOME", str(folder / "home"))
+        shorten(patch.setattr)
+        for command in (
+            ["run", "--out", run, *FINISHED],
+            ["audit", run, "--checkpoints", "all"],
+            ["evaluate", run, "--suite", "standard", "--attacks", '["FGSM", "PGDL2"]'],
+            ["report", run],
+        ):
+            assert cli.main(command) == 0
+    return Path(run)
 
 
 @pytest.fixture(scope="session")

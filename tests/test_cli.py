@@ -10,9 +10,7 @@ from acl_plugin import __version__, available, cli, create_objective, load_class
 from acl_plugin.backbones import ModelSpec, create_backbone
 from acl_plugin.pseudo_labels import PseudoLabels
 from acl_plugin.run_dir import RunDir, weights_hash
-from conftest import TINY
-
-OPTIONS = [f"--{k.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in TINY.items()]
+from conftest import OPTIONS
 
 
 def test_run_prints_a_line_for_each_objective(tmp_path, capsys, few):

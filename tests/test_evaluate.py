@@ -1,7 +1,6 @@
 import dataclasses
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -192,55 +191,6 @@ def test_an_evaluation_that_stops_anywhere_ends_with_the_same_verdicts(run, few,
     assert again["resumed"]
 
 
-KILLED = """
-import sys, torch
-sys.path.insert(0, sys.argv[2])
-import conftest, pyautoattack
-from acl_plugin import evaluate
-from acl_plugin.config import preset
-from acl_plugin.run_dir import RunDir
-torch.set_num_threads(1)
-original = pyautoattack.AutoAttack._set_version
-def fast(self, version="standard"):
-    original(self, version)
-    self.square.n_queries, self.apgd.n_iter, self.apgd_targeted.n_iter, self.fab.n_iter = 50, 5, 5, 5
-pyautoattack.AutoAttack._set_version = fast
-config = preset("digits", **conftest.TINY | {"limit_test": 60}, eval_batch_size=4)
-print("begins", flush=True)
-evaluate.evaluate(RunDir(sys.argv[1]), config, torch.device("cpu"))
-"""
-
-
-def test_an_evaluation_that_is_killed_anywhere_ends_with_the_same_verdicts(run, tmp_path):
-    """ACL_PLUGIN_KILLS sets how often; each kill is at another moment."""
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    command = [sys.executable, str(script), str(run.path), str(Path(__file__).parent)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
-    lines, result = run.evaluation_lines.read_bytes(), read_json(run.evaluation)
-    took = result["seconds"]
-    forget(run)
-    kills, generator = int(os.environ.get("ACL_PLUGIN_KILLS", "3")), random.Random(0)
-    while kills:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
-        process.stdout.readline()
-        try:
-            process.wait(timeout=generator.uniform(0.05, took / 2))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills -= 1
-        else:  # it was done before the kill
-            assert run.evaluation_lines.read_bytes() == lines
-            forget(run)
-    subprocess.run(command, check=True, capture_output=True, env=environment)
-    assert run.evaluation_lines.read_bytes() == lines
-    same = set(result) - {"seconds", "resumed"}
-    again = read_json(run.evaluation)
-    assert {k: result[k] for k in same} == {k: again[k] for k in same}
-
-
 def test_the_evaluation_of_something_else_is_refused(run, few):
     config = preset("digits", **TINY)
     result = evaluate.evaluate(run, config, CPU)
@@ -255,7 +205,7 @@ def test_a_damaged_chunk_is_told(run, few):
     evaluate.evaluate(run, config, CPU)
     run.evaluation.unlink()
     run.evaluation_chunk(0).write_text('{"start": 3}\n')
-    with pytest.raises(UsageError, match=r"evaluation_chunks/000000.json is damaged .* delete it to go on"):
+    with pytest.raises(UsageError, match=r"evaluation_chunks/000000.json is damaged .* delete it, and repeat"):
         evaluate.evaluate(run, config, CPU)
 
 

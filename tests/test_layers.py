@@ -11,14 +11,14 @@ import acl_plugin
 
 PACKAGE = Path(acl_plugin.__file__).parent
 LAYERS = [
-    "errors version progress randomness",
+    "errors version progress randomness interruption epoch_means",
     "registry config import_hook figures distributed",
-    "acceleration",
+    "acceleration tables",
     "losses layouts schedules lars projectors divergence sharpness bounds correlation "
     "data views routed_norm autoattack_adapter",
     "backbones",
     "inner_attack run_dir folding",
-    "objective lock",
+    "objective lock records completion",
     "branches pseudo_labels verdicts broken_images model_checks published sgd linear_head full_finetune",
     "knn semi_supervised",
     "recipes",
@@ -29,7 +29,6 @@ LAYERS = [
     "submission",
     "leaderboard importers transfer audit",
     "pipeline",
-    "tables",
     "report status",
     "cli",
     "__main__ __init__",

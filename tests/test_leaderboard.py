@@ -25,6 +25,8 @@ EVALUATION = {
     "version": "standard",
     "clean_accuracy": 0.78224,
     "robust_accuracy": 0.3917,
+    "cumulative_accuracy": {"apgd-ce": 0.4, "apgd-t": 0.3917, "fab-t": 0.3917, "square": 0.3917},
+    "flags": [],
 }
 
 

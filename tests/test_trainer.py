@@ -2,6 +2,8 @@ import csv
 import dataclasses
 import json
 import math
+import os
+import signal
 
 import lightning
 import pytest
@@ -46,6 +48,18 @@ class StopAt(lightning.Callback):
             raise Killed
 
 
+class InterruptAt(StopAt):
+    """SIGINT or SIGTERM in the middle of a step."""
+
+    def __init__(self, epoch, batch, number=signal.SIGINT):
+        super().__init__(epoch, batch)
+        self.number = number
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.at:
+            os.kill(os.getpid(), self.number)
+
+
 def files(run):
     return read_model(run.encoder), run.metrics.read_text()
 
@@ -70,6 +84,43 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_con
     assert spec == other_spec
     assert same_weights(weights, other_weights)
     assert metrics == other_metrics
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("coreset", ["none", "rcs"])
+def test_an_interrupted_run_keeps_the_step_and_goes_on_after_it(tiny_config, tmp_path, number, coreset):
+    own = {"coreset": coreset, "coreset_every": 3, "coreset_fraction": 0.8}
+    config = dataclasses.replace(tiny_config, **own, epochs=3, batch_size=4, accumulate_grad_batches=1)
+    whole = pretrain(config, tmp_path / "whole")
+    steps = []
+    for at in ((0, 0), (0, 1), (1, 1)):
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, tmp_path / "stopped", callbacks=[InterruptAt(*at, number)])
+        checkpoint = torch.load(RunDir(tmp_path / "stopped").checkpoint, weights_only=True)
+        steps.append(checkpoint["global_step"])
+    per_epoch = 3 if coreset == "rcs" else 4  # the first epoch has all images
+    first = steps[0]
+    assert steps == [first, first + 1, steps[2]]
+    assert first == 1
+    assert steps[2] > steps[1] + per_epoch - 2
+    again = pretrain(config, tmp_path / "stopped")
+    (_, weights), metrics = files(whole)
+    (_, other_weights), other_metrics = files(again)
+    assert same_weights(weights, other_weights)
+    assert metrics == other_metrics
+
+
+def test_an_interruption_waits_for_the_end_of_an_accumulated_step_and_of_an_epoch(tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, epochs=3, batch_size=4, accumulate_grad_batches=2)
+    whole = pretrain(config, tmp_path / "whole")
+    for at, steps in (((0, 0), 1), ((0, 3), 3), ((2, 3), 6)):  # steps of two batches, two an epoch
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, tmp_path / "stopped", callbacks=[InterruptAt(*at)])
+        checkpoint = torch.load(RunDir(tmp_path / "stopped").checkpoint, weights_only=True)
+        assert checkpoint["global_step"] == steps
+    again = pretrain(config, tmp_path / "stopped")
+    assert same_weights(files(whole)[0][1], files(again)[0][1])
+    assert files(whole)[1] == files(again)[1]
 
 
 def test_seed_decides_the_result(tiny_config, tmp_path):

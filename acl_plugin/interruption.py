@@ -1,0 +1,47 @@
+"""SIGINT and SIGTERM that wait for the end of a training step, so that a checkpoint can be made of it."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+PATIENCE = 5.0
+"""Seconds that a step may take to its end."""
+
+
+@contextlib.contextmanager
+def deferred(patience: float = PATIENCE) -> Iterator[Callable[[], bool]]:
+    """Inside, an interruption is a question to be asked: whether SIGINT or SIGTERM came.
+
+    If nobody leaves within ``patience`` seconds, or the signal comes again, or the work ends, it becomes a
+    ``KeyboardInterrupt``. Outside of the main thread, which alone is told of signals, nothing changes.
+
+    Args:
+        patience: seconds.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = False
+
+    def raised(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    def told(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        signal.setitimer(signal.ITIMER_REAL, patience)
+
+    handlers = {signal.SIGINT: told, signal.SIGTERM: told, signal.SIGALRM: raised}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield lambda: asked
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt

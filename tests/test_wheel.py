@@ -1,0 +1,80 @@
+"""A wheel in an environment of its own: the command, and an objective that another distribution brings."""
+
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from test_readme import block_with
+
+from conftest import OPTIONS, ROOT
+
+PYPROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "half-adversarial"
+version = "1"
+
+[tool.setuptools]
+py-modules = ["half_adversarial"]
+
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """The scripts of a fresh environment that has our wheel, that of another distribution, and what they depend on."""
+    folder = tmp_path_factory.mktemp("wheel")
+    other = folder / "other"
+    other.mkdir()
+    (other / "half_adversarial.py").write_text(block_with("HalfAdversarial(acl_plugin.Objective)"))
+    (other / "pyproject.toml").write_text(PYPROJECT + block_with("entry-points"))
+    python = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    source = folder / "source"  # setuptools leaves a folder behind where it builds
+    shutil.copytree(ROOT / "acl_plugin", source / "acl_plugin", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for each in (source, other):
+        build = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(folder / "wheels"), str(each)]
+        subprocess.run([*python, *build], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
+    scripts = folder / "venv" / "bin"
+    site = next((folder / "venv" / "lib").glob("python*/site-packages"))
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    wheels = [str(wheel) for wheel in (folder / "wheels").glob("*.whl")]
+    assert len(wheels) == 2
+    install = ["--python", str(scripts / "python"), "install", "--no-deps", "--no-index", *wheels]
+    subprocess.run([*python, *install], check=True, capture_output=True)
+    return scripts
+
+
+def run(script, *arguments, folder):
+    done = subprocess.run([str(script), *map(str, arguments)], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wheel_is_whole_and_runs(environment, tmp_path):
+    where = run(environment / "python", "-c", "import acl_plugin; print(acl_plugin.__file__)", folder=tmp_path)
+    assert Path(where.strip()).is_relative_to(environment.parent)
+    assert (Path(where.strip()).parent / "py.typed").is_file()
+    options = [*OPTIONS, "--limit-test=4", "--epochs=1"]
+    shown = run(environment / "acl-plugin", "run", "--out", "run", *options, folder=tmp_path)
+    assert "AutoAttack" in shown
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["n"] == 4
+    assert "half_adversarial" not in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_an_objective_of_another_distribution(environment, tmp_path):
+    shown = run(environment / "acl-plugin", "list", "objectives", folder=tmp_path)
+    line = next(line for line in shown.splitlines() if line.startswith("half_adversarial"))
+    assert "One NT-Xent between a benign view and an adversarial one" in line
+    options = [*OPTIONS, "--limit-test=4", "--epochs=1", "--objective=half_adversarial"]
+    run(environment / "acl-plugin", "run", "--out", "run", *options, folder=tmp_path)
+    assert "nce_half" in (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0]
