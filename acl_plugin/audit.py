@@ -156,7 +156,8 @@ def audit_encoder(
 
 def probed(encoder: Encoder, data: DataSet, weight_decay: float, device: torch.device) -> Classifier:
     """The encoder with the linear head that is solved on the training images."""
-    model = Classifier(replace(encoder.spec, classes=data.classes)).to(device).eval().requires_grad_(False)
+    with randomness.private(0):
+        model = Classifier(replace(encoder.spec, classes=data.classes)).to(device).eval().requires_grad_(False)
     model.backbone.load_state_dict(encoder.backbone.state_dict())
     solve_head(model, data.train, weight_decay)
     return model

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from acl_plugin import submission
+from acl_plugin import randomness, submission
 from acl_plugin.backbones import Classifier, ModelSpec
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError, unknown
@@ -204,7 +204,8 @@ def load_exported(path: Path, classes: int = 0) -> nn.Module:
     """
     description = read_json(path)
     try:
-        model = Classifier(ModelSpec.from_dict(description["spec"]))
+        with randomness.private(0):
+            model = Classifier(ModelSpec.from_dict(description["spec"]))
         weights = path.parent / description["weights"]
         if not weights.resolve().is_relative_to(path.parent.resolve()):
             raise UsageError(f"{path} is damaged: {description['weights']!r} lies outside of its folder")

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from acl_plugin import verdicts
+from acl_plugin import randomness, verdicts
 from acl_plugin.backbones import Classifier
 from acl_plugin.run_dir import RunDir, write_atomic, write_json
 
@@ -201,7 +201,8 @@ def _class_name(name: str) -> str:
 def _plain_timm(network: nn.Module, backbone: str) -> nn.Module:
     import timm
 
-    return timm.create_model(backbone, **_created_with(network))
+    with randomness.private(0):
+        return timm.create_model(backbone, **_created_with(network))
 
 
 def _created_with(network: nn.Module) -> dict[str, Any]:

@@ -20,6 +20,10 @@ from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.pseudo_labels import PseudoLabels
 from acl_plugin.trainer import pretrain
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: each, and what it starts, has one
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 ROOT = Path(__file__).parent.parent
 TINY = {
     "backbone": "resnet10t",

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,6 +250,62 @@ def test_mistakes_are_one_line_with_status_2_and_write_nothing(arguments, messag
     assert err.startswith("acl-plugin: ")
     assert message in err
     assert sorted(Path().rglob("*")) == before
+
+
+OF_A_RUN = [
+    (["probe", "run", "--probe-lr=-1"], "--probe-lr -1.0: allowed is a number from 0"),
+    (["probe", "run", "--probe-protocol", "lp"], "--probe-protocol: allowed: 'slf', 'slf_exact'"),
+    (["probe", "run", "--probe-epochs", "0"], "--probe-epochs 0: allowed is a number from 1"),
+    (["probe", "run", "--probe-holdout", "2"], "--probe-holdout 2.0: allowed is a share from 0 to 1"),
+    (["probe", "run", "--backbone", "resnet18"], "unknown argument '--backbone'"),
+    (["evaluate", "run", "--eps", "9"], "eps 9: allowed is a number above 0 (at most 1 for Linf)"),
+    (["evaluate", "run", "--limit-test", "9999"], "digits has 500 such images"),
+    (["evaluate", "run", "--devices", "0"], "--devices 0: allowed is a number from 1"),
+    (["evaluate", "run", "--suite", "standrad"], "--suite: allowed: 'autoattack', 'standard', 'corruptions'"),
+    (["evaluate", "run", "--eval-batch-size", "0"], "--eval-batch-size 0: allowed is a number from 1"),
+    (["evaluate", "run", "--accelerator", "tpu"], "--accelerator: allowed: 'auto', 'cpu'"),
+    (["audit", "run", "--limit", "3"], "--limit 3: allowed is a number from 8"),
+    (["audit", "run", "run"], "--out FOLDER is needed for the joint result of several runs"),
+    (["audit", "run", "--checkpoints", "some"], "--checkpoints: allowed: 'last', 'all'"),
+    (["audit", "nowhere"], "nowhere: no such run folder"),
+    (["audit"], "required: runs"),
+    (["status"], "required: runs"),
+    (["status", "nowhere"], "nowhere: no such run folder"),
+    (["status", "full"], "full/config.yaml is missing; run first: acl-plugin pretrain --out full"),
+    (["report", "run", "nowhere"], "nowhere: no such run folder"),
+    (["export", "run", "--name", "1x"], "--name '1x': allowed are letters"),
+    (["export", "run", "--paper-url", "not a url"], "'link' is 'not a url'"),
+    (["transfer", "run"], "required: out"),
+    (["transfer", "nowhere", "--out", "x"], "nowhere: no such run folder"),
+    (["transfer", "run", "--out", "x", "--data", "cifar10"], "cifar10 needs --data-dir FOLDER"),
+    (["transfer", "run", "--out", "x", "--data", "digits", "--image-size", "9"], "was trained on 1x8x8"),
+    (["pseudo-labels", "run", "--out", "x", "--clusters", "[1]"], "1 clusters: allowed is 2 to 16"),
+    (["pseudo-labels", "run", "--out", "x", "--clusters", "two"], "--clusters: allowed: list. Got value: two"),
+    (["pseudo-labels", "run", "--out", "nowhere/x.npz", "--clusters", "[2]"], "nowhere/x.npz cannot be written"),
+    (["import", "run/encoder.pt", "--out", "x", "--data", "digits"], "run/encoder.pt holds no weights by name"),
+    (["pretrain", "--out", "run", "--lr", "0.5"], "run holds a run of another configuration"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), OF_A_RUN, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_mistakes_about_a_run_are_one_line_with_status_2_and_write_nothing(
+    arguments, message, finished_run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished_run, "run")
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine")
+
+    def files():
+        return {p: p.read_bytes() for p in Path().rglob("*") if p.is_file() and p.name != ".lock"}
+
+    before = files()
+    assert cli.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].startswith("acl-plugin: ")
+    assert len([line for line in err.splitlines() if line.startswith("acl-plugin: ")]) == 1
+    assert message in err
+    assert files() == before
 
 
 def test_another_configuration_is_refused_and_nothing_lost(tmp_path, capsys):
