@@ -93,6 +93,10 @@ def test_a_result_is_kept_and_becomes_a_row(results, monkeypatch, capsys):
     assert all(math.isfinite(result[name]) for name in ("flops_per_second", "share_of_ceiling", "peak_memory"))
     assert result["environment"]["packages"]["torch"]
     assert "| acl_ds | resnet10t, 3x12x12 | 6 | float32 |" in (results / "RESULTS.md").read_text()
+    assert "](speed.svg)" in (results / "RESULTS.md").read_text()
+    figure = (results / "speed.svg").read_text()
+    assert figure.rstrip().endswith("</svg>")
+    assert "acl_ds, resnet10t, batch 6: plain" in figure  # matplotlib keeps a text beside its outline
 
 
 @pytest.mark.parametrize(
