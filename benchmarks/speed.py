@@ -315,7 +315,7 @@ def figure(results: Sequence[dict[str, Any]]) -> "Figure":
     axes.set_yticks(*zip(*names, strict=True), fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel="seconds of a step, as a share of the plain one")
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(PARTS))
     drawn.set_layout_engine("tight")
     return drawn
 
