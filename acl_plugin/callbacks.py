@@ -2,6 +2,7 @@
 
 import csv
 import io
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,33 @@ from acl_plugin.run_dir import RunDir, torch_bytes, write_atomic
 class Checkpoints(lightning.Callback):
     """The last checkpoint, and copies of the encoder, every few epochs, as long as the run is healthy.
 
+    Within an epoch a checkpoint is made after ``often`` seconds without one, and when the user wants the run to end.
+    Several ranks, which would have to agree on the step, make them at the ends of epochs alone.
+
     Args:
         run, config, guard: of the pretraining.
-        interrupted: whether the user wants it to end now; it does after the step, with a checkpoint.
+        interrupted: whether the user wants it to end now; it does after the step.
     """
+
+    often = 600.0
 
     def __init__(self, run: RunDir, config: RunConfig, guard: Guard, interrupted: Callable[[], bool]) -> None:
         self.run, self.guard, self.interrupted = run, guard, interrupted
         self.every, self.keep_every = config.checkpoint_every, config.keep_every
         self.accumulated, self.ranks = config.accumulate_grad_batches, config.ranks
+        self.saved = time.monotonic()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *rest: Any) -> None:
-        if self.interrupted():
-            self._leave(trainer, rest[2] + 1)
+        batches = rest[2] + 1
+        if self.ranks == 1 and (batches % self.accumulated or batches == trainer.num_training_batches):
+            return  # in the middle of an accumulated step, or about to be saved with the epoch
+        leave = self.interrupted()
+        if self.ranks == 1 and (leave or time.monotonic() - self.saved > self.often):
+            self.guard.look()
+            if self.guard.healthy:
+                self._save(trainer)
+        if leave:
+            raise KeyboardInterrupt
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         done, last = trainer.current_epoch + 1, trainer.current_epoch + 1 == trainer.max_epochs
@@ -44,20 +59,9 @@ class Checkpoints(lightning.Callback):
         if done % self.every == 0 or last:
             self._save(trainer)
 
-    def _leave(self, trainer: lightning.Trainer, batches: int) -> None:
-        """After ``batches`` of the epoch; its end, or the middle of an accumulated step, is no place for a checkpoint.
-
-        Several ranks may have been told at different steps, and leave with the checkpoint that is there.
-        """
-        if self.ranks == 1 and (batches % self.accumulated or batches == trainer.num_training_batches):
-            return
-        self.guard.look()
-        if self.ranks == 1 and self.guard.healthy:
-            self._save(trainer)
-        raise KeyboardInterrupt
-
     def _save(self, trainer: lightning.Trainer) -> None:
         trainer.save_checkpoint(self.run.checkpoint, weights_only=False)
+        self.saved = time.monotonic()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -12,7 +12,9 @@ import yaml
 
 import acl_plugin
 from acl_plugin import registry
+from acl_plugin.callbacks import Checkpoints
 from acl_plugin.errors import TrainingStopped, UsageError
+from acl_plugin.guard import Guard
 from acl_plugin.objective import Objective, Terms
 from acl_plugin.recipes.simclr import SimCLR
 from acl_plugin.run_dir import RunDir, read_model
@@ -60,6 +62,12 @@ class InterruptAt(StopAt):
             os.kill(os.getpid(), self.number)
 
 
+@pytest.fixture
+def healthy(monkeypatch):
+    """Every step is worth a checkpoint; with so few images some look collapsed."""
+    monkeypatch.setattr(Guard, "healthy", True)
+
+
 def files(run):
     return read_model(run.encoder), run.metrics.read_text()
 
@@ -88,7 +96,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_con
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("coreset", ["none", "rcs"])
-def test_an_interrupted_run_keeps_the_step_and_goes_on_after_it(tiny_config, tmp_path, number, coreset):
+def test_an_interrupted_run_keeps_the_step_and_goes_on_after_it(tiny_config, tmp_path, healthy, number, coreset):
     own = {"coreset": coreset, "coreset_every": 3, "coreset_fraction": 0.8}
     config = dataclasses.replace(tiny_config, **own, epochs=3, batch_size=4, accumulate_grad_batches=1)
     whole = pretrain(config, tmp_path / "whole")
@@ -110,12 +118,26 @@ def test_an_interrupted_run_keeps_the_step_and_goes_on_after_it(tiny_config, tmp
     assert metrics == other_metrics
 
 
-def test_an_interruption_waits_for_the_end_of_an_accumulated_step_and_of_an_epoch(tiny_config, tmp_path):
+def test_an_interruption_waits_for_the_end_of_an_accumulated_step_and_of_an_epoch(tiny_config, tmp_path, healthy):
     config = dataclasses.replace(tiny_config, epochs=3, batch_size=4, accumulate_grad_batches=2)
     whole = pretrain(config, tmp_path / "whole")
     for at, steps in (((0, 0), 1), ((0, 3), 3), ((2, 3), 6)):  # steps of two batches, two an epoch
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, tmp_path / "stopped", callbacks=[InterruptAt(*at)])
+        checkpoint = torch.load(RunDir(tmp_path / "stopped").checkpoint, weights_only=True)
+        assert checkpoint["global_step"] == steps
+    again = pretrain(config, tmp_path / "stopped")
+    assert same_weights(files(whole)[0][1], files(again)[0][1])
+    assert files(whole)[1] == files(again)[1]
+
+
+def test_a_long_epoch_has_checkpoints_within(tiny_config, tmp_path, healthy, monkeypatch):
+    config = dataclasses.replace(tiny_config, epochs=3, batch_size=4, accumulate_grad_batches=2)  # two steps an epoch
+    whole = pretrain(config, tmp_path / "whole")
+    monkeypatch.setattr(Checkpoints, "often", 0.0)
+    for (epoch, batch), steps in (((0, 3), 1), ((1, 1), 2), ((2, 2), 5)):
+        with pytest.raises(Killed):
+            pretrain(config, tmp_path / "stopped", callbacks=[StopAt(epoch, batch)])
         checkpoint = torch.load(RunDir(tmp_path / "stopped").checkpoint, weights_only=True)
         assert checkpoint["global_step"] == steps
     again = pretrain(config, tmp_path / "stopped")
