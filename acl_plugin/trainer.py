@@ -32,6 +32,7 @@ from acl_plugin.lars import LARS
 from acl_plugin.lock import locked
 from acl_plugin.objective import Objective, Views
 from acl_plugin.randomness import HOLDOUT, INITIALISATION, ORDER, STEP, mixed_seed
+from acl_plugin.records import read_metrics
 from acl_plugin.registry import create_objective
 from acl_plugin.run_dir import RunDir, read_intact, write_encoder, write_json
 from acl_plugin.views import WEAK, views
@@ -56,6 +57,8 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
     module = build(config, datasets.load(config))
     if run.encoder.is_file():  # what it was made with stays as it is written down
         return run
+    if run.metrics.is_file():
+        read_metrics(run.metrics)  # damage is told before the first step, and not after the first epoch
     run.start(config)
     with locked(run.path):
         _fit(module, run, trainer_options)

@@ -263,6 +263,18 @@ def test_a_process_that_dies_between_two_checkpoints_goes_on_from_the_one_before
     assert pretrain(config, tmp_path / "run").encoder.read_bytes() == whole
 
 
+@pytest.mark.parametrize("content", [b"", b"epoch,step\n", b"\x80", b"step\n1\n", b"epoch,step\nx,1\n"])
+def test_damaged_metrics_are_told_before_the_first_step(tiny_config, tmp_path, content):
+    run = pretrain(tiny_config, tmp_path / "run")
+    run.encoder.unlink()
+    run.metrics.write_bytes(content)
+    with pytest.raises(UsageError, match=r"metrics.csv is damaged .*; delete it"):
+        pretrain(tiny_config, tmp_path / "run")
+    assert run.metrics.read_bytes() == content
+    run.metrics.unlink()
+    assert pretrain(tiny_config, tmp_path / "run").encoder.is_file()
+
+
 def test_seconds_are_those_of_all_starts(tiny_config, tmp_path):
     run = pretrain(dataclasses.replace(tiny_config, epochs=1), tmp_path / "whole")
     once = json.loads(run.pretraining.read_text())
