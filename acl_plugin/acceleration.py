@@ -1,5 +1,6 @@
-"""What makes a training step fast on the device at hand: bfloat16 where it is quick, and torch.compile."""
+"""The device at hand, and what makes a training step fast on it: bfloat16 where it is quick, and torch.compile."""
 
+import os
 import sys
 
 import torch
@@ -23,6 +24,13 @@ def training_device(config: RunConfig) -> torch.device:
     if asked in ("auto", "cpu"):
         return torch.device("cpu")
     raise UsageError(f"--accelerator {asked}: this machine has none; allowed here: auto, cpu")
+
+
+def memory(device: torch.device) -> int:
+    """Bytes that a device has in all, whatever is in use of them."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def precision(config: RunConfig, device: torch.device) -> str:

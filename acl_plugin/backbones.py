@@ -137,6 +137,10 @@ def backbone_names(pattern: str = "") -> list[str]:
     return timm.list_models(pattern)
 
 
+ELSEWHERE = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+"""Arguments of ``timm.create_model`` by which it reads files and addresses; as pickles, which can execute any code."""
+
+
 def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
     """The timm model without its classifier, (B, C, H', W') preprocessed -> (B, D), and the (H', W') it takes.
 
@@ -152,6 +156,9 @@ def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
 
     if not timm.is_model(spec.backbone):
         raise unknown("backbone", spec.backbone, timm.list_models())
+    refused = sorted(ELSEWHERE & spec.kwargs.keys())
+    if refused:
+        raise UsageError(f"backbone argument {refused[0]!r} is not taken: weights of files come by acl-plugin import")
     config = timm.models.get_pretrained_cfg(spec.backbone)
     try:
         if config is not None and config.fixed_input_size:
@@ -175,10 +182,6 @@ def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
     return network, size
 
 
-ELSEWHERE = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
-"""Arguments of ``timm.create_model`` by which it reads files and addresses; as pickles, which can execute any code."""
-
-
 def feature_size(network: nn.Module, channels: int, size: tuple[int, int]) -> int:
     """D, measured with one black image."""
     with torch.no_grad(), routed_norm.inference(network):
@@ -188,8 +191,6 @@ def feature_size(network: nn.Module, channels: int, size: tuple[int, int]) -> in
 def _create(spec: ModelSpec, **sizes: Any) -> nn.Module:
     import timm
 
-    for name in ELSEWHERE & spec.kwargs.keys():
-        raise UsageError(f"backbone argument {name!r} is not taken: weights of files come by acl-plugin import")
     kwargs = {"num_classes": 0, "in_chans": spec.shape[0], **sizes, **spec.kwargs}
     network = timm.create_model(spec.backbone, pretrained=False, **kwargs)
     network.created_with = kwargs  # for code that rebuilds it without us

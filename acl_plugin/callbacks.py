@@ -37,8 +37,10 @@ class Checkpoints(lightning.Callback):
         self.accumulated, self.ranks = config.accumulate_grad_batches, config.ranks
         self.saved = time.monotonic()
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *rest: Any) -> None:
-        batches = rest[2] + 1
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        batches = batch_idx + 1
         if self.ranks == 1 and (batches % self.accumulated or batches == trainer.num_training_batches):
             return  # in the middle of an accumulated step, or about to be saved with the epoch
         leave = self.interrupted()

@@ -22,6 +22,7 @@ from acl_plugin import config as configuration
 from acl_plugin.acceleration import training_device
 from acl_plugin.config import EvaluationConfig, MachineConfig, ProbeConfig, RunConfig, ThreatConfig
 from acl_plugin.errors import EvaluationStopped, TrainingStopped, UsageError, unknown
+from acl_plugin.interruption import interrupt
 from acl_plugin.layouts import LAYOUTS
 from acl_plugin.progress import Progress
 from acl_plugin.published import probe_settings
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _dispatch([name])
         return 0
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminated)  # a scheduler's way to say what SIGINT says
+        signal.signal(signal.SIGTERM, interrupt)  # a scheduler's way to say what SIGINT says
     given = list(sys.argv[1:] if arguments is None else arguments)
     Progress.silent = "--quiet" in given
     try:
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: stopped: {error}; the last good checkpoint is kept", file=sys.stderr)
         return 1
     except EvaluationStopped as error:
-        print(f"{PROGRAM}: stopped: {error}; the same command goes on from what was kept", file=sys.stderr)
+        print(f"{PROGRAM}: stopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -109,10 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: {where}{error.strerror or error}; what was written before is whole", file=sys.stderr)
         return 1
     return 0
-
-
-def _terminated(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _dispatch(arguments: list[str]) -> None:

@@ -7,6 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from acl_plugin import registry
+from acl_plugin.config import PRESETS
+
 
 def wanted() -> bool:
     """Whether the shell asks for completions, and not for a command."""
@@ -51,12 +54,6 @@ def _completer(names: Callable[[], Iterable[str]]) -> Callable[..., list[str]]:
     return lambda prefix, **_: [name for name in names() if name.startswith(prefix)]
 
 
-def _objectives() -> Iterable[str]:
-    from acl_plugin import registry
-
-    return registry.available()
-
-
 def _backbones() -> Iterable[str]:
     import timm
 
@@ -69,17 +66,11 @@ def _attacks() -> Iterable[str]:
     return attack_names()
 
 
-def _data() -> Iterable[str]:
-    from acl_plugin.config import PRESETS
-
-    return PRESETS
-
-
 VALUES: dict[str, Any] = {
-    "objective": _objectives,
-    "compare": _objectives,
+    "objective": registry.available,
+    "compare": registry.available,
     "backbone": _backbones,
     "attack": _attacks,
-    "data": _data,
+    "data": lambda: PRESETS,
 }
 """By the option's name."""

@@ -1,6 +1,5 @@
 """Labelled images as uint8 tensors, and batches of them that are the same after every restart."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acl_plugin.acceleration import memory
 from acl_plugin.config import DataConfig
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.randomness import mixed_seed
@@ -54,10 +54,7 @@ class Images:
         """
         if side is None or self.pixels.shape[2:] == (side, side):
             return self
-        taken, there = (
-            self.pixels[:, :, 0, 0].numel() * side**2,
-            os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        )
+        taken, there = self.pixels[:, :, 0, 0].numel() * side**2, memory(torch.device("cpu"))
         if taken > there / 4:
             told = f"{len(self)} images of it take {taken / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}"
             raise UsageError(f"--image-size {side}: {told}")

@@ -165,7 +165,8 @@ def _share_out(run: RunDir, config: RunConfig, device: torch.device, starts: Seq
                 progress.advance(new)
     except ProcessException as error:  # the others are ended by then
         told = str(error).strip().splitlines()[-1]
-        raise EvaluationStopped(f"one of {config.devices} processes has ended early ({told})") from error
+        ended = f"one of {config.devices} processes has ended early ({told})"
+        raise EvaluationStopped(f"{ended}; the same command goes on from what was kept") from error
 
 
 def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:

@@ -10,6 +10,11 @@ PATIENCE = 5.0
 """Seconds that a step may take to its end."""
 
 
+def interrupt(number: int, frame: Any) -> None:
+    """A signal handler that does what SIGINT's own does."""
+    raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
 def deferred(patience: float = PATIENCE) -> Iterator[Callable[[], bool]]:
     """Inside, an interruption is a question to be asked: whether SIGINT or SIGTERM came.
@@ -25,17 +30,14 @@ def deferred(patience: float = PATIENCE) -> Iterator[Callable[[], bool]]:
         return
     asked = False
 
-    def raised(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
     def told(number: int, frame: Any) -> None:
         nonlocal asked
         if asked:
-            raise KeyboardInterrupt
+            interrupt(number, frame)
         asked = True
         signal.setitimer(signal.ITIMER_REAL, patience)
 
-    handlers = {signal.SIGINT: told, signal.SIGTERM: told, signal.SIGALRM: raised}
+    handlers = {signal.SIGINT: told, signal.SIGTERM: told, signal.SIGALRM: interrupt}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield lambda: asked

@@ -1,10 +1,9 @@
 """Whether a classifier can be evaluated rightly, and how many images it can be attacked on at a time."""
 
-import os
-
 import torch
 from torch import Tensor, nn
 
+from acl_plugin.acceleration import memory
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import require_unit_range
 
@@ -70,8 +69,4 @@ def largest_batch(model: nn.Module, shape: tuple[int, int, int], device: torch.d
     x = torch.zeros(2, *shape, device=device, requires_grad=True)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         model(x)
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(max(1, min(MOST, memory / 4 / max(1, kept / 2))))
+    return int(max(1, min(MOST, memory(device) / 4 / max(1, kept / 2))))

@@ -24,7 +24,6 @@ def register(name: str) -> Callable[[Factory], Factory]:
         >>> @acl_plugin.register("my_objective")
         ... class MyObjective(acl_plugin.Objective): ...
     """
-
     if not NAME.fullmatch(name):
         raise ValueError(f"objective name {name!r}: allowed are letters, digits and _, starting with a letter")
 
