@@ -22,7 +22,7 @@ from acl_plugin.bounds import contrastive_bound, coupling_bound, divergence_boun
 from acl_plugin.config import RunConfig
 from acl_plugin.correlation import spearman
 from acl_plugin.data import DataSet, batched
-from acl_plugin.divergence import DIVERGENCES, measure
+from acl_plugin.divergence import DIVERGENCES, MEASURED_WITH, measure
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.linear_head import fit_head, solve_head
@@ -243,6 +243,7 @@ def _settings(config: RunConfig, limit: int) -> dict[str, Any]:
         "adversary": f"{threat.pgd}-{STEPS}", "view_attack": f"{threat.pgd}-{config.attack_steps}",
         "batch_size": config.batch_size, "augment": config.augment, "temperature": TEMPERATURE, "rho": RHO,
         "probe": f"solved linear head, weight decay {config.probe_weight_decay:g}",
+        "learned_divergences": MEASURED_WITH,
     }  # fmt: skip
 
 
