@@ -4,7 +4,7 @@
 
 The reference has batches of 100, contiguous memory and the network as it is. Ours has the chunks of ``evaluate``, a
 copy with folded norms, and channels last. Both run the same attacks with all iterations and restarts, in turns, each
-turn with a seed of its own.
+turn with a seed of its own. How far the reference's passes are from the device's ceiling tells what is left to gain.
 """
 
 import copy
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from acl_plugin import data as datasets
 from acl_plugin.acceleration import training_device
@@ -25,6 +27,7 @@ from acl_plugin.inner_attack import ThreatModel
 from acl_plugin.model_checks import largest_batch
 from acl_plugin.run_dir import RunDir, environment, load_classifier
 from acl_plugin.verdicts import summary
+from benchmarks.speed import ceiling
 
 BATCH = 100
 """Images at a time of the reference."""
@@ -45,6 +48,9 @@ def run(*arguments: str) -> dict[str, Any]:
     images = datasets.load(config).test
     pairs = [(ours(model, images, threat, seed), reference(model, images, threat, seed)) for seed in range(given.turns)]
     ratios = [a[0] / b[0] for a, b in pairs]
+    left = max(1, min(BATCH, round(len(images) * pairs[0][1][1])))  # those that most passes are made for
+    reached = flops_per_second(contiguous(model), images.floats(0, left).to(device))
+    limit = ceiling(device, torch.float32)
     return {
         "data": config.data,
         "objective": config.objective,
@@ -58,6 +64,9 @@ def run(*arguments: str) -> dict[str, Any]:
         "ratio_range": [min(ratios), max(ratios)],
         "robust_accuracies": [a[1] for a, _ in pairs],
         "reference_robust_accuracies": [b[1] for _, b in pairs],
+        "reference_flops_per_second": reached,
+        "ceiling": limit,
+        "reference_share_of_ceiling": reached / limit,
         "device": str(device),
         "environment": environment(),
     }
@@ -79,7 +88,7 @@ def reference(model: Any, images: datasets.Images, threat: ThreatModel, seed: in
     from pyautoattack import AutoAttack
 
     device = next(model.parameters()).device
-    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    plain = contiguous(model)
     x, y = images.floats().to(device), images.labels.to(device)
     began = time.perf_counter()
     adversary = AutoAttack(plain, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=device)
@@ -90,3 +99,21 @@ def reference(model: Any, images: datasets.Images, threat: ThreatModel, seed: in
     with torch.no_grad():
         right = torch.cat([plain(part).argmax(1) for part in moved.split(BATCH)]) == y
     return seconds, right.double().mean().item()
+
+
+def contiguous(model: nn.Module) -> nn.Module:
+    """A copy with its weights in PyTorch's usual layout."""
+    return copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
+def flops_per_second(model: nn.Module, images: Tensor, repeats: int = 5) -> float:
+    """The best of a few input gradients, the passes of all attacks but Square: as many operations as two forwards."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(images)
+    seconds = []
+    for _ in range(repeats):
+        x = images.clone().requires_grad_()
+        began = time.perf_counter()
+        torch.autograd.grad(model(x).sum(), x)[0].sum().item()
+        seconds.append(time.perf_counter() - began)
+    return 2 * float(counter.get_total_flops()) / min(seconds)

@@ -15,6 +15,8 @@ goes on, and experiments share the runs that they have in common. Settings are t
 import hashlib
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -233,9 +235,22 @@ def do_all(what: Callable[[Job], None], jobs: Sequence[Job], at_a_time: int) -> 
         return
     threads = max(1, torch.get_num_threads() // at_a_time)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(at_a_time, spawn, torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(at_a_time, spawn, _begin_worker, (threads,)) as pool:
         for _ in pool.map(what, jobs):
             pass
+
+
+def _begin_worker(threads: int) -> None:
+    """It ends with its parent, even a killed one, and leaves what it was at to the next start."""
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def do(each: Job) -> None:

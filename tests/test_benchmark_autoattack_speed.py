@@ -13,6 +13,7 @@ def test_both_are_run_on_the_same_and_become_a_row(results, few):
     kept = json.loads((results / "results" / "autoattack_speed_tiny.json").read_text())
     assert (kept["n"], kept["eps"], len(kept["seconds"])) == (30, 0.01, 2)
     assert kept["ratio_range"][0] <= kept["ratio"] <= kept["ratio_range"][1]
+    assert 0 < kept["reference_share_of_ceiling"] == kept["reference_flops_per_second"] / kept["ceiling"]
     for one, other in zip(kept["robust_accuracies"], kept["reference_robust_accuracies"], strict=True):
         assert abs(one - other) <= 2 / 30
     assert "| digits, resnet10t, gsa_rsl | 30 |" in (results / "RESULTS.md").read_text()

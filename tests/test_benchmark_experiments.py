@@ -1,6 +1,9 @@
 """The experiments on GSA-RSL: their rows, runs, results and tables."""
 
 import json
+import os
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -169,3 +172,22 @@ def test_a_table_of_audits_groups_by_row():
     assert any(line.startswith("| adversarial | 2 | 2 |") for line in lines)
     assert any(line.startswith("| adversarial | 0.10 ≤ 2.00 (3/3) |") for line in lines)
     assert any(line.startswith("| nce_adv | 1.00 [") for line in lines)
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import time\n"
+        "from types import SimpleNamespace\n"
+        "from benchmarks.experiments import do_all\n"
+        "def work(each):\n"
+        "    print('at work', flush=True)\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    do_all(work, [SimpleNamespace(out=0), SimpleNamespace(out=1)], 2)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(experiments.__file__).parents[1])}
+    with subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout.readline() == parent.stdout.readline() == b"at work\n"
+        parent.kill()
+        assert parent.communicate(timeout=60)[0] == b""  # which returns when nobody is left who could write
