@@ -275,7 +275,7 @@ def evaluation_speeds(results: Runs) -> list[str]:
         "Ours against the reference package called plainly (batch 100, float32, contiguous memory), in turns on the "
         "same classifier and images, with the same attacks, iterations and restarts, float32; medians. Robust "
         "accuracies are per cent, over the seeds of the turns. Share: what the reference's input gradients reach "
-        "of the device's ceiling in float32, above which faster code for the same arithmetic cannot get.",
+        "of the device's ceiling for matrix products, about the least ratio that faster code can have.",
         "",
         *head(
             "classifier",
