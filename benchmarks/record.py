@@ -14,7 +14,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from acl_plugin import data as datasets
@@ -22,6 +21,7 @@ from acl_plugin import pipeline
 from acl_plugin.acceleration import training_device
 from acl_plugin.cli import Parser
 from acl_plugin.config import preset, to_dict
+from acl_plugin.interruption import interrupt
 from acl_plugin.run_dir import RunDir, environment, read_json
 from acl_plugin.trainer import pretrain
 
@@ -84,13 +84,10 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
 def stopped_after(minutes: float | None) -> Iterator[None]:
     """Inside, KeyboardInterrupt is raised after so many minutes, as if by hand; never for None."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     if minutes is None:
         yield
         return
-    before = signal.signal(signal.SIGALRM, stop)
+    before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, max(1e-3, 60 * minutes))
     try:
         yield
