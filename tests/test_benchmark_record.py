@@ -5,6 +5,7 @@ import time
 import pytest
 
 import benchmarks.__main__ as main
+from acl_plugin.interruption import deferred
 from acl_plugin.run_dir import RunDir
 from benchmarks import record, tables
 from conftest import TINY
@@ -38,13 +39,14 @@ def test_when_the_time_is_up_it_stops_and_goes_on_later(results, few, capsys):
 
 
 def test_the_alarm_is_an_interrupt_and_is_taken_back():
-    before = signal.getsignal(signal.SIGALRM)
+    before, before_term = signal.getsignal(signal.SIGALRM), signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), record.stopped_after(0.0005):
         time.sleep(5)
     with record.stopped_after(10):
         pass
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
     assert signal.getsignal(signal.SIGALRM) == before
+    assert signal.getsignal(signal.SIGTERM) == before_term
     with record.stopped_after(None):
         pass
 
@@ -54,3 +56,17 @@ def test_mistakes_are_told_and_nothing_is_written(results, capsys):
     assert "cifar10 needs --data-dir" in capsys.readouterr().err
     assert not (results / "record").exists()
     assert tables.SECTIONS["record_"] is tables.record
+
+
+def test_the_time_can_be_up_after_a_pretraining_has_ended():
+    with pytest.raises(KeyboardInterrupt), record.stopped_after(0.005):
+        with deferred():
+            pass
+        time.sleep(5)
+        pytest.fail("not stopped")
+
+
+def test_the_time_can_be_up_in_a_pretraining_which_ends_its_step():
+    with pytest.raises(KeyboardInterrupt), record.stopped_after(0.005), deferred() as interrupted:
+        while not interrupted():
+            time.sleep(0.01)
