@@ -33,19 +33,24 @@ def memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def precision(config: RunConfig, device: torch.device) -> str:
-    """Lightning's name of ``config.precision``, with ``auto`` decided for the device.
+def precision(asked: str, device: torch.device) -> str:
+    """Lightning's name of a precision, with ``auto`` decided for the device.
 
     bfloat16 is taken where the hardware multiplies in it, which is twice as fast as float32 or more.
     """
-    if config.precision != "auto":
-        return config.precision
+    if asked != "auto":
+        return asked
     if device.type == "cuda":
         quick = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
         quick = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
     return "bf16-mixed" if quick else "32-true"
+
+
+def autocast(asked: str, device: torch.device) -> torch.autocast:
+    """Inside, networks multiply in bfloat16, if that is the ``precision`` of what was asked for."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(asked, device) == "bf16-mixed")
 
 
 def compile_encoder(model: nn.Module, device: torch.device) -> bool:

@@ -126,8 +126,13 @@ class Classifier(nn.Module):
         """(B, C, H, W) in [0, 1] -> (B, D)."""
         return self.backbone(self.preprocess(x))
 
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, classes), in the head's own precision, also under autocast."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features.to(self.head.weight.dtype))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        return self.logits(self.features(x))
 
 
 def backbone_names(pattern: str = "") -> list[str]:

@@ -204,7 +204,7 @@ def _stage(name: str, arguments: list[str]) -> None:
             parser.add_argument(f"--{option}", type=str | None, default=None, help=line)
     else:
         parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the data set is now.")
-        skipped = {"num_nodes", "precision", "compile"} | (set() if name == "evaluate" else {"devices"})
+        skipped = {"num_nodes", "compile"} | ({"precision"} if name == "evaluate" else {"devices"})
         parser.add_class_arguments(MachineConfig, skip=skipped)
     options = _parse_twice(parser, arguments, _defaults_of_run)
     run = RunDir(options.pop("run"))

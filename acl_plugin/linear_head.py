@@ -34,7 +34,7 @@ def head_loss(model: Classifier, x: Tensor, y: Tensor, attack: InnerAttack | Non
         x = attack.classifier(model, x, y)
     with torch.no_grad():
         features = model.features(x)
-    return F.cross_entropy(model.head(features), y)
+    return F.cross_entropy(model.logits(features), y)
 
 
 def solve_head(model: Classifier, images: Images, weight_decay: float) -> float:

@@ -16,6 +16,7 @@ from acl_plugin.data import DataSet
 from acl_plugin.full_finetune import attack_of, set_banks, trades_loss
 from acl_plugin.inner_attack import ThreatModel
 from acl_plugin.linear_head import head_loss, zero_head
+from acl_plugin.probe_checkpoints import ProbeCheckpoints
 from acl_plugin.randomness import CLUSTERS, FINETUNING, PROBE, mixed_seed
 from acl_plugin.run_dir import RunDir, load_encoder
 from acl_plugin.sgd import Schedule, descend, probe_schedule, schedule_of
@@ -25,7 +26,7 @@ CLUSTERS_OF_DYNACL = 10
 
 
 def finetune(
-    run: RunDir, config: RunConfig, data: DataSet, device: torch.device
+    run: RunDir, config: RunConfig, data: DataSet, device: torch.device, checkpoints: ProbeCheckpoints | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Finetune the encoder of ``run`` on pseudo-labels.
 
@@ -42,6 +43,7 @@ def finetune(
         config: ``probe_protocol``, ``aft_...``, threat model and seed.
         data: its training images; labels are not used.
         device: to compute on.
+        checkpoints: see ``sgd.descend``.
 
     Returns:
         Weights of the backbone, and what to record: clusters and the last epoch's loss.
@@ -66,7 +68,8 @@ def finetune(
 
     zero_head(model)
     lp = replace(probe_schedule(c, PROBE), epochs=10, weight_decay=1e-4, milestones=(), augment=weak)
-    descend("LP", model, model.head.parameters(), images, lambda x, y, _: head_loss(model, x, y), lp)
+    heads = model.head.parameters()
+    descend("LP", model, heads, images, lambda x, y, _: head_loss(model, x, y), lp, checkpoints=checkpoints)
 
     banks = {"adv": encoder.backbone.state_dict()}
     if released and c.probe_protocol == "air++":
@@ -81,6 +84,7 @@ def finetune(
         images,
         lambda x, y, _: trades_loss(model, x, y, attack, attacked_route),
         aft_schedule(c),
+        checkpoints=checkpoints,
     )["loss"]
     weights = routed_norm.export(model.backbone, "adv").state_dict()
     return weights, {"aft_clusters": clusters, "aft_loss": loss}
@@ -89,6 +93,6 @@ def finetune(
 def aft_schedule(c: RunConfig) -> Schedule:
     """Of the adversarial finetuning."""
     return schedule_of(
-        c.seed, FINETUNING, epochs=c.aft_epochs, batch_size=c.batch_size, lr=c.aft_lr, weight_decay=1e-4,
+        c, FINETUNING, epochs=c.aft_epochs, batch_size=c.batch_size, lr=c.aft_lr, weight_decay=1e-4,
         milestones=(0.4, 0.8), augment=WEAK[c.augment],
     )  # fmt: skip

@@ -9,26 +9,27 @@ semi        all weights, from few labels and the encoder's own predictions on th
 dynacl++    LP-AFT on pseudo-labels, then slf; air++ likewise
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from acl_plugin import data as datasets
 from acl_plugin import lpaft, randomness, routed_norm, semi_supervised
 from acl_plugin.backbones import Classifier
-from acl_plugin.config import ProbeConfig, RunConfig
+from acl_plugin.config import WHERE_AND_HOW, ProbeConfig, RunConfig, to_dict
 from acl_plugin.data import DataSet, Images, stratified
 from acl_plugin.errors import UsageError
 from acl_plugin.full_finetune import adversarial_loss, attack_of, set_banks, trades_loss
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.linear_head import head_loss, predictions, solve_head, zero_head
 from acl_plugin.lock import exclusive
+from acl_plugin.probe_checkpoints import ProbeCheckpoints
 from acl_plugin.randomness import HOLDOUT, PROBE, mixed_seed
-from acl_plugin.run_dir import RunDir, load_encoder, write_json, write_model
-from acl_plugin.sgd import Schedule, descend, probe_schedule
+from acl_plugin.run_dir import RunDir, load_encoder, weights_hash, write_json, write_model
+from acl_plugin.sgd import Step, descend, probe_schedule
 
 
 @exclusive
@@ -36,7 +37,8 @@ def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
     """Probe the encoder of ``run`` by ``probe_protocol``; writes ``classifier.pt`` and ``probe.json``.
 
     ``encoder.pt`` stays as it is. With ``probe_holdout`` a share of the training images is held out, and the epoch is
-    kept that does best on them: by accuracy, on PGD-10 images where the protocol trains on adversarial ones.
+    kept that does best on them: by accuracy, on PGD-10 images where the protocol trains on adversarial ones. A start
+    that follows one which was stopped goes on from its last minute, and ends with the same numbers.
 
     Raises:
         UsageError: when the encoder is missing, the data cannot be read, or the protocol does not go with them.
@@ -45,19 +47,22 @@ def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
         raise UsageError(f"--probe-protocol {config.probe_protocol}: allowed are {', '.join(PROTOCOLS)}")
     encoder = load_encoder(run.path)
     data = datasets.load(config)
-    started = time.monotonic()
+    settings = {k: v for k, v in to_dict(config).items() if k not in WHERE_AND_HOW}
+    encoders = [weights_hash(encoder), weights_hash(load_encoder(run.path, benign=True))]
+    checkpoints = ProbeCheckpoints(run.probing, settings | {"encoders": encoders})
     train, held_out = split(data.train, config.probe_holdout, config.seed)
     with randomness.private(mixed_seed(config.seed, PROBE), device):
         model = Classifier(replace(encoder.spec, classes=data.classes)).to(device)
     model.backbone.load_state_dict(encoder.backbone.state_dict())
     zero_head(model)
     protocol = PROTOCOLS[config.probe_protocol]
-    record = protocol(Probing(run, config, replace(data, train=train), held_out, model, device))
+    record = protocol(Probing(run, config, replace(data, train=train), held_out, model, device, checkpoints))
     accuracy = (predictions(model.eval(), train) == train.labels).double().mean().item()
     write_model(run.classifier, model.spec, {k: v.cpu() for k, v in model.state_dict().items()})
-    settings = {f.name: getattr(config, f.name) for f in fields(ProbeConfig)}
-    result = {"protocol": config.probe_protocol, **settings, "seed": config.seed, "n": len(train), **record}
-    write_json(run.probe, {**result, "train_accuracy": accuracy, "seconds": round(time.monotonic() - started, 1)})
+    options = {f.name: getattr(config, f.name) for f in fields(ProbeConfig)}
+    result = {"protocol": config.probe_protocol, **options, "seed": config.seed, "n": len(train), **record}
+    write_json(run.probe, {**result, "train_accuracy": accuracy, "seconds": round(checkpoints.seconds(), 1)})
+    checkpoints.clear()
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Probing:
         data: the data set, without the images that are held out.
         held_out: to choose the epoch by; None to take the last.
         model: classifier with the pretrained backbone and a zero head, to be trained in place.
+        checkpoints: of the trainings.
     """
 
     run: RunDir
@@ -77,6 +83,7 @@ class Probing:
     held_out: Images | None
     model: Classifier
     device: torch.device
+    checkpoints: ProbeCheckpoints
 
     @property
     def threat(self) -> ThreatModel:
@@ -88,12 +95,13 @@ class Probing:
         """PGD-10 of the threat model, on cross-entropy."""
         return attack_of(self.threat, self.threat.pgd)
 
-    @property
-    def schedule(self) -> Schedule:
-        """As configured."""
-        return probe_schedule(self.config, PROBE)
+    def descend(self, what: str, trained: nn.Module, step: Step, attack: InnerAttack | None = None) -> dict[str, Any]:
+        """Minimise the loss of ``step`` over the weights of ``trained``; ``attack`` is for the choice of the epoch."""
+        schedule = probe_schedule(self.config, PROBE)
+        score = self._score(attack)
+        return descend(what, self.model, trained.parameters(), self.data.train, step, schedule, score, self.checkpoints)
 
-    def score(self, attack: InnerAttack | None = None) -> Callable[[], float] | None:
+    def _score(self, attack: InnerAttack | None) -> Callable[[], float] | None:
         """Accuracy on what is held out, under an attack if one is given; through bank ``adv`` where there are two."""
         images, model = self.held_out, self.model
         if images is None:
@@ -114,10 +122,7 @@ class Probing:
 
 def slf(p: Probing) -> dict[str, Any]:
     """Standard linear finetuning."""
-    parameters = p.model.head.parameters()
-    return descend(
-        "SLF", p.model, parameters, p.data.train, lambda x, y, _: head_loss(p.model, x, y), p.schedule, p.score()
-    )
+    return p.descend("SLF", p.model.head, lambda x, y, _: head_loss(p.model, x, y))
 
 
 def slf_exact(p: Probing) -> dict[str, Any]:
@@ -127,11 +132,8 @@ def slf_exact(p: Probing) -> dict[str, Any]:
 
 def alf(p: Probing) -> dict[str, Any]:
     """Adversarial linear finetuning."""
-    parameters, attack = p.model.head.parameters(), p.pgd
-    return descend(
-        "ALF", p.model, parameters, p.data.train, lambda x, y, _: head_loss(p.model, x, y, attack), p.schedule,
-        p.score(attack),
-    )  # fmt: skip
+    attack = p.pgd
+    return p.descend("ALF", p.model.head, lambda x, y, _: head_loss(p.model, x, y, attack), attack)
 
 
 def aff_trades(p: Probing) -> dict[str, Any]:
@@ -153,13 +155,13 @@ def aff_pgd(p: Probing) -> dict[str, Any]:
 
 def semi(p: Probing) -> dict[str, Any]:
     """Few labels: see ``acl_plugin.semi_supervised``."""
-    loss = semi_supervised.prepare(p.run, p.config, p.data, p.pgd, p.model, p.device)
+    loss = semi_supervised.prepare(p.run, p.config, p.data, p.pgd, p.model, p.device, p.checkpoints)
     return _finetune(p, loss) | {"labelled": semi_supervised.count(p.config, p.data.train)}
 
 
 def after_lpaft(p: Probing) -> dict[str, Any]:
     """LP-AFT, then standard linear finetuning."""
-    weights, record = lpaft.finetune(p.run, p.config, p.data, p.device)
+    weights, record = lpaft.finetune(p.run, p.config, p.data, p.device, p.checkpoints)
     p.model.backbone.load_state_dict(weights)
     return slf(p) | record
 
@@ -187,10 +189,10 @@ def split(images: Images, share: float, seed: int) -> tuple[Images, Images | Non
     return images.take((~chosen).nonzero().squeeze(1)), images.take(chosen.nonzero().squeeze(1))
 
 
-def _finetune(p: Probing, loss: Callable[..., torch.Tensor]) -> dict[str, Any]:
+def _finetune(p: Probing, loss: Step) -> dict[str, Any]:
     """Train all weights, and leave the model with its ``adv`` bank alone."""
     p.model.to(p.device).requires_grad_(True).train()
-    result = descend("AFF", p.model, p.model.parameters(), p.data.train, loss, p.schedule, p.score(p.pgd))
+    result = p.descend("AFF", p.model, loss, p.pgd)
     if routed_norm.routes_of(p.model.backbone):
         p.model.backbone = routed_norm.export(p.model.backbone, "adv")
     return result

@@ -29,21 +29,16 @@ class Progress:
         self.quiet = quiet = quiet or self.silent
         self.bar = tqdm(desc=what, total=total, initial=done, unit=unit) if sys.stderr.isatty() and not quiet else None
 
-    def advance(self, units: int = 1, **values: float) -> None:
-        """Count ``units`` more as done, and show ``values`` beside them."""
+    def advance(self, units: int = 1) -> None:
+        """Count ``units`` more as done."""
         self.done += units
-        shown = {name: f"{value:.4g}" for name, value in values.items()}
         if self.bar is not None:
             self.bar.update(units)
-            self.bar.set_postfix(shown, refresh=False)
         elif not self.quiet and (self.done >= self.next_line or self.done == self.total):
             self.next_line = max(self.done + 1, self.done + self.total // self.lines)
             left = (time.monotonic() - self.started) / (self.done - self.first) * (self.total - self.done)
-            notes = "".join(f", {name} {value}" for name, value in shown.items())
             print(
-                f"{self.what}: {self.done}/{self.total} {self.unit}s, {clock(left)} left{notes}",
-                file=sys.stderr,
-                flush=True,
+                f"{self.what}: {self.done}/{self.total} {self.unit}s, {clock(left)} left", file=sys.stderr, flush=True
             )
 
     def __enter__(self) -> Self:

@@ -8,6 +8,7 @@ RUN/checkpoints/epoch-*/  the encoder after some epochs, to be audited: a folder
 RUN/encoder.pt           the pretrained encoder: one norm bank, timm's keys; benign_encoder.pt is the bank for benign
                          images, where it is another one; projector.pt the projector
 RUN/classifier.pt        encoder and head; probe.json tells how the head was trained
+RUN/probing/             what a later start of an unfinished probe goes on from
 RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up, evaluation_key.json tells of what;
                          evaluation_chunks/ is what a later start goes on from
 RUN/adversarial/         the images that broke the classifier, by chunk and attack
@@ -61,6 +62,7 @@ class RunDir:
     pretraining = property(lambda self: self.path / "pretraining.json")
     classifier = property(lambda self: self.path / "classifier.pt")
     probe = property(lambda self: self.path / "probe.json")
+    probing = property(lambda self: self.path / "probing")
     evaluation = property(lambda self: self.path / "evaluation.json")
     evaluation_key = property(lambda self: self.path / "evaluation_key.json")
     evaluation_lines = property(lambda self: self.path / "evaluation.jsonl")

@@ -20,6 +20,7 @@ from acl_plugin.data import DataSet, Images, batched, stratified
 from acl_plugin.full_finetune import BETA
 from acl_plugin.inner_attack import InnerAttack
 from acl_plugin.linear_head import zero_head
+from acl_plugin.probe_checkpoints import ProbeCheckpoints
 from acl_plugin.randomness import LABELS, mixed_seed
 from acl_plugin.run_dir import RunDir, load_encoder
 from acl_plugin.sgd import descend, probe_schedule
@@ -36,7 +37,13 @@ def count(config: RunConfig, images: Images) -> int:
 
 
 def prepare(
-    run: RunDir, config: RunConfig, data: DataSet, attack: InnerAttack, model: Classifier, device: torch.device
+    run: RunDir,
+    config: RunConfig,
+    data: DataSet,
+    attack: InnerAttack,
+    model: Classifier,
+    device: torch.device,
+    checkpoints: ProbeCheckpoints | None = None,
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Stage 1, and the loss of stage 2 for ``sgd.descend``.
 
@@ -47,6 +54,7 @@ def prepare(
         attack: of stage 2, on cross-entropy.
         model: with the weights of the adversarial bank, trained by the loss.
         device: to compute on.
+        checkpoints: see ``sgd.descend``.
 
     Source: ACL (arXiv 2010.13337), as in its code, whose batches have the labelled share of all images;
     the direction of the divergence is that of TRADES.
@@ -61,7 +69,8 @@ def prepare(
         first.train()
         return F.cross_entropy(first(x), y)
 
-    descend("few labels", first, first.parameters(), few, benign, probe_schedule(config, LABELS))
+    schedule = probe_schedule(config, LABELS)
+    descend("few labels", first, first.parameters(), few, benign, schedule, checkpoints=checkpoints)
     soft, is_known = _tables(first.eval(), images, known, device)
 
     def loss(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def status(run: RunDir) -> list[str]:
     lines = [f"{run.path}: {config.objective} on {config.data}, {config.backbone}, seed {config.seed}{now}"]
     stages = {
         "pretrain": _pretrain(run, config),
-        "probe": _done(run.probe, lambda v: f"{v['protocol']}, train accuracy {100 * v['train_accuracy']:.2f} %"),
+        "probe": _probe(run),
         "evaluate": _evaluate(run),
         "suite": _done(run.suite, lambda v: f"{len(v['rows'])} attacks, worst case {100 * v['worst_case']:.2f} %"),
         "corruptions": _done(run.corruptions, lambda v: f"mean {100 * v['mean']:.2f} %"),
@@ -38,6 +38,12 @@ def _pretrain(run: RunDir, config: RunConfig) -> str:
     if not run.metrics.is_file():
         return "not yet"
     return f"{len(read_metrics(run.metrics))} of {config.epochs} epochs"
+
+
+def _probe(run: RunDir) -> str:
+    if run.probing.is_dir():
+        return f"begun: {', '.join(sorted(path.stem for path in run.probing.glob('*.pt')))}"
+    return _done(run.probe, lambda v: f"{v['protocol']}, train accuracy {100 * v['train_accuracy']:.2f} %")
 
 
 def _evaluate(run: RunDir) -> str:

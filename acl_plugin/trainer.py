@@ -286,7 +286,7 @@ def _trainer(config: RunConfig, run: RunDir, checkpoints: Checkpoints, options: 
         "accelerator": config.accelerator,
         "devices": config.devices,
         "num_nodes": config.num_nodes,
-        "precision": precision(config, training_device(config)),
+        "precision": precision(config.precision, training_device(config)),
         "strategy": "ddp" if config.ranks > 1 else "auto",
         "max_epochs": config.epochs,
         "plugins": [AtomicCheckpointIO()],

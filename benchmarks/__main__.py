@@ -33,6 +33,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 ELSEWHERE = {"data_dir", "download"}
 """Options that tell of a machine, and not of a result."""
+PRETRAINED = {"seed", "precision"}
+"""Options that are kept as the pretraining had them."""
 
 
 def collect(name: str, *runs: str) -> None:
@@ -47,7 +49,7 @@ def kept(run: RunDir) -> dict[str, Any]:
     evaluation = read_json(run.require(run.evaluation, f"evaluate {run.path}"))
     probe = read_json(run.probe)
     settings = configuration.to_dict(run.read_config())
-    settings |= {k: v for k, v in probe.items() if k in settings and k != "seed"}  # a later `probe` may differ
+    settings |= {k: v for k, v in probe.items() if k in settings and k not in PRETRAINED}  # a later `probe` may differ
     infos = sorted((run.robustbench / "model_info").rglob("*.json"))
     return {
         "settings": {k: v for k, v in settings.items() if k not in ELSEWHERE},

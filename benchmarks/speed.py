@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from acl_plugin import routed_norm
-from acl_plugin.acceleration import compile_encoder, precision, training_device
+from acl_plugin.acceleration import autocast, compile_encoder, precision, training_device
 from acl_plugin.cli import Parser
 from acl_plugin.config import RunConfig, preset
 from acl_plugin.data import DataSet, Images
@@ -158,9 +158,7 @@ class Stepper:
         return Views(**given)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        if self.plainly or precision(self.module.config, self.device) != "bf16-mixed":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext() if self.plainly else autocast(self.module.config.precision, self.device)
 
     @contextmanager
     def _timed(self) -> Iterator[list[float]]:
@@ -232,7 +230,7 @@ def measure(config: RunConfig, data: DataSet, device: torch.device, repeats: int
     pairs = [(ours.step(pixels), theirs.step(pixels)) for pixels in batches[1:]]
     ratios = sorted(b / a for a, b in pairs)
     seconds = statistics.median(a for a, _ in pairs)
-    dtype = torch.bfloat16 if precision(config, device) == "bf16-mixed" else torch.float32
+    dtype = torch.bfloat16 if precision(config.precision, device) == "bf16-mixed" else torch.float32
     limit = ceiling(device, dtype)
     operations = flops(module, device)
     return {

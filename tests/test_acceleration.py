@@ -18,15 +18,15 @@ CPU = torch.device("cpu")
 )
 def test_bfloat16_where_the_cpu_multiplies_in_it(capabilities, expected, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert precision(preset("digits", precision="auto"), CPU) == expected
-    assert precision(preset("digits"), CPU) == "32-true"
-    assert precision(preset("digits", precision="64-true"), CPU) == "64-true"
+    assert precision("auto", CPU) == expected
+    assert precision(preset("digits").precision, CPU) == "32-true"
+    assert precision("64-true", CPU) == "64-true"
 
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_bfloat16_where_the_gpu_multiplies_in_it(quick, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: quick)
-    assert precision(preset("digits", precision="auto"), torch.device("cuda")) == ("bf16-mixed" if quick else "32-true")
+    assert precision("auto", torch.device("cuda")) == ("bf16-mixed" if quick else "32-true")
 
 
 def test_the_device_is_lightnings(monkeypatch):

@@ -106,3 +106,15 @@ def test_unknown_names_and_arguments_are_told():
 def test_names_by_wildcard():
     assert "resnet18" in backbone_names("resnet1*")
     assert not backbone_names("no_such_*")
+
+
+def test_the_head_of_a_classifier_is_in_float32_under_autocast():
+    torch.manual_seed(0)
+    model = Classifier(spec(classes="0123456789")).eval()
+    x = torch.rand(4, 1, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.features(x).dtype == torch.bfloat16
+        logits = model(x)
+        assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, model(x), rtol=0.1, atol=0.05)
+    assert model.double()(x.double()).dtype == torch.float64

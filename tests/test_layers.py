@@ -18,7 +18,7 @@ LAYERS = [
     "data views routed_norm autoattack_adapter",
     "backbones",
     "inner_attack run_dir folding",
-    "objective lock records completion",
+    "objective lock records completion probe_checkpoints",
     "branches pseudo_labels verdicts broken_images model_checks published sgd linear_head full_finetune",
     "knn semi_supervised",
     "recipes",

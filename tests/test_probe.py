@@ -100,6 +100,23 @@ def test_what_is_held_out_is_stratified_and_apart():
         split(images, 1.0, seed=3)
 
 
+@pytest.mark.parametrize("protocol", ["slf", "alf", "aff_trades", "aff_pgd"])
+def test_bfloat16_probes_as_float32_does(two_banks, protocol):
+    folder, config = two_banks
+    found = {}
+    for precision in ("32-true", "bf16-mixed"):
+        probe(folder, dataclasses.replace(config, probe_protocol=protocol, precision=precision), CPU)
+        record, model = json.loads(folder.probe.read_text()), load_classifier(folder.path)
+        assert record["precision"] == precision
+        assert {v.dtype for v in model.parameters()} == {torch.float32}
+        found[precision] = (record["loss"], model.head.weight)
+    (loss, head), (other_loss, other_head) = found.values()
+    assert other_loss == pytest.approx(loss, rel=1e-2)
+    assert not torch.equal(head, other_head)  # it was another computation
+    cosine = torch.cosine_similarity(head.flatten(), other_head.flatten(), dim=0)
+    assert cosine > 0.98
+
+
 def test_l2_has_pgd_protocols_and_no_trades(two_banks):
     folder, config = two_banks
     config = dataclasses.replace(config, norm="L2", eps=0.5)

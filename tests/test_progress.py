@@ -4,10 +4,10 @@ from acl_plugin.progress import Progress, clock
 def test_plain_lines_with_the_time_left(capsys):
     with Progress("work", 100, unit="step") as progress:
         for _ in range(100):
-            progress.advance(loss=0.25)
+            progress.advance()
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("work: 5/100 steps, 0:00:0")
-    assert lines[0].endswith("left, loss 0.25")
+    assert lines[0].endswith("left")
     assert lines[-1].startswith("work: 100/100 steps, 0:00:00 left")
     assert len(lines) <= 13
 

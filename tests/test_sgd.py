@@ -6,6 +6,7 @@ from torch import nn
 
 from acl_plugin import data
 from acl_plugin.config import preset
+from acl_plugin.probe_checkpoints import ProbeCheckpoints
 from acl_plugin.sgd import Schedule, descend, schedule_of
 
 PLAIN = Schedule(epochs=5, batch_size=8, lr=0.1, weight_decay=0.0, milestones=(0.4, 0.8), augment="none", seed=0)
@@ -32,7 +33,7 @@ def test_the_rate_falls_tenfold_after_the_milestones(images):
         buffer = 0.9 * buffer + 1
         w -= 0.1 * 0.1 ** ((step // 2 >= 2) + (step // 2 >= 4)) * buffer
     assert len(seen) == 10
-    assert result == {"loss": pytest.approx((seen[-1] + seen[-2]) / 2)}
+    assert result == {"precision": "32-true", "loss": pytest.approx((seen[-1] + seen[-2]) / 2)}
 
 
 def test_the_first_of_the_best_epochs_is_kept(images):
@@ -66,4 +67,65 @@ def test_order_and_views_are_a_function_of_the_seed(images):
 
 def test_streams_of_a_runs_seed_are_apart():
     settings = {"epochs": 1, "batch_size": 2, "lr": 1.0, "weight_decay": 0.0, "milestones": (), "augment": "none"}
-    assert schedule_of(0, 3, **settings).seed != schedule_of(0, 4, **settings).seed
+    assert schedule_of(preset(), 3, **settings).seed != schedule_of(preset(), 4, **settings).seed
+
+
+class Noisy(nn.Module):
+    """A network whose steps depend on everything that a checkpoint has to keep."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.head = nn.BatchNorm1d(64), nn.Linear(64, 10)
+
+    def loss(self, x, y):
+        return nn.functional.cross_entropy(self.head(self.norm(x.flatten(1) + 0.1 * torch.randn(len(x), 64))), y)
+
+
+@pytest.mark.parametrize("stopped_at", [1, 5, 6, 9])  # two steps an epoch
+def test_a_later_start_goes_on_and_ends_the_same_to_the_bit(images, stopped_at, tmp_path, monkeypatch):
+    monkeypatch.setattr(ProbeCheckpoints, "often", 0.0)
+    schedule = dataclasses.replace(PLAIN, augment="weak")
+
+    def train(folder, stop=None):
+        model, scores = Noisy(), []
+        steps = 0
+
+        def step(x, y, _):
+            nonlocal steps
+            if steps == stop:
+                raise KeyboardInterrupt
+            steps += 1
+            return model.loss(x, y)
+
+        def score():  # the second epoch is the best
+            scores.append(None)
+            return -abs(model.norm.num_batches_tracked.item() - 4)
+
+        checkpoints = ProbeCheckpoints(folder, {"of": "this"})
+        result = descend("test", model, model.parameters(), images, step, schedule, score, checkpoints)
+        return result, model.state_dict(), steps
+
+    result, weights, steps = train(tmp_path / "whole")
+    assert (result["epoch"], steps) == (2, 10)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", stopped_at)
+    again, others, rest = train(tmp_path / "stopped")
+    assert rest == 10 - stopped_at
+    assert again == result
+    assert all(torch.equal(others[k], v) for k, v in weights.items())
+
+
+@pytest.mark.parametrize(("asked", "kind"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
+def test_networks_multiply_in_the_precision_asked_for(images, asked, kind):
+    model, kinds = nn.Linear(64, 10), []
+
+    def step(x, y, _):
+        logits = model(x.flatten(1))
+        kinds.append(logits.dtype)
+        return nn.functional.cross_entropy(logits.float(), y)
+
+    result = descend("test", model, model.parameters(), images, step, dataclasses.replace(PLAIN, precision=asked))
+    assert set(kinds) == {kind}
+    assert result["precision"] == asked
+    assert model.weight.dtype == torch.float32

@@ -2,6 +2,7 @@ import pytest
 from test_cli import OPTIONS
 
 from acl_plugin import cli, evaluate
+from acl_plugin.probe_checkpoints import ProbeCheckpoints
 from acl_plugin.run_dir import RunDir
 from conftest import TINY
 
@@ -11,6 +12,14 @@ def lines(run, capsys):
     assert cli.main(["status", str(run)]) == 0
     first, *others = capsys.readouterr().out.splitlines()
     return first, {line.split()[0]: line.split(maxsplit=1)[1] for line in others}
+
+
+def interrupted_after(function):
+    def then_stop(*arguments):
+        function(*arguments)
+        raise KeyboardInterrupt
+
+    return then_stop
 
 
 def test_a_run_from_its_first_epoch_to_its_export(tmp_path, capsys, few, monkeypatch):
@@ -32,6 +41,14 @@ def test_a_run_from_its_first_epoch_to_its_export(tmp_path, capsys, few, monkeyp
     assert told["probe"] == told["evaluate"] == told["export"] == "not yet"
 
     monkeypatch.setattr(Pretraining, "training_step", whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(ProbeCheckpoints, "often", 0.0)
+        patch.setattr(ProbeCheckpoints, "save", interrupted_after(ProbeCheckpoints.save))
+        assert cli.main(["run", "--out", str(run), *OPTIONS]) == 130
+    _, told = lines(run, capsys)
+    assert told["pretrain"].startswith("done, ")
+    assert told["probe"] == "begun: SLF"
+
     original = evaluate._store
 
     def stop(run, chunk, *rest):
@@ -42,7 +59,6 @@ def test_a_run_from_its_first_epoch_to_its_export(tmp_path, capsys, few, monkeyp
     monkeypatch.setattr(evaluate, "_store", stop)
     assert cli.main(["run", "--out", str(run), *OPTIONS]) == 130
     _, told = lines(run, capsys)
-    assert told["pretrain"].startswith("done, ")
     assert told["probe"].startswith("slf, train accuracy ")
     assert told["evaluate"] == "3 of 4 attacks"
 
