@@ -3,10 +3,10 @@
     python -m benchmarks record --data-dir data --out runs/record                  to the end
     python -m benchmarks record --data-dir data --out runs/record --minutes 9.5    stops in time; again, it goes on
 
-ResNet-18 with CIFAR's stem, no extra data: SimCLR, then DeACL from it, each for the epochs given, the linear head
-(SLF), and AutoAttack standard on all test images. What counts as training is the two pretrainings and the probe, of all
-starts. Settings are chosen with ``--data cifar10_val``, which holds out a part of the training images; never on the
-test images.
+ResNet-18 with CIFAR's stem, or what ``--options`` says; no extra data. SimCLR, then DeACL from it, each for the epochs
+given, the linear head (SLF), and AutoAttack standard on all test images. What counts as training is the two
+pretrainings and the probe, of all starts. Settings are chosen with ``--data cifar10_val``, which holds out a part of
+the training images; never on the test images.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ GOALS = {"ACL, 1000 epochs": 39.17, "best published linear probe": 46.99}
 
 
 def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
-    """What the command line asks for: the data set's name, and the result, or None when the time was up before."""
+    """What the command line asks for: the result's name, and the result, or None when the time was up before."""
     parser = Parser(prog="benchmarks record", exit_on_error=False)
     parser.add_argument("--data", type=str, default="cifar10", help="cifar10, or cifar10_val to choose settings by.")
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds cifar-10-batches-py.")
@@ -53,15 +53,17 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
     own = {"teacher": str(given.out / "teacher")}
     student = preset(given.data, objective=given.student, objective_kwargs=own, epochs=given.student_epochs, **shared)
     datasets.load(teacher)  # a mistake is told before anything is written
+    device = training_device(student)
+    name = f"{given.data}_{device.type}"
     try:
         with stopped_after(given.minutes):
             pretrain(teacher, given.out / "teacher")
-            evaluation = pipeline.run(student, given.out / "student", training_device(student))
+            evaluation = pipeline.run(student, given.out / "student", device)
     except KeyboardInterrupt:
         if given.minutes is None:
             raise
         print(f"stopped after {given.minutes:g} minutes; the same command goes on", file=sys.stderr)
-        return given.data, None
+        return name, None
     runs = {name: RunDir(given.out / name) for name in ("teacher", "student")}
     seconds = {name: read_json(of.pretraining)["seconds"] for name, of in runs.items()}
     seconds["probe"] = read_json(runs["student"].probe)["seconds"]
@@ -79,7 +81,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
         f"{100 * evaluation['clean_accuracy']:.2f} %, AutoAttack {100 * evaluation['robust_accuracy']:.2f} % of "
         f"{evaluation['n']} images"
     )
-    return given.data, result
+    return name, result
 
 
 @contextlib.contextmanager

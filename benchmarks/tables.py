@@ -308,15 +308,20 @@ def record(result: dict[str, Any]) -> list[str]:
     """A run against the clock."""
     settings, evaluation, seconds = result["settings"], result["evaluation"], result["seconds"]
     teacher, student = settings["teacher"], settings["student"]
+    network = ", ".join(
+        [student["backbone"], *([str(student["backbone_kwargs"])] if student["backbone_kwargs"] else [])]
+    )
     parts = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     goals = "; ".join(f"{name}: {value:.2f}" for name, value in result["goals"].items())
     return [
         f"## Against the clock on {student['data']}",
         "",
-        f"{student['backbone']}, SimCLR for {teacher['epochs']} epochs, then {student['objective']} for "
-        f"{student['epochs']}, SLF; {result['environment']['device']}. {result['training_seconds']:.0f} s of training "
-        f"({parts}). Clean {100 * evaluation['clean_accuracy']:.2f}, AutoAttack "
-        f"{100 * evaluation['robust_accuracy']:.2f} per cent of {evaluation['n']} test images. Published: {goals}.",
+        f"{network}, SimCLR for {teacher['epochs']} epochs, then {student['objective']} for {student['epochs']} "
+        f"({student['attack_steps']} steps of {student['attack']}), {student['probe_protocol']}; "
+        f"{result['environment']['device']}. {result['training_seconds']:.0f} s of training ({parts}). "
+        f"Clean {100 * evaluation['clean_accuracy']:.2f}, AutoAttack "
+        f"{100 * evaluation['robust_accuracy']:.2f} per cent of {evaluation['n']} test images. "
+        f"Published, with all of ResNet-18: {goals}.",
     ]
 
 

@@ -20,14 +20,16 @@ def command(tmp_path, *more):
 
 def test_a_record_is_trained_probed_attacked_and_kept(results, few, capsys):
     assert main.main(command(results)) == 0
-    kept = json.loads((results / "results" / "record_digits_val.json").read_text())
+    kept = json.loads((results / "results" / "record_digits_val_cpu.json").read_text())
     student = RunDir(results / "record" / "student")
     assert kept["evaluation"] == json.loads(student.evaluation.read_text())
     assert kept["training_seconds"] == pytest.approx(sum(kept["seconds"].values()))
     assert set(kept["seconds"]) == {"teacher", "student", "probe"}
     assert kept["settings"]["student"]["objective_kwargs"]["teacher"].endswith("record/teacher")
     assert "s of training on" in capsys.readouterr().out
-    assert "## Against the clock on digits_val" in (results / "RESULTS.md").read_text()
+    told = (results / "RESULTS.md").read_text()
+    assert "## Against the clock on digits_val" in told
+    assert f"resnet10t, {TINY['backbone_kwargs']}, SimCLR for 2 epochs, then deacl for 2 (2 steps of PGD)" in told
 
 
 def test_when_the_time_is_up_it_stops_and_goes_on_later(results, few, capsys):
@@ -35,7 +37,7 @@ def test_when_the_time_is_up_it_stops_and_goes_on_later(results, few, capsys):
     assert "stopped after 0.0001 minutes; the same command goes on" in capsys.readouterr().err
     assert not list((results / "results").iterdir())
     assert main.main(command(results)) == 0
-    assert (results / "results" / "record_digits_val.json").is_file()
+    assert (results / "results" / "record_digits_val_cpu.json").is_file()
 
 
 def test_the_alarm_is_an_interrupt_and_is_taken_back():
