@@ -48,7 +48,7 @@ def run(*arguments: str) -> dict[str, Any]:
     images = datasets.load(config).test
     pairs = [(ours(model, images, threat, seed), reference(model, images, threat, seed)) for seed in range(given.turns)]
     ratios = [a[0] / b[0] for a, b in pairs]
-    left = max(1, min(BATCH, round(len(images) * pairs[0][1][1])))  # those that most passes are made for
+    left = max(1, round(min(BATCH, len(images)) * pairs[0][1][1]))  # of a batch: those that most passes are made for
     reached = flops_per_second(contiguous(model), images.floats(0, left).to(device))
     limit = ceiling(device, torch.float32)
     return {
