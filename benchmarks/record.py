@@ -3,8 +3,8 @@
     python -m benchmarks record --data-dir data --out runs/record                  to the end
     python -m benchmarks record --data-dir data --out runs/record --minutes 9.5    stops in time; again, it goes on
 
-ResNet-18 with CIFAR's stem, or what ``--options`` says; no extra data. SimCLR, then DeACL from it, each for the epochs
-given, the linear head (SLF), and AutoAttack standard on all test images. What counts as training is the two
+ResNet-18 with CIFAR's stem, or what ``--options`` says; no extra data. SimCLR, then ProFeAT from it, each for the
+epochs given, the linear head (SLF), and AutoAttack standard on all test images. What counts as training is the two
 pretrainings and the probe, of all starts. Settings are chosen with ``--data cifar10_val``, which holds out a part of
 the training images; never on the test images.
 """
@@ -39,7 +39,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
     parser.add_argument("--data", type=str, default="cifar10", help="cifar10, or cifar10_val to choose settings by.")
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds cifar-10-batches-py.")
     parser.add_argument("--out", type=Path, default=Path("runs/record"), help="Folder of both runs.")
-    parser.add_argument("--student", type=str, default="deacl", help="deacl or profeat.")
+    parser.add_argument("--student", type=str, default="profeat", help="profeat or deacl.")
     parser.add_argument("--teacher-epochs", type=int, default=60, help="Of SimCLR.")
     parser.add_argument("--student-epochs", type=int, default=35, help="Of the student.")
     parser.add_argument("--seed", type=int, default=0, help="Seed.")
@@ -67,15 +67,19 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
     runs = {name: RunDir(given.out / name) for name in ("teacher", "student")}
     seconds = {name: read_json(of.pretraining)["seconds"] for name, of in runs.items()}
     seconds["probe"] = read_json(runs["student"].probe)["seconds"]
+    settings = {
+        name: {k: v for k, v in to_dict(config).items() if k != "data_dir"}
+        for name, config in {"teacher": teacher, "student": student}.items()
+    }
+    settings["student"]["objective_kwargs"] = {"teacher": "teacher"}  # beside it, wherever that is
     result = {
         "training_seconds": sum(seconds.values()),
         "seconds": seconds,
         "evaluation": evaluation,
         "goals": GOALS,
-        "settings": {name: {k: v for k, v in to_dict(c).items() if k != "data_dir"} for name, c in
-                     {"teacher": teacher, "student": student}.items()},
+        "settings": settings,
         "environment": environment(),
-    }  # fmt: skip
+    }
     print(
         f"{result['training_seconds']:.0f} s of training on {environment()['device']}: clean "
         f"{100 * evaluation['clean_accuracy']:.2f} %, AutoAttack {100 * evaluation['robust_accuracy']:.2f} % of "

@@ -25,11 +25,11 @@ def test_a_record_is_trained_probed_attacked_and_kept(results, few, capsys):
     assert kept["evaluation"] == json.loads(student.evaluation.read_text())
     assert kept["training_seconds"] == pytest.approx(sum(kept["seconds"].values()))
     assert set(kept["seconds"]) == {"teacher", "student", "probe"}
-    assert kept["settings"]["student"]["objective_kwargs"]["teacher"].endswith("record/teacher")
+    assert kept["settings"]["student"]["objective_kwargs"] == {"teacher": "teacher"}
     assert "s of training on" in capsys.readouterr().out
     told = (results / "RESULTS.md").read_text()
     assert "## Against the clock on digits_val" in told
-    assert f"resnet10t, {TINY['backbone_kwargs']}, SimCLR for 2 epochs, then deacl for 2 (2 steps of PGD)" in told
+    assert f"resnet10t, {TINY['backbone_kwargs']}, SimCLR for 2 epochs, then profeat for 2 (2 steps of PGD)" in told
 
 
 def test_when_the_time_is_up_it_stops_and_goes_on_later(results, few, capsys):
