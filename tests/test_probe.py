@@ -103,18 +103,21 @@ def test_what_is_held_out_is_stratified_and_apart():
 @pytest.mark.parametrize("protocol", ["slf", "alf", "aff_trades", "aff_pgd"])
 def test_bfloat16_probes_as_float32_does(two_banks, protocol):
     folder, config = two_banks
+    pretrained = load_encoder(folder.path).backbone.state_dict()
     found = {}
     for precision in ("32-true", "bf16-mixed"):
         probe(folder, dataclasses.replace(config, probe_protocol=protocol, precision=precision), CPU)
         record, model = json.loads(folder.probe.read_text()), load_classifier(folder.path)
         assert record["precision"] == precision
         assert {v.dtype for v in model.parameters()} == {torch.float32}
-        found[precision] = (record["loss"], model.head.weight)
-    (loss, head), (other_loss, other_head) = found.values()
+        way = torch.cat([(w - pretrained[k]).flatten() for k, w in model.backbone.named_parameters()])
+        found[precision] = (record["loss"], model.head.weight.flatten(), way)
+    (loss, head, way), (other_loss, other_head, other_way) = found.values()
     assert other_loss == pytest.approx(loss, rel=1e-2)
     assert not torch.equal(head, other_head)  # it was another computation
-    cosine = torch.cosine_similarity(head.flatten(), other_head.flatten(), dim=0)
-    assert cosine > 0.98
+    assert torch.cosine_similarity(head, other_head, dim=0) > 0.98
+    if protocol in ("aff_trades", "aff_pgd"):  # all weights have their gradients
+        assert torch.cosine_similarity(way, other_way, dim=0) > 0.8
 
 
 def test_l2_has_pgd_protocols_and_no_trades(two_banks):
