@@ -81,15 +81,24 @@ def _fit(module: "Pretraining", run: RunDir, trainer_options: dict[str, Any]) ->
 
 
 def _checkpoint(run: RunDir) -> Path | None:
-    """The last checkpoint; the one before it where the last is damaged, which is told; None to begin."""
+    """The last checkpoint, or the one before it, to go on from; None to begin.
+
+    The last is left where it is damaged, which is told; and where only the row of its last epoch is not in
+    ``metrics.csv``, as the process was killed between the two.
+    """
+    logged = len(read_metrics(run.metrics)) if run.metrics.is_file() else 0
     for path in (run.checkpoint, run.checkpoint_before):
         if path.is_file():
             try:
-                read_intact(path)["means"]
-                return path
+                content = read_intact(path)
+                content["means"]
+                epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
             except Exception as error:  # the unpickler raises all kinds
                 told = " ".join(str(error).split())[:80]
                 print(f"{path} is damaged ({told}); going on from what is before it", file=sys.stderr)
+                continue
+            if epochs != logged + 1:
+                return path
     return None
 
 

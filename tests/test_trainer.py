@@ -263,6 +263,31 @@ def test_a_process_that_dies_between_two_checkpoints_goes_on_from_the_one_before
     assert pretrain(config, tmp_path / "run").encoder.read_bytes() == whole
 
 
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_process_that_dies_between_checkpoint_and_metrics_loses_no_row(tiny_config, tmp_path, epoch, monkeypatch):
+    config = dataclasses.replace(tiny_config, epochs=3)
+    whole = pretrain(config, tmp_path / "whole")
+    save, saved = Checkpoints._save, []
+
+    def killed(self, trainer):
+        save(self, trainer)
+        saved.append(trainer.current_epoch)
+        if len(saved) == epoch:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, tmp_path / "killed")
+    run = RunDir(tmp_path / "killed")
+    assert run.checkpoint.is_file()
+    rows = run.metrics.read_text().splitlines()[1:] if run.metrics.is_file() else []
+    assert len(rows) == epoch - 1
+    pretrain(config, run.path)
+    assert run.metrics.read_bytes() == whole.metrics.read_bytes()
+    assert run.encoder.read_bytes() == whole.encoder.read_bytes()
+
+
 @pytest.mark.parametrize("content", [b"", b"epoch,step\n", b"\x80", b"step\n1\n", b"epoch,step\nx,1\n"])
 def test_damaged_metrics_are_told_before_the_first_step(tiny_config, tmp_path, content):
     run = pretrain(tiny_config, tmp_path / "run")
