@@ -9,6 +9,7 @@ semi        all weights, from few labels and the encoder's own predictions on th
 dynacl++    LP-AFT on pseudo-labels, then slf; air++ likewise
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -28,7 +29,7 @@ from acl_plugin.linear_head import head_loss, predictions, solve_head, zero_head
 from acl_plugin.lock import exclusive
 from acl_plugin.probe_checkpoints import ProbeCheckpoints
 from acl_plugin.randomness import HOLDOUT, PROBE, mixed_seed
-from acl_plugin.run_dir import RunDir, load_encoder, weights_hash, write_json, write_model
+from acl_plugin.run_dir import RunDir, load_encoder, write_json, write_model
 from acl_plugin.sgd import Step, descend, probe_schedule
 
 
@@ -48,7 +49,8 @@ def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
     encoder = load_encoder(run.path)
     data = datasets.load(config)
     settings = {k: v for k, v in to_dict(config).items() if k not in WHERE_AND_HOW}
-    encoders = [weights_hash(encoder), weights_hash(load_encoder(run.path, benign=True))]
+    banks = [path for path in (run.encoder, run.benign_encoder) if path.is_file()]
+    encoders = [hashlib.sha256(path.read_bytes()).hexdigest() for path in banks]
     checkpoints = ProbeCheckpoints(run.probing, settings | {"encoders": encoders})
     train, held_out = split(data.train, config.probe_holdout, config.seed)
     with randomness.private(mixed_seed(config.seed, PROBE), device):

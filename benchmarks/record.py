@@ -64,13 +64,10 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
             raise
         print(f"stopped after {given.minutes:g} minutes; the same command goes on", file=sys.stderr)
         return name, None
-    runs = {name: RunDir(given.out / name) for name in ("teacher", "student")}
-    seconds = {name: read_json(of.pretraining)["seconds"] for name, of in runs.items()}
-    seconds["probe"] = read_json(runs["student"].probe)["seconds"]
-    settings = {
-        name: {k: v for k, v in to_dict(config).items() if k != "data_dir"}
-        for name, config in {"teacher": teacher, "student": student}.items()
-    }
+    configs = {"teacher": teacher, "student": student}
+    seconds = {part: read_json(RunDir(given.out / part).pretraining)["seconds"] for part in configs}
+    seconds["probe"] = read_json(RunDir(given.out / "student").probe)["seconds"]
+    settings = {part: {k: v for k, v in to_dict(c).items() if k != "data_dir"} for part, c in configs.items()}
     settings["student"]["objective_kwargs"] = {"teacher": "teacher"}  # beside it, wherever that is
     result = {
         "training_seconds": sum(seconds.values()),

@@ -308,9 +308,7 @@ def record(result: dict[str, Any]) -> list[str]:
     """A run against the clock."""
     settings, evaluation, seconds = result["settings"], result["evaluation"], result["seconds"]
     teacher, student = settings["teacher"], settings["student"]
-    network = ", ".join(
-        [student["backbone"], *([str(student["backbone_kwargs"])] if student["backbone_kwargs"] else [])]
-    )
+    network = student["backbone"] + (f", {student['backbone_kwargs']}" if student["backbone_kwargs"] else "")
     parts = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     goals = "; ".join(f"{name}: {value:.2f}" for name, value in result["goals"].items())
     return [
