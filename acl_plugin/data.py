@@ -327,7 +327,8 @@ class ShuffledBatches:
     def __init__(self, images: Images, batch_size: int, seed: int, epoch: int, rank: int = 0, ranks: int = 1) -> None:
         self.images, self.batch_size, self.rank, self.ranks = images, batch_size, rank, ranks
         self.epoch, self.done = epoch, 0
-        self.order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
+        self.order = order.to(images.pixels.device)  # at once, as an accelerator would wait for it in every step
 
     def __len__(self) -> int:
         return len(self.images) // (self.batch_size * self.ranks)

@@ -134,19 +134,20 @@ def multi_view_nce_rows(
     off_diagonal = ~torch.eye(count, dtype=torch.bool, device=z.device)
     if weights is None:
         weights = off_diagonal / (count * (count - 1))
-    stopped = off_diagonal & torch.as_tensor(detached, device=z.device)
-    total: Tensor | None = None
-    for keys, chosen in ((z, off_diagonal & ~stopped), (z.detach(), stopped)):
-        if not chosen.any():
-            continue
+    if isinstance(detached, bool):
+        groups = [(z.detach() if detached else z, off_diagonal)]
+    else:
+        stopped = detached.to(z.device, non_blocking=True)
+        groups = [(z, off_diagonal & ~stopped), (z.detach(), off_diagonal & stopped)]
+    parts = []
+    for keys, chosen in groups:
         s = similarity_logits(z, keys, temperature).unflatten(1, (count, -1)).unflatten(0, (count, -1))
         denominators = _log_denominators(s, temperature, hard)  # (V, B)
         positives = s.diagonal(dim1=1, dim2=3)  # (V, V, B)
         of_pair = denominators.unsqueeze(0 if hard is not None and hard.code == "advcl" else 1) - positives
-        part = torch.einsum("ab,abn->n", (weights.to(z.device) * chosen).to(of_pair.dtype), of_pair)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
+        of_chosen = weights.to(z.device, non_blocking=True) * chosen
+        parts.append(torch.einsum("ab,abn->n", of_chosen.to(of_pair.dtype), of_pair))
+    return sum(parts[1:], parts[0])
 
 
 def multi_view_nce(views: Sequence[Tensor], temperature: float = 0.5, **options: Any) -> Tensor:

@@ -73,7 +73,7 @@ def descend(
         (from 1) and ``score`` of the best.
     """
     s, t = schedule, _Training(model, parameters, schedule)
-    batch_size = min(s.batch_size, len(images))
+    images, batch_size = images.to(t.device), min(s.batch_size, len(images))
     steps = len(images) // batch_size  # of an epoch
     with randomness.private(s.seed, t.device):
         kept = checkpoints.load(what) if checkpoints is not None else None
@@ -84,9 +84,9 @@ def descend(
                 batches = ShuffledBatches(images, batch_size, s.seed, epoch)
                 batches.load_state_dict({"epoch": epoch, "done": t.batches})
                 for pixels, labels, rows in batches:
-                    x = views(pixels.to(t.device).float() / images.levels, s.augment)
+                    x = views(pixels.float() / images.levels, s.augment)
                     with autocast(s.precision, t.device):
-                        loss = step(x, labels.to(t.device), rows.to(t.device))
+                        loss = step(x, labels, rows)
                     t.sgd.zero_grad()
                     loss.backward()
                     t.sgd.step()

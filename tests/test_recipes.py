@@ -313,9 +313,9 @@ def test_a_infonce_adapts_the_share_of_inferior_positives(model, views, attack):
     objective.backward(model, views, attack)
     assert objective.count == 1
     middle = (usual + objective.nearest) / 2
-    assert objective._share(usual + 1e-6) == 0.2
-    assert objective._share(objective.nearest - 1e-6) == 0.5
-    assert objective._share(middle) == pytest.approx(0.35)
+    assert objective._share(usual + 1e-6, usual) == 0.2
+    assert objective._share(objective.nearest - 1e-6, usual) == 0.5
+    assert objective._share(middle, usual) == pytest.approx(0.35)
 
 
 def test_dynacl(model, views, attack):

@@ -122,7 +122,7 @@ class AsymmetricRoCL(RoCL):
         self.hard = hard
         if inferior:  # half of the general weight, as published
             self.weights = asymmetric_weights(3, 2, alpha, weight / 2)
-            self.stopped = crossing(3, 2) | self.again
+            self.stopped = self.again or crossing(3, 2)
 
 
 class AsymmetricAdvCL(AdvCL):
@@ -172,11 +172,12 @@ class AsymmetricAdvCL(AdvCL):
         if self.warm:
             self.sum += distance
             self.count += 1
-        share = self.alpha if self.warm else self._share(distance.item())
+        share = self.alpha
+        if not self.warm:  # the one value that an accelerator is asked for in a step
+            share = self._share(*torch.stack([distance.double(), self.sum / self.count]).tolist())
         self.weights = asymmetric_weights(4, 0, share, self.weight)
 
-    def _share(self, distance: float) -> float:
-        usual = (self.sum / self.count).item()
+    def _share(self, distance: float, usual: float) -> float:
         if distance > usual:
             return self.alpha
         if distance < self.nearest:
