@@ -147,15 +147,22 @@ def test_a_process_of_several_that_dies(run, few, monkeypatch, capsys):
     """AutoAttack by two processes, one of which is killed by the system."""
     from acl_plugin import evaluate
 
+    command = ["evaluate", "run", "--eval-batch-size", "12"]
+
+    def anew():
+        for name in ("evaluation.json", "evaluation_key.json"):
+            (run.path / name).unlink()
+
+    anew()
+    assert cli.main(command) == 0
     whole = run.evaluation_lines.read_bytes()
-    for name in ("evaluation.json", "evaluation_key.json"):
-        (run.path / name).unlink()
+    anew()
     monkeypatch.setattr(evaluate, "_attack_share", _dies)
-    assert cli.main(["evaluate", "run", "--devices", "2"]) == 1
+    assert cli.main([*command, "--devices", "2"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert "stopped: one of 2 processes has ended early (process 1 terminated with signal SIGKILL)" in lines[-1]
     assert not run.evaluation.exists()
-    assert cli.main(["evaluate", "run"]) == 0
+    assert cli.main(command) == 0
     assert run.evaluation_lines.read_bytes() == whole
 
 

@@ -38,7 +38,7 @@ for line in sys.stdin:  # each command in a process of its own, which need not i
 """
 STAGES = {
     "pretrain": ["pretrain", "--out", "run", *OPTIONS, "--epochs=12", "--limit-train=64", "--limit-test=60",
-                 "--keep-every=3"],
+                 "--keep-every=6"],
     "probe": ["probe", "run", "--probe-epochs=20"],
     "evaluate": ["evaluate", "run", "--eval-batch-size=10"],
     "audit": ["audit", "run", "--checkpoints=all", "--limit=40"],
@@ -124,11 +124,12 @@ def test_a_stage_that_is_killed_anywhere_ends_as_an_undisturbed_one(undisturbed,
 def test_a_stage_that_is_interrupted_leaves_soon_and_goes_on(undisturbed, stage, number):
     server, took = undisturbed
     folder = server.folder
-    restore(folder, stage)
-    started = time.monotonic()
-    status = server.run(STAGES[stage], after=took[stage] / 2, number=number)
-    assert time.monotonic() - started - took[stage] / 2 < 10
-    assert status in (130, 0)
-    check_whole(folder / "run")
+    for share in (1 / 2, 1 / 4, 1 / 8):  # the stage may be done before the signal, or be where Python drops it
+        restore(folder, stage)
+        status = server.run(STAGES[stage], after=share * took[stage], number=number)
+        check_whole(folder / "run")
+        if status != 0:
+            break
+    assert status == 130
     assert server.run(STAGES[stage]) == 0
     assert contents(folder / "run") == contents(folder / f"after-{stage}")
