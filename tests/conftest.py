@@ -13,7 +13,7 @@ import pyautoattack
 import pytest
 import torch
 
-from acl_plugin import cli
+from acl_plugin import audit, cli, divergence
 from acl_plugin import config as configuration
 from acl_plugin.backbones import Encoder, ModelSpec
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
@@ -108,7 +108,7 @@ def settings_of(teacher_run, labels_file):
 
 
 def shorten(patch):
-    """AutoAttack with few iterations and queries."""
+    """AutoAttack with few iterations and queries, and the audit's learned divergences with few steps."""
     original = pyautoattack.AutoAttack._set_version
 
     def fast(self, version="standard"):
@@ -116,11 +116,13 @@ def shorten(patch):
         self.square.n_queries, self.apgd.n_iter, self.apgd_targeted.n_iter, self.fab.n_iter = 50, 5, 5, 5
 
     patch(pyautoattack.AutoAttack, "_set_version", fast)
+    for module in (divergence, audit):
+        patch(module, "MEASURED_WITH", divergence.MEASURED_WITH | {"steps": 10})
 
 
 @pytest.fixture
 def few(monkeypatch):
-    """Short attacks, for tests that are about bookkeeping."""
+    """Little to compute, for tests that are about bookkeeping."""
     shorten(monkeypatch.setattr)
 
 

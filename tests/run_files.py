@@ -14,15 +14,19 @@ def files(folder):
     return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
 
 
+def untimed(values):
+    """JSON values without what tells the time, at any depth."""
+    if isinstance(values, dict):
+        return {k: untimed(v) for k, v in values.items() if k not in OF_THE_CLOCK}
+    return [untimed(v) for v in values] if isinstance(values, list) else values
+
+
 def contents(folder):
     """Every file by its name; of JSON all but the time it took. Checkpoints and TensorBoard's events tell the time."""
     found = {}
     for path in files(folder):
         if path.suffix == ".json":
-            values = json.loads(path.read_text())
-            found[path.relative_to(folder)] = (
-                {k: v for k, v in values.items() if k not in OF_THE_CLOCK} if isinstance(values, dict) else values
-            )
+            found[path.relative_to(folder)] = untimed(json.loads(path.read_text()))
         elif path.suffix != ".ckpt" and "tensorboard" not in path.parts:
             found[path.relative_to(folder)] = path.read_bytes()
     return found

@@ -16,10 +16,18 @@ from acl_plugin.divergence import DIVERGENCES
 from acl_plugin.errors import UsageError
 from acl_plugin.run_dir import RunDir
 from acl_plugin.trainer import pretrain
-from conftest import TINY, spec
+from conftest import TINY, shorten, spec
 
 CPU = torch.device("cpu")
 SETTINGS = TINY | {"epochs": 4, "keep_every": 1, "limit_train": 64, "limit_test": 48}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short():
+    """The divergences themselves are measured in their own tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch.setattr)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def told(capsys):
     return err.splitlines()
 
 
-@repeated(80)
+@repeated(40)
 @given(st.lists(st.tuples(OPTION, WORD), min_size=1, max_size=2))
 @example([("--eps", "1/0")])
 @example([("--eps", "nan")])
