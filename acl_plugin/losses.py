@@ -132,8 +132,7 @@ def multi_view_nce_rows(
     """
     count, z = len(views), torch.cat(list(views))
     off_diagonal = ~torch.eye(count, dtype=torch.bool, device=z.device)
-    if weights is None:
-        weights = off_diagonal / (count * (count - 1))
+    weights = off_diagonal / (count * (count - 1)) if weights is None else weights.to(z.device, non_blocking=True)
     if isinstance(detached, bool):
         groups = [(z.detach() if detached else z, off_diagonal)]
     else:
@@ -145,8 +144,7 @@ def multi_view_nce_rows(
         denominators = _log_denominators(s, temperature, hard)  # (V, B)
         positives = s.diagonal(dim1=1, dim2=3)  # (V, V, B)
         of_pair = denominators.unsqueeze(0 if hard is not None and hard.code == "advcl" else 1) - positives
-        of_chosen = weights.to(z.device, non_blocking=True) * chosen
-        parts.append(torch.einsum("ab,abn->n", of_chosen.to(of_pair.dtype), of_pair))
+        parts.append(torch.einsum("ab,abn->n", (weights * chosen).to(of_pair.dtype), of_pair))
     return sum(parts[1:], parts[0])
 
 
