@@ -21,7 +21,7 @@ from acl_plugin import completion, tables
 from acl_plugin import config as configuration
 from acl_plugin.acceleration import training_device
 from acl_plugin.config import EvaluationConfig, MachineConfig, ProbeConfig, RunConfig, ThreatConfig
-from acl_plugin.errors import EvaluationStopped, TrainingStopped, UsageError, unknown
+from acl_plugin.errors import EvaluationStopped, TrainingStopped, UsageError, as_flags, unknown
 from acl_plugin.interruption import interrupt
 from acl_plugin.layouts import LAYOUTS
 from acl_plugin.progress import Progress
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _dispatch([argument for argument in given if argument != "--quiet"])
     except UsageError as error:
-        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{PROGRAM}: {as_flags(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except TrainingStopped as error:
         print(f"{PROGRAM}: stopped: {error}; the last good checkpoint is kept", file=sys.stderr)

@@ -1,11 +1,32 @@
 """The ways a command may end early, each told in one line."""
 
 import difflib
+import re
 from collections.abc import Iterable
+from typing import Any
 
 
 class UsageError(ValueError):
-    """The user's mistake: what was given, what is allowed, and the name or command to use instead."""
+    """Raised for a mistake of the user, in one line.
+
+    Args:
+        message: what failed and what was given, what is allowed, and what to do. Parameters stand in backticks, as
+            in `` `limit_test` 20: digits has 10 test images ``; the command line shows them as flags.
+        parameter: name of the parameter that is wrong.
+        given: its value.
+        allowed: the values or the range that it may have.
+
+    Example:
+        >>> try:
+        ...     acl_plugin.ThreatModel("L7", 0.1)
+        ... except acl_plugin.UsageError as error:
+        ...     print(error.parameter, error.given, error.allowed)
+        norm L7 ('L2', 'Linf')
+    """
+
+    def __init__(self, message: str, *, parameter: str | None = None, given: Any = None, allowed: Any = None) -> None:
+        super().__init__(message)
+        self.parameter, self.given, self.allowed = parameter, given, allowed
 
 
 class TrainingStopped(RuntimeError):
@@ -16,19 +37,28 @@ class EvaluationStopped(RuntimeError):
     """What an attack gave, or what was kept of it, cannot be right; nothing is concluded from it."""
 
 
-def unknown(what: str, given: str, allowed: Iterable[str], shown: int = 12) -> UsageError:
-    """The error for a name that is not known, with the nearest valid ones.
+def unknown(
+    what: str, given: str, allowed: Iterable[str], shown: int = 12, parameter: str | None = None
+) -> UsageError:
+    """Return the error for a name that is not known, with the nearest valid ones.
 
     Args:
         what: the kind of name, such as ``"objective"``.
         given: the name that was given.
         allowed: every valid name.
         shown: how many names to list when none is near.
+        parameter: name of the parameter; ``what`` if it is the same.
     """
     names = sorted(allowed)
     folded = {name.lower(): name for name in names}
     near = [folded[match] for match in difflib.get_close_matches(given.lower(), folded, n=3, cutoff=0.6)]
-    if near:
-        return UsageError(f"unknown {what} {given!r}; the nearest: {', '.join(near)}")
     more = f", ... ({len(names)} in all)" if len(names) > shown else ""
-    return UsageError(f"unknown {what} {given!r}; allowed: {', '.join(names[:shown]) or 'none'}{more}")
+    hint = f"the nearest: {', '.join(near)}" if near else f"allowed: {', '.join(names[:shown]) or 'none'}{more}"
+    return UsageError(
+        f"unknown {what} {given!r}; {hint}", parameter=parameter or what.strip("-"), given=given, allowed=tuple(names)
+    )
+
+
+def as_flags(message: str) -> str:
+    """Return an error's text with its parameters as command-line flags: `` `limit_test` `` becomes ``--limit-test``."""
+    return re.sub(r"`([a-z]\w*)((?:\.\w+)*)`", lambda name: f"--{name[1].replace('_', '-')}{name[2]}", message)

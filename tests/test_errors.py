@@ -1,4 +1,6 @@
-from acl_plugin.errors import unknown
+import pickle
+
+from acl_plugin.errors import UsageError, as_flags, unknown
 
 
 def test_nearest_names_ignore_case():
@@ -10,3 +12,17 @@ def test_all_names_when_none_is_near_and_some_of_many():
     many = [f"name{i}" for i in range(30)]
     assert str(unknown("thing", "?", many)).endswith(", ... (30 in all)")
     assert str(unknown("thing", "?", [])) == "unknown thing '?'; allowed: none"
+
+
+def test_a_mistake_has_fields():
+    error = unknown("norm", "L7", ["Linf", "L2"])
+    assert (error.parameter, error.given, error.allowed) == ("norm", "L7", ("L2", "Linf"))
+    error = UsageError("`limit_test` 20: digits has 10", parameter="limit_test", given=20, allowed="1 to 10")
+    again = pickle.loads(pickle.dumps(error))  # as a process hands it to another
+    assert (str(again), again.parameter, again.given, again.allowed) == (str(error), "limit_test", 20, "1 to 10")
+
+
+def test_parameters_become_flags_on_the_command_line():
+    told = "`limit_test` 20: raise `objective_kwargs.temperature`, or see `load_model(NAME)` and `Views`"
+    expected = "--limit-test 20: raise --objective-kwargs.temperature, or see `load_model(NAME)` and `Views`"
+    assert as_flags(told) == expected
