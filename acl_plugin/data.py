@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acl_plugin.acceleration import memory
 from acl_plugin.config import DataConfig
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.image_files import read_images, require_memory, require_varied
+from acl_plugin.image_folders import LAYOUT, Split, list_splits
 from acl_plugin.randomness import mixed_seed
+from acl_plugin.subsets import subset_rows
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,7 @@ class Images:
         """
         if side is None or self.pixels.shape[2:] == (side, side):
             return self
-        taken, there = self.pixels[:, :, 0, 0].numel() * side**2, memory(torch.device("cpu"))
-        if taken > there / 4:
-            told = f"{len(self)} images of it take {taken / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}"
-            raise UsageError(f"--image-size {side}: {told}")
+        require_memory(len(self), self.pixels.shape[1], side)
         parts = []
         for pixels in self.pixels.split(max(1, 2**24 // side**2)):
             small = F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True)
@@ -108,6 +107,8 @@ def load(config: DataConfig) -> DataSet:
     ):
         if limit is not None and limit > len(images):
             raise UsageError(f"{option} {limit}: {data.name} has {len(images)} such images")
+    for split, images in (("training", data.train), ("test", data.test)):
+        require_varied(images.pixels, f"{split} images of {data.name}")
     train, test = data.train.first(config.limit_train), data.test.first(config.limit_test)
     return replace(data, train=train.resized(config.image_size), test=test.resized(config.image_size))
 
@@ -212,35 +213,42 @@ def _stl10(config: DataConfig) -> DataSet:
 
 
 def _image_folder(config: DataConfig) -> DataSet:
-    """Your own images: train/CLASS/* and test/CLASS/* in --data-dir, brought to --image-size."""
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms import v2
-
-    root, side = _folder(config), config.image_size
-    if side is None:
-        raise UsageError("image_folder needs --image-size PIXELS, as images may differ in size")
-    to_tensor = v2.Compose([v2.PILToTensor(), v2.Resize((side, side), antialias=True)])
-
-    def images(split: str) -> tuple[Images, tuple[str, ...]]:
-        try:
-            source = ImageFolder(str(root / split))
-        except (FileNotFoundError, OSError) as error:
-            raise UsageError(f"{root / split}: {' '.join(str(error).split())}") from error
-        try:
-            pixels = torch.stack([to_tensor(source.loader(path)) for path, _ in source.samples])
-        except OSError as error:
-            raise UsageError(f"{root / split} holds an image that cannot be read: {error}") from error
-        return Images(pixels, torch.tensor(source.targets), torch.arange(len(pixels)), levels=255), tuple(
-            source.classes
+    """Your own images in --data-dir, train/CLASS/* and test/CLASS/* (or val/CLASS/*), brought to --image-size."""
+    root, side = config.data_dir, config.image_size
+    if root is None or side is None:
+        name, allowed = ("data_dir", f"a folder with {LAYOUT}") if root is None else ("image_size", "8 pixels or more")
+        raise UsageError(f"image_folder needs `{name}`: {allowed}", parameter=name, given=None, allowed=allowed)
+    if config.download:
+        raise UsageError(
+            "`download`: image_folder is a folder of your own. Leave the option out.",
+            parameter="download",
+            given=True,
+            allowed=False,
         )
+    splits = list_splits(root)
+    rows = [
+        subset_rows(split.labels, limit or len(split.labels))
+        for split, limit in zip(splits, (config.limit_train, config.limit_test), strict=True)
+    ]
+    require_memory(sum(map(len, rows)), 3, side)
 
-    (train, classes), (test, others) = images("train"), images("test")
-    if classes != others:
-        missing = sorted(set(classes) ^ set(others))
-        raise UsageError(f"{root}: train and test have other classes: {', '.join(missing[:5])} in one of them only")
-    values = train.floats().flatten(2)
-    mean, std = values.mean((0, 2)), values.std((0, 2)).clamp_min(1e-3)
-    return DataSet(config.data, train, test, classes, tuple(mean.tolist()), tuple(std.tolist()))
+    def images(split: Split, chosen: Tensor) -> Images:
+        pixels = read_images([split.paths[row] for row in chosen.tolist()], side)
+        return Images(pixels, split.labels[chosen], chosen, levels=255)
+
+    train, test = map(images, splits, rows)
+    mean, std = _mean_and_std(train)
+    return DataSet(config.data, train, test, splits[0].classes, mean, std)
+
+
+def _mean_and_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return both of each channel, of pixels in [0, 1]; images in float32 might not fit into memory all at once."""
+    channels = images.pixels.transpose(0, 1)
+    counts = torch.stack([channel.flatten().bincount(minlength=images.levels + 1) for channel in channels]).double()
+    values = torch.arange(images.levels + 1, dtype=torch.float64) / images.levels
+    mean = (counts * values).sum(1) / counts.sum(1)
+    variance = (counts * (values - mean[:, None]) ** 2).sum(1) / (counts.sum(1) - 1)
+    return tuple(mean.tolist()), tuple(variance.sqrt().clamp_min(1e-3).tolist())
 
 
 def _cifar(config: DataConfig, kind: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> DataSet:

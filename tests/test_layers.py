@@ -11,9 +11,11 @@ import acl_plugin
 
 PACKAGE = Path(acl_plugin.__file__).parent
 LAYERS = [
-    "errors version progress randomness interruption epoch_means",
+    "errors version progress randomness interruption epoch_means subsets",
     "registry config import_hook figures distributed",
     "acceleration tables",
+    "image_files",
+    "image_folders",
     "losses layouts schedules lars projectors divergence sharpness bounds correlation "
     "data views routed_norm autoattack_adapter",
     "backbones",
