@@ -21,9 +21,9 @@ class DataConfig:
     download: bool = False
     """Let torchvision download the data set into --data-dir when it is not there."""
     limit_train: int | None = None
-    """Use only the first N training images."""
+    """Use only N training images, chosen so that the classes keep their shares; the same ones in all runs."""
     limit_test: int | None = None
-    """Evaluate on the first N test images only."""
+    """Evaluate on N test images only, chosen in the same way."""
     image_size: int | None = None
     """Side in pixels that every image is brought to; null keeps the data set's own."""
 
@@ -146,8 +146,10 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """AutoAttack"""
+    """Evaluation"""
 
+    class_map: dict[str, str] = field(default_factory=dict)
+    """Names of the data set's classes that the classifier knows by other names, such as '{"kitty": "cat"}'."""
     eval_batch_size: int | None = None
     """Images attacked at a time; null for as many as fit into the memory, at most 500."""
 
@@ -222,8 +224,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Options whose default differs from the digits', by data set."""
 
-WHERE_AND_HOW = frozenset({"data_dir", "download", "accelerator"})
-"""Options that may change between two starts of the same run."""
+WHERE_AND_HOW = frozenset(
+    {"data_dir", "download", "accelerator", "eval_batch_size", "checkpoint_every", "keep_every", "knn_every"}
+)
+"""Options that may change between two starts of the same run, as they decide no number of it."""
 
 
 def preset(data: str = "digits", **options: Any) -> RunConfig:

@@ -1,5 +1,7 @@
 """Labelled images as uint8 tensors, and batches of them that are the same after every restart."""
 
+import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +13,11 @@ from torch import Tensor
 
 from acl_plugin.config import DataConfig
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.fingerprint import Fingerprint, class_differences, image_hashes
 from acl_plugin.image_files import read_images, require_memory, require_varied
 from acl_plugin.image_folders import LAYOUT, Split, list_splits
 from acl_plugin.randomness import mixed_seed
-from acl_plugin.subsets import subset_rows
+from acl_plugin.subsets import missing_classes, stratified, subset_rows
 
 
 @dataclass(frozen=True)
@@ -26,27 +29,40 @@ class Images:
         labels: (N,) int64.
         rows: (N,) int64, each image's row in the data set's own order.
         levels: pixel value of white; ``pixels / levels`` lies in [0, 1].
+        hashes: (N,) int64, what each image is on every machine: a hash of its file, or of its pixels at their own
+            size. None takes the pixels given.
     """
 
     pixels: Tensor
     labels: Tensor
     rows: Tensor
     levels: int
+    hashes: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.hashes is None:
+            object.__setattr__(self, "hashes", image_hashes(self.pixels))
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self, n: int | None) -> "Images":
-        """The first n images; all of them for None."""
-        return replace(self, pixels=self.pixels[:n], labels=self.labels[:n], rows=self.rows[:n])
-
     def take(self, chosen: Tensor) -> "Images":
-        """The images at ``chosen``, (M,) positions."""
-        return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen], rows=self.rows[chosen])
+        """Return the images at ``chosen``, (M,) positions."""
+        taken = {name: getattr(self, name)[chosen] for name in ("pixels", "labels", "rows", "hashes")}
+        return replace(self, **taken)
+
+    def subset(self, n: int | None) -> "Images":
+        """Return n images that keep the shares of the classes, see ``subsets.subset_rows``; all of them for None."""
+        return self if n is None or n >= len(self) else self.take(subset_rows(self.labels, n))
 
     def to(self, device: torch.device) -> "Images":
-        """The same images in a device's memory; their order of rows stays."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in ("pixels", "labels", "rows")})
+        """Return the same images in a device's memory; their order of rows stays."""
+        moved = {name: getattr(self, name).to(device) for name in ("pixels", "labels", "rows")}
+        return replace(self, **moved)
+
+    def fingerprint(self, classes: Sequence[str]) -> Fingerprint:
+        """Return what these images of ``classes`` are, to be compared with those of another start."""
+        return Fingerprint.of(self.hashes, self.labels, self.pixels.shape[1:], classes)
 
     def resized(self, side: int | None) -> "Images":
         """Every image at ``side`` x ``side`` pixels, by antialiased bilinear interpolation; as it is for None.
@@ -85,6 +101,42 @@ class DataSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def fingerprints(self) -> dict[str, Any]:
+        """Return what the images are, and which of each split a limit has left (None: all), in plain JSON types."""
+        found: dict[str, Any] = {"dataset": self.name}
+        for split, images in (("train", self.train), ("test", self.test)):
+            rows = images.rows.tolist()
+            found[split] = images.fingerprint(self.classes).to_dict()
+            found[f"{split}_rows"] = None if rows == list(range(len(rows))) else rows
+        return found
+
+    def test_for(self, classes: Sequence[str], class_map: Mapping[str, str]) -> Images:
+        """Return the test images with labels that count the ``classes`` of a classifier.
+
+        Args:
+            classes: names of the classes of the classifier.
+            class_map: names of our classes, and of the classifier's that they are, where the names differ.
+
+        Raises:
+            UsageError: when the names do not agree and no mapping is given, or when it names an unknown class.
+        """
+        for name in class_map:
+            if name not in self.classes:
+                raise unknown(f"class of {self.name} in class_map:", name, self.classes, parameter="class_map")
+        if tuple(classes) == self.classes and not class_map:
+            return self.test
+        names = [class_map.get(name, name) for name in self.classes]
+        if not class_map or not set(names) <= set(classes):
+            told = class_differences(self.classes if not class_map else names, classes)
+            example = {name: name if name in classes else classes[0] for name in self.classes[:2]}
+            raise UsageError(
+                f"the classes of {self.name} are not the classifier's ({told.replace('there', 'in the classifier')}); "
+                f"pass `class_map`, such as '{json.dumps(example)}', from the names here to the classifier's",
+                parameter="class_map", given=dict(class_map) or None, allowed=tuple(classes),
+            )  # fmt: skip
+        positions = torch.tensor([list(classes).index(name) for name in names])
+        return replace(self.test, labels=positions[self.test.labels])
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
@@ -101,26 +153,26 @@ def load(config: DataConfig) -> DataSet:
     if config.data not in SOURCES:
         raise unknown("data set", config.data, SOURCES)
     data = SOURCES[config.data](config)
-    for option, limit, images in (
-        ("--limit-train", config.limit_train, data.train),
-        ("--limit-test", config.limit_test, data.test),
-    ):
-        if limit is not None and limit > len(images):
-            raise UsageError(f"{option} {limit}: {data.name} has {len(images)} such images")
+    _require_rows(config, len(data.train), len(data.test))
     for split, images in (("training", data.train), ("test", data.test)):
         require_varied(images.pixels, f"{split} images of {data.name}")
-    train, test = data.train.first(config.limit_train), data.test.first(config.limit_test)
+    train, test = data.train.subset(config.limit_train), data.test.subset(config.limit_test)
+    for split, images in (("training", train), ("test", test)):
+        missing = missing_classes(images.labels, data.classes)
+        if missing:
+            told = f"{len(missing)} of {len(data.classes)} classes are missing: {', '.join(missing[:5])}"
+            print(f"{data.name}: in the {len(images)} {split} images {told}", file=sys.stderr)
     return replace(data, train=train.resized(config.image_size), test=test.resized(config.image_size))
 
 
-def stratified(labels: Tensor, share: float, seed: int) -> Tensor:
-    """A share of each class, at least one image of it, chosen at random: (N,) labels -> (N,) bool."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for c in labels.unique():
-        members = order[labels[order] == c]
-        chosen[members[: max(1, round(share * len(members)))]] = True
-    return chosen
+def _require_rows(config: DataConfig, train: int, test: int) -> None:
+    """Refuse limits above the numbers of training and of test images."""
+    for option, limit, count in (("limit_train", config.limit_train, train), ("limit_test", config.limit_test, test)):
+        if limit is not None and limit > count:
+            raise UsageError(
+                f"`{option}` {limit}: {config.data} has {count} such images",
+                parameter=option, given=limit, allowed=f"at most {count}",
+            )  # fmt: skip
 
 
 def _digits(config: DataConfig) -> DataSet:
@@ -226,6 +278,7 @@ def _image_folder(config: DataConfig) -> DataSet:
             allowed=False,
         )
     splits = list_splits(root)
+    _require_rows(config, *(len(split.labels) for split in splits))
     rows = [
         subset_rows(split.labels, limit or len(split.labels))
         for split, limit in zip(splits, (config.limit_train, config.limit_test), strict=True)
@@ -233,8 +286,8 @@ def _image_folder(config: DataConfig) -> DataSet:
     require_memory(sum(map(len, rows)), 3, side)
 
     def images(split: Split, chosen: Tensor) -> Images:
-        pixels = read_images([split.paths[row] for row in chosen.tolist()], side)
-        return Images(pixels, split.labels[chosen], chosen, levels=255)
+        pixels, hashes = read_images([split.paths[row] for row in chosen.tolist()], side)
+        return Images(pixels, split.labels[chosen], chosen, levels=255, hashes=hashes)
 
     train, test = map(images, splits, rows)
     mean, std = _mean_and_std(train)

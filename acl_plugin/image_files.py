@@ -1,6 +1,7 @@
 """Images from files: decoded to 8-bit RGB, or refused with the name of the file."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from acl_plugin.acceleration import memory
 from acl_plugin.errors import UsageError
+from acl_plugin.fingerprint import bytes_hash
 from acl_plugin.progress import Progress
 
 if TYPE_CHECKING:
@@ -65,8 +67,8 @@ def read_image(path: Path) -> Tensor:
         ) from error
 
 
-def read_images(paths: Sequence[Path], side: int) -> Tensor:
-    """Return the images in files, each brought to a square by antialiased bilinear interpolation.
+def read_images(paths: Sequence[Path], side: int) -> tuple[Tensor, Tensor]:
+    """Return the images in files, each brought to a square by antialiased interpolation, and a hash of each file.
 
     As many threads as PyTorch uses decode them.
 
@@ -75,7 +77,7 @@ def read_images(paths: Sequence[Path], side: int) -> Tensor:
         side: of the square, in pixels.
 
     Returns:
-        (N, 3, side, side) uint8, in the order of ``paths``.
+        (N, 3, side, side) uint8 and (N,) int64, in the order of ``paths``.
 
     Raises:
         UsageError: for the first file that cannot be read, or when the images would not fit into memory.
@@ -84,19 +86,21 @@ def read_images(paths: Sequence[Path], side: int) -> Tensor:
 
     require_memory(len(paths), 3, side)
     pixels = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
+    hashes = torch.empty(len(paths), dtype=torch.int64)
     threads = torch.get_num_threads()
 
-    def square(path: Path) -> Tensor:
-        return resize(read_image(path), [side, side], antialias=True)
+    def square(path: Path) -> tuple[Tensor, int]:
+        return resize(read_image(path), [side, side], antialias=True), bytes_hash(path.read_bytes())
 
     progress = Progress("reading images", len(paths), unit="image", quiet=len(paths) < QUIET)
-    with ThreadPoolExecutor(threads) as pool, progress:
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool, progress:
+        warnings.filterwarnings("ignore", module="PIL")  # whatever they warn of is refused, or is no pixel
         step = 16 * threads  # an interruption waits for these alone
         for start in range(0, len(paths), step):
-            for row, image in enumerate(pool.map(square, paths[start : start + step]), start):
-                pixels[row] = image
+            for row, (image, file_hash) in enumerate(pool.map(square, paths[start : start + step]), start):
+                pixels[row], hashes[row] = image, file_hash
                 progress.advance()
-    return pixels
+    return pixels, hashes
 
 
 def require_memory(count: int, channels: int, side: int) -> None:

@@ -102,6 +102,8 @@ def _list_split(folder: Path) -> Split:
     origins: set[str] = set()
     for label, class_folder in enumerate(folders):
         files, real = _walk(class_folder)
+        if origins & real:
+            raise _refused(class_folder, f"has {min(origins & real)}, as another class has")
         images = [path for path in files if _is_image(path)]
         paths += images
         labels += [label] * len(images)

@@ -75,12 +75,13 @@ def import_run(
     Raises:
         UsageError: as ``read``; nothing is written then.
     """
-    shape = datasets.load(config).shape
+    data = datasets.load(config)
+    shape = data.shape
     published = read(path, layout, config.backbone, config.backbone_kwargs, shape, allow_pickle)
     probed, benign = published.bank(bank), next(iter(published.banks))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     source = {"file": path.name, "sha256": digest, "format": published.layout, "bank": probed}
-    run.start(replace(config, objective="imported", objective_kwargs=source, stem=published.spec.stem))
+    run.start(replace(config, objective="imported", objective_kwargs=source, stem=published.spec.stem), data)
     write_json(run.pretraining, source)
     banks, kept = published.banks, published.projectors
     projector = None if kept is None else (kept[0], kept[1][probed])

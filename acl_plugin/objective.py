@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from acl_plugin.backbones import Encoder
+from acl_plugin.data import Images
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.inner_attack import InnerAttack
 
@@ -151,8 +152,8 @@ class Objective(nn.Module):
         """What the trainer's optimiser updates, as torch.optim takes it."""
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
-    def check_rows(self, rows: Tensor) -> None:
-        """Refuse training images, named by their rows in the data set, that the objective cannot be trained on.
+    def check_images(self, images: Images) -> None:
+        """Refuse training images that the objective cannot be trained on.
 
         Raises:
             UsageError: naming what is missing.

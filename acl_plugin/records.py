@@ -20,8 +20,10 @@ AUDITED = {
 }  # fmt: skip
 CORRELATION = {"rho": NUMBER, "low": NUMBER, "high": NUMBER, "n": COUNT}
 ATTACKED = {"accuracy": SHARE, "norm": str, "eps": NUMBER, "of_threat_model": bool, "median_norm": (NUMBER, None)}
+IMAGES = {"n": COUNT, "size": [int, 3], "classes": [str, 1], "pixels": str, "labels": str, "content": str}
 OF_WHAT = {
-    "dataset": frozenset(PRESETS), "threat_model": frozenset(("Linf", "L2")), "eps": NUMBER, "n": COUNT, "seed": int,
+    "images": IMAGES, "dataset": frozenset(PRESETS), "threat_model": frozenset(("Linf", "L2")),
+    "eps": NUMBER, "n": COUNT, "seed": int,
 }  # fmt: skip
 KEY = OF_WHAT | {"version": str, "weights_sha256": str}
 
@@ -34,11 +36,11 @@ SHAPES: dict[str, Any] = {
     | {"clean_accuracy": SHARE, "robust_accuracy": SHARE, "cumulative_accuracy": {str: SHARE}, "flags": [str]},
     "suite.json": OF_WHAT
     | {
-        "clean_accuracy": SHARE, "worst_case": SHARE, "rows": {str: ATTACKED},
+        "complete": bool, "weights_sha256": str, "clean_accuracy": SHARE, "worst_case": SHARE, "rows": {str: ATTACKED},
         "curve": [{"eps": NUMBER, "accuracy": SHARE}],
     },
     "corruptions.json": {"mean": SHARE, "accuracy": {str: [SHARE]}},
-    "audit.json": {"rows": [AUDITED, 1], "correlation": {str: (CORRELATION, None)}},
+    "audit.json": {"complete": bool, "rows": [AUDITED, 1], "correlation": {str: (CORRELATION, None)}},
 }  # fmt: skip
 """By name: a dict gives the keys that must be there, or may be (``?``); ``{str: S}`` is any dict of S, ``[S]`` a list
 of S and ``[S, n]`` one of n or more, a set the names allowed, and a tuple alternatives."""

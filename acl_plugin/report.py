@@ -8,7 +8,7 @@ import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,7 +19,7 @@ from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.randomness import REPORT, mixed_seed
 from acl_plugin.records import read_metrics, read_record
-from acl_plugin.run_dir import RunDir, load_classifier, write_atomic
+from acl_plugin.run_dir import RunDir, load_classifier, weights_hash, write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,6 +73,17 @@ class _Run:
         self.run, self.config, self.name = run, run.read_config(), str(run.path)
         self.evaluation = read_record(run.evaluation) if run.evaluation.is_file() else None
         self.suite = read_record(run.suite) if run.suite.is_file() else None
+        there = run.classifier.is_file() and (self.evaluation or self.suite)
+        self.classifier = weights_hash(load_classifier(run.path)) if there else None
+
+    def stale(self, record: dict[str, Any], what: str) -> list[str]:
+        """Return a warning where ``record`` is about another classifier than the run has now, or other images."""
+        lines = []
+        if self.classifier is not None and record["weights_sha256"] != self.classifier:
+            lines.append(f"{what} is of an earlier classifier of this run.")
+        if self.evaluation is not None and record["images"] != self.evaluation["images"]:
+            lines.append(f"{what} was measured on other images than AutoAttack.")
+        return [f"<p class=missing>{line}</p>" for line in lines]
 
     def summary(self) -> list[str]:
         c, e = self.config, self.evaluation
@@ -83,6 +94,7 @@ class _Run:
         rows = [("clean", e["clean_accuracy"]), ("AutoAttack", e["robust_accuracy"])]
         values = [[name, f"{100 * v:.2f} %", "{:.1f} to {:.1f} %".format(*interval(v, e["n"]))] for name, v in rows]
         lines += _table(["", f"accuracy on {e['n']} test images", "95 % interval"], values)
+        lines += self.stale(e, "The evaluation")
         return lines + [f"<p class=missing>{html.escape(flag)}</p>" for flag in e["flags"]]
 
     def attacks(self) -> list[str]:
@@ -91,7 +103,13 @@ class _Run:
             lines += _figure(figures.accuracies(*_steps([self])), "Accuracy after each attack of AutoAttack")
         if self.suite is None:
             return [*lines, _missing(f"acl-plugin evaluate {self.run.path} --suite standard")]
-        lines += _figure(figures.accuracy_by_eps({self.name: self.suite["curve"]}), "Accuracy against eps")
+        if not self.suite["complete"]:
+            lines.append(
+                _missing(f"acl-plugin evaluate {self.run.path} --suite standard", "Partial: to finish it, run")
+            )
+        lines += self.stale(self.suite, "The suite of attacks")
+        if self.suite["curve"]:
+            lines += _figure(figures.accuracy_by_eps({self.name: self.suite["curve"]}), "Accuracy against eps")
         return [*lines, *_text(tables.suite(self.suite))]
 
     def pictures(self) -> list[str]:
@@ -103,7 +121,7 @@ class _Run:
             data = datasets.load(self.config)
         except UsageError as error:
             return [*lines, f"<p class=missing>{html.escape(str(error))}</p>"]
-        model, images = load_classifier(self.run.path), data.test.first(MAPPED)
+        model, images = load_classifier(self.run.path), data.test.subset(MAPPED)
         threat, x = ThreatModel.parse(self.config.norm, self.config.eps), images.floats()
         with randomness.private(mixed_seed(self.config.seed, REPORT)):
             moved = InnerAttack(threat, threat.pgd, 20).classifier(model, x, images.labels)
@@ -130,6 +148,8 @@ class _Run:
         if not self.run.audit.is_file():
             return [*lines, _missing(f"acl-plugin audit {self.run.path} --checkpoints all")]
         found = read_record(self.run.audit)
+        if not found["complete"]:
+            lines.append(_missing(f"acl-plugin audit {self.run.path} --checkpoints all", "Partial: to finish it, run"))
         lines += _figure(
             figures.audit(found), "Both sides of each bound on the robust loss; estimates are no certificates"
         )
@@ -185,7 +205,7 @@ def _comparison(pages: Sequence[_Run]) -> list[str]:
     evaluated = [page for page in pages if page.evaluation is not None]
     if evaluated:
         lines += _figure(figures.accuracies(*_steps(evaluated)), "Accuracy after each attack of AutoAttack")
-    curves = {page.name: page.suite["curve"] for page in pages if page.suite is not None}
+    curves = {page.name: page.suite["curve"] for page in pages if page.suite is not None and page.suite["curve"]}
     return lines + (_figure(figures.accuracy_by_eps(curves), "Accuracy against eps") if curves else [])
 
 
@@ -215,5 +235,5 @@ def _text(lines: Sequence[str]) -> list[str]:
     return ["<pre>" + html.escape("\n".join(lines)) + "</pre>"]
 
 
-def _missing(command: str) -> str:
-    return f"<p class=missing>Not measured yet: <code>{html.escape(command)}</code></p>"
+def _missing(command: str, why: str = "Not measured yet:") -> str:
+    return f"<p class=missing>{why} <code>{html.escape(command)}</code></p>"

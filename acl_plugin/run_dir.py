@@ -1,6 +1,7 @@
 """What a run leaves on disk, and how it is read again. Every file appears whole or not at all.
 
 RUN/config.yaml          the resolved configuration
+RUN/images.json          fingerprints of the training and test images, and the rows of them that a limit has left
 RUN/environment.json     versions, device, threads, git commit
 RUN/metrics.csv          loss terms by epoch; the same as TensorBoard events in RUN/tensorboard
 RUN/checkpoints/last.ckpt  to resume pretraining; before.ckpt is the one before it
@@ -38,6 +39,7 @@ from acl_plugin import config as configuration
 from acl_plugin import randomness
 from acl_plugin.backbones import Classifier, Encoder, ModelSpec
 from acl_plugin.config import RunConfig
+from acl_plugin.data import DataSet
 from acl_plugin.errors import UsageError
 
 PACKAGES = (
@@ -53,6 +55,7 @@ class RunDir:
         self.path = Path(path)
 
     config = property(lambda self: self.path / "config.yaml")
+    images = property(lambda self: self.path / "images.json")
     checkpoint = property(lambda self: self.path / "checkpoints" / "last.ckpt")
     checkpoint_before = property(lambda self: self.path / "checkpoints" / "before.ckpt")
     metrics = property(lambda self: self.path / "metrics.csv")
@@ -128,22 +131,44 @@ class RunDir:
                 raise UsageError(
                     f"{self.path} holds a run of another configuration ({'; '.join(other)}); choose another --out"
                 )
-        elif self.path.is_dir() and any(not file.name.startswith(".") for file in self.path.iterdir()):
-            raise UsageError(f"{self.path} is not empty and not a run folder; choose another --out")
+        elif self.path.is_dir() and any(not _is_log(file) for file in self.path.iterdir()):
+            raise UsageError(
+                f"{self.path} is not empty and not a run folder; choose another `out`",
+                parameter="out", given=str(self.path), allowed="a new or empty folder (log files may be there)",
+            )  # fmt: skip
 
-    def start(self, config: RunConfig) -> None:
-        """Make the folder, and write down configuration and environment."""
+    def check_images(self, data: DataSet) -> None:
+        """Refuse training images that are not those that the run was begun with.
+
+        Raises:
+            UsageError: naming what differs.
+        """
+        before = read_json(self.images) if self.images.is_file() else {}
+        if not isinstance(before, dict):
+            raise UsageError(f"{self.images} is damaged; delete it", parameter="run", given=str(self.path))
+        remedy = f"restore them, or choose another folder than {self.path}"
+        data.train.fingerprint(data.classes).require(before.get("train"), f"the training images of {data.name}", remedy)
+
+    def start(self, config: RunConfig, data: DataSet) -> None:
+        """Make the folder, and write down configuration, images and environment."""
         import yaml
 
         self.check_config(config)
+        self.check_images(data)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(configuration.to_dict(config), sort_keys=False)
             write_atomic(self.config, text.encode())  # first, as it tells what the folder is
+            write_json(self.images, data.fingerprints())
             self.checkpoint.parent.mkdir(exist_ok=True)
             write_json(self.path / "environment.json", environment())
         except OSError as error:
             raise UsageError(f"{self.path} cannot be written: {error.strerror}") from error
+
+
+def _is_log(path: Path) -> bool:
+    """Return whether a file may lie in a run's folder before the run does: hidden, or what a shell writes output to."""
+    return path.name.startswith(".") or (path.is_file() and path.suffix in (".log", ".txt", ".out", ".err"))
 
 
 def load_classifier(run: Path | str) -> Classifier:

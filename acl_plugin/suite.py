@@ -3,6 +3,7 @@
 A number of this suite is an upper bound of the robust accuracy; the one to report is AutoAttack's.
 """
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ from acl_plugin import randomness
 from acl_plugin.config import RunConfig
 from acl_plugin.data import Images
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.fingerprint import setting_differences
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.linear_head import predictions
 from acl_plugin.lock import exclusive
@@ -102,7 +104,8 @@ def evaluate(
     """
     model = load_classifier(run.path).to(device)
     threat = ThreatModel.parse(config.norm, config.eps)
-    images = datasets.load(config).test
+    data = datasets.load(config)
+    images = data.test_for(model.spec.classes, config.class_map)
     chosen = _chosen(attacks, model.spec.shape[0], threat)
     settings = {
         "dataset": config.data,
@@ -110,15 +113,19 @@ def evaluate(
         "eps": threat.eps,
         "n": len(images),
         "seed": config.seed,
+        "images": images.fingerprint(data.classes).to_dict(),
         "weights_sha256": weights_hash(model),
     }
     check_classifier(model, images.floats(0, 64).to(device))
     batch_size = config.eval_batch_size or largest_batch(model, model.spec.shape, device)
     before = read_record(run.suite) if run.suite.is_file() else {}
-    if {k: before.get(k) for k in settings} != settings:
+    other = setting_differences(settings, before) if before else []
+    if other:
+        print(f"{run.suite}: the attacks with different settings ({'; '.join(other)}) are replaced", file=sys.stderr)
         before = {}
     clean = predictions(model, images, batch_size) == images.labels
     result = {**settings, "clean_accuracy": clean.double().mean().item(), "rows": before.get("rows", {}), "curve": []}
+    result["complete"] = False
     with Progress("suite", len(chosen) + len(CURVE), unit="attack") as progress:
         for name in chosen:
             if name not in result["rows"]:
@@ -130,8 +137,8 @@ def evaluate(
             accuracy = _at(multiple, model, images, clean, threat, config.seed, batch_size)
             result["curve"].append({"eps": multiple * threat.eps, "accuracy": accuracy})
             progress.advance()
-    write_json(run.suite, result)
-    return result
+    write_json(run.suite, result | {"complete": True})
+    return result | {"complete": True}
 
 
 def _chosen(attacks: Sequence[str] | None, channels: int, threat: ThreatModel) -> list[str]:

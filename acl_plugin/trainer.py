@@ -54,12 +54,14 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
     """
     run = RunDir(out)
     run.check_config(config)
-    module = build(config, datasets.load(config))
+    data = datasets.load(config)
+    run.check_images(data)
+    module = build(config, data)
     if run.encoder.is_file():  # what it was made with stays as it is written down
         return run
     if run.metrics.is_file():
         read_metrics(run.metrics)  # damage is told before the first step, and not after the first epoch
-    run.start(config)
+    run.start(config, data)
     with locked(run.path):
         _fit(module, run, trainer_options)
     return run
@@ -122,7 +124,7 @@ def build(config: RunConfig, data: DataSet) -> "Pretraining":
     with randomness.private(mixed_seed(config.seed, INITIALISATION)):
         model = Encoder(model_spec(config, data), objective.routes, objective.projector)
         objective.setup(model)
-    objective.check_rows(data.train.rows)
+    objective.check_images(data.train)
     return Pretraining(config, data, model, objective, attack)
 
 

@@ -26,16 +26,18 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
         UsageError: when the encoder is missing, or the images do not have its shape.
     """
     encoder = load_encoder(source.path)
-    shape = datasets.load(config).shape
+    data = datasets.load(config)
+    shape = data.shape
     if shape != encoder.spec.shape:
         given, own = ("x".join(map(str, s)) for s in (shape, encoder.spec.shape))
         side = encoder.spec.shape[1]
         hint = f"; add --image-size {side}" if shape[0] == encoder.spec.shape[0] else ""
         raise UsageError(f"the images of {config.data} are {given}, and {source.path} was trained on {own}{hint}")
     run.check_config(config)
+    run.check_images(data)
     if run.encoder.is_file():
         return
-    run.start(config)
+    run.start(config, data)
     pretraining = read_record(source.pretraining) if source.pretraining.is_file() else {}
     trained = source.read_config()
     write_json(

@@ -163,7 +163,7 @@ def audit_ablation(*arguments: str) -> tuple[str, dict[str, Any]]:
         for row in kept["rows"]:
             of_run = {"row": each.row.label, "run": f"{each.out.parent.name}/{each.seed}", "seed": each.seed}
             rows.append(of_run | {k: row[k] for k in ("epochs", "terms", "bounds")} | {"last": row is kept["rows"][-1]})
-    n = len(data.load(jobs[0].config).test.first(AUDITED))
+    n = len(data.load(jobs[0].config).test.subset(AUDITED))
     return data_name, {"settings": kept["settings"], "n": n, "environment": environment(), "rows": rows}
 
 

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from test_objective import made
+from test_objective import SIX, made
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -66,7 +66,7 @@ def test_a_step_stays_on_the_device(name, settings_of, monkeypatch):
     monkeypatch.setattr(inner_attack, "_noise_seed", lambda device: 0)  # of generators, which a fake has none of
     monkeypatch.setattr(randomness, "private", lambda *seed_and_device: nullcontext())
     objective, model = made(name, settings_of(name))
-    objective.check_rows(torch.arange(6))
+    objective.check_images(SIX)
     objective.on_epoch(0, 2)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         moved(nn.ModuleList([model, objective]), fake)

@@ -338,7 +338,7 @@ def test_images_come_in_order_whatever_the_number_of_threads(threads, tmp_path, 
     images = torch.randint(0, 256, (120, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     paths = write(tmp_path, images)
-    assert torch.equal(read_images(paths, 8), images)
+    assert torch.equal(read_images(paths, 8)[0], images)
     paths[7].write_bytes(b"")
     paths[90].write_bytes(b"")
     assert refusal(read_images, paths, 8).given == str(paths[7])
@@ -347,7 +347,7 @@ def test_images_come_in_order_whatever_the_number_of_threads(threads, tmp_path, 
 def test_images_are_brought_to_a_square_with_antialiasing(tmp_path):
     stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(32).expand(3, 32, 64)
     (path,) = write(tmp_path, [stripes])
-    image = read_images([path], 8)
+    image, _ = read_images([path], 8)
     assert image.shape == (1, 3, 8, 8)
     assert (image.float() - 127.5).abs().max() < 20
 
@@ -359,6 +359,20 @@ def test_progress_is_shown_for_many_images(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(image_files, "QUIET", 10)
     read_images(paths, 8)
     assert "20/20 images" in capsys.readouterr().err
+
+
+def test_a_refusal_comes_without_warnings(tmp_path, recwarn):
+    path = tmp_path / "large.pgm"
+    path.write_bytes(b"P5 10000 10000 255 ")
+    assert refusal(read_images, [path], 8).given == str(path)
+    assert not recwarn.list
+
+
+def test_a_hash_of_each_file_comes_with_its_pixels(tmp_path):
+    one, two = write(tmp_path, torch.arange(2 * 192, dtype=torch.int32).remainder(256).byte().reshape(2, 3, 8, 8))
+    (tmp_path / "three.png").write_bytes(one.read_bytes())
+    hashes = read_images([one, two, tmp_path / "three.png"], 8)[1].tolist()
+    assert hashes[0] == hashes[2] != hashes[1]
 
 
 def test_memory_is_checked_before_any_file_is_opened(monkeypatch):

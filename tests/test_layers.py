@@ -11,7 +11,7 @@ import acl_plugin
 
 PACKAGE = Path(acl_plugin.__file__).parent
 LAYERS = [
-    "errors version progress randomness interruption epoch_means subsets",
+    "errors version progress randomness interruption epoch_means fingerprint subsets",
     "registry config import_hook figures distributed",
     "acceleration tables",
     "image_files",

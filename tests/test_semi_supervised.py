@@ -6,10 +6,10 @@ import torch
 from acl_plugin import data, semi_supervised
 from acl_plugin.backbones import Classifier
 from acl_plugin.config import preset
-from acl_plugin.data import stratified
 from acl_plugin.full_finetune import attack_of
 from acl_plugin.inner_attack import ThreatModel
 from acl_plugin.run_dir import load_encoder
+from acl_plugin.subsets import stratified
 from acl_plugin.trainer import pretrain
 from conftest import TINY
 

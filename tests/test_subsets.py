@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ def test_the_order_in_which_classes_are_stored_does_not_matter():
 
 def test_a_smaller_subset_is_part_of_a_larger_one():
     sets = [set(subset_rows(SORTED, n).tolist()) for n in range(1, 201)]
-    assert all(small < large for small, large in zip(sets, sets[1:], strict=False))
+    assert all(small < large for small, large in pairwise(sets))
 
 
 def test_it_is_the_same_at_every_start_and_another_with_another_seed():
