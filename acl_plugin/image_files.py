@@ -70,7 +70,7 @@ def read_image(path: Path) -> Tensor:
 def read_images(paths: Sequence[Path], side: int) -> tuple[Tensor, Tensor]:
     """Return the images in files, each brought to a square by antialiased interpolation, and a hash of each file.
 
-    As many threads as PyTorch uses decode them.
+    As many threads as PyTorch uses decode them, at most 16.
 
     Args:
         paths: N files.
@@ -87,7 +87,7 @@ def read_images(paths: Sequence[Path], side: int) -> tuple[Tensor, Tensor]:
     require_memory(len(paths), 3, side)
     pixels = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
     hashes = torch.empty(len(paths), dtype=torch.int64)
-    threads = torch.get_num_threads()
+    threads = min(16, torch.get_num_threads())
 
     def square(path: Path) -> tuple[Tensor, int]:
         return resize(read_image(path), [side, side], antialias=True), bytes_hash(path.read_bytes())

@@ -75,14 +75,15 @@ def list_splits(root: Path) -> tuple[Split, Split]:
         raise _refused(shared[0], f"is in {train.folder.name} and {test.folder.name}. Test on other images")
     skipped = train.skipped + test.skipped
     if skipped:
-        print(f"image_folder: skipped {len(skipped)} files that are no images, such as {skipped[0]}", file=sys.stderr)
+        what = f"{len(skipped)} files that are no images or in no folder of a class, such as {skipped[0]}"
+        print(f"image_folder: skipped {what}", file=sys.stderr)
     return train, test
 
 
 def _split_folder(root: Path, *names: str) -> Path:
     """Return the first folder of these names."""
     if not root.is_dir():
-        raise _refused(root, "no such folder")
+        raise _refused(root, "is no folder")
     for name in names:
         if (root / name).is_dir():
             return root / name
