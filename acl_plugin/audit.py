@@ -24,6 +24,7 @@ from acl_plugin.correlation import spearman
 from acl_plugin.data import DataSet, batched
 from acl_plugin.divergence import DIVERGENCES, MEASURED_WITH, measure
 from acl_plugin.errors import UsageError
+from acl_plugin.fingerprint import setting_differences
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.linear_head import fit_head, solve_head
 from acl_plugin.lock import locked
@@ -64,6 +65,7 @@ def audit(runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, dev
     """
     for run in runs:
         run.require(run.encoder, f"pretrain --out {run.path}")
+    _require_comparable(runs, limit)
     found = []
     chosen = {run.path: [*(run.snapshots() if checkpoints == "all" else []), run] for run in runs}
     with Progress("audit", sum(map(len, chosen.values())), unit="checkpoint") as progress:
@@ -76,6 +78,27 @@ def audit(runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, dev
         write_json(out.audit, result)
     write_atomic(out.audit_figure, figures.svg(figures.audit(result)))
     return result
+
+
+def _require_comparable(runs: Sequence[RunDir], limit: int) -> None:
+    """Refuse runs on other test images or of another threat model, whose terms have no place in one correlation.
+
+    Raises:
+        UsageError: naming what differs between which runs.
+    """
+    what = ("dataset", "test_images", "threat_model", "eps")
+    settings = []
+    for run in runs if len(runs) > 1 else ():
+        config = run.read_config()
+        of_run = _settings(config, datasets.load(config), limit)
+        settings.append({("images" if name == "test_images" else name): of_run[name] for name in what})
+    for run, other in zip(runs[1:], settings[1:], strict=False):
+        differences = setting_differences(other, settings[0])
+        if differences:
+            raise UsageError(
+                f"{run.path} cannot be audited together with {runs[0].path} ({'; '.join(differences)}); audit it alone",
+                parameter="runs", given=str(run.path), allowed="runs on the same images, norm and eps",
+            )  # fmt: skip
 
 
 def _audit_run(

@@ -81,7 +81,8 @@ def import_run(
     probed, benign = published.bank(bank), next(iter(published.banks))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     source = {"file": path.name, "sha256": digest, "format": published.layout, "bank": probed}
-    run.start(replace(config, objective="imported", objective_kwargs=source, stem=published.spec.stem), data)
+    run.start(replace(config, objective="imported", objective_kwargs=source, stem=published.spec.stem))
+    run.record_images(data)
     write_json(run.pretraining, source)
     banks, kept = published.banks, published.projectors
     projector = None if kept is None else (kept[0], kept[1][probed])

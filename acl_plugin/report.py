@@ -20,6 +20,7 @@ from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.randomness import REPORT, mixed_seed
 from acl_plugin.records import read_metrics, read_record
 from acl_plugin.run_dir import RunDir, load_classifier, weights_hash, write_atomic
+from acl_plugin.subsets import subset_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,6 +90,8 @@ class _Run:
         c, e = self.config, self.evaluation
         told = f"{c.objective} on {c.data}, {c.backbone}, {c.epochs} epochs, {c.norm} eps {c.eps}, seed {c.seed}"
         lines = [f"<p>{html.escape(told)}.</p>"]
+        if not self.run.encoder.is_file():
+            lines.append(_missing(f"acl-plugin pretrain --out {self.run.path} ...", "Unfinished: to resume it, repeat"))
         if e is None:
             return [*lines, _missing(f"acl-plugin evaluate {self.run.path}")]
         rows = [("clean", e["clean_accuracy"]), ("AutoAttack", e["robust_accuracy"])]
@@ -113,26 +116,28 @@ class _Run:
         return [*lines, *_text(tables.suite(self.suite))]
 
     def pictures(self) -> list[str]:
-        """The first test images under PGD-20, and the features of some more."""
+        """Return some test images under PGD-20, and the features of more."""
         lines = ["<h2>Images and features</h2>"]
         if not self.run.classifier.is_file():
             return [*lines, _missing(f"acl-plugin probe {self.run.path}")]
+        model = load_classifier(self.run.path)
+        classes = model.spec.classes
         try:
-            data = datasets.load(self.config)
+            images = datasets.load(self.config).test_for(classes, self.config.class_map).subset(MAPPED)
         except UsageError as error:
             return [*lines, f"<p class=missing>{html.escape(str(error))}</p>"]
-        model, images = load_classifier(self.run.path), data.test.subset(MAPPED)
         threat, x = ThreatModel.parse(self.config.norm, self.config.eps), images.floats()
         with randomness.private(mixed_seed(self.config.seed, REPORT)):
             moved = InnerAttack(threat, threat.pgd, 20).classifier(model, x, images.labels)
         with torch.no_grad():
             f, f_adv = model.features(x), model.features(moved)
             before, after = model.head(f).argmax(1), model.head(f_adv).argmax(1)
+        shown = subset_rows(images.labels, SHOWN)
         told = [
-            (f"{data.classes[y]}: {data.classes[b]}", data.classes[a])
-            for y, b, a in zip(images.labels[:SHOWN], before, after, strict=False)
+            (f"{classes[y]}: {classes[b]}", classes[a])
+            for y, b, a in zip(images.labels[shown], before[shown], after[shown], strict=True)
         ]
-        grid = figures.image_grid(x[:SHOWN], moved[:SHOWN], told, threat.eps if threat.norm == "Linf" else 0.1)
+        grid = figures.image_grid(x[shown], moved[shown], told, threat.eps if threat.norm == "Linf" else 0.1)
         axes = torch.linalg.svd(torch.cat([f, f_adv]) - f.mean(0), full_matrices=False).Vh[:2].T
         flat, flat_adv = ((z - f.mean(0)) @ axes for z in (f, f_adv))
         caption = (
@@ -140,7 +145,7 @@ class _Run:
         )
         lines += _figure(grid, caption)
         return lines + _figure(
-            figures.feature_map(flat, flat_adv, images.labels, data.classes), f"Features of {len(images)} test images"
+            figures.feature_map(flat, flat_adv, images.labels, classes), f"Features of {len(images)} test images"
         )
 
     def audit(self) -> list[str]:
@@ -192,7 +197,7 @@ def interval(share: float, n: int) -> tuple[float, float]:
 
 
 def _comparison(pages: Sequence[_Run]) -> list[str]:
-    head = ["run", "objective", "backbone", "clean", "AutoAttack", "95 % interval", "test images"]
+    head = ["run", "data", "threat", "objective", "backbone", "clean", "AutoAttack", "95 % interval", "test images"]
     rows = []
     for page in pages:
         c, e = page.config, page.evaluation
@@ -200,8 +205,12 @@ def _comparison(pages: Sequence[_Run]) -> list[str]:
         if e is not None:
             within = "{:.1f} to {:.1f} %".format(*interval(e["robust_accuracy"], e["n"]))
             cells = [f"{100 * e['clean_accuracy']:.2f} %", f"{100 * e['robust_accuracy']:.2f} %", within, str(e["n"])]
-        rows.append([page.name, c.objective, c.backbone, *cells])
+        threat = f"{c.norm} {c.eps}" if e is None else f"{e['threat_model']} {e['eps']:.4g}"
+        rows.append([page.name, c.data, threat, c.objective, c.backbone, *cells])
     lines = _table(head, rows)
+    told = [(e["images"], e["threat_model"], e["eps"]) for page in pages if (e := page.evaluation) is not None]
+    if any(each != told[0] for each in told):
+        lines.append("<p class=missing>These runs were evaluated on different images or threat models.</p>")
     evaluated = [page for page in pages if page.evaluation is not None]
     if evaluated:
         lines += _figure(figures.accuracies(*_steps(evaluated)), "Accuracy after each attack of AutoAttack")

@@ -149,17 +149,24 @@ class RunDir:
         remedy = f"restore them, or choose another folder than {self.path}"
         data.train.fingerprint(data.classes).require(before.get("train"), f"the training images of {data.name}", remedy)
 
-    def start(self, config: RunConfig, data: DataSet) -> None:
-        """Make the folder, and write down configuration, images and environment."""
+    def record_images(self, data: DataSet) -> None:
+        """Write down which images the run is about, if they are those of before.
+
+        Raises:
+            UsageError: as ``check_images``.
+        """
+        self.check_images(data)
+        write_json(self.images, data.fingerprints())
+
+    def start(self, config: RunConfig) -> None:
+        """Make the folder, and write down configuration and environment."""
         import yaml
 
         self.check_config(config)
-        self.check_images(data)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(configuration.to_dict(config), sort_keys=False)
             write_atomic(self.config, text.encode())  # first, as it tells what the folder is
-            write_json(self.images, data.fingerprints())
             self.checkpoint.parent.mkdir(exist_ok=True)
             write_json(self.path / "environment.json", environment())
         except OSError as error:

@@ -61,8 +61,9 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
         return run
     if run.metrics.is_file():
         read_metrics(run.metrics)  # damage is told before the first step, and not after the first epoch
-    run.start(config, data)
+    run.start(config)
     with locked(run.path):
+        run.record_images(data)
         _fit(module, run, trainer_options)
     return run
 

@@ -37,7 +37,8 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
     run.check_images(data)
     if run.encoder.is_file():
         return
-    run.start(config, data)
+    run.start(config)
+    run.record_images(data)
     pretraining = read_record(source.pretraining) if source.pretraining.is_file() else {}
     trained = source.read_config()
     write_json(

@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 
 from acl_plugin import config, data, image_files
 from acl_plugin.errors import UsageError
+from acl_plugin.subsets import subset_rows
 
 
 def test_digits_are_split_once_and_for_all_and_stratified():
@@ -27,12 +28,15 @@ def test_digits_rows_are_scikit_learns_and_pixels_are_sixteenths():
     np.testing.assert_array_equal(test.floats(7, 8)[0, 0].numpy(), (bunch.images[row] / 16).astype("float32"))
 
 
-def test_limits_take_the_first_images():
-    full, cut = data.load(config.preset("digits")), data.load(config.preset("digits", limit_train=10, limit_test=3))
-    assert torch.equal(cut.train.rows, full.train.rows[:10])
-    assert torch.equal(cut.test.rows, full.test.rows[:3])
-    with pytest.raises(UsageError, match="--limit-train 2000: digits has 1297 such images"):
+def test_limits_take_images_that_keep_the_shares_of_the_classes(capsys):
+    full, cut = data.load(config.preset("digits")), data.load(config.preset("digits", limit_train=20, limit_test=3))
+    assert torch.equal(cut.train.rows, full.train.rows[subset_rows(full.train.labels, 20)])
+    assert cut.train.labels.bincount().tolist() == [2] * 10
+    assert len(cut.test) == 3
+    assert "in the 3 test images 7 of 10 classes are missing" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="digits has 1297 such images") as error:
         data.load(config.preset("digits", limit_train=2000))
+    assert (error.value.parameter, error.value.given) == ("limit_train", 2000)
 
 
 def test_batches_are_a_function_of_seed_and_epoch():

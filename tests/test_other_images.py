@@ -189,6 +189,16 @@ def test_a_run_records_what_it_has_seen(there):
     assert load_classifier(there / "run").spec.classes == CLASSES
 
 
+def test_runs_on_other_images_are_not_audited_together(there, finished_run, capsys):
+    assert (
+        cli.main(["audit", str(there / "run"), str(finished_run), "--out", str(there / "joint"), "--limit", "8"]) == 2
+    )
+    told = capsys.readouterr().err
+    assert "cannot be audited together" in told
+    assert "dataset digits, there image_folder" in told
+    assert not (there / "joint").exists()
+
+
 def test_limits_keep_the_shares_of_sorted_classes_and_are_recorded(there, tmp_path, capsys):
     options = settings(there, limit_train=8, limit_test=8, objective="simclr", batch_size=4)
     found = datasets.load(options)
