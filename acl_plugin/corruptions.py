@@ -19,6 +19,7 @@ from acl_plugin.data import Images
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.lock import exclusive
 from acl_plugin.model_checks import check_classifier
+from acl_plugin.paths import user_path
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import CORRUPTIONS, mixed_seed
 from acl_plugin.run_dir import RunDir, load_classifier, weights_hash, write_json
@@ -153,6 +154,7 @@ def _made(images: Images, seed: int) -> Callable[[str, int], tuple[Tensor, Tenso
 def _read(data: str, folder: Path, count: int) -> Callable[[str, int], tuple[Tensor, Tensor]]:
     if data not in FOLDERS:
         raise UsageError(f"there are corruption folders of {', '.join(FOLDERS)} only, not of {data}")
+    folder = user_path(folder, "corruptions_dir")
     place = folder / FOLDERS[data]
     missing = [f"{name}.npy" for name in ("labels", *NAMES) if not (place / f"{name}.npy").is_file()]
     if missing:

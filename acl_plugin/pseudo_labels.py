@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from acl_plugin.backbones import Encoder
 from acl_plugin.data import Images, batched
 from acl_plugin.errors import UsageError
+from acl_plugin.paths import user_path
 from acl_plugin.run_dir import write_atomic
 
 PUBLISHED_SIZES = (2, 10, 50, 100, 500)
@@ -56,7 +57,7 @@ class PseudoLabels(nn.Module):
                 f"{self.provenance.get('n')} images of {self.provenance.get('data')}; make them of the same images"
             )
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path | str) -> None:
         """As an npz file: ``rows``, ``labels_K`` for each number K of clusters, and ``provenance`` as JSON."""
         import numpy as np
 
@@ -65,7 +66,7 @@ class PseudoLabels(nn.Module):
         buffer = io.BytesIO()
         np.savez(buffer, rows=rows.numpy(), provenance=np.array(json.dumps(self.provenance)), **arrays)
         try:
-            write_atomic(path, buffer.getvalue())
+            write_atomic(user_path(path), buffer.getvalue())
         except OSError as error:
             raise UsageError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -78,7 +79,8 @@ class PseudoLabels(nn.Module):
         """
         import numpy as np
 
-        if not Path(path).is_file():
+        path = user_path(path, "pseudo_labels")
+        if not path.is_file():
             raise UsageError(f"{path}: no such file; make it with acl-plugin pseudo-labels RUN --out {path}")
         try:
             with np.load(path, allow_pickle=False) as file:

@@ -11,8 +11,8 @@ import acl_plugin
 
 PACKAGE = Path(acl_plugin.__file__).parent
 LAYERS = [
-    "errors version progress randomness interruption epoch_means",
-    "registry config import_hook figures distributed",
+    "errors version progress randomness interruption epoch_means paths values",
+    "registry unused config import_hook figures distributed",
     "acceleration tables",
     "losses layouts schedules lars projectors divergence sharpness bounds correlation "
     "data views routed_norm autoattack_adapter",
