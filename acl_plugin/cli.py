@@ -92,7 +92,9 @@ class Parser(jsonargparse.ArgumentParser):
             allowed = "a mapping of options to values"
             told = f"`config`: {file[1]!r} is not {allowed}"
             return UsageError(told, parameter="config", given=file[1], allowed=allowed)
-        message = message.removeprefix("Problems parsing config: ")
+        if message.startswith("Problems parsing config: Parser key"):  # of an option in the file
+            message = message.removeprefix("Problems parsing config: ")
+        message = message.replace("Problems parsing config:", 'Parser key "config":')
         named = re.search(
             r"Parser key \"([\w.]+)\"|[Aa]rgument --?([\w-]+)|required: ([\w-]+)|option: --([\w-]+)", message
         )
