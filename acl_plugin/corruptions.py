@@ -19,6 +19,7 @@ from acl_plugin.data import DataSet, Images
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.lock import exclusive
 from acl_plugin.model_checks import check_classifier
+from acl_plugin.paths import user_path
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import CORRUPTIONS, mixed_seed
 from acl_plugin.run_dir import RunDir, load_classifier, weights_hash, write_json
@@ -159,6 +160,7 @@ def _read(data: DataSet, folder: Path, labels: Tensor) -> Callable[[str, int], t
             f"there are corruption folders of {', '.join(FOLDERS)} only, not of {data.name}",
             parameter="corruptions_dir", given=str(folder), allowed=tuple(FOLDERS),
         )  # fmt: skip
+    folder = user_path(folder, "corruptions_dir")
     place, rows = folder / FOLDERS[data.name], data.test.rows
     missing = [f"{name}.npy" for name in ("labels", *NAMES) if not (place / f"{name}.npy").is_file()]
     if missing:

@@ -24,6 +24,7 @@ from acl_plugin.backbones import Classifier, ModelSpec
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.lock import exclusive
+from acl_plugin.paths import user_path
 from acl_plugin.records import read_record
 from acl_plugin.run_dir import RunDir, load_classifier, read_json, torch_bytes, weights_hash, write_atomic, write_json
 
@@ -231,7 +232,7 @@ def _state_dict_bytes(model: Classifier) -> bytes:
 def _index() -> Path:
     home = os.environ.get("ACL_PLUGIN_HOME")
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return (Path(home) if home else Path(data) / "acl_plugin") / "exports.json"
+    return (user_path(home) if home else user_path(data) / "acl_plugin") / "exports.json"
 
 
 def _read_index() -> dict[str, str]:

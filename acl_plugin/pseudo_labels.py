@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from acl_plugin.backbones import Encoder
 from acl_plugin.data import Images, batched
 from acl_plugin.errors import UsageError
+from acl_plugin.paths import user_path
 from acl_plugin.run_dir import write_atomic
 
 PUBLISHED_SIZES = (2, 10, 50, 100, 500)
@@ -72,7 +73,7 @@ class PseudoLabels(nn.Module):
                     parameter="pseudo_labels", given=len(rows), allowed=made_of,
                 )  # fmt: skip
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path | str) -> None:
         """Write an npz file: ``rows``, ``hashes``, ``labels_K`` by number K of clusters, and ``provenance``."""
         import numpy as np
 
@@ -83,7 +84,7 @@ class PseudoLabels(nn.Module):
         buffer = io.BytesIO()
         np.savez(buffer, rows=rows.numpy(), provenance=np.array(json.dumps(self.provenance)), **arrays)
         try:
-            write_atomic(path, buffer.getvalue())
+            write_atomic(user_path(path), buffer.getvalue())
         except OSError as error:
             raise UsageError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -96,7 +97,8 @@ class PseudoLabels(nn.Module):
         """
         import numpy as np
 
-        if not Path(path).is_file():
+        path = user_path(path, "pseudo_labels")
+        if not path.is_file():
             raise UsageError(f"{path}: no such file; make it with acl-plugin pseudo-labels RUN --out {path}")
         try:
             with np.load(path, allow_pickle=False) as file:

@@ -57,7 +57,7 @@ def read_record(path: Path) -> dict[str, Any]:
     values = read_json(path)
     wrong = _fault("it", values, CHUNK if path.parent.name == "evaluation_chunks" else SHAPES[path.name])
     if wrong:
-        raise UsageError(f"{path} is damaged ({wrong}); delete it, and repeat the command that wrote it")
+        raise _damaged(path, wrong, "delete it, and repeat the command that wrote it")
     return dict(values)
 
 
@@ -71,10 +71,15 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
         with path.open(newline="") as file:
             rows = [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file, strict=True)]
     except (ValueError, TypeError, csv.Error) as error:
-        raise UsageError(f"{path} is damaged ({error}); delete it") from error
+        raise _damaged(path, str(error), "delete it") from error
     if not rows or any(row.get("epoch") is None for row in rows):
-        raise UsageError(f"{path} is damaged (no column 'epoch'); delete it")
+        raise _damaged(path, "no column 'epoch'", "delete it")
     return rows
+
+
+def _damaged(path: Path, wrong: str, hint: str) -> UsageError:
+    message = f"{path} is damaged ({wrong}); {hint}"
+    return UsageError(message, parameter="run", given=str(path), allowed=f"a whole {path.name}")
 
 
 def _fault(name: str, value: Any, shape: Any) -> str | None:

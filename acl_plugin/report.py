@@ -17,6 +17,7 @@ from acl_plugin import data as datasets
 from acl_plugin import figures, randomness, tables
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
+from acl_plugin.paths import user_path
 from acl_plugin.randomness import REPORT, mixed_seed
 from acl_plugin.records import read_metrics, read_record
 from acl_plugin.run_dir import RunDir, load_classifier, weights_hash, write_atomic
@@ -64,7 +65,7 @@ def report(runs: Sequence[RunDir], out: Path) -> None:
         + "\n".join(body)
         + "\n</body></html>\n"
     )
-    write_atomic(out, text.encode())
+    write_atomic(user_path(out, "out"), text.encode())
 
 
 class _Run:

@@ -41,6 +41,7 @@ from acl_plugin.backbones import Classifier, Encoder, ModelSpec
 from acl_plugin.config import RunConfig
 from acl_plugin.data import DataSet
 from acl_plugin.errors import UsageError
+from acl_plugin.paths import user_path
 
 PACKAGES = (
     "acl_plugin torch torchvision timm torchattacks robustbench autoattack pyautoattack lightning kornia "
@@ -52,7 +53,7 @@ class RunDir:
     """A run folder by its path."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = user_path(path, "run")
 
     config = property(lambda self: self.path / "config.yaml")
     images = property(lambda self: self.path / "images.json")

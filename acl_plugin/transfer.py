@@ -10,6 +10,7 @@ from acl_plugin.config import DataConfig, ProbeConfig, RunConfig, ThreatConfig
 from acl_plugin.errors import UsageError
 from acl_plugin.records import read_record
 from acl_plugin.run_dir import RunDir, load_encoder, weights_hash, write_json
+from acl_plugin.values import check
 
 
 def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
@@ -52,13 +53,14 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
 
 
 def transferred(before: RunConfig, data: str, **options: Any) -> RunConfig:
-    """The configuration of a run on another data set, with that data set's threat model and probe.
+    """Return the configuration of a run on another data set: its presets for the norm of ``before``, and its probe.
 
     Raises:
         UsageError: for an unknown data set, or an option out of range.
     """
-    there = configuration.preset(data)
     taken = {f.name for group in (DataConfig, ThreatConfig, ProbeConfig) for f in fields(group)}
-    config = replace(before, **{name: getattr(there, name) for name in taken} | options)
-    configuration.check(config)
+    own = {"norm": before.norm} | {name: value for name, value in options.items() if name in taken}
+    there = configuration.preset(data, **own)
+    config = replace(before, **options | {name: getattr(there, name) for name in taken})
+    check(config)
     return config

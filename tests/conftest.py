@@ -33,7 +33,6 @@ TINY = {
     "limit_train": 16,
     "limit_test": 12,
     "probe_epochs": 2,
-    "attack_steps": 2,
 }
 """Options with which the whole job on digits takes seconds."""
 OPTIONS = [f"--{k.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in TINY.items()]

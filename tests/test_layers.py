@@ -11,8 +11,8 @@ import acl_plugin
 
 PACKAGE = Path(acl_plugin.__file__).parent
 LAYERS = [
-    "errors version progress randomness interruption epoch_means fingerprint subsets",
-    "registry config import_hook figures distributed",
+    "errors version progress randomness interruption epoch_means paths values fingerprint subsets",
+    "registry unused config import_hook figures distributed",
     "acceleration tables",
     "image_files",
     "image_folders",

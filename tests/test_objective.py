@@ -168,7 +168,7 @@ def test_a_view_that_was_not_given_is_told():
     assert views.a is images
     with pytest.raises(UsageError, match=r"'images' of Views, which was not given: pass Views\(images=...\)"):
         _ = views.images
-    with pytest.raises(UsageError, match=r"'weak'.*that the objective's `needs` names"):
+    with pytest.raises(UsageError, match="'weak'.*that the objective's attribute needs names"):
         _ = views.weak
     with pytest.raises(AttributeError):
         _ = views.strong

@@ -28,7 +28,9 @@ def test_a_share_of_each_class_is_labelled(share):
 
 @pytest.fixture
 def prepared(tmp_path):
-    config = preset("digits", **TINY | {"limit_train": 60, "objective": "acl_ds", "label_fraction": 0.2})
+    config = preset(
+        "digits", **TINY | {"limit_train": 60, "objective": "acl_ds", "probe_protocol": "semi", "label_fraction": 0.2}
+    )
     run, images = pretrain(config, tmp_path / "run"), data.load(config)
     encoder = load_encoder(run.path)
     torch.manual_seed(0)
