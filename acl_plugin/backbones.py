@@ -87,18 +87,17 @@ class Encoder(nn.Module):
         self.size = size = feature_size(backbone, spec.shape[0], input_size)
         self.preprocess = Preprocess(spec.mean, spec.std, input_size)
         self.backbone = routed_norm.add_routes(backbone, self.routes)
-        banks = self.routes[:1] if projector in SHARED else self.routes
-        self.projector = routed_norm.add_routes(PROJECTORS[projector](size), banks)
+        self.projector = routed_norm.add_routes(PROJECTORS[projector](size), self.routes, shared=projector in SHARED)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, x: Tensor, route: str | None = None) -> Tensor:
         """f(x): (B, C, H, W) in [0, 1] -> (B, D)."""
-        with routed_norm.route(self.backbone, route or self.routes[0]):
+        with routed_norm.route(self.backbone, self.routes[0] if route is None else route):
             return self.backbone(self.preprocess(x))
 
     def project(self, features: Tensor, route: str | None = None) -> Tensor:
         """g: (B, D) -> (B, P)."""
-        with routed_norm.route(self.projector, route or self.routes[0]):
+        with routed_norm.route(self.projector, self.routes[0] if route is None else route):
             return self.projector(features)
 
     def forward(self, x: Tensor, route: str | None = None) -> Tensor:

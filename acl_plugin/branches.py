@@ -125,5 +125,4 @@ class Teacher(nn.Module):
 
 
 def _copy(source: nn.Module, network: nn.Module) -> None:
-    banks = routed_norm.routes_of(network) or ("shared",)
-    routed_norm.load_banks(network, dict.fromkeys(banks, source.state_dict()))
+    routed_norm.load_banks(network, dict.fromkeys(routed_norm.declared(network), source.state_dict()))

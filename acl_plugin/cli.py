@@ -243,7 +243,7 @@ def _stage(name: str, arguments: list[str]) -> None:
     elif name == "evaluate":
         parser.add_class_arguments(ThreatConfig)
         parser.add_class_arguments(EvaluationConfig)
-        parser.add_argument("--limit-test", type=int | None, default=None, help="Only the first N test images.")
+        parser.add_argument("--limit-test", type=int | None, default=None, help="Evaluate on N test images only.")
         suites = Literal["autoattack", "standard", "corruptions"]
         told = "standard: torchattacks, one by one; corruptions: the 15 common ones."
         parser.add_argument("--suite", type=suites, default="autoattack", help=told)

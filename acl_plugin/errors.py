@@ -49,7 +49,7 @@ def unknown(what: str, given: str, allowed: Iterable[str], shown: int = 12, para
     """
     names = sorted(allowed)
     folded = {name.lower(): name for name in names}
-    near = [folded[match] for match in difflib.get_close_matches(given.lower(), folded, n=3, cutoff=0.6)]
+    near = [folded[match] for match in difflib.get_close_matches(str(given).lower(), folded, n=3, cutoff=0.6)]
     more = f", ... ({len(names)} in all)" if len(names) > shown else ""
     hint = f"the nearest: {', '.join(near)}" if near else f"allowed: {', '.join(names[:shown]) or 'none'}{more}"
     return UsageError(

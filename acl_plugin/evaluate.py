@@ -67,7 +67,7 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
             evaluation of something else.
         EvaluationStopped: when the count of what was kept is not that of the attacks.
     """
-    model = load_classifier(run.path).to(device)
+    model = load_classifier(run.path).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     threat = ThreatModel.parse(config.norm, config.eps)
     data = datasets.load(config)
     images = data.test_for(model.spec.classes, config.class_map)
@@ -176,7 +176,8 @@ def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:
     if kind == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))
     run, device = RunDir(path), torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
-    model = load_classifier(path).to(device)
+    model = load_classifier(path)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = datasets.load(config).test_for(model.spec.classes, config.class_map)
     starts = range(0, len(images), read_record(run.evaluation_key)["batch_size"])[rank :: config.devices]
     attack_chunks(run, model, images, starts, ThreatModel.parse(config.norm, config.eps), config.seed)

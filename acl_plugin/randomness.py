@@ -38,11 +38,21 @@ def mixed_seed(*numbers: int) -> int:
 
 @contextmanager
 def private(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Inside, torch's global generators (CPU, and ``device``) start from ``seed``; afterwards they are as before."""
-    device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+    """Inside, torch's global generators start from ``seed``; afterwards they are as before.
+
+    So are those of all CUDA devices, as torch.manual_seed seeds every one of them, also ahead of their first use.
+    """
+    begun, before = torch.cuda.is_initialized(), torch.initial_seed()
+    mps = torch.mps.get_rng_state() if torch.device(device).type == "mps" else None
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if begun else []):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        if not begun:
+            torch.cuda.manual_seed_all(before)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
 
 
 def state(device: torch.device) -> list[Tensor]:

@@ -19,7 +19,11 @@ AUDITED = {
     "run": str, "epochs": int, "encoder_sha256": str, "terms": dict.fromkeys(COLUMNS, NUMBER), "bounds": [BOUND, 5],
 }  # fmt: skip
 CORRELATION = {"rho": NUMBER, "low": NUMBER, "high": NUMBER, "n": COUNT}
-ATTACKED = {"accuracy": SHARE, "norm": str, "eps": NUMBER, "of_threat_model": bool, "median_norm": (NUMBER, None)}
+ATTACKED = {
+    "accuracy": SHARE, "norm": str, "eps": NUMBER, "of_threat_model": bool, "median_norm": (NUMBER, None),
+    "steps?": COUNT, "restarts?": COUNT, "step_size?": (NUMBER, None), "success?": (SHARE, None),
+    "kwargs?": {str: NUMBER},
+}  # fmt: skip
 IMAGES = {"n": COUNT, "size": [int, 3], "classes": [str, 1], "pixels": str, "labels": str, "content": str}
 OF_WHAT = {
     "images": IMAGES, "dataset": frozenset(PRESETS), "threat_model": frozenset(("Linf", "L2")),
@@ -36,7 +40,8 @@ SHAPES: dict[str, Any] = {
     | {"clean_accuracy": SHARE, "robust_accuracy": SHARE, "cumulative_accuracy": {str: SHARE}, "flags": [str]},
     "suite.json": OF_WHAT
     | {
-        "complete": bool, "weights_sha256": str, "clean_accuracy": SHARE, "worst_case": SHARE, "rows": {str: ATTACKED},
+        "complete": bool, "weights_sha256": str, "clean_accuracy": SHARE, "worst_case": SHARE,
+        "rows": {str: ATTACKED}, "left_out?": {str: str},
         "curve": [{"eps": NUMBER, "accuracy": SHARE}],
     },
     "corruptions.json": {"mean": SHARE, "accuracy": {str: [SHARE]}},

@@ -230,7 +230,8 @@ class Pretraining(lightning.LightningModule):
         every = self.config.accumulate_grad_batches
         if batch_idx % every == 0:
             optimizer.zero_grad()
-        attack = self.attack.scaled(ramp((position + 1) / total, self.config.eps_ramp))
+        scale = ramp((position + 1) / total, self.config.eps_ramp)
+        attack = replace(self.attack.scaled(scale), trusted=batch_idx > 0)  # else a step would wait for the device
         terms = self.objective.backward(self.model, drawn, attack)
         self.guard.watch(terms, step, position / total)
         self.means.add({"loss": terms.total.detach(), **terms.parts})

@@ -52,6 +52,7 @@ class PlainAttack(InnerAttack):
         logits: Callable[[Tensor], Tensor],
         classes: int,
         bounded: bool = True,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         eps, alpha = self.threat.eps * self.scale, 1.25 * self.threat.eps * self.scale / self.steps
         modes = [(m, m.training) for m in model.modules()]

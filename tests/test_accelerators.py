@@ -63,7 +63,7 @@ def like(value):
 
 @pytest.mark.parametrize("name", available())
 def test_a_step_stays_on_the_device(name, settings_of, monkeypatch):
-    monkeypatch.setattr(inner_attack, "_noise_seed", lambda device: 0)  # of generators, which a fake has none of
+    monkeypatch.setattr(inner_attack, "_noise_seed", lambda generator: 0)  # of generators, which a fake has none of
     monkeypatch.setattr(randomness, "private", lambda *seed_and_device: nullcontext())
     objective, model = made(name, settings_of(name))
     objective.check_images(SIX)
@@ -74,7 +74,7 @@ def test_a_step_stays_on_the_device(name, settings_of, monkeypatch):
         images, rows = torch.rand(6, 1, 8, 8, device=DEVICE), torch.arange(6, device=DEVICE)
         views = Views(images=images, rows=rows, **dict.fromkeys(objective.needs, images))
         with NoWait():
-            terms = objective.backward(model, views, InnerAttack(ThreatModel("Linf", 0.1), "PGD", 2))
+            terms = objective.backward(model, views, InnerAttack(ThreatModel("Linf", 0.1), "PGD", 2, trusted=True))
             optimizer.step()
     assert {value.device for value in terms.parts.values()} == {DEVICE}
 
