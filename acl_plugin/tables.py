@@ -35,6 +35,9 @@ def accuracies(results: list[tuple[str, dict[str, Any]]]) -> list[str]:
     return lines
 
 
+UNFINISHED = "Unfinished: the accuracy so far is of the attacks above; the same command runs the others."
+
+
 def suite(result: dict[str, Any]) -> list[str]:
     """Return the standard attacks: a line each with accuracy and budget, the worst case, and accuracy by eps."""
     lines = [_heading(result)]
@@ -50,9 +53,12 @@ def suite(result: dict[str, Any]) -> list[str]:
             notes.append(f"breaks {100 * row['success']:.2f}% at any size{norm}")
         lines.append(f"{line}{steps:>7}{restarts:>9}{size:>10}  {'; '.join(notes)}".rstrip())
     lines += [f"{name:12}left out: {reason}" for name, reason in result.get("left_out", {}).items()]
-    lines.append(f"{'worst case':12}{100 * result['worst_case']:8.2f}%  {result['threat_model']}")
+    worst, unfinished = ("worst case", []) if result["complete"] else ("so far", [UNFINISHED])
+    lines += [f"{worst:12}{100 * result['worst_case']:8.2f}%  {result['threat_model']}", *unfinished]
     lines.append("steps: of Square, queries; step size -: the attack's own. Rows of the other norm are no part of the")
-    lines.append("worst case; their eps is to the threat model's as RobustBench's 0.5 (L2) to 8/255 (Linf), by image size.")
+    lines.append(
+        "worst case; their eps is to the threat model's as RobustBench's 0.5 (L2) to 8/255 (Linf), by image size."
+    )
     pgd = "PGD-20" if result["threat_model"] == "Linf" else "PGDL2"
     lines.append(f"{pgd} by eps: " + ", ".join(f"{p['eps']:.4g}: {100 * p['accuracy']:.2f}%" for p in result["curve"]))
     return lines
