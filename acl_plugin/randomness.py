@@ -1,5 +1,6 @@
 """Seeds, and random states that leave the global one alone."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,11 +37,17 @@ def mixed_seed(*numbers: int) -> int:
     return seed >> 1
 
 
+_GENERATORS = threading.RLock()  # all threads share torch's global generators
+
+
 @contextmanager
 def private(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Inside, torch's global generators (CPU, and ``device``) start from ``seed``; afterwards they are as before."""
+    """Start torch's global generators (CPU, and ``device``) from ``seed``; afterwards they are as before.
+
+    Other threads that call this wait until the first one is out, as all threads share these generators.
+    """
     device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with _GENERATORS, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
