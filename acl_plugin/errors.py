@@ -30,7 +30,21 @@ class UsageError(ValueError):
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot usefully go on; the last good checkpoint is kept."""
+    """Raised when a pretraining cannot usefully continue; the last good checkpoint is kept."""
+
+
+class TrainingUnfinished(TrainingStopped):
+    """Raised when something ended a pretraining before its last step; the same call resumes it.
+
+    Args:
+        message: what ended it, and where.
+        done: steps of the optimizer that are done.
+        total: steps that the whole pretraining has.
+    """
+
+    def __init__(self, message: str, done: int, total: int) -> None:
+        super().__init__(message)
+        self.done, self.total = done, total
 
 
 class EvaluationStopped(RuntimeError):

@@ -24,6 +24,7 @@ from acl_plugin.backbones import Classifier
 from acl_plugin.broken_images import check_threat, keep, recount
 from acl_plugin.config import RunConfig
 from acl_plugin.data import Images
+from acl_plugin.distributed import require_script
 from acl_plugin.errors import EvaluationStopped, UsageError
 from acl_plugin.fingerprint import setting_differences
 from acl_plugin.folding import folded
@@ -67,6 +68,7 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
             evaluation of something else.
         EvaluationStopped: when the count of what was kept is not that of the attacks.
     """
+    require_script(config.devices, guarded=True)
     model = load_classifier(run.path).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     threat = ThreatModel.parse(config.norm, config.eps)
     data = datasets.load(config)

@@ -13,7 +13,8 @@ import pyautoattack
 import pytest
 import torch
 
-from acl_plugin import audit, cli, divergence
+import acl_plugin
+from acl_plugin import audit, cli, divergence, registry
 from acl_plugin import config as configuration
 from acl_plugin.backbones import Encoder, ModelSpec
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
@@ -228,6 +229,20 @@ def fabricated_others(tmp_path, monkeypatch):
                 picture = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
                 picture.save(root / split / kind / f"{i}.png")
     return root
+
+
+@pytest.fixture
+def register():
+    """Registers objectives for the time of a test."""
+    names = []
+
+    def add(name, objective):
+        acl_plugin.register(name)(objective)
+        names.append(name)
+
+    yield add
+    for name in names:
+        registry.unregister(name)
 
 
 @pytest.fixture

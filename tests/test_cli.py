@@ -62,7 +62,7 @@ def test_suites_and_published_settings(tmp_path, capsys, few):
     record = json.loads((tmp_path / "run" / "probe.json").read_text())
     assert (record["protocol"], record["probe_epochs"], record["probe_milestones"]) == ("alf", 1, [0.6, 0.8])
     assert cli.main(["evaluate", run]) == 2  # another classifier now
-    assert "holds an evaluation of something else (weights_sha256" in capsys.readouterr().err
+    assert "contains an evaluation with different settings (weights_sha256" in capsys.readouterr().err
 
 
 def test_print_config_is_a_config(tmp_path, capsys):

@@ -25,7 +25,7 @@ LAYERS = [
     "knn semi_supervised",
     "recipes",
     "guard coreset",
-    "callbacks",
+    "pretraining trainer_options callbacks",
     "lpaft",
     "trainer probe evaluate suite corruptions",
     "submission",
