@@ -23,4 +23,5 @@ def user_path(path: Any, parameter: str = "path") -> Path:
     except (TypeError, RuntimeError):  # no path, or no such user
         pass
     allowed = "a path; ~ is your home, and ~USER another's"
-    raise UsageError(f"`{parameter}` {path!r}: allowed is {allowed}", parameter=parameter, given=path, allowed=allowed)
+    told = repr(str(path) if isinstance(path, Path) else path)
+    raise UsageError(f"`{parameter}` {told}: allowed is {allowed}", parameter=parameter, given=path, allowed=allowed)

@@ -441,13 +441,14 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(arguments, finishe
     command = [sys.executable, "-m", "acl_plugin", *arguments]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path, env=os.environ)
     os.close(writer)
-    assert (done.returncode, done.stderr) == (141, b"")
+    assert done.returncode in (0, 141)  # argparse says nothing of a help that could not be printed
+    assert done.stderr == b""
 
 
 def test_progress_that_nobody_reads_ends_a_command_quietly(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "acl_plugin", "pretrain", "--out", "run", *OPTIONS]
+    command = [sys.executable, "-m", "acl_plugin", "pretrain", "--out", "run", *OPTIONS, "--epochs=1"]
     done = subprocess.run(command, stdout=writer, stderr=writer, cwd=tmp_path, env=os.environ)
     os.close(writer)
     assert done.returncode == 141

@@ -35,11 +35,8 @@ def test_tildes_are_expanded(home):
 def test_every_path_from_python_is_expanded(home, finished_run, monkeypatch):
     shutil.copytree(finished_run, home / "run")
     assert RunDir("~/run").read_config() == RunDir(home / "run").read_config()
-    assert (
-        load_classifier("~/run").spec
-        == load_classifier(Path("~/run")).spec
-        == load_encoder("~/run").spec.__class__(**vars(load_classifier(home / "run").spec))
-    )
+    assert load_classifier("~/run").spec == load_classifier(home / "run").spec
+    assert load_encoder(Path("~/run")).spec == load_encoder(home / "run").spec
     assert preset("cifar10", data_dir="~/data").data_dir == preset("cifar10", data_dir=Path("~/data")).data_dir
     assert preset("cifar10", data_dir="~/data").data_dir == home / "data"
     monkeypatch.setenv("ACL_PLUGIN_HOME", "~/acl")
@@ -53,7 +50,7 @@ def test_no_command_makes_a_folder_called_tilde(home, few, capsys, monkeypatch):
     monkeypatch.setenv("ACL_PLUGIN_HOME", "~/acl")
     Path("settings.yaml").write_text("objective: simclr\n")
     Path("settings.yaml").rename(home / "settings.yaml")
-    small = [*OPTIONS, "--limit-test=4", "--epochs=1", "--probe-epochs=1"]
+    small = [*OPTIONS, "--limit-test=24", "--epochs=1", "--probe-epochs=1"]
     student = ["--objective", "deacl", "--objective-kwargs.teacher", "~/run"]
     labels = ["--objective", "advcl", "--objective-kwargs.pseudo_labels", "~/labels.npz"]
     for command in (

@@ -153,8 +153,8 @@ def test_a_name_is_not_taken_from_another_distribution(several, first):
     ("attribute", "value"),
     [
         ("routes", ()), ("routes", ("a", "a")), ("routes", "clean"), ("routes", (1,)), ("needs", ("c",)),
-        ("needs", ("images",)), ("needs", "a"), ("attack_view", "both"), ("projector", "four_layer"), ("projector", None),
-        ("strength", 2.0), ("cost", 3), ("temperature", None), ("temperature", -1.0),
+        ("needs", ("images",)), ("needs", "a"), ("attack_view", "both"), ("projector", "four_layer"),
+        ("projector", None),        ("strength", 2.0), ("cost", 3), ("temperature", None), ("temperature", -1.0),
     ],
 )  # fmt: skip
 def test_an_objective_that_breaks_the_contract_is_refused_by_name(attribute, value, forget):

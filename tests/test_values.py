@@ -30,17 +30,24 @@ VALUES = (
 @given(st.sampled_from(NAMES), VALUES)
 def test_an_option_is_valid_or_named(name, value):
     """A configuration that is taken can be written down, and is the same when it is read again."""
-    try:
-        config = from_dict({name: value})
-    except UsageError as error:
-        assert error.parameter == name
-        assert error.allowed is not None
-        assert name in str(error) or name == "data"
-        assert repr(plain(error.given)) == repr(plain(value))
-    else:
+    config, error = result(name, value)
+    if config is not None:
         text = yaml.safe_dump(to_dict(config))
         assert from_dict(yaml.safe_load(text)) == config
         json.dumps(to_dict(config), allow_nan=False)
+        return
+    assert error.parameter == name
+    assert error.allowed is not None
+    assert name in str(error) or name == "data"
+    assert repr(plain(error.given)) == repr(plain(value))
+
+
+def result(name, value):
+    """A configuration, or the mistake."""
+    try:
+        return from_dict({name: value}), None
+    except UsageError as error:
+        return None, error
 
 
 @pytest.mark.parametrize(
