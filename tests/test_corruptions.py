@@ -106,7 +106,10 @@ def test_what_cannot_be_is_told(run, tmp_path, monkeypatch, images, library):
     with pytest.raises(UsageError, match=r"CIFAR-10-C lacks labels.npy, gaussian_noise.npy"):
         corruptions.evaluate(run, preset("cifar10"), CPU, folder=tmp_path)
     found = data.load(None)
-    with monkeypatch.context() as patch, pytest.raises(UsageError, match="cifar10, cifar100 only, not of stl10") as error:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UsageError, match="cifar10, cifar100 only, not of stl10") as error,
+    ):
         patch.setattr(data, "load", lambda config: dataclasses.replace(found, name="stl10"))
         corruptions.evaluate(run, preset("cifar10"), CPU, folder=tmp_path)
     assert error.value.allowed == ("cifar10", "cifar100")

@@ -196,7 +196,9 @@ def test_the_evaluation_of_something_else_is_refused(run, few):
     result = evaluate.evaluate(run, config, CPU)
     assert evaluate.evaluate(run, config, CPU) == result
     for options in ({"eps": 0.2}, {"seed": 1}, {"limit_test": 5}, {"norm": "L2"}, {"eval_batch_size": 3}):
-        with pytest.raises(UsageError, match=r"with different settings .*delete evaluation_key.json and evaluation.json to"):
+        with pytest.raises(
+            UsageError, match=r"with different settings .*delete evaluation_key.json and evaluation.json to"
+        ):
             evaluate.evaluate(run, dataclasses.replace(config, **options), CPU)
 
 
