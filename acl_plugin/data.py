@@ -162,6 +162,9 @@ def load(config: DataConfig) -> DataSet:
         if missing:
             told = f"{len(missing)} of {len(data.classes)} classes are missing: {', '.join(missing[:5])}"
             print(f"{data.name}: in the {len(images)} {split} images {told}", file=sys.stderr)
+    seen = int(torch.isin(test.hashes, train.hashes).sum())
+    if seen > len(test) / 100:  # a few are in many published data sets
+        print(f"{data.name}: {seen} of {len(test)} test images are training images as well", file=sys.stderr)
     return replace(data, train=train.resized(config.image_size), test=test.resized(config.image_size))
 
 

@@ -231,3 +231,12 @@ def test_harmless_options_may_change_between_two_starts(there, few, capsys):
     pipeline.run(settings(there, **changed), there / "run")
     assert (there / "run" / "evaluation.json").read_bytes() == before
     assert "keeps them" in capsys.readouterr().err
+
+
+def test_test_images_that_are_training_images_are_counted(there, capsys):
+    datasets.load(settings(there))
+    assert "training images as well" not in capsys.readouterr().err
+    for i in range(2):
+        shutil.copy(there / "images" / "train" / "ape" / f"{i}.png", there / "images" / "test" / "ape" / f"{i}.png")
+    datasets.load(settings(there))
+    assert "2 of 16 test images are training images as well" in capsys.readouterr().err
