@@ -14,7 +14,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from acl_plugin.errors import unknown
 
-
 _DECLARED = "norm_banks"
 """Attribute of a network that was given routes."""
 

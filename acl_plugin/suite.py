@@ -141,7 +141,7 @@ def evaluate(
         before = {}
     kept = {name: row for name, row in before.get("rows", {}).items() if _is_same(name, row, model.spec, threat)}
     clean = predictions(model, images, batch_size) == images.labels
-    result = {**settings, "clean_accuracy": clean.double().mean().item(), "rows": kept, "curve": []}
+    result: dict[str, Any] = {**settings, "clean_accuracy": clean.double().mean().item(), "rows": kept, "curve": []}
     result["left_out"] = left_out
     with Progress("suite", len(chosen) + len(CURVE), unit="attack") as progress:
         for name in chosen:
@@ -158,9 +158,7 @@ def evaluate(
     return result
 
 
-def _chosen(
-    attacks: Sequence[str] | None, spec: ModelSpec, threat: ThreatModel
-) -> tuple[list[str], dict[str, str]]:
+def _chosen(attacks: Sequence[str] | None, spec: ModelSpec, threat: ThreatModel) -> tuple[list[str], dict[str, str]]:
     """The attacks to run; and why the others are left out, where the suite chooses."""
     for name in attacks or ():
         if name not in SUITE:

@@ -52,7 +52,9 @@ def suite(result: dict[str, Any]) -> list[str]:
     lines += [f"{name:12}left out: {reason}" for name, reason in result.get("left_out", {}).items()]
     lines.append(f"{'worst case':12}{100 * result['worst_case']:8.2f}%  {result['threat_model']}")
     lines.append("steps: of Square, queries; step size -: the attack's own. Rows of the other norm are no part of the")
-    lines.append("worst case; their eps is to the threat model's as RobustBench's 0.5 (L2) to 8/255 (Linf), by image size.")
+    lines.append(
+        "worst case; their eps is to the threat model's as RobustBench's 0.5 (L2) to 8/255 (Linf), by image size."
+    )
     pgd = "PGD-20" if result["threat_model"] == "Linf" else "PGDL2"
     lines.append(f"{pgd} by eps: " + ", ".join(f"{p['eps']:.4g}: {100 * p['accuracy']:.2f}%" for p in result["curve"]))
     return lines
