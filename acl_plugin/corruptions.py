@@ -159,7 +159,10 @@ def _read(data: str, folder: Path, count: int) -> Callable[[str, int], tuple[Ten
         raise UsageError(f"{place} lacks {', '.join(missing[:3])}; --corruptions-dir is the folder that holds it")
 
     def read(name: str, severity: int) -> tuple[Tensor, Tensor]:
-        from robustbench.data import load_cifar10c, load_cifar100c
+        try:
+            from robustbench.data import load_cifar10c, load_cifar100c
+        except ImportError as error:
+            raise UsageError(str(error)) from error
 
         load = {"cifar10": load_cifar10c, "cifar100": load_cifar100c}[data]
         x, y = load(n_examples=count, severity=severity, data_dir=str(folder), corruptions=[name])

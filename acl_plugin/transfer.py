@@ -40,7 +40,8 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
     trained = source.read_config()
     write_json(
         run.pretraining,
-        pretraining | {"transferred_from": trained.data, "encoder_sha256": weights_hash(encoder.backbone)},
+        pretraining
+        | {"transferred_from": pretraining.get("transferred_from", trained.data), "encoder_sha256": weights_hash(encoder.backbone)},
     )
     for file in (source.projector, source.benign_encoder, source.encoder):  # the last one says that all are there
         if file.is_file():
