@@ -28,7 +28,7 @@ def index_path() -> Path:
     """Return the index: ``exports.json`` in ``ACL_PLUGIN_HOME``, by default the user's data folder."""
     home = os.environ.get("ACL_PLUGIN_HOME")
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return (Path(home) if home else Path(data) / "acl_plugin") / "exports.json"
+    return (Path(home) if home else Path(data) / "acl_plugin").expanduser() / "exports.json"
 
 
 def read_index() -> dict[str, str]:

@@ -211,7 +211,7 @@ def check_info(info: dict[str, Any]) -> None:
 def eps_text(eps: float) -> str:
     """eps as RobustBench writes it: a fraction of 255 where it is one."""
     pixels = Fraction(eps * 255).limit_denominator(1000)
-    return f"{pixels}/255" if pixels.denominator == 1 and abs(pixels / 255 - eps) < 1e-9 else f"{eps:g}"
+    return f"{pixels}/255" if eps < 1 and pixels.denominator == 1 and abs(pixels / 255 - eps) < 1e-9 else f"{eps:g}"
 
 
 def percent(share: float) -> str:
@@ -268,7 +268,7 @@ def _name_error(name: str, text: str, allowed: str) -> UsageError:
     return UsageError(f"`name` {name!r}: {text}", parameter="name", given=name, allowed=allowed)
 
 
-def load_exported(path: Path, classes: int = 0) -> nn.Module:
+def load_exported(path: Path, classes: int = 0) -> Classifier:
     """Return an exported model, with its weights, in eval mode; its memory format is contiguous.
 
     Args:

@@ -47,7 +47,7 @@ def repeat(folder: Path, data_dir: Path | None = None, device: torch.device | No
     for field, found in results.items():
         print(f"{field}: {info[field]} % submitted, {found} % here")
     print(f"images with another verdict: {others} of {after['n']}")
-    same = ("n", "rows_sha256", "weights_sha256")
+    same = ("n", "rows_sha256", "images", "weights_sha256")
     return [
         *(f"{key} is {after.get(key)}, not {before.get(key)}" for key in same if after.get(key) != before.get(key)),
         *(f"{key} is {found}, not {info[key]}" for key, found in results.items() if found != info[key]),
@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> int:
         0 for the same result, 1 for another one, 2 for a mistake of the user.
     """
     try:
-        differences = repeat(Path(arguments[0]), *map(Path, arguments[1:2]))
+        data_dir = Path(arguments[1]) if len(arguments) > 1 else None
+        differences = repeat(Path(arguments[0]), data_dir)
     except UsageError as error:
         print(f"repeat: {error}", file=sys.stderr)
         return 2
@@ -76,9 +77,7 @@ def _info(folder: Path) -> dict[str, Any]:
 
 def _other_verdicts(one: RunDir, other: RunDir) -> int:
     """How many images have another verdict, clean or robust."""
-    theirs, ours = (
-        {v.index: (v.clean, v.robust) for v in verdicts.read(run.evaluation_lines)} for run in (one, other)
-    )
+    theirs, ours = ({v.index: (v.clean, v.robust) for v in verdicts.read(run.evaluation_lines)} for run in (one, other))
     return sum(theirs.get(index) != verdict for index, verdict in ours.items())
 
 

@@ -24,6 +24,7 @@ def stub(model: Classifier, name: str, dataset: str, threat_model: str, digest: 
     plain = _plain_timm(network, spec.backbone)
     changes = [f"        {line}" for line in _changes(plain, network)]
     height, width = model.preprocess.size
+    antialias = ", antialias=True" if getattr(model.preprocess, "antialias", False) else ""
     arguments = ", ".join(f"{k}={v!r}" for k, v in _created_with(network).items())
     elsewhere = defined_in(spec.backbone)
     lines = [
@@ -51,7 +52,7 @@ def stub(model: Classifier, name: str, dataset: str, threat_model: str, digest: 
         "",
         "    def forward(self, x):",
         f"        if x.shape[-2:] != ({height}, {width}):",
-        f'            x = F.interpolate(x, ({height}, {width}), mode="bilinear", align_corners=False)',
+        f'            x = F.interpolate(x, ({height}, {width}), mode="bilinear", align_corners=False{antialias})',
         "        return (x - self.mean) / self.std",
         "",
         "",
@@ -111,6 +112,7 @@ def fault(code: str, model: Classifier, name: str) -> str | None:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     apart = (found - expected).abs().max().item()
     return None if apart <= 1e-4 * max(1.0, expected.abs().max().item()) else f"its logits differ by {apart:.1e}"
+
 
 def _plain_timm(network: nn.Module, backbone: str) -> nn.Module:
     import timm

@@ -188,8 +188,8 @@ def form(
     notes = [f"> Draft: {', '.join(absent)} missing; export again with the options of the paper.\n"] if absent else []
     if local:
         notes.append(
-            f"> Not for submission: {local}. {name}.json has no `autoattack_acc`, and RobustBench's tools fail on such a "
-            f"file: do not copy it to model_info/.\n"
+            f"> Not for submission: {local}. {name}.json has no `autoattack_acc`, and RobustBench's tools fail on such "
+            f"a file: do not copy it to model_info/.\n"
         )
     elsewhere = defined_in(model.spec.backbone)
     within = " " if wrong or elsewhere else "x"

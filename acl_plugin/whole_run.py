@@ -29,6 +29,7 @@ def script(run: RunDir, info: dict[str, Any], evaluation: dict[str, Any]) -> tup
     e = evaluation
     attack = f"--norm {e['threat_model']} --eps {e['eps']!r} --seed {e['seed']} --limit-test {e['n']}"
     attack += f" --eval-batch-size {e['batch_size']}" if "batch_size" in e else ""
+    place = ' "$data"' if data else ""
     lines = [
         "#!/usr/bin/env bash",
         "# bash repeat.sh DATA_DIR        evaluates the weights of this folder again; exit status 1: another result",
@@ -38,7 +39,7 @@ def script(run: RunDir, info: dict[str, Any], evaluation: dict[str, Any]) -> tup
         'here=$(cd "$(dirname "$0")" && pwd)',
         'data=$(cd "${1:?the folder of the dataset is needed}" && pwd)',
         "if [ $# -lt 2 ]; then",
-        f'    exec "${{PYTHON:-python}}" -m acl_plugin.repeat "$here"{" " + chr(34) + "$data" + chr(34) if data else ""}',
+        f'    exec "${{PYTHON:-python}}" -m acl_plugin.repeat "$here"{place}',
         "fi",
     ]
     if begin is None:
@@ -59,7 +60,8 @@ def _pretraining(run: RunDir, name: str, out: str, data: str) -> tuple[dict[str,
     """The configuration ``name`` and what it needs, and the commands; None where the run was not pretrained here."""
     import yaml
 
-    config, lines, files = run.read_config(), [], {}
+    config, lines = run.read_config(), []
+    files: dict[str, bytes] = {}
     settings, possible = config.objective_kwargs, not _elsewhere(run)
     if possible and settings.get("teacher"):
         files, first = _pretraining(RunDir(settings["teacher"]), f"{TEACHER}.yaml", TEACHER, data)

@@ -16,11 +16,19 @@ from acl_plugin.backbones import Classifier, Encoder, backbone_names, create_bac
 from acl_plugin.config import preset
 from acl_plugin.errors import UsageError
 from acl_plugin.exports import index_path, read_index, timm_name
-from acl_plugin.leaderboard import check_info, eps_text, export, load_exported, model_info
 from acl_plugin.inner_attack import attack_names
+from acl_plugin.leaderboard import check_info, eps_text, export, load_exported, model_info
 from acl_plugin.provenance import additional_data
 from acl_plugin.pseudo_labels import PseudoLabels
-from acl_plugin.run_dir import RunDir, load_classifier, load_encoder, weights_hash, write_encoder, write_json, write_model
+from acl_plugin.run_dir import (
+    RunDir,
+    load_classifier,
+    load_encoder,
+    weights_hash,
+    write_encoder,
+    write_json,
+    write_model,
+)
 from acl_plugin.verdicts import Verdict
 from conftest import spec
 
@@ -37,6 +45,14 @@ EVALUATION = {
     "flags": [],
     "batch_size": 500,
     "rows_sha256": "of the whole",
+    "images": {
+        "n": 10_000,
+        "size": [3, 32, 32],
+        "classes": list("abcdefghij"),
+        "pixels": "",
+        "labels": "",
+        "content": "",
+    },
 }
 CIFAR = spec((3, 32, 32), classes="abcdefghij")
 PAPER = {"paper_url": "https://arxiv.org/abs/0000.00000", "paper_title": "A Paper", "authors": "A. Author"}
@@ -303,7 +319,7 @@ def test_mistakes_are_told(run, tmp_path):
 def test_a_name_is_not_taken_from_another_run(run, tmp_path):
     import timm
 
-    folder, model = run
+    folder, _ = run
     export(folder, preset("cifar10"), name="Mine")
     export(folder, preset("cifar10"), name="Mine")  # its own
     other, newer = evaluated(RunDir(tmp_path / "other"))
@@ -327,9 +343,7 @@ def test_a_name_is_not_taken_from_another_run(run, tmp_path):
     assert torch.equal(timm.create_model("mine_cifar10_linf")(x), load_classifier(folder.path)(x))
 
 
-def test_exports_at_the_same_time_are_all_in_the_index(run):
-    """Five processes are five writers of one index."""
-    folder, _ = run
+def test_exports_at_the_same_time_are_all_in_the_index():
     index_path().parent.mkdir(parents=True, exist_ok=True)
 
     def add(number):
@@ -463,7 +477,15 @@ def test_every_attack_of_torchattacks_takes_it(run, backbone):
     for name in attack_names():
         attack = getattr(torchattacks, name)
         known = set(inspect.signature(attack.__init__).parameters)
-        few = {"steps": 2, "n_queries": 5, "popsize": 4, "overshoot": 0.02, "num_iter_set": 2, "nb_iter": 2, "pixels": 1}
+        few = {
+            "steps": 2,
+            "n_queries": 5,
+            "popsize": 4,
+            "overshoot": 0.02,
+            "num_iter_set": 2,
+            "nb_iter": 2,
+            "pixels": 1,
+        }
         few |= {"max_iterations": 2, "maxiter": 2, "N": 2, "m": 2, "n_restarts": 1, "n_classes": 10}
         adversarial = attack(model, **{k: v for k, v in few.items() if k in known})(x, y)
         assert adversarial.shape == x.shape, name

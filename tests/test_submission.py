@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 import yaml
+from safetensors.torch import load_file
 from test_leaderboard import EVALUATION, PAPER
 from torch import nn
 
@@ -147,9 +147,7 @@ def test_robustbenchs_own_tests(tmp_path, dataset, right, clean_acc, expected):
     assert all("not known" in line for line in submission.acceptance(run, {"dataset": dataset}, clean_acc))
     run.evaluation_lines.unlink()
     assert all("not known" in line for line in submission.acceptance(run, {"dataset": dataset}, clean_acc))
-    assert submission.acceptance(run, {"dataset": "digits"}, clean_acc) == [
-        "none: RobustBench has no test on digits"
-    ]
+    assert submission.acceptance(run, {"dataset": "digits"}, clean_acc) == ["none: RobustBench has no test on digits"]
 
 
 MAINTAINER = """
