@@ -19,7 +19,7 @@ from typing import Any
 
 from acl_plugin import config as configuration
 from acl_plugin import figures
-from acl_plugin.errors import UsageError, unknown
+from acl_plugin.errors import UsageError, as_flags, unknown
 from acl_plugin.run_dir import RunDir, read_json, write_atomic, write_json
 from benchmarks import autoattack_speed as measured_autoattack
 from benchmarks import experiments, tables
@@ -158,7 +158,7 @@ def main(arguments: list[str]) -> int:
             raise unknown("command", arguments[0] if arguments else "", COMMANDS)
         COMMANDS[arguments[0]](*arguments[1:])
     except (UsageError, TypeError) as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
+        print(f"benchmarks: {as_flags(str(error))}", file=sys.stderr)
         return 2
     return 0
 
