@@ -296,6 +296,8 @@ def _import(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="The new run's folder.")
     parser.add_argument("--format", type=str, default="auto", help="Its layout (`acl-plugin list formats`).")
     parser.add_argument("--bank", type=str | None, default=None, help="Norm bank to probe; the adversarial one if any.")
+    told = "How its network normalizes images, where the file does not store it: none, cifar or imagenet."
+    parser.add_argument("--normalization", type=str | None, default=None, help=told)
     parser.add_argument("--allow-pickle", type=bool, help="Read a file that could execute any code.")
     parser.add_class_arguments(configuration.DataConfig)
     parser.add_class_arguments(configuration.BackboneConfig, skip={"stem"})
@@ -312,6 +314,7 @@ def _import(arguments: list[str]) -> None:
         options["format"],
         options["bank"],
         options["allow_pickle"],
+        options["normalization"],
     )
     print(f"encoder: {out.encoder}, format {layout}: {LAYOUTS[layout].papers}")
 
