@@ -115,20 +115,21 @@ def signature_defaults() -> dict[str, Any]:
     return {parameter.name: parameter.default for parameter in parameters}
 
 
-def create_trainer(ours: Mapping[str, Any], given: Mapping[str, Any]) -> lightning.Trainer:
-    """Return a Trainer with our options and the user's; environment variables ``PL_TRAINER_...`` change nothing.
+def create_trainer(options: Mapping[str, Any], given: Iterable[str]) -> lightning.Trainer:
+    """Return a Trainer with ``options``; environment variables ``PL_TRAINER_...`` change nothing.
 
     Args:
-        ours: options that the pretraining needs.
-        given: as ``check_options`` returns them; they come first.
+        options: ours and the user's.
+        given: names of the user's.
 
     Raises:
         UsageError: for a value that Lightning does not take.
     """
     try:
-        return lightning.Trainer(**{**signature_defaults(), **ours, **given})
+        return lightning.Trainer(**signature_defaults() | options)
     except (MisconfigurationException, ValueError, TypeError) as error:
-        if not given:
+        names = ", ".join(given)
+        if not names:
             raise
-        names, told = ", ".join(given), " ".join(str(error).split())
-        raise UsageError(f"lightning.Trainer refuses {names}: {told}", parameter=names, given=dict(given)) from error
+        told, values = " ".join(str(error).split()), {name: options[name] for name in given}
+        raise UsageError(f"lightning.Trainer refuses {names}: {told}", parameter=names, given=values) from error

@@ -145,7 +145,7 @@ class StopAt(lightning.Callback):
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize(
     "hook",
-    ["on_train_start", "on_train_epoch_start", "on_train_batch_start", "on_before_zero_grad", "on_train_batch_end",
+    ["on_train_start", "on_train_epoch_start", "on_train_batch_start", "on_train_batch_end",
      "on_train_epoch_end"],
 )  # fmt: skip
 def test_whoever_stops_the_training_it_is_not_done_and_resumes(hook, every, config, undisturbed, tmp_path):
