@@ -51,9 +51,7 @@ class EvaluationStopped(RuntimeError):
     """What an attack gave, or what was kept of it, cannot be right; nothing is concluded from it."""
 
 
-def unknown(
-    what: str, given: str, allowed: Iterable[str], shown: int = 12, parameter: str | None = None
-) -> UsageError:
+def unknown(what: str, given: str, allowed: Iterable[str], shown: int = 12, parameter: str | None = None) -> UsageError:
     """Return the error for a name that is not known, with the nearest valid ones.
 
     Args:
@@ -65,7 +63,7 @@ def unknown(
     """
     names = sorted(allowed)
     folded = {name.lower(): name for name in names}
-    near = [folded[match] for match in difflib.get_close_matches(given.lower(), folded, n=3, cutoff=0.6)]
+    near = [folded[match] for match in difflib.get_close_matches(str(given).lower(), folded, n=3, cutoff=0.6)]
     more = f", ... ({len(names)} in all)" if len(names) > shown else ""
     hint = f"the nearest: {', '.join(near)}" if near else f"allowed: {', '.join(names[:shown]) or 'none'}{more}"
     return UsageError(

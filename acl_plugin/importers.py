@@ -20,6 +20,7 @@ from acl_plugin.backbones import ModelSpec, create_backbone
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.layouts import LAYOUTS, Layout, Normalisation
+from acl_plugin.paths import user_path
 from acl_plugin.run_dir import RunDir, write_encoder, write_json
 
 CONTAINERS = ("state_dict_dual", "state_dict", "model", "P_state", "net")
@@ -75,12 +76,14 @@ def import_run(
     Raises:
         UsageError: as ``read``; nothing is written then.
     """
-    shape = datasets.load(config).shape
+    data = datasets.load(config)
+    shape = data.shape
     published = read(path, layout, config.backbone, config.backbone_kwargs, shape, allow_pickle)
     probed, benign = published.bank(bank), next(iter(published.banks))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(user_path(path).read_bytes()).hexdigest()
     source = {"file": path.name, "sha256": digest, "format": published.layout, "bank": probed}
     run.start(replace(config, objective="imported", objective_kwargs=source, stem=published.spec.stem))
+    run.record_images(data)
     write_json(run.pretraining, source)
     banks, kept = published.banks, published.projectors
     projector = None if kept is None else (kept[0], kept[1][probed])
@@ -109,6 +112,7 @@ def read(
         UsageError: for a file that is no checkpoint, or needs ``allow_pickle``; for an unknown layout; and for any
             missing or unexpected key.
     """
+    path = user_path(path, "file")
     state = _weights(path, _open(path, allow_pickle))
     name = detect(path, state) if layout == "auto" else layout
     if name not in LAYOUTS:

@@ -65,7 +65,10 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(f"process {owner} works in {folder}; wait for it, or choose another folder") from error
+            raise UsageError(
+                f"process {owner} works in {folder}; wait for it, or choose another folder",
+                parameter="run", given=str(folder), allowed="a folder in which no other process works",
+            ) from error  # fmt: skip
         if owner:
             print(f"{folder}: the lock of process {owner}, which has ended, is taken over", file=sys.stderr)
         _write(file, str(os.getpid()))

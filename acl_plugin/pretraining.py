@@ -16,7 +16,7 @@ from acl_plugin.acceleration import compile_encoder
 from acl_plugin.backbones import Encoder
 from acl_plugin.config import RunConfig
 from acl_plugin.coreset import Coreset, held_out_count
-from acl_plugin.data import DataSet, Images, ShuffledBatches
+from acl_plugin.data import DataSet, ShuffledBatches
 from acl_plugin.distributed import average
 from acl_plugin.epoch_means import EpochMeans
 from acl_plugin.errors import UsageError
@@ -206,7 +206,8 @@ class Pretraining(lightning.LightningModule):
         every = self.config.accumulate_grad_batches
         if batch_idx % every == 0:
             optimizer.zero_grad()
-        attack = self.attack.scaled(ramp((position + 1) / total, self.config.eps_ramp))
+        scale = ramp((position + 1) / total, self.config.eps_ramp)
+        attack = replace(self.attack.scaled(scale), trusted=batch_idx > 0)  # else a step would wait for the device
         terms = self.objective.backward(self.model, drawn, attack)
         self.guard.watch(terms, step, position / total)
         self.means.add({"loss": terms.total.detach(), **terms.parts})

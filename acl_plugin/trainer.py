@@ -53,7 +53,9 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
         given = check_options(config, trainer_options)
         run.check_config(config)
         require_script(config.devices)
-        module = build(config, datasets.load(config))
+        data = datasets.load(config)
+        run.check_images(data)
+        module = build(config, data)
         if run.encoder.is_file():  # what it was made with stays as it is written down
             return run
         if run.metrics.is_file():
@@ -63,6 +65,7 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
             trainer = _trainer(config, run, checkpoints, given)
             run.start(config)
             with locked(run.path):
+                run.record_images(data)
                 _fit(module, run, trainer, checkpoints)
     return run
 
@@ -127,7 +130,7 @@ def build(config: RunConfig, data: DataSet) -> "Pretraining":
     with randomness.private(mixed_seed(config.seed, INITIALISATION)):
         model = Encoder(model_spec(config, data), objective.routes, objective.projector)
         objective.setup(model)
-    objective.check_rows(data.train.rows)
+    objective.check_images(data.train)
     return Pretraining(config, data, model, objective, attack)
 
 

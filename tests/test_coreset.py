@@ -190,8 +190,8 @@ def test_the_run_trains_on_the_part(tiny_config, tmp_path, monkeypatch):
     ("options", "message"),
     [
         ({"coreset": "rsc"}, "unknown --coreset 'rsc'; the nearest: rcs"),
-        ({"coreset_fraction": 1.5}, "--coreset-fraction 1.5: allowed is a share from 0 to 1"),
-        ({"coreset_every": 0}, "--coreset-every 0"),
+        ({"coreset_fraction": 1.5}, "`coreset_fraction` 1.5: allowed is a share from 0 to 1"),
+        ({"coreset_every": 0}, "`coreset_every` 0"),
         ({"coreset": "rcs", "batch_size": 15}, "--batch-size 15 on 1 device.*only 14 training images"),
         ({"coreset": "rcs", "devices": 2}, "--coreset rcs works on one device, not on 2"),
     ],

@@ -123,7 +123,9 @@ def test_a_second_thread_is_refused_before_anything_is_written_and_the_first_end
                 run, cpu = RunDir(tmp_path / folder), torch.device("cpu")
                 found.append(in_another_thread(lambda: pretrain(config, run.path)))
                 found.append(in_another_thread(lambda: pipeline.run(config, run.path)))
-                found.extend(in_another_thread(lambda s=s: s(whole, config, cpu)) for s in (probe.probe, suite.evaluate))
+                found.extend(
+                    in_another_thread(lambda s=s: s(whole, config, cpu)) for s in (probe.probe, suite.evaluate)
+                )
                 assert sorted(tmp_path.rglob("*")) == before
 
     run = pretrain(config, tmp_path / "run", callbacks=Meanwhile())

@@ -78,7 +78,7 @@ def test_unsound_classifiers_are_refused(model, images, change, message):
 
 
 def test_images_that_were_normalised_outside_are_refused(model, images):
-    with pytest.raises(UsageError, match=r"test images in .*: allowed is \[0, 1\]; normalise inside the model"):
+    with pytest.raises(UsageError, match=r"test images in .*: allowed is \[0, 1\]; normalize inside the model"):
         check_classifier(model, (images - 0.5) / 0.25)
 
 
