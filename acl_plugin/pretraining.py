@@ -64,7 +64,8 @@ class Pretraining(lightning.LightningModule):
     @property
     def epoch(self) -> int:
         """Return the epoch that is trained, or that comes next. (``current_epoch`` lags behind after a restart.)"""
-        return int(self.trainer.fit_loop.epoch_progress.current.processed)
+        current: Any = self.trainer.fit_loop.epoch_progress.current
+        return int(current.processed)
 
     def setup(self, stage: str) -> None:
         """Take epochs and devices from the attached Trainer.

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError, unknown
@@ -92,7 +92,7 @@ def _check_callbacks(callbacks: list[Any]) -> None:
         if isinstance(callback, CHANGES_WEIGHTS):
             name = type(callback).__name__
             message = f"`callbacks`: {name} changes what is trained, which is not in the configuration; leave it out"
-            raise UsageError(message, parameter="callbacks", given=callback)
+            raise UsageError(message, parameter="callbacks", given=callback, allowed="callbacks that only watch")
 
 
 def _check_kind(name: str, values: list[Any], kind: type) -> None:
@@ -115,7 +115,7 @@ def signature_defaults() -> dict[str, Any]:
     return {parameter.name: parameter.default for parameter in parameters}
 
 
-def create_trainer(options: Mapping[str, Any], given: Iterable[str]) -> lightning.Trainer:
+def create_trainer(options: dict[str, Any], given: Iterable[str]) -> lightning.Trainer:
     """Return a Trainer with ``options``; environment variables ``PL_TRAINER_...`` change nothing.
 
     Args:
@@ -128,8 +128,9 @@ def create_trainer(options: Mapping[str, Any], given: Iterable[str]) -> lightnin
     try:
         return lightning.Trainer(**signature_defaults() | options)
     except (MisconfigurationException, ValueError, TypeError) as error:
-        names = ", ".join(given)
+        names, told = ", ".join(given), " ".join(str(error).split())
         if not names:
             raise
-        told, values = " ".join(str(error).split()), {name: options[name] for name in given}
-        raise UsageError(f"lightning.Trainer refuses {names}: {told}", parameter=names, given=values) from error
+        allowed, values = f"what lightning.Trainer takes: {told}", [options[name] for name in given]
+        message = f"lightning.Trainer refuses {names}: {told}"
+        raise UsageError(message, parameter=names, given=values, allowed=allowed) from error
