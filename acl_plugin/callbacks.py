@@ -83,15 +83,14 @@ class Checkpoints(Checkpoint):
             self._save(trainer)
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        for callback in trainer.callbacks:
-            if isinstance(callback, Timer):  # a limit of time is one of each start
-                checkpoint["callbacks"].pop(callback.state_key, None)
+        for timer in _timers(trainer):  # a limit of time is one of each start
+            checkpoint["callbacks"].pop(timer.state_key, None)
 
     def ended_by(self, trainer: lightning.Trainer) -> str:
         """Return what ended the training early."""
         if self.steps is not None and trainer.global_step - self.first >= self.steps:
             return f"`max_steps` {self.steps}"
-        left = [callback.time_remaining() for callback in trainer.callbacks if isinstance(callback, Timer)]
+        left = [timer.time_remaining() for timer in _timers(trainer)]
         return "`max_time`" if any(seconds is not None and seconds <= 0 for seconds in left) else "a callback"
 
     def _defer_stop(self, trainer: lightning.Trainer) -> None:
@@ -103,6 +102,10 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: lightning.Trainer) -> None:
         trainer.save_checkpoint(self.run.checkpoint, weights_only=False)
         self.saved = time.monotonic()
+
+
+def _timers(trainer: Any) -> list[Timer]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -30,8 +30,9 @@ def alone() -> Iterator[None]:
     if not _AT_WORK.acquire(blocking=False):
         raise UsageError(
             "another thread of this process is training or evaluating, and both would draw the same random numbers: "
-            "wait for it, or start another process"
-        )
+            "wait for it, or start another process",
+            parameter="run", given=threading.current_thread().name, allowed="one thread at a time",
+        )  # fmt: skip
     try:
         yield
     finally:

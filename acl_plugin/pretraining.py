@@ -64,7 +64,8 @@ class Pretraining(lightning.LightningModule):
     @property
     def epoch(self) -> int:
         """Return the epoch that is trained, or that comes next. (``current_epoch`` lags behind after a restart.)"""
-        return int(self.trainer.fit_loop.epoch_progress.current.processed)
+        current: Any = self.trainer.fit_loop.epoch_progress.current
+        return int(current.processed)
 
     def setup(self, stage: str) -> None:
         """Take epochs and devices from the attached Trainer.
@@ -148,9 +149,12 @@ class Pretraining(lightning.LightningModule):
 
     def batches_in(self, epoch: int) -> int:
         """Return how many batches ``epoch`` has, within the Trainer's ``limit_train_batches``."""
-        whole = self.steps_before(epoch + 1) - self.steps_before(epoch)
-        limit = self.trainer.limit_train_batches
+        whole, limit = self.images_allow(epoch), self.trainer.limit_train_batches
         return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
+
+    def images_allow(self, epoch: int) -> int:
+        """Return how many whole batches the images of ``epoch`` make."""
+        return self.steps_before(epoch + 1) - self.steps_before(epoch)
 
     def _optimizer_steps(self, epoch: int) -> int:
         return -(-self.batches_in(epoch) // self.config.accumulate_grad_batches)
@@ -166,8 +170,9 @@ class Pretraining(lightning.LightningModule):
 
     @property
     def at_end_of_epoch(self) -> bool:
-        """Whether every batch of the latest epoch was trained on."""
-        return self.batches is not None and self.batches.done == self.batches_in(self.batches.epoch)
+        """Return whether every batch of the current epoch was trained on."""
+        epoch, batches = self.current_epoch, self.batches
+        return batches is not None and (batches.epoch, batches.done) == (epoch, self.batches_in(epoch))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["seconds"] = self.seconds()
@@ -268,7 +273,7 @@ class EpochLoader:
         self.module, self.resumed = module, {"epoch": -1, "done": 0}
 
     def __len__(self) -> int:
-        return self.module.batches_in(self.module.epoch)
+        return self.module.images_allow(self.module.epoch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         yield from self.module.begin_epoch(self.resumed)

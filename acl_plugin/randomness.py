@@ -47,17 +47,18 @@ def private(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     So are those of all CUDA devices, as torch.manual_seed seeds every one of them, also ahead of their first use. Other
     threads that call this wait until the first one is out, as all threads share these generators.
     """
-    begun, before = torch.cuda.is_initialized(), torch.initial_seed()
-    mps = torch.mps.get_rng_state() if torch.device(device).type == "mps" else None
-    try:
-        with _GENERATORS, torch.random.fork_rng(devices=range(torch.cuda.device_count()) if begun else []):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        if not begun:
-            torch.cuda.manual_seed_all(before)
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
+    with _GENERATORS:
+        begun, before = torch.cuda.is_initialized(), torch.initial_seed()
+        mps = torch.mps.get_rng_state() if torch.device(device).type == "mps" else None
+        try:
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if begun else []):
+                torch.manual_seed(seed)
+                yield
+        finally:
+            if not begun:
+                torch.cuda.manual_seed_all(before)
+            if mps is not None:
+                torch.mps.set_rng_state(mps)
 
 
 def state(device: torch.device) -> list[Tensor]:

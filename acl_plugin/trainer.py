@@ -168,4 +168,4 @@ def _trainer(config: RunConfig, run: RunDir, checkpoints: Checkpoints, options: 
         "logger": [*loggers, *as_list(options.get("logger"))],
         "callbacks": [ShowProgress(), *as_list(options.get("callbacks")), checkpoints],
     }
-    return create_trainer(ours, options | added)
+    return create_trainer(ours | options | added, options)

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError, unknown
@@ -92,7 +92,7 @@ def _check_callbacks(callbacks: list[Any]) -> None:
         if isinstance(callback, CHANGES_WEIGHTS):
             name = type(callback).__name__
             message = f"`callbacks`: {name} changes what is trained, which is not in the configuration; leave it out"
-            raise UsageError(message, parameter="callbacks", given=callback)
+            raise UsageError(message, parameter="callbacks", given=callback, allowed="callbacks that only watch")
 
 
 def _check_kind(name: str, values: list[Any], kind: type) -> None:
@@ -115,20 +115,22 @@ def signature_defaults() -> dict[str, Any]:
     return {parameter.name: parameter.default for parameter in parameters}
 
 
-def create_trainer(ours: Mapping[str, Any], given: Mapping[str, Any]) -> lightning.Trainer:
-    """Return a Trainer with our options and the user's; environment variables ``PL_TRAINER_...`` change nothing.
+def create_trainer(options: dict[str, Any], given: Iterable[str]) -> lightning.Trainer:
+    """Return a Trainer with ``options``; environment variables ``PL_TRAINER_...`` change nothing.
 
     Args:
-        ours: options that the pretraining needs.
-        given: as ``check_options`` returns them; they come first.
+        options: ours and the user's.
+        given: names of the user's.
 
     Raises:
         UsageError: for a value that Lightning does not take.
     """
     try:
-        return lightning.Trainer(**{**signature_defaults(), **ours, **given})
+        return lightning.Trainer(**signature_defaults() | options)
     except (MisconfigurationException, ValueError, TypeError) as error:
-        if not given:
-            raise
         names, told = ", ".join(given), " ".join(str(error).split())
-        raise UsageError(f"lightning.Trainer refuses {names}: {told}", parameter=names, given=dict(given)) from error
+        if not names:
+            raise
+        allowed, values = f"what lightning.Trainer takes: {told}", [options[name] for name in given]
+        message = f"lightning.Trainer refuses {names}: {told}"
+        raise UsageError(message, parameter=names, given=values, allowed=allowed) from error

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from acl_plugin import data
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import TrainingUnfinished, UsageError
 from acl_plugin.objective import Objective, Terms
 from acl_plugin.pretraining import learning_rate
 from acl_plugin.recipes.simclr import SimCLR
@@ -75,15 +75,16 @@ def test_the_rate_reaches_its_end_after_max_steps(own, steps, config, tmp_path):
     assert rates[-1] == pytest.approx(config.lr * learning_rate((batches - 1) / batches, config.warmup), abs=1e-3)
 
 
+@pytest.mark.parametrize("length", [{"max_epochs": 3}, {"max_steps": 10}])
 @pytest.mark.parametrize("own", [{}, CORESET])
-def test_it_resumes_from_any_checkpoint_of_lightnings_own(own, config, tmp_path):
+def test_it_resumes_from_any_checkpoint_of_lightnings_own(own, length, config, tmp_path):
     config = dataclasses.replace(config, **own, accumulate_grad_batches=1)
     keep = ModelCheckpoint(tmp_path / "kept", "{step}", every_n_train_steps=1, save_top_k=-1)
-    whole = plain(config, tmp_path, max_epochs=3, callbacks=[keep])
+    whole = plain(config, tmp_path, **length, callbacks=[keep])
     kept = sorted((tmp_path / "kept").glob("*.ckpt"))
     assert len(kept) > 6
-    for path in kept[::2]:
-        assert plain(config, tmp_path, path, max_epochs=3) == whole
+    for path in kept[:-1]:
+        assert plain(config, tmp_path, path, **length) == whole
 
 
 def test_a_second_fit_begins_as_new(config, tmp_path):
@@ -135,21 +136,19 @@ def test_a_group_keeps_its_own_rate_and_decay(optimizer, register, config, tmp_p
             seen[trainer.global_step] = [(group["lr"], group["weight_decay"]) for group in groups]
 
     pretrain(config, tmp_path / "whole", callbacks=Rates())
-    whole, first = dict(seen), build(config, data.load(config)).model.state_dict()
+    whole, first = dict(seen), dict(build(config, data.load(config)).model.named_parameters())
     for step, groups in whole.items():
         share = learning_rate((step - 1) / 8, config.warmup)
         assert groups == [(config.lr * share, config.weight_decay), (0.002 * share, 0.0), (0.0, config.weight_decay)]
     kept = torch.load(RunDir(tmp_path / "whole").checkpoint, weights_only=True)["state_dict"]
-    assert torch.equal(kept["model.backbone.conv1.weight"], first["backbone.conv1.weight"])
-    assert not torch.equal(kept["model.backbone.layer1.0.conv1.weight"], first["backbone.layer1.0.conv1.weight"])
+    matrices = {name: value for name, value in first.items() if value.dim() > 1}
+    same = {name: torch.equal(kept[f"model.{name}"], value) for name, value in matrices.items()}
+    assert {name for name in same if same[name]} == {name for name in same if name.startswith("backbone.conv1")}
     seen.clear()
-    resumed = 0
-    while not RunDir(tmp_path / "stopped").encoder.exists():
-        try:
+    for _ in range(2):
+        with pytest.raises(TrainingUnfinished):
             pretrain(config, tmp_path / "stopped", callbacks=Rates(), max_steps=3)
-        except RuntimeError:
-            resumed += 1
-    assert resumed == 2
+    pretrain(config, tmp_path / "stopped", callbacks=Rates(), max_steps=3)
     assert seen == whole
     assert (tmp_path / "stopped" / "encoder.pt").read_bytes() == (tmp_path / "whole" / "encoder.pt").read_bytes()
 
