@@ -15,7 +15,7 @@ LAYERS = [
     "registry config import_hook figures distributed",
     "acceleration tables",
     "losses layouts schedules lars projectors divergence sharpness bounds correlation "
-    "data views routed_norm autoattack_adapter threat_model attack_classes attack_inputs",
+    "data views routed_norm autoattack_adapter threat_model attack_classes attack_inputs autograd_scope",
     "backbones",
     "inner_attack run_dir folding",
     "objective lock records completion probe_checkpoints",
