@@ -10,10 +10,8 @@ torchattacks wants a model that gives logits, and labels. A contrastive loss is 
   Attacks that follow the gradient of the whole batch are valid.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -32,6 +30,7 @@ from acl_plugin.attack_classes import (
     fewest_classes,
 )
 from acl_plugin.attack_inputs import check_images, check_labels, check_output, check_values, require_unit_range
+from acl_plugin.autograd_scope import check_autograd, constant, gradients
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.threat_model import NORMS, ThreatModel
 
@@ -184,7 +183,7 @@ class InnerAttack:
             raise UsageError(message, parameter="keys", given=len(keys), allowed=len(x))
         self.check("bank", x.shape[1], len(keys) if len(x) else None)
         self._check_values(x)
-        keys = _constant(keys)
+        keys = constant(keys)
 
         def logits(images: Tensor) -> Tensor:
             embedded = check_output(model(images, route), (len(images), keys.shape[1]))
@@ -249,7 +248,7 @@ class InnerAttack:
         self.check(None, x.shape[1])
         if not x.numel():
             return x.detach().clone()
-        _check_autograd(model)
+        check_autograd(model)
         with torch.no_grad(), routed_norm.inference(model):
             classes = check_output(model(x[:1]), (1, None)).shape[1]
         if classes < 2:
@@ -295,7 +294,7 @@ class InnerAttack:
         check_images(x)
         check_output(benign_logits, (len(x), None), "benign_logits")
         self._check_values(x)
-        benign_logits = _constant(benign_logits)
+        benign_logits = constant(benign_logits)
         law = benign_logits.softmax(1)
         asked_first = [benign_logits] if self.name == "TPGD" else []  # TPGD asks for the benign logits first
 
@@ -320,10 +319,10 @@ class InnerAttack:
     ) -> Tensor:
         if not x.numel():
             return x.detach().clone()
-        _check_autograd(model)
+        check_autograd(model)
         threat, seed = replace(self.threat, eps=self.threat.eps * self.scale), _noise_seed(generator)
-        with _gradients(), routed_norm.inference(model), randomness.private(seed, x.device):
-            x, labels = _constant(x).contiguous(), _constant(labels)  # some classes use view()
+        with gradients(), routed_norm.inference(model), randomness.private(seed, x.device):
+            x, labels = constant(x).contiguous(), constant(labels)  # some classes use view()
             attack = class_of(self.name)(_Bridge(logits, x), **self._arguments(threat, classes, seed))
             moved = attack(x, labels).detach()
             # some classes leave the ball (CW, DeepFool), and some divide by a gradient that may be zero
@@ -365,37 +364,6 @@ class _Bridge(nn.Module):
             x = x.view_as(x)
             x.register_hook(lambda gradient: gradient.contiguous())
         return self.logits(x)
-
-
-def _check_autograd(model: nn.Module) -> None:
-    if any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers())):
-        raise _no_autograd()
-
-
-def _no_autograd() -> UsageError:
-    message = (
-        "the model, or a constant of the loss, was made under torch.inference_mode, so that no gradient passes: "
-        "make it outside, or clone() it there"
-    )
-    return UsageError(message, parameter="model", given="inference tensors", allowed="tensors with autograd")
-
-
-@contextmanager
-def _gradients() -> Iterator[None]:
-    """Inside, autograd records, also within ``torch.no_grad`` or ``torch.inference_mode``."""
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    except RuntimeError as error:
-        if "nference tensor" not in str(error):
-            raise
-        raise _no_autograd() from error
-
-
-def _constant(tensor: Tensor) -> Tensor:
-    """Without a history, and fit for autograd."""
-    with torch.inference_mode(False):
-        return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 def _noise_seed(generator: torch.Generator | None) -> int:

@@ -17,7 +17,7 @@ LAYERS = [
     "image_files",
     "image_folders",
     "losses layouts schedules lars projectors divergence sharpness bounds correlation "
-    "data views routed_norm autoattack_adapter threat_model attack_classes attack_inputs",
+    "data views routed_norm autoattack_adapter threat_model attack_classes attack_inputs autograd_scope",
     "backbones",
     "architectures",
     "inner_attack run_dir folding",

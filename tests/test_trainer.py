@@ -357,7 +357,7 @@ def test_schedules():
         ({"objective": "simcrl"}, "unknown objective 'simcrl'"),
         ({"attack": "Square"}, "'Square' moves each row for itself"),
         ({"attack": "TIFGSM"}, "takes images of 3 channels, not 1"),
-        ({"eps": 0}, "eps 0"),
+        ({"eps": 0}, "`eps` 0"),
         ({"backbone": "resnt18"}, "unknown backbone"),
         ({"batch_size": 17}, "`batch_size` 17 on 1 device.*only 16 training images"),
         ({"objective_kwargs": {"rho": -1}}, "rho -1"),
