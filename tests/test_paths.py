@@ -60,7 +60,7 @@ def test_no_command_makes_a_folder_called_tilde(home, few, capsys, monkeypatch):
         ["pseudo-labels", "~/run", "--out", "~/labels.npz", "--clusters", "[2]"],
         ["pretrain", "--out", "~/student", *student, *small],
         ["pretrain", "--out", "~/advcl", *labels, *small],
-        ["audit", "~/run", "~/student", "--out", "~/audit", "--limit", "8"],
+        ["audit", "~/run", "~/student", "--out", "~/audit", "--limit", "20"],
         ["export", "~/run", "--name", "Mine"],
         ["transfer", "~/run", "--out", "~/other", "--data", "digits_val", "--limit-train", "16"],
     ):
