@@ -110,7 +110,7 @@ def _audit_run(
     settings = _settings(config, data, limit)
     rows = _rows_of_before(run, settings)
     for checkpoint in checkpoints:
-        encoder = load_encoder(checkpoint.path)
+        encoder = load_encoder(checkpoint.path).to(memory_format=torch.channels_last)
         digest = weights_hash(encoder)
         if digest not in rows:
             measured = audit_encoder(encoder, config, data, limit, device)

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from acl_plugin import routed_norm
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.exports import exported_names
 from acl_plugin.projectors import PROJECTORS, SHARED
 
 
@@ -135,10 +136,10 @@ class Classifier(nn.Module):
 
 
 def backbone_names(pattern: str = "") -> list[str]:
-    """timm's model names, by wildcard."""
+    """timm's model names, by wildcard; exported classifiers are none."""
     import timm
 
-    return timm.list_models(pattern)
+    return [name for name in timm.list_models(pattern) if name not in exported_names()]
 
 
 ELSEWHERE = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
@@ -158,8 +159,8 @@ def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
     """
     import timm
 
-    if not timm.is_model(spec.backbone):
-        raise unknown("backbone", spec.backbone, timm.list_models())
+    if not timm.is_model(spec.backbone) or spec.backbone.split(".")[0] in exported_names():
+        raise unknown("backbone", spec.backbone, backbone_names())
     refused = sorted(ELSEWHERE & spec.kwargs.keys())
     if refused:
         raise UsageError(f"backbone argument {refused[0]!r} is not taken: weights of files come by acl-plugin import")

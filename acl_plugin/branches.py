@@ -121,7 +121,7 @@ class Teacher(nn.Module):
         ]
         if other:
             raise UsageError(f"the teacher {run} is another network: {'; '.join(other)}")
-        return cls(encoder.to(next(model.parameters()).device))
+        return cls(encoder.to(next(model.parameters()).device).to(memory_format=torch.channels_last))
 
 
 def _copy(source: nn.Module, network: nn.Module) -> None:

@@ -259,6 +259,9 @@ def _stage(name: str, arguments: list[str]) -> None:
             "venue": "Where the paper appeared, with the year.",
         }.items():
             parser.add_argument(f"--{option}", type=str | None, default=None, help=line)
+        told = "Whether more images were used than the dataset's training images; needed where no file decides it."
+        parser.add_argument("--additional-data", type=bool | None, default=None, help=told)
+        parser.add_argument("--overwrite", type=bool, help="Take over a name that the export of another run has.")
     else:
         parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the data set is now.")
         skipped = {"num_nodes", "compile"} | ({"precision"} if name == "evaluate" else {"devices"})
@@ -379,7 +382,9 @@ def _transfer(arguments: list[str]) -> None:
 
 
 def _pseudo_labels(arguments: list[str]) -> None:
-    from acl_plugin import data, pseudo_labels
+    import torch
+
+    from acl_plugin import data, provenance, pseudo_labels
     from acl_plugin.run_dir import load_encoder, weights_hash
 
     parser = _parser("pseudo-labels")
@@ -393,10 +398,14 @@ def _pseudo_labels(arguments: list[str]) -> None:
     options = _parse(parser, arguments, _defaults_of_run, unused.PSEUDO_LABELS)
     config = replace(RunDir(options["run"]).read_config(), **_known(options))
     check(config)
-    encoder = load_encoder(options["run"], benign=True)
-    provenance = {"data": config.data, "objective": config.objective, "encoder_sha256": weights_hash(encoder)}
+    encoder = load_encoder(options["run"], benign=True).to(memory_format=torch.channels_last)
+    origin, seen = provenance.sources(RunDir(options["run"])), None
+    if not origin.unknown:
+        seen = sorted(origin.seen)
+    source = {"data": config.data, "objective": config.objective, "encoder_sha256": weights_hash(encoder)}
     images = data.load(config).train
-    pseudo_labels.make(encoder, images, options["clusters"], config.seed, provenance).write(options["out"])
+    labels = pseudo_labels.make(encoder, images, options["clusters"], config.seed, source | {"seen": seen})
+    labels.write(options["out"])
     print(f"pseudo-labels: {options['out']}")
 
 

@@ -170,7 +170,10 @@ def _read(data: DataSet, folder: Path, labels: Tensor) -> Callable[[str, int], t
         )  # fmt: skip
 
     def read(name: str, severity: int) -> tuple[Tensor, Tensor]:
-        from robustbench.data import load_cifar10c, load_cifar100c
+        try:
+            from robustbench.data import load_cifar10c, load_cifar100c
+        except ImportError as error:
+            raise UsageError(str(error)) from error
 
         load = {"cifar10": load_cifar10c, "cifar100": load_cifar100c}[data.name]
         x, y = load(n_examples=int(rows.max()) + 1, severity=severity, data_dir=str(folder), corruptions=[name])

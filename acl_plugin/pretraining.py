@@ -16,7 +16,7 @@ from acl_plugin.acceleration import compile_encoder
 from acl_plugin.backbones import Encoder
 from acl_plugin.config import RunConfig
 from acl_plugin.coreset import Coreset, held_out_count
-from acl_plugin.data import DataSet, Images, ShuffledBatches
+from acl_plugin.data import DataSet, ShuffledBatches
 from acl_plugin.distributed import average
 from acl_plugin.epoch_means import EpochMeans
 from acl_plugin.errors import UsageError

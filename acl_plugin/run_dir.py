@@ -30,7 +30,7 @@ import zipfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ from acl_plugin.data import DataSet
 from acl_plugin.errors import UsageError
 from acl_plugin.paths import user_path
 
+Module = TypeVar("Module", bound=nn.Module)
 PACKAGES = (
     "acl_plugin torch torchvision timm torchattacks robustbench autoattack pyautoattack lightning kornia "
     "scikit-learn numpy jsonargparse"
@@ -199,7 +200,7 @@ def load_classifier(run: Path | str) -> Classifier:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UsageError(f"{folder.classifier} is damaged: its weights are not those of {spec.backbone}") from error
-    return model.eval()
+    return contiguous(model.eval())
 
 
 def load_encoder(run: Path | str, *, benign: bool = False) -> Encoder:
@@ -225,7 +226,12 @@ def load_encoder(run: Path | str, *, benign: bool = False) -> Encoder:
         encoder.projector.load_state_dict(projector)
     except RuntimeError as error:
         raise UsageError(f"{path} is damaged: its weights are not those of {spec.backbone}") from error
-    return encoder.eval()
+    return contiguous(encoder.eval())
+
+
+def contiguous(model: Module) -> Module:
+    """Return a model with weights in the usual memory format, as attacks of other libraries take gradients by view."""
+    return model.to(memory_format=torch.contiguous_format)
 
 
 def write_model(path: Path, spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:

@@ -26,7 +26,7 @@ def status(run: RunDir) -> list[str]:
         "suite": _done(run.suite, _suite),
         "corruptions": _done(run.corruptions, lambda v: f"mean {100 * v['mean']:.2f} %"),
         "audit": _done(run.audit, lambda v: f"{_partial(v)}{len(v['rows'])} checkpoints"),
-        "export": ", ".join(p.stem for p in sorted(run.robustbench.glob("model_info/*/*/*.json"))) or "not yet",
+        "export": ", ".join(p.stem for p in sorted(run.robustbench.rglob("model_info/*/*/*.json"))) or "not yet",
     }
     return lines + [f"  {name:12}{told}" for name, told in stages.items()]
 

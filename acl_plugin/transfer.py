@@ -42,10 +42,9 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
     run.record_images(data)
     pretraining = read_record(source.pretraining) if source.pretraining.is_file() else {}
     trained = source.read_config()
-    write_json(
-        run.pretraining,
-        pretraining | {"transferred_from": trained.data, "encoder_sha256": weights_hash(encoder.backbone)},
-    )
+    digest = weights_hash(encoder.backbone)
+    pretrained_on = pretraining.get("transferred_from", trained.data)  # of the first run in a chain of transfers
+    write_json(run.pretraining, pretraining | {"transferred_from": pretrained_on} | {"encoder_sha256": digest})
     for file in (source.projector, source.benign_encoder, source.encoder):  # the last one says that all are there
         if file.is_file():
             shutil.copyfile(file, run.path / f".{file.name}.part")

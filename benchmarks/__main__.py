@@ -50,7 +50,7 @@ def kept(run: RunDir) -> dict[str, Any]:
     probe = read_json(run.probe)
     settings = configuration.to_dict(run.read_config())
     settings |= {k: v for k, v in probe.items() if k in settings and k not in PRETRAINED}  # a later `probe` may differ
-    infos = sorted((run.robustbench / "model_info").rglob("*.json"))
+    infos = sorted(run.robustbench.rglob("model_info/*/*/*.json"))
     return {
         "settings": {k: v for k, v in settings.items() if k not in ELSEWHERE},
         "environment": read_json(run.path / "environment.json"),

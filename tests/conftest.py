@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import acl_plugin
-from acl_plugin import audit, cli, divergence, registry
+from acl_plugin import audit, cli, divergence, inner_attack, registry
 from acl_plugin import config as configuration
 from acl_plugin.backbones import Encoder, ModelSpec
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
@@ -47,6 +47,12 @@ def _quiet_and_apart(tmp_path, monkeypatch):
     """No test reads or writes the user's index of exported models; Lightning keeps to warnings."""
     monkeypatch.setenv("ACL_PLUGIN_HOME", str(tmp_path / "home"))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+@pytest.fixture
+def same_noise(monkeypatch):
+    """All attacks have the same noise, so that an attack can be repeated by hand."""
+    monkeypatch.setattr(inner_attack, "_noise_seed", lambda generator: 0)
 
 
 @pytest.fixture

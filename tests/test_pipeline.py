@@ -21,7 +21,7 @@ def test_the_whole_job_leaves_every_file(tiny_config, tmp_path, few):
     for file in (run.config, run.checkpoint, run.metrics, run.encoder, run.classifier, run.probe, run.evaluation,
                  run.evaluation_lines, run.path / "environment.json"):  # fmt: skip
         assert file.is_file(), file
-    info = run.robustbench / "model_info" / "digits" / "Linf" / "gsa_rsl_resnet10t.json"
+    info = run.robustbench / "local" / "model_info" / "digits" / "Linf" / "gsa_rsl_resnet10t.json"
     assert json.loads(info.read_text())["clean_acc"] == f"{100 * result['clean_accuracy']:.2f}"
     images = data.load(tiny_config).test
     lines = [json.loads(line) for line in run.evaluation_lines.read_text().splitlines()]

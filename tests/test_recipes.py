@@ -21,6 +21,7 @@ from acl_plugin.recipes.air import invariance
 from acl_plugin.views import high_pass
 from conftest import spec
 
+pytestmark = pytest.mark.usefixtures("same_noise")
 TAU = 0.4
 
 

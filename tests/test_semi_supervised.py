@@ -39,7 +39,7 @@ def prepared(tmp_path):
     return run, config, images, model
 
 
-def test_the_loss_is_the_formula(prepared, monkeypatch):
+def test_the_loss_is_the_formula(prepared, monkeypatch, same_noise):
     run, config, images, model = prepared
     tables = {}
     original = semi_supervised._tables
