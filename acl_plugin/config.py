@@ -31,8 +31,8 @@ class DataConfig:
     """Side in pixels that every image is brought to; null keeps the data set's own."""
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            object.__setattr__(self, each.name, plain(getattr(self, each.name)))
+        for name, value in list(vars(self).items()):
+            object.__setattr__(self, name, plain(value))
         if isinstance(self.data_dir, str):
             object.__setattr__(self, "data_dir", user_path(self.data_dir, "data_dir"))
 

@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.threat_model import ThreatModel
 
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path", NoneType: "null"}
 
@@ -72,12 +73,7 @@ def check(config: Any) -> None:
     options: type = type(config)
     for name, kind in _annotations(options).items():
         check_value(name, getattr(config, name), kind, RANGES.get(name))
-    eps, radius = config.eps, Range(0, 1 if config.norm == "Linf" else float("inf"), open=True)
-    if _number(eps) not in radius:
-        allowed = (
-            f"a number above 0{' (at most 1 for Linf)' if config.norm == 'Linf' else ''}, or a fraction such as 8/255"
-        )
-        raise UsageError(f"`eps` {eps!r}: allowed is {allowed}", parameter="eps", given=eps, allowed=allowed)
+    ThreatModel(config.norm, config.eps)
     falls = config.probe_milestones
     if falls != sorted(falls) or any(share not in Range(0, 1, open=True) for share in falls):
         allowed = f"a rising list, each {Range(0, 1, open=True)}"
@@ -144,12 +140,3 @@ def _fits(value: Any, kind: Any) -> bool:
 @cache
 def _annotations(options: type) -> dict[str, Any]:
     return get_type_hints(options)
-
-
-def _number(value: float | str) -> float:
-    """A number, or a fraction such as "8/255"; nan for other text."""
-    try:
-        over, _, under = str(value).partition("/")
-        return float(over) / float(under or 1)
-    except (ValueError, ZeroDivisionError):
-        return float("nan")

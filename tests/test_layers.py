@@ -11,13 +11,13 @@ import acl_plugin
 
 PACKAGE = Path(acl_plugin.__file__).parent
 LAYERS = [
-    "errors version progress randomness interruption epoch_means paths values fingerprint subsets",
+    "errors version progress randomness interruption epoch_means paths threat_model values fingerprint subsets",
     "registry unused config exports import_hook figures distributed",
     "acceleration tables",
     "image_files",
     "image_folders",
     "losses layouts schedules lars projectors divergence sharpness bounds correlation "
-    "data views routed_norm autoattack_adapter threat_model attack_classes attack_inputs autograd_scope",
+    "data views routed_norm autoattack_adapter attack_classes attack_inputs autograd_scope",
     "backbones",
     "architectures",
     "inner_attack run_dir folding",

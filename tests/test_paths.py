@@ -6,7 +6,7 @@ import pytest
 from acl_plugin import cli, load_classifier, load_encoder
 from acl_plugin.config import preset
 from acl_plugin.errors import UsageError
-from acl_plugin.leaderboard import _index
+from acl_plugin.exports import index_path
 from acl_plugin.paths import user_path
 from acl_plugin.run_dir import RunDir
 from conftest import OPTIONS
@@ -40,10 +40,10 @@ def test_every_path_from_python_is_expanded(home, finished_run, monkeypatch):
     assert preset("cifar10", data_dir="~/data").data_dir == preset("cifar10", data_dir=Path("~/data")).data_dir
     assert preset("cifar10", data_dir="~/data").data_dir == home / "data"
     monkeypatch.setenv("ACL_PLUGIN_HOME", "~/acl")
-    assert _index() == home / "acl" / "exports.json"
+    assert index_path() == home / "acl" / "exports.json"
     monkeypatch.delenv("ACL_PLUGIN_HOME")
     monkeypatch.setenv("XDG_DATA_HOME", "~/share")
-    assert _index() == home / "share" / "acl_plugin" / "exports.json"
+    assert index_path() == home / "share" / "acl_plugin" / "exports.json"
 
 
 def test_no_command_makes_a_folder_called_tilde(home, few, capsys, monkeypatch):
@@ -60,7 +60,7 @@ def test_no_command_makes_a_folder_called_tilde(home, few, capsys, monkeypatch):
         ["pseudo-labels", "~/run", "--out", "~/labels.npz", "--clusters", "[2]"],
         ["pretrain", "--out", "~/student", *student, *small],
         ["pretrain", "--out", "~/advcl", *labels, *small],
-        ["audit", "~/run", "~/student", "--out", "~/audit", "--limit", "8"],
+        ["audit", "~/run", "~/student", "--out", "~/audit", "--limit", "20"],
         ["export", "~/run", "--name", "Mine"],
         ["transfer", "~/run", "--out", "~/other", "--data", "digits_val", "--limit-train", "16"],
     ):
