@@ -19,7 +19,8 @@ from acl_plugin.trainer import pretrain
 from conftest import TINY, shorten, spec
 
 CPU = torch.device("cpu")
-SETTINGS = TINY | {"epochs": 4, "keep_every": 1, "limit_train": 64, "limit_test": 48}
+SETTINGS = TINY | {"epochs": 4, "keep_every": 1, "limit_train": 64, "limit_test": 48, "probe_weight_decay": 0.05}
+"""A head that is decayed so much is the same in any arithmetic."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,9 +79,13 @@ def test_terms_of_the_last_checkpoint_are_measured_again_by_hand(runs, audited):
     fit = LogisticRegression(C=1 / (config.probe_weight_decay * 64), tol=1e-8, max_iter=20_000)
     fit.fit(f_train.double().numpy(), loaded.train.labels.numpy())
     logits = f.double() @ torch.from_numpy(fit.coef_).T + torch.from_numpy(fit.intercept_)
-    assert row["terms"]["benign_loss"] == pytest.approx(F.cross_entropy(logits, loaded.test.labels).item(), rel=1e-4)
-    assert row["terms"]["clean_accuracy"] == (logits.argmax(1) == loaded.test.labels).double().mean().item()
-    assert row["terms"]["probe_norm"] == pytest.approx(torch.linalg.svdvals(torch.from_numpy(fit.coef_))[0].item())
+    assert row["terms"]["benign_loss"] == pytest.approx(F.cross_entropy(logits, loaded.test.labels).item(), rel=1e-3)
+    best = logits.topk(2).values
+    undecided = (best[:, 0] - best[:, 1] < 1e-3).double().mean().item()
+    accuracy = (logits.argmax(1) == loaded.test.labels).double().mean().item()
+    assert abs(row["terms"]["clean_accuracy"] - accuracy) <= undecided
+    norm = torch.linalg.svdvals(torch.from_numpy(fit.coef_))[0].item()
+    assert row["terms"]["probe_norm"] == pytest.approx(norm, rel=1e-3)
 
 
 def test_nothing_is_audited_twice_and_the_random_state_stays(runs, audited, monkeypatch):

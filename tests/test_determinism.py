@@ -12,7 +12,7 @@ import pytest
 import torch
 from run_files import contents
 
-from acl_plugin import cli
+from acl_plugin import cli, evaluate
 from acl_plugin.run_dir import RunDir
 from conftest import FINISHED, OPTIONS
 
@@ -71,7 +71,7 @@ def test_two_processes_with_other_hashes_write_the_same_bytes(tmp_path):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "probe", "evaluate", "audit", "pseudo-labels"])
+@pytest.mark.parametrize("stage", ["pretrain", "probe", "audit", "pseudo-labels"])
 def test_the_seed_reaches_every_stage(finished_run, stage, tmp_path, monkeypatch, few):
     """With another seed something of what a stage writes is another."""
     monkeypatch.chdir(tmp_path)
@@ -79,23 +79,18 @@ def test_the_seed_reaches_every_stage(finished_run, stage, tmp_path, monkeypatch
     shutil.copytree(finished_run, "run")
     other = {
         "pretrain": (["pretrain", "--out", "other", *FINISHED, "--seed=1"], "other/encoder.pt"),
-        "probe": (["probe", "run", "--seed", "1"], "run/classifier.pt"),
-        "evaluate": (["evaluate", "run", "--seed", "1"], "run/adversarial"),
+        "probe": (["probe", "run", "--probe-batch-size", "4"], "run/classifier.pt"),  # in another order
         "audit": (["audit", "run"], "run/audit.json"),
         "pseudo-labels": (["pseudo-labels", "run", "--out", "run/labels.npz", "--clusters", "[5]"], "run/labels.npz"),
     }
     command, path = other[stage]
-    if stage == "evaluate":
-        for name in STAGES["evaluate"][1]:
-            file = Path("run", name)
-            shutil.rmtree(file) if file.is_dir() else file.unlink()
-    elif stage == "audit":  # has the seed of the run
+    if stage == "audit":  # has the seed of the run
         run = RunDir("run")
         run.config.write_text(run.config.read_text().replace("\nseed: 0\n", "\nseed: 1\n"))
         Path("run/audit.json").unlink()
-    elif stage == "pseudo-labels":
+    elif stage in ("probe", "pseudo-labels"):
         assert cli.main(command) == 0
-        whole[Path("labels.npz")] = Path("run/labels.npz").read_bytes()
+        whole |= contents(Path("run"))
         command = [*command, "--seed", "1"]
     assert cli.main(command) == 0
     found = contents(Path(path).parent)
@@ -103,3 +98,26 @@ def test_the_seed_reaches_every_stage(finished_run, stage, tmp_path, monkeypatch
     assert {k: v for k, v in found.items() if k.parts[0] == name} != {
         k: v for k, v in whole.items() if k.parts[0] == name
     }
+
+
+def test_the_seed_reaches_every_attack_of_an_evaluation(finished_run, tmp_path, monkeypatch):
+    """Two images may break in the same way by any seed, so the seeds themselves are compared."""
+    seeds = []
+
+    def attack(model, name, x, y, threat, seed, classes):
+        seeds.append(seed)
+        return x
+
+    monkeypatch.setattr(evaluate, "_attack", attack)
+    by_seed = []
+    for seed in ("0", "1"):
+        run = tmp_path / seed
+        shutil.copytree(finished_run, run)
+        for name in STAGES["evaluate"][1]:
+            file = run / name
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+        seeds.clear()
+        assert cli.main(["evaluate", str(run), "--eval-batch-size", "8", "--seed", seed]) == 0
+        by_seed.append(list(seeds))
+    assert len(by_seed[0]) == len(by_seed[1]) > 0
+    assert len({*by_seed[0], *by_seed[1]}) == 2 * len(by_seed[0])
