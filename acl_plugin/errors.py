@@ -37,9 +37,7 @@ class EvaluationStopped(RuntimeError):
     """What an attack gave, or what was kept of it, cannot be right; nothing is concluded from it."""
 
 
-def unknown(
-    what: str, given: str, allowed: Iterable[str], shown: int = 12, parameter: str | None = None
-) -> UsageError:
+def unknown(what: str, given: str, allowed: Iterable[str], shown: int = 12, parameter: str | None = None) -> UsageError:
     """Return the error for a name that is not known, with the nearest valid ones.
 
     Args:
