@@ -23,7 +23,9 @@ def training_device(config: RunConfig) -> torch.device:
         return torch.device("mps")
     if asked in ("auto", "cpu"):
         return torch.device("cpu")
-    raise UsageError(f"--accelerator {asked}: this machine has none; allowed here: auto, cpu")
+    allowed = ("auto", "cpu")
+    message = f"`accelerator` {asked}: this machine has none; allowed here: {', '.join(allowed)}"
+    raise UsageError(message, parameter="accelerator", given=asked, allowed=allowed)
 
 
 def memory(device: torch.device) -> int:

@@ -24,6 +24,7 @@ from acl_plugin.correlation import spearman
 from acl_plugin.data import DataSet, batched
 from acl_plugin.divergence import DIVERGENCES, MEASURED_WITH, measure
 from acl_plugin.errors import UsageError
+from acl_plugin.fingerprint import setting_differences
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.linear_head import fit_head, solve_head
 from acl_plugin.lock import locked
@@ -64,13 +65,14 @@ def audit(runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, dev
     """
     for run in runs:
         run.require(run.encoder, f"pretrain --out {run.path}")
+    _require_comparable(runs, limit)
     found = []
     chosen = {run.path: [*(run.snapshots() if checkpoints == "all" else []), run] for run in runs}
     with Progress("audit", sum(map(len, chosen.values())), unit="checkpoint") as progress:
         for run in runs:
             with locked(run.path):
                 found += _audit_run(run, chosen[run.path], limit, device, progress.advance)
-    result = {"rows": found, "correlation": correlations(found)}
+    result = {"complete": True, "rows": found, "correlation": correlations(found)}
     if [run.path for run in runs] != [out.path]:
         out.path.mkdir(parents=True, exist_ok=True)
         write_json(out.audit, result)
@@ -78,22 +80,46 @@ def audit(runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, dev
     return result
 
 
+def _require_comparable(runs: Sequence[RunDir], limit: int) -> None:
+    """Refuse runs on other test images or of another threat model, whose terms have no place in one correlation.
+
+    Raises:
+        UsageError: naming what differs between which runs.
+    """
+    what = ("dataset", "test_images", "threat_model", "eps")
+    settings = []
+    for run in runs if len(runs) > 1 else ():
+        config = run.read_config()
+        of_run = _settings(config, datasets.load(config), limit)
+        settings.append({("images" if name == "test_images" else name): of_run[name] for name in what})
+    for run, other in zip(runs[1:], settings[1:], strict=False):
+        differences = setting_differences(other, settings[0])
+        if differences:
+            raise UsageError(
+                f"{run.path} cannot be audited together with {runs[0].path} ({'; '.join(differences)}); audit it alone",
+                parameter="runs", given=str(run.path), allowed="runs on the same images, norm and eps",
+            )  # fmt: skip
+
+
 def _audit_run(
     run: RunDir, checkpoints: Sequence[RunDir], limit: int, device: torch.device, advance: Callable[[], object]
 ) -> list[dict[str, Any]]:
     config = run.read_config()
-    settings, data, found = _settings(config, limit), datasets.load(config), []
+    data, found = datasets.load(config), []
+    run.check_images(data)
+    settings = _settings(config, data, limit)
     rows = _rows_of_before(run, settings)
     for checkpoint in checkpoints:
-        encoder = load_encoder(checkpoint.path)
+        encoder = load_encoder(checkpoint.path).to(memory_format=torch.channels_last)
         digest = weights_hash(encoder)
         if digest not in rows:
             measured = audit_encoder(encoder, config, data, limit, device)
             epochs = config.epochs if checkpoint is run else int(checkpoint.path.name.split("-")[1])
             rows[digest] = {"run": str(run.path), "epochs": epochs, "encoder_sha256": digest, **measured}
-            _write(run, settings, list(rows.values()))
+            _write(run, settings, list(rows.values()), complete=False)
         found.append(rows[digest] | {"run": str(run.path)})
         advance()
+    _write(run, settings, list(rows.values()), complete=True)
     return found
 
 
@@ -107,7 +133,7 @@ def audit_encoder(
     Raises:
         UsageError: when there are fewer than 8 test images, or two classes of two images each.
     """
-    images, seed = data.test.first(limit), mixed_seed(config.seed, AUDIT)
+    images, seed = data.test.subset(limit), mixed_seed(config.seed, AUDIT)
     if len(images) < 8 or (images.labels.bincount() > 1).sum() < 2:
         raise UsageError(f"an audit takes 8 test images or more, two of each of two classes, not these {len(images)}")
     threat = ThreatModel.parse(config.norm, config.eps)
@@ -234,12 +260,13 @@ def _benign_nce(encoder: Encoder, a: Tensor, b: Tensor) -> Tensor:
     return nt_xent(*encoder.views(a, b), TEMPERATURE)
 
 
-def _settings(config: RunConfig, limit: int) -> dict[str, Any]:
-    """What a kept row depends on besides the encoder."""
+def _settings(config: RunConfig, data: DataSet, limit: int) -> dict[str, Any]:
+    """Return what a kept row depends on besides the encoder."""
     threat = ThreatModel.parse(config.norm, config.eps)
     return {
-        "dataset": config.data, "limit_train": config.limit_train, "limit_test": config.limit_test, "n": limit,
-        "image_size": config.image_size, "threat_model": threat.norm, "eps": threat.eps, "seed": config.seed,
+        "dataset": config.data, "n": limit, "train_images": data.train.fingerprint(data.classes).to_dict(),
+        "test_images": data.test.subset(limit).fingerprint(data.classes).to_dict(),
+        "threat_model": threat.norm, "eps": threat.eps, "seed": config.seed,
         "adversary": f"{threat.pgd}-{STEPS}", "view_attack": f"{threat.pgd}-{config.attack_steps}",
         "batch_size": config.batch_size, "augment": config.augment, "temperature": TEMPERATURE, "rho": RHO,
         "probe": f"solved linear head, weight decay {config.probe_weight_decay:g}",
@@ -257,6 +284,7 @@ def _rows_of_before(run: RunDir, settings: dict[str, Any]) -> dict[str, Any]:
     return {row["encoder_sha256"]: row for row in before["rows"]}
 
 
-def _write(run: RunDir, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def _write(run: RunDir, settings: dict[str, Any], rows: list[dict[str, Any]], complete: bool) -> None:
     rows = sorted(rows, key=lambda row: row["epochs"])
-    write_json(run.audit, {"settings": settings, "rows": rows, "correlation": correlations(rows)})
+    result = {"complete": complete, "settings": settings, "rows": rows, "correlation": correlations(rows)}
+    write_json(run.audit, result)

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from acl_plugin import routed_norm
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.exports import exported_names
 from acl_plugin.projectors import PROJECTORS, SHARED
 
 
@@ -87,18 +88,17 @@ class Encoder(nn.Module):
         self.size = size = feature_size(backbone, spec.shape[0], input_size)
         self.preprocess = Preprocess(spec.mean, spec.std, input_size)
         self.backbone = routed_norm.add_routes(backbone, self.routes)
-        banks = self.routes[:1] if projector in SHARED else self.routes
-        self.projector = routed_norm.add_routes(PROJECTORS[projector](size), banks)
+        self.projector = routed_norm.add_routes(PROJECTORS[projector](size), self.routes, shared=projector in SHARED)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(self, x: Tensor, route: str | None = None) -> Tensor:
         """f(x): (B, C, H, W) in [0, 1] -> (B, D)."""
-        with routed_norm.route(self.backbone, route or self.routes[0]):
+        with routed_norm.route(self.backbone, self.routes[0] if route is None else route):
             return self.backbone(self.preprocess(x))
 
     def project(self, features: Tensor, route: str | None = None) -> Tensor:
         """g: (B, D) -> (B, P)."""
-        with routed_norm.route(self.projector, route or self.routes[0]):
+        with routed_norm.route(self.projector, self.routes[0] if route is None else route):
             return self.projector(features)
 
     def forward(self, x: Tensor, route: str | None = None) -> Tensor:
@@ -136,10 +136,10 @@ class Classifier(nn.Module):
 
 
 def backbone_names(pattern: str = "") -> list[str]:
-    """timm's model names, by wildcard."""
+    """timm's model names, by wildcard; exported classifiers are none."""
     import timm
 
-    return timm.list_models(pattern)
+    return [name for name in timm.list_models(pattern) if name not in exported_names()]
 
 
 ELSEWHERE = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
@@ -159,8 +159,8 @@ def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
     """
     import timm
 
-    if not timm.is_model(spec.backbone):
-        raise unknown("backbone", spec.backbone, timm.list_models())
+    if not timm.is_model(spec.backbone) or spec.backbone.split(".")[0] in exported_names():
+        raise unknown("backbone", spec.backbone, backbone_names())
     refused = sorted(ELSEWHERE & spec.kwargs.keys())
     if refused:
         raise UsageError(f"backbone argument {refused[0]!r} is not taken: weights of files come by acl-plugin import")

@@ -121,9 +121,8 @@ class Teacher(nn.Module):
         ]
         if other:
             raise UsageError(f"the teacher {run} is another network: {'; '.join(other)}")
-        return cls(encoder.to(next(model.parameters()).device))
+        return cls(encoder.to(next(model.parameters()).device).to(memory_format=torch.channels_last))
 
 
 def _copy(source: nn.Module, network: nn.Module) -> None:
-    banks = routed_norm.routes_of(network) or ("shared",)
-    routed_norm.load_banks(network, dict.fromkeys(banks, source.state_dict()))
+    routed_norm.load_banks(network, dict.fromkeys(routed_norm.declared(network), source.state_dict()))

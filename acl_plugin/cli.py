@@ -5,28 +5,31 @@ Exit status 0: done. 2: the user's mistake, told in one line; nothing was writte
 
 import argparse
 import logging
+import os
 import re
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
 
-from acl_plugin import completion, tables
+from acl_plugin import completion, tables, unused
 from acl_plugin import config as configuration
 from acl_plugin.acceleration import training_device
 from acl_plugin.config import EvaluationConfig, MachineConfig, ProbeConfig, RunConfig, ThreatConfig
 from acl_plugin.errors import EvaluationStopped, TrainingStopped, UsageError, as_flags, unknown
 from acl_plugin.interruption import interrupt
 from acl_plugin.layouts import LAYOUTS
+from acl_plugin.paths import user_path
 from acl_plugin.progress import Progress
 from acl_plugin.published import probe_settings
 from acl_plugin.run_dir import RunDir
+from acl_plugin.values import Range, check, check_value
 
 PROGRAM = "acl-plugin"
 COMMANDS = {
@@ -64,23 +67,74 @@ class Parser(jsonargparse.ArgumentParser):
         if completion.wanted():
             completion.name_values(self)
         try:
-            return self.parse_args(list(arguments))
+            options = self.parse_args(list(arguments))
         except UnicodeDecodeError as error:
-            raise UsageError(f"--config: a file that is not text ({error})") from error
+            raise UsageError(f"`config`: a file that is not text ({error})", parameter="config") from error
         except argparse.ArgumentError as error:
-            raise UsageError(self._one_line(str(error).replace("Problems parsing config:", "--config:"))) from error
+            raise self._mistake(" ".join(str(error).split())) from error
+        for name, value in vars(options).items():
+            if isinstance(value, Path):
+                options[name] = user_path(value, name)
+            elif isinstance(value, list):
+                options[name] = [user_path(each, name) if isinstance(each, Path) else each for each in value]
+        return options
 
-    def _one_line(self, message: str) -> str:
+    def _mistake(self, message: str) -> UsageError:
+        """What jsonargparse says, in one line of ours, with as many fields as it names."""
         stray = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
         if stray:
-            return str(unknown("argument", stray[1].split("=")[0], self._option_string_actions))
-        message = re.sub(r'Parser key "(\w+)":', lambda key: configuration.option_name(key[1]) + ":", message)
-        message = re.sub(r"Expected a typing.Literal\[(.*?)\]\.", r"allowed: \1.", " ".join(message.split()))
-        return re.sub(r"Expected an? (<class ')?(\w+)('>)?\.", r"allowed: \2.", message)
+            return unknown("argument", stray[1].split("=")[0], self._option_string_actions)
+        key = re.search(r"Option '(.+?)' is not accepted", message)
+        if key:
+            return unknown("option in `config`:", key[1], self._names(), parameter="config")
+        file = re.search(r"Unexpected config: (.*)", message)
+        if file:
+            allowed = "a mapping of options to values"
+            told = f"`config`: {file[1]!r} is not {allowed}"
+            return UsageError(told, parameter="config", given=file[1], allowed=allowed)
+        if message.startswith("Problems parsing config: Parser key"):  # of an option in the file
+            message = message.removeprefix("Problems parsing config: ")
+        message = message.replace("Problems parsing config:", 'Parser key "config":')
+        named = re.search(
+            r"Parser key \"([\w.]+)\"|[Aa]rgument --?([\w-]+)|required: ([\w-]+)|option: --([\w-]+)", message
+        )
+        name = next(filter(None, named.groups())).replace("-", "_") if named else None
+        message = re.sub(r'Parser key "([\w.]+)":', r"`\1`:", message)
+        value = re.search(r"(?:Got|Given) value: (.*?)$", message)
+        union = re.search(r"Subtypes: \[(.*?)\] Errors", message)
+        if union and value:
+            kinds = re.sub(r"<class '(\w+)'>", r"\1", union[1]).replace("NoneType", "null")
+            message = f"`{name}`: allowed: {kinds}. Got value: {value[1]}"
+        message = re.sub(r"Expected a typing.Literal\[(.*?)\]\.", r"allowed: \1.", message)
+        message = re.sub(r"Expected an? (<class ')?(\w+)('>)?\.", r"allowed: \2.", message)
+        allowed_values = re.search(r"allowed: (.*?)\. Got", message)
+        return UsageError(
+            message,
+            parameter=name,
+            given=value[1] if value else None,
+            allowed=allowed_values[1] if allowed_values else None,
+        )
+
+    def _names(self) -> list[str]:
+        return [action.dest for action in self._actions if not action.dest.startswith(("help", "print_"))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command and return the exit status; 141 if nobody reads what it prints, as for any program."""
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+    except BrokenPipeError:  # `| head` has seen enough; the interpreter would flush again, and complain
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        return 128 + signal.SIGPIPE
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     _quiet()
     if completion.wanted():
         name = completion.command(COMMANDS)
@@ -105,6 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except OSError as error:  # a full disk, a folder that cannot be written, ...
         where = f"{error.filename}: " if error.filename else ""
         print(f"{PROGRAM}: {where}{error.strerror or error}; what was written before is whole", file=sys.stderr)
@@ -155,9 +211,11 @@ def _run(name: str, arguments: list[str]) -> None:
         parser.add_argument("--compare", type=str | None, default=None, help="A second objective to run likewise.")
     for group in configuration.GROUPS:
         parser.add_class_arguments(group)
-    options = _parse_twice(parser, arguments, _preset)
+    options = _parse(parser, arguments, _preset, {})
     out, compare = options.pop("out"), options.pop("compare", None)
-    config = configuration.preset(**_known(options))
+    config = configuration.from_dict(_known(options))
+    configs = [config] if compare is None else [config, replace(config, objective=compare, objective_kwargs={})]
+    unused.refuse([vars(each) for each in configs], vars(configuration.usual(config)), unused.RUN)
 
     from acl_plugin import data, pipeline, trainer
 
@@ -167,10 +225,9 @@ def _run(name: str, arguments: list[str]) -> None:
         print(f"encoder: {trainer.pretrain(config, out).encoder}")
         return
     runs = [(config, out)]
-    if compare is not None:
-        other = replace(config, objective=compare, objective_kwargs={})
+    for other in configs[1:]:
         trainer.build(other, data.load(other))  # a mistake in the second run is told before the first
-        runs.append((other, out / "compare" / compare))
+        runs.append((other, out / "compare" / other.objective))
     results = [(each.objective, pipeline.run(each, folder, training_device(config))) for each, folder in runs]
     print("\n".join(tables.accuracies(results)))
     print(f"results: {out}/evaluation.json, model: acl_plugin.load_classifier({str(out)!r})")
@@ -186,7 +243,7 @@ def _stage(name: str, arguments: list[str]) -> None:
     elif name == "evaluate":
         parser.add_class_arguments(ThreatConfig)
         parser.add_class_arguments(EvaluationConfig)
-        parser.add_argument("--limit-test", type=int | None, default=None, help="Only the first N test images.")
+        parser.add_argument("--limit-test", type=int | None, default=None, help="Evaluate on N test images only.")
         suites = Literal["autoattack", "standard", "corruptions"]
         told = "standard: torchattacks, one by one; corruptions: the 15 common ones."
         parser.add_argument("--suite", type=suites, default="autoattack", help=told)
@@ -202,14 +259,18 @@ def _stage(name: str, arguments: list[str]) -> None:
             "venue": "Where the paper appeared, with the year.",
         }.items():
             parser.add_argument(f"--{option}", type=str | None, default=None, help=line)
+        told = "Whether more images were used than the dataset's training images; needed where no file decides it."
+        parser.add_argument("--additional-data", type=bool | None, default=None, help=told)
+        parser.add_argument("--overwrite", type=bool, help="Take over a name that the export of another run has.")
     else:
         parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the data set is now.")
         skipped = {"num_nodes", "compile"} | ({"precision"} if name == "evaluate" else {"devices"})
         parser.add_class_arguments(MachineConfig, skip=skipped)
-    options = _parse_twice(parser, arguments, _defaults_of_run)
+    uses = {"probe": unused.PROBE, "evaluate": unused.EVALUATE, "export": {}}[name]
+    options = _parse(parser, arguments, _defaults_of_run, uses)
     run = RunDir(options.pop("run"))
     config = replace(run.read_config(), **_known(options))
-    configuration.check(config)
+    check(config)
 
     from acl_plugin import corruptions, evaluate, leaderboard, probe, suite
 
@@ -235,11 +296,13 @@ def _import(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="The new run's folder.")
     parser.add_argument("--format", type=str, default="auto", help="Its layout (`acl-plugin list formats`).")
     parser.add_argument("--bank", type=str | None, default=None, help="Norm bank to probe; the adversarial one if any.")
+    told = "How its network normalizes images, where the file does not store it: none, cifar or imagenet."
+    parser.add_argument("--normalization", type=str | None, default=None, help=told)
     parser.add_argument("--allow-pickle", type=bool, help="Read a file that could execute any code.")
     parser.add_class_arguments(configuration.DataConfig)
     parser.add_class_arguments(configuration.BackboneConfig, skip={"stem"})
     parser.set_defaults({"data": "cifar10"})
-    options = _parse_twice(parser, arguments, _preset)
+    options = _parse(parser, arguments, _preset, unused.RUN)
 
     from acl_plugin import importers
 
@@ -251,6 +314,7 @@ def _import(arguments: list[str]) -> None:
         options["format"],
         options["bank"],
         options["allow_pickle"],
+        options["normalization"],
     )
     print(f"encoder: {out.encoder}, format {layout}: {LAYOUTS[layout].papers}")
 
@@ -266,9 +330,9 @@ def _audit(arguments: list[str]) -> None:
     parser.add_argument("--accelerator", type=kinds, default="auto", help="auto takes what there is.")
     given = parser.parse(arguments)
     if len(given.runs) > 1 and given.out is None:
-        raise UsageError("--out FOLDER is needed for the joint result of several runs")
-    if given.limit < 8:
-        raise UsageError(f"--limit {given.limit}: allowed is a number from 8")
+        message = "`out` FOLDER is needed for the joint result of several runs"
+        raise UsageError(message, parameter="out", given=None, allowed="a folder")
+    check_value("limit", given.limit, int, Range(8))
 
     from acl_plugin import audit
 
@@ -311,7 +375,7 @@ def _transfer(arguments: list[str]) -> None:
     groups = (configuration.DataConfig, ThreatConfig, ProbeConfig)
     for group in groups:
         parser.add_class_arguments(group)
-    options = _parse_twice(parser, arguments, lambda given: configuration.defaults(given["data"]))
+    options = _parse(parser, arguments, _defaults_of_transfer, unused.RUN)
 
     from acl_plugin import transfer
 
@@ -321,7 +385,9 @@ def _transfer(arguments: list[str]) -> None:
 
 
 def _pseudo_labels(arguments: list[str]) -> None:
-    from acl_plugin import data, pseudo_labels
+    import torch
+
+    from acl_plugin import data, provenance, pseudo_labels
     from acl_plugin.run_dir import load_encoder, weights_hash
 
     parser = _parser("pseudo-labels")
@@ -332,13 +398,17 @@ def _pseudo_labels(arguments: list[str]) -> None:
     )
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the data set is now.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of k-means.")
-    options = _parse_twice(parser, arguments, _defaults_of_run)
+    options = _parse(parser, arguments, _defaults_of_run, unused.PSEUDO_LABELS)
     config = replace(RunDir(options["run"]).read_config(), **_known(options))
-    configuration.check(config)
-    encoder = load_encoder(options["run"], benign=True)
-    provenance = {"data": config.data, "objective": config.objective, "encoder_sha256": weights_hash(encoder)}
+    check(config)
+    encoder = load_encoder(options["run"], benign=True).to(memory_format=torch.channels_last)
+    origin, seen = provenance.sources(RunDir(options["run"])), None
+    if not origin.unknown:
+        seen = sorted(origin.seen)
+    source = {"data": config.data, "objective": config.objective, "encoder_sha256": weights_hash(encoder)}
     images = data.load(config).train
-    pseudo_labels.make(encoder, images, options["clusters"], config.seed, provenance).write(options["out"])
+    labels = pseudo_labels.make(encoder, images, options["clusters"], config.seed, source | {"seen": seen})
+    labels.write(options["out"])
     print(f"pseudo-labels: {options['out']}")
 
 
@@ -348,7 +418,8 @@ def _list(arguments: list[str]) -> None:
     parser.add_argument("--pattern", type=str, default="", help="Backbones: only names that match, such as 'vit*'.")
     given = parser.parse(arguments)
     if given.what not in LISTS:
-        raise unknown("list", given.what, LISTS)
+        raise unknown("list", given.what, LISTS, parameter="what")
+    unused.refuse([vars(given)], {"pattern": parser.get_default("pattern")}, unused.LIST)
     if given.what == "backbones":
         from acl_plugin.backbones import backbone_names
 
@@ -377,31 +448,55 @@ def _parser(name: str) -> Parser:
     return parser
 
 
-def _parse_twice(parser: Parser, arguments: list[str], defaults: Any) -> dict[str, Any]:
-    """Parse, put ``defaults(options)`` in place of the general defaults, and parse again."""
+def _parse(
+    parser: Parser,
+    arguments: list[str],
+    defaults: Callable[[Mapping[str, Any]], dict[str, Any]],
+    uses: unused.Uses,
+) -> dict[str, Any]:
+    """Parse, with ``defaults(options)`` in place of the general defaults, until they go with what is given.
+
+    Raises:
+        UsageError: for anything that is not allowed, and for options that ``uses`` finds without use.
+    """
     shows = [a for a in arguments if a in ("-h", "--help") or a.startswith("--print_config")]
+    known, before, found = {action.dest for action in parser._actions}, None, {}
     try:
-        first = parser.parse([a for a in arguments if a not in shows])
-        known = {action.dest for action in parser._actions}
-        parser.set_defaults({k: v for k, v in defaults(first.as_dict()).items() if k in known})
+        options = parser.parse([a for a in arguments if a not in shows]).as_dict()
+        while (found := defaults(options)) != before:
+            parser.set_defaults({name: value for name, value in found.items() if name in known})
+            options, before = parser.parse([a for a in arguments if a not in shows]).as_dict(), found
     except UsageError:
         if not {"-h", "--help"} & set(shows):
             raise
-    return dict(parser.parse(arguments).as_dict())
+    if shows:
+        options = parser.parse(arguments).as_dict()
+    usual = {action.dest: action.default for action in parser._actions}
+    if usual.get("data_dir") is not None:
+        usual["data_dir"] = Path(usual["data_dir"])
+    unused.refuse([found | options], usual, uses)
+    return dict(options)
 
 
-def _preset(given: dict[str, Any]) -> dict[str, Any]:
-    backbone = given["backbone"] if given["backbone"] != RunConfig.backbone else None
-    return configuration.defaults(given["data"], backbone)
+def _preset(given: Mapping[str, Any]) -> dict[str, Any]:
+    norm = given.get("norm")
+    return {"norm": norm} | configuration.defaults(given["data"], given["backbone"], norm)
 
 
-def _defaults_of_run(given: dict[str, Any]) -> dict[str, Any]:
-    """The run's configuration, with the published settings of its probe if they are asked for."""
+def _defaults_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's configuration, what goes with another norm, and the published settings of its probe if asked for."""
     config = RunDir(given["run"]).read_config()
-    published = {}
+    found = configuration.to_dict(config)
+    if "norm" in given:
+        found |= configuration.following(config, norm=given["norm"])
     if given.get("published"):
-        published = probe_settings(config.objective, config.data, given["probe_protocol"])
-    return configuration.to_dict(config) | published
+        found |= probe_settings(config.objective, config.data, given["probe_protocol"])
+    return found
+
+
+def _defaults_of_transfer(given: Mapping[str, Any]) -> dict[str, Any]:
+    source = RunDir(given["run"]).read_config()
+    return {"norm": source.norm} | configuration.defaults(given["data"], norm=given["norm"])
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 The defaults written here are those of the digits; ``PRESETS`` holds what differs elsewhere.
 """
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from acl_plugin import unused
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.paths import user_path
+from acl_plugin.values import check, plain
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,17 @@ class DataConfig:
     download: bool = False
     """Let torchvision download the data set into --data-dir when it is not there."""
     limit_train: int | None = None
-    """Use only the first N training images."""
+    """Use only N training images, chosen so that the classes keep their shares; the same ones in all runs."""
     limit_test: int | None = None
-    """Evaluate on the first N test images only."""
+    """Evaluate on N test images only, chosen in the same way."""
     image_size: int | None = None
     """Side in pixels that every image is brought to; null keeps the data set's own."""
+
+    def __post_init__(self) -> None:
+        for name, value in list(vars(self).items()):
+            object.__setattr__(self, name, plain(value))
+        if isinstance(self.data_dir, str):
+            object.__setattr__(self, "data_dir", user_path(self.data_dir, "data_dir"))
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class ThreatConfig:
     """Threat model"""
 
     norm: Literal["Linf", "L2"] = "Linf"
-    """Norm of the perturbation."""
+    """Norm of the perturbation; eps and attack have other defaults for L2."""
     eps: float | str = 0.1
     """Largest perturbation, images in [0, 1]: a number or a fraction such as 8/255."""
 
@@ -146,8 +155,10 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """AutoAttack"""
+    """Evaluation"""
 
+    class_map: dict[str, str] = field(default_factory=dict)
+    """Names of the data set's classes that the classifier knows by other names, such as '{"kitty": "cat"}'."""
     eval_batch_size: int | None = None
     """Images attacked at a time; null for as many as fit into the memory, at most 500."""
 
@@ -222,59 +233,68 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Options whose default differs from the digits', by data set."""
 
-WHERE_AND_HOW = frozenset({"data_dir", "download", "accelerator"})
-"""Options that may change between two starts of the same run."""
+WHERE_AND_HOW = frozenset(
+    {"data_dir", "download", "accelerator", "eval_batch_size", "checkpoint_every", "keep_every", "knn_every"}
+)
+"""Options that may change between two starts of the same run, as they decide no number of it."""
+
+
+L2 = {data: {"attack": "PGDL2", "eps": 0.25 if data.startswith("digits") else 0.5} for data in PRESETS}
+"""Options whose default differs when the norm is L2, by data set. RobustBench has eps 0.5 for CIFAR; digits have the
+same share of what Linf's eps can move: 0.5 / (8/255 sqrt(3072)) of 0.1 sqrt(64), rounded."""
+FOLLOWING = {"norm": ("eps", "attack"), "backbone": ("backbone_kwargs",)}
+"""Options whose default goes with another option than the data set."""
 
 
 def preset(data: str = "digits", **options: Any) -> RunConfig:
-    """The resolved configuration of a run on ``data``, with ``options`` in place of the defaults.
+    """Return the resolved configuration of a run on ``data``, with ``options`` in place of the defaults.
 
     Raises:
-        UsageError: for an unknown data set or option, or a value out of range.
+        UsageError: for an unknown data set or option, a value out of range, or an option that is not used.
     """
-    names = [f.name for f in fields(RunConfig)]
-    for option in options:
-        if option not in names:
-            raise unknown("option", option, names)
-    config = replace(RunConfig(data=data), **{**defaults(data, options.get("backbone")), **options})
-    check(config)
+    config = from_dict({"data": data, **options})
+    unused.refuse([vars(config)], vars(usual(config)), unused.RUN)
     return config
 
 
-def defaults(data: str, backbone: str | None = None) -> dict[str, Any]:
-    """What differs from the general defaults on ``data``, and with another ``backbone`` than the usual one there.
+def used(data: str = "digits", **options: Any) -> dict[str, Any]:
+    """Return those of ``options`` that the choices among them use, to share settings between unlike runs."""
+    config = from_dict({"data": data, **options})
+
+    def is_used(name: str) -> bool:
+        return all(use.holds(vars(config)) for use in unused.RUN.get(name, ()))
+
+    return {name: value for name, value in options.items() if is_used(name)}
+
+
+def usual(config: RunConfig) -> RunConfig:
+    """Return the defaults that go with the data set, backbone and norm of ``config``."""
+    return RunConfig(data=config.data, **defaults(config.data, config.backbone, config.norm))
+
+
+def defaults(data: str, backbone: str | None = None, norm: str | None = None) -> dict[str, Any]:
+    """Return what differs from the general defaults on ``data``, and with another backbone or norm than usual there.
 
     Raises:
         UsageError: for an unknown data set.
     """
-    if data not in PRESETS:
-        raise unknown("data set", data, PRESETS)
-    usual = PRESETS[data].get("backbone", RunConfig.backbone)
-    return PRESETS[data] | ({"backbone_kwargs": {}} if backbone not in (None, usual) else {})
+    if not isinstance(data, str) or data not in PRESETS:
+        error = unknown("data set", str(data), PRESETS, parameter="data")
+        error.given = data
+        raise error
+    found = dict(PRESETS[data])
+    if backbone not in (None, found.get("backbone", RunConfig.backbone)):
+        found |= {"backbone_kwargs": {}}
+    if norm == "L2":
+        found |= L2[data]
+    return found
 
 
-def check(config: RunConfig) -> None:
-    """Refuse values out of range.
-
-    Raises:
-        UsageError: naming the option, what was given and what is allowed.
-    """
-    least = {"seed": 0, "epochs": 1, "batch_size": 2, "attack_steps": 1, "checkpoint_every": 1, "devices": 1}
-    least |= {"num_nodes": 1}
-    least |= {"accumulate_grad_batches": 1, "probe_epochs": 1, "probe_batch_size": 1, "eval_batch_size": 1}
-    least |= {"image_size": 8, "keep_every": 0, "knn_every": 0, "coreset_every": 1, "aft_epochs": 1, "aft_lr": 0}
-    least |= {"limit_train": 2, "limit_test": 1, "lr": 0, "probe_lr": 0, "weight_decay": 0, "probe_weight_decay": 0}
-    for name, low in least.items():
-        value = getattr(config, name)
-        if value is not None and not low <= value < float("inf"):
-            raise UsageError(f"{option_name(name)} {value}: allowed is a number from {low}")
-    for name in ("eps_ramp", "warmup", "coreset_warmup", "coreset_fraction", "probe_holdout", "label_fraction"):
-        value = getattr(config, name)
-        if not 0 <= value <= 1:
-            raise UsageError(f"{option_name(name)} {value}: allowed is a share from 0 to 1")
-    for name, kind in get_type_hints(RunConfig).items():
-        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
-            raise unknown(option_name(name), str(getattr(config, name)), get_args(kind))
+def following(config: RunConfig, **chosen: Any) -> dict[str, Any]:
+    """Return the defaults that change with ``chosen`` (``norm`` or ``backbone``), where it differs from ``config``."""
+    found = vars(RunConfig(**defaults(config.data, **chosen)))
+    changed = [name for name, value in chosen.items() if value != getattr(config, name)]
+    return {option: found[option] for name in changed for option in FOLLOWING[name]}
 
 
 def option_name(name: str) -> str:
@@ -288,15 +308,21 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
-    """The configuration that ``to_dict`` wrote down.
+    """Return the configuration that ``to_dict`` gave; options that are missing have their defaults.
 
     Raises:
-        UsageError: for an unknown option or a value out of range.
+        UsageError: for an unknown data set or option, or a value out of range.
     """
-    values = dict(values)
-    if values.get("data_dir") is not None:
-        values["data_dir"] = Path(values["data_dir"])
-    return preset(**values)
+    if not isinstance(values, dict):
+        raise UsageError(f"{str(values)[:40]!r} is no mapping of options", parameter="config", given=values)
+    names = [f.name for f in fields(RunConfig)]
+    for option in values:
+        if option not in names:
+            raise unknown("option", str(option), names)
+    data = values.get("data", RunConfig.data)
+    config = RunConfig(**defaults(data, values.get("backbone"), values.get("norm")) | values)
+    check(config)
+    return config
 
 
 def differences(one: RunConfig, other: RunConfig) -> list[str]:

@@ -1,5 +1,7 @@
 """Labelled images as uint8 tensors, and batches of them that are the same after every restart."""
 
+import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acl_plugin.acceleration import memory
 from acl_plugin.config import DataConfig
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.fingerprint import Fingerprint, class_differences, image_hashes
+from acl_plugin.image_files import read_images, require_memory, require_varied
+from acl_plugin.image_folders import LAYOUT, Split, list_splits
 from acl_plugin.randomness import mixed_seed
+from acl_plugin.subsets import missing_classes, stratified, subset_rows
 
 
 @dataclass(frozen=True)
@@ -24,27 +29,40 @@ class Images:
         labels: (N,) int64.
         rows: (N,) int64, each image's row in the data set's own order.
         levels: pixel value of white; ``pixels / levels`` lies in [0, 1].
+        hashes: (N,) int64, what each image is on every machine: a hash of its file, or of its pixels at their own
+            size. None takes the pixels given.
     """
 
     pixels: Tensor
     labels: Tensor
     rows: Tensor
     levels: int
+    hashes: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.hashes is None:
+            object.__setattr__(self, "hashes", image_hashes(self.pixels))
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self, n: int | None) -> "Images":
-        """The first n images; all of them for None."""
-        return replace(self, pixels=self.pixels[:n], labels=self.labels[:n], rows=self.rows[:n])
-
     def take(self, chosen: Tensor) -> "Images":
-        """The images at ``chosen``, (M,) positions."""
-        return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen], rows=self.rows[chosen])
+        """Return the images at ``chosen``, (M,) positions."""
+        taken = {name: getattr(self, name)[chosen] for name in ("pixels", "labels", "rows", "hashes")}
+        return replace(self, **taken)
+
+    def subset(self, n: int | None) -> "Images":
+        """Return n images that keep the shares of the classes, see ``subsets.subset_rows``; all of them for None."""
+        return self if n is None or n >= len(self) else self.take(subset_rows(self.labels, n))
 
     def to(self, device: torch.device) -> "Images":
-        """The same images in a device's memory; their order of rows stays."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in ("pixels", "labels", "rows")})
+        """Return the same images in a device's memory; their order of rows stays."""
+        moved = {name: getattr(self, name).to(device) for name in ("pixels", "labels", "rows")}
+        return replace(self, **moved)
+
+    def fingerprint(self, classes: Sequence[str]) -> Fingerprint:
+        """Return what these images of ``classes`` are, to be compared with those of another start."""
+        return Fingerprint.of(self.hashes, self.labels, self.pixels.shape[1:], classes)
 
     def resized(self, side: int | None) -> "Images":
         """Every image at ``side`` x ``side`` pixels, by antialiased bilinear interpolation; as it is for None.
@@ -54,10 +72,7 @@ class Images:
         """
         if side is None or self.pixels.shape[2:] == (side, side):
             return self
-        taken, there = self.pixels[:, :, 0, 0].numel() * side**2, memory(torch.device("cpu"))
-        if taken > there / 4:
-            told = f"{len(self)} images of it take {taken / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}"
-            raise UsageError(f"--image-size {side}: {told}")
+        require_memory(len(self), self.pixels.shape[1], side)
         parts = []
         for pixels in self.pixels.split(max(1, 2**24 // side**2)):
             small = F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True)
@@ -86,6 +101,42 @@ class DataSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def fingerprints(self) -> dict[str, Any]:
+        """Return what the images are, and which of each split a limit has left (None: all), in plain JSON types."""
+        found: dict[str, Any] = {"dataset": self.name}
+        for split, images in (("train", self.train), ("test", self.test)):
+            rows = images.rows.tolist()
+            found[split] = images.fingerprint(self.classes).to_dict()
+            found[f"{split}_rows"] = None if rows == list(range(len(rows))) else rows
+        return found
+
+    def test_for(self, classes: Sequence[str], class_map: Mapping[str, str]) -> Images:
+        """Return the test images with labels that count the ``classes`` of a classifier.
+
+        Args:
+            classes: names of the classes of the classifier.
+            class_map: names of our classes, and of the classifier's that they are, where the names differ.
+
+        Raises:
+            UsageError: when the names do not agree and no mapping is given, or when it names an unknown class.
+        """
+        for name in class_map:
+            if name not in self.classes:
+                raise unknown(f"class of {self.name} in class_map:", name, self.classes, parameter="class_map")
+        if tuple(classes) == self.classes and not class_map:
+            return self.test
+        names = [class_map.get(name, name) for name in self.classes]
+        if not class_map or not set(names) <= set(classes):
+            told = class_differences(self.classes if not class_map else names, classes)
+            example = {name: name if name in classes else classes[0] for name in self.classes[:2]}
+            raise UsageError(
+                f"the classes of {self.name} are not the classifier's ({told.replace('there', 'in the classifier')}); "
+                f"pass `class_map`, such as '{json.dumps(example)}', from the names here to the classifier's",
+                parameter="class_map", given=dict(class_map) or None, allowed=tuple(classes),
+            )  # fmt: skip
+        positions = torch.tensor([list(classes).index(name) for name in names])
+        return replace(self.test, labels=positions[self.test.labels])
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
@@ -102,24 +153,29 @@ def load(config: DataConfig) -> DataSet:
     if config.data not in SOURCES:
         raise unknown("data set", config.data, SOURCES)
     data = SOURCES[config.data](config)
-    for option, limit, images in (
-        ("--limit-train", config.limit_train, data.train),
-        ("--limit-test", config.limit_test, data.test),
-    ):
-        if limit is not None and limit > len(images):
-            raise UsageError(f"{option} {limit}: {data.name} has {len(images)} such images")
-    train, test = data.train.first(config.limit_train), data.test.first(config.limit_test)
+    _require_rows(config, len(data.train), len(data.test))
+    for split, images in (("training", data.train), ("test", data.test)):
+        require_varied(images.pixels, f"{split} images of {data.name}")
+    train, test = data.train.subset(config.limit_train), data.test.subset(config.limit_test)
+    for split, images in (("training", train), ("test", test)):
+        missing = missing_classes(images.labels, data.classes)
+        if missing:
+            told = f"{len(missing)} of {len(data.classes)} classes are missing: {', '.join(missing[:5])}"
+            print(f"{data.name}: in the {len(images)} {split} images {told}", file=sys.stderr)
+    seen = int(torch.isin(test.hashes, train.hashes).sum())
+    if seen > len(test) / 100:  # a few are in many published data sets
+        print(f"{data.name}: {seen} of {len(test)} test images are training images as well", file=sys.stderr)
     return replace(data, train=train.resized(config.image_size), test=test.resized(config.image_size))
 
 
-def stratified(labels: Tensor, share: float, seed: int) -> Tensor:
-    """A share of each class, at least one image of it, chosen at random: (N,) labels -> (N,) bool."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for c in labels.unique():
-        members = order[labels[order] == c]
-        chosen[members[: max(1, round(share * len(members)))]] = True
-    return chosen
+def _require_rows(config: DataConfig, train: int, test: int) -> None:
+    """Refuse limits above the numbers of training and of test images."""
+    for option, limit, count in (("limit_train", config.limit_train, train), ("limit_test", config.limit_test, test)):
+        if limit is not None and limit > count:
+            raise UsageError(
+                f"`{option}` {limit}: {config.data} has {count} such images",
+                parameter=option, given=limit, allowed=f"at most {count}",
+            )  # fmt: skip
 
 
 def _digits(config: DataConfig) -> DataSet:
@@ -212,35 +268,43 @@ def _stl10(config: DataConfig) -> DataSet:
 
 
 def _image_folder(config: DataConfig) -> DataSet:
-    """Your own images: train/CLASS/* and test/CLASS/* in --data-dir, brought to --image-size."""
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms import v2
-
-    root, side = _folder(config), config.image_size
-    if side is None:
-        raise UsageError("image_folder needs --image-size PIXELS, as images may differ in size")
-    to_tensor = v2.Compose([v2.PILToTensor(), v2.Resize((side, side), antialias=True)])
-
-    def images(split: str) -> tuple[Images, tuple[str, ...]]:
-        try:
-            source = ImageFolder(str(root / split))
-        except (FileNotFoundError, OSError) as error:
-            raise UsageError(f"{root / split}: {' '.join(str(error).split())}") from error
-        try:
-            pixels = torch.stack([to_tensor(source.loader(path)) for path, _ in source.samples])
-        except OSError as error:
-            raise UsageError(f"{root / split} holds an image that cannot be read: {error}") from error
-        return Images(pixels, torch.tensor(source.targets), torch.arange(len(pixels)), levels=255), tuple(
-            source.classes
+    """Your own images in --data-dir, train/CLASS/* and test/CLASS/* (or val/CLASS/*), brought to --image-size."""
+    root, side = config.data_dir, config.image_size
+    if root is None or side is None:
+        name, allowed = ("data_dir", f"a folder with {LAYOUT}") if root is None else ("image_size", "8 pixels or more")
+        raise UsageError(f"image_folder needs `{name}`: {allowed}", parameter=name, given=None, allowed=allowed)
+    if config.download:
+        raise UsageError(
+            "`download`: image_folder is a folder of your own. Leave the option out.",
+            parameter="download",
+            given=True,
+            allowed=False,
         )
+    splits = list_splits(root)
+    _require_rows(config, *(len(split.labels) for split in splits))
+    rows = [
+        subset_rows(split.labels, limit or len(split.labels))
+        for split, limit in zip(splits, (config.limit_train, config.limit_test), strict=True)
+    ]
+    require_memory(sum(map(len, rows)), 3, side)
 
-    (train, classes), (test, others) = images("train"), images("test")
-    if classes != others:
-        missing = sorted(set(classes) ^ set(others))
-        raise UsageError(f"{root}: train and test have other classes: {', '.join(missing[:5])} in one of them only")
-    values = train.floats().flatten(2)
-    mean, std = values.mean((0, 2)), values.std((0, 2)).clamp_min(1e-3)
-    return DataSet(config.data, train, test, classes, tuple(mean.tolist()), tuple(std.tolist()))
+    def images(split: Split, chosen: Tensor) -> Images:
+        pixels, hashes = read_images([split.paths[row] for row in chosen.tolist()], side)
+        return Images(pixels, split.labels[chosen], chosen, levels=255, hashes=hashes)
+
+    train, test = map(images, splits, rows)
+    mean, std = _mean_and_std(train)
+    return DataSet(config.data, train, test, splits[0].classes, mean, std)
+
+
+def _mean_and_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return both of each channel, of pixels in [0, 1]; images in float32 might not fit into memory all at once."""
+    channels = images.pixels.transpose(0, 1)
+    counts = torch.stack([channel.flatten().bincount(minlength=images.levels + 1) for channel in channels]).double()
+    values = torch.arange(images.levels + 1, dtype=torch.float64) / images.levels
+    mean = (counts * values).sum(1) / counts.sum(1)
+    variance = (counts * (values - mean[:, None]) ** 2).sum(1) / (counts.sum(1) - 1)
+    return tuple(mean.tolist()), tuple(variance.sqrt().clamp_min(1e-3).tolist())
 
 
 def _cifar(config: DataConfig, kind: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> DataSet:

@@ -1,11 +1,17 @@
 """Rows and gradients of all ranks of a run on several devices; on one device everything stays as it is."""
 
+import ast
+import os
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from acl_plugin.errors import UsageError
 
 
 def ranks() -> int:
@@ -47,3 +53,46 @@ class _Gather(torch.autograd.Function):
         total = gradient.contiguous().clone()
         dist.all_reduce(total)  # what the losses of all ranks say of every row
         return total.chunk(ranks())[dist.get_rank()]
+
+
+def require_script(devices: int, guarded: bool = False) -> None:
+    """Refuse several devices where their processes could not be started: each of them runs the main script again.
+
+    Args:
+        devices: processes to start.
+        guarded: whether they also import the main script, which then must not begin the work once more.
+
+    Raises:
+        UsageError: with what to do, in a notebook or an interactive session, or in a script without a main guard.
+    """
+    main = sys.modules["__main__"]
+    if devices == 1 or getattr(main, "__spec__", None) is not None:  # python -m
+        return
+    path = Path(getattr(main, "__file__", None) or "")
+    started = "LOCAL_RANK" in os.environ and not guarded  # by a launcher
+    if not path.is_file() and not started:
+        where = "an interactive session or a notebook"
+    elif guarded and path.is_file() and not _is_guarded(path):
+        where = f"{path}, whose call is not under `if __name__ == '__main__':`"
+    else:
+        return
+    todo = "put the call under `if __name__ == '__main__':` in a script, use the command line, or set `devices` to 1"
+    message = f"`devices` {devices}: other processes cannot be started from {where}; {todo}"
+    raise UsageError(message, parameter="devices", given=devices, allowed=(1,))
+
+
+def _is_guarded(path: Path) -> bool:
+    """Return whether the line of the main script that runs now stands under a condition on ``__name__``."""
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_globals is not vars(sys.modules["__main__"]):
+        frame = frame.f_back
+    while frame.f_back is not None and frame.f_code.co_name != "<module>":
+        frame = frame.f_back
+    if frame.f_code.co_name != "<module>" or not path.samefile(frame.f_code.co_filename):
+        return True  # not called from there: nothing is known
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):  # no script of Python
+        return True
+    conditions = (node for node in ast.walk(tree) if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test))
+    return any(node.lineno <= frame.f_lineno <= (node.end_lineno or 0) for node in conditions)

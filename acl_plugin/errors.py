@@ -30,7 +30,21 @@ class UsageError(ValueError):
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot usefully go on; the last good checkpoint is kept."""
+    """Raised when a pretraining cannot usefully continue; the last good checkpoint is kept."""
+
+
+class TrainingUnfinished(TrainingStopped):
+    """Raised when something ended a pretraining before its last step; the same call resumes it.
+
+    Args:
+        message: what ended it, and where.
+        done: steps of the optimizer that are done.
+        total: steps that the whole pretraining has.
+    """
+
+    def __init__(self, message: str, done: int, total: int) -> None:
+        super().__init__(message)
+        self.done, self.total = done, total
 
 
 class EvaluationStopped(RuntimeError):
@@ -49,7 +63,7 @@ def unknown(what: str, given: str, allowed: Iterable[str], shown: int = 12, para
     """
     names = sorted(allowed)
     folded = {name.lower(): name for name in names}
-    near = [folded[match] for match in difflib.get_close_matches(given.lower(), folded, n=3, cutoff=0.6)]
+    near = [folded[match] for match in difflib.get_close_matches(str(given).lower(), folded, n=3, cutoff=0.6)]
     more = f", ... ({len(names)} in all)" if len(names) > shown else ""
     hint = f"the nearest: {', '.join(near)}" if near else f"allowed: {', '.join(names[:shown]) or 'none'}{more}"
     return UsageError(

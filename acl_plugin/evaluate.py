@@ -5,9 +5,9 @@ stopped and started again ends with the verdicts of one that was not. What broke
 at the end.
 """
 
-import hashlib
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +24,9 @@ from acl_plugin.backbones import Classifier
 from acl_plugin.broken_images import check_threat, keep, recount
 from acl_plugin.config import RunConfig
 from acl_plugin.data import Images
+from acl_plugin.distributed import require_script
 from acl_plugin.errors import EvaluationStopped, UsageError
+from acl_plugin.fingerprint import setting_differences
 from acl_plugin.folding import folded
 from acl_plugin.inner_attack import ThreatModel
 from acl_plugin.lock import exclusive
@@ -66,11 +68,13 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
             evaluation of something else.
         EvaluationStopped: when the count of what was kept is not that of the attacks.
     """
-    model = load_classifier(run.path).to(device)
+    require_script(config.devices, guarded=True)
+    model = load_classifier(run.path).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     threat = ThreatModel.parse(config.norm, config.eps)
-    images = datasets.load(config).test
+    data = datasets.load(config)
+    images = data.test_for(model.spec.classes, config.class_map)
     if not len(images):
-        raise UsageError(f"{config.data} has no test images to evaluate on")
+        raise UsageError(f"{config.data} has no test images to evaluate on", parameter="data", given=config.data)
     settings: dict[str, Any] = {
         "dataset": config.data,
         "threat_model": threat.norm,
@@ -78,7 +82,7 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
         "n": len(images),
         "seed": config.seed,
         "version": "standard" if len(model.spec.classes) > 3 else "AA-reduced",
-        "rows_sha256": hashlib.sha256(images.rows.numpy().tobytes()).hexdigest(),
+        "images": images.fingerprint(data.classes).to_dict(),
         "weights_sha256": weights_hash(model),
     }
     batch_size = settings["batch_size"] = _batch_size(run, config, model, device, len(images))
@@ -174,7 +178,9 @@ def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:
     if kind == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))
     run, device = RunDir(path), torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
-    images, model = datasets.load(config).test, load_classifier(path).to(device)
+    model = load_classifier(path)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images = datasets.load(config).test_for(model.spec.classes, config.class_map)
     starts = range(0, len(images), read_record(run.evaluation_key)["batch_size"])[rank :: config.devices]
     attack_chunks(run, model, images, starts, ThreatModel.parse(config.norm, config.eps), config.seed)
 
@@ -245,11 +251,15 @@ def chunk_verdicts(images: Images, chunk: Chunk) -> list[Verdict]:
 
 
 def _batch_size(run: RunDir, config: RunConfig, model: Classifier, device: torch.device, count: int) -> int:
-    """As configured; if that is left open, as an earlier start chose, or as many as the memory holds of a device's."""
-    if config.eval_batch_size is not None:
-        return config.eval_batch_size
+    """Return what an earlier start chose; else what is configured, or as many as a device's memory holds."""
+    given = config.eval_batch_size
     if run.evaluation_key.is_file():
-        return int(read_record(run.evaluation_key)["batch_size"])
+        kept = int(read_record(run.evaluation_key)["batch_size"])
+        if given not in (None, kept):
+            print(f"{run.path}: the evaluation began with batches of {kept} images, and keeps them", file=sys.stderr)
+        return kept
+    if given is not None:
+        return given
     return min(largest_batch(model, model.spec.shape, device), -(-count // config.devices))
 
 
@@ -258,12 +268,13 @@ def _check_key(run: RunDir, settings: dict[str, Any]) -> bool:
     if not run.evaluation_key.is_file():
         return False
     before = read_record(run.evaluation_key)
-    other = [f"{k} {settings[k]}, there {before.get(k)}" for k in settings if settings[k] != before.get(k)]
+    other = setting_differences(settings, before)
     if other:
         raise UsageError(
-            f"{run.path} holds an evaluation of something else ({'; '.join(other)}); delete {run.evaluation_key.name} "
-            f"and {run.evaluation.name} to evaluate anew"
-        )
+            f"{run.path} already contains an evaluation with different settings ({'; '.join(other)}); delete "
+            f"{run.evaluation_key.name} and {run.evaluation.name} to replace it",
+            parameter="run", given=settings, allowed=before,
+        )  # fmt: skip
     return True
 
 

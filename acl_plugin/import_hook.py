@@ -4,6 +4,8 @@
   asked last.
 - Once timm is imported, models that ``acl-plugin export`` has exported are registered with it, which is where
   ``robustbench.load_model`` looks for them.
+- ``import robustbench`` fails with the cure where an old copy of robustbench, which the wheel of torchattacks carries,
+  was installed over the real one.
 """
 
 import importlib
@@ -13,6 +15,14 @@ from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+OLD_ROBUSTBENCH = (
+    "the installed robustbench is not whole: installing or removing torchattacks, whose wheel carries an old copy of "
+    "robustbench, has overwritten or deleted its files. Run: "
+    "pip install --force-reinstall --no-deps robustbench==1.1.1"
+)
+
+Execute = Callable[[ModuleType], None]
 
 
 class _Copy(Loader):
@@ -29,6 +39,16 @@ class _Copy(Loader):
         vars(module).update({k: v for k, v in contents.items() if k == "__version__" or not k.startswith("__")})
 
 
+class _Refuse(Loader):
+    """In place of the loader of a package whose ``__init__.py`` is gone."""
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        raise ImportError(OLD_ROBUSTBENCH, name="robustbench")
+
+
 class AutoAttackFinder(MetaPathFinder):
     """Answers for ``autoattack`` and its submodules."""
 
@@ -42,37 +62,75 @@ class AutoAttackFinder(MetaPathFinder):
         return ModuleSpec(fullname, _Copy(source), is_package=not submodule)
 
 
-class AfterImport(MetaPathFinder):
-    """Calls ``then`` once, after the module ``name`` is imported."""
+class OnImport(MetaPathFinder):
+    """Calls ``around(module, execute)`` in place of executing the module ``name``."""
 
-    def __init__(self, name: str, then: Callable[[], None]) -> None:
-        self.name, self.then = name, then
+    def __init__(self, name: str, around: Callable[[ModuleType, Execute], None]) -> None:
+        self.name, self.around = name, around
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname != self.name:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is None or spec.loader is None:
+        others = (finder for finder in list(sys.meta_path) if finder is not self)
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in found if spec is not None), None)
+        if spec is None:
+            return None
+        if spec.loader is None:  # a folder without an __init__.py
+            spec.loader = _Refuse() if self.name == "robustbench" else None
             return spec
         execute = spec.loader.exec_module
-
-        def execute_then(module: ModuleType) -> None:
-            execute(module)
-            self.then()
-
-        spec.loader.exec_module = execute_then  # type: ignore[method-assign]
+        spec.loader.exec_module = lambda module: self.around(module, execute)  # type: ignore[method-assign]
         return spec
 
 
+def check_robustbench(module: ModuleType, execute: Execute) -> None:
+    """Execute ``robustbench``, and refuse a copy that is old or has lost files.
+
+    Raises:
+        ImportError: naming the cure.
+    """
+    try:
+        execute(module)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "robustbench" or "benchmark" not in _imports(module):
+            raise ImportError(OLD_ROBUSTBENCH, name="robustbench") from error
+        raise
+    if not hasattr(module, "benchmark"):
+        raise ImportError(OLD_ROBUSTBENCH, name="robustbench")
+
+
 def install(after_timm: Callable[[], None]) -> None:
-    """Put both finders in place, once."""
+    """Put all finders in place, once."""
     if any(isinstance(finder, AutoAttackFinder) for finder in sys.meta_path):
         return
     sys.meta_path.append(AutoAttackFinder())
+
+    def then(module: ModuleType, execute: Execute) -> None:
+        execute(module)
+        after_timm()
+
     if "timm.models" in sys.modules:
         after_timm()
     else:
-        sys.meta_path.insert(0, AfterImport("timm.models", after_timm))
+        sys.meta_path.insert(0, OnImport("timm.models", then))
+    there = sys.modules.get("robustbench")
+    if there is not None and not hasattr(there, "benchmark"):
+        print(f"acl_plugin: {OLD_ROBUSTBENCH}", file=sys.stderr)
+    sys.meta_path.insert(0, OnImport("robustbench", check_robustbench))
+
+
+def _imports(module: ModuleType) -> list[str]:
+    """The names that the import statements of a module's source bind."""
+    import ast
+
+    with open(str(module.__file__), encoding="utf-8") as file:
+        tree = ast.parse(file.read())
+    return [
+        name.asname or name.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    ]

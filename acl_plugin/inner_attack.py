@@ -10,96 +10,44 @@ torchattacks wants a model that gives logits, and labels. A contrastive loss is 
   Attacks that follow the gradient of the whole batch are valid.
 """
 
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acl_plugin import losses, randomness, routed_norm
+from acl_plugin.attack_classes import (
+    ALL_VIEWS,
+    RGB_ONLY,
+    STEPS,
+    attack_names,
+    check_arguments,
+    check_count,
+    class_of,
+    defaults,
+    fewest_classes,
+)
+from acl_plugin.attack_inputs import check_images, check_labels, check_output, check_values, require_unit_range
+from acl_plugin.autograd_scope import check_autograd, constant, gradients
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.threat_model import NORMS, ThreatModel
 
-NORMS = ("Linf", "L2")
-ALL_VIEWS = ("joint", "bank", "scalar")
-_WHOLE_BATCH = {
-    "Linf": (
-        "FGSM BIM RFGSM PGD EOTPGD FFGSM MIFGSM NIFGSM SINIFGSM VMIFGSM VNIFGSM UPGD DIFGSM TIFGSM PIFGSM PIFGSMPP"
-    ),
-    "L2": "PGDL2",
-}
-_RGB_ONLY = ("TIFGSM", "PIFGSM", "PIFGSMPP")
-_ROW_BY_ROW = {
-    "Linf": "APGD APGDT FAB Square Jitter TPGD SPSA PGDRS",
-    "L2": "APGD APGDT FAB Square CW DeepFool PGDRSL2",
-}
-
-
-@dataclass(frozen=True)
-class ThreatModel:
-    """What the adversary may do: ||x' - x|| <= eps in ``norm``, and x' in [0, 1].
-
-    Raises:
-        UsageError: for an unknown norm, or an eps that is not above 0 (and, for Linf, at most 1).
-    """
-
-    norm: str
-    eps: float
-
-    def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise unknown("norm", self.norm, NORMS)
-        if not 0 < self.eps < float("inf") or (self.norm == "Linf" and self.eps > 1):
-            raise UsageError(f"eps {self.eps:g}: allowed is a number above 0 (at most 1 for Linf), images in [0, 1]")
-
-    @classmethod
-    def parse(cls, norm: str, eps: float | str) -> "ThreatModel":
-        """With eps as a number or a fraction such as ``"8/255"``."""
-        try:
-            return cls(norm, float(Fraction(eps)) if isinstance(eps, str) else float(eps))
-        except (ValueError, ZeroDivisionError, OverflowError) as error:
-            if isinstance(error, UsageError):
-                raise
-            raise UsageError(f"eps {eps!r}: allowed is a number or a fraction such as 8/255") from error
-
-    @property
-    def pgd(self) -> str:
-        """The torchattacks class of projected gradient descent in this norm."""
-        return "PGD" if self.norm == "Linf" else "PGDL2"
-
-    def project(self, adversarial: Tensor, images: Tensor) -> Tensor:
-        """The nearest point of ball and box, for Linf; for L2 the perturbation is scaled down, then clipped.
-
-        Args:
-            adversarial, images: (B, C, H, W).
-        """
-        delta = adversarial - images
-        if self.norm == "Linf":
-            return (images + delta.clamp(-self.eps, self.eps)).clamp(0, 1)
-        norms = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
-        scale = (self.eps / norms).clamp_max(1).view(-1, 1, 1, 1)
-        return (images + delta * scale).clamp(0, 1)
-
-
-def attack_names(norm: str | None = None, view: str | None = None) -> list[str]:
-    """The torchattacks classes that are valid for a norm and a view (any, for None)."""
-    names = set()
-    for table, views in ((_WHOLE_BATCH, ALL_VIEWS), (_ROW_BY_ROW, ("bank",))):
-        for table_norm, classes in table.items():
-            if norm in (None, table_norm) and (view is None or view in views):
-                names |= set(classes.split())
-    return sorted(names)
+__all__ = ["ALL_VIEWS", "NORMS", "InnerAttack", "ThreatModel", "attack_names", "require_unit_range"]
 
 
 @dataclass(frozen=True)
 class InnerAttack:
-    """A torchattacks class, its strength, and the three ways to aim it at a contrastive loss.
+    """Aim a torchattacks class at a classifier, or at a contrastive loss in one of three ways.
 
-    The encoder is in eval mode during the attack and its weights take no gradient; afterwards modes, buffers,
-    gradients and the global random state are as before. The noise of the attack is a function of that state.
+    The model is in eval mode during the attack and its weights take no gradient; afterwards modes, buffers and
+    gradients are as before. Each call draws one seed for all noise of the attack, from torch's global CPU generator
+    or from ``generator``, and leaves the random state otherwise as it was: two calls differ, and the same state
+    gives the same result. The attack works in the same way under ``torch.no_grad`` and ``torch.inference_mode``.
+
+    Every call checks types and shapes. It checks values as well (images in [0, 1], labels among the classes), for
+    which it waits for an accelerator once; see ``trusted``. An empty batch is returned as it is.
 
     Args:
         threat: norm and eps.
@@ -109,9 +57,11 @@ class InnerAttack:
         scale: share of eps (and step size) in use, in (0, 1].
         on_moved: called after each attack with the share of rows that it changed, a () tensor; classes that
             look for misclassified rows leave those alone, which is normal early in pretraining.
+        trusted: do not check values that lie on an accelerator. The trainer sets it after the first batch of an
+            epoch, so that a step never waits.
 
     Raises:
-        UsageError: for an unknown class or argument, or a class of another norm.
+        UsageError: for an unknown class or argument, a class of another norm, or a value out of range.
     """
 
     threat: ThreatModel
@@ -120,40 +70,58 @@ class InnerAttack:
     kwargs: dict[str, Any] = field(default_factory=dict)
     scale: float = 1.0
     on_moved: Callable[[Tensor], Any] | None = None
+    trusted: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in attack_names():
-            raise unknown("attack", self.name, attack_names())
-        if self.name not in attack_names(self.threat.norm):
-            valid = ", ".join(attack_names(self.threat.norm))
-            raise UsageError(f"attack {self.name!r} is not for {self.threat.norm}; allowed: {valid}")
-        allowed = [p for p in signature(self._class()).parameters if p not in ("model", "eps", "norm", "n_classes")]
-        for argument in self.kwargs:
-            if argument not in allowed:
-                raise unknown(f"argument of attack {self.name!r}:", argument, allowed)
-        assert 0 < self.scale <= 1, self.scale
+            raise unknown("attack", self.name, attack_names(), parameter="name")
+        valid = attack_names(self.threat.norm)
+        if self.name not in valid:
+            message = f"attack {self.name!r} is not for {self.threat.norm}; allowed: {', '.join(valid)}"
+            raise UsageError(message, parameter="name", given=self.name, allowed=tuple(valid))
+        check_count("steps", self.steps)
+        check_arguments(self.name, self.kwargs)
+        if not 0 < self.scale <= 1:
+            allowed = "a number above 0, at most 1"
+            message = f"attack scale {self.scale!r}: allowed is {allowed}"
+            raise UsageError(message, parameter="scale", given=self.scale, allowed=allowed)
 
-    def check(self, view: str | None, channels: int | None = None) -> None:
-        """Refuse a view, or a number of channels, that this class is not valid for.
+    def check(self, view: str | None, channels: int | None = None, classes: int | None = None) -> None:
+        """Refuse a view, a number of channels or a number of classes that this class is not valid for.
 
         Raises:
             UsageError: with the classes that are.
         """
-        if self.name in _RGB_ONLY and channels not in (None, 3):
-            raise UsageError(f"attack {self.name!r} takes images of 3 channels, not {channels}; use PGD or MIFGSM")
+        if self.name in RGB_ONLY and channels not in (None, 3):
+            message = f"attack {self.name!r} takes images of 3 channels, not {channels}; use PGD or MIFGSM"
+            raise UsageError(message, parameter="channels", given=channels, allowed=3)
         valid = attack_names(self.threat.norm, view)
         if view is not None and self.name not in valid:
             raise UsageError(
                 f"attack {self.name!r} moves each row for itself and is not valid for the {view!r} view, in which "
-                f"rows depend on each other; allowed: {', '.join(valid)}"
+                f"rows depend on each other; allowed: {', '.join(valid)}",
+                parameter="name",
+                given=self.name,
+                allowed=tuple(valid),
             )
+        fewest = fewest_classes(self.name, self.kwargs)
+        if classes is not None and classes < fewest:
+            message = f"attack {self.name!r} compares the logits of {fewest} classes or more, not of {classes}"
+            raise UsageError(f"{message}; use APGD or PGD", parameter="classes", given=classes, allowed=fewest)
 
     def scaled(self, scale: float) -> "InnerAttack":
         """The same attack with a share of its eps and step size."""
         return replace(self, scale=scale)
 
     def joint(
-        self, model: nn.Module, a: Tensor, b: Tensor, *, route: str | None = None, temperature: float = 0.5
+        self,
+        model: nn.Module,
+        a: Tensor,
+        b: Tensor,
+        *,
+        route: str | None = None,
+        temperature: float = 0.5,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Move both views to raise NT-Xent between them.
 
@@ -162,79 +130,147 @@ class InnerAttack:
             a, b: (B, C, H, W) views in [0, 1].
             route: norm bank.
             temperature: tau.
+            generator: source of the noise; None for torch's global CPU generator.
 
         Returns:
             Two (B, C, H, W) adversarial views, detached, in ball and box.
+
+        Raises:
+            UsageError: for a class that is not valid here, for images that are not in [0, 1], or for outputs of
+                another shape; so for the methods below.
         """
+        check_images(a, "a")
+        check_images(b, "b")
+        if a.shape != b.shape:
+            message = f"views of different shapes: {tuple(a.shape)} and {tuple(b.shape)}"
+            raise UsageError(message, parameter="b", given=tuple(b.shape), allowed=tuple(a.shape))
         self.check("joint", a.shape[1])
 
         def logits(x: Tensor) -> Tensor:
-            return losses.joint_logits(model(x, route), temperature)[0]
+            return losses.joint_logits(check_output(model(x, route), (len(x), None)), temperature)[0]
 
         partners = torch.arange(2 * len(a), device=a.device).roll(len(a))
-        moved_a, moved_b = self._run(model, torch.cat([a, b]), partners, logits, classes=2 * len(a)).chunk(2)
+        both = torch.cat([a, b])
+        self._check_values(both, "a and b")
+        moved_a, moved_b = self._run(model, both, partners, logits, 2 * len(a), generator=generator).chunk(2)
         return moved_a, moved_b
 
     def bank(
-        self, model: nn.Module, x: Tensor, keys: Tensor, *, route: str | None = None, temperature: float = 0.5
+        self,
+        model: nn.Module,
+        x: Tensor,
+        keys: Tensor,
+        *,
+        route: str | None = None,
+        temperature: float = 0.5,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Move each image away from its own key and towards the others'.
 
         Args:
             model: encoder, called as ``model(images, route)`` -> (B, P).
             x: (B, C, H, W) in [0, 1].
-            keys: (B, P) fixed embeddings; row i is image i's own.
-            route, temperature: as in ``joint``.
+            keys: (K, P) fixed embeddings, K >= B; row i is image i's own.
+            route, temperature, generator: as in ``joint``.
 
         Returns:
             (B, C, H, W), detached, in ball and box.
         """
-        self.check("bank", x.shape[1])
-        keys = keys.detach()
+        check_images(x)
+        check_output(keys, (None, None), "keys")
+        if len(keys) < len(x):
+            message = f"keys: {len(keys)} for {len(x)} images; allowed is one for each image, or more"
+            raise UsageError(message, parameter="keys", given=len(keys), allowed=len(x))
+        self.check("bank", x.shape[1], len(keys) if len(x) else None)
+        self._check_values(x)
+        keys = constant(keys)
 
         def logits(images: Tensor) -> Tensor:
-            return losses.similarity_logits(model(images, route), keys, temperature)
+            embedded = check_output(model(images, route), (len(images), keys.shape[1]))
+            return losses.similarity_logits(embedded, keys, temperature)
 
-        return self._run(model, x, torch.arange(len(x), device=x.device), logits, classes=len(keys))
+        labels = torch.arange(len(x), device=x.device)
+        return self._run(model, x, labels, logits, len(keys), generator=generator)
 
-    def scalar(self, model: nn.Module, x: Tensor, row_losses: Callable[[Tensor], Tensor]) -> Tensor:
+    def scalar(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        row_losses: Callable[[Tensor], Tensor],
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Move images to raise the mean of any positive loss per row.
 
         Args:
             model: every module that ``row_losses`` uses, for its modes and flags.
             x: (B, C, H, W) in [0, 1].
             row_losses: (B, C, H, W) -> (B,) losses above 0.
+            generator: as in ``joint``.
 
         Returns:
             (B, C, H, W), detached, in ball and box.
         """
+        check_images(x)
         self.check("scalar", x.shape[1])
+        self._check_values(x)
 
         def logits(images: Tensor) -> Tensor:
-            rows = row_losses(images).float().clamp_min(1e-6)
+            rows = check_output(row_losses(images), (len(images),), "row_losses").float().clamp_min(1e-6)
             # -log(expm1(l)) = -l - log(1 - exp(-l)), which does not overflow
             wrong = -rows - torch.log(-torch.expm1(-rows))
             return torch.stack([wrong, torch.zeros_like(wrong)], dim=1)
 
-        return self._run(model, x, torch.zeros(len(x), dtype=torch.long, device=x.device), logits, classes=2)
+        labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        return self._run(model, x, labels, logits, classes=2, generator=generator)
 
-    def classifier(self, model: nn.Module, x: Tensor, y: Tensor, *, bounded: bool = True) -> Tensor:
+    def classifier(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, bounded: bool = True, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Move images away from their class, as an evaluation does; any class is valid.
 
         Args:
-            model: (B, C, H, W) in [0, 1] -> (B, classes) logits.
+            model: (B, C, H, W) in [0, 1] -> (B, classes) logits, of two classes or more.
             x: (B, C, H, W) in [0, 1].
-            y: (B,) labels.
+            y: (B,) labels in [0, classes).
             bounded: project onto the ball; False for attacks that look for the smallest perturbation.
+            generator: as in ``joint``.
 
         Returns:
             (B, C, H, W), detached, in the box, and in the ball if ``bounded``.
-        """
-        with torch.no_grad(), routed_norm.inference(model):
-            classes = model(x[:1]).shape[1]
-        return self._run(model, x, y, model, classes, bounded)
 
-    def trades(self, model: nn.Module, x: Tensor, logits: Callable[[Tensor], Tensor], benign_logits: Tensor) -> Tensor:
+        Example:
+            >>> pgd = acl_plugin.InnerAttack(acl_plugin.ThreatModel("Linf", "8/255"), "PGD", steps=20)
+            >>> x_adv = pgd.classifier(model, x, y, generator=torch.Generator().manual_seed(0))  # doctest: +SKIP
+        """
+        check_images(x)
+        check_labels(y, len(x))
+        self.check(None, x.shape[1])
+        if not x.numel():
+            return x.detach().clone()
+        check_autograd(model)
+        with torch.no_grad(), routed_norm.inference(model):
+            classes = check_output(model(x[:1]), (1, None)).shape[1]
+        if classes < 2:
+            message = f"the model has {classes} output; allowed are logits of two classes or more"
+            raise UsageError(message, parameter="model", given=classes, allowed="two classes or more")
+        self.check(None, classes=classes)
+        self._check_values(x, y=y, classes=classes)
+
+        def logits(images: Tensor) -> Tensor:
+            return check_output(model(images), (len(images), classes))
+
+        return self._run(model, x, y.long(), logits, classes, bounded, generator=generator)
+
+    def trades(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        logits: Callable[[Tensor], Tensor],
+        benign_logits: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Move images to raise KL(softmax benign_logits || softmax logits(x')).
 
         Torchattacks' TPGD does that from beside the image. PGD is given the benign law as soft labels, whose
@@ -245,20 +281,31 @@ class InnerAttack:
             x: (B, C, H, W) in [0, 1].
             logits: (B, C, H, W) -> (B, classes).
             benign_logits: (B, classes), constant.
+            generator: as in ``joint``.
 
         Returns:
             (B, C, H, W), detached, in ball and box.
 
         Source: TRADES (arXiv 1901.08573), Algorithm 1.
         """
-        assert self.name in ("TPGD", "PGD"), self.name
-        law = benign_logits.detach().softmax(1)
-        asked_first = [benign_logits.detach()] if self.name == "TPGD" else []  # TPGD asks for the benign logits first
+        if self.name not in ("TPGD", "PGD"):
+            message = f"attack {self.name!r} does not raise the divergence of TRADES; allowed: TPGD, PGD"
+            raise UsageError(message, parameter="name", given=self.name, allowed=("TPGD", "PGD"))
+        check_images(x)
+        check_output(benign_logits, (len(x), None), "benign_logits")
+        self._check_values(x)
+        benign_logits = constant(benign_logits)
+        law = benign_logits.softmax(1)
+        asked_first = [benign_logits] if self.name == "TPGD" else []  # TPGD asks for the benign logits first
 
         def answer(images: Tensor) -> Tensor:
-            return asked_first.pop() if asked_first else logits(images)
+            return asked_first.pop() if asked_first else check_output(logits(images), tuple(law.shape), "logits")
 
-        return self._run(model, x, law, answer, classes=law.shape[1])
+        return self._run(model, x, law, answer, classes=law.shape[1], generator=generator)
+
+    def _check_values(self, x: Tensor, parameter: str = "x", y: Tensor | None = None, classes: int = 0) -> None:
+        if x.numel() and not (self.trusted and x.device.type != "cpu"):
+            check_values(x, parameter, y, classes)
 
     def _run(
         self,
@@ -268,38 +315,36 @@ class InnerAttack:
         logits: Callable[[Tensor], Tensor],
         classes: int,
         bounded: bool = True,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
-        x = x.detach()
-        threat = replace(self.threat, eps=self.threat.eps * self.scale)
-        with routed_norm.inference(model), randomness.private(_noise_seed(x.device), x.device), torch.enable_grad():
-            attack = self._class()(_Bridge(logits, x), **self._arguments(threat, classes))
+        if not x.numel():
+            return x.detach().clone()
+        check_autograd(model)
+        threat, seed = replace(self.threat, eps=self.threat.eps * self.scale), _noise_seed(generator)
+        with gradients(), routed_norm.inference(model), randomness.private(seed, x.device):
+            x, labels = constant(x).contiguous(), constant(labels)  # some classes use view()
+            attack = class_of(self.name)(_Bridge(logits, x), **self._arguments(threat, classes, seed))
             moved = attack(x, labels).detach()
-        # some classes leave the ball (CW, DeepFool), and some divide by a gradient that may be zero
-        moved = torch.where(moved.isfinite(), moved, x)
-        moved = threat.project(moved, x) if bounded else moved.clamp(0, 1)
-        if self.on_moved is not None:
-            self.on_moved((moved != x).flatten(1).any(1).float().mean())
+            # some classes leave the ball (CW, DeepFool), and some divide by a gradient that may be zero
+            moved = torch.where(moved.isfinite(), moved, x)
+            moved = threat.project(moved, x) if bounded else moved.clamp(0, 1)
+            if self.on_moved is not None:
+                self.on_moved((moved != x).flatten(1).any(1).float().mean())
         return moved
 
-    def _class(self) -> type:
-        import torchattacks
-
-        return getattr(torchattacks, self.name)
-
-    def _arguments(self, threat: ThreatModel, classes: int) -> dict[str, Any]:
-        steps = 1 if self.name in ("FGSM", "FFGSM") else self.steps
+    def _arguments(self, threat: ThreatModel, classes: int, seed: int = 0) -> dict[str, Any]:
+        given = next((self.kwargs[name] for name in STEPS if name in self.kwargs), self.steps)
+        steps = 1 if self.name in ("FGSM", "FFGSM") else given
         wanted = {
             "eps": threat.eps,
             "max_epsilon": threat.eps,
             "alpha": 1.25 * threat.eps / steps,
-            "steps": steps,
-            "num_iter_set": steps,
-            "nb_iter": steps,
-            "n_queries": steps,
+            **dict.fromkeys(STEPS, steps),
             "norm": threat.norm,
-            "n_classes": min(classes, 10),
+            "n_classes": min(classes, 10),  # nine targets at most, as AutoAttack has
+            "seed": seed,
         }
-        accepted = signature(self._class()).parameters
+        accepted = defaults(self.name)
         arguments = {k: v for k, v in wanted.items() if k in accepted} | self.kwargs
         if "alpha" in self.kwargs:
             arguments["alpha"] = self.kwargs["alpha"] * self.scale
@@ -321,20 +366,7 @@ class _Bridge(nn.Module):
         return self.logits(x)
 
 
-def _noise_seed(device: torch.device) -> int:
-    """A hash of the state of the global generators, which it leaves alone."""
-    state = torch.get_rng_state().numpy().tobytes()
-    if device.type == "cuda":
-        state += torch.cuda.get_rng_state(device).numpy().tobytes()
-    return zlib.crc32(state)
-
-
-def require_unit_range(images: Tensor, what: str = "images") -> None:
-    """Refuse images outside [0, 1]; torchattacks would clip them in silence.
-
-    Raises:
-        UsageError: with the range that was given.
-    """
-    low, high = images.min().item(), images.max().item()
-    if not (low >= 0 and high <= 1):
-        raise UsageError(f"{what} in [{low:.3g}, {high:.3g}]: allowed is [0, 1]; normalise inside the model")
+def _noise_seed(generator: torch.Generator | None) -> int:
+    """Draw a seed; from the global CPU generator for None."""
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))

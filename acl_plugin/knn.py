@@ -3,8 +3,9 @@
 import torch
 
 from acl_plugin.backbones import Encoder
-from acl_plugin.data import Images, stratified
+from acl_plugin.data import Images
 from acl_plugin.pseudo_labels import features_of
+from acl_plugin.subsets import stratified
 
 NEIGHBOURS = 20
 
@@ -14,7 +15,7 @@ def knn_accuracy(encoder: Encoder, images: Images, seed: int, route: str | None 
 
     Args:
         encoder: in eval mode.
-        images: of training; the first ``most`` of them are used.
+        images: of training; a subset of ``most`` that keeps the shares of the classes is used.
         seed: of the split, which is stratified.
         route: norm bank.
 
@@ -23,7 +24,7 @@ def knn_accuracy(encoder: Encoder, images: Images, seed: int, route: str | None 
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    images = images.first(most)
+    images = images.subset(most)
     asked = stratified(images.labels, 0.1, seed)
     features = torch.nn.functional.normalize(features_of(encoder, images, route), dim=1).numpy()
     labels, known = images.labels.numpy(), (~asked).numpy()

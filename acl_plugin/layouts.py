@@ -18,21 +18,24 @@ class Layout:
         papers: whose checkpoints they are.
         marks: patterns of keys; a file that has all of them has this layout.
         routes: names of the norm banks in the file's order, which calls bank N ``bn_list.N``.
-        normalisation: mean and std that the code applies, unless the file has them.
-        dropped: pattern of the keys that are no part of backbone or projector.
+        normalisation: mean and std that the code applies where the file does not have them; None where the authors'
+            network always stores them, so that nothing can be said of a file without.
+        dropped: pattern of the keys that are no part of backbone, projector or head.
         renamed: patterns and replacements, in turn, from the file's names to timm's.
         stem: of the network, unless the first convolution is that of large images.
         projector: its kind, and patterns and replacements from the file's names to its own.
+        head: name of the linear layer of a fine-tuned classifier.
     """
 
     papers: str
     marks: tuple[str, ...]
     routes: tuple[str, ...]
-    normalisation: Normalisation
-    dropped: str
+    normalisation: Normalisation | None
+    dropped: str | None
     renamed: Rules = ()
     stem: Literal["cifar", "cifar_padding_2", "native"] = "cifar"
     projector: tuple[str, Rules] | None = None
+    head: str | None = None
 
 
 _DOWNSAMPLE: Rules = ((r"downsample\.conv\.", "downsample.0."), (r"downsample\.bn\.", "downsample.1."))
@@ -40,14 +43,15 @@ _THREE_LAYER: tuple[str, Rules] = (
     "three_layer",
     tuple((rf"^fc\.{old}\.", f"{new}.") for old, new in zip("fc1 bn1 fc2 bn2 fc3 bn3".split(), "013467", strict=True)),
 )
-_HEAD = r"^fc\.(weight|bias)$"
+NORMALISATIONS = {"none": NONE, "cifar": CIFAR, "imagenet": IMAGENET}
+"""What may be said of a file that does not have its own."""
 
 LAYOUTS: dict[str, Layout] = {
     "momentum": Layout(
         "DynACL (whole checkpoint, of which the momentum encoder is taken)",
         (r"^encoder_q\.", r"^encoder_k\.", r"\.bn_list\.0\."),
         ("normal", "pgd"),
-        IMAGENET,
+        None,
         r"^encoder_q\.|^encoder_k\.fc\.(weight|bias)$",
         ((r"^encoder_k\.", ""), *_DOWNSAMPLE),
         projector=_THREE_LAYER,
@@ -65,32 +69,34 @@ LAYOUTS: dict[str, Layout] = {
         "ACL, ACL-AIR, DynACL-AIR, RCS, DynACL (momentum encoder alone), DynACL++ and AIR++ with two banks",
         (r"^bn1\.bn_list\.0\.",),
         ("normal", "pgd"),
-        IMAGENET,
-        _HEAD,
+        None,
+        None,
         _DOWNSAMPLE,
         projector=_THREE_LAYER,
+        head="fc",
     ),
     "adv_suffix": Layout(
         "ACL (early versions)",
         (r"^bn1_adv\.",),
         ("normal", "pgd"),
-        IMAGENET,
+        None,
         r"^fc\.",
         ((r"\b(bn\d?)\.", r"\1.bn_list.0."), (r"\b(bn\d?)_adv\.", r"\1.bn_list.1."), *_DOWNSAMPLE),
     ),
     "shortcut": Layout(
-        "RoCL, A-InfoNCE on RoCL",
+        "RoCL, A-InfoNCE on RoCL; fine-tuned AdvCL and A-InfoNCE, whose classifier lies beside the network",
         (r"\.shortcut\.0\.",),
         ("shared",),
         NONE,
-        r"^(linear|fc)\.",
+        r"^head_(proj|pred)\.",
         ((r"\.shortcut\.", ".downsample."),),
+        head="linear",
     ),
     "student": Layout(
-        "DeACL (of which the student is taken)",
+        "DeACL (of which the student is taken; its ResNet-18 stores a normalization, its ResNet-50 has none)",
         (r"^backbone\.", r"^momentum_backbone\."),
         ("shared",),
-        CIFAR,
+        NONE,
         r"^(?!backbone\.)|^backbone\.fc\.",
         ((r"^backbone\.", ""),),
         stem="cifar_padding_2",
@@ -99,8 +105,9 @@ LAYOUTS: dict[str, Layout] = {
         "DynACL++ and AIR++ with one bank, finetuned ACL, networks of torchvision and timm",
         (r"^conv1\.weight$", r"^layer4\.1\.bn2\.weight$"),
         ("shared",),
-        IMAGENET,
-        _HEAD,
+        None,
+        None,
+        head="fc",
     ),
 }
 """Layouts by name, in the order in which they are tried."""

@@ -1,10 +1,11 @@
-"""One process at a time in a run folder."""
+"""Allow one process at a time in a run folder, and one thread at a time in a process."""
 
 import contextlib
 import fcntl
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Concatenate, ParamSpec, TypeVar
@@ -15,19 +16,45 @@ from acl_plugin.run_dir import RunDir
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_HELD: set[Path] = set()  # by this process, whose stages may be nested
+_HELD: set[Path] = set()  # by the thread that is at work, whose stages may be nested
+_AT_WORK = threading.RLock()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Keep other threads of this process out: they share torch's random numbers, and signals go to one of them.
+
+    Raises:
+        UsageError: when another thread is inside.
+    """
+    if not _AT_WORK.acquire(blocking=False):
+        raise UsageError(
+            "another thread of this process is training or evaluating, and both would draw the same random numbers: "
+            "wait for it, or start another process",
+            parameter="run", given=threading.current_thread().name, allowed="one thread at a time",
+        )  # fmt: skip
+    try:
+        yield
+    finally:
+        _AT_WORK.release()
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process works in ``folder``; one that is not there is not locked.
+    """Keep other processes out of ``folder``, and other threads as ``alone``; a folder that is missing is not locked.
 
     The lock is the kernel's, and ends with the process, however it ends. The file ``.lock`` tells whose it is.
     Processes that a launcher started beside the first one (``RANK`` or ``LOCAL_RANK`` above 0) leave it to that one.
 
     Raises:
-        UsageError: naming the process that works in the folder.
+        UsageError: naming the process that works in the folder, or when another thread is at work.
     """
+    with alone(), _locked(folder):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     path = folder.resolve() / ".lock"
     beside = any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     if path in _HELD or beside or not folder.is_dir():
@@ -39,7 +66,10 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(f"process {owner} works in {folder}; wait for it, or choose another folder") from error
+            raise UsageError(
+                f"process {owner} works in {folder}; wait for it, or choose another folder",
+                parameter="run", given=str(folder), allowed="a folder in which no other process works",
+            ) from error  # fmt: skip
         if owner:
             print(f"{folder}: the lock of process {owner}, which has ended, is taken over", file=sys.stderr)
         _write(file, str(os.getpid()))

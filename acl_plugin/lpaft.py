@@ -58,7 +58,8 @@ def finetune(
     at_image = released and c.probe_protocol == "dynacl++"
     attack = attack_of(threat, "PGD", random_start=False) if at_image else attack_of(threat, "TPGD")
     clusters = CLUSTERS_OF_DYNACL if c.probe_protocol == "dynacl++" else len(data.classes)
-    benign, encoder = load_encoder(run.path, benign=True).to(device), load_encoder(run.path)
+    benign, encoder = load_encoder(run.path, benign=True), load_encoder(run.path)
+    benign = benign.to(device).to(memory_format=torch.channels_last)
     features = pseudo_labels.features_of(benign, data.train)
     labels = pseudo_labels.cluster(features, clusters, mixed_seed(c.seed, CLUSTERS))
     images = replace(data.train, labels=labels)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from acl_plugin.acceleration import memory
+from acl_plugin.autograd_scope import gradients
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import require_unit_range
 
@@ -26,27 +27,34 @@ def check_classifier(model: nn.Module, images: Tensor) -> None:
     """
     trains = [name or type(m).__name__ for name, m in model.named_modules() if m.training]
     if trains:
-        raise UsageError(f"the model is in training mode ({', '.join(trains[:3])}); call eval() on all of it")
+        message = f"the model is in training mode ({', '.join(trains[:3])}); call eval() on all of it"
+        raise UsageError(message, parameter="model", given=trains, allowed="eval mode")
     require_unit_range(images, "test images")
+    if not len(images):
+        raise UsageError("no test images to attack", parameter="images", given=0, allowed="one or more")
     logits = model(images)
-    if logits.dim() != 2 or len(logits) != len(images) or logits.shape[1] < 2:
-        raise UsageError(
-            f"the model gives {tuple(logits.shape)} for {len(images)} images: allowed are (B, classes) logits"
-        )
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images) or logits.shape[1] < 2:
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise _unsound(f"the model gives {given} for {len(images)} images: allowed are (B, classes) logits", given)
     if not logits.isfinite().all():
-        raise UsageError("the model gives logits that are not finite")
+        raise _unsound("the model gives logits that are not finite")
     if logits.min() >= 0 and (logits.sum(1) - 1).abs().max() < 1e-4:
-        raise UsageError("the model gives probabilities; AutoAttack needs logits, so leave the softmax out")
+        raise _unsound("the model gives probabilities; AutoAttack needs logits, so leave the softmax out")
     allowed = 1e-3 * max(1.0, logits.abs().max().item())
     if (model(images) - logits).abs().max() > allowed:
-        raise UsageError("the model gives other logits for the same images: randomised models are not evaluated here")
+        raise _unsound("the model gives other logits for the same images: randomized models are not evaluated here")
     alone = torch.cat([model(image[None]) for image in images[:8]])
     difference = (alone - logits[: len(alone)]).abs().max().item()
     if difference > allowed:
-        raise UsageError(
+        raise _unsound(
             f"the logits of an image depend on the other images of its batch (by {difference:.3g}); is a norm layer "
-            f"using batch statistics?"
+            f"using batch statistics?",
+            difference,
         )
+
+
+def _unsound(message: str, given: object = None) -> UsageError:
+    return UsageError(message, parameter="model", given=given, allowed="finite logits, a function of each image alone")
 
 
 def largest_batch(model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> int:
@@ -66,7 +74,6 @@ def largest_batch(model: nn.Module, shape: tuple[int, int, int], device: torch.d
         kept += tensor.numel() * tensor.element_size()
         return tensor
 
-    x = torch.zeros(2, *shape, device=device, requires_grad=True)
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        model(x)
+    with gradients(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        model(torch.zeros(2, *shape, device=device, requires_grad=True))
     return int(max(1, min(MOST, memory(device) / 4 / max(1, kept / 2))))

@@ -12,14 +12,21 @@ A bare loop is enough::
             optimizer.step()
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from acl_plugin.backbones import Encoder
+from acl_plugin.data import Images
 from acl_plugin.errors import UsageError, unknown
-from acl_plugin.inner_attack import InnerAttack
+from acl_plugin.inner_attack import ALL_VIEWS, InnerAttack
+from acl_plugin.projectors import PROJECTORS
+
+RANDOM_VIEWS = ("a", "b", "weak")
+"""Fields of ``Views`` that are drawn anew for each batch."""
 
 
 class Views:
@@ -57,8 +64,9 @@ class Views:
             raise AttributeError(name)
         raise UsageError(
             f"the objective uses {name!r} of Views, which was not given: pass Views({name}=...); the trainer gives "
-            f"images and rows, and those of a, b and weak that the objective's `needs` names"
-        )
+            f"images and rows, and those of a, b and weak that the objective's attribute needs names",
+            parameter=name, given=None, allowed="a tensor of the batch",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,26 @@ class Objective(nn.Module):
         require_positive(temperature=temperature)
         self.temperature = temperature
 
+    def check_contract(self) -> None:
+        """Refuse attributes that no trainer could use; called on what ``create_objective`` made.
+
+        Raises:
+            UsageError: naming the attribute, its value and the values allowed.
+        """
+        names = isinstance(self.routes, tuple) and all(isinstance(route, str) and route for route in self.routes)
+        if not names or not self.routes or len(set(self.routes)) < len(self.routes):
+            raise _refused("routes", self.routes, "a tuple of one name or more, each once")
+        if not isinstance(self.needs, tuple) or not set(self.needs) <= set(RANDOM_VIEWS):
+            raise _refused("needs", self.needs, f"a tuple of views among {', '.join(RANDOM_VIEWS)}")
+        if self.attack_view not in (None, *ALL_VIEWS):
+            raise _refused("attack_view", self.attack_view, f"None, {', '.join(ALL_VIEWS)}")
+        if self.projector not in PROJECTORS:
+            raise _refused("projector", self.projector, ", ".join(PROJECTORS))
+        if not isinstance(self.cost, Cost | None):
+            raise _refused("cost", self.cost, "None or an acl_plugin.Cost")
+        require_share(strength=self.strength)
+        require_positive(temperature=getattr(self, "temperature", None))
+
     def setup(self, model: Encoder) -> None:
         """Build what depends on the encoder; called once, before the optimiser is."""
 
@@ -153,8 +181,8 @@ class Objective(nn.Module):
         """What the trainer's optimiser updates, as torch.optim takes it."""
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
-    def check_rows(self, rows: Tensor) -> None:
-        """Refuse training images, named by their rows in the data set, that the objective cannot be trained on.
+    def check_images(self, images: Images) -> None:
+        """Refuse training images that the objective cannot be trained on.
 
         Raises:
             UsageError: naming what is missing.
@@ -168,7 +196,7 @@ class Objective(nn.Module):
         return model
 
 
-def require_one_of(allowed: tuple[str, ...], **settings: str) -> None:
+def require_one_of(allowed: tuple[str, ...], **settings: Any) -> None:
     """Refuse settings that are none of ``allowed``.
 
     Raises:
@@ -176,37 +204,43 @@ def require_one_of(allowed: tuple[str, ...], **settings: str) -> None:
     """
     for name, value in settings.items():
         if value not in allowed:
-            raise unknown(name, str(value), allowed)
+            error = unknown(name, str(value), allowed)
+            error.given = value
+            raise error
 
 
-def require_positive(**settings: float) -> None:
+def require_positive(**settings: Any) -> None:
     """Refuse settings that are not above 0.
 
     Raises:
         UsageError: naming the setting.
     """
-    for name, value in settings.items():
-        if not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise UsageError(f"{name} {value!r}: allowed is a number above 0")
+    _require("a number above 0", lambda value: 0 < value < math.inf, settings)
 
 
-def require_not_negative(**settings: float) -> None:
+def require_not_negative(**settings: Any) -> None:
     """Refuse settings below 0.
 
     Raises:
         UsageError: naming the setting.
     """
-    for name, value in settings.items():
-        if not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise UsageError(f"{name} {value!r}: allowed is a number from 0")
+    _require("a number from 0", lambda value: 0 <= value < math.inf, settings)
 
 
-def require_share(**settings: float) -> None:
+def require_share(**settings: Any) -> None:
     """Refuse settings outside [0, 1].
 
     Raises:
         UsageError: naming the setting.
     """
+    _require("a share from 0 to 1", lambda value: 0 <= value <= 1, settings)
+
+
+def _require(allowed: str, right: Callable[[float], bool], settings: dict[str, Any]) -> None:
     for name, value in settings.items():
-        if not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise UsageError(f"{name} {value!r}: allowed is a share from 0 to 1")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not right(value):
+            raise _refused(name, value, allowed)
+
+
+def _refused(name: str, value: Any, allowed: str) -> UsageError:
+    return UsageError(f"{name} {value!r}: allowed is {allowed}", parameter=name, given=value, allowed=allowed)

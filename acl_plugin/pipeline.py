@@ -1,35 +1,57 @@
 """The whole job: pretrain, probe, evaluate, export. Each stage that is done already is skipped."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from acl_plugin.acceleration import training_device
 from acl_plugin.config import RunConfig
+from acl_plugin.distributed import require_script
 from acl_plugin.evaluate import evaluate
 from acl_plugin.leaderboard import export
+from acl_plugin.lock import alone
 from acl_plugin.probe import probe
+from acl_plugin.run_dir import RunDir
 from acl_plugin.trainer import pretrain
 
 
-def run(config: RunConfig, out: Path, device: torch.device | str = "cpu", **trainer_options: Any) -> dict[str, Any]:
+def run(
+    config: RunConfig, out: Path, device: torch.device | str | None = None, **trainer_options: Any
+) -> dict[str, Any]:
     """Do the whole job of ``config`` in the folder ``out``, or what is left of it.
+
+    A result that cannot be exported, such as one on fewer than four classes, is returned all the same; one line on
+    stderr says why.
 
     Args:
         config: see ``acl_plugin.config.preset``.
         out: run folder, new or of the same configuration.
-        device: for probe and evaluation; pretraining takes ``config.accelerator``.
+        device: for probe and evaluation; None for that of ``config.accelerator``, as pretraining takes.
         trainer_options: see ``acl_plugin.trainer.pretrain``.
 
     Returns:
         The contents of ``evaluation.json``.
 
     Raises:
-        UsageError, TrainingStopped: as the stages do.
+        UsageError, TrainingStopped: as the stages do; nothing follows a pretraining that is not finished.
     """
-    folder = pretrain(config, out, **trainer_options)
-    if not (folder.classifier.is_file() and folder.probe.is_file()):
-        probe(folder, config, torch.device(device))
-    result = evaluate(folder, config, torch.device(device))
-    export(folder, config)
+    require_script(config.devices, guarded=True)
+    place = training_device(config) if device is None else torch.device(device)
+    with alone():
+        folder = pretrain(config, out, **trainer_options)
+        if not (folder.classifier.is_file() and folder.probe.is_file()):
+            probe(folder, config, place)
+        result = evaluate(folder, config, place)
+        _export(folder, config)
     return result
+
+
+def _export(folder: RunDir, config: RunConfig) -> None:
+    """Export, which is optional: whatever goes wrong there does not hide the result."""
+    try:
+        export(folder, config)
+    except Exception as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        print(f"{folder.path}: the export is skipped: {told}", file=sys.stderr)

@@ -21,7 +21,7 @@ from acl_plugin import data as datasets
 from acl_plugin import lpaft, randomness, routed_norm, semi_supervised
 from acl_plugin.backbones import Classifier
 from acl_plugin.config import WHERE_AND_HOW, ProbeConfig, RunConfig, to_dict
-from acl_plugin.data import DataSet, Images, stratified
+from acl_plugin.data import DataSet, Images
 from acl_plugin.errors import UsageError
 from acl_plugin.full_finetune import adversarial_loss, attack_of, set_banks, trades_loss
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
@@ -31,6 +31,7 @@ from acl_plugin.probe_checkpoints import ProbeCheckpoints
 from acl_plugin.randomness import HOLDOUT, PROBE, mixed_seed
 from acl_plugin.run_dir import RunDir, load_encoder, write_json, write_model
 from acl_plugin.sgd import Step, descend, probe_schedule
+from acl_plugin.subsets import stratified
 
 
 @exclusive
@@ -48,10 +49,12 @@ def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
         raise UsageError(f"--probe-protocol {config.probe_protocol}: allowed are {', '.join(PROTOCOLS)}")
     encoder = load_encoder(run.path)
     data = datasets.load(config)
+    run.check_images(data)
+    fingerprint = data.train.fingerprint(data.classes).to_dict()
     settings = {k: v for k, v in to_dict(config).items() if k not in WHERE_AND_HOW}
     banks = [path for path in (run.encoder, run.benign_encoder) if path.is_file()]
     encoders = [hashlib.sha256(path.read_bytes()).hexdigest() for path in banks]
-    checkpoints = ProbeCheckpoints(run.probing, settings | {"encoders": encoders})
+    checkpoints = ProbeCheckpoints(run.probing, settings | {"encoders": encoders, "images": fingerprint})
     train, held_out = split(data.train, config.probe_holdout, config.seed)
     with randomness.private(mixed_seed(config.seed, PROBE), device):
         model = Classifier(replace(encoder.spec, classes=data.classes)).to(device)
@@ -62,7 +65,14 @@ def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
     accuracy = (predictions(model.eval(), train) == train.labels).double().mean().item()
     write_model(run.classifier, model.spec, {k: v.cpu() for k, v in model.state_dict().items()})
     options = {f.name: getattr(config, f.name) for f in fields(ProbeConfig)}
-    result = {"protocol": config.probe_protocol, **options, "seed": config.seed, "n": len(train), **record}
+    result = {
+        "protocol": config.probe_protocol,
+        **options,
+        "seed": config.seed,
+        "n": len(train),
+        "images": fingerprint,
+        **record,
+    }
     write_json(run.probe, {**result, "train_accuracy": accuracy, "seconds": round(checkpoints.seconds(), 1)})
     checkpoints.clear()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from acl_plugin.backbones import Encoder
 from acl_plugin.data import Images, batched
 from acl_plugin.errors import UsageError
+from acl_plugin.paths import user_path
 from acl_plugin.run_dir import write_atomic
 
 PUBLISHED_SIZES = (2, 10, 50, 100, 500)
@@ -26,12 +27,16 @@ class PseudoLabels(nn.Module):
         rows: (N,) rows of the data set that have labels.
         labels: by number of clusters, (N,) each.
         provenance: where they are from.
+        hashes: (N,) what each image is, see ``data.Images``; None where that is not known.
     """
 
     table: Tensor
 
-    def __init__(self, rows: Tensor, labels: dict[int, Tensor], provenance: dict[str, Any]) -> None:
+    def __init__(
+        self, rows: Tensor, labels: dict[int, Tensor], provenance: dict[str, Any], hashes: Tensor | None = None
+    ) -> None:
         super().__init__()
+        self.hashes = None if hashes is None else dict(zip(rows.tolist(), hashes.tolist(), strict=True))
         self.sizes, self.provenance = sorted(labels), provenance
         table = torch.full((len(labels), int(rows.max()) + 1), -1, dtype=torch.int64)
         for number, size in enumerate(self.sizes):
@@ -42,30 +47,44 @@ class PseudoLabels(nn.Module):
         """(B,) rows -> (number of clusterings, B) labels, in the order of ``sizes``."""
         return self.table[:, rows.to(self.table.device)]
 
-    def check_rows(self, rows: Tensor) -> None:
-        """Refuse rows without labels.
+    def check_images(self, images: Images) -> None:
+        """Refuse images that have no label, or whose row had another image when the labels were made.
 
         Raises:
             UsageError: with their number.
         """
+        rows, made_of = images.rows, f"{self.provenance.get('n')} images of {self.provenance.get('data')}"
+        remedy = "make them of the same images with acl-plugin pseudo-labels"
         known = rows < self.table.shape[1]
         known &= self.table[0, rows.clamp_max(self.table.shape[1] - 1)].cpu() >= 0
         if not known.all():
             raise UsageError(
-                f"{int((~known).sum())} of {len(rows)} training images have no pseudo-labels, which are of "
-                f"{self.provenance.get('n')} images of {self.provenance.get('data')}; make them of the same images"
-            )
+                f"{int((~known).sum())} of {len(rows)} training images have no pseudo-labels, which are of {made_of}; "
+                f"{remedy}",
+                parameter="pseudo_labels", given=len(rows), allowed=made_of,
+            )  # fmt: skip
+        if self.hashes is not None:
+            pairs = zip(rows.tolist(), images.hashes.tolist(), strict=True)
+            other = sum(self.hashes[row] != value for row, value in pairs)
+            if other:
+                raise UsageError(
+                    f"{other} of {len(rows)} training images are not those that the pseudo-labels were made of "
+                    f"({made_of}); {remedy}",
+                    parameter="pseudo_labels", given=len(rows), allowed=made_of,
+                )  # fmt: skip
 
-    def write(self, path: Path) -> None:
-        """As an npz file: ``rows``, ``labels_K`` for each number K of clusters, and ``provenance`` as JSON."""
+    def write(self, path: Path | str) -> None:
+        """Write an npz file: ``rows``, ``hashes``, ``labels_K`` by number K of clusters, and ``provenance``."""
         import numpy as np
 
         rows = (self.table[0] >= 0).nonzero().squeeze(1)
         arrays: dict[str, Any] = {f"labels_{k}": self.table[i, rows].numpy() for i, k in enumerate(self.sizes)}
+        if self.hashes is not None:
+            arrays["hashes"] = np.array([self.hashes[row] for row in rows.tolist()], dtype=np.int64)
         buffer = io.BytesIO()
         np.savez(buffer, rows=rows.numpy(), provenance=np.array(json.dumps(self.provenance)), **arrays)
         try:
-            write_atomic(path, buffer.getvalue())
+            write_atomic(user_path(path), buffer.getvalue())
         except OSError as error:
             raise UsageError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -78,18 +97,20 @@ class PseudoLabels(nn.Module):
         """
         import numpy as np
 
-        if not Path(path).is_file():
+        path = user_path(path, "pseudo_labels")
+        if not path.is_file():
             raise UsageError(f"{path}: no such file; make it with acl-plugin pseudo-labels RUN --out {path}")
         try:
             with np.load(path, allow_pickle=False) as file:
                 rows = torch.from_numpy(file["rows"])
                 names = [name for name in file.files if name.startswith("labels_")]
                 labels = {int(name.removeprefix("labels_")): torch.from_numpy(file[name]) for name in names}
+                hashes = torch.from_numpy(file["hashes"]) if "hashes" in file.files else None
                 provenance = json.loads(str(file["provenance"]))
             fits = all(y.shape == rows.shape and y.min() >= 0 and y.max() < size for size, y in labels.items())
             if not labels or not fits or rows.min() < 0:
                 raise ValueError("labels and rows do not fit together")
-            return cls(rows, labels, provenance)
+            return cls(rows, labels, provenance, hashes)
         except Exception as error:  # zip, numpy and json raise all kinds
             raise UsageError(f"{path} is damaged or no file of pseudo-labels: {error}") from error
 
@@ -156,7 +177,7 @@ def make(encoder: Encoder, images: Images, sizes: Sequence[int], seed: int, prov
     features = features_of(encoder, images)
     labels = {size: cluster(features, size, seed) for size in sizes}
     kept = {**provenance, "seed": seed, "n": len(images), "scikit-learn": sklearn.__version__}
-    return PseudoLabels(images.rows, labels, kept)
+    return PseudoLabels(images.rows, labels, kept, images.hashes)
 
 
 def features_of(encoder: Encoder, images: Images, route: str | None = None, batch_size: int = 500) -> Tensor:

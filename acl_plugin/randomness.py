@@ -1,5 +1,6 @@
 """Seeds, and random states that leave the global one alone."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,13 +37,28 @@ def mixed_seed(*numbers: int) -> int:
     return seed >> 1
 
 
+_GENERATORS = threading.RLock()  # all threads share torch's global generators
+
+
 @contextmanager
 def private(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Inside, torch's global generators (CPU, and ``device``) start from ``seed``; afterwards they are as before."""
-    device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+    """Start torch's global generators from ``seed``; afterwards they are as before.
+
+    So are those of all CUDA devices, as torch.manual_seed seeds every one of them, also ahead of their first use. Other
+    threads that call this wait until the first one is out, as all threads share these generators.
+    """
+    with _GENERATORS:
+        begun, before = torch.cuda.is_initialized(), torch.initial_seed()
+        mps = torch.mps.get_rng_state() if torch.device(device).type == "mps" else None
+        try:
+            with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if begun else []):
+                torch.manual_seed(seed)
+                yield
+        finally:
+            if not begun:
+                torch.cuda.manual_seed_all(before)
+            if mps is not None:
+                torch.mps.set_rng_state(mps)
 
 
 def state(device: torch.device) -> list[Tensor]:

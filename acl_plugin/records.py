@@ -19,9 +19,15 @@ AUDITED = {
     "run": str, "epochs": int, "encoder_sha256": str, "terms": dict.fromkeys(COLUMNS, NUMBER), "bounds": [BOUND, 5],
 }  # fmt: skip
 CORRELATION = {"rho": NUMBER, "low": NUMBER, "high": NUMBER, "n": COUNT}
-ATTACKED = {"accuracy": SHARE, "norm": str, "eps": NUMBER, "of_threat_model": bool, "median_norm": (NUMBER, None)}
+ATTACKED = {
+    "accuracy": SHARE, "norm": str, "eps": NUMBER, "of_threat_model": bool, "median_norm": (NUMBER, None),
+    "steps?": COUNT, "restarts?": COUNT, "step_size?": (NUMBER, None), "success?": (SHARE, None),
+    "kwargs?": {str: NUMBER},
+}  # fmt: skip
+IMAGES = {"n": COUNT, "size": [int, 3], "classes": [str, 1], "pixels": str, "labels": str, "content": str}
 OF_WHAT = {
-    "dataset": frozenset(PRESETS), "threat_model": frozenset(("Linf", "L2")), "eps": NUMBER, "n": COUNT, "seed": int,
+    "images": IMAGES, "dataset": frozenset(PRESETS), "threat_model": frozenset(("Linf", "L2")),
+    "eps": NUMBER, "n": COUNT, "seed": int,
 }  # fmt: skip
 KEY = OF_WHAT | {"version": str, "weights_sha256": str}
 
@@ -34,11 +40,12 @@ SHAPES: dict[str, Any] = {
     | {"clean_accuracy": SHARE, "robust_accuracy": SHARE, "cumulative_accuracy": {str: SHARE}, "flags": [str]},
     "suite.json": OF_WHAT
     | {
-        "clean_accuracy": SHARE, "worst_case": SHARE, "rows": {str: ATTACKED},
+        "complete": bool, "weights_sha256": str, "clean_accuracy": SHARE, "worst_case": SHARE,
+        "rows": {str: ATTACKED}, "left_out?": {str: str},
         "curve": [{"eps": NUMBER, "accuracy": SHARE}],
     },
     "corruptions.json": {"mean": SHARE, "accuracy": {str: [SHARE]}},
-    "audit.json": {"rows": [AUDITED, 1], "correlation": {str: (CORRELATION, None)}},
+    "audit.json": {"complete": bool, "rows": [AUDITED, 1], "correlation": {str: (CORRELATION, None)}},
 }  # fmt: skip
 """By name: a dict gives the keys that must be there, or may be (``?``); ``{str: S}`` is any dict of S, ``[S]`` a list
 of S and ``[S, n]`` one of n or more, a set the names allowed, and a tuple alternatives."""
@@ -55,7 +62,7 @@ def read_record(path: Path) -> dict[str, Any]:
     values = read_json(path)
     wrong = _fault("it", values, CHUNK if path.parent.name == "evaluation_chunks" else SHAPES[path.name])
     if wrong:
-        raise UsageError(f"{path} is damaged ({wrong}); delete it, and repeat the command that wrote it")
+        raise _damaged(path, wrong, "delete it, and repeat the command that wrote it")
     return dict(values)
 
 
@@ -69,10 +76,15 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
         with path.open(newline="") as file:
             rows = [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file, strict=True)]
     except (ValueError, TypeError, csv.Error) as error:
-        raise UsageError(f"{path} is damaged ({error}); delete it") from error
+        raise _damaged(path, str(error), "delete it") from error
     if not rows or any(row.get("epoch") is None for row in rows):
-        raise UsageError(f"{path} is damaged (no column 'epoch'); delete it")
+        raise _damaged(path, "no column 'epoch'", "delete it")
     return rows
+
+
+def _damaged(path: Path, wrong: str, hint: str) -> UsageError:
+    message = f"{path} is damaged ({wrong}); {hint}"
+    return UsageError(message, parameter="run", given=str(path), allowed=f"a whole {path.name}")
 
 
 def _fault(name: str, value: Any, shape: Any) -> str | None:

@@ -8,7 +8,7 @@ import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,9 +17,11 @@ from acl_plugin import data as datasets
 from acl_plugin import figures, randomness, tables
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
+from acl_plugin.paths import user_path
 from acl_plugin.randomness import REPORT, mixed_seed
 from acl_plugin.records import read_metrics, read_record
-from acl_plugin.run_dir import RunDir, load_classifier, write_atomic
+from acl_plugin.run_dir import RunDir, load_classifier, weights_hash, write_atomic
+from acl_plugin.subsets import subset_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,7 +65,7 @@ def report(runs: Sequence[RunDir], out: Path) -> None:
         + "\n".join(body)
         + "\n</body></html>\n"
     )
-    write_atomic(out, text.encode())
+    write_atomic(user_path(out, "out"), text.encode())
 
 
 class _Run:
@@ -73,16 +75,30 @@ class _Run:
         self.run, self.config, self.name = run, run.read_config(), str(run.path)
         self.evaluation = read_record(run.evaluation) if run.evaluation.is_file() else None
         self.suite = read_record(run.suite) if run.suite.is_file() else None
+        there = run.classifier.is_file() and (self.evaluation or self.suite)
+        self.classifier = weights_hash(load_classifier(run.path)) if there else None
+
+    def stale(self, record: dict[str, Any], what: str) -> list[str]:
+        """Return a warning where ``record`` is about another classifier than the run has now, or other images."""
+        lines = []
+        if self.classifier is not None and record["weights_sha256"] != self.classifier:
+            lines.append(f"{what} is of an earlier classifier of this run.")
+        if self.evaluation is not None and record["images"] != self.evaluation["images"]:
+            lines.append(f"{what} was measured on other images than AutoAttack.")
+        return [f"<p class=missing>{line}</p>" for line in lines]
 
     def summary(self) -> list[str]:
         c, e = self.config, self.evaluation
         told = f"{c.objective} on {c.data}, {c.backbone}, {c.epochs} epochs, {c.norm} eps {c.eps}, seed {c.seed}"
         lines = [f"<p>{html.escape(told)}.</p>"]
+        if not self.run.encoder.is_file():
+            lines.append(_missing(f"acl-plugin pretrain --out {self.run.path} ...", "Unfinished: to resume it, repeat"))
         if e is None:
             return [*lines, _missing(f"acl-plugin evaluate {self.run.path}")]
         rows = [("clean", e["clean_accuracy"]), ("AutoAttack", e["robust_accuracy"])]
         values = [[name, f"{100 * v:.2f} %", "{:.1f} to {:.1f} %".format(*interval(v, e["n"]))] for name, v in rows]
         lines += _table(["", f"accuracy on {e['n']} test images", "95 % interval"], values)
+        lines += self.stale(e, "The evaluation")
         return lines + [f"<p class=missing>{html.escape(flag)}</p>" for flag in e["flags"]]
 
     def attacks(self) -> list[str]:
@@ -91,30 +107,38 @@ class _Run:
             lines += _figure(figures.accuracies(*_steps([self])), "Accuracy after each attack of AutoAttack")
         if self.suite is None:
             return [*lines, _missing(f"acl-plugin evaluate {self.run.path} --suite standard")]
-        lines += _figure(figures.accuracy_by_eps({self.name: self.suite["curve"]}), "Accuracy against eps")
+        if not self.suite["complete"]:
+            lines.append(
+                _missing(f"acl-plugin evaluate {self.run.path} --suite standard", "Partial: to finish it, run")
+            )
+        lines += self.stale(self.suite, "The suite of attacks")
+        if self.suite["curve"]:
+            lines += _figure(figures.accuracy_by_eps({self.name: self.suite["curve"]}), "Accuracy against eps")
         return [*lines, *_text(tables.suite(self.suite))]
 
     def pictures(self) -> list[str]:
-        """The first test images under PGD-20, and the features of some more."""
+        """Return some test images under PGD-20, and the features of more."""
         lines = ["<h2>Images and features</h2>"]
         if not self.run.classifier.is_file():
             return [*lines, _missing(f"acl-plugin probe {self.run.path}")]
+        model = load_classifier(self.run.path)
+        classes = model.spec.classes
         try:
-            data = datasets.load(self.config)
+            images = datasets.load(self.config).test_for(classes, self.config.class_map).subset(MAPPED)
         except UsageError as error:
             return [*lines, f"<p class=missing>{html.escape(str(error))}</p>"]
-        model, images = load_classifier(self.run.path), data.test.first(MAPPED)
         threat, x = ThreatModel.parse(self.config.norm, self.config.eps), images.floats()
         with randomness.private(mixed_seed(self.config.seed, REPORT)):
             moved = InnerAttack(threat, threat.pgd, 20).classifier(model, x, images.labels)
         with torch.no_grad():
             f, f_adv = model.features(x), model.features(moved)
             before, after = model.head(f).argmax(1), model.head(f_adv).argmax(1)
+        shown = subset_rows(images.labels, SHOWN)
         told = [
-            (f"{data.classes[y]}: {data.classes[b]}", data.classes[a])
-            for y, b, a in zip(images.labels[:SHOWN], before, after, strict=False)
+            (f"{classes[y]}: {classes[b]}", classes[a])
+            for y, b, a in zip(images.labels[shown], before[shown], after[shown], strict=True)
         ]
-        grid = figures.image_grid(x[:SHOWN], moved[:SHOWN], told, threat.eps if threat.norm == "Linf" else 0.1)
+        grid = figures.image_grid(x[shown], moved[shown], told, threat.eps if threat.norm == "Linf" else 0.1)
         axes = torch.linalg.svd(torch.cat([f, f_adv]) - f.mean(0), full_matrices=False).Vh[:2].T
         flat, flat_adv = ((z - f.mean(0)) @ axes for z in (f, f_adv))
         caption = (
@@ -122,7 +146,7 @@ class _Run:
         )
         lines += _figure(grid, caption)
         return lines + _figure(
-            figures.feature_map(flat, flat_adv, images.labels, data.classes), f"Features of {len(images)} test images"
+            figures.feature_map(flat, flat_adv, images.labels, classes), f"Features of {len(images)} test images"
         )
 
     def audit(self) -> list[str]:
@@ -130,6 +154,8 @@ class _Run:
         if not self.run.audit.is_file():
             return [*lines, _missing(f"acl-plugin audit {self.run.path} --checkpoints all")]
         found = read_record(self.run.audit)
+        if not found["complete"]:
+            lines.append(_missing(f"acl-plugin audit {self.run.path} --checkpoints all", "Partial: to finish it, run"))
         lines += _figure(
             figures.audit(found), "Both sides of each bound on the robust loss; estimates are no certificates"
         )
@@ -172,7 +198,7 @@ def interval(share: float, n: int) -> tuple[float, float]:
 
 
 def _comparison(pages: Sequence[_Run]) -> list[str]:
-    head = ["run", "objective", "backbone", "clean", "AutoAttack", "95 % interval", "test images"]
+    head = ["run", "data", "threat", "objective", "backbone", "clean", "AutoAttack", "95 % interval", "test images"]
     rows = []
     for page in pages:
         c, e = page.config, page.evaluation
@@ -180,12 +206,16 @@ def _comparison(pages: Sequence[_Run]) -> list[str]:
         if e is not None:
             within = "{:.1f} to {:.1f} %".format(*interval(e["robust_accuracy"], e["n"]))
             cells = [f"{100 * e['clean_accuracy']:.2f} %", f"{100 * e['robust_accuracy']:.2f} %", within, str(e["n"])]
-        rows.append([page.name, c.objective, c.backbone, *cells])
+        threat = f"{c.norm} {c.eps}" if e is None else f"{e['threat_model']} {e['eps']:.4g}"
+        rows.append([page.name, c.data, threat, c.objective, c.backbone, *cells])
     lines = _table(head, rows)
+    told = [(e["images"], e["threat_model"], e["eps"]) for page in pages if (e := page.evaluation) is not None]
+    if any(each != told[0] for each in told):
+        lines.append("<p class=missing>These runs were evaluated on different images or threat models.</p>")
     evaluated = [page for page in pages if page.evaluation is not None]
     if evaluated:
         lines += _figure(figures.accuracies(*_steps(evaluated)), "Accuracy after each attack of AutoAttack")
-    curves = {page.name: page.suite["curve"] for page in pages if page.suite is not None}
+    curves = {page.name: page.suite["curve"] for page in pages if page.suite is not None and page.suite["curve"]}
     return lines + (_figure(figures.accuracy_by_eps(curves), "Accuracy against eps") if curves else [])
 
 
@@ -215,5 +245,5 @@ def _text(lines: Sequence[str]) -> list[str]:
     return ["<pre>" + html.escape("\n".join(lines)) + "</pre>"]
 
 
-def _missing(command: str) -> str:
-    return f"<p class=missing>Not measured yet: <code>{html.escape(command)}</code></p>"
+def _missing(command: str, why: str = "Not measured yet:") -> str:
+    return f"<p class=missing>{why} <code>{html.escape(command)}</code></p>"

@@ -14,6 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from acl_plugin.errors import unknown
 
+_DECLARED = "norm_banks"
+"""Attribute of a network that was given routes."""
+
 
 class _Route:
     """The name of the bank in use, shared by all routed layers of one network."""
@@ -34,22 +37,34 @@ class RoutedNorm(nn.Module):
         return self.banks[self.current.name](x)
 
 
-def add_routes(network: nn.Module, routes: Sequence[str]) -> nn.Module:
+def add_routes(network: nn.Module, routes: Sequence[str], shared: bool = False) -> nn.Module:
     """Give every BatchNorm layer of ``network`` one bank per route, in place; the first route is in use.
 
-    A network without BatchNorm, or with a single route, stays as it is: it has one bank for all routes.
+    A network without BatchNorm, or with a single route, keeps one bank for all routes. It takes no other route either.
+
+    Args:
+        network: any.
+        routes: names of the banks, one or more.
+        shared: keep one bank for all routes.
 
     Returns:
         The network (another object only if the network itself is a BatchNorm layer).
     """
-    if len(routes) < 2:
-        return network
-    current = _Route(routes[0])
-    return _replace(network, _BatchNorm, lambda norm: RoutedNorm(norm, routes, current))
+    if len(routes) > 1 and not shared:
+        current = _Route(routes[0])
+        network = _replace(network, _BatchNorm, lambda norm: RoutedNorm(norm, routes, current))
+    vars(network)[_DECLARED] = tuple(routes)
+    return network
+
+
+def declared(network: nn.Module) -> tuple[str, ...]:
+    """Return the routes that ``network`` or a part of it was given; empty for a plain network, which takes any."""
+    given = (vars(module).get(_DECLARED, ()) for module in network.modules())
+    return next((routes for routes in given if routes), ())
 
 
 def routes_of(network: nn.Module) -> list[str]:
-    """The names of the network's banks; empty when it has one for all."""
+    """Return the names of the network's banks; empty when it has one for all."""
     layers = _layers(network)
     return list(layers[0].banks) if layers else []
 
@@ -59,11 +74,10 @@ def route(network: nn.Module, name: str) -> Iterator[None]:
     """Inside, ``network`` uses the bank ``name``.
 
     Raises:
-        UsageError: when the network has banks, and none of this name.
+        UsageError: when the network was given routes, and none of this name.
     """
+    _check_route(network, name)
     layers = _layers(network)
-    if layers and name not in layers[0].banks:
-        raise unknown("norm bank", name, layers[0].banks)
     before = [layer.current.name for layer in layers]
     for layer in layers:
         layer.current.name = name
@@ -75,9 +89,16 @@ def route(network: nn.Module, name: str) -> Iterator[None]:
 
 
 def export(network: nn.Module, name: str) -> nn.Module:
-    """A copy of ``network`` with the bank ``name`` as its plain BatchNorm layers: same function, original keys."""
+    """Return a plain copy with the bank ``name`` as its BatchNorm layers: same function, original keys.
+
+    Raises:
+        UsageError: as ``route``.
+    """
     with route(network, name):
-        return _replace(copy.deepcopy(network), RoutedNorm, lambda layer: layer.banks[layer.current.name])
+        plain = _replace(copy.deepcopy(network), RoutedNorm, lambda layer: layer.banks[layer.current.name])
+    for module in plain.modules():
+        vars(module).pop(_DECLARED, None)
+    return plain
 
 
 def load_banks(network: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -88,8 +109,11 @@ def load_banks(network: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -
         states: by route, with the network's original keys.
 
     Raises:
+        UsageError: for a bank that the network was not given.
         RuntimeError: for missing, unexpected or ill-shaped weights, as ``load_state_dict``.
     """
+    for name in states:
+        _check_route(network, name)
     if not _layers(network):
         network.load_state_dict(list(states.values())[-1])
         return
@@ -148,6 +172,12 @@ def _mode(network: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for m, before in modes:
             m.training = before
+
+
+def _check_route(network: nn.Module, name: str) -> None:
+    known = declared(network)
+    if known and name not in known:
+        raise unknown("norm bank", name, known, parameter="route")
 
 
 def _layers(network: nn.Module) -> list[RoutedNorm]:

@@ -1,6 +1,7 @@
 """What a run leaves on disk, and how it is read again. Every file appears whole or not at all.
 
 RUN/config.yaml          the resolved configuration
+RUN/images.json          fingerprints of the training and test images, and the rows of them that a limit has left
 RUN/environment.json     versions, device, threads, git commit
 RUN/metrics.csv          loss terms by epoch; the same as TensorBoard events in RUN/tensorboard
 RUN/checkpoints/last.ckpt  to resume pretraining; before.ckpt is the one before it
@@ -29,7 +30,7 @@ import zipfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +39,11 @@ from acl_plugin import config as configuration
 from acl_plugin import randomness
 from acl_plugin.backbones import Classifier, Encoder, ModelSpec
 from acl_plugin.config import RunConfig
+from acl_plugin.data import DataSet
 from acl_plugin.errors import UsageError
+from acl_plugin.paths import user_path
 
+Module = TypeVar("Module", bound=nn.Module)
 PACKAGES = (
     "acl_plugin torch torchvision timm torchattacks robustbench autoattack pyautoattack lightning kornia "
     "scikit-learn numpy jsonargparse"
@@ -50,9 +54,10 @@ class RunDir:
     """A run folder by its path."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        self.path = user_path(path, "run")
 
     config = property(lambda self: self.path / "config.yaml")
+    images = property(lambda self: self.path / "images.json")
     checkpoint = property(lambda self: self.path / "checkpoints" / "last.ckpt")
     checkpoint_before = property(lambda self: self.path / "checkpoints" / "before.ckpt")
     metrics = property(lambda self: self.path / "metrics.csv")
@@ -128,8 +133,32 @@ class RunDir:
                 raise UsageError(
                     f"{self.path} holds a run of another configuration ({'; '.join(other)}); choose another --out"
                 )
-        elif self.path.is_dir() and any(not file.name.startswith(".") for file in self.path.iterdir()):
-            raise UsageError(f"{self.path} is not empty and not a run folder; choose another --out")
+        elif self.path.is_dir() and any(not _is_log(file) for file in self.path.iterdir()):
+            raise UsageError(
+                f"{self.path} is not empty and not a run folder; choose another `out`",
+                parameter="out", given=str(self.path), allowed="a new or empty folder (log files may be there)",
+            )  # fmt: skip
+
+    def check_images(self, data: DataSet) -> None:
+        """Refuse training images that are not those that the run was begun with.
+
+        Raises:
+            UsageError: naming what differs.
+        """
+        before = read_json(self.images) if self.images.is_file() else {}
+        if not isinstance(before, dict):
+            raise UsageError(f"{self.images} is damaged; delete it", parameter="run", given=str(self.path))
+        remedy = f"restore them, or choose another folder than {self.path}"
+        data.train.fingerprint(data.classes).require(before.get("train"), f"the training images of {data.name}", remedy)
+
+    def record_images(self, data: DataSet) -> None:
+        """Write down which images the run is about, if they are those of before.
+
+        Raises:
+            UsageError: as ``check_images``.
+        """
+        self.check_images(data)
+        write_json(self.images, data.fingerprints())
 
     def start(self, config: RunConfig) -> None:
         """Make the folder, and write down configuration and environment."""
@@ -144,6 +173,11 @@ class RunDir:
             write_json(self.path / "environment.json", environment())
         except OSError as error:
             raise UsageError(f"{self.path} cannot be written: {error.strerror}") from error
+
+
+def _is_log(path: Path) -> bool:
+    """Return whether a file may lie in a run's folder before the run does: hidden, or what a shell writes output to."""
+    return path.name.startswith(".") or (path.is_file() and path.suffix in (".log", ".txt", ".out", ".err"))
 
 
 def load_classifier(run: Path | str) -> Classifier:
@@ -166,7 +200,7 @@ def load_classifier(run: Path | str) -> Classifier:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise UsageError(f"{folder.classifier} is damaged: its weights are not those of {spec.backbone}") from error
-    return model.eval()
+    return contiguous(model.eval())
 
 
 def load_encoder(run: Path | str, *, benign: bool = False) -> Encoder:
@@ -192,7 +226,12 @@ def load_encoder(run: Path | str, *, benign: bool = False) -> Encoder:
         encoder.projector.load_state_dict(projector)
     except RuntimeError as error:
         raise UsageError(f"{path} is damaged: its weights are not those of {spec.backbone}") from error
-    return encoder.eval()
+    return contiguous(encoder.eval())
+
+
+def contiguous(model: Module) -> Module:
+    """Return a model with weights in the usual memory format, as attacks of other libraries take gradients by view."""
+    return model.to(memory_format=torch.contiguous_format)
 
 
 def write_model(path: Path, spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from acl_plugin.backbones import Classifier
 from acl_plugin.config import RunConfig
-from acl_plugin.data import DataSet, Images, batched, stratified
+from acl_plugin.data import DataSet, Images, batched
 from acl_plugin.full_finetune import BETA
 from acl_plugin.inner_attack import InnerAttack
 from acl_plugin.linear_head import zero_head
@@ -24,6 +24,7 @@ from acl_plugin.probe_checkpoints import ProbeCheckpoints
 from acl_plugin.randomness import LABELS, mixed_seed
 from acl_plugin.run_dir import RunDir, load_encoder
 from acl_plugin.sgd import descend, probe_schedule
+from acl_plugin.subsets import stratified
 
 
 def labelled(config: RunConfig, images: Images) -> Tensor:

@@ -23,10 +23,10 @@ def status(run: RunDir) -> list[str]:
         "pretrain": _pretrain(run, config),
         "probe": _probe(run),
         "evaluate": _evaluate(run),
-        "suite": _done(run.suite, lambda v: f"{len(v['rows'])} attacks, worst case {100 * v['worst_case']:.2f} %"),
+        "suite": _done(run.suite, _suite),
         "corruptions": _done(run.corruptions, lambda v: f"mean {100 * v['mean']:.2f} %"),
-        "audit": _done(run.audit, lambda v: f"{len(v['rows'])} checkpoints"),
-        "export": ", ".join(p.stem for p in sorted(run.robustbench.glob("model_info/*/*/*.json"))) or "not yet",
+        "audit": _done(run.audit, lambda v: f"{_partial(v)}{len(v['rows'])} checkpoints"),
+        "export": ", ".join(p.stem for p in sorted(run.robustbench.rglob("model_info/*/*/*.json"))) or "not yet",
     }
     return lines + [f"  {name:12}{told}" for name, told in stages.items()]
 
@@ -57,6 +57,14 @@ def _evaluate(run: RunDir) -> str:
     chunks = -(-key["n"] // key["batch_size"])
     done = sum(read_record(path)["done"] for path in run.evaluation_chunks.glob("*.json"))
     return f"{done} of {chunks * len(STANDARD)} attacks"
+
+
+def _suite(values: dict[str, Any]) -> str:
+    return f"{_partial(values)}{len(values['rows'])} attacks, worst case {100 * values['worst_case']:.2f} %"
+
+
+def _partial(values: dict[str, Any]) -> str:
+    return "" if values["complete"] else "unfinished: "
 
 
 def _done(path: Any, told: Any) -> str:

@@ -35,17 +35,32 @@ def accuracies(results: list[tuple[str, dict[str, Any]]]) -> list[str]:
     return lines
 
 
+UNFINISHED = "Unfinished: the accuracy so far is of the attacks above; the same command runs the others."
+
+
 def suite(result: dict[str, Any]) -> list[str]:
-    """The standard attacks: a line each, the worst case, and accuracy by eps."""
+    """Return the standard attacks: a line each with accuracy and budget, the worst case, and accuracy by eps."""
     lines = [_heading(result)]
+    lines.append(f"{'attack':12}{'accuracy':>9}  {'norm':5}{'eps':>9}{'steps':>7}{'restarts':>9}{'step size':>10}")
     lines.append(f"{'clean':12}{100 * result['clean_accuracy']:8.2f}%")
     for name, row in result["rows"].items():
-        note = "" if row["of_threat_model"] else f"  ({row['norm']}, eps {row['eps']:.4g})"
-        if row["median_norm"] is not None:
-            note += f"  median norm {row['median_norm']:.4g}"
-        lines.append(f"{name:12}{100 * row['accuracy']:8.2f}%{note}")
-    lines.append(f"{'worst case':12}{100 * result['worst_case']:8.2f}%")
-    lines.append("PGD-20 by eps: " + ", ".join(f"{p['eps']:.4g}: {100 * p['accuracy']:.2f}%" for p in result["curve"]))
+        cells = [row.get(key) for key in ("steps", "restarts", "step_size")]
+        steps, restarts, size = ("-" if cell is None else f"{cell:.4g}" for cell in cells)
+        line = f"{name:12}{100 * row['accuracy']:8.2f}%  {row['norm']:5}{row['eps']:9.4g}"
+        notes = [f"{key} {value:g}" for key, value in row.get("kwargs", {}).items()]
+        if row.get("success") is not None:
+            norm = "" if row["median_norm"] is None else f", median norm {row['median_norm']:.4g}"
+            notes.append(f"breaks {100 * row['success']:.2f}% at any size{norm}")
+        lines.append(f"{line}{steps:>7}{restarts:>9}{size:>10}  {'; '.join(notes)}".rstrip())
+    lines += [f"{name:12}left out: {reason}" for name, reason in result.get("left_out", {}).items()]
+    worst, unfinished = ("worst case", []) if result["complete"] else ("so far", [UNFINISHED])
+    lines += [f"{worst:12}{100 * result['worst_case']:8.2f}%  {result['threat_model']}", *unfinished]
+    lines.append("steps: of Square, queries; step size -: the attack's own. Rows of the other norm are no part of the")
+    lines.append(
+        "worst case; their eps is to the threat model's as RobustBench's 0.5 (L2) to 8/255 (Linf), by image size."
+    )
+    pgd = "PGD-20" if result["threat_model"] == "Linf" else "PGDL2"
+    lines.append(f"{pgd} by eps: " + ", ".join(f"{p['eps']:.4g}: {100 * p['accuracy']:.2f}%" for p in result["curve"]))
     return lines
 
 

@@ -10,6 +10,7 @@ from acl_plugin.config import DataConfig, ProbeConfig, RunConfig, ThreatConfig
 from acl_plugin.errors import UsageError
 from acl_plugin.records import read_record
 from acl_plugin.run_dir import RunDir, load_encoder, weights_hash, write_json
+from acl_plugin.values import check
 
 
 def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
@@ -26,22 +27,24 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
         UsageError: when the encoder is missing, or the images do not have its shape.
     """
     encoder = load_encoder(source.path)
-    shape = datasets.load(config).shape
+    data = datasets.load(config)
+    shape = data.shape
     if shape != encoder.spec.shape:
         given, own = ("x".join(map(str, s)) for s in (shape, encoder.spec.shape))
         side = encoder.spec.shape[1]
         hint = f"; add --image-size {side}" if shape[0] == encoder.spec.shape[0] else ""
         raise UsageError(f"the images of {config.data} are {given}, and {source.path} was trained on {own}{hint}")
     run.check_config(config)
+    run.check_images(data)
     if run.encoder.is_file():
         return
     run.start(config)
+    run.record_images(data)
     pretraining = read_record(source.pretraining) if source.pretraining.is_file() else {}
     trained = source.read_config()
-    write_json(
-        run.pretraining,
-        pretraining | {"transferred_from": trained.data, "encoder_sha256": weights_hash(encoder.backbone)},
-    )
+    digest = weights_hash(encoder.backbone)
+    pretrained_on = pretraining.get("transferred_from", trained.data)  # of the first run in a chain of transfers
+    write_json(run.pretraining, pretraining | {"transferred_from": pretrained_on} | {"encoder_sha256": digest})
     for file in (source.projector, source.benign_encoder, source.encoder):  # the last one says that all are there
         if file.is_file():
             shutil.copyfile(file, run.path / f".{file.name}.part")
@@ -49,13 +52,14 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
 
 
 def transferred(before: RunConfig, data: str, **options: Any) -> RunConfig:
-    """The configuration of a run on another data set, with that data set's threat model and probe.
+    """Return the configuration of a run on another data set: its presets for the norm of ``before``, and its probe.
 
     Raises:
         UsageError: for an unknown data set, or an option out of range.
     """
-    there = configuration.preset(data)
     taken = {f.name for group in (DataConfig, ThreatConfig, ProbeConfig) for f in fields(group)}
-    config = replace(before, **{name: getattr(there, name) for name in taken} | options)
-    configuration.check(config)
+    own = {"norm": before.norm} | {name: value for name, value in options.items() if name in taken}
+    there = configuration.preset(data, **own)
+    config = replace(before, **options | {name: getattr(there, name) for name in taken})
+    check(config)
     return config

@@ -19,7 +19,7 @@ from typing import Any
 
 from acl_plugin import config as configuration
 from acl_plugin import figures
-from acl_plugin.errors import UsageError, unknown
+from acl_plugin.errors import UsageError, as_flags, unknown
 from acl_plugin.run_dir import RunDir, read_json, write_atomic, write_json
 from benchmarks import autoattack_speed as measured_autoattack
 from benchmarks import experiments, tables
@@ -50,7 +50,7 @@ def kept(run: RunDir) -> dict[str, Any]:
     probe = read_json(run.probe)
     settings = configuration.to_dict(run.read_config())
     settings |= {k: v for k, v in probe.items() if k in settings and k not in PRETRAINED}  # a later `probe` may differ
-    infos = sorted((run.robustbench / "model_info").rglob("*.json"))
+    infos = sorted(run.robustbench.rglob("model_info/*/*/*.json"))
     return {
         "settings": {k: v for k, v in settings.items() if k not in ELSEWHERE},
         "environment": read_json(run.path / "environment.json"),
@@ -158,7 +158,7 @@ def main(arguments: list[str]) -> int:
             raise unknown("command", arguments[0] if arguments else "", COMMANDS)
         COMMANDS[arguments[0]](*arguments[1:])
     except (UsageError, TypeError) as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
+        print(f"benchmarks: {as_flags(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -29,7 +29,7 @@ from acl_plugin import data, pipeline
 from acl_plugin.acceleration import training_device
 from acl_plugin.audit import audit
 from acl_plugin.cli import Parser
-from acl_plugin.config import RunConfig, preset, to_dict
+from acl_plugin.config import RunConfig, preset, to_dict, used
 from acl_plugin.errors import TrainingStopped, UsageError, unknown
 from acl_plugin.run_dir import RunDir, environment, read_json, write_json
 from acl_plugin.trainer import build
@@ -163,7 +163,7 @@ def audit_ablation(*arguments: str) -> tuple[str, dict[str, Any]]:
         for row in kept["rows"]:
             of_run = {"row": each.row.label, "run": f"{each.out.parent.name}/{each.seed}", "seed": each.seed}
             rows.append(of_run | {k: row[k] for k in ("epochs", "terms", "bounds")} | {"last": row is kept["rows"][-1]})
-    n = len(data.load(jobs[0].config).test.first(AUDITED))
+    n = len(data.load(jobs[0].config).test.subset(AUDITED))
     return data_name, {"settings": kept["settings"], "n": n, "environment": environment(), "rows": rows}
 
 
@@ -198,14 +198,14 @@ def job(row: Row, seed: int, data_name: str, shared: dict[str, Any], runs: Path)
     if row.probed_on is not None:
         first, there, options = TRANSFERS[data_name]
         settings = first | {k: v for k, v in shared.items() if k != "limit_test"} | _of_row(row, seed)
-        source = _job(replace(row, probed_on=None), seed, preset(**settings), runs)
+        source = _job(replace(row, probed_on=None), seed, preset(settings["data"], **used(**settings)), runs)
         before = source.config
         config = transferred(before, there, **{"data_dir": before.data_dir, "seed": seed} | options)
         return _job(row, seed, config, runs, source)
     options = shared | _of_row(row, seed)
     if row.label == SUPERVISED.label:
         options["probe_epochs"] = options.get("epochs", preset(data_name).epochs)
-    config = preset(data_name, **options)
+    config = preset(data_name, **used(data_name, **options))
     source = None if row.encoder_of is None else job(row.encoder_of, seed, data_name, shared, runs)
     return _job(row, seed, config, runs, source)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from acl_plugin import data, pipeline, pseudo_labels, registry
 from acl_plugin.cli import Parser
-from acl_plugin.config import RunConfig, preset
+from acl_plugin.config import RunConfig, preset, used
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.pseudo_labels import PUBLISHED_SIZES
 from acl_plugin.run_dir import load_encoder
@@ -73,7 +73,8 @@ def config_of(row: str, seed: int, runs: Path, data_name: str, **options: Any) -
         own["teacher"] = str(folder_of(TEACHER, seed, runs))
     elif given["objective"] == "advcl" or own.get("base") == "advcl":
         own["pseudo_labels"] = str(labels_of(seed, runs))
-    return preset(data_name, **SETTINGS[data_name], **given, objective_kwargs=own, seed=seed, **options)
+    shared = SETTINGS[data_name] | given | {"objective_kwargs": own, "seed": seed} | options
+    return preset(data_name, **used(data_name, **shared))
 
 
 def folder_of(row: str, seed: int, runs: Path) -> Path:

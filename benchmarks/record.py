@@ -22,7 +22,7 @@ from acl_plugin import data as datasets
 from acl_plugin import pipeline
 from acl_plugin.acceleration import training_device
 from acl_plugin.cli import Parser
-from acl_plugin.config import preset, to_dict
+from acl_plugin.config import preset, to_dict, used
 from acl_plugin.interruption import interrupt
 from acl_plugin.run_dir import RunDir, environment, read_json
 from acl_plugin.trainer import pretrain
@@ -49,7 +49,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
     )
     given = parser.parse(arguments)
     shared = SETTINGS | {"data_dir": given.data_dir, "seed": given.seed} | dict(given.options)
-    teacher = preset(given.data, objective="simclr", epochs=given.teacher_epochs, **shared)
+    teacher = preset(given.data, **used(given.data, objective="simclr", epochs=given.teacher_epochs, **shared))
     own = {"teacher": str(given.out / "teacher")}
     student = preset(given.data, objective=given.student, objective_kwargs=own, epochs=given.student_epochs, **shared)
     datasets.load(teacher)  # a mistake is told before anything is written

@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from acl_plugin import distributed
 from acl_plugin.cli import Parser
-from acl_plugin.config import RunConfig, preset
+from acl_plugin.config import RunConfig, preset, used
 from acl_plugin.run_dir import environment, read_json, write_json
 from acl_plugin.trainer import build
 from benchmarks.speed import flops, random_data
@@ -38,7 +38,8 @@ def run(*arguments: str) -> tuple[str, dict[str, Any]]:
     parser.add_argument("--repeats", type=int, default=7, help="Steps, the first of which warms up.")
     given = parser.parse(arguments)
     kwargs = {"stem_width": 16, "channels": [16, 32, 64, 128]}
-    config = preset("cifar10", objective=given.objective, backbone="resnet10t", backbone_kwargs=kwargs, eps_ramp=0.0)
+    own = {"objective": given.objective, "backbone": "resnet10t", "backbone_kwargs": kwargs, "eps_ramp": 0.0}
+    config = preset("cifar10", **used("cifar10", **own))
     rows = []
     for batch in given.batches:
         for ranks in given.ranks:

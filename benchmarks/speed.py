@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from acl_plugin import routed_norm
 from acl_plugin.acceleration import autocast, compile_encoder, precision, training_device
 from acl_plugin.cli import Parser
-from acl_plugin.config import RunConfig, preset
+from acl_plugin.config import RunConfig, preset, used
 from acl_plugin.data import DataSet, Images
 from acl_plugin.errors import UsageError
 from acl_plugin.figures import COLOURS
@@ -52,6 +52,7 @@ class PlainAttack(InnerAttack):
         logits: Callable[[Tensor], Tensor],
         classes: int,
         bounded: bool = True,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         eps, alpha = self.threat.eps * self.scale, 1.25 * self.threat.eps * self.scale / self.steps
         modes = [(m, m.training) for m in model.modules()]
@@ -286,7 +287,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any]]:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: there is no GPU here")
     names = ("objective", "objective_kwargs", "backbone", "backbone_kwargs", "batch_size", "precision", "compile")
-    config = preset("cifar10", **{name: given[name] for name in names}, eps_ramp=0.0)
+    config = preset("cifar10", **used("cifar10", **{name: given[name] for name in names}, eps_ramp=0.0))
     torch.manual_seed(0)
     data = random_data(given.side, given.channels, max(2 * config.batch_size, 16))
     result = measure(replace(config, accelerator="cpu"), data, device, given.repeats)

@@ -13,7 +13,8 @@ import pyautoattack
 import pytest
 import torch
 
-from acl_plugin import audit, cli, divergence
+import acl_plugin
+from acl_plugin import audit, cli, divergence, inner_attack, registry
 from acl_plugin import config as configuration
 from acl_plugin.backbones import Encoder, ModelSpec
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
@@ -33,7 +34,6 @@ TINY = {
     "limit_train": 16,
     "limit_test": 12,
     "probe_epochs": 2,
-    "attack_steps": 2,
 }
 """Options with which the whole job on digits takes seconds."""
 OPTIONS = [f"--{k.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in TINY.items()]
@@ -47,6 +47,12 @@ def _quiet_and_apart(tmp_path, monkeypatch):
     """No test reads or writes the user's index of exported models; Lightning keeps to warnings."""
     monkeypatch.setenv("ACL_PLUGIN_HOME", str(tmp_path / "home"))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+@pytest.fixture
+def same_noise(monkeypatch):
+    """All attacks have the same noise, so that an attack can be repeated by hand."""
+    monkeypatch.setattr(inner_attack, "_noise_seed", lambda generator: 0)
 
 
 @pytest.fixture
@@ -229,6 +235,20 @@ def fabricated_others(tmp_path, monkeypatch):
                 picture = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
                 picture.save(root / split / kind / f"{i}.png")
     return root
+
+
+@pytest.fixture
+def register():
+    """Registers objectives for the time of a test."""
+    names = []
+
+    def add(name, objective):
+        acl_plugin.register(name)(objective)
+        names.append(name)
+
+    yield add
+    for name in names:
+        registry.unregister(name)
 
 
 @pytest.fixture

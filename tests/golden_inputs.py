@@ -34,7 +34,7 @@ def noise(shape, eps=EPS):
     return (2 * torch.rand(shape, dtype=torch.float64, generator=generator) - 1) * eps
 
 
-def same_noise(monkeypatch, order=None):
+def start_from_noise(monkeypatch, order=None):
     """Let every attack start from ``noise``; ``order`` permutes its rows, where the two codes order them otherwise."""
 
     def uniform_(self, low, high):

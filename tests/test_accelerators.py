@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from test_objective import made
+from test_objective import SIX, made
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,10 +63,10 @@ def like(value):
 
 @pytest.mark.parametrize("name", available())
 def test_a_step_stays_on_the_device(name, settings_of, monkeypatch):
-    monkeypatch.setattr(inner_attack, "_noise_seed", lambda device: 0)  # of generators, which a fake has none of
+    monkeypatch.setattr(inner_attack, "_noise_seed", lambda generator: 0)  # of generators, which a fake has none of
     monkeypatch.setattr(randomness, "private", lambda *seed_and_device: nullcontext())
     objective, model = made(name, settings_of(name))
-    objective.check_rows(torch.arange(6))
+    objective.check_images(SIX)
     objective.on_epoch(0, 2)
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         moved(nn.ModuleList([model, objective]), fake)
@@ -74,7 +74,7 @@ def test_a_step_stays_on_the_device(name, settings_of, monkeypatch):
         images, rows = torch.rand(6, 1, 8, 8, device=DEVICE), torch.arange(6, device=DEVICE)
         views = Views(images=images, rows=rows, **dict.fromkeys(objective.needs, images))
         with NoWait():
-            terms = objective.backward(model, views, InnerAttack(ThreatModel("Linf", 0.1), "PGD", 2))
+            terms = objective.backward(model, views, InnerAttack(ThreatModel("Linf", 0.1), "PGD", 2, trusted=True))
             optimizer.step()
     assert {value.device for value in terms.parts.values()} == {DEVICE}
 

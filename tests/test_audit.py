@@ -214,7 +214,7 @@ def test_too_few_images_are_refused(runs):
     config, encoder = replace(runs["gsa_rsl"].read_config(), limit_test=8), load_encoder(runs["gsa_rsl"].path)
     loaded = data.load(config)
     one = replace(loaded.test, labels=torch.tensor([3, 0, 0, 0, 0, 0, 0, 0]))
-    for images in (loaded.test.first(5), one):
+    for images in (loaded.test.subset(5), one):
         with pytest.raises(UsageError, match="an audit takes 8 test images or more, two of each of two classes"):
             audit.audit_encoder(encoder, config, replace(loaded, test=images), 500, CPU)
     few = replace(loaded.test, labels=torch.tensor([3, 0, 0, 0, 0, 0, 0, 3]))

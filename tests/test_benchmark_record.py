@@ -29,7 +29,7 @@ def test_a_record_is_trained_probed_attacked_and_kept(results, few, capsys):
     assert "s of training on" in capsys.readouterr().out
     told = (results / "RESULTS.md").read_text()
     assert "## Against the clock on digits_val" in told
-    assert f"resnet10t, {TINY['backbone_kwargs']}, SimCLR for 2 epochs, then profeat for 2 (2 steps of PGD)" in told
+    assert f"resnet10t, {TINY['backbone_kwargs']}, SimCLR for 2 epochs, then profeat for 2 (5 steps of PGD)" in told
 
 
 def test_when_the_time_is_up_it_stops_and_goes_on_later(results, few, capsys):

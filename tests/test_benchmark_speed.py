@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import benchmarks.__main__ as main
-from acl_plugin.config import preset
+from acl_plugin.config import preset, used
 from acl_plugin.trainer import build
 from benchmarks import speed
 from conftest import TINY
@@ -18,7 +18,8 @@ SMALL = {"backbone": "resnet10t", "backbone_kwargs": TINY["backbone_kwargs"], "b
 
 def modules(objective="acl_ds", **options):
     torch.manual_seed(0)
-    config = preset("cifar10", **SMALL, objective=objective, attack_kwargs={"random_start": False}, **options)
+    options = SMALL | {"objective": objective, "attack_kwargs": {"random_start": False}} | options
+    config = preset("cifar10", **used("cifar10", **options))
     ours = build(config, speed.random_data(12, 3, 16))
     for name in ours.objective.routes:  # norm statistics that attacks can see
         for _ in range(4):

@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from acl_plugin import __version__, available, cli, create_objective, load_classifier, load_encoder
+from acl_plugin import UsageError, __version__, available, cli, create_objective, load_classifier, load_encoder
+from acl_plugin import config as configuration
 from acl_plugin.backbones import ModelSpec, create_backbone
 from acl_plugin.pseudo_labels import PseudoLabels
 from acl_plugin.run_dir import RunDir, weights_hash
@@ -35,7 +39,7 @@ def test_the_stages_alone(tmp_path, capsys, few):
     assert json.loads((tmp_path / "run" / "probe.json").read_text())["probe_lr"] == 0.3
     assert cli.main(["evaluate", run]) == 0
     assert cli.main(["export", run, "--name", "Mine", "--authors", "A. Author"]) == 0
-    info = json.loads((RunDir(run).robustbench / "model_info" / "digits" / "Linf" / "Mine.json").read_text())
+    info = json.loads((RunDir(run).robustbench / "local" / "model_info" / "digits" / "Linf" / "Mine.json").read_text())
     assert info["authors"] == "A. Author"
     assert "model_info: " in capsys.readouterr().out
 
@@ -58,7 +62,7 @@ def test_suites_and_published_settings(tmp_path, capsys, few):
     record = json.loads((tmp_path / "run" / "probe.json").read_text())
     assert (record["protocol"], record["probe_epochs"], record["probe_milestones"]) == ("alf", 1, [0.6, 0.8])
     assert cli.main(["evaluate", run]) == 2  # another classifier now
-    assert "holds an evaluation of something else (weights_sha256" in capsys.readouterr().err
+    assert "contains an evaluation with different settings (weights_sha256" in capsys.readouterr().err
 
 
 def test_print_config_is_a_config(tmp_path, capsys):
@@ -192,10 +196,13 @@ MISTAKES = [
     (["run", "--out", "x", "--backbne", "y"], "unknown argument '--backbne'; the nearest: --backbone"),
     (["run", "--out", "x", "--data", "cifar10"], "cifar10 needs --data-dir FOLDER"),
     (["run", "--out", "x", "--data", "cifar10", "--data-dir", "nowhere"], "--data-dir nowhere: no such folder"),
-    (["run", "--out", "x", "--eps", "0"], "eps 0: allowed is a number above 0"),
-    (["run", "--out", "x", "--eps=-8/255"], "eps -0.0313"),
+    (["run", "--out", "x", "--eps", "0"], "--eps 0.0: allowed is a number or a fraction such as 8/255, above 0"),
+    (["run", "--out", "x", "--eps=-8/255"], "--eps '-8/255': allowed is a number or a fraction"),
     (["run", "--out", "x", "--eps", "8"], "at most 1 for Linf"),
-    (["run", "--out", "x", "--eps", "eight"], "eps 'eight': allowed is a number or a fraction"),
+    (
+        ["run", "--out", "x", "--eps", "eight"],
+        "--eps 'eight': allowed is a number or a fraction such as 8/255, above 0 and at most 1 for Linf",
+    ),
     (["run", "--out", "x", "--norm", "L7"], "--norm: allowed: 'Linf', 'L2'. Got value: L7"),
     (["run", "--out", "x", "--batch-size", "1"], "--batch-size 1: allowed is a number from 2"),
     (["run", "--out", "x", "--batch-size", "2000"], "only 1297 training images"),
@@ -210,7 +217,12 @@ MISTAKES = [
     (["run", "--out", "x", "--precision", "16-mixed"], "--precision: allowed: 'auto', '32-true'"),
     (["run", "--out", "x", "--config", "nowhere.yaml"], "--config: File does not exist"),
     (["run", "--out", "x", "--config", "bad.yaml"], "--config"),
-    (["run", "--out", "x", "--config", "unknown.yaml"], "epoch"),
+    (["run", "--out", "x", "--config", "unknown.yaml"], "unknown option in --config: 'epoch'; the nearest: epochs"),
+    (["run", "--out", "x", "--config", "list.yaml"], "--config: '[1, 2]' is not a mapping of options to values"),
+    (["run", "--out", "x", "--config", "wrong.yaml"], "--epochs: allowed: int. Got value: many"),
+    (["run", "--out", "x", "--limit-test", "1.5"], "--limit-test: allowed: int, null. Got value: 1.5"),
+    (["run", "--out", "x", "--epochs"], "argument --epochs: expected one argument"),
+    (["run", "--out", "x", "--norm", "L2", "--attack", "PGD"], "attack 'PGD' is not for L2"),
     (["run", "--out", "x", "--objective", "deacl"], "'deacl' needs a teacher: train one with acl-plugin pretrain"),
     (["run", "--out", "x", "--objective", "advcl"], "'advcl' needs pseudo-labels: make them with acl-plugin pseudo"),
     (["run", "--out", "x", "--objective", "rocl", "--objective-kwargs.fidelity", "papr"], "the nearest: paper"),
@@ -240,6 +252,8 @@ def test_mistakes_are_one_line_with_status_2_and_write_nothing(arguments, messag
     monkeypatch.chdir(tmp_path)
     Path("bad.yaml").write_text("data: [")
     Path("unknown.yaml").write_text("data: digits\nepoch: 3\n")
+    Path("list.yaml").write_text("[1, 2]")
+    Path("wrong.yaml").write_text("epochs: many\n")
     Path("full").mkdir()
     Path("full/notes.txt").write_text("mine")
     before = sorted(Path().rglob("*"))
@@ -258,7 +272,7 @@ OF_A_RUN = [
     (["probe", "run", "--probe-epochs", "0"], "--probe-epochs 0: allowed is a number from 1"),
     (["probe", "run", "--probe-holdout", "2"], "--probe-holdout 2.0: allowed is a share from 0 to 1"),
     (["probe", "run", "--backbone", "resnet18"], "unknown argument '--backbone'"),
-    (["evaluate", "run", "--eps", "9"], "eps 9: allowed is a number above 0 (at most 1 for Linf)"),
+    (["evaluate", "run", "--eps", "9"], "--eps 9.0: allowed is a number or a fraction"),
     (["evaluate", "run", "--limit-test", "9999"], "digits has 500 such images"),
     (["evaluate", "run", "--devices", "0"], "--devices 0: allowed is a number from 1"),
     (["evaluate", "run", "--suite", "standrad"], "--suite: allowed: 'autoattack', 'standard', 'corruptions'"),
@@ -330,3 +344,111 @@ def test_training_that_stops_has_status_1(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(trainer, "pretrain", stop)
     assert cli.main(["pretrain", "--out", str(tmp_path / "run")]) == 1
     assert "stopped: the loss is nan at step 3; the last good checkpoint is kept" in capsys.readouterr().err
+
+
+def mistake(*arguments):
+    """The error of a command, with its fields."""
+    parser = cli._parser("run")
+    parser.add_argument("--out", type=Path, required=True, help="A folder.")
+    for group in configuration.GROUPS:
+        parser.add_class_arguments(group)
+    with pytest.raises(UsageError) as error:
+        parser.parse(arguments)
+    return error.value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parameter", "given", "allowed"),
+    [
+        (["--out", "x", "--epochs", "many"], "epochs", "many", "int"),
+        (["--out", "x", "--limit-test", "1.5"], "limit_test", "1.5", "int, null"),
+        (["--out", "x", "--norm", "L7"], "norm", "L7", "'Linf', 'L2'"),
+        (["--out", "x", "--objective-kwargs", "3"], "objective_kwargs", "3", "dict"),
+        (["--out", "x", "--probe-milestones", "[a]"], "probe_milestones", "a", "float"),
+        (["--out", "x", "--epochs"], "epochs", None, None),
+        (["--out", "x", "--download=3"], "download", None, None),
+        ([], "out", None, None),
+        (["--out", "x", "--config", "list.yaml"], "config", "[1, 2]", "a mapping of options to values"),
+        (["--out", "x", "--config", "nowhere.yaml"], "config", None, None),
+        (["--out", "x", "--config", "text.yaml"], "config", None, None),
+        (["--out", "x", "--config", "wrong.yaml"], "lr", "high", "float"),
+    ],
+)
+def test_a_mistake_on_the_command_line_has_fields(arguments, parameter, given, allowed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"list": "[1, 2]", "text": "data: [", "wrong": "lr: high"}.items():
+        Path(f"{name}.yaml").write_text(text)
+    error = mistake(*arguments)
+    assert (error.parameter, error.given, error.allowed) == (parameter, given, allowed)
+
+
+def test_unknown_options_have_fields(tmp_path):
+    error = mistake("--out", "x", "--backbne", "y")
+    assert (error.parameter, error.given) == ("argument", "--backbne")
+    assert "--backbone" in error.allowed
+    (tmp_path / "unknown.yaml").write_text("epoch: 3")
+    error = mistake("--out", "x", "--config", str(tmp_path / "unknown.yaml"))
+    assert (error.parameter, error.given) == ("config", "epoch")
+    assert "epochs" in error.allowed
+
+
+def printed(capsys, *arguments):
+    """The resolved options of a command."""
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--print_config"])
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_eps_and_attack_go_with_the_norm(finished_run, tmp_path, capsys):
+    def threat(*arguments):
+        options = printed(capsys, *arguments)
+        return options["norm"], options["eps"], options.get("attack")
+
+    new = ["pretrain", "--out", "x", "--data"]
+    assert threat(*new, "cifar10") == ("Linf", "8/255", "PGD")
+    assert threat(*new, "cifar10", "--norm", "L2") == ("L2", 0.5, "PGDL2")
+    assert threat(*new, "digits", "--norm", "L2") == ("L2", 0.25, "PGDL2")
+    assert threat(*new, "cifar10", "--norm", "L2", "--eps", "1", "--attack", "PGDRSL2") == ("L2", 1.0, "PGDRSL2")
+    linf, l2 = str(finished_run), str(tmp_path / "l2")
+    assert threat("evaluate", linf) == ("Linf", 0.1, None)
+    assert threat("evaluate", linf, "--norm", "L2") == ("L2", 0.25, None)
+    assert threat("evaluate", linf, "--norm", "L2", "--eps", "3") == ("L2", 3.0, None)
+    assert threat("transfer", linf, "--out", "x", "--norm", "L2") == ("L2", 0.25, None)
+    assert threat("transfer", linf, "--out", "x", "--data", "cifar100") == ("Linf", "8/255", None)
+    RunDir(l2).start(configuration.preset("digits", norm="L2", eps=0.7))
+    assert threat("evaluate", l2) == ("L2", 0.7, None)
+    assert threat("evaluate", l2, "--norm", "L2") == ("L2", 0.7, None)
+    assert threat("evaluate", l2, "--norm", "Linf") == ("Linf", 0.1, None)
+    assert threat("transfer", l2, "--out", "x", "--data", "cifar100") == ("L2", 0.5, None)
+    assert threat("transfer", l2, "--out", "x", "--data", "cifar100", "--norm", "Linf") == ("Linf", "8/255", None)
+
+
+def test_the_published_settings_are_those_of_the_runs_own_protocol(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    RunDir(run).start(configuration.preset("digits", objective="acl_ds", probe_protocol="aff_trades"))
+    assert printed(capsys, "probe", run, "--published")["probe_epochs"] == 100
+    assert printed(capsys, "probe", run, "--published", "--probe-protocol", "slf")["probe_epochs"] == 25
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["list", "backbones"], ["list", "data"], ["--help"], ["run", "--help"], ["--version"], ["status", "run"]],
+)
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(arguments, finished_run, tmp_path):
+    (tmp_path / "run").symlink_to(finished_run)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "acl_plugin", *arguments]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path, env=os.environ)
+    os.close(writer)
+    assert done.returncode in (0, 141)  # argparse says nothing of a help that could not be printed
+    assert done.stderr == b""
+
+
+def test_progress_that_nobody_reads_ends_a_command_quietly(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "acl_plugin", "pretrain", "--out", "run", *OPTIONS, "--epochs=1"]
+    done = subprocess.run(command, stdout=writer, stderr=writer, cwd=tmp_path, env=os.environ)
+    os.close(writer)
+    assert done.returncode == 141

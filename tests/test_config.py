@@ -34,24 +34,29 @@ def test_differences_leave_out_where_the_data_are():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 1}, "--batch-size 1: allowed is a number from 2"),
-        ({"epochs": 0}, "--epochs 0"),
-        ({"attack_steps": 0}, "--attack-steps 0"),
-        ({"lr": float("nan")}, "--lr nan"),
-        ({"probe_lr": -1}, "--probe-lr -1"),
-        ({"limit_train": 1}, "--limit-train 1"),
-        ({"limit_test": 0}, "--limit-test 0"),
-        ({"eps_ramp": 1.5}, "--eps-ramp 1.5: allowed is a share from 0 to 1"),
-        ({"seed": -1}, "--seed -1"),
-        ({"precision": "16-mixed"}, "unknown --precision '16-mixed'; .*bf16-mixed"),
-        ({"norm": "L3"}, "unknown --norm 'L3'"),
-        ({"optimizer": "adamm"}, "unknown --optimizer 'adamm'; the nearest: adamw"),
+        ({"batch_size": 1}, "`batch_size` 1: allowed is a number from 2"),
+        ({"eps_ramp": 1.5}, "`eps_ramp` 1.5: allowed is a share from 0 to 1"),
+        ({"precision": "16-mixed"}, "unknown `precision` '16-mixed'; .*bf16-mixed"),
+        ({"optimizer": "adamm"}, "unknown `optimizer` 'adamm'; the nearest: adamw"),
         ({"epoch": 3}, "unknown option 'epoch'; the nearest: epochs"),
     ],
 )
 def test_values_out_of_range_are_told(options, message):
     with pytest.raises(UsageError, match=message):
         config.preset("digits", **options)
+
+
+@pytest.mark.parametrize("data", config.PRESETS)
+def test_eps_and_attack_go_with_the_norm(data):
+    linf, l2 = config.preset(data), config.preset(data, norm="L2")
+    assert (linf.eps, linf.attack) == ((0.1, "PGD") if data.startswith("digits") else ("8/255", "PGD"))
+    assert (l2.eps, l2.attack) == ((0.25, "PGDL2") if data.startswith("digits") else (0.5, "PGDL2"))
+    assert config.preset(data, norm="L2", eps=3, attack="PGDRSL2").eps == 3
+    assert config.following(linf, norm="L2") == {"eps": l2.eps, "attack": "PGDL2"}
+    assert config.following(l2, norm="Linf") == {"eps": linf.eps, "attack": "PGD"}
+    assert config.following(l2, norm="L2") == {}
+    names = [name for name in vars(l2) if getattr(l2, name) != getattr(linf, name)]
+    assert sorted(names) == sorted([*config.FOLLOWING["norm"], "norm"])
 
 
 def test_unknown_data_set():

@@ -15,7 +15,7 @@ from acl_plugin.objective import Objective, Terms, Views
 from acl_plugin.registry import create_objective
 from acl_plugin.trainer import pretrain
 from conftest import spec
-from golden_inputs import ACCURACY, outputs, rcs_case, same_noise
+from golden_inputs import ACCURACY, outputs, rcs_case, start_from_noise
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_selection_and_criterion_are_those_of_the_authors_code(fidelity, monkeyp
     model, objective, attack, batches, validation, draw = rcs_case()
     monkeypatch.setattr(coreset, "RATE", 20.0)
     in_turns = torch.cat([torch.arange(0, 16, 2), torch.arange(1, 16, 2)])  # their views of an image are neighbors
-    same_noise(monkeypatch, lambda rows: in_turns if rows == 16 else torch.arange(rows))
+    start_from_noise(monkeypatch, lambda rows: in_turns if rows == 16 else torch.arange(rows))
     means, original = [], coreset._row_means
     monkeypatch.setattr(coreset, "_row_means", lambda g: means.append(original(g)) or means[-1])
     budget = len(batches) - 1
@@ -212,11 +212,11 @@ def test_the_run_trains_on_the_part(tiny_config, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"coreset": "rsc"}, "unknown --coreset 'rsc'; the nearest: rcs"),
-        ({"coreset_fraction": 1.5}, "--coreset-fraction 1.5: allowed is a share from 0 to 1"),
-        ({"coreset_every": 0}, "--coreset-every 0"),
-        ({"coreset": "rcs", "batch_size": 15}, "--batch-size 15 on 1 device.*only 14 training images"),
-        ({"coreset": "rcs", "devices": 2}, "--coreset rcs works on one device, not on 2"),
+        ({"coreset": "rsc"}, "unknown `coreset` 'rsc'; the nearest: rcs"),
+        ({"coreset_fraction": 1.5}, "`coreset_fraction` 1.5: allowed is a share from 0 to 1"),
+        ({"coreset_every": 0}, "`coreset_every` 0"),
+        ({"coreset": "rcs", "batch_size": 15}, "`batch_size` 15 on 1 device.*only 14 training images"),
+        ({"coreset": "rcs", "devices": 2}, "`coreset` rcs works on one device, not on 2"),
     ],
 )
 def test_bad_settings_are_told_and_nothing_is_written(options, message, tiny_config, tmp_path):

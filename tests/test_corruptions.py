@@ -105,12 +105,18 @@ def test_what_cannot_be_is_told(run, tmp_path, monkeypatch, images, library):
         corruptions.evaluate(run, preset("cifar10"), CPU, names=["frog"])
     with pytest.raises(UsageError, match=r"CIFAR-10-C lacks labels.npy, gaussian_noise.npy"):
         corruptions.evaluate(run, preset("cifar10"), CPU, folder=tmp_path)
-    with pytest.raises(UsageError, match="folders of cifar10, cifar100 only, not of digits"):
-        corruptions.evaluate(run, preset("digits"), CPU, folder=tmp_path)
+    found = data.load(None)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UsageError, match="cifar10, cifar100 only, not of stl10") as error,
+    ):
+        patch.setattr(data, "load", lambda config: dataclasses.replace(found, name="stl10"))
+        corruptions.evaluate(run, preset("cifar10"), CPU, folder=tmp_path)
+    assert error.value.allowed == ("cifar10", "cifar100")
     small = dataclasses.replace(images, pixels=images.pixels[:, :1, :8, :8])
     with pytest.raises(UsageError, match="images of 1 x 8 x 8 cannot be corrupted"):
         corruptions._made(small, 0)
     monkeypatch.setitem(__import__("sys").modules, "imagecorruptions", None)
-    with pytest.raises(UsageError, match=r"pip install 'acl-plugin\[corruptions\]', or give --corruptions-dir"):
+    with pytest.raises(UsageError, match=r"pip install 'acl-plugin\[corruptions\]', or give"):
         corruptions.evaluate(run, preset("cifar10"), CPU)
     assert not run.corruptions.exists()

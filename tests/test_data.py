@@ -3,10 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
-from acl_plugin import config, data
+from acl_plugin import config, data, image_files
 from acl_plugin.errors import UsageError
+from acl_plugin.subsets import subset_rows
 
 
 def test_digits_are_split_once_and_for_all_and_stratified():
@@ -26,12 +28,15 @@ def test_digits_rows_are_scikit_learns_and_pixels_are_sixteenths():
     np.testing.assert_array_equal(test.floats(7, 8)[0, 0].numpy(), (bunch.images[row] / 16).astype("float32"))
 
 
-def test_limits_take_the_first_images():
-    full, cut = data.load(config.preset("digits")), data.load(config.preset("digits", limit_train=10, limit_test=3))
-    assert torch.equal(cut.train.rows, full.train.rows[:10])
-    assert torch.equal(cut.test.rows, full.test.rows[:3])
-    with pytest.raises(UsageError, match="--limit-train 2000: digits has 1297 such images"):
+def test_limits_take_images_that_keep_the_shares_of_the_classes(capsys):
+    full, cut = data.load(config.preset("digits")), data.load(config.preset("digits", limit_train=20, limit_test=3))
+    assert torch.equal(cut.train.rows, full.train.rows[subset_rows(full.train.labels, 20)])
+    assert cut.train.labels.bincount().tolist() == [2] * 10
+    assert len(cut.test) == 3
+    assert "in the 3 test images 7 of 10 classes are missing" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="digits has 1297 such images") as error:
         data.load(config.preset("digits", limit_train=2000))
+    assert (error.value.parameter, error.value.given) == ("limit_train", 2000)
 
 
 def test_batches_are_a_function_of_seed_and_epoch():
@@ -100,17 +105,70 @@ def test_stl10_cifar100_and_image_folders(fabricated_others):
     torch.testing.assert_close(torch.tensor(folder.mean), folder.train.floats().mean((0, 2, 3)))
 
 
-def test_image_folders_that_cannot_be_read(fabricated_others):
-    def told(**options):
-        with pytest.raises(UsageError) as error:
-            data.load(config.preset("image_folder", data_dir=fabricated_others, **options))
-        return str(error.value)
+def refusal(**options):
+    with pytest.raises(UsageError) as error:
+        data.load(config.preset("image_folder", **options))
+    return error.value
 
-    assert "image_folder needs --image-size" in told(image_size=None)
-    (fabricated_others / "test" / "dog").rename(fabricated_others / "test" / "wolf")
-    assert "other classes: dog, wolf in one of them only" in told()
-    next((fabricated_others / "train" / "cat").iterdir()).write_bytes(b"no image")
-    assert "train holds an image that cannot be read" in told()
+
+def test_image_folder_needs_a_folder_and_a_side(fabricated_others):
+    assert refusal(data_dir=fabricated_others, image_size=None).parameter == "image_size"
+    assert refusal().parameter == "data_dir"
+    error = refusal(data_dir=fabricated_others / "nowhere")
+    assert (error.parameter, error.given) == ("data_dir", str(fabricated_others / "nowhere"))
+    assert refusal(data_dir=fabricated_others, download=True).parameter == "download"
+
+
+def test_an_image_that_cannot_be_read_is_named(fabricated_others):
+    broken = fabricated_others / "train" / "dog" / "1.png"
+    broken.write_bytes(b"no image")
+    error = refusal(data_dir=fabricated_others)
+    assert (error.parameter, error.given) == ("data_dir", str(broken))
+
+
+def test_only_the_images_within_the_limits_are_decoded(fabricated_others):
+    full = data.load(config.preset("image_folder", data_dir=fabricated_others))
+    limits = {"limit_train": 4, "limit_test": 2}
+    cut = data.load(config.preset("image_folder", data_dir=fabricated_others, **limits))
+    assert cut.train.labels.tolist() == [0, 0, 1, 1]
+    assert cut.test.labels.tolist() == [0, 1]
+    for images, all_images in ((cut.train, full.train), (cut.test, full.test)):
+        for name in ("pixels", "labels", "hashes"):
+            assert torch.equal(getattr(images, name), getattr(all_images, name)[images.rows])
+    torch.testing.assert_close(torch.tensor(cut.mean), cut.train.floats().mean((0, 2, 3)))
+    files = sorted((fabricated_others / "train").glob("*/*.png"))
+    for row in set(range(6)) - set(cut.train.rows.tolist()):
+        files[row].write_bytes(b"no image")
+    again = data.load(config.preset("image_folder", data_dir=fabricated_others, **limits))
+    assert torch.equal(again.train.pixels, cut.train.pixels)
+    error = refusal(data_dir=fabricated_others, limit_test=5)
+    assert (error.parameter, error.given) == ("limit_test", 5)
+
+
+def test_mean_and_std_are_those_of_the_training_images(fabricated_others):
+    loaded = data.load(config.preset("image_folder", data_dir=fabricated_others))
+    values = loaded.train.floats().double()
+    torch.testing.assert_close(torch.tensor(loaded.mean).double(), values.mean((0, 2, 3)))
+    torch.testing.assert_close(torch.tensor(loaded.std).double(), values.std((0, 2, 3)))
+
+
+def test_images_that_would_not_fit_into_memory_are_refused_unread(fabricated_others, monkeypatch):
+    monkeypatch.setattr(image_files, "memory", lambda device: 4 * 9 * 3 * 32**2)  # of nine images, and there are ten
+    monkeypatch.setattr(image_files, "read_image", None)
+    error = refusal(data_dir=fabricated_others)
+    assert (error.parameter, error.given) == ("image_size", 32)
+    with pytest.raises(UsageError) as error:
+        data.load(config.preset("stl10", data_dir=fabricated_others, image_size=64))
+    assert (error.value.parameter, error.value.given) == ("image_size", 64)
+
+
+def test_images_that_are_all_alike_are_refused(fabricated_others):
+    for path in (fabricated_others / "test").glob("*/*.png"):
+        Image.new("RGB", (20, 30), "white").save(path)
+    assert refusal(data_dir=fabricated_others).parameter == "data"
+
+
+def test_a_missing_file_of_stl10_is_named(fabricated_others):
     (fabricated_others / "stl10_binary" / "test_X.bin").unlink()
     with pytest.raises(UsageError, match="test_X.bin is missing: --data-dir is the folder that holds stl10_binary"):
         data.load(config.preset("stl10", data_dir=fabricated_others))

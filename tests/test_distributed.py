@@ -1,6 +1,7 @@
 """Two gloo ranks against one process with the joint batch: loss, gradients and trajectory."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from acl_plugin.distributed import average, gathered, ranks
+from acl_plugin.distributed import average, gathered, ranks, require_script
 
 SCRIPT = """
 import json, sys
@@ -131,3 +132,50 @@ def test_one_process_changes_nothing():
     y = torch.ones(2)
     average([y])
     assert torch.equal(y, torch.ones(2))
+
+
+MAIN = """
+import sys
+from pathlib import Path
+from acl_plugin import distributed, errors
+
+def work():
+    try:
+        distributed.require_script(2, guarded={guarded})
+        print("allowed")
+    except errors.UsageError as error:
+        print(error.parameter, error.given, error.allowed)
+
+{call}
+"""
+BARE, GUARDED = "work()", "if __name__ == '__main__':\n    print('first')\n    work()"
+REFUSED = "devices 2 (1,)"
+
+
+@pytest.mark.parametrize(
+    ("how", "call", "guarded", "told"),
+    [
+        ("file", BARE, False, "allowed"),
+        ("file", BARE, True, REFUSED),
+        ("file", GUARDED, True, "allowed"),
+        ("file", GUARDED + "\nwork()", True, REFUSED),
+        ("code", GUARDED, False, REFUSED),
+        ("code", GUARDED, True, REFUSED),
+        ("stdin", GUARDED, True, REFUSED),
+        ("module", BARE, True, "allowed"),
+    ],
+)
+def test_several_devices_need_a_script_that_can_be_started_again(how, call, guarded, told, tmp_path):
+    text = MAIN.format(call=call, guarded=guarded)
+    (tmp_path / "script.py").write_text(text)
+    arguments = {"file": ["script.py"], "code": ["-c", text], "stdin": ["-"], "module": ["-m", "script"]}[how]
+    environment = {k: v for k, v in os.environ.items() if k != "LOCAL_RANK"}
+    shown = subprocess.run(
+        [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+        input=text if how == "stdin" else "",
+    )  # fmt: skip
+    assert shown.stdout.splitlines()[-1] == told
+
+
+def test_one_device_needs_nothing():
+    require_script(1, guarded=True)

@@ -196,7 +196,9 @@ def test_the_evaluation_of_something_else_is_refused(run, few):
     result = evaluate.evaluate(run, config, CPU)
     assert evaluate.evaluate(run, config, CPU) == result
     for options in ({"eps": 0.2}, {"seed": 1}, {"limit_test": 5}, {"norm": "L2"}, {"eval_batch_size": 3}):
-        with pytest.raises(UsageError, match=r"of something else .*delete evaluation_key.json and evaluation.json to"):
+        with pytest.raises(
+            UsageError, match=r"with different settings .*delete evaluation_key.json and evaluation.json to"
+        ):
             evaluate.evaluate(run, dataclasses.replace(config, **options), CPU)
 
 
@@ -215,7 +217,7 @@ def test_other_weights_or_images_are_another_evaluation(run, few):
     torch.manual_seed(1)
     model = Classifier(spec(classes="0123456789"))
     write_model(run.classifier, model.spec, model.state_dict())
-    with pytest.raises(UsageError, match="something else .*weights_sha256"):
+    with pytest.raises(UsageError, match="different settings .*weights_sha256"):
         evaluate.evaluate(run, config, CPU)
 
 
@@ -336,9 +338,13 @@ def test_l2_and_fractions(run, few):
 
 
 def test_no_images_are_told(run, monkeypatch):
-    monkeypatch.setattr(evaluate.datasets, "load", lambda _: type("Data", (), {"test": []}))
-    with pytest.raises(UsageError, match="has no test images"):
-        evaluate.evaluate(run, preset("digits", **TINY), CPU)
+    config = preset("digits", **TINY)
+    found = data.load(config)
+    none = dataclasses.replace(found, test=found.test.take(torch.arange(0)))
+    monkeypatch.setattr(evaluate.datasets, "load", lambda _: none)
+    with pytest.raises(UsageError, match="has no test images") as error:
+        evaluate.evaluate(run, config, CPU)
+    assert error.value.parameter == "data"
 
 
 def test_the_batch_size_that_was_chosen_stays(run, few, monkeypatch):

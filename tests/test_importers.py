@@ -2,16 +2,18 @@
 
 import os
 import pickle
-from types import SimpleNamespace
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from acl_plugin import importers, load_encoder
+from acl_plugin import importers, load_classifier, load_encoder
 from acl_plugin.backbones import ModelSpec, create_backbone
 from acl_plugin.config import preset
+from acl_plugin.data import DataSet, Images
 from acl_plugin.errors import UsageError
 from acl_plugin.importers import import_run, read
 from acl_plugin.layouts import CIFAR, IMAGENET, LAYOUTS, NONE
@@ -117,10 +119,12 @@ def made(layout):
         weights = banked([clean, adv]) | projector | normalisation_buffers(((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
         return {"epoch": 1000, "state_dict": prefixed("module.", weights), "optim": {}}, two, heads[1]
     if layout == "banks, pseudo-label head":
-        return banked([clean, adv]) | head, two, None
+        return banked([clean, adv]) | head | normalisation_buffers(IMAGENET), two, None
     if layout == "momentum":
         other = banked([network(3), network(4)])
-        whole = prefixed("encoder_q.", other | projector) | prefixed("encoder_k.", banked([clean, adv]) | projector)
+        whole = prefixed("encoder_q.", other | projector) | prefixed(
+            "encoder_k.", banked([clean, adv]) | projector | normalisation_buffers(IMAGENET)
+        )
         return whole, two, heads[1]
     if layout == "clustered":
         torch.manual_seed(9)
@@ -139,16 +143,18 @@ def made(layout):
             for key, value in banked([state]).items():
                 suffix = "_adv." if number else "."
                 weights[key.replace(".bn_list.0.", suffix)] = value
-        return {"state_dict": weights | {"fc.0.weight": torch.randn(3, 3)}}, two, None
+        extra = {"fc.0.weight": torch.randn(3, 3)} | normalisation_buffers(IMAGENET)
+        return {"state_dict": weights | extra}, two, None
     if layout == "shortcut":
         weights = {k.replace("downsample", "shortcut"): v for k, v in clean.items()}
         return {"model": weights | {"linear.weight": torch.randn(10, 16)}, "acc": 83.7}, {"shared": clean}, None
     if layout == "student":
         teacher = prefixed("momentum_backbone.", network(5))
         extra = {"classifier.weight": torch.randn(10, 16), "classifier_adv.bias": torch.randn(10)}
-        return {"state_dict": prefixed("backbone.", clean) | teacher | extra}, {"shared": clean}, None
+        stored = prefixed("backbone.", clean | normalisation_buffers(CIFAR))
+        return {"state_dict": stored | teacher | extra}, {"shared": clean}, None
     assert layout == "plain"
-    return {"state_dict": clean | head}, {"shared": clean}, None
+    return {"state_dict": clean | head | normalisation_buffers(IMAGENET)}, {"shared": clean}, None
 
 
 EXPECTED = {
@@ -170,7 +176,11 @@ def images():
 
 @pytest.fixture
 def config(monkeypatch):
-    monkeypatch.setattr(importers.datasets, "load", lambda config: SimpleNamespace(shape=(3, 32, 32)))
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randint(0, 256, (20, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    some = Images(pixels, torch.arange(20) % 10, torch.arange(20), 255)
+    source = DataSet("cifar10", some, some, tuple("abcdefghij"), (0.5,) * 3, (0.25,) * 3)
+    monkeypatch.setattr(importers.datasets, "load", lambda config: source)
     return preset("cifar10", backbone_kwargs=SMALL)
 
 
@@ -234,7 +244,7 @@ def test_files_without_batch_counts_are_read(tmp_path, images):
 
 def test_a_large_first_convolution_means_the_native_stem(tmp_path):
     state = network(0, stem="native")
-    published = read(saved(tmp_path, state), backbone_kwargs=SMALL, shape=(3, 96, 96))
+    published = read(saved(tmp_path, state), backbone_kwargs=SMALL, shape=(3, 96, 96), normalization="imagenet")
     assert published.spec.stem == "native"
     assert published.banks["shared"]["conv1.weight"].shape[-1] == 7
 
@@ -245,7 +255,7 @@ class Evil:
 
 
 def bad(tmp_path, kind):
-    state = network(0)
+    state = network(0) | normalisation_buffers(IMAGENET)
     path = tmp_path / "checkpoint.pt"
     if kind == "missing file":
         return tmp_path / "nowhere.pt"
@@ -262,11 +272,12 @@ def bad(tmp_path, kind):
         "no weights": {"epoch": 3, "args": {"lr": 5.0}},
         "list": [1, 2, 3],
         "unknown": {"stem.weight": torch.zeros(2), "blocks.0.weight": torch.zeros(2)},
-        "wide": {"conv1.weight": torch.zeros(2), "block1.layer.0.bn1.weight": torch.zeros(2)},
+        "wide": {"module.conv1.weight": torch.zeros(2), "module.block1.layer.0.bn1.weight": torch.zeros(2)},
         "missing": {k: v for k, v in state.items() if k != "layer2.0.conv1.weight"},
         "unexpected": state | {"layer9.weight": torch.zeros(2)},
         "shape": state | {"bn1.weight": torch.zeros(3)},
         "pickle": {"state_dict": state, "args": Evil()},
+        "our own": {"spec": {"backbone": "resnet18"}, "weights": state},
     }
     return saved(tmp_path, contents[kind])
 
@@ -280,7 +291,8 @@ def bad(tmp_path, kind):
         ("no weights", "holds no weights by name; looked into state_dict_dual, state_dict"),
         ("list", "holds no weights by name"),
         ("unknown", r"no known layout; tried momentum, .*, plain; its first keys: stem.weight, blocks.0.weight"),
-        ("wide", "is a WideResNet, which timm does not have"),
+        ("wide", "is a WideResNet for small images, which timm does not have"),
+        ("our own", "is an encoder of acl_plugin already; use the run folder"),
         ("missing", "does not fit resnet18: missing: layer2.0.conv1.weight"),
         ("unexpected", "does not fit resnet18: unexpected: layer9.weight"),
         ("shape", "does not fit resnet18: of another shape: bn1.weight"),
@@ -315,10 +327,137 @@ def test_bad_options_are_told(options, message, tmp_path, config):
 def test_more_than_weights_is_read_only_if_allowed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = bad(tmp_path, "pickle")
-    published = read(path, backbone_kwargs=SMALL, allow_pickle=True)
+    published = read(path, backbone_kwargs=SMALL, allow_pickle=True, normalization=None)
     assert published.layout == "plain"
     assert (tmp_path / "evil").exists()  # what the warning is about
 
 
 def test_importers_name_their_papers():
     assert all(layout.papers for layout in LAYOUTS.values())
+
+
+NEVER_STORED = {"clustered": NONE, "shortcut": NONE, "student": NONE}
+"""Layouts whose networks may store no normalization: what their code applies then. The others always store one."""
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_normalization_that_is_not_stored_is_decided_by_the_layout_or_refused(layout, tmp_path):
+    content = made(layout)[0]
+    container = next((name for name in importers.CONTAINERS if name in content), None)
+    weights = content if container is None else content[container]
+    for key in [key for key in weights if "normalize." in key]:
+        del weights[key]
+    path = saved(tmp_path, content)
+    if layout in NEVER_STORED:
+        spec = read(path, backbone_kwargs=SMALL).spec
+        assert (spec.mean, spec.std) == NEVER_STORED[layout]
+    else:
+        with pytest.raises(UsageError, match="does not store how its images are normalized") as error:
+            read(path, backbone_kwargs=SMALL)
+        assert (error.value.parameter, error.value.allowed) == ("normalization", ("none", "cifar", "imagenet"))
+    for said, expected in importers.NORMALISATIONS.items():
+        spec = read(path, backbone_kwargs=SMALL, normalization=said).spec
+        assert (spec.mean, spec.std) == expected
+    with pytest.raises(UsageError) as error:
+        read(path, backbone_kwargs=SMALL, normalization="cifra")
+    assert error.value.parameter == "normalization"
+
+
+def test_a_stored_normalization_wins_and_another_one_is_refused(tmp_path):
+    path = saved(tmp_path, made("plain")[0])
+    assert read(path, backbone_kwargs=SMALL, normalization="imagenet").spec.mean == pytest.approx(IMAGENET[0])
+    with pytest.raises(UsageError, match="stores another one") as error:
+        read(path, backbone_kwargs=SMALL, normalization="none")
+    assert (error.value.parameter, error.value.given) == ("normalization", "none")
+
+
+def test_torchvisions_resnet50_in_deacl_has_no_normalization(tmp_path):
+    """As DeACL's code makes it: the first convolution is replaced, and nothing normalizes."""
+    from torchvision.models import resnet50
+
+    torch.manual_seed(0)
+    theirs = resnet50(width_per_group=4)
+    theirs.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=2, bias=False)
+    theirs.maxpool, theirs.fc = nn.Identity(), nn.Identity()
+    weights = prefixed("backbone.", theirs.state_dict()) | prefixed("momentum_backbone.", network(5))
+    path = saved(tmp_path, {"state_dict": weights})
+    published = read(path, backbone="resnet50", backbone_kwargs={"base_width": 4})
+    backbone = create_backbone(published.spec)[0]
+    backbone.load_state_dict(published.banks["shared"])
+    x = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (published.spec.mean, published.spec.std))
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.eval()((x - mean) / std), theirs.eval()(x), atol=1e-5, rtol=1e-4)
+    assert published.left_out == ("momentum_backbone",)
+
+
+@pytest.mark.parametrize("layout", ["banks, pseudo-label head", "plain", "shortcut"])
+def test_the_head_of_a_classifier_is_kept(layout, tmp_path, images, config, capsys):
+    content, banks, _ = made(layout)
+    path, run = saved(tmp_path, content), RunDir(tmp_path / "run")
+    import_run(path, run, config)
+    name = "linear" if layout == "shortcut" else "fc"
+    weights = content.get("state_dict", content.get("model", content))
+    weight, bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")
+    if bias is None:  # half a layer is no head
+        assert not run.classifier.exists()
+        assert "left out: linear" in capsys.readouterr().err
+        return
+    with torch.no_grad():
+        features = forward(banks["pgd" if "pgd" in banks else "shared"], images, EXPECTED[layout])
+        torch.testing.assert_close(load_classifier(run.path)(images), features @ weight.T + bias, atol=1e-4, rtol=1e-3)
+    record = read_json(run.probe)
+    assert (record["protocol"], record["n"]) == ("imported", 20)
+    assert "its linear head is the classifier" in capsys.readouterr().err
+
+
+def test_a_classifier_beside_the_network_is_its_head(tmp_path, images, config, capsys):
+    """As AdvCL's linear evaluation saves it: the network's own linear layer, and its projections, were not trained."""
+    clean = network(0)
+    own = {
+        "linear.weight": torch.randn(10, 16),
+        "linear.bias": torch.randn(10),
+        "head_proj.0.weight": torch.randn(4, 16),
+    }
+    model = (
+        {k.replace("downsample", "shortcut"): v for k, v in clean.items()} | own | {"head_pred.0.bias": torch.ones(2)}
+    )
+    torch.manual_seed(1)
+    head = nn.Linear(16, 10)
+    classifier = {f"fc.{key}": value for key, value in head.state_dict().items()}
+    path = saved(tmp_path, {"model": model, "classifier": classifier, "epoch": 3})
+    run = RunDir(tmp_path / "run")
+    assert import_run(path, run, config) == "shortcut"
+    with torch.no_grad():
+        expected = head(forward(clean, images, NONE))
+        torch.testing.assert_close(load_classifier(run.path)(images), expected, atol=1e-4, rtol=1e-3)
+    told = capsys.readouterr().err
+    assert "left out: head_pred, head_proj, linear" in told
+
+
+def test_a_head_for_other_classes_is_named(tmp_path, config, capsys):
+    content = made("plain")[0]
+    content["state_dict"] |= {"fc.weight": torch.randn(7, 16), "fc.bias": torch.randn(7)}
+    run = RunDir(tmp_path / "run")
+    import_run(saved(tmp_path, content), run, config)
+    assert "left out: a linear head of 7 outputs, as cifar10 has 10 classes" in capsys.readouterr().err
+    assert not run.classifier.exists()
+
+
+@pytest.mark.parametrize("core", ["core", "_core"])
+def test_states_of_optimizers_need_no_permission(core, tmp_path):
+    content = made("banks")[0]
+    lr = np.float64(0.1)
+    path = saved(tmp_path, content | {"optim": {"state": {}, "param_groups": [{"lr": lr}]}})
+    raw = path.read_bytes()
+    assert b"numpy._core.multiarray" in raw
+    if core == "core":  # numpy 1's name, in a pickle that is rebuilt by its lengths
+        rebuilt = tmp_path / "old.pt"
+        with zipfile.ZipFile(path) as source, zipfile.ZipFile(rebuilt, "w") as target:
+            for info in source.infolist():
+                part = source.read(info)
+                if info.filename.endswith("data.pkl"):
+                    part = part.replace(b"cnumpy._core.multiarray", b"cnumpy.core.multiarray")
+                target.writestr(info.filename, part)
+        path = rebuilt
+    assert read(path, backbone_kwargs=SMALL).layout == "banks"

@@ -7,8 +7,8 @@ from torch import nn
 
 from acl_plugin import data
 from acl_plugin.config import preset
-from acl_plugin.data import stratified
 from acl_plugin.knn import NEIGHBOURS, knn_accuracy
+from acl_plugin.subsets import stratified
 from acl_plugin.trainer import pretrain
 
 

@@ -1,12 +1,14 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 
+import lightning
 import pytest
 import torch
 
-from acl_plugin import evaluate, leaderboard, probe, suite
+from acl_plugin import evaluate, leaderboard, pipeline, probe, randomness, suite
 from acl_plugin.config import preset
 from acl_plugin.errors import UsageError
 from acl_plugin.lock import locked
@@ -90,3 +92,65 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     run = pretrain(preset("digits", **TINY | {"epochs": 1}), tmp_path / "run")
     os.utime(run.encoder, (0, 0))
     assert pretrain(preset("digits", **TINY | {"epochs": 1}), tmp_path / "run").encoder.is_file()
+
+
+def in_another_thread(work):
+    """What ``work`` returns or raises in a thread of its own."""
+    found = []
+
+    def catch():
+        try:
+            found.append(work())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=catch)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize("folder", ["run", "other"])
+def test_a_second_thread_is_refused_before_anything_is_written_and_the_first_ends_as_alone(folder, tmp_path):
+    config = preset("digits", **TINY)
+    whole = pretrain(config, tmp_path / "whole")
+    found = []
+
+    class Meanwhile(lightning.Callback):
+        def on_train_batch_end(self, trainer, *_, **__):
+            if trainer.global_step == 1:
+                before = sorted(tmp_path.rglob("*"))
+                run, cpu = RunDir(tmp_path / folder), torch.device("cpu")
+                found.append(in_another_thread(lambda: pretrain(config, run.path)))
+                found.append(in_another_thread(lambda: pipeline.run(config, run.path)))
+                found.extend(
+                    in_another_thread(lambda s=s: s(whole, config, cpu)) for s in (probe.probe, suite.evaluate)
+                )
+                assert sorted(tmp_path.rglob("*")) == before
+
+    run = pretrain(config, tmp_path / "run", callbacks=Meanwhile())
+    assert [type(error) for error in found] == [UsageError] * 4
+    assert all("another thread" in str(error) for error in found)
+    assert run.encoder.read_bytes() == whole.encoder.read_bytes()
+    assert run.metrics.read_bytes() == whole.metrics.read_bytes()
+    assert in_another_thread(lambda: pretrain(config, tmp_path / "later")).encoder.is_file()
+
+
+def test_another_threads_private_numbers_do_not_disturb_a_training(tmp_path):
+    """Such as those of ``load_encoder``, which builds a model."""
+    config = preset("digits", **TINY | {"epochs": 4})
+    whole, done = pretrain(config, tmp_path / "whole"), threading.Event()
+
+    def disturb():
+        while not done.is_set():
+            with randomness.private(1):
+                torch.rand(9)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        run = pretrain(config, tmp_path / "run")
+    finally:
+        done.set()
+        thread.join()
+    assert run.encoder.read_bytes() == whole.encoder.read_bytes()

@@ -169,7 +169,7 @@ def test_the_index_of_exported_models(run):
     from acl_plugin.errors import UsageError
     from acl_plugin.leaderboard import load_exported
 
-    described = run.robustbench / "export.json"
+    described = run.robustbench / "models" / "digits" / "Linf" / "gsa_rsl_resnet10t.json"
     description = json.loads(described.read_text())
     evil = pickle.dumps(Evil())
     Path("evil.pt").write_bytes(evil)
@@ -177,7 +177,7 @@ def test_the_index_of_exported_models(run):
     described.write_text(json.dumps(description | {"weights": "../../evil.pt", "sha256": digest}))
     with pytest.raises(UsageError, match="lies outside of its folder"):
         load_exported(described)
-    (run.robustbench / description["weights"]).write_bytes(evil)
+    (described.parent / description["weights"]).write_bytes(evil)
     described.write_text(json.dumps(description | {"sha256": digest}))
     with pytest.raises(UsageError, match="is damaged"):
         load_exported(described)

@@ -50,6 +50,11 @@ class ByBatch(Noisy):
         return self.model(x - x.mean())
 
 
+class Twice(Noisy):
+    def forward(self, x):
+        return self.model(x), x
+
+
 def training(model):
     return model.train()
 
@@ -70,15 +75,17 @@ def dropout(model):
         (lambda m: Infinite(m).eval(), "not finite"),
         (lambda m: ByBatch(m).eval(), "depend on the other images of its batch"),
         (lambda m: nn.Sequential(m, nn.Flatten(0)).eval(), r"gives \(160,\) for 16 images"),
+        (lambda m: Twice(m).eval(), "gives tuple for 16 images"),
     ],
 )
 def test_unsound_classifiers_are_refused(model, images, change, message):
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as error:
         check_classifier(change(model), images)
+    assert error.value.parameter == "model"
 
 
 def test_images_that_were_normalised_outside_are_refused(model, images):
-    with pytest.raises(UsageError, match=r"test images in .*: allowed is \[0, 1\]; normalise inside the model"):
+    with pytest.raises(UsageError, match=r"test images in .*: allowed is \[0, 1\]; normalize inside the model"):
         check_classifier(model, (images - 0.5) / 0.25)
 
 
@@ -94,3 +101,11 @@ def test_the_batch_size_falls_with_what_a_network_keeps(model):
 
     assert 1 <= largest_batch(Repeated(), (3, 256, 256), CPU) < MOST
     assert largest_batch(large, (3, 64, 64), CPU) >= 1
+
+
+def test_checks_work_in_inference_mode(model, images):
+    """As in Lightning's validate and test."""
+    outside = largest_batch(model, (1, 8, 8), CPU)
+    with torch.inference_mode():
+        check_classifier(model, images.clone())
+        assert largest_batch(model, (1, 8, 8), CPU) == outside

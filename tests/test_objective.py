@@ -7,6 +7,7 @@ import torch
 
 from acl_plugin import UsageError, available, create_objective
 from acl_plugin.backbones import Encoder
+from acl_plugin.data import Images
 from acl_plugin.inner_attack import ALL_VIEWS, InnerAttack, ThreatModel
 from acl_plugin.objective import Objective, Terms, Views, require_not_negative, require_one_of, require_positive
 from acl_plugin.run_dir import load_encoder, read_model, read_projector
@@ -22,6 +23,9 @@ def made(name, settings, shape=(1, 8, 8)):
     return objective, model
 
 
+SIX = Images(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64), torch.arange(6), 16)
+
+
 def drawn(objective, count=6):
     """Random views, and those alone that the objective says it needs."""
     images = torch.rand(count, 1, 8, 8)
@@ -33,7 +37,7 @@ def drawn(objective, count=6):
 def test_bare_loop(name, attack, settings_of):
     torch.manual_seed(0)
     objective, model = made(name, settings_of(name))
-    objective.check_rows(torch.arange(6))
+    objective.check_images(SIX)
     optimizer = torch.optim.AdamW(objective.param_groups(model), lr=1e-3)
     start = [p.detach().clone() for p in model.parameters()]
     for epoch in range(2):
@@ -167,7 +171,7 @@ def test_a_view_that_was_not_given_is_told():
     assert views.a is images
     with pytest.raises(UsageError, match=r"'images' of Views, which was not given: pass Views\(images=...\)"):
         _ = views.images
-    with pytest.raises(UsageError, match=r"'weak'.*that the objective's `needs` names"):
+    with pytest.raises(UsageError, match="'weak'.*that the objective's attribute needs names"):
         _ = views.weak
     with pytest.raises(AttributeError):
         _ = views.strong

@@ -7,8 +7,10 @@ import sys
 import time
 
 import pytest
+import torch
 
 from acl_plugin import data, load_classifier, pipeline
+from acl_plugin.errors import TrainingUnfinished
 from acl_plugin.run_dir import RunDir
 from conftest import OPTIONS
 
@@ -19,7 +21,7 @@ def test_the_whole_job_leaves_every_file(tiny_config, tmp_path, few):
     for file in (run.config, run.checkpoint, run.metrics, run.encoder, run.classifier, run.probe, run.evaluation,
                  run.evaluation_lines, run.path / "environment.json"):  # fmt: skip
         assert file.is_file(), file
-    info = run.robustbench / "model_info" / "digits" / "Linf" / "gsa_rsl_resnet10t.json"
+    info = run.robustbench / "local" / "model_info" / "digits" / "Linf" / "gsa_rsl_resnet10t.json"
     assert json.loads(info.read_text())["clean_acc"] == f"{100 * result['clean_accuracy']:.2f}"
     images = data.load(tiny_config).test
     lines = [json.loads(line) for line in run.evaluation_lines.read_text().splitlines()]
@@ -65,3 +67,56 @@ def test_cifar10_end_to_end_on_real_images(tmp_path, cifar10_dir, few):
     model = load_classifier(tmp_path / "run")
     assert model.spec.classes[0] == "airplane"
     assert "preprocess.mean" in model.state_dict()
+
+
+@pytest.mark.parametrize("cause", ["classes", "home", "error"])
+def test_an_export_that_fails_does_not_hide_the_result(cause, tiny_config, tmp_path, few, capsys, monkeypatch):
+    if cause == "classes":
+        source = data.SOURCES["digits"]
+
+        def two(config):
+            return data._of_classes(source(config), range(2), "digits")
+
+        monkeypatch.setitem(data.SOURCES, "digits", two)
+    elif cause == "home":
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("ACL_PLUGIN_HOME", str(tmp_path / "file" / "home"))
+    else:
+        monkeypatch.setattr(pipeline, "export", lambda *_: 1 // 0)
+    result = pipeline.run(tiny_config, tmp_path / "run")
+    assert result["clean_accuracy"] >= result["robust_accuracy"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "the export is skipped" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith(str(tmp_path / "run"))
+
+
+def test_an_interruption_of_the_export_is_one(finished_run, tiny_config, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "export", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline._export(RunDir(finished_run), tiny_config)
+
+
+def test_nothing_follows_a_pretraining_that_is_not_finished(tiny_config, tmp_path, few, monkeypatch):
+    monkeypatch.setattr(pipeline, "probe", lambda *_: pytest.fail("probed"))
+    with pytest.raises(TrainingUnfinished) as error:
+        pipeline.run(tiny_config, tmp_path / "run", max_steps=3)
+    assert (error.value.done, error.value.total) == (3, 4)
+    run = RunDir(tmp_path / "run")
+    assert run.checkpoint.is_file()
+    assert not run.encoder.exists()
+    assert not run.pretraining.exists()
+
+
+def test_probe_and_evaluation_take_the_device_of_the_configuration(tiny_config, tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr(pipeline, "training_device", lambda config: torch.device("meta"))
+    monkeypatch.setattr(pipeline, "pretrain", lambda config, out: RunDir(out))
+    monkeypatch.setattr(pipeline, "probe", lambda run, config, device: used.append(device))
+    monkeypatch.setattr(pipeline, "evaluate", lambda run, config, device: used.append(device))
+    monkeypatch.setattr(pipeline, "export", lambda *_: None)
+    pipeline.run(tiny_config, tmp_path / "run")
+    pipeline.run(tiny_config, tmp_path / "run", "cpu")
+    assert used == [torch.device("meta")] * 2 + [torch.device("cpu")] * 2

@@ -33,7 +33,7 @@ def run(tmp_path):
 @pytest.fixture
 def two_banks(tmp_path):
     """A pretrained run with two norm banks."""
-    config = preset("digits", **TINY | {"limit_train": 40, "objective": "acl_ds", "aft_epochs": 1})
+    config = dataclasses.replace(preset("digits", **TINY | {"limit_train": 40, "objective": "acl_ds"}), aft_epochs=1)
     return pretrain(config, tmp_path / "two"), config
 
 

@@ -47,13 +47,29 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_rows_without_labels_are_told(tmp_path):
+def images_of(rows, shade=0):
+    pixels = torch.full((len(rows), 1, 2, 2), shade, dtype=torch.uint8) + torch.tensor(rows).view(-1, 1, 1, 1).byte()
+    return data.Images(pixels, torch.zeros(len(rows), dtype=torch.int64), torch.tensor(rows), 255)
+
+
+def test_images_without_labels_are_refused():
     labels = PseudoLabels(torch.tensor([0, 2]), {2: torch.tensor([0, 1])}, {"data": "digits", "n": 2})
-    labels.check_rows(torch.tensor([2, 0, 2]))
-    with pytest.raises(
-        UsageError, match="2 of 3 training images have no pseudo-labels, which are of 2 images of digits"
-    ):
-        labels.check_rows(torch.tensor([0, 1, 900]))
+    labels.check_images(images_of([2, 0, 2]))
+    with pytest.raises(UsageError, match="2 of 3 training images have no pseudo-labels") as error:
+        labels.check_images(images_of([0, 1, 200]))
+    assert (error.value.parameter, error.value.allowed) == ("pseudo_labels", "2 images of digits")
+
+
+def test_labels_of_other_images_are_refused(tmp_path):
+    made_of = images_of([0, 1, 2])
+    labels = PseudoLabels(made_of.rows, {2: torch.tensor([0, 1, 0])}, {"data": "digits", "n": 3}, made_of.hashes)
+    labels.write(tmp_path / "labels.npz")
+    read = PseudoLabels.read(tmp_path / "labels.npz")
+    for each in (labels, read):
+        each.check_images(images_of([2, 0]))
+        with pytest.raises(UsageError, match="2 of 2 training images are not those") as error:
+            each.check_images(images_of([2, 0], shade=7))
+        assert error.value.parameter == "pseudo_labels"
 
 
 def test_a_runs_features_are_clustered_with_provenance(teacher_run, tmp_path):

@@ -21,8 +21,9 @@ from acl_plugin.pseudo_labels import PseudoLabels
 from acl_plugin.recipes.air import invariance
 from acl_plugin.views import high_pass
 from conftest import spec
-from golden_inputs import advcl_case, noise, outputs, same_noise, summary
+from golden_inputs import advcl_case, noise, outputs, start_from_noise, summary
 
+pytestmark = pytest.mark.usefixtures("same_noise")
 TAU = 0.4
 
 
@@ -231,7 +232,7 @@ def check_golden(tmp_path, monkeypatch, expected, name, **settings):
     """One batch in epoch 0, and again in epoch 30 of 400, as the authors' code did it."""
     objective, model, views, attack = advcl_case(tmp_path, name, **settings)
     attack = Moved(attack.threat, attack.name, attack.steps)
-    same_noise(monkeypatch)
+    start_from_noise(monkeypatch)
     for epoch, step in zip((0, 30), expected, strict=False):
         objective.on_epoch(epoch, 400)
         model.zero_grad()

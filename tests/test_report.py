@@ -1,6 +1,7 @@
 """The page of a run: its sections, its strings, and how a real browser shows it."""
 
 import html.parser
+import json
 import math
 import re
 import shutil
@@ -181,3 +182,40 @@ def test_a_browser_shows_it(runs, tmp_path, width, dark):
     assert high - low > 150  # there is ink on it
     inked = (np.abs(np.asarray(picture, dtype=int) - background) > 60).mean()
     assert 0.01 < inked < 0.9
+
+
+def test_what_is_partial_or_of_another_model_or_other_images_is_marked(finished_run, tmp_path):
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished_run, run.path)
+
+    def page():
+        report.report([run], run.report)
+        return run.report.read_text()
+
+    whole = page()
+    for mark in ("Partial:", "Unfinished:", "earlier classifier", "other images"):
+        assert mark not in whole
+    for path in (run.suite, run.audit):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"complete": False}))
+    assert page().count("Partial:") == 2
+    suite = json.loads(run.suite.read_text())
+    suite["images"]["pixels"] = "other"
+    run.suite.write_text(json.dumps(suite | {"weights_sha256": "other"}))
+    assert "The suite of attacks is of an earlier classifier" in page()
+    assert "The suite of attacks was measured on other images" in page()
+    assert "The evaluation is of an earlier classifier" not in page()
+    run.encoder.unlink()
+    assert "Unfinished:" in page()
+
+
+def test_runs_on_different_images_are_not_compared_in_silence(finished_run, tmp_path):
+    runs = [RunDir(tmp_path / name) for name in "ab"]
+    for run in runs:
+        shutil.copytree(finished_run, run.path)
+    out = tmp_path / "both.html"
+    report.report(runs, out)
+    assert "different images or threat models" not in out.read_text()
+    evaluation = json.loads(runs[1].evaluation.read_text())
+    runs[1].evaluation.write_text(json.dumps(evaluation | {"eps": 0.2}))
+    report.report(runs, out)
+    assert "different images or threat models" in out.read_text()

@@ -90,3 +90,31 @@ def test_a_network_with_one_bank_takes_the_last_state_and_faults_are_raised(enco
     assert all(torch.equal(v, state[k]) for k, v in plain.state_dict().items())
     with pytest.raises(RuntimeError, match="Missing key"):
         routed_norm.load_banks(encoder.backbone, {"clean": state})
+
+
+@pytest.mark.parametrize("projector", ["three_layer", "bottleneck", "identity"])
+@pytest.mark.parametrize("routes", [("shared",), ("clean", "adv")])
+@pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224"])
+def test_banks_that_an_encoder_was_not_given_are_refused(projector, routes, backbone):
+    kwargs = None if backbone == "resnet10t" else {"depth": 1}
+    model, x = Encoder(spec((1, 8, 8), backbone, kwargs), routes, projector).eval(), torch.rand(2, 1, 8, 8)
+    state = model.backbone.state_dict()
+    for route in routes:
+        z = model(x, route)
+        assert z.shape == model.project(model.features(x, route), route).shape
+    for use in (
+        lambda: model(x, "no such route"),
+        lambda: model(x, ""),
+        lambda: model.features(x, "no such route"),
+        lambda: model.project(torch.rand(2, model.size), "no such route"),
+        lambda: model.views(x, x, "no such route"),
+        lambda: routed_norm.export(model.backbone, "no such route"),
+        lambda: routed_norm.export(model.projector, "no such route"),
+        lambda: routed_norm.load_banks(model.backbone, {"no such route": state}),
+    ):
+        with pytest.raises(UsageError) as error:
+            use()
+        assert (error.value.parameter, error.value.allowed) == ("route", tuple(sorted(routes)))
+    plain = routed_norm.export(model.backbone, routes[0])  # which takes any, as a classifier's backbone does
+    with routed_norm.route(plain, "any"):
+        plain(model.preprocess(x))

@@ -6,10 +6,10 @@ import torch
 from acl_plugin import data, semi_supervised
 from acl_plugin.backbones import Classifier
 from acl_plugin.config import preset
-from acl_plugin.data import stratified
 from acl_plugin.full_finetune import attack_of
 from acl_plugin.inner_attack import ThreatModel
 from acl_plugin.run_dir import load_encoder
+from acl_plugin.subsets import stratified
 from acl_plugin.trainer import pretrain
 from conftest import TINY
 
@@ -28,7 +28,9 @@ def test_a_share_of_each_class_is_labelled(share):
 
 @pytest.fixture
 def prepared(tmp_path):
-    config = preset("digits", **TINY | {"limit_train": 60, "objective": "acl_ds", "label_fraction": 0.2})
+    config = preset(
+        "digits", **TINY | {"limit_train": 60, "objective": "acl_ds", "probe_protocol": "semi", "label_fraction": 0.2}
+    )
     run, images = pretrain(config, tmp_path / "run"), data.load(config)
     encoder = load_encoder(run.path)
     torch.manual_seed(0)
@@ -37,7 +39,7 @@ def prepared(tmp_path):
     return run, config, images, model
 
 
-def test_the_loss_is_the_formula(prepared, monkeypatch):
+def test_the_loss_is_the_formula(prepared, monkeypatch, same_noise):
     run, config, images, model = prepared
     tables = {}
     original = semi_supervised._tables

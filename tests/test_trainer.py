@@ -11,7 +11,6 @@ import torch
 import yaml
 
 import acl_plugin
-from acl_plugin import registry
 from acl_plugin.callbacks import Checkpoints
 from acl_plugin.errors import TrainingStopped, UsageError
 from acl_plugin.guard import Guard
@@ -20,19 +19,6 @@ from acl_plugin.recipes.simclr import SimCLR
 from acl_plugin.run_dir import RunDir, read_model
 from acl_plugin.trainer import learning_rate, pretrain, ramp
 from conftest import damage
-
-
-@pytest.fixture
-def register():
-    names = []
-
-    def add(name, objective):
-        acl_plugin.register(name)(objective)
-        names.append(name)
-
-    yield add
-    for name in names:
-        registry.unregister(name)
 
 
 class Killed(Exception):
@@ -371,9 +357,9 @@ def test_schedules():
         ({"objective": "simcrl"}, "unknown objective 'simcrl'"),
         ({"attack": "Square"}, "'Square' moves each row for itself"),
         ({"attack": "TIFGSM"}, "takes images of 3 channels, not 1"),
-        ({"eps": 0}, "eps 0"),
+        ({"eps": 0}, "`eps` 0"),
         ({"backbone": "resnt18"}, "unknown backbone"),
-        ({"batch_size": 17}, "--batch-size 17 on 1 device.*only 16 training images"),
+        ({"batch_size": 17}, "`batch_size` 17 on 1 device.*only 16 training images"),
         ({"objective_kwargs": {"rho": -1}}, "rho -1"),
     ],
 )

@@ -82,4 +82,4 @@ def test_mistakes(source, fabricated_others, tmp_path, capsys):
     assert "--image-size 2: allowed is a number from 8" in told(run, "--data", "digits", "--image-size", "2")
     assert "add --image-size 8" in told(run, "--data", "digits", "--image-size", "16")
     shutil.rmtree(fabricated_others / "test")
-    assert "test: " in told(run, "--data", "image_folder", "--data-dir", folder)
+    assert f"--data-dir: {folder} has no folder test" in told(run, "--data", "image_folder", "--data-dir", folder)

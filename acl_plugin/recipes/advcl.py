@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from acl_plugin import routed_norm
 from acl_plugin.backbones import Encoder
+from acl_plugin.data import Images
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack
 from acl_plugin.losses import HardNegatives, multi_view_nce_rows, weighted_nce
@@ -86,9 +87,9 @@ class AdvCL(Objective):
         labels = PseudoLabels.read(self.file)
         self.clusters = ClusterHeads(labels, model.size).to(next(model.parameters()).device)
 
-    def check_rows(self, rows: Tensor) -> None:
+    def check_images(self, images: Images) -> None:
         if self.cluster_weight:
-            self.clusters.labels.check_rows(rows)
+            self.clusters.labels.check_images(images)
 
     def param_groups(self, model: Encoder) -> list[dict[str, Any]]:
         heads = [{"params": list(self.clusters.parameters())}] if self.cluster_weight else []

@@ -1,0 +1,127 @@
+"""The classes of torchattacks: where each is valid, and what arguments it takes."""
+
+import math
+from collections.abc import Callable, Mapping
+from inspect import signature
+from numbers import Integral, Real
+from typing import Any
+
+from acl_plugin.errors import UsageError, unknown
+
+ALL_VIEWS = ("joint", "bank", "scalar")
+_WHOLE_BATCH = {
+    "Linf": (
+        "FGSM BIM RFGSM PGD EOTPGD FFGSM MIFGSM NIFGSM SINIFGSM VMIFGSM VNIFGSM UPGD DIFGSM TIFGSM PIFGSM PIFGSMPP"
+    ),
+    "L2": "PGDL2",
+}
+_ROW_BY_ROW = {
+    "Linf": "APGD APGDT FAB Square Jitter TPGD SPSA PGDRS",
+    "L2": "APGD APGDT FAB Square CW DeepFool PGDRSL2",
+}
+RGB_ONLY = ("TIFGSM", "PIFGSM", "PIFGSMPP")
+STEPS = ("steps", "num_iter_set", "nb_iter", "n_queries")
+"""Names that torchattacks has for the number of steps."""
+_FIXED = ("model", "eps", "max_epsilon", "norm", "n_classes")  # by the threat model and the classifier
+_COUNTS = (*STEPS, "n_restarts", "eot_iter", "N", "m", "nb_sample", "max_batch_size", "noise_batch_size", "batch_max",
+           "len_kernel")  # fmt: skip
+_ABOVE_0 = ("alpha", "lr", "delta", "c", "nsig", "alpha_max", "amplification")
+_CHOICES = {
+    ("APGD", "loss"): ("ce", "dlr"),
+    ("Square", "loss"): ("margin", "ce"),
+    ("UPGD", "loss"): ("ce", "margin", "dlr"),
+    ("TIFGSM", "kernel_name"): ("gaussian", "linear", "uniform"),
+    ("PGDRS", "noise_type"): ("guassian", "uniform"),  # spelled as torchattacks does
+    ("PGDRSL2", "noise_type"): ("guassian", "uniform"),
+}
+
+
+def attack_names(norm: str | None = None, view: str | None = None) -> list[str]:
+    """Return the torchattacks classes that are valid for a norm and a view (any, for None)."""
+    names = set()
+    for table, views in ((_WHOLE_BATCH, ALL_VIEWS), (_ROW_BY_ROW, ("bank",))):
+        for table_norm, classes in table.items():
+            if norm in (None, table_norm) and (view is None or view in views):
+                names |= set(classes.split())
+    return sorted(names)
+
+
+def class_of(name: str) -> type:
+    """Return the class."""
+    import torchattacks
+
+    return getattr(torchattacks, name)
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """Return the arguments of a class with their defaults."""
+    return {p.name: p.default for p in signature(class_of(name)).parameters.values()}
+
+
+def fewest_classes(name: str, arguments: Mapping[str, Any]) -> int:
+    """Return how many classes a classifier must have: the targeted DLR loss compares four logits, the other three."""
+    if name == "APGDT":
+        return 4
+    return 3 if arguments.get("loss") == "dlr" else 2
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is not a whole number of 1 or more.
+
+    Raises:
+        UsageError: naming the parameter.
+    """
+    allowed = "a whole number of 1 or more"
+    if not _is_count(value):
+        raise UsageError(f"attack {name} {value!r}: allowed is {allowed}", parameter=name, given=value, allowed=allowed)
+
+
+def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that a class does not have, or whose type or range it does not take.
+
+    Raises:
+        UsageError: naming the argument, and what is allowed.
+    """
+    if not isinstance(arguments, Mapping):
+        message = f"arguments of attack {name!r}: {arguments!r}; allowed is a dict by name"
+        raise UsageError(message, parameter="kwargs", given=arguments, allowed="a dict by name")
+    known = {argument: value for argument, value in defaults(name).items() if argument not in _FIXED}
+    for argument, value in arguments.items():
+        if argument not in known:
+            raise unknown(f"argument of attack {name!r}:", argument, known, parameter="kwargs")
+        allowed, fits = _rule(name, argument, known[argument])
+        if not fits(value):
+            message = f"argument {argument} {value!r} of attack {name!r}: allowed is {allowed}"
+            raise UsageError(message, parameter=argument, given=value, allowed=allowed)
+
+
+def _rule(name: str, argument: str, default: Any) -> tuple[str, Callable[[Any], bool]]:
+    """What is allowed, in words, and as a test."""
+    if isinstance(default, bool):
+        return "true or false", lambda value: isinstance(value, bool)
+    if (name, argument) in _CHOICES:
+        choices = _CHOICES[name, argument]
+        return " or ".join(choices), lambda value: isinstance(value, str) and value in choices
+    if argument in _COUNTS:
+        return "a whole number of 1 or more", _is_count
+    if argument == "seed":
+        return "a whole number from 0 to 2**63 - 1", lambda value: _is_whole(value) and 0 <= value < 2**63
+    if argument == "p_init":
+        return "a number above 0, at most 1", lambda value: _is_number(value) and 0 < value <= 1
+    if argument == "resize_rate":
+        return "a number above 0, other than 1", lambda value: _is_number(value) and value > 0 and value != 1
+    if argument in _ABOVE_0:
+        return "a number above 0", lambda value: _is_number(value) and value > 0
+    return "a number of 0 or more", lambda value: _is_number(value) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_whole(value) and value >= 1

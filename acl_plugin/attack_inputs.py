@@ -1,0 +1,79 @@
+"""Whether images, labels and a model's outputs are what an attack takes: checks of shape and type, and of values."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acl_plugin.errors import UsageError
+
+IMAGES = "(B, C, H, W) floats in [0, 1]"
+
+
+def check_images(x: Any, parameter: str = "x") -> None:
+    """Refuse what cannot be a batch of images, by type and shape alone.
+
+    Raises:
+        UsageError: with what was given.
+    """
+    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
+        hint = "; divide 8-bit images by 255" if isinstance(x, Tensor) and x.dtype == torch.uint8 else ""
+        raise _refusal(parameter, x, IMAGES, hint)
+
+
+def check_labels(y: Any, rows: int) -> None:
+    """Refuse labels that are not (B,) whole numbers, by type and shape alone.
+
+    Raises:
+        UsageError: with what was given.
+    """
+    whole = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+    if not isinstance(y, Tensor) or y.shape != (rows,) or y.dtype not in whole:
+        raise _refusal("y", y, f"({rows},) whole numbers, a label for each image")
+
+
+def check_output(output: Any, shape: tuple[int | None, ...], parameter: str = "model") -> Any:
+    """Return a model's output, if it has the shape that an attack takes; None allows any size.
+
+    Raises:
+        UsageError: with what the model returned.
+    """
+    fits = isinstance(output, Tensor) and output.dim() == len(shape)
+    if not fits or any(size not in (None, given) for size, given in zip(shape, output.shape, strict=True)):
+        words = ", ".join("any" if size is None else str(size) for size in shape)
+        raise _refusal(parameter, output, f"an output of shape ({words}{',' * (len(shape) == 1)})")
+    return output
+
+
+def check_values(x: Tensor, parameter: str = "x", y: Tensor | None = None, classes: int = 0) -> None:
+    """Refuse images outside [0, 1] and labels outside [0, classes); waits for the device once.
+
+    Raises:
+        UsageError: with the range that was given.
+    """
+    bounds = [x.amin(), x.amax(), *([] if y is None else [y.min().to(x.device), y.max().to(x.device)])]
+    low, high, *of_labels = torch.stack([bound.float() for bound in bounds]).tolist()
+    if not (low >= 0 and high <= 1):
+        message = f"{parameter} in [{low:.3g}, {high:.3g}]: allowed is [0, 1]; normalize inside the model"
+        raise UsageError(message, parameter=parameter, given=(low, high), allowed=(0, 1))
+    if of_labels and not (of_labels[0] >= 0 and of_labels[1] < classes):
+        given = tuple(int(bound) for bound in of_labels)
+        message = f"labels y from {given[0]} to {given[1]}: the model has {classes} classes, from 0 to {classes - 1}"
+        raise UsageError(message, parameter="y", given=given, allowed=(0, classes - 1))
+
+
+def require_unit_range(images: Tensor, what: str = "images") -> None:
+    """Refuse images outside [0, 1]; torchattacks would clip them in silence.
+
+    Raises:
+        UsageError: with the range that was given.
+    """
+    if images.numel():
+        check_values(images, what)
+
+
+def _refusal(parameter: str, given: Any, allowed: str, hint: str = "") -> UsageError:
+    shown = f"{tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
+    return UsageError(
+        f"{parameter}: {shown}; allowed are {allowed}{hint}", parameter=parameter, given=shown, allowed=allowed
+    )

@@ -1,0 +1,122 @@
+"""Options that the choices of a command do not use are refused, as they would change nothing in silence.
+
+``RUN`` and its like list the options that are not always used, each with the choice that decides. What stands here is
+compared in tests with what each choice reads.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from acl_plugin import randomness
+from acl_plugin.errors import UsageError
+from acl_plugin.registry import create_objective
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Use:
+    """When an option is used.
+
+    Attributes:
+        choice: the option that decides.
+        when: its values with which the other is used, or a function of all options.
+        users: ``when`` in words.
+    """
+
+    choice: str
+    when: frozenset[str] | Callable[[Options], bool]
+    users: str = ""
+
+    def holds(self, options: Options) -> bool:
+        """Return whether the option is used with these choices."""
+        return self.when(options) if callable(self.when) else options[self.choice] in self.when
+
+    def __str__(self) -> str:
+        return self.users if callable(self.when) else ", ".join(sorted(self.when))
+
+
+Uses = dict[str, tuple[Use, ...]]
+"""By option, when it is used: under all of these conditions."""
+
+
+def refuse(runs: Sequence[Options], usual: Options, uses: Uses) -> None:
+    """Refuse an option that is not as usual, and not used.
+
+    Args:
+        runs: all options of each run of the command; one of the runs must use the option.
+        usual: the options to look at, with their defaults.
+        uses: of the command.
+
+    Raises:
+        UsageError: naming the choice that ignores the option, and those that use it.
+    """
+    for name, conditions in uses.items():
+        if name not in usual or all(run[name] == usual[name] for run in runs):
+            continue
+        failed = [next((use for use in conditions if not use.holds(run)), None) for run in runs]
+        use = failed[0]
+        if use is not None and None not in failed:
+            given, choice = runs[0][name], runs[0][use.choice]
+            raise UsageError(
+                f"`{name}` {given} is not used with `{use.choice}` {choice}, but with {use}; leave one of them out",
+                parameter=name, given=given, allowed=usual[name],
+            )  # fmt: skip
+
+
+def _example(options: Options) -> Any:
+    """The objective, to look at its attributes; None if it cannot be created, which is told where it is needed."""
+    try:
+        with randomness.private(0):
+            return create_objective(options["objective"], **options["objective_kwargs"])
+    except UsageError:
+        return None
+
+
+def _has_attack(options: Options) -> bool:
+    objective = _example(options)
+    return objective is None or objective.attack_view is not None
+
+
+def _has_views(options: Options) -> bool:
+    objective = _example(options)
+    return objective is None or bool(objective.needs) or options["probe_protocol"] in LPAFT
+
+
+WITHOUT_STEPS = frozenset({"FGSM", "FFGSM"})
+"""Classes of torchattacks that take one step."""
+DOWNLOADED = frozenset({"cifar10", "cifar10_val", "cifar100", "stl10"})
+FILES = DOWNLOADED | {"image_folder"}
+BY_SGD = frozenset({"slf", "alf", "aff_trades", "aff_pgd", "semi", "dynacl++", "air++"})
+LPAFT = frozenset({"dynacl++", "air++"})
+ATTACKED = Use("objective", _has_attack, "objectives that have an inner attack")
+
+RUN: Uses = {
+    "data_dir": (Use("data", FILES),),
+    "download": (Use("data", DOWNLOADED),),
+    "attack_steps": (ATTACKED, Use("attack", lambda o: o["attack"] not in WITHOUT_STEPS, "attacks of several steps")),
+    "augment": (Use("objective", _has_views, "objectives that draw views"),),
+    "label_fraction": (Use("probe_protocol", frozenset({"semi"})),),
+}
+for names, use in {
+    "attack attack_kwargs eps_ramp": ATTACKED,
+    "coreset_fraction coreset_warmup coreset_every coreset_fidelity": Use("coreset", frozenset({"rcs"})),
+    "aft_epochs aft_lr aft_fidelity": Use("probe_protocol", LPAFT),
+    "probe_holdout probe_epochs probe_milestones probe_batch_size probe_lr probe_augment": Use(
+        "probe_protocol", BY_SGD
+    ),
+}.items():
+    RUN |= dict.fromkeys(names.split(), (use,))
+"""Of ``run``, ``pretrain``, ``import`` and ``transfer``, whose folders keep the options of a later probe."""
+PROBE = RUN | {"precision": (Use("probe_protocol", BY_SGD),)}
+EVALUATE: Uses = {
+    "data_dir": (Use("data", FILES),),
+    **dict.fromkeys(("norm", "eps", "eval_batch_size"), (Use("suite", frozenset({"autoattack", "standard"})),)),
+    "devices": (Use("suite", frozenset({"autoattack"})),),
+    "attacks": (Use("suite", frozenset({"standard"})),),
+    "corruptions_dir": (Use("suite", frozenset({"corruptions"})),),
+    "seed": (Use("corruptions_dir", lambda o: o["corruptions_dir"] is None, "corruptions that are made here"),),
+}
+PSEUDO_LABELS: Uses = {"data_dir": (Use("data", FILES),)}
+LIST: Uses = {"pattern": (Use("what", frozenset({"backbones"})),)}

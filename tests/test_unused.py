@@ -1,0 +1,264 @@
+"""What each choice uses of the options is what it reads; options that a choice does not use are refused."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import torch
+
+from acl_plugin import available, cli, corruptions, data, evaluate, pipeline, suite, unused
+from acl_plugin import config as configuration
+from acl_plugin.backbones import Classifier
+from acl_plugin.config import CoresetConfig, ProbeConfig, RunConfig, TrainingConfig, preset
+from acl_plugin.errors import UsageError
+from acl_plugin.inner_attack import attack_names
+from acl_plugin.probe import PROTOCOLS, Probing
+from acl_plugin.probe_checkpoints import ProbeCheckpoints
+from acl_plugin.run_dir import RunDir, load_encoder
+from acl_plugin.trainer import build, pretrain
+from conftest import TINY
+
+CPU = torch.device("cpu")
+NAMES = [f.name for f in fields(RunConfig)]
+OF_RUN = vars(RunConfig())
+
+
+def recording(config):
+    """The same configuration, and the set of its options that are read from now on, other than to copy all of them."""
+    read = set()
+
+    class Recording(RunConfig):
+        def __getattribute__(self, name):
+            if name in NAMES and sys._getframe(1).f_globals["__name__"] != "dataclasses":
+                read.add(name)
+            return super().__getattribute__(name)
+
+    recorder = Recording(**vars(config))
+    read.clear()
+    return recorder, read
+
+
+def used(uses, options, names):
+    """Those of ``names`` that are declared as used."""
+    return {name for name in names if all(use.holds(options) for use in uses.get(name, ()))}
+
+
+def names_of(*groups):
+    return {f.name for group in groups for f in group.__dict__["__dataclass_fields__"].values()}
+
+
+@pytest.mark.parametrize("name", data.SOURCES)
+def test_what_each_data_set_reads(name, request):
+    folder = None
+    if not name.startswith("digits"):
+        folder = request.getfixturevalue("fabricated" if name.startswith("cifar10") else "fabricated_others")
+        folder = request.getfixturevalue("fabricated_others") if name == "cifar100" else folder
+    config, read = recording(replace(preset(name), data_dir=folder))
+    data.SOURCES[name](config)
+    if name == "image_folder":
+        read -= {"download"}  # looked at for a message
+    assert used(unused.RUN, vars(config), ("data_dir", "download")) == read & {"data_dir", "download"}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_what_each_protocol_reads(name, finished_run, tmp_path):
+    small = {"probe_epochs": 1, "aft_epochs": 1, "batch_size": 8, "probe_holdout": 0.5}
+    config, read = recording(replace(preset("digits"), limit_train=24, probe_protocol=name, **small))
+    images, encoder = data.load(config), load_encoder(finished_run)
+    held_out, train = images.train.take(torch.arange(8)), images.train.take(torch.arange(8, 24))
+    model = Classifier(replace(encoder.spec, classes=images.classes))
+    checkpoints = ProbeCheckpoints(tmp_path / "probing", {})
+    read.clear()
+    probing = Probing(RunDir(finished_run), config, replace(images, train=train), held_out, model, CPU, checkpoints)
+    record = PROTOCOLS[name](probing)
+    read = read - {"probe_protocol"} | ({"probe_holdout"} if "score" in record else set())
+    options = names_of(ProbeConfig) - {"probe_protocol"} | {"precision"}
+    assert used(unused.PROBE, vars(config), options) == read & options
+
+
+@pytest.mark.parametrize("coreset", ["none", "rcs"])
+def test_what_pretraining_reads(coreset, tmp_path):
+    config, read = recording(replace(preset("digits", **TINY), coreset=coreset, limit_train=24, coreset_every=1))
+    pretrain(config, tmp_path / "run")
+    options = names_of(TrainingConfig, CoresetConfig) | {"precision", "compile", "devices", "num_nodes", "seed"}
+    options |= {"attack", "attack_steps", "attack_kwargs", "eps_ramp", "backbone", "backbone_kwargs", "stem"}
+    assert used(unused.RUN, vars(config), options) == read & options
+
+
+@pytest.mark.parametrize("name", [*available(), "gsa_rsl, benign"])
+def test_which_objectives_attack(name, settings_of):
+    benign = {"adversarial": 0, "global_": 0} if "," in name else {}
+    objective = {"objective": name.split(",")[0], "objective_kwargs": settings_of(name) | benign}
+    config = preset("digits", **TINY | objective)
+    images = data.load(config)
+    module, attacks = build(config, images), []
+    module.objective.on_epoch(0, 2)
+    few = images.train.take(torch.arange(8))
+    drawn = module._views(few.pixels, few.rows)
+    module.objective.backward(module.model, drawn, replace(module.attack, on_moved=attacks.append))
+    names = ("attack", "attack_steps", "attack_kwargs", "eps_ramp")
+    assert used(unused.RUN, vars(config), names) == (set(names) if attacks else set())
+    assert used(unused.RUN, vars(config), ["augment"]) == ({"augment"} if module.objective.needs else set())
+
+
+def test_which_attacks_take_steps():
+    import inspect
+
+    import torchattacks
+
+    steps = {"steps", "num_iter_set", "nb_iter", "n_queries"}
+    without = {n for n in attack_names() if not steps & inspect.signature(getattr(torchattacks, n)).parameters.keys()}
+    assert without == unused.WITHOUT_STEPS
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("autoattack", None), ("standard", None), ("corruptions", None), ("corruptions", Path("x"))]
+)
+def test_what_each_suite_reads(name, folder, finished_run, tmp_path, few, monkeypatch):
+    run = RunDir(shutil.copytree(finished_run, tmp_path / "run"))
+    run.evaluation_key.unlink()
+    config, read = recording(replace(run.read_config(), limit_test=4))
+    if name == "autoattack":
+        evaluate.evaluate(run, config, CPU)
+    elif name == "standard":
+        suite.evaluate(run, config, CPU, ["FGSM"])
+    else:
+        images = data.load(config).test
+
+        def made(*_):
+            return lambda corruption, severity: (images.floats(), images.labels)
+
+        for reader in ("_made", "_read"):
+            monkeypatch.setattr(corruptions, reader, made)
+        monkeypatch.setitem(corruptions.FOLDERS, "digits", "digits-C")
+        read.clear()
+        corruptions.evaluate(run, config, CPU, folder)
+        read -= {"seed"} if folder else set()  # it is written down with the result
+    options = {"norm", "eps", "eval_batch_size", "devices", "seed"}
+    given = vars(config) | {"suite": name, "corruptions_dir": folder}
+    assert used(unused.EVALUATE, given, options) == read & options
+
+
+def another(name):
+    """A value of an option that is not its default, on the command line; none for a flag."""
+    kind, default = get_type_hints(RunConfig)[name], OF_RUN[name]
+    if kind is bool:
+        return ()
+    if get_origin(kind) is Literal:
+        return (next(each for each in get_args(kind) if each != default),)
+    if isinstance(default, int):
+        return (str(default + 1),)
+    if isinstance(default, float):
+        return (str(default / 2 or 0.5),)
+    values = {"attack": "MIFGSM", "attack_kwargs": '{"random_start": false}', "probe_milestones": "[0.5]"}
+    return (values.get(name, "."),)
+
+
+CHOICES = {
+    "data": list(configuration.PRESETS),
+    "probe_protocol": list(PROTOCOLS),
+    "coreset": ["none", "rcs"],
+    "objective": ["simclr", "gsa_rsl"],
+    "attack": ["FGSM", "FFGSM", "PGD"],
+}
+IGNORED = [
+    (name, use.choice, value)
+    for name, conditions in unused.RUN.items()
+    for use in conditions
+    for value in CHOICES[use.choice]
+    if not use.holds(OF_RUN | {use.choice: value})
+]
+
+
+def refused(arguments, name, capsys):
+    """The line of a command that is refused because of an option."""
+    assert cli.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"acl-plugin: --{name.replace('_', '-')} ")
+    assert "is not used with" in line
+    return line
+
+
+@pytest.mark.parametrize(("name", "choice", "value"), IGNORED)
+def test_every_option_is_refused_with_every_choice_that_ignores_it(name, choice, value, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = [f"--{choice.replace('_', '-')}", value, f"--{name.replace('_', '-')}", *another(name)]
+    line = refused(["pretrain", "--out", "x", *given], name, capsys)
+    assert f"--{choice.replace('_', '-')} {value}" in line
+    assert list(tmp_path.iterdir()) == []
+    (options,) = [another(name)] if another(name) else [("true",)]
+    value_of = Path(".") if name == "data_dir" else json.loads(options[0]) if name not in TEXTS else options[0]
+    with pytest.raises(UsageError) as error:
+        preset(**{"data": "digits", choice: value, name: value_of})
+    assert (error.value.parameter, error.value.given) == (name, value_of)
+
+
+TEXTS = {"attack", *(n for n, kind in get_type_hints(RunConfig).items() if get_origin(kind) is Literal)}
+
+
+def test_every_option_that_is_not_always_used_is_tried():
+    assert {name for name, *_ in IGNORED} == set(unused.RUN) - {"augment"}  # no recipe goes without views
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["probe", "run", "--data-dir", "."], "data_dir"),
+        (["probe", "run", "--aft-epochs", "3"], "aft_epochs"),
+        (["probe", "run", "--probe-protocol", "slf_exact", "--precision", "64-true"], "precision"),
+        (["probe", "run", "--probe-protocol", "slf_exact", "--probe-lr", "3"], "probe_lr"),
+        (["evaluate", "run", "--data-dir", "."], "data_dir"),
+        (["evaluate", "run", "--attacks", '["FGSM"]'], "attacks"),
+        (["evaluate", "run", "--corruptions-dir", "."], "corruptions_dir"),
+        (["evaluate", "run", "--suite", "standard", "--devices", "2"], "devices"),
+        (["evaluate", "run", "--suite", "corruptions", "--norm", "L2"], "norm"),
+        (["evaluate", "run", "--suite", "corruptions", "--eps", "0.2"], "eps"),
+        (["evaluate", "run", "--suite", "corruptions", "--eval-batch-size", "7"], "eval_batch_size"),
+        (["evaluate", "run", "--suite", "corruptions", "--corruptions-dir", ".", "--seed", "3"], "seed"),
+        (["transfer", "run", "--out", "x", "--data", "digits_val", "--download"], "download"),
+        (["transfer", "run", "--out", "x", "--label-fraction", "0.3"], "label_fraction"),
+        (["import", "run/encoder.pt", "--out", "x", "--data", "digits", "--data-dir", "."], "data_dir"),
+        (["pseudo-labels", "run", "--out", "x.npz", "--data-dir", "."], "data_dir"),
+        (["list", "data", "--pattern", "vit*"], "pattern"),
+    ],
+)
+def test_other_commands_refuse_what_they_do_not_use(command, name, finished_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run").symlink_to(finished_run)
+    refused(command, name, capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_defaults_and_what_one_of_two_runs_uses_are_taken(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def begun(*_, **__):
+        raise UsageError("begun")
+
+    monkeypatch.setattr(pipeline, "run", begun)
+    for given in (
+        ["--aft-epochs", "25", "--label-fraction", "0.1"],
+        ["--objective", "simclr", "--attack-steps", "3", "--compare", "gsa_rsl"],
+        ["--attack-steps", "3", "--compare", "simclr"],
+    ):
+        assert cli.main(["run", "--out", "x", *given]) == 2
+        assert capsys.readouterr().err == "acl-plugin: begun\n"
+    refused(["run", "--out", "x", "--objective", "simclr", "--compare", "simclr", "--attack", "BIM"], "attack", capsys)
+
+
+def test_settings_that_unlike_runs_share():
+    shared = {"attack_steps": 3, "aft_epochs": 2, "coreset_every": 4, "lr": 0.1}
+    assert configuration.used("digits", objective="simclr", **shared) == {"objective": "simclr", "lr": 0.1}
+    lpaft = {"probe_protocol": "air++", "attack_steps": 3, "aft_epochs": 2, "lr": 0.1}
+    assert configuration.used("digits", probe_protocol="air++", **shared) == lpaft
+    assert dataclasses.replace(preset(**lpaft), coreset_every=4).coreset_every == 4  # by hand, nobody looks
+
+
+def test_a_run_that_is_there_is_read_whatever_it_does_not_use():
+    kept = configuration.to_dict(replace(preset("digits"), aft_epochs=3))
+    assert configuration.from_dict(kept).aft_epochs == 3
