@@ -115,9 +115,14 @@ def select(
     """Choose ``budget`` of ``batches``, greedily, so that a step on each lowers the divergence of validation images.
 
     R = KL(softmax z' || softmax z) between embeddings of adversarial and benign validation images, and g_i is the
-    gradient of the objective's loss on batch i after its own inner attack, both with respect to the projector, averaged
-    over output units. In turn, the batch with the largest <g_i, grad R> is taken, the projector moves by
-    -0.01 g_i, and grad R is computed anew. All of it happens to copies.
+    gradient of the objective's loss on batch i after its own inner attack, both with respect to the projector. Norm
+    layers use their running statistics throughout. In turn, the batch with the largest <mean g_i, mean grad R> is
+    taken, where both means are over output units, the projector moves by -0.01 g_i, the validation images are
+    attacked again by three steps of PGD, and grad R is computed again. All g_i are of the projector as it is in
+    training. All of it happens to copies.
+
+    The whole g_i of a batch is computed a second time when the batch is taken, with the same views and noise: keeping
+    the gradients of all batches would take gigabytes.
 
     Args:
         model, objective, attack: as in training.
@@ -126,42 +131,51 @@ def select(
         budget: how many batches to take.
         draw: (pixels, rows) of a batch -> the objective's views.
         seed: of views and attacks.
-        fidelity: ``released`` repeats three slips of the code: min-max scaled embeddings in place of laws, a step
-            twice as long, and the first half of the validation images twice.
+        fidelity: ``released`` repeats three slips of the code: min-max scaled embeddings in place of distributions, a
+            step twice as long, and the first half of the validation images twice. In both, the loss is the
+            objective's own; the code takes that of ACL(DS) also in DynACL-RCS.
 
     Returns:
         Indices into ``batches``, in the order in which they were taken.
 
-    Source: RCS (arXiv 2302.03857), and its authors' code.
+    Source: RCS (arXiv 2302.03857), and its authors' code as PyTorch 2 runs it. (Before version 2.0, all gradients that
+    the code keeps for its steps are one tensor, which later gradients overwrite.)
     """
-    released = fidelity == "released"
     device = next(model.parameters()).device
     model, objective = copy.deepcopy((model, objective))
-    head = head_parameters(model)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for parameter in head:
+    model.eval().requires_grad_(False)
+    objective.eval()
+    for parameter in head_parameters(model):
         parameter.requires_grad_(True)
-    with randomness.private(seed, device):
-        divergence = _divergence(model, objective, attack, validation, released)
-        model.train()
-        objective.train()
-        gradients = []
-        with Progress("coreset", len(batches)) as progress:
-            for batch in batches:
-                total = objective.terms(model, draw(batch.pixels.to(device), batch.rows.to(device)), attack).total
-                gradients.append(_averaged(total, head))
-                progress.advance()
-    model.eval()
-    left, taken = list(range(len(batches))), []
-    table = torch.stack([torch.cat([part.flatten() for part in g]) for g in gradients])
-    for _ in range(budget):
-        wanted = torch.cat([part.flatten() for part in _averaged(divergence(), head)])
-        best = left.pop(int((table[left] @ wanted).argmax()))
-        taken.append(best)
-        with torch.no_grad():
-            for parameter, gradient in zip(head, gradients[best], strict=True):
-                parameter.sub_((2 if released else 1) * RATE * gradient)
+    moved = copy.deepcopy(model)
+    both = nn.ModuleList([model, objective])
+    start = copy.deepcopy(both.state_dict())
+
+    def gradient(i: int) -> list[Tensor]:
+        batch = batches[i]
+        with randomness.private(mixed_seed(seed, i), device):
+            total = objective.terms(model, draw(batch.pixels.to(device), batch.rows.to(device)), attack).total
+        found = _gradient(total, head_parameters(model))
+        both.load_state_dict(start)  # some objectives follow what they see: momentum encoders, running means
+        return found
+
+    table = []
+    with Progress("coreset", len(batches)) as progress:
+        for i in range(len(batches)):
+            table.append(_row_means(gradient(i)))
+            progress.advance()
+    gains, left, taken = torch.stack(table), list(range(len(batches))), []
+    for turn in range(budget):
+        with randomness.private(mixed_seed(seed, len(batches) + turn), device):
+            divergence = _divergence(moved, objective, attack, validation, fidelity == "released")
+        head = head_parameters(moved)
+        wanted = _row_means(_gradient(divergence, head))
+        taken.append(left.pop(int((gains[left] @ wanted).argmax())))
+        if turn + 1 < budget:
+            steps = gradient(taken[-1])
+            with torch.no_grad():
+                for parameter, step in zip(head, steps, strict=True):
+                    parameter.sub_((2 if fidelity == "released" else 1) * RATE * step)
     return taken
 
 
@@ -171,30 +185,22 @@ def head_parameters(model: Encoder) -> list[nn.Parameter]:
     return linear or [[p for p in model.backbone.parameters() if p.dim() > 1][-1]]
 
 
-def _divergence(
-    model: Encoder, objective: Objective, attack: InnerAttack, images: Images, released: bool
-) -> Callable[[], Tensor]:
-    """R of fixed benign and adversarial images, as a function of the projector as it then is."""
+def _divergence(model: Encoder, objective: Objective, attack: InnerAttack, images: Images, released: bool) -> Tensor:
+    """Return R of benign images and of their adversarial images against the model as it now is."""
     benign_route, adversarial_route = objective.routes[0], objective.routes[-1]
-    x = images.floats().to(next(model.parameters()).device)
+    x = images.floats().to(next(model.parameters()))
     if released:
-        half = x[: max(1, len(x) // 2)]
-        x = torch.cat([half, half])
+        x = x[torch.arange(len(x), device=x.device) // 2]
     rows = _min_max_rows if released else _kl_rows
-    model.eval()
-    with torch.no_grad():
-        z = model(x, benign_route)
+    z = model(x, benign_route)
+    fixed = z.detach()
     three = InnerAttack(attack.threat, attack.threat.pgd, steps=3)
-    moved = three.scalar(model, x, lambda y: 1 + rows(model(y, adversarial_route), z))
-
-    def divergence() -> Tensor:
-        return rows(model(moved, adversarial_route), model(x, benign_route)).mean()
-
-    return divergence
+    adversarial = three.scalar(model, x, lambda images: 1 + rows(model(images, adversarial_route), fixed))
+    return rows(model(adversarial, adversarial_route), z).mean()
 
 
 def _kl_rows(z: Tensor, benign: Tensor) -> Tensor:
-    p, q = z.float().log_softmax(1), benign.float().log_softmax(1)
+    p, q = _precise(z).log_softmax(1), _precise(benign).log_softmax(1)
     return (p.exp() * (p - q)).sum(1)
 
 
@@ -205,14 +211,21 @@ def _min_max_rows(z: Tensor, benign: Tensor) -> Tensor:
         low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
         return (values - low) / (high - low) + 1e-8
 
-    p, q = scaled(z.float()), scaled(benign.float())
+    p, q = scaled(_precise(z)), scaled(_precise(benign))
     return (p * (p.log() - q.log())).mean(1)
 
 
-def _averaged(value: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
-    """The gradient of each parameter, averaged over output units (the first dimension)."""
+def _precise(z: Tensor) -> Tensor:
+    """Return embeddings in float32, or in float64 if they are."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))
+
+
+def _gradient(value: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+    """Return the gradient of each parameter, zeros where it has none."""
     gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-    return [
-        torch.zeros_like(p).mean(0) if g is None else g.detach().mean(0)
-        for p, g in zip(parameters, gradients, strict=True)
-    ]
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+
+
+def _row_means(gradients: list[Tensor]) -> Tensor:
+    """Return the means over output units (the first dimension), as one vector."""
+    return torch.cat([gradient.mean(0).flatten() for gradient in gradients])

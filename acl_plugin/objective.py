@@ -77,18 +77,20 @@ class Cost:
         attacked: views that the inner attack moves; each takes a forward and an input gradient per step.
         forwards: all other forwards, with or without gradient.
         backwards: backwards that give gradients of the weights.
+        repeated: views that the inner attack encodes in each step besides, without gradient.
     """
 
     attacked: int
     forwards: int
     backwards: int
+    repeated: int = 0
 
     def encoder_forwards(self, attack_steps: int) -> int:
-        """F = 2 attacked steps + forwards + 2 backwards.
+        """Return F = (2 attacked + repeated) steps + forwards + 2 backwards.
 
         An input gradient counts as one forward, and a gradient of input and weights as two.
         """
-        return 2 * self.attacked * attack_steps + self.forwards + 2 * self.backwards
+        return (2 * self.attacked + self.repeated) * attack_steps + self.forwards + 2 * self.backwards
 
 
 @dataclass(frozen=True)

@@ -142,18 +142,36 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
 @contextmanager
 def inference(network: nn.Module) -> Iterator[None]:
     """Inside, ``network`` is in eval mode and its weights take no gradient; modes and flags are then restored."""
-    modes = [(m, m.training) for m in network.modules()]
     flags = [(p, p.requires_grad) for p in network.parameters()]
-    network.eval()
     for p, _ in flags:
         p.requires_grad_(False)
     try:
-        yield
+        with _mode(network, training=False):
+            yield
     finally:
-        for m, training in modes:
-            m.training = training
         for p, flag in flags:
             p.requires_grad_(flag)
+
+
+@contextmanager
+def training(network: nn.Module) -> Iterator[None]:
+    """Put ``network`` into training mode inside, also within ``inference``; modes are then restored.
+
+    BatchNorm uses the statistics of the batch and updates the running ones.
+    """
+    with _mode(network, training=True):
+        yield
+
+
+@contextmanager
+def _mode(network: nn.Module, *, training: bool) -> Iterator[None]:
+    modes = [(m, m.training) for m in network.modules()]
+    network.train(training)
+    try:
+        yield
+    finally:
+        for m, before in modes:
+            m.training = before
 
 
 def _check_route(network: nn.Module, name: str) -> None:

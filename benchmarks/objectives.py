@@ -130,7 +130,8 @@ def encoder_forwards(settings: dict[str, Any]) -> float | None:
         first = -(-settings["coreset_warmup"] * epochs // 1)
         times = len(range(int(first), epochs, settings["coreset_every"]))
         chosen = per_image * (epochs - first) * settings["coreset_fraction"]
-        total = per_image * first + chosen + times * (per_image - 2 * cost.backwards)
+        selection = (1 + settings["coreset_fraction"]) * (per_image - 2 * cost.backwards)  # what is taken, twice
+        total = per_image * first + chosen + times * selection
     if settings["probe_protocol"] != "slf":
         total += settings["aft_epochs"] * FINETUNING_COST
     return total

@@ -45,8 +45,8 @@ def test_encoder_forwards_of_whole_runs():
     assert forwards(objective="simclr") == 60
     assert forwards(objective="acl_ds") == 320
     assert forwards(objective="dynacl", probe_protocol="dynacl++", aft_epochs=3) == 280 + 3 * 27
-    # one whole epoch, nine of a fifth, one selection of an attack and a forward
-    assert forwards(objective="acl_ds", coreset="rcs") == pytest.approx(32 + 9 * 0.2 * 32 + 24)
+    # one whole epoch, nine of a fifth, one selection of an attack and a forward, twice for what is taken
+    assert forwards(objective="acl_ds", coreset="rcs") == pytest.approx(32 + 9 * 0.2 * 32 + 1.2 * 24)
 
 
 def test_runs_results_and_table_by_one_command(results, tmp_path, few, monkeypatch):

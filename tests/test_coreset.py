@@ -15,6 +15,7 @@ from acl_plugin.objective import Objective, Terms, Views
 from acl_plugin.registry import create_objective
 from acl_plugin.trainer import pretrain
 from conftest import spec
+from golden_inputs import ACCURACY, outputs, rcs_case, start_from_noise
 
 
 @pytest.fixture
@@ -52,19 +53,22 @@ def size_of_head(model):
 
 def reference_selection(model, objective, batches, budget, length):
     """The greedy loop of the paper: after each choice the projector moves, and the gradient is computed again."""
-    model = copy.deepcopy(model).train()
+    model = copy.deepcopy(model).eval()
     head = head_parameters(model)
 
-    def averaged(value):
-        return [g.mean(0) for g in torch.autograd.grad(value, head)]
+    def averaged(gradients):
+        return [g.mean(0) for g in gradients]
 
-    gradients = [averaged(objective.terms(model, draw(b.pixels, b.rows), None).total) for b in batches]
+    def gradient(value):
+        return torch.autograd.grad(value, head)
+
+    gradients = [gradient(objective.terms(model, draw(b.pixels, b.rows), None).total) for b in batches]
     taken = []
     for _ in range(budget):
-        wanted = averaged(size_of_head(model))
+        wanted = averaged(gradient(size_of_head(model)))
         scores = {}
         for i in set(range(len(batches))) - set(taken):
-            scores[i] = sum((g * w).sum().item() for g, w in zip(gradients[i], wanted, strict=True))
+            scores[i] = sum((g * w).sum().item() for g, w in zip(averaged(gradients[i]), wanted, strict=True))
         taken.append(max(scores, key=scores.get))
         with torch.no_grad():
             for p, g in zip(head, gradients[taken[-1]], strict=True):
@@ -76,12 +80,12 @@ def reference_selection(model, objective, batches, budget, length):
 def test_selection_is_the_greedy_loop(images, fidelity, monkeypatch):
     torch.manual_seed(0)
     model = Encoder(spec())
-    monkeypatch.setattr(coreset, "RATE", 1.0)  # so that each step matters to the next choice
-    monkeypatch.setattr(coreset, "_divergence", lambda m, *_: lambda: size_of_head(m))
+    monkeypatch.setattr(coreset, "RATE", 50.0)  # so that each step matters to the next choice
+    monkeypatch.setattr(coreset, "_divergence", lambda m, *_: size_of_head(m))
     objective, batches = create_objective("simclr"), batches_of(images, 6)
     attack = InnerAttack(ThreatModel("Linf", 0.1), "PGD", 2)
     taken = select(model, objective, attack, batches, images, 6, draw, 3, fidelity)
-    assert taken == reference_selection(model, objective, batches, 6, 2.0 if fidelity == "released" else 1.0)
+    assert taken == reference_selection(model, objective, batches, 6, 100.0 if fidelity == "released" else 50.0)
     assert taken != reference_selection(model, objective, batches, 6, 0.0)
 
 
@@ -91,23 +95,41 @@ def test_the_divergence_of_validation_images_rises_by_their_attack(images, relea
     model = Encoder(spec(), ("clean", "adv"))
     for route in model.routes:
         model(images.floats(), route)  # statistics
+    model.eval()
     divergence = coreset._divergence(
         model, create_objective("acl_ds"), InnerAttack(ThreatModel("Linf", 0.1)), images.take(torch.arange(8)), released
     )
     x = images.floats(0, 8)
-    x = torch.cat([x[:4], x[:4]]) if released else x
+    x = x[:4].repeat_interleave(2, 0) if released else x
     rows = coreset._min_max_rows if released else coreset._kl_rows
     with torch.no_grad():
         still = rows(model(x, "adv"), model(x, "clean")).mean()
-    assert divergence() > still
-    assert divergence().requires_grad
+    assert divergence > still
+    assert divergence.requires_grad
+
+
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_selection_and_criterion_are_those_of_the_authors_code(fidelity, monkeypatch):
+    expected = outputs("rcs")[fidelity]
+    model, objective, attack, batches, validation, draw = rcs_case()
+    monkeypatch.setattr(coreset, "RATE", 20.0)
+    in_turns = torch.cat([torch.arange(0, 16, 2), torch.arange(1, 16, 2)])  # their views of an image are neighbors
+    start_from_noise(monkeypatch, lambda rows: in_turns if rows == 16 else torch.arange(rows))
+    means, original = [], coreset._row_means
+    monkeypatch.setattr(coreset, "_row_means", lambda g: means.append(original(g)) or means[-1])
+    budget = len(batches) - 1
+    assert select(model, objective, attack, batches, validation, budget, draw, 0, fidelity) == expected["taken"]
+    criterion = torch.stack(means[len(batches) :])
+    torch.testing.assert_close(criterion, torch.tensor(expected["criterion"], dtype=torch.float64), **ACCURACY)
+    gains = torch.stack(means[: len(batches)]) @ criterion[0]
+    torch.testing.assert_close(gains, torch.tensor(expected["gains"][0], dtype=torch.float64), **ACCURACY)
 
 
 def test_the_batch_that_lowers_the_divergence_is_taken(images, monkeypatch):
     """R is the sum of the head's weights: its gradient is 1 everywhere, and the brightest batch agrees most."""
     torch.manual_seed(0)
     model = Encoder(spec())
-    monkeypatch.setattr(coreset, "_divergence", lambda m, *_: lambda: sum(p.sum() for p in head_parameters(m)))
+    monkeypatch.setattr(coreset, "_divergence", lambda m, *_: sum(p.sum() for p in head_parameters(m)))
     batches = batches_of(images, 10)
     brightness = torch.stack([draw(b.pixels, b.rows).a.mean() for b in batches])
     taken = select(model, Toward(), InnerAttack(ThreatModel("Linf", 0.1)), batches, images, 3, draw, 0)
@@ -177,8 +199,9 @@ def test_the_run_trains_on_the_part(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr("acl_plugin.trainer.create_objective", lambda *_, **__: Rows())
     options = {"coreset": "rcs", "coreset_warmup": 0.25, "coreset_every": 2, "coreset_fraction": 0.6, "epochs": 4}
     pretrain(dataclasses.replace(tiny_config, **options, batch_size=4), tmp_path / "run")
-    assert len(seen) == 3 + 3 + 2 + 2 + 3 + 2  # whole; selection; two epochs of the part; selection; one
-    spans = ((0, 3), (3, 6), (6, 8), (8, 10), (13, 15))
+    # whole; selection, with the first that is taken once more; two epochs of the part; selection; one epoch
+    assert len(seen) == 3 + 4 + 2 + 2 + 4 + 2
+    spans = ((0, 3), (3, 7), (7, 9), (9, 11), (15, 17))
     whole, candidates, part, same, other = ({row for batch in seen[i:j] for row in batch} for i, j in spans)
     assert part == same
     assert part < candidates

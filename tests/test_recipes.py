@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from acl_plugin.pseudo_labels import PseudoLabels
 from acl_plugin.recipes.air import invariance
 from acl_plugin.views import high_pass
 from conftest import spec
+from golden_inputs import advcl_case, noise, outputs, start_from_noise, summary
 
 pytestmark = pytest.mark.usefixtures("same_noise")
 TAU = 0.4
@@ -214,6 +216,74 @@ def test_advcl(model, views, attack, tmp_path):
     heads = [p for group in objective.param_groups(model) for p in group["params"]]
     assert all(any(p is q for q in heads) for p in objective.clusters.heads.parameters())
     assert all(p.grad is not None for p in objective.clusters.heads.parameters())
+
+
+class Moved(InnerAttack):
+    """An attack that keeps what it made."""
+
+    made: ClassVar[list] = []
+
+    def scalar(self, model, x, row_losses):
+        self.made.append(super().scalar(model, x, row_losses))
+        return self.made[-1]
+
+
+def check_golden(tmp_path, monkeypatch, expected, name, **settings):
+    """One batch in epoch 0, and again in epoch 30 of 400, as the authors' code did it."""
+    objective, model, views, attack = advcl_case(tmp_path, name, **settings)
+    attack = Moved(attack.threat, attack.name, attack.steps)
+    start_from_noise(monkeypatch)
+    for epoch, step in zip((0, 30), expected, strict=False):
+        objective.on_epoch(epoch, 400)
+        model.zero_grad()
+        attack.made.clear()
+        terms = objective.backward(model, views, attack)
+        ours = summary(model, terms.total)
+        for part, moved in zip(("w'", "w''"), attack.made, strict=True):
+            ours[part] = moved.flatten(1).mul(noise((1, 64))).sum(1).tolist()
+        assert ours.keys() == step.keys()
+        for key, value in ours.items():
+            pair = (torch.tensor(numbers, dtype=torch.float64) for numbers in (value, step[key]))
+            torch.testing.assert_close(*pair, rtol=2e-7, atol=1e-8)  # the weights of pairs are of float32
+
+
+def test_released_advcl_is_the_authors_code(tmp_path, monkeypatch):
+    check_golden(tmp_path, monkeypatch, outputs("advcl")["advcl"], "advcl")
+
+
+@pytest.mark.parametrize("variant", ["ip", "hn", "iphn"])
+def test_released_a_infonce_on_advcl_is_the_authors_code(tmp_path, monkeypatch, variant):
+    check_golden(tmp_path, monkeypatch, outputs("a_infonce")[variant], "a_infonce", variant=variant)
+
+
+@pytest.mark.parametrize("name", ["advcl", "a_infonce"])
+def test_advcl_attacks_with_the_running_statistics_and_leaves_them(tmp_path, monkeypatch, name):
+    """The keys too: another batch statistic must not reach the attack."""
+    monkeypatch.setattr("golden_inputs.FIDELITY", "paper")
+    objective, model, views, attack = advcl_case(tmp_path, name)
+    buffers = {key: value.clone() for key, value in model.named_buffers()}
+    seen = []
+
+    class Looked(InnerAttack):
+        def scalar(self, network, x, row_losses):
+            with routed_norm.inference(network):
+                seen.append(row_losses(x))
+            assert all(torch.equal(buffers[key], value) for key, value in model.named_buffers()) or len(seen) > 1
+            return super().scalar(network, x, row_losses)
+
+    objective.terms(model, views, Looked(attack.threat, attack.name, attack.steps))
+    twin = advcl_case(tmp_path, name)[1].eval()
+    z = [twin(views.weak, "adv"), *(twin(x, "clean") for x in (views.a, views.b, high_pass(views.weak)))]
+    torch.testing.assert_close(seen[0], multi_view_nce_rows(z, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("base", "variant", "tau_plus"),
+    [("advcl", "hn", 0.12), ("advcl", "iphn", 0.1), ("rocl", "hn", 0.12), ("rocl", "iphn", 0.12)],
+)
+def test_the_prior_of_false_negatives_is_the_published_one(base, variant, tau_plus):
+    settings = {"cluster_weight": 0} if base == "advcl" else {}
+    assert create_objective("a_infonce", base=base, variant=variant, **settings).hard.tau_plus == tau_plus
 
 
 def test_advcl_without_clusters_is_the_contrast_alone(model, views, attack):

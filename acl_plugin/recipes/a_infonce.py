@@ -4,6 +4,7 @@ Inferior positives (IP): pairs of a benign and an adversarial view pull mostly t
 (HN): negatives count more the closer they are. Both, or one, on AdvCL or on RoCL.
 """
 
+from dataclasses import replace
 from inspect import signature
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from acl_plugin.backbones import Encoder
 from acl_plugin.distributed import average
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.losses import HardNegatives
-from acl_plugin.objective import Cost, Objective, require_not_negative, require_one_of, require_share
+from acl_plugin.objective import Objective, require_not_negative, require_one_of, require_share
 from acl_plugin.recipes.advcl import AdvCL
 from acl_plugin.recipes.rocl import RoCL
 from acl_plugin.registry import register
@@ -75,14 +76,17 @@ def a_infonce(
         alpha: share of the gradient of a benign-adversarial pair that moves the benign anchor, in [0, 1].
         adversarial_weight: of those pairs; by default as published for CIFAR-10: 1.2 (ip) or 0.7 (iphn) on AdvCL and
             1 on RoCL; without effect in hn, but for its released form.
-        tau_plus: prior of false negatives; by default 0.12 (hn) or 0.1 (iphn).
+        tau_plus: prior of false negatives; by default as published for CIFAR-10: 0.1 (iphn on AdvCL) or 0.12 (hn, and
+            iphn on RoCL).
         beta: concentration on hard negatives.
         fidelity: ``released`` has the slips of the code's hard negatives (see ``HardNegatives``). On AdvCL the
             attack, and the loss of hn, have the weights of ``one_sided_weights``; in ``paper`` every variant
-            attacks the loss of its base. On RoCL gradients are stopped at the keys.
+            attacks the loss of its base. The attack on AdvCL and the distance of w' and w are taken in eval mode in
+            ``paper``, and in training mode in ``released`` (see ``AdvCL``), which passes w and w' through the running
+            statistics of bank ``clean``. On RoCL gradients are stopped at the keys.
         settings: of the base, such as ``temperature`` and ``pseudo_labels``.
 
-    Published: 400 epochs on AdvCL, lr 1 (ip), 1.2 (hn), 2 (iphn); 1000 on RoCL.
+    Published: 400 epochs on AdvCL, lr 1 (ip), 1.2 (hn), 2 (iphn); 1000 on RoCL, lr 1.5 (ip), 3 (hn), 4.5 (iphn).
 
     Source: arXiv 2207.08374, and its authors' code.
     """
@@ -90,21 +94,22 @@ def a_infonce(
     require_one_of(("ip", "hn", "iphn"), variant=variant)
     require_one_of(("paper", "released"), fidelity=fidelity)
     if tau_plus is None:
-        tau_plus = 0.12 if variant == "hn" else 0.1
+        tau_plus = 0.1 if (base, variant) == ("advcl", "iphn") else 0.12
     hard = HardNegatives(tau_plus, beta, base if fidelity == "released" else "paper") if "hn" in variant else None
     usual = {"ip": 1.2, "hn": 1.0, "iphn": 0.7}[variant] if base == "advcl" else 1.0
     weight = usual if adversarial_weight is None else adversarial_weight
     require_not_negative(adversarial_weight=weight, beta=beta)
     require_share(alpha=alpha)
     if not 0 <= tau_plus < 1:
-        raise UsageError(f"tau_plus {tau_plus!r}: allowed is a share from 0 to below 1")
+        message = f"tau_plus {tau_plus!r}: allowed is a share from 0 to below 1"
+        raise UsageError(message, parameter="tau_plus", given=tau_plus, allowed="from 0 to below 1")
     allowed = signature({"rocl": RoCL, "advcl": AdvCL}[base]).parameters
     for setting in settings:
         if setting not in allowed:
-            raise unknown(f"setting of a_infonce on {base}:", setting, allowed)
+            raise unknown(f"setting of a_infonce on {base}:", setting, allowed, parameter="objective_kwargs")
     if base == "rocl":
         return AsymmetricRoCL("ip" in variant, alpha, weight, hard, fidelity=fidelity, **settings)
-    return AsymmetricAdvCL("ip" in variant, alpha, weight, hard, fidelity == "released", **settings)
+    return AsymmetricAdvCL("ip" in variant, alpha, weight, hard, fidelity=fidelity, **settings)
 
 
 a_infonce.paper = "A-InfoNCE, ECCV 2022, arXiv 2207.08374"  # type: ignore[attr-defined]
@@ -128,8 +133,9 @@ class AsymmetricRoCL(RoCL):
 class AsymmetricAdvCL(AdvCL):
     """AdvCL with inferior positives, whose share adapts, or hard negatives; see ``a_infonce``.
 
-    d is the mean distance of w' and w in benign features. Over the first ``warmup`` of the epochs its mean d0 is
-    taken, and the share is alpha; then it is alpha for d > d0, 1/2 for d < ``nearest``, and linear in between.
+    d is the mean distance of w' and w in benign features, in the mode that ``fidelity`` names. Over the first
+    ``warmup`` of the epochs its mean d0 is taken, and the share is alpha; then it is alpha for d > d0, 1/2 for
+    d < ``nearest``, and linear in between.
     """
 
     paper = "A-InfoNCE, ECCV 2022, arXiv 2207.08374"
@@ -138,16 +144,10 @@ class AsymmetricAdvCL(AdvCL):
     count: Tensor
 
     def __init__(
-        self,
-        inferior: bool,
-        alpha: float,
-        weight: float,
-        hard: HardNegatives | None,
-        released: bool = False,
-        **settings: Any,
+        self, inferior: bool, alpha: float, weight: float, hard: HardNegatives | None, **settings: Any
     ) -> None:
         super().__init__(**settings)
-        if released:
+        if self.released:
             self.attack_weights = one_sided_weights(4, 0, weight)
             self.weights = self.attack_weights  # of hn; ip sets its own in each step
         self.inferior, self.alpha, self.weight, self.hard = inferior, alpha, weight, hard
@@ -157,7 +157,7 @@ class AsymmetricAdvCL(AdvCL):
         if inferior:
             self.stopped = crossing(4, 0)
             assert self.cost is not None
-            self.cost = Cost(self.cost.attacked, self.cost.forwards + 2, self.cost.backwards)
+            self.cost = replace(self.cost, forwards=self.cost.forwards + 2)
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         self.warm = epoch < max(1, self.warmup * epochs)
@@ -166,8 +166,9 @@ class AsymmetricAdvCL(AdvCL):
     def look_at(self, model: Encoder, weak: Tensor, moved: Tensor) -> None:
         if not self.inferior:
             return
-        with routed_norm.inference(model):
-            distance = (model.features(moved, "clean") - model.features(weak, "clean")).norm(dim=1).mean()
+        with (routed_norm.training if self.released else routed_norm.inference)(model):
+            before = model.features(weak, "clean")
+            distance = (model.features(moved, "clean") - before).norm(dim=1).mean()
         average([distance])
         if self.warm:
             self.sum += distance

@@ -1,15 +1,18 @@
 """AdvCL: contrast with high frequencies and pseudo-labels (Fan et al., NeurIPS 2021, arXiv 2111.01124)."""
 
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
+from acl_plugin import routed_norm
 from acl_plugin.backbones import Encoder
 from acl_plugin.data import Images
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack
 from acl_plugin.losses import HardNegatives, multi_view_nce_rows, weighted_nce
-from acl_plugin.objective import Cost, Objective, Terms, Views, require_not_negative
+from acl_plugin.objective import Cost, Objective, Terms, Views, require_not_negative, require_one_of
 from acl_plugin.pseudo_labels import ClusterHeads, PseudoLabels
 from acl_plugin.registry import register
 from acl_plugin.views import high_pass
@@ -28,9 +31,13 @@ class AdvCL(Objective):
         pseudo_labels: file of `acl-plugin pseudo-labels`; the published clusterings have 2, 10, 50, 100 and 500
             clusters, on features of an encoder pretrained on ImageNet.
         cluster_weight: of the cross-entropy; 0 goes without pseudo-labels.
+        fidelity: ``paper`` attacks in eval mode, as all objectives here do: w', w'' and the keys a, b and h use the
+            running norm statistics, which stay as they are. ``released`` attacks in training mode, as the code does:
+            all of them use the statistics of their batch, and each step updates the running ones of the three banks,
+            for which a, b and h are encoded again in each step. (The projector's own running statistics also see w''
+            in the code; no training step uses them.) Attacks start inside [0, 1] here, as torchattacks has it.
 
-    Published: SGD lr 0.5, batch 512, 1000 epochs; no normalisation of images. The released attack runs in training
-    mode and changes the norm statistics in each step; here, as in all objectives, it leaves them alone.
+    Published: SGD lr 0.5, batch 512, 1000 epochs; no normalization of images.
 
     Source: arXiv 2111.01124, and its authors' code, which has the factor 0.5 / 0.07.
     """
@@ -39,7 +46,7 @@ class AdvCL(Objective):
     projector = "bottleneck"
     needs = ("a", "b", "weak")
     attack_view = "scalar"
-    cost = Cost(attacked=2, forwards=5, backwards=5)
+    cost = Cost(attacked=2, forwards=8, backwards=5)
     paper = "AdvCL, NeurIPS 2021, arXiv 2111.01124"
     scale = 0.5 / 0.07
     weights: Tensor | None = None  # of the pairs of (w', a, b, h)
@@ -48,13 +55,22 @@ class AdvCL(Objective):
     hard: HardNegatives | None = None
 
     def __init__(
-        self, *, temperature: float = 0.5, pseudo_labels: str | None = None, cluster_weight: float = 0.2
+        self,
+        *,
+        temperature: float = 0.5,
+        pseudo_labels: str | None = None,
+        cluster_weight: float = 0.2,
+        fidelity: Literal["paper", "released"] = "paper",
     ) -> None:
         super().__init__(temperature=temperature)
         require_not_negative(cluster_weight=cluster_weight)
-        self.cluster_weight, self.file = cluster_weight, pseudo_labels
+        require_one_of(("paper", "released"), fidelity=fidelity)
+        self.cluster_weight, self.file, self.released = cluster_weight, pseudo_labels, fidelity == "released"
+        attacked = 2 if cluster_weight else 1
+        keys = {"forwards": 3 + attacked, "repeated": 3} if self.released else {"forwards": 6 + attacked}
+        self.cost = Cost(attacked=attacked, backwards=3 + attacked, **keys)
         if not cluster_weight:
-            self.routes, self.cost = ("clean", "adv"), Cost(attacked=1, forwards=4, backwards=4)
+            self.routes = ("clean", "adv")
 
     def setup(self, model: Encoder) -> None:
         if not self.cluster_weight:
@@ -63,7 +79,10 @@ class AdvCL(Objective):
             raise UsageError(
                 "objective 'advcl' needs pseudo-labels: make them with acl-plugin pseudo-labels RUN --out FILE of a "
                 "pretrained run, then give --objective-kwargs.pseudo_labels FILE "
-                "(or --objective-kwargs.cluster_weight 0 to go without)"
+                "(or --objective-kwargs.cluster_weight 0 to go without)",
+                parameter="pseudo_labels",
+                given=None,
+                allowed="a file of acl-plugin pseudo-labels",
             )
         labels = PseudoLabels.read(self.file)
         self.clusters = ClusterHeads(labels, model.size).to(next(model.parameters()).device)
@@ -77,22 +96,35 @@ class AdvCL(Objective):
         return super().param_groups(model) + heads
 
     def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
-        benign = [model(x, "clean") for x in (views.a, views.b, high_pass(views.weak))]
-        fixed = [z.detach() for z in benign]
+        benign = (views.a, views.b, high_pass(views.weak))
+        mode = routed_norm.training if self.released else nullcontext
+
+        @torch.no_grad()
+        def encoded() -> list[Tensor]:
+            return [model(x, "clean") for x in benign]
+
+        with routed_norm.inference(model):
+            fixed = [] if self.released else encoded()
 
         def contrast(x: Tensor) -> Tensor:
-            return multi_view_nce_rows([model(x, "adv"), *fixed], self.temperature, weights=self.attack_weights)
+            with mode(model):
+                z = [model(x, "adv"), *(fixed or encoded())]
+            return multi_view_nce_rows(z, self.temperature, weights=self.attack_weights)
 
         def clusters(x: Tensor) -> Tensor:
             return self.clusters(model.features(x, "ce"), views.rows)
 
+        def attacked_clusters(x: Tensor) -> Tensor:
+            with mode(model):
+                return clusters(x)
+
         moved = attack.scalar(model, views.weak, contrast)
+        z = [model(moved, "adv"), *(model(x, "clean") for x in benign)]
         self.look_at(model, views.weak, moved)
-        z = [model(moved, "adv"), *benign]
         options = {"detached": self.stopped, "hard": self.hard}
         parts = {"nce4": weighted_nce(z, self.temperature, self.scale, self.weights, **options)}
         if self.cluster_weight:
-            misled = attack.scalar(nn.ModuleList([model, self.clusters]), views.weak, clusters)
+            misled = attack.scalar(nn.ModuleList([model, self.clusters]), views.weak, attacked_clusters)
             parts["cluster_ce"] = (self.cluster_weight, clusters(misled).mean() / len(self.clusters))
         return Terms.weighted(**parts)
 
