@@ -2,7 +2,9 @@
 
 import difflib
 import re
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -37,9 +39,7 @@ class EvaluationStopped(RuntimeError):
     """What an attack gave, or what was kept of it, cannot be right; nothing is concluded from it."""
 
 
-def unknown(
-    what: str, given: str, allowed: Iterable[str], shown: int = 12, parameter: str | None = None
-) -> UsageError:
+def unknown(what: str, given: str, allowed: Iterable[str], shown: int = 12, parameter: str | None = None) -> UsageError:
     """Return the error for a name that is not known, with the nearest valid ones.
 
     Args:
@@ -57,6 +57,16 @@ def unknown(
     return UsageError(
         f"unknown {what} {given!r}; {hint}", parameter=parameter or what.strip("-"), given=given, allowed=tuple(names)
     )
+
+
+def reason(error: BaseException) -> str:
+    """Return an exception's type and text in one line; where it has no text, the line of code outside torch."""
+    text = " ".join(str(error).split())[:200]
+    frames = traceback.extract_tb(error.__traceback__)
+    if not text and frames:
+        last = next((frame for frame in reversed(frames) if "torch" not in Path(frame.filename).parts), frames[-1])
+        text = f"{Path(last.filename).name}, line {last.lineno}: {last.line}"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def as_flags(message: str) -> str:

@@ -81,6 +81,7 @@ def stub(model: Classifier, name: str, evaluation: dict[str, Any], digest: str) 
     plain = _plain_timm(network, spec.backbone)
     changes = [f"        {line}" for line in _changes(plain, network)]
     height, width = model.preprocess.size
+    antialias = ", antialias=True" if model.preprocess.antialias else ""
     timm_name = re.sub(r"\W", "_", f"{name}_{evaluation['dataset']}_{evaluation['threat_model']}".lower())
     arguments = ", ".join(f"{k}={v!r}" for k, v in _created_with(network).items())
     lines = [
@@ -108,7 +109,7 @@ def stub(model: Classifier, name: str, evaluation: dict[str, Any], digest: str) 
         "",
         "    def forward(self, x):",
         f"        if x.shape[-2:] != ({height}, {width}):",
-        f'            x = F.interpolate(x, ({height}, {width}), mode="bilinear", align_corners=False)',
+        f'            x = F.interpolate(x, ({height}, {width}), mode="bilinear", align_corners=False{antialias})',
         "        return (x - self.mean) / self.std",
         "",
         "",

@@ -15,7 +15,7 @@ LAYERS = [
     "registry config import_hook figures distributed",
     "acceleration tables",
     "losses layouts schedules lars projectors divergence sharpness bounds correlation "
-    "data views routed_norm autoattack_adapter",
+    "data views routed_norm autoattack_adapter stems timm_names",
     "backbones",
     "inner_attack run_dir folding",
     "objective lock records completion probe_checkpoints",
