@@ -1,7 +1,7 @@
 """Any timm model by name as an encoder of images in [0, 1], and as a plain classifier."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -10,29 +10,40 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acl_plugin import routed_norm
-from acl_plugin.errors import UsageError, unknown
-from acl_plugin.exports import exported_names
+from acl_plugin.errors import UsageError, reason, unknown
 from acl_plugin.projectors import PROJECTORS, SHARED
+from acl_plugin.stems import small_image_stem
+from acl_plugin.timm_names import backbone_names, check_name, registered_by
+
+__all__ = ["Classifier", "Encoder", "ModelSpec", "Preprocess", "backbone_names", "create_backbone", "feature_size"]
 
 
 class Preprocess(nn.Module):
     """Resize if the network takes another size, then (x - mean) / std per channel, both as buffers.
 
     (B, C, H, W) in [0, 1] -> (B, C, H', W').
+
+    Args:
+        mean, std: per channel.
+        size: (H', W').
+        antialias: average over all pixels where images shrink; without it, those that shrink to less than half
+            lose pixels.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], size: tuple[int, int]) -> None:
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], size: tuple[int, int], antialias: bool = False
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
-        self.size = size
+        self.size, self.antialias = size, antialias
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2:] != self.size:
-            x = F.interpolate(x, self.size, mode="bilinear", align_corners=False)
+            x = F.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=self.antialias)
         return (x - self.mean) / self.std
 
 
@@ -48,6 +59,9 @@ class ModelSpec:
         mean, std: normalisation of images in [0, 1], per channel.
         classes: names of the classes of the linear head; empty for an encoder.
         timm_version: version of timm that built it.
+        module: Python module that registered the backbone with timm, where it is not timm itself.
+        every_pixel: enlarge images of which the network would drop border pixels. Files of models that were
+            trained without this are read as False.
     """
 
     backbone: str
@@ -58,16 +72,19 @@ class ModelSpec:
     std: tuple[float, ...]
     classes: tuple[str, ...] = ()
     timm_version: str = ""
+    module: str = field(default="", compare=False)
+    every_pixel: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """In plain JSON types."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        """Return the fields in plain JSON types, with the module that registered the backbone."""
+        recorded = replace(self, module=self.module or registered_by(self.backbone))
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recorded).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelSpec":
-        """What ``to_dict`` wrote down."""
+        """Return what ``to_dict`` wrote."""
         tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**tuples)
+        return cls(**{"every_pixel": False, **tuples})
 
 
 class Encoder(nn.Module):
@@ -86,10 +103,10 @@ class Encoder(nn.Module):
         self.spec, self.routes = spec, tuple(routes)
         backbone, input_size = create_backbone(spec)
         self.size = size = feature_size(backbone, spec.shape[0], input_size)
-        self.preprocess = Preprocess(spec.mean, spec.std, input_size)
+        self.preprocess = _preprocess(spec, input_size)
         self.backbone = routed_norm.add_routes(backbone, self.routes)
         self.projector = routed_norm.add_routes(PROJECTORS[projector](size), self.routes, shared=projector in SHARED)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _channels_last(self)
 
     def features(self, x: Tensor, route: str | None = None) -> Tensor:
         """f(x): (B, C, H, W) in [0, 1] -> (B, D)."""
@@ -118,9 +135,9 @@ class Classifier(nn.Module):
         super().__init__()
         self.spec = spec
         self.backbone, input_size = create_backbone(spec)
-        self.preprocess = Preprocess(spec.mean, spec.std, input_size)
+        self.preprocess = _preprocess(spec, input_size)
         self.head = nn.Linear(feature_size(self.backbone, spec.shape[0], input_size), len(spec.classes))
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _channels_last(self)
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, D)."""
@@ -135,62 +152,118 @@ class Classifier(nn.Module):
         return self.logits(self.features(x))
 
 
-def backbone_names(pattern: str = "") -> list[str]:
-    """timm's model names, by wildcard; exported classifiers are none."""
-    import timm
-
-    return [name for name in timm.list_models(pattern) if name not in exported_names()]
-
-
 ELSEWHERE = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 """Arguments of ``timm.create_model`` by which it reads files and addresses; as pickles, which can execute any code."""
 
+MULTIPLES = (8, 16, 32)
+"""Images that do not fit a network are enlarged to the next multiple of one of these."""
+
+TRIED = (64, 128, 224)
+"""Sides of images that a refusal tries, to say what works."""
+
 
 def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
-    """The timm model without its classifier, (B, C, H', W') preprocessed -> (B, D), and the (H', W') it takes.
+    """Build the timm model without its classifier, (B, C, H', W') preprocessed -> (B, D); return it and (H', W').
 
     The ``cifar`` stem keeps the resolution of small images: the first convolution has stride 1 (3 x 3 if it was
     larger) and the pooling after it is gone; patches are an eighth of the side. A model whose patch cannot be
     changed gets images of eight patches a side instead. ``cifar_padding_2`` pads the first convolution by 2, as DeACL's
     code does. Norm layers that timm starts at zero start at one, as in every published ACL code.
 
+    Images of which the network would drop pixels at the border, or whose size it does not take, are enlarged to the
+    next multiple of 8, 16 or 32.
+
+    Args:
+        spec: the model; its classes do not matter.
+
     Raises:
         UsageError: for an unknown name, arguments that timm refuses, or images that the model cannot take.
     """
-    import timm
-
-    if not timm.is_model(spec.backbone) or spec.backbone.split(".")[0] in exported_names():
-        raise unknown("backbone", spec.backbone, backbone_names())
+    check_name(spec.backbone, spec.module)
     refused = sorted(ELSEWHERE & spec.kwargs.keys())
     if refused:
-        raise UsageError(f"backbone argument {refused[0]!r} is not taken: weights of files come by acl-plugin import")
-    config = timm.models.get_pretrained_cfg(spec.backbone)
-    try:
-        if config is not None and config.fixed_input_size:
-            network, size = _create_fixed_size(spec, config.input_size[1])
-        else:
-            network, size = _create(spec), spec.shape[1:]
-            if spec.stem != "native" and config is not None:
-                padding = 2 if spec.stem == "cifar_padding_2" else 1
-                _small_image_stem(network, config.first_conv, min(spec.shape[1:]), padding)
-        for norm in network.modules():
-            if isinstance(norm, _BatchNorm) and norm.affine and not norm.weight.any():
-                nn.init.ones_(norm.weight)
-        feature_size(network, spec.shape[0], size)
-    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        channels, height, width = spec.shape
         raise UsageError(
-            f"backbone {spec.backbone!r} with arguments {spec.kwargs} and stem {spec.stem!r} "
-            f"does not take {channels} x {height} x {width} images: {reason}"
-        ) from error
-    return network, size
+            f"`backbone_kwargs.{refused[0]}` is not taken: a pretraining starts from random weights, it cannot start "
+            f"from pretrained ones; to probe and evaluate a published checkpoint, use acl-plugin import",
+            parameter="backbone_kwargs",
+            given=spec.kwargs,
+        )
+    try:
+        return _fitted(spec)
+    except MemoryError:
+        raise
+    except Exception as error:  # networks raise all kinds
+        raise _refusal(spec, error) from error
 
 
 def feature_size(network: nn.Module, channels: int, size: tuple[int, int]) -> int:
-    """D, measured with one black image."""
+    """Return D, measured with one black image."""
     with torch.no_grad(), routed_norm.inference(network):
         return network(torch.zeros(1, channels, *size)).shape[1]
+
+
+def sees_borders(network: nn.Module, channels: int, size: tuple[int, int]) -> bool:
+    """Return whether the first and last row and column have an influence, whatever the weights: NaN there comes out.
+
+    Args:
+        network: (B, C, H, W) -> (B, D).
+        channels: C.
+        size: (H, W).
+
+    Raises:
+        ValueError: when the output is not (B, D).
+    """
+    images = torch.zeros(4, channels, *size)
+    for border in (images[0, :, 0], images[1, :, -1], images[2, :, :, 0], images[3, :, :, -1]):
+        border.fill_(torch.nan)
+    with torch.no_grad(), routed_norm.inference(network):
+        features = network(images)
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise ValueError(f"features of 4 images must be (4, D), not {found}")
+    return bool(features.isnan().any(dim=1).all())
+
+
+def _fitted(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
+    """The network for the images' own size, or the next one at which every border has an influence."""
+    first: Exception | None = None
+    for size in _sizes(spec):
+        try:
+            network, taken = _build(spec, size)
+            if sees_borders(network, spec.shape[0], taken) or not spec.every_pixel:
+                return network, taken
+            height, width = taken
+            error: Exception = ValueError(f"border pixels of {height} x {width} images would have no influence")
+        except MemoryError:
+            raise
+        except Exception as raised:
+            error = raised
+        first = first or error
+    assert first is not None
+    raise first
+
+
+def _sizes(spec: ModelSpec) -> Iterable[tuple[int, int]]:
+    _, height, width = spec.shape
+    multiples = (1, *MULTIPLES) if spec.every_pixel else (1,)
+    return dict.fromkeys((-(-height // m) * m, -(-width // m) * m) for m in multiples)
+
+
+def _build(spec: ModelSpec, size: tuple[int, int]) -> tuple[nn.Module, tuple[int, int]]:
+    """The network for images of ``size``, and the size that it takes."""
+    import timm
+
+    config = timm.models.get_pretrained_cfg(spec.backbone)
+    if config is not None and config.fixed_input_size:
+        network, size = _create_fixed_size(spec, size, config.input_size[1])
+    else:
+        network = _create(spec)
+        if spec.stem != "native" and config is not None:
+            small_image_stem(network, config.first_conv, min(size), 2 if spec.stem == "cifar_padding_2" else 1)
+    for norm in network.modules():
+        if isinstance(norm, _BatchNorm) and norm.affine and not norm.weight.any():
+            nn.init.ones_(norm.weight)
+    return network, size
 
 
 def _create(spec: ModelSpec, **sizes: Any) -> nn.Module:
@@ -202,46 +275,70 @@ def _create(spec: ModelSpec, **sizes: Any) -> nn.Module:
     return network
 
 
-def _create_fixed_size(spec: ModelSpec, native: int) -> tuple[nn.Module, tuple[int, int]]:
+def _create_fixed_size(spec: ModelSpec, size: tuple[int, int], native: int) -> tuple[nn.Module, tuple[int, int]]:
     """A model that is built for one image size: patches are fitted to the images, or the images to the patches."""
     from timm.layers import PatchEmbed
 
-    _, height, width = spec.shape
     given = spec.kwargs.get("img_size")
     if given is not None:
         return _create(spec), (given, given) if isinstance(given, int) else (given[0], given[1])
     if spec.stem == "native":
         return _create(spec), (native, native)
     try:
-        return _create(spec, img_size=(height, width), patch_size=max(1, min(height, width) // 8)), (height, width)
+        return _create(spec, img_size=size, patch_size=max(1, min(size) // 8)), size
     except TypeError:  # its patch size is part of its name
         embed = next((m for m in _create(spec).modules() if isinstance(m, PatchEmbed)), None)
         side = 8 * embed.patch_size[0] if embed is not None else native
         return _create(spec, img_size=side), (side, side)
 
 
-def _small_image_stem(network: nn.Module, first_conv: str | Sequence[str] | None, side: int, padding: int) -> None:
-    name = first_conv if isinstance(first_conv, str) else (first_conv or [""])[0]
-    if not name:
-        return
-    if not isinstance(network.get_submodule(name), nn.Conv2d):  # a deep stem
-        inner = network.get_submodule(name).named_modules()
-        name = next((f"{name}.{n}" for n, m in inner if isinstance(m, nn.Conv2d)), "")
-    conv = network.get_submodule(name)
-    if not isinstance(conv, nn.Conv2d) or conv.stride == (1, 1):
-        return
-    if conv.kernel_size == conv.stride:  # a patch embedding
-        patch = max(1, side // 8)
-        network.set_submodule(name, _conv_like(conv, kernel=patch, stride=patch, padding=0))
-        return
-    network.set_submodule(name, _conv_like(conv, kernel=3, stride=1, padding=padding))
-    for pool in ("maxpool", "stem.pool", "features.pool0"):  # of ResNets, pre-activation ResNets, DenseNets
-        if pool in dict(network.named_modules()):
-            network.set_submodule(pool, nn.Identity())
+def _refusal(spec: ModelSpec, error: Exception) -> UsageError:
+    """The error, with the first of some other stems and sizes that works."""
+    channels, height, width = spec.shape
+    message = (
+        f"`backbone` {spec.backbone!r} with arguments {spec.kwargs} and `stem` {spec.stem!r} "
+        f"does not take {channels} x {height} x {width} images: {reason(error)}"
+    )
+    if not _works(_create, spec):
+        wrong, given = ("backbone_kwargs", spec.kwargs) if spec.kwargs else ("backbone", spec.backbone)
+        return UsageError(message, parameter=wrong, given=given)
+    native = replace(spec, stem="native")
+    larger = [
+        replace(one, shape=(channels, side, side))
+        for side in TRIED
+        if side > max(height, width)
+        for one in (spec, native)
+    ]
+    others = {f"`stem` {o.stem!r} and {o.shape[1]} x {o.shape[2]} images": o for o in (native, *larger) if o != spec}
+    works = next((name for name, other in others.items() if _works(_fitted, other)), None)
+    if works is None:
+        return UsageError(
+            f"{message}; neither does it take {', '.join(others)}", parameter="image_size", given=(height, width)
+        )
+    if others[works] is native:
+        return UsageError(f"{message}; it takes {works}", parameter="stem", given=spec.stem, allowed=("native",))
+    return UsageError(
+        f"{message}; it takes {works}", parameter="image_size", given=(height, width), allowed=others[works].shape[1:]
+    )
 
 
-def _conv_like(conv: nn.Conv2d, kernel: int, stride: int, padding: int) -> nn.Conv2d:
-    bias = conv.bias is not None
-    new = type(conv)(conv.in_channels, conv.out_channels, kernel, stride=stride, padding=padding, bias=bias)
-    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-    return new
+def _works(build: Callable[[ModelSpec], Any], spec: ModelSpec) -> bool:
+    try:
+        build(spec)
+    except MemoryError:
+        raise
+    except Exception:
+        return False
+    return True
+
+
+def _preprocess(spec: ModelSpec, size: tuple[int, int]) -> Preprocess:
+    _, height, width = spec.shape
+    skips = height > 2 * size[0] or width > 2 * size[1]
+    return Preprocess(spec.mean, spec.std, size, antialias=spec.every_pixel and skips)
+
+
+def _channels_last(model: nn.Module) -> None:
+    """Order the weights by channels; a network with three-dimensional convolutions stays as it is."""
+    if all(p.ndim < 5 for p in model.parameters()):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -2,7 +2,9 @@
 
 import difflib
 import re
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -69,6 +71,16 @@ def unknown(what: str, given: str, allowed: Iterable[str], shown: int = 12, para
     return UsageError(
         f"unknown {what} {given!r}; {hint}", parameter=parameter or what.strip("-"), given=given, allowed=tuple(names)
     )
+
+
+def reason(error: BaseException) -> str:
+    """Return an exception's type and text in one line; where it has no text, the line of code outside torch."""
+    text = " ".join(str(error).split())[:200]
+    frames = traceback.extract_tb(error.__traceback__)
+    if not text and frames:
+        last = next((frame for frame in reversed(frames) if "torch" not in Path(frame.filename).parts), frames[-1])
+        text = f"{Path(last.filename).name}, line {last.lineno}: {last.line}"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def as_flags(message: str) -> str:
