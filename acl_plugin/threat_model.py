@@ -40,7 +40,8 @@ class ThreatModel:
         except (TypeError, ValueError, ZeroDivisionError, OverflowError):
             fits = False
         if not fits:
-            message = f"`eps` {eps!r}: allowed is {allowed} for {norm}, as images lie in [0, 1]"
+            shown = f"{eps:g}" if isinstance(eps, float) else repr(eps)
+            message = f"`eps` {shown}: allowed is {allowed} for {norm}, as images lie in [0, 1]"
             raise UsageError(message, parameter="eps", given=eps, allowed=allowed)
         object.__setattr__(self, "norm", norm)
         object.__setattr__(self, "eps", value)
