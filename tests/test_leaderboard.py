@@ -475,21 +475,21 @@ def test_every_attack_of_torchattacks_takes_it(run, backbone):
     model = load_classifier(folder.path)
     x = torch.rand(2, 3, 32, 32)
     y = model(x).argmax(1)
+    few = {
+        "steps": 2,
+        "n_queries": 5,
+        "num_iter_set": 2,
+        "nb_iter": 2,
+        "N": 2,
+        "m": 2,
+        "n_restarts": 1,
+        "n_classes": 10,
+    }
     few |= {"nb_sample": 4, "eot_iter": 1}
     by_view = ("APGD", "CW", "PGDL2", "PGDRSL2")  # whose gradients are taken by view
     for name in attack_names() if backbone == "resnet10t" else by_view:
         attack = getattr(torchattacks, name)
         known = set(inspect.signature(attack.__init__).parameters)
-        few = {
-            "steps": 2,
-            "n_queries": 5,
-            "popsize": 4,
-            "overshoot": 0.02,
-            "num_iter_set": 2,
-            "nb_iter": 2,
-            "pixels": 1,
-        }
-        few |= {"max_iterations": 2, "maxiter": 2, "N": 2, "m": 2, "n_restarts": 1, "n_classes": 10}
         adversarial = attack(model, **{k: v for k, v in few.items() if k in known})(x, y)
         assert adversarial.shape == x.shape, name
 
