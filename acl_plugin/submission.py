@@ -4,7 +4,7 @@ NAME.json           the model_info file
 NAME.pt             the weights for RobustBench's loader, to be uploaded to Google Drive
 NAME.safetensors    the same weights, with their SHA-256 in NAME.safetensors.sha256
 NAME.py             the model in plain PyTorch and timm, for those without this package
-model_zoo.py        the entry of RobustBench's model zoo, and where each file goes
+model_zoo.py        the entry of RobustBench's model zoo, and where each file goes; of results for the leaderboard
 NEW_MODEL.md        RobustBench's form, filled in
 evaluation.json, evaluation.jsonl    the result, and its log by image
 export.json         all that rebuilds the model but its weights
@@ -73,7 +73,9 @@ def write(
         "NEW_MODEL.md": form(run, model, name, info, evaluation, local, data_reason, (digest, pickled), wrong),
     }
     if wrong is None:
-        texts |= {f"{name}.py": code, "model_zoo.py": zoo_entry(name, dataset, threat)}
+        texts[f"{name}.py"] = code
+    if wrong is None and local is None:
+        texts["model_zoo.py"] = zoo_entry(name, dataset, threat)
     shipped, texts["repeat.sh"] = whole_run.script(run, info, evaluation)
     for file, content in (files | shipped | {file: text.encode() for file, text in texts.items()}).items():
         write_atomic(folder / file, content)
