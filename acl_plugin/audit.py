@@ -29,6 +29,7 @@ from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.linear_head import fit_head, solve_head
 from acl_plugin.lock import locked
 from acl_plugin.losses import nt_xent
+from acl_plugin.memory_format import channels_last
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import AUDIT, mixed_seed
 from acl_plugin.records import read_record
@@ -110,7 +111,7 @@ def _audit_run(
     settings = _settings(config, data, limit)
     rows = _rows_of_before(run, settings)
     for checkpoint in checkpoints:
-        encoder = load_encoder(checkpoint.path).to(memory_format=torch.channels_last)
+        encoder = channels_last(load_encoder(checkpoint.path))
         digest = weights_hash(encoder)
         if digest not in rows:
             measured = audit_encoder(encoder, config, data, limit, device)

@@ -1,6 +1,6 @@
 """Any timm model by name as an encoder of images in [0, 1], and as a plain classifier."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from acl_plugin import routed_norm
 from acl_plugin.errors import UsageError, reason, unknown
+from acl_plugin.memory_format import channels_last
 from acl_plugin.projectors import PROJECTORS, SHARED
 from acl_plugin.stems import small_image_stem
 from acl_plugin.timm_names import backbone_names, check_name, registered_by
@@ -106,7 +107,7 @@ class Encoder(nn.Module):
         self.preprocess = _preprocess(spec, input_size)
         self.backbone = routed_norm.add_routes(backbone, self.routes)
         self.projector = routed_norm.add_routes(PROJECTORS[projector](size), self.routes, shared=projector in SHARED)
-        _channels_last(self)
+        channels_last(self)
 
     def features(self, x: Tensor, route: str | None = None) -> Tensor:
         """f(x): (B, C, H, W) in [0, 1] -> (B, D)."""
@@ -137,7 +138,7 @@ class Classifier(nn.Module):
         self.backbone, input_size = create_backbone(spec)
         self.preprocess = _preprocess(spec, input_size)
         self.head = nn.Linear(feature_size(self.backbone, spec.shape[0], input_size), len(spec.classes))
-        _channels_last(self)
+        channels_last(self)
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, D)."""
@@ -155,9 +156,6 @@ class Classifier(nn.Module):
 ELSEWHERE = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 """Arguments of ``timm.create_model`` by which it reads files and addresses; as pickles, which can execute any code."""
 
-MULTIPLES = (8, 16, 32)
-"""Images that do not fit a network are enlarged to the next multiple of one of these."""
-
 TRIED = (64, 128, 224)
 """Sides of images that a refusal tries, to say what works."""
 
@@ -170,8 +168,8 @@ def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
     changed gets images of eight patches a side instead. ``cifar_padding_2`` pads the first convolution by 2, as DeACL's
     code does. Norm layers that timm starts at zero start at one, as in every published ACL code.
 
-    Images of which the network would drop pixels at the border, or whose size it does not take, are enlarged to the
-    next multiple of 8, 16 or 32.
+    Images of which the network would leave out pixels, or whose size it does not take, are enlarged: to the next
+    multiple of 8 or 16, or to the next size that differs from the network's own by a multiple of 32.
 
     Args:
         spec: the model; its classes do not matter.
@@ -188,12 +186,13 @@ def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
             parameter="backbone_kwargs",
             given=spec.kwargs,
         )
-    try:
-        return _fitted(spec)
-    except MemoryError:
-        raise
-    except Exception as error:  # networks raise all kinds
-        raise _refusal(spec, error) from error
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            return _fitted(spec)
+        except MemoryError:
+            raise
+        except Exception as error:  # networks raise all kinds
+            raise _refusal(spec, error) from error
 
 
 def feature_size(network: nn.Module, channels: int, size: tuple[int, int]) -> int:
@@ -202,8 +201,10 @@ def feature_size(network: nn.Module, channels: int, size: tuple[int, int]) -> in
         return network(torch.zeros(1, channels, *size)).shape[1]
 
 
-def sees_borders(network: nn.Module, channels: int, size: tuple[int, int]) -> bool:
-    """Return whether the first and last row and column have an influence, whatever the weights: NaN there comes out.
+def sees_every_pixel(network: nn.Module, channels: int, size: tuple[int, int]) -> bool:
+    """Return whether every row and column of an image has an influence, whatever the weights.
+
+    Lines with a gradient have one. Of the others, which can be a matter of the weights, NaN must come out.
 
     Args:
         network: (B, C, H, W) -> (B, D).
@@ -213,27 +214,37 @@ def sees_borders(network: nn.Module, channels: int, size: tuple[int, int]) -> bo
     Raises:
         ValueError: when the output is not (B, D).
     """
-    images = torch.zeros(4, channels, *size)
-    for border in (images[0, :, 0], images[1, :, -1], images[2, :, :, 0], images[3, :, :, -1]):
-        border.fill_(torch.nan)
-    with torch.no_grad(), routed_norm.inference(network):
-        features = network(images)
-    if not isinstance(features, Tensor) or features.ndim != 2:
-        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise ValueError(f"features of 4 images must be (4, D), not {found}")
-    return bool(features.isnan().any(dim=1).all())
+    height, width = size
+    image = torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with routed_norm.inference(network):
+        features = network(image)
+        if not isinstance(features, Tensor) or features.ndim != 2 or not features.numel():
+            found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(f"its features of one image must be (1, D), not {found}")
+        (gradient,) = torch.autograd.grad(features.square().sum(), image)
+        strength = gradient.abs().sum(dim=(0, 1))
+        lines: list[tuple[Any, Any]] = [(i, slice(None)) for i in range(height) if not strength[i].any()]
+        lines += [(slice(None), i) for i in range(width) if not strength[:, i].any()]
+        with torch.no_grad():
+            return all(_influences(network, image.detach(), line) for line in lines)
+
+
+def _influences(network: nn.Module, image: Tensor, line: tuple[Any, Any]) -> bool:
+    image = image.clone()
+    image[:, :, *line] = torch.nan
+    return bool(network(image).isnan().any())
 
 
 def _fitted(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
-    """The network for the images' own size, or the next one at which every border has an influence."""
+    """The network for the images' own size, or the next one of which it sees every pixel."""
     first: Exception | None = None
     for size in _sizes(spec):
         try:
             network, taken = _build(spec, size)
-            if sees_borders(network, spec.shape[0], taken) or not spec.every_pixel:
+            if sees_every_pixel(network, spec.shape[0], taken) or not spec.every_pixel:
                 return network, taken
             height, width = taken
-            error: Exception = ValueError(f"border pixels of {height} x {width} images would have no influence")
+            error: Exception = ValueError(f"some pixels of {height} x {width} images would have no influence")
         except MemoryError:
             raise
         except Exception as raised:
@@ -243,10 +254,23 @@ def _fitted(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
     raise first
 
 
-def _sizes(spec: ModelSpec) -> Iterable[tuple[int, int]]:
+def _sizes(spec: ModelSpec) -> list[tuple[int, int]]:
+    """The images' own size, and larger ones."""
     _, height, width = spec.shape
-    multiples = (1, *MULTIPLES) if spec.every_pixel else (1,)
-    return dict.fromkeys((-(-height // m) * m, -(-width // m) * m) for m in multiples)
+    if not spec.every_pixel:
+        return [(height, width)]
+    own = _own_size(spec)
+    sizes = [(-(-height // m) * m, -(-width // m) * m) for m in (1, 8, 16)]
+    sizes.append((height + (own[0] - height) % 32, width + (own[1] - width) % 32))
+    return list(dict.fromkeys(sizes))
+
+
+def _own_size(spec: ModelSpec) -> tuple[int, int]:
+    """(H, W) of the images that timm records for the network."""
+    import timm
+
+    config = timm.models.get_pretrained_cfg(spec.backbone)
+    return (224, 224) if config is None else config.input_size[1:]
 
 
 def _build(spec: ModelSpec, size: tuple[int, int]) -> tuple[nn.Module, tuple[int, int]]:
@@ -303,23 +327,19 @@ def _refusal(spec: ModelSpec, error: Exception) -> UsageError:
         wrong, given = ("backbone_kwargs", spec.kwargs) if spec.kwargs else ("backbone", spec.backbone)
         return UsageError(message, parameter=wrong, given=given)
     native = replace(spec, stem="native")
-    larger = [
-        replace(one, shape=(channels, side, side))
-        for side in TRIED
-        if side > max(height, width)
-        for one in (spec, native)
-    ]
-    others = {f"`stem` {o.stem!r} and {o.shape[1]} x {o.shape[2]} images": o for o in (native, *larger) if o != spec}
+    sides = [side for side in sorted({*TRIED, max(_own_size(spec))}) if side > max(height, width)]
+    larger = [replace(native, shape=(channels, side, side)) for side in sides]
+    if sides:
+        larger.insert(0, replace(spec, shape=larger[0].shape))
+    others = {f"{o.shape[1]} x {o.shape[2]} with `stem` {o.stem!r}": o for o in (native, *larger) if o != spec}
     works = next((name for name, other in others.items() if _works(_fitted, other)), None)
     if works is None:
-        return UsageError(
-            f"{message}; neither does it take {', '.join(others)}", parameter="image_size", given=(height, width)
-        )
+        message += f"; nor does it take {', '.join(others)}"
+        return UsageError(message, parameter="backbone", given=spec.backbone)
+    message += f"; it takes {works}"
     if others[works] is native:
-        return UsageError(f"{message}; it takes {works}", parameter="stem", given=spec.stem, allowed=("native",))
-    return UsageError(
-        f"{message}; it takes {works}", parameter="image_size", given=(height, width), allowed=others[works].shape[1:]
-    )
+        return UsageError(message, parameter="stem", given=spec.stem, allowed=("native",))
+    return UsageError(message, parameter="image_size", given=(height, width), allowed=others[works].shape[1:])
 
 
 def _works(build: Callable[[ModelSpec], Any], spec: ModelSpec) -> bool:
@@ -336,9 +356,3 @@ def _preprocess(spec: ModelSpec, size: tuple[int, int]) -> Preprocess:
     _, height, width = spec.shape
     skips = height > 2 * size[0] or width > 2 * size[1]
     return Preprocess(spec.mean, spec.std, size, antialias=spec.every_pixel and skips)
-
-
-def _channels_last(model: nn.Module) -> None:
-    """Order the weights by channels; a network with three-dimensional convolutions stays as it is."""
-    if all(p.ndim < 5 for p in model.parameters()):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

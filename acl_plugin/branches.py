@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from acl_plugin import routed_norm
 from acl_plugin.backbones import Encoder
 from acl_plugin.errors import UsageError
+from acl_plugin.memory_format import channels_last
 from acl_plugin.run_dir import load_encoder
 
 
@@ -121,7 +122,7 @@ class Teacher(nn.Module):
         ]
         if other:
             raise UsageError(f"the teacher {run} is another network: {'; '.join(other)}")
-        return cls(encoder.to(next(model.parameters()).device).to(memory_format=torch.channels_last))
+        return cls(channels_last(encoder).to(next(model.parameters()).device))
 
 
 def _copy(source: nn.Module, network: nn.Module) -> None:

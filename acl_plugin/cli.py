@@ -385,9 +385,8 @@ def _transfer(arguments: list[str]) -> None:
 
 
 def _pseudo_labels(arguments: list[str]) -> None:
-    import torch
-
     from acl_plugin import data, provenance, pseudo_labels
+    from acl_plugin.memory_format import channels_last
     from acl_plugin.run_dir import load_encoder, weights_hash
 
     parser = _parser("pseudo-labels")
@@ -401,7 +400,7 @@ def _pseudo_labels(arguments: list[str]) -> None:
     options = _parse(parser, arguments, _defaults_of_run, unused.PSEUDO_LABELS)
     config = replace(RunDir(options["run"]).read_config(), **_known(options))
     check(config)
-    encoder = load_encoder(options["run"], benign=True).to(memory_format=torch.channels_last)
+    encoder = channels_last(load_encoder(options["run"], benign=True))
     origin, seen = provenance.sources(RunDir(options["run"])), None
     if not origin.unknown:
         seen = sorted(origin.seen)

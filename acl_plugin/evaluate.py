@@ -30,6 +30,7 @@ from acl_plugin.fingerprint import setting_differences
 from acl_plugin.folding import folded
 from acl_plugin.inner_attack import ThreatModel
 from acl_plugin.lock import exclusive
+from acl_plugin.memory_format import channels_last
 from acl_plugin.model_checks import check_classifier, largest_batch
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import EVALUATION, mixed_seed
@@ -69,7 +70,7 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
         EvaluationStopped: when the count of what was kept is not that of the attacks.
     """
     require_script(config.devices, guarded=True)
-    model = load_classifier(run.path).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = channels_last(load_classifier(run.path)).to(device)
     threat = ThreatModel.parse(config.norm, config.eps)
     data = datasets.load(config)
     images = data.test_for(model.spec.classes, config.class_map)
@@ -178,8 +179,7 @@ def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:
     if kind == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))
     run, device = RunDir(path), torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
-    model = load_classifier(path)
-    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = channels_last(load_classifier(path)).to(device)
     images = datasets.load(config).test_for(model.spec.classes, config.class_map)
     starts = range(0, len(images), read_record(run.evaluation_key)["batch_size"])[rank :: config.devices]
     attack_chunks(run, model, images, starts, ThreatModel.parse(config.norm, config.eps), config.seed)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from acl_plugin.backbones import Classifier
+from acl_plugin.memory_format import channels_last
 
 
 @torch.no_grad()
@@ -25,7 +26,7 @@ def folded(model: Classifier, images: Tensor) -> nn.Module:
     faster._modules = dict(model._modules)
     try:
         faster.backbone = fuse(model.backbone)
-        faster.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(faster)
         logits, same = model(images), faster(images)
     except Exception:  # a network can be untraceable in any way; then it stays as it is
         return model

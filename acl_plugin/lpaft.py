@@ -16,6 +16,7 @@ from acl_plugin.data import DataSet
 from acl_plugin.full_finetune import attack_of, set_banks, trades_loss
 from acl_plugin.inner_attack import ThreatModel
 from acl_plugin.linear_head import head_loss, zero_head
+from acl_plugin.memory_format import channels_last
 from acl_plugin.probe_checkpoints import ProbeCheckpoints
 from acl_plugin.randomness import CLUSTERS, FINETUNING, PROBE, mixed_seed
 from acl_plugin.run_dir import RunDir, load_encoder
@@ -59,7 +60,7 @@ def finetune(
     attack = attack_of(threat, "PGD", random_start=False) if at_image else attack_of(threat, "TPGD")
     clusters = CLUSTERS_OF_DYNACL if c.probe_protocol == "dynacl++" else len(data.classes)
     benign, encoder = load_encoder(run.path, benign=True), load_encoder(run.path)
-    benign = benign.to(device).to(memory_format=torch.channels_last)
+    benign = channels_last(benign).to(device)
     features = pseudo_labels.features_of(benign, data.train)
     labels = pseudo_labels.cluster(features, clusters, mixed_seed(c.seed, CLUSTERS))
     images = replace(data.train, labels=labels)

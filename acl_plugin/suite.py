@@ -23,6 +23,7 @@ from acl_plugin.fingerprint import setting_differences
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.linear_head import predictions
 from acl_plugin.lock import exclusive
+from acl_plugin.memory_format import channels_last
 from acl_plugin.model_checks import check_classifier, largest_batch
 from acl_plugin.progress import Progress
 from acl_plugin.randomness import mixed_seed
@@ -124,7 +125,7 @@ def evaluate(
     Raises:
         UsageError: when there is no classifier, or an attack is unknown or not valid here.
     """
-    model = load_classifier(run.path).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = channels_last(load_classifier(run.path)).to(device)
     threat = ThreatModel.parse(config.norm, config.eps)
     data = datasets.load(config)
     images = data.test_for(model.spec.classes, config.class_map)

@@ -1,9 +1,19 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torchattacks
 from torch import nn
 
-from acl_plugin.backbones import Classifier, Encoder, ModelSpec, Preprocess, backbone_names, create_backbone
+from acl_plugin.backbones import (
+    Classifier,
+    Encoder,
+    ModelSpec,
+    Preprocess,
+    backbone_names,
+    create_backbone,
+    sees_every_pixel,
+)
 from acl_plugin.errors import UsageError
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.objective import Views
@@ -94,13 +104,171 @@ def test_spec_round_trip_rebuilds_the_model():
     assert Classifier(other).state_dict().keys() == Classifier(one).state_dict().keys()
 
 
-def test_unknown_names_and_arguments_are_told():
-    with pytest.raises(UsageError, match="unknown backbone 'resnt18'; the nearest: resnet18"):
-        create_backbone(spec(backbone="resnt18"))
-    with pytest.raises(UsageError, match="unexpected keyword argument 'wings'"):
-        create_backbone(spec(kwargs={"wings": 2}))
-    with pytest.raises(UsageError, match="does not take 1 x 8 x 8 images"):
-        create_backbone(spec(backbone="inception_v3", kwargs={}))
+@pytest.mark.parametrize(("backbone", "found"), [
+    ("resnt18", "the nearest: resnet18"),
+    ("resnet18.nope", "unknown tag"),
+    ("resnet18.", "unknown tag"),
+    ("hf-hub:timm/resnet18.a1_in1k", "acl-plugin import"),
+    ("local-dir:/models/resnet18", "acl-plugin import"),
+])  # fmt: skip
+def test_a_name_that_is_not_timms_is_refused(backbone, found):
+    with pytest.raises(UsageError, match=found) as error:
+        create_backbone(spec(backbone=backbone))
+    assert (error.value.parameter, error.value.given) == ("backbone", backbone)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kwargs", [{"wings": 2}, {"pretrained": True}, {"checkpoint_path": "x.pth"}])
+def test_arguments_are_refused(kwargs):
+    with pytest.raises(UsageError, match=next(iter(kwargs))) as error:
+        create_backbone(spec(kwargs=kwargs))
+    assert (error.value.parameter, error.value.given) == ("backbone_kwargs", kwargs)
+
+
+@pytest.mark.parametrize(("backbone", "side", "parameter", "allowed"), [
+    ("visformer_tiny", 32, "stem", ("native",)),
+    ("repvgg_a0", 32, "stem", ("native",)),
+    ("volo_d1_224", 96, "stem", ("native",)),
+    ("pit_ti_224", 9, "stem", ("native",)),  # its patches would skip pixels inside of the image
+    ("halonet_h1", 32, "image_size", (64, 64)),
+])  # fmt: skip
+def test_a_refusal_says_what_was_tried_and_works(backbone, side, parameter, allowed):
+    refused = spec((3, side, side), backbone, {})
+    with pytest.raises(UsageError, match=r"\w+Error: \S.*; it takes ") as error:
+        create_backbone(refused)
+    assert (error.value.parameter, error.value.allowed) == (parameter, allowed)
+    stem, shape = ("native", refused.shape) if parameter == "stem" else (refused.stem, (3, *allowed))
+    create_backbone(replace(refused, stem=stem, shape=shape))
+
+
+def test_running_out_of_memory_is_no_refusal(monkeypatch):
+    def exhausted(*arguments, **kwargs):
+        raise MemoryError
+
+    monkeypatch.setattr("timm.create_model", exhausted)
+    with pytest.raises(MemoryError):
+        create_backbone(spec())
+
+
+def own_network(pretrained=False, in_chans=1, **kwargs):
+    return nn.Sequential(nn.Conv2d(in_chans, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.fixture
+def registered():
+    """A network of this module under a name of its own; taken back afterwards."""
+    from timm.models import _registry, register_model
+
+    register_model(own_network)
+    yield "own_network"
+    for table in (_registry._model_entrypoints, _registry._model_to_module):
+        table.pop("own_network", None)
+
+
+def test_an_own_network_is_named_with_its_module_where_it_is_unknown(registered):
+    model = Classifier(spec(backbone=registered, kwargs={}, classes="ab"))
+    written = model.spec.to_dict()
+    assert written["module"] == __name__
+    assert Classifier(ModelSpec.from_dict(written)).head.in_features == 4
+    elsewhere = ModelSpec.from_dict({**written, "backbone": "no_such_network", "module": "my_networks"})
+    with pytest.raises(UsageError, match="my_networks") as error:
+        create_backbone(elsewhere)
+    assert error.value.parameter == "backbone"
+
+
+@pytest.mark.parametrize("module", ["my_networks", "__main__"])
+def test_timms_network_is_not_taken_for_an_own_one_of_the_same_name(module):
+    with pytest.raises(UsageError, match=r"timm\.models\.resnet") as error:
+        create_backbone(replace(spec(), module=module))
+    assert error.value.parameter == "backbone"
+
+
+def test_an_unknown_field_of_a_spec_is_not_ignored():
+    with pytest.raises(TypeError, match="wheels"):
+        ModelSpec.from_dict(spec().to_dict() | {"wheels": 4})
+
+
+SIZES = [(8, 8), (17, 17), (28, 28), (31, 31), (32, 32), (50, 50), (96, 96), (100, 100), (28, 50)]
+SEEN = {  # of one kind of stem or of downsampling each
+    ("vit_tiny_patch16_224", "cifar"): {"depth": 1, "embed_dim": 12},
+    ("vit_tiny_patch16_224", "native"): {"depth": 1, "embed_dim": 12},
+    ("convnext_tiny", "cifar"): {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
+    ("convnext_tiny", "native"): {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]},
+    ("swin_tiny_patch4_window7_224", "cifar"): {"depths": (1, 1, 1, 1), "embed_dim": 12},
+    ("mixer_s16_224", "cifar"): {},
+    ("convmixer_768_32", "cifar"): {},
+    ("resnet18", "cifar"): {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+    ("resnet18", "native"): {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+    ("mobilenetv3_small_050", "native"): {},
+}
+
+
+def unseen(model, shape):
+    x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    (gradient,) = torch.autograd.grad(model.features(x).square().sum(), x)
+    strength = gradient.abs().sum((0, 1))
+    return int((strength.sum(0) == 0).sum() + (strength.sum(1) == 0).sum())
+
+
+@pytest.mark.parametrize(("backbone", "stem"), SEEN)
+def test_every_pixel_has_an_influence(backbone, stem):
+    for height, width in SIZES if "mix" not in backbone else SIZES[2:4]:
+        torch.manual_seed(0)
+        shape = (3, height, width)
+        model = Encoder(spec(shape, backbone, SEEN[backbone, stem], stem=stem)).eval()
+        assert unseen(model, shape) == 0, shape
+
+
+@pytest.mark.parametrize(("side", "patch", "size"), [(8, 1, 8), (12, 1, 12), (28, 4, 32), (32, 4, 32), (50, 7, 56),
+                                                     (64, 8, 64), (96, 12, 96), (224, 28, 224)])  # fmt: skip
+def test_sizes_that_fit_stay_and_others_become_eight_patches(side, patch, size):
+    vit, taken = create_backbone(spec((3, side, side), "vit_tiny_patch16_224", {"depth": 1, "embed_dim": 12}))
+    assert (vit.patch_embed.patch_size, taken) == ((patch, patch), (size, size))
+
+
+def test_a_run_of_before_keeps_its_network():
+    written = spec((3, 28, 28), "vit_tiny_patch16_224", {"depth": 1, "embed_dim": 12}).to_dict()
+    del written["every_pixel"], written["module"]
+    vit, taken = create_backbone(ModelSpec.from_dict(written))
+    assert (vit.patch_embed.patch_size, taken) == ((3, 3), (28, 28))
+
+
+def test_an_image_size_that_the_patches_do_not_fill_is_refused():
+    with pytest.raises(UsageError, match="no influence"):
+        create_backbone(spec((3, 32, 32), "vit_tiny_patch16_224", {"img_size": 50, "depth": 1, "embed_dim": 12}))
+
+
+def test_images_that_shrink_to_less_than_half_keep_all_pixels():
+    torch.manual_seed(0)
+    shape = (3, 100, 130)
+    model = Encoder(spec(shape, "vit_tiny_patch16_224", {"img_size": 32, "depth": 1, "embed_dim": 12})).eval()
+    assert model.preprocess.antialias
+    assert unseen(model, shape) == 0
+
+
+def test_whether_pixels_are_seen_does_not_depend_on_the_weights():
+    network = nn.Sequential(nn.Conv2d(1, 2, 2, stride=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for p in network.parameters():
+        nn.init.zeros_(p)
+    assert sees_every_pixel(network, 1, (6, 6))
+    assert not sees_every_pixel(network, 1, (7, 6))
+    assert not sees_every_pixel(network, 1, (6, 7))
+
+
+def test_a_network_is_built_where_no_gradient_is_taken():
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            assert Classifier(spec(classes="ab")).head.in_features == 8
+
+
+@pytest.mark.parametrize(("backbone", "stem", "last"), [("lambda_resnet26t", "cifar", False), ("repvgg_a0", "native", False),
+                                                        ("resnet10t", "cifar", True)])  # fmt: skip
+def test_weights_are_ordered_by_channels_where_torch_can(backbone, stem, last):
+    model = Encoder(spec((3, 32, 32), backbone, {}, stem=stem))
+    model(torch.rand(2, 3, 32, 32)).square().sum().backward()
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size > (1, 1)]
+    ordered = [w.is_contiguous(memory_format=torch.channels_last) for w in weights if w.shape[1] > 1]
+    assert all(ordered) if last else not any(ordered)
 
 
 def test_names_by_wildcard():

@@ -1,6 +1,6 @@
 import pickle
 
-from acl_plugin.errors import UsageError, as_flags, unknown
+from acl_plugin.errors import UsageError, as_flags, reason, unknown
 
 
 def test_nearest_names_ignore_case():
@@ -26,3 +26,14 @@ def test_parameters_become_flags_on_the_command_line():
     told = "`limit_test` 20: raise `objective_kwargs.temperature`, or see `load_model(NAME)` and `Views`"
     expected = "--limit-test 20: raise --objective-kwargs.temperature, or see `load_model(NAME)` and `Views`"
     assert as_flags(told) == expected
+
+
+def test_the_reason_of_an_exception_without_text_is_its_line():
+    try:
+        assert len([]) == 1
+    except AssertionError as error:
+        error.args = ()
+        assert reason(error).startswith("AssertionError: test_errors.py, line ")
+        assert "len([])" in reason(error)
+    assert reason(ValueError(" a\n b ")) == "ValueError: a b"
+    assert reason(KeyError()) == "KeyError"
