@@ -70,7 +70,7 @@ def state_of(encoder):
 
 def after_one_draw():
     """Torch's global random state after the draw of one seed from the present one."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.randint(2**63 - 1, ())
         return torch.get_rng_state()
 
