@@ -5,6 +5,7 @@ is used, or dropped by a rule that is written here; a key that is left over, or 
 """
 
 import hashlib
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,20 +17,14 @@ import torch
 from torch import Tensor
 
 from acl_plugin import data as datasets
-from acl_plugin import projectors, randomness
-from acl_plugin.backbones import Classifier, ModelSpec, create_backbone
+from acl_plugin import imported_head, projectors, randomness
+from acl_plugin.backbones import ModelSpec, create_backbone
+from acl_plugin.checkpoint_file import read_file, weights_of
 from acl_plugin.config import RunConfig
-from acl_plugin.data import DataSet
 from acl_plugin.errors import UsageError, unknown
-from acl_plugin.layouts import LAYOUTS, NORMALISATIONS, Layout, Normalisation
-from acl_plugin.linear_head import predictions
+from acl_plugin.layouts import LAYOUTS, NONE, NORMALISATIONS, Layout, Normalisation
 from acl_plugin.paths import user_path
 from acl_plugin.run_dir import RunDir, write_encoder, write_json, write_model
-
-CONTAINERS = ("state_dict_dual", "state_dict", "model", "P_state", "net")
-"""Where the weights may lie in a file; the first that is there counts, else the file itself."""
-HEAD_CHECKED = 1000
-"""Training images on which the accuracy of an imported head is measured."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class Published:
         spec: the network, with its stem and normalisation.
         banks: weights of the backbone, by norm bank; the first is for benign images.
         projectors: its kind, and weights by norm bank; None if the file has no projector that we know.
-        head: (classes, D) weight and (classes,) bias of the linear layer of a classifier, if the file has one.
+        head: the linear layer of a classifier, if the file has one; of which classes, and whether trained, is not said.
         left_out: what else the file holds, by the first part of the names.
     """
 
@@ -49,7 +44,7 @@ class Published:
     spec: ModelSpec
     banks: dict[str, dict[str, Tensor]]
     projectors: tuple[str, dict[str, dict[str, Tensor]]] | None
-    head: tuple[Tensor, Tensor] | None = None
+    head: imported_head.Head | None = None
     left_out: tuple[str, ...] = ()
 
     def bank(self, name: str | None = None) -> str:
@@ -94,39 +89,24 @@ def import_run(
     probed, benign = published.bank(bank), next(iter(published.banks))
     digest = hashlib.sha256(user_path(path).read_bytes()).hexdigest()
     source = {"file": path.name, "sha256": digest, "format": published.layout, "bank": probed}
+    if normalization is not None:
+        source["normalization"] = normalization
+    head = imported_head.judge(published.head, published.spec, published.banks[probed], data)
     run.start(replace(config, objective="imported", objective_kwargs=source, stem=published.spec.stem))
     run.record_images(data)
     write_json(run.pretraining, source)
     banks, kept = published.banks, published.projectors
     projector = None if kept is None else (kept[0], kept[1][probed])
     write_encoder(run, published.spec, banks[probed], banks[benign] if probed != benign else None, projector)
-    notes = _keep_head(run, published, banks[probed], data, config.seed)
+    notes = [head.note] if head.note else []
+    if head.classifier is not None:
+        write_model(run.classifier, head.classifier.spec, head.classifier.state_dict())
+        write_json(run.probe, head.record | {"seed": config.seed})
     if published.left_out:
         notes.append(f"left out: {', '.join(published.left_out)}")
     if notes:
         print(f"{path}: {'; '.join(notes)}", file=sys.stderr)
     return published.layout
-
-
-def _keep_head(run: RunDir, published: Published, backbone: dict[str, Tensor], data: DataSet, seed: int) -> list[str]:
-    """Write the file's classifier if it has one for as many classes as the data has; return what to say of it."""
-    if published.head is None:
-        return []
-    weight, bias = published.head
-    if len(weight) != len(data.classes):
-        return [f"left out: a linear head of {len(weight)} outputs, as {data.name} has {len(data.classes)} classes"]
-    with randomness.private(0):
-        model = Classifier(replace(published.spec, classes=data.classes))
-    model.backbone.load_state_dict(backbone)
-    model.head.load_state_dict({"weight": weight, "bias": bias})
-    images = data.train.subset(HEAD_CHECKED)
-    accuracy = (predictions(model.eval(), images) == images.labels).double().mean().item()
-    write_model(run.classifier, model.spec, model.state_dict())
-    fingerprint = data.train.fingerprint(data.classes).to_dict()
-    record = {"protocol": "imported", "seed": seed, "n": len(images), "images": fingerprint}
-    write_json(run.probe, record | {"train_accuracy": accuracy})
-    told = f"its linear head is the classifier, with {100 * accuracy:.1f} % on {len(images)} training images"
-    return [told if accuracy > 2 / len(weight) else f"{told}: a head of pseudo-labels? Then probe the encoder"]
 
 
 def read(
@@ -153,21 +133,32 @@ def read(
             missing or unexpected key.
     """
     path = user_path(path, "file")
-    content = _open(path, allow_pickle)
-    state = _weights(path, content)
+    content = read_file(path, allow_pickle)
+    state, groups = weights_of(path, content)
     name = detect(path, state) if layout == "auto" else layout
     if name not in LAYOUTS:
         raise unknown("format", layout, ("auto", *LAYOUTS))
     known = LAYOUTS[name]
     dropped = {k for k in state if known.dropped is not None and re.search(known.dropped, k)}
-    state = {_rename(k, known.renamed): v for k, v in state.items() if k not in dropped}
-    head, unused = _head(content, state, known)
-    left_out = sorted({k.split(".")[0] for k in (*dropped, *unused)})
-    mean, std = _normalisation(path, name, state, normalization)
+    kept_keys = {k: _rename(k, known.renamed) for k in state if k not in dropped}
+    if len(set(kept_keys.values())) < len(kept_keys):
+        names = list(kept_keys.values())
+        raise _misfit(path, name, f"twice: {', '.join(sorted({k for k in names if names.count(k) > 1}))}")
+    state = {new: state[old] for old, new in kept_keys.items()}
+    head, unused = imported_head.take(content, state, known.head)
+    used = {"classifier"} if head is not None and head.name == "classifier" else set()
+    left_out = sorted({k.split(".")[0] for k in (*dropped, *unused)} | set(groups) - used)
+    bottleneck = any(re.search(r"^layer1\.0\.conv3\.", key) for key in state)
+    stored = {leaf: state.pop(f"normalize.{leaf}") for leaf in ("mean", "std") if f"normalize.{leaf}" in state}
     stem = "native" if "conv1.weight" in state and state["conv1.weight"].shape[-1] == 7 else known.stem
-    spec = ModelSpec(backbone, backbone_kwargs or {}, stem, shape, mean, std, timm_version=_timm_version())
+    spec = ModelSpec(backbone, backbone_kwargs or {}, stem, shape, *NONE, timm_version=_timm_version())
     with randomness.private(0):
         expected = create_backbone(spec)[0].state_dict()
+    strangers = [
+        k for k in state if (bank := re.search(r"(?:^|\.)bn_list\.(\d+)\.", k)) and int(bank[1]) >= len(known.routes)
+    ]
+    if strangers:
+        raise _misfit(path, name, f"a norm bank beside {', '.join(known.routes)}: {', '.join(strangers[:3])}, ...")
     backbone_state, projector_state = _split(state, known)
     banks = {
         bank: _plain(path, spec.backbone, backbone_state, number, expected) for number, bank in enumerate(known.routes)
@@ -176,9 +167,10 @@ def read(
     if known.projector is not None and projector_state:
         kind = known.projector[0]
         with randomness.private(0):
-            expected = projectors.PROJECTORS[kind](_feature_size(expected)).state_dict()
+            expected = projectors.PROJECTORS[kind](imported_head.feature_size(expected)).state_dict()
         kept = (kind, {b: _plain(path, kind, projector_state, n, expected) for n, b in enumerate(known.routes)})
-    return Published(name, spec, banks, kept, head, tuple(left_out))
+    mean, std = _normalisation(path, known, bottleneck, stored, normalization)
+    return Published(name, replace(spec, mean=mean, std=std), banks, kept, head, tuple(left_out))
 
 
 def detect(path: Path, state: Mapping[str, Tensor]) -> str:
@@ -187,80 +179,19 @@ def detect(path: Path, state: Mapping[str, Tensor]) -> str:
     Raises:
         UsageError: with the layouts tried and the first keys.
     """
+    shown = ", ".join(list(state)[:5])
+    if any(re.search(r"(^|\.)block1\.layer\.", key) for key in state):
+        raise UsageError(
+            f"{path} is a WideResNet for small images, which timm does not have; its first keys: {shown}",
+            parameter="file", given=str(path), allowed="a network that timm has",
+        )  # fmt: skip
     for name, layout in LAYOUTS.items():
         if all(any(re.search(mark, key) for key in state) for mark in layout.marks):
             return name
-    shown = ", ".join(list(state)[:5])
-    wide = any(re.search(r"(^|\.)block1\.layer\.", key) for key in state)
-    why = "is a WideResNet for small images, which timm does not have" if wide else "has no known layout"
     raise UsageError(
-        f"{path} {why}; tried {', '.join(LAYOUTS)}; its first keys: {shown}",
+        f"{path} has no known layout; tried {', '.join(LAYOUTS)}; its first keys: {shown}",
         parameter="format", given="auto", allowed=tuple(LAYOUTS),
     )  # fmt: skip
-
-
-def _open(path: Path, allow_pickle: bool) -> Any:
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file")
-    with path.open("rb") as file:
-        begins_as_one = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-    try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
-    except Exception as error:  # the unpickler raises all kinds
-        if begins_as_one and "Weights only load failed" in str(error):
-            raise UsageError(
-                f"{path} holds more than weights, and reading it could execute any code that somebody put in; "
-                f"if you trust where it is from, add --allow-pickle"
-            ) from error
-        raise UsageError(f"{path} is damaged or no checkpoint of PyTorch: {type(error).__name__}") from error
-
-
-def _weights(path: Path, content: Any) -> dict[str, Tensor]:
-    """The tensors by name, without the ``module.`` of data parallelism."""
-    if isinstance(content, Mapping) and {"spec", "weights"} <= content.keys():
-        raise UsageError(
-            f"{path} is an encoder of acl_plugin already; use the run folder that it lies in: acl-plugin probe RUN, or "
-            f"acl-plugin transfer RUN --out OTHER",
-            parameter="file", given=str(path), allowed="a published checkpoint",
-        )  # fmt: skip
-    if isinstance(content, Mapping):
-        content = next((content[c] for c in CONTAINERS if isinstance(content.get(c), Mapping)), content)
-        state = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
-        if state:
-            parallel = all(key.startswith("module.") for key in state)
-            return {key.removeprefix("module.") if parallel else key: value for key, value in state.items()}
-    raise UsageError(
-        f"{path} holds no weights by name; looked into {', '.join(CONTAINERS)}",
-        parameter="file", given=str(path), allowed="a checkpoint with weights by name",
-    )  # fmt: skip
-
-
-def _numpy_scalars() -> list[Any]:
-    """Return what the states of optimizers hold beside tensors: numpy's float64, by its names in all versions."""
-    import numpy as np
-
-    scalar = np.float64(0).__reduce__()[0]
-    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
-    return [np.dtype, np.dtypes.Float64DType, *((scalar, name) for name in names)]
-
-
-def _head(content: Any, state: dict[str, Tensor], layout: Layout) -> tuple[tuple[Tensor, Tensor] | None, list[str]]:
-    """Take the linear head of a classifier out of ``state``, or from beside the network.
-
-    Returns:
-        Weight and bias, and the keys of a layer of that name which is not the head.
-    """
-    names = [f"{layout.head}.{leaf}" for leaf in ("weight", "bias")]
-    inside = {name: state.pop(name) for name in names if name in state}
-    beside = content.get("classifier") if isinstance(content, Mapping) else None
-    if isinstance(beside, Mapping):  # the network's own layer was not trained
-        own = {str(key).rsplit(".", 1)[-1]: value for key, value in beside.items() if isinstance(value, Tensor)}
-        if own.keys() == {"weight", "bias"}:
-            return (own["weight"], own["bias"]), list(inside)
-    if len(inside) == 2 and inside[names[0]].dim() == 2:
-        return (inside[names[0]], inside[names[1]]), []
-    return None, list(inside)
 
 
 def _rename(key: str, rules: Sequence[tuple[str, str]]) -> str:
@@ -269,31 +200,44 @@ def _rename(key: str, rules: Sequence[tuple[str, str]]) -> str:
     return key
 
 
-def _normalisation(path: Path, layout: str, state: dict[str, Tensor], said: str | None) -> Normalisation:
-    """Return the mean and std that the file stores, whose buffers are taken out of ``state``; else those of the layout.
+def _normalisation(
+    path: Path, layout: Layout, bottleneck: bool, stored: dict[str, Tensor], said: str | None
+) -> Normalisation:
+    """Return the mean and std that the file stores, else those of the layout.
 
     Raises:
-        UsageError: where neither is known and nothing is ``said``, or what is said is not what the file stores.
+        UsageError: where neither is known and nothing is ``said``, what is said is not what the file stores, or what
+            it stores is not a mean and a std by channel.
     """
     if said is not None and said not in NORMALISATIONS:
         raise unknown("normalization", said, NORMALISATIONS)
-    mean, std = state.pop("normalize.mean", None), state.pop("normalize.std", None)
-    if mean is not None and std is not None:
-        stored = tuple(mean.flatten().tolist()), tuple(std.flatten().tolist())
-        if said is not None and not torch.allclose(torch.tensor(stored), torch.tensor(NORMALISATIONS[said]), atol=1e-4):
+    if stored:
+        values = [tuple(buffer.flatten().tolist()) for buffer in stored.values()]
+        whole = len(values) == 2 and len(values[0]) == len(values[1]) and all(map(math.isfinite, values[0]))
+        if not whole or not all(0 < value < math.inf for value in values[1]):
+            raise _misfit(
+                path, "a normalization by mean and std", f"it stores {dict(zip(stored, values, strict=True))}"
+            )
+        if said is not None and not _close(values, NORMALISATIONS[said]):
             raise UsageError(
-                f"`normalization` {said}: {path} stores another one, {stored}; leave the option out",
-                parameter="normalization", given=said, allowed=stored,
+                f"`normalization` {said}: {path} stores another one, {tuple(values)}; leave the option out",
+                parameter="normalization", given=said, allowed=tuple(values),
             )  # fmt: skip
-        return stored
-    known = LAYOUTS[layout].normalisation if said is None else NORMALISATIONS[said]
+        return values[0], values[1]
+    known = layout.normalisation_of(bottleneck) if said is None else NORMALISATIONS[said]
     if known is None:
         raise UsageError(
-            f"{path} does not store how its images are normalized, as files of layout {layout!r} do; say it by "
+            f"{path} does not store how its images are normalized, as the files of its authors do; say it by "
             f"`normalization`: {', '.join(NORMALISATIONS)}",
             parameter="normalization", given=None, allowed=tuple(NORMALISATIONS),
         )  # fmt: skip
     return known
+
+
+def _close(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> bool:
+    return all(len(a) == len(b) for a, b in zip(one, other, strict=True)) and torch.allclose(
+        torch.tensor(one), torch.tensor(other), atol=1e-4
+    )
 
 
 def _split(state: dict[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -325,15 +269,17 @@ def _plain(
         "missing": [k for k in expected if k not in plain],
         "unexpected": [k for k in plain if k not in expected],
         "of another shape": [k for k in expected if k in plain and plain[k].shape != expected[k].shape],
+        "not finite": [k for k in expected if k in plain and not plain[k].isfinite().all()],
     }
     if any(faults.values()):
         told = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in faults.items() if keys)
-        raise UsageError(f"{path} does not fit {network}: {told}")
+        raise _misfit(path, network, told)
     return {key: plain[key].clone() for key in expected}
 
 
-def _feature_size(backbone: dict[str, Tensor]) -> int:
-    return len([v for k, v in backbone.items() if k.endswith("running_mean")][-1])
+def _misfit(path: Path, what: str, told: str) -> UsageError:
+    message = f"{path} does not fit {what}: {told}"
+    return UsageError(message, parameter="file", given=str(path), allowed=f"the weights of {what}")
 
 
 def _timm_version() -> str:

@@ -24,7 +24,8 @@ class Layout:
         renamed: patterns and replacements, in turn, from the file's names to timm's.
         stem: of the network, unless the first convolution is that of large images.
         projector: its kind, and patterns and replacements from the file's names to its own.
-        head: name of the linear layer of a fine-tuned classifier.
+        head: name of the linear layer that a classifier has, after ``renamed``.
+        bottleneck: ``normalisation`` of networks with bottleneck blocks, such as ResNet-50, if it is another.
     """
 
     papers: str
@@ -36,6 +37,11 @@ class Layout:
     stem: Literal["cifar", "cifar_padding_2", "native"] = "cifar"
     projector: tuple[str, Rules] | None = None
     head: str | None = None
+    bottleneck: Normalisation | None = None
+
+    def normalisation_of(self, bottleneck: bool) -> Normalisation | None:
+        """Return what the code applies where the file stores nothing, for a network with or without bottlenecks."""
+        return self.bottleneck if bottleneck and self.bottleneck is not None else self.normalisation
 
 
 _DOWNSAMPLE: Rules = ((r"downsample\.conv\.", "downsample.0."), (r"downsample\.bn\.", "downsample.1."))
@@ -52,18 +58,20 @@ LAYOUTS: dict[str, Layout] = {
         (r"^encoder_q\.", r"^encoder_k\.", r"\.bn_list\.0\."),
         ("normal", "pgd"),
         None,
-        r"^encoder_q\.|^encoder_k\.fc\.(weight|bias)$",
+        r"^encoder_q\.",
         ((r"^encoder_k\.", ""), *_DOWNSAMPLE),
         projector=_THREE_LAYER,
+        head="fc",
     ),
     "clustered": Layout(
         "AdvCL, A-InfoNCE on AdvCL",
         (r"^fc_0|^head_proj\.", r"\.bn_list\.0\."),
         ("normal", "pgd", "pgd_ce"),
         NONE,
-        r"^fc[._]|^head_(ce|pred)\.",
+        r"^fc_\d|^head_(ce|pred)\.",
         _DOWNSAMPLE,
         projector=("bottleneck", ((r"^head_proj\.", ""),)),
+        head="fc",
     ),
     "banks": Layout(
         "ACL, ACL-AIR, DynACL-AIR, RCS, DynACL (momentum encoder alone), DynACL++ and AIR++ with two banks",
@@ -80,8 +88,9 @@ LAYOUTS: dict[str, Layout] = {
         (r"^bn1_adv\.",),
         ("normal", "pgd"),
         None,
-        r"^fc\.",
+        r"^fc\.(?!(weight|bias)$)",
         ((r"\b(bn\d?)\.", r"\1.bn_list.0."), (r"\b(bn\d?)_adv\.", r"\1.bn_list.1."), *_DOWNSAMPLE),
+        head="fc",
     ),
     "shortcut": Layout(
         "RoCL, A-InfoNCE on RoCL; fine-tuned AdvCL and A-InfoNCE, whose classifier lies beside the network",
@@ -96,10 +105,12 @@ LAYOUTS: dict[str, Layout] = {
         "DeACL (of which the student is taken; its ResNet-18 stores a normalization, its ResNet-50 has none)",
         (r"^backbone\.", r"^momentum_backbone\."),
         ("shared",),
-        NONE,
-        r"^(?!backbone\.)|^backbone\.fc\.",
+        None,
+        r"^(?!backbone\.)",
         ((r"^backbone\.", ""),),
         stem="cifar_padding_2",
+        head="fc",
+        bottleneck=NONE,
     ),
     "plain": Layout(
         "DynACL++ and AIR++ with one bank, finetuned ACL, networks of torchvision and timm",

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 
-from acl_plugin import data
 from acl_plugin.backbones import Encoder
-from acl_plugin.config import preset
+from acl_plugin.data import Images
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.objective import Views
 from acl_plugin.pseudo_labels import PseudoLabels
@@ -59,7 +58,9 @@ def encoder_in_float64(routes, projector="three_layer"):
 
 def rcs_case():
     """Arguments of ``coreset.select``: model, objective, attack, batches, validation images and views."""
-    images = data.load(preset("digits", limit_train=60)).train
+    pixels = torch.randint(0, 17, (59, 1, 8, 8), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
+    pixels[48:] = 3 + pixels[48:] // 2
+    images = Images(pixels, torch.zeros(59, dtype=torch.int64), torch.arange(59), 16)
     model = encoder_in_float64(("clean", "adv"))
     batches = [images.take(torch.arange(i, i + 8)) for i in range(0, 48, 8)]
 
@@ -67,7 +68,6 @@ def rcs_case():
         x = 0.2 + 0.6 * pixels.double() / 16  # away from 0 and 1, where only torchattacks clips the start
         return Views(x, x.flip(3), x, rows, x)
 
-    images.pixels[48:] = 3 + images.pixels[48:] // 2
     validation = images.take(torch.arange(48, 59))
     attack = InnerAttack(ThreatModel("Linf", 8 / 255), "PGD", 4)
     return model, create_objective("acl_ds"), attack, batches, validation, draw

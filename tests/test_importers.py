@@ -1,5 +1,6 @@
 """Each published layout is made from a random ResNet-18 and read back; functions are compared, not keys."""
 
+import dataclasses
 import os
 import pickle
 import zipfile
@@ -12,9 +13,11 @@ from torch import nn
 
 from acl_plugin import importers, load_classifier, load_encoder
 from acl_plugin.backbones import ModelSpec, create_backbone
+from acl_plugin.checkpoint_file import CONTAINERS
 from acl_plugin.config import preset
 from acl_plugin.data import DataSet, Images
 from acl_plugin.errors import UsageError
+from acl_plugin.imported_head import accuracy_of
 from acl_plugin.importers import import_run, read
 from acl_plugin.layouts import CIFAR, IMAGENET, LAYOUTS, NONE
 from acl_plugin.run_dir import RunDir, read_json, read_projector
@@ -292,7 +295,7 @@ def bad(tmp_path, kind):
         ("list", "holds no weights by name"),
         ("unknown", r"no known layout; tried momentum, .*, plain; its first keys: stem.weight, blocks.0.weight"),
         ("wide", "is a WideResNet for small images, which timm does not have"),
-        ("our own", "is an encoder of acl_plugin already; use the run folder"),
+        ("our own", "is a model of acl_plugin already; use the run folder"),
         ("missing", "does not fit resnet18: missing: layer2.0.conv1.weight"),
         ("unexpected", "does not fit resnet18: unexpected: layer9.weight"),
         ("shape", "does not fit resnet18: of another shape: bn1.weight"),
@@ -336,14 +339,15 @@ def test_importers_name_their_papers():
     assert all(layout.papers for layout in LAYOUTS.values())
 
 
-NEVER_STORED = {"clustered": NONE, "shortcut": NONE, "student": NONE}
-"""Layouts whose networks may store no normalization: what their code applies then. The others always store one."""
+NEVER_STORED = {"clustered": NONE, "shortcut": NONE}
+"""Layouts whose networks store no normalization: what their code applies. The others always store one, but for DeACL's
+ResNet-50."""
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_normalization_that_is_not_stored_is_decided_by_the_layout_or_refused(layout, tmp_path):
     content = made(layout)[0]
-    container = next((name for name in importers.CONTAINERS if name in content), None)
+    container = next((name for name in CONTAINERS if name in content), None)
     weights = content if container is None else content[container]
     for key in [key for key in weights if "normalize." in key]:
         del weights[key]
@@ -391,48 +395,170 @@ def test_torchvisions_resnet50_in_deacl_has_no_normalization(tmp_path):
     assert published.left_out == ("momentum_backbone",)
 
 
-@pytest.mark.parametrize("layout", ["banks, pseudo-label head", "plain", "shortcut"])
-def test_the_head_of_a_classifier_is_kept(layout, tmp_path, images, config, capsys):
-    content, banks, _ = made(layout)
-    path, run = saved(tmp_path, content), RunDir(tmp_path / "run")
-    import_run(path, run, config)
-    name = "linear" if layout == "shortcut" else "fc"
-    weights = content.get("state_dict", content.get("model", content))
-    weight, bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")
-    if bias is None:  # half a layer is no head
-        assert not run.classifier.exists()
-        assert "left out: linear" in capsys.readouterr().err
-        return
-    with torch.no_grad():
-        features = forward(banks["pgd" if "pgd" in banks else "shared"], images, EXPECTED[layout])
-        torch.testing.assert_close(load_classifier(run.path)(images), features @ weight.T + bias, atol=1e-4, rtol=1e-3)
-    record = read_json(run.probe)
-    assert (record["protocol"], record["n"]) == ("imported", 20)
-    assert "its linear head is the classifier" in capsys.readouterr().err
-
-
-def test_a_classifier_beside_the_network_is_its_head(tmp_path, images, config, capsys):
-    """As AdvCL's linear evaluation saves it: the network's own linear layer, and its projections, were not trained."""
-    clean = network(0)
-    own = {
-        "linear.weight": torch.randn(10, 16),
-        "linear.bias": torch.randn(10),
-        "head_proj.0.weight": torch.randn(4, 16),
-    }
-    model = (
-        {k.replace("downsample", "shortcut"): v for k, v in clean.items()} | own | {"head_pred.0.bias": torch.ones(2)}
-    )
+def whole_head(content, layer):
+    """Give a checkpoint a linear layer of 10 outputs, whose names are returned with it."""
     torch.manual_seed(1)
     head = nn.Linear(16, 10)
-    classifier = {f"fc.{key}": value for key, value in head.state_dict().items()}
+    container = next((name for name in CONTAINERS if name in content), None)
+    weights = content if container is None else content[container]
+    parallel = "module." if all(key.startswith("module.") for key in weights) else ""
+    weights |= {f"{parallel}{layer}.{leaf}": value for leaf, value in head.state_dict().items()}
+    return head
+
+
+LAYERS = {"banks, pseudo-label head": "fc", "momentum": "encoder_k.fc", "clustered": "fc", "adv_suffix": "fc",
+          "shortcut": "linear", "student": "backbone.fc", "plain": "fc"}  # fmt: skip
+"""The linear layer of a classifier, by layout."""
+
+
+@pytest.fixture
+def classified(config, monkeypatch):
+    """Let the labels of the training images be what a function of them says."""
+
+    def by(logits):
+        source = importers.datasets.load(config)
+        with torch.no_grad():
+            labels = logits(source.train.floats()).argmax(1)
+        some = dataclasses.replace(source.train, labels=labels)
+        monkeypatch.setattr(importers.datasets, "load", lambda config: dataclasses.replace(source, train=some))
+
+    return by
+
+
+def spread(features):
+    """The middle of the features, without which every image is of one class."""
+    return features.mean(0)
+
+
+@pytest.mark.parametrize("layout", LAYERS)
+def test_the_head_of_a_classifier_is_kept(layout, tmp_path, images, config, classified, capsys):
+    content, banks, _ = made(layout)
+    head = whole_head(content, LAYERS[layout])
+    state = banks["pgd" if "pgd" in banks else "shared"]
+    padding = 2 if layout == "student" else 1
+
+    def logits(x):
+        return head(forward(state, x, EXPECTED[layout], padding))
+
+    with torch.no_grad():
+        features = forward(state, importers.datasets.load(config).train.floats(), EXPECTED[layout], padding)
+        head.weight.mul_(50)
+        head.bias.copy_(-head.weight @ spread(features))
+    classified(logits)
+    run = RunDir(tmp_path / "run")
+    import_run(saved(tmp_path, content), run, config)
+    with torch.no_grad():
+        torch.testing.assert_close(load_classifier(run.path)(images), logits(images), atol=1e-3, rtol=1e-3)
+    record = read_json(run.probe)
+    assert (record["protocol"], record["n"], record["train_accuracy"]) == ("imported", 20, 1.0)
+    told = capsys.readouterr().err
+    assert "is the classifier, right on 100.0 %" in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("layout", LAYERS)
+def test_a_head_that_is_not_of_these_classes_is_left_out_and_named(layout, tmp_path, config, capsys):
+    """RoCL saves a layer that was never trained, DynACL++ one whose outputs are clusters."""
+    content = made(layout)[0]
+    whole_head(content, LAYERS[layout])
+    run = RunDir(tmp_path / "run")
+    import_run(saved(tmp_path, content), run, config)
+    assert run.encoder.exists()
+    assert not run.classifier.exists()
+    assert not run.probe.exists()
+    assert f"left out: the linear head {LAYERS[layout].split('.')[-1]!r}, right on" in capsys.readouterr().err
+
+
+def test_accuracy_tells_trained_heads_from_others():
+    labels = torch.arange(1000) % 10
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 10, (1000,), generator=generator)
+    often = torch.rand(1000, generator=generator)
+    assert accuracy_of(labels, labels) == (1.0, True)
+    assert accuracy_of(torch.where(often < 0.3, labels, noise), labels)[1]  # a weak one
+    assert accuracy_of(noise, labels)[1] is False
+    assert accuracy_of(torch.zeros(1000, dtype=torch.int64), labels) == (0.1, False)
+    clusters = torch.tensor([0, 1, 2, 4, 5, 6, 7, 8, 9, 3])[labels]  # three of ten are right by luck
+    assert accuracy_of(clusters, labels) == (pytest.approx(0.3), False)
+    two = torch.arange(1000) % 2
+    assert accuracy_of(two, two)[1]
+    assert not accuracy_of(1 - two, two)[1]
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_a_classifier_beside_the_network_is_its_head(linear, tmp_path, images, config, classified, capsys):
+    """As AdvCL's linear evaluation saves it: the network's own linear layer, and its projections, were not trained."""
+    clean = network(0)
+    own = {"linear.weight": torch.randn(10, 16), "linear.bias": torch.randn(10)}
+    own |= {"head_proj.0.weight": torch.randn(4, 16), "head_pred.0.bias": torch.ones(2)}
+    model = {k.replace("downsample", "shortcut"): v for k, v in clean.items()} | own
+    torch.manual_seed(1)
+    head = nn.Linear(16, 10) if linear else nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10))
+    with torch.no_grad():
+        if linear:
+            features = forward(clean, importers.datasets.load(config).train.floats(), NONE)
+            head.weight.mul_(50)
+            head.bias.copy_(-head.weight @ spread(features))
+    classified(lambda x: head(forward(clean, x, NONE)))
+    classifier = {f"module.fc{key}" if not linear else f"fc.{key}": value for key, value in head.state_dict().items()}
     path = saved(tmp_path, {"model": model, "classifier": classifier, "epoch": 3})
     run = RunDir(tmp_path / "run")
     assert import_run(path, run, config) == "shortcut"
+    told = capsys.readouterr().err
+    if not linear:  # never the last of its layers, nor the network's own
+        assert not run.classifier.exists()
+        assert "left out: classifier, head_pred, head_proj, linear" in told
+        return
     with torch.no_grad():
         expected = head(forward(clean, images, NONE))
-        torch.testing.assert_close(load_classifier(run.path)(images), expected, atol=1e-4, rtol=1e-3)
-    told = capsys.readouterr().err
+        torch.testing.assert_close(load_classifier(run.path)(images), expected, atol=1e-3, rtol=1e-3)
     assert "left out: head_pred, head_proj, linear" in told
+
+
+def test_half_a_linear_layer_is_named(tmp_path, config, capsys):
+    run = RunDir(tmp_path / "run")
+    import_run(saved(tmp_path, made("shortcut")[0]), run, config)
+    assert "left out: linear" in capsys.readouterr().err
+    assert not run.classifier.exists()
+
+
+def test_other_groups_of_tensors_are_named(tmp_path, config, capsys):
+    run = RunDir(tmp_path / "run")
+    import_run(saved(tmp_path, made("plain")[0] | {"ema": {"conv1.weight": torch.zeros(2)}}), run, config)
+    assert "left out: ema" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bn1.bn_list.2.weight": torch.ones(8)}, "a norm bank beside normal, pgd"),
+        ({"layer2.0.downsample.0.weight": torch.ones(8)}, "twice: layer2.0.downsample.0.weight"),
+        ({"normalize.std": None}, "a normalization by mean and std"),
+        ({"normalize.std": torch.zeros(3)}, "a normalization by mean and std"),
+        ({"conv1.weight": torch.full((8, 3, 3, 3), float("nan"))}, "not finite: conv1.weight"),
+    ],
+)
+def test_nothing_in_a_file_is_passed_over(change, message, tmp_path):
+    weights = {key.removeprefix("module."): value for key, value in made("banks")[0]["state_dict"].items()} | change
+    path = saved(tmp_path, {key: value for key, value in weights.items() if value is not None})
+    with pytest.raises(UsageError, match=message) as error:
+        read(path, backbone_kwargs=SMALL)
+    assert error.value.parameter == "file"
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+@pytest.mark.parametrize("norm", ["bn1.", "bn1.bn_list.0."])
+def test_a_wide_resnet_is_named_as_one_whatever_else_it_looks_like(prefix, norm, tmp_path):
+    keys = ["conv1.weight", f"{norm}weight", f"block1.layer.0.{norm}weight", "linear.fc1.weight"]
+    state = {f"{prefix}{key}": torch.zeros(2) for key in keys} | {"momentum_backbone.conv1.weight": torch.zeros(2)}
+    with pytest.raises(UsageError, match="is a WideResNet for small images"):
+        read(saved(tmp_path, state))
+
+
+@pytest.mark.parametrize("kind", ["encoder", "projector"])
+def test_our_own_files_are_named(kind, finished_run):
+    with pytest.raises(UsageError, match="is a model of acl_plugin already; use the run folder"):
+        read(getattr(RunDir(finished_run), kind))
 
 
 def test_a_head_for_other_classes_is_named(tmp_path, config, capsys):
@@ -440,7 +566,7 @@ def test_a_head_for_other_classes_is_named(tmp_path, config, capsys):
     content["state_dict"] |= {"fc.weight": torch.randn(7, 16), "fc.bias": torch.randn(7)}
     run = RunDir(tmp_path / "run")
     import_run(saved(tmp_path, content), run, config)
-    assert "left out: a linear head of 7 outputs, as cifar10 has 10 classes" in capsys.readouterr().err
+    assert "left out: the linear head 'fc' (7 outputs on 16 features, here 10 classes" in capsys.readouterr().err
     assert not run.classifier.exists()
 
 

@@ -12,7 +12,7 @@ import acl_plugin
 PACKAGE = Path(acl_plugin.__file__).parent
 LAYERS = [
     "errors version progress randomness interruption epoch_means paths threat_model values fingerprint subsets",
-    "registry unused config exports import_hook figures distributed",
+    "registry unused config exports checkpoint_file import_hook figures distributed",
     "acceleration tables",
     "image_files",
     "image_folders",
@@ -24,7 +24,7 @@ LAYERS = [
     "inner_attack run_dir folding",
     "objective lock records completion probe_checkpoints",
     "branches pseudo_labels verdicts broken_images model_checks published sgd linear_head full_finetune",
-    "knn semi_supervised provenance stub",
+    "knn semi_supervised provenance stub imported_head",
     "recipes",
     "guard coreset",
     "pretraining trainer_options callbacks",

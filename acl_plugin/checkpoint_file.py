@@ -1,0 +1,90 @@
+"""Files of other repositories: what ``torch.save`` wrote, and the weights in it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acl_plugin.errors import UsageError
+
+CONTAINERS = ("state_dict_dual", "state_dict", "model", "P_state", "net")
+"""Where the weights may lie in a file; the first that is there counts, else the file itself."""
+
+
+def read_file(path: Path, allow_pickle: bool = False) -> Any:
+    """Return the content of a file that ``torch.save`` wrote.
+
+    Args:
+        path: the file.
+        allow_pickle: let the file execute code while it is read.
+
+    Raises:
+        UsageError: for a file that is missing, damaged or something else, or that needs ``allow_pickle``.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file", parameter="file", given=str(path), allowed="an existing file")
+    with path.open("rb") as file:
+        begins_as_one = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+    except Exception as error:  # the unpickler raises all kinds
+        if begins_as_one and "Weights only load failed" in str(error):
+            raise UsageError(
+                f"{path} holds more than weights, and reading it could execute any code that somebody put in; "
+                f"if you trust where it is from, add --allow-pickle",
+                parameter="allow_pickle", given=False, allowed=True,
+            ) from error  # fmt: skip
+        raise UsageError(
+            f"{path} is damaged or no checkpoint of PyTorch: {type(error).__name__}",
+            parameter="file", given=str(path), allowed="a checkpoint of PyTorch",
+        ) from error  # fmt: skip
+
+
+def weights_of(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors by name, without the ``module.`` of data parallelism, and what lies beside them.
+
+    Args:
+        path: the file, for messages.
+        content: of the file.
+
+    Returns:
+        The weights, and the names of other groups of tensors in the file.
+
+    Raises:
+        UsageError: for a content without weights by name, and for files of this package.
+    """
+    if isinstance(content, Mapping) and "weights" in content and {"spec", "projector"} & content.keys():
+        raise UsageError(
+            f"{path} is a model of acl_plugin already; use the run folder that it lies in: acl-plugin probe RUN, or "
+            f"acl-plugin transfer RUN --out OTHER",
+            parameter="file", given=str(path), allowed="a published checkpoint",
+        )  # fmt: skip
+    if isinstance(content, Mapping):
+        container = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
+        inside = content if container is None else content[container]
+        state = {k: v for k, v in inside.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        if state:
+            groups = [str(k) for k, v in content.items() if k != container and tensors_of(v)]
+            parallel = all(key.startswith("module.") for key in state)
+            return {key.removeprefix("module.") if parallel else key: value for key, value in state.items()}, groups
+    raise UsageError(
+        f"{path} holds no weights by name; looked into {', '.join(CONTAINERS)}",
+        parameter="file", given=str(path), allowed="a checkpoint with weights by name",
+    )  # fmt: skip
+
+
+def tensors_of(value: Any) -> dict[str, Tensor]:
+    """Return the tensors by name in ``value``; none if it is no mapping."""
+    return {str(k): v for k, v in value.items() if isinstance(v, Tensor)} if isinstance(value, Mapping) else {}
+
+
+def _numpy_scalars() -> list[Any]:
+    """Return what the states of optimizers hold beside tensors: numpy's float64, by its names in all versions."""
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
+    return [np.dtype, np.dtypes.Float64DType, *((scalar, name) for name in names)]
