@@ -18,8 +18,8 @@ from acl_plugin.checkpoint_file import tensors_of
 from acl_plugin.data import DataSet
 from acl_plugin.linear_head import predictions
 
-CHECKED = 1000
-"""Training images on which the accuracy of an imported head is measured."""
+CHECKED, ENOUGH = 1000, 100
+"""Training images on which the accuracy of an imported head is measured, and how many it takes to leave it out."""
 
 
 @dataclass(frozen=True)
@@ -93,21 +93,23 @@ def judge(head: Head | None, spec: ModelSpec, backbone: dict[str, Tensor], data:
     model.backbone.load_state_dict(backbone)
     model.head.load_state_dict({"weight": head.weight, "bias": head.bias})
     images = data.train.subset(CHECKED)
-    accuracy, trained = accuracy_of(predictions(model, images), images.labels)
+    accuracy, chance, assigned = accuracies(predictions(model, images), images.labels)
     told = f"right on {100 * accuracy:.1f} % of {len(images)} training images"
-    if not trained:
-        why = "not trained on these classes, but on pseudo-labels or not at all; probe the encoder"
-        return Judged(None, f"left out: the linear head {head.name!r}, {told}: {why}")
+    if len(images) >= ENOUGH and assigned > 0.5 and accuracy < 0.8 * assigned:
+        why = f"its outputs are other classes, such as pseudo-labels ({100 * assigned:.1f} % by the best assignment)"
+        return Judged(None, f"left out: the linear head {head.name!r}, {told}: {why}; probe the encoder")
+    if accuracy <= chance:
+        told += ", which is chance: was it trained on these classes?"
     record = {"protocol": "imported", "head": head.name, "n": len(images), "train_accuracy": accuracy}
     record["images"] = data.train.fingerprint(data.classes).to_dict()
     return Judged(model, f"the linear head {head.name!r} is the classifier, {told}", record)
 
 
-def accuracy_of(found: Tensor, labels: Tensor) -> tuple[float, bool]:
-    """Return the accuracy of a head's predictions, and whether it was trained on these classes.
+def accuracies(found: Tensor, labels: Tensor) -> tuple[float, float, float]:
+    """Return the accuracy of predictions, what chance can reach, and the accuracy by the best assignment to classes.
 
     An untrained head is at chance: within three standard errors of the largest class. The outputs of a head that was
-    trained on pseudo-labels are clusters in an order of their own: another assignment of outputs to classes is right
+    trained on pseudo-labels are clusters in an order of their own, so another assignment of outputs to classes is right
     more often.
 
     Args:
@@ -120,7 +122,7 @@ def accuracy_of(found: Tensor, labels: Tensor) -> tuple[float, bool]:
     accuracy, largest = counts.trace().item() / len(labels), counts.sum(0).max().item() / len(labels)
     assigned = counts[linear_sum_assignment(-counts.numpy())].sum().item() / len(labels)
     chance = largest + 3 * math.sqrt(largest * (1 - largest) / len(labels))
-    return accuracy, accuracy > chance and accuracy >= 0.8 * assigned
+    return accuracy, chance, assigned
 
 
 def feature_size(backbone: dict[str, Tensor]) -> int:

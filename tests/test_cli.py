@@ -50,10 +50,10 @@ def test_suites_and_published_settings(tmp_path, capsys, few):
     capsys.readouterr()
     assert cli.main(["evaluate", run, "--suite", "standard", "--attacks", '["FGSM", "PGDL2"]']) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:4]] == ["clean", "FGSM", "PGDL2"]
-    assert lines[3].endswith("(L2, eps 0.5)")
-    assert lines[4].startswith("worst case")
-    assert lines[5].startswith("PGD-20 by eps: 0: ")
+    assert [line.split()[0] for line in lines[1:5]] == ["attack", "clean", "FGSM", "PGDL2"]
+    assert lines[4].split()[2:4] == ["L2", "0.2296"]  # of Linf's 0.1 on 64 pixels, as 0.5 is of 8/255 on 3,072
+    assert lines[5].startswith("worst case")
+    assert lines[-1].startswith("PGD-20 by eps: 0: ")
     assert cli.main(["evaluate", run, "--suite", "standard", "--attacks", '["FGMS"]']) == 2
     assert "unknown attack of the suite 'FGMS'; the nearest: FGSM" in capsys.readouterr().err
     assert cli.main(["evaluate", run, "--suite", "corruptions"]) == 2
@@ -169,6 +169,9 @@ def test_a_published_checkpoint_is_imported_and_probed(tmp_path, capsys, monkeyp
     torch.save({"state_dict": weights, "epoch": 7}, tmp_path / "published.pt")
     out = str(tmp_path / "run")
     small = ["--backbone-kwargs", json.dumps(kwargs), "--limit-train", "16", "--limit-test", "4"]
+    assert cli.main(["import", str(tmp_path / "published.pt"), "--out", out, *small]) == 2
+    assert "say it by --normalization: none, cifar, imagenet" in capsys.readouterr().err
+    small += ["--normalization", "imagenet"]
     assert cli.main(["import", str(tmp_path / "published.pt"), "--out", out, *small]) == 0
     assert capsys.readouterr().out.startswith(f"encoder: {out}/encoder.pt, format plain: DynACL++")
     assert cli.main(["probe", out, "--probe-epochs", "1"]) == 0

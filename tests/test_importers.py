@@ -17,7 +17,7 @@ from acl_plugin.checkpoint_file import CONTAINERS
 from acl_plugin.config import preset
 from acl_plugin.data import DataSet, Images
 from acl_plugin.errors import UsageError
-from acl_plugin.imported_head import accuracy_of
+from acl_plugin.imported_head import Head, accuracies, judge
 from acl_plugin.importers import import_run, read
 from acl_plugin.layouts import CIFAR, IMAGENET, LAYOUTS, NONE
 from acl_plugin.run_dir import RunDir, read_json, read_projector
@@ -457,16 +457,16 @@ def test_the_head_of_a_classifier_is_kept(layout, tmp_path, images, config, clas
 
 
 @pytest.mark.parametrize("layout", LAYERS)
-def test_a_head_that_is_not_of_these_classes_is_left_out_and_named(layout, tmp_path, config, capsys):
-    """RoCL saves a layer that was never trained, DynACL++ one whose outputs are clusters."""
+def test_a_head_at_chance_is_named_so(layout, tmp_path, config, capsys):
+    """RoCL saves a layer that was never trained."""
     content = made(layout)[0]
     whole_head(content, LAYERS[layout])
     run = RunDir(tmp_path / "run")
     import_run(saved(tmp_path, content), run, config)
-    assert run.encoder.exists()
-    assert not run.classifier.exists()
-    assert not run.probe.exists()
-    assert f"left out: the linear head {LAYERS[layout].split('.')[-1]!r}, right on" in capsys.readouterr().err
+    assert run.classifier.exists()
+    told = capsys.readouterr().err
+    assert f"the linear head {LAYERS[layout].split('.')[-1]!r} is the classifier, right on" in told
+    assert "which is chance: was it trained on these classes?" in told
 
 
 def test_accuracy_tells_trained_heads_from_others():
@@ -474,15 +474,31 @@ def test_accuracy_tells_trained_heads_from_others():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 10, (1000,), generator=generator)
     often = torch.rand(1000, generator=generator)
-    assert accuracy_of(labels, labels) == (1.0, True)
-    assert accuracy_of(torch.where(often < 0.3, labels, noise), labels)[1]  # a weak one
-    assert accuracy_of(noise, labels)[1] is False
-    assert accuracy_of(torch.zeros(1000, dtype=torch.int64), labels) == (0.1, False)
+    assert accuracies(labels, labels)[::2] == (1.0, 1.0)
+    accuracy, chance, _ = accuracies(torch.where(often < 0.3, labels, noise), labels)  # a weak one
+    assert accuracy > chance
+    for untrained in (noise, torch.zeros(1000, dtype=torch.int64)):
+        accuracy, chance, assigned = accuracies(untrained, labels)
+        assert accuracy <= chance
+        assert assigned < 0.5
     clusters = torch.tensor([0, 1, 2, 4, 5, 6, 7, 8, 9, 3])[labels]  # three of ten are right by luck
-    assert accuracy_of(clusters, labels) == (pytest.approx(0.3), False)
-    two = torch.arange(1000) % 2
-    assert accuracy_of(two, two)[1]
-    assert not accuracy_of(1 - two, two)[1]
+    assert accuracies(clusters, labels)[::2] == pytest.approx((0.3, 1.0))
+
+
+def test_a_head_of_pseudo_labels_is_left_out(monkeypatch):
+    """As DynACL++ saves it: its outputs are clusters in an order of their own."""
+    labels = torch.arange(200) % 10
+    pixels = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
+    some = Images(pixels, labels, torch.arange(200), 255, torch.arange(200))
+    data = DataSet("cifar10", some, some, tuple("abcdefghij"), (0.5,) * 3, (0.25,) * 3)
+    spec, backbone = ModelSpec("resnet18", SMALL, "cifar", (3, 32, 32), (0,) * 3, (1,) * 3), network(0)
+    head = Head("fc", torch.randn(10, 16), torch.randn(10))
+    monkeypatch.setattr("acl_plugin.imported_head.predictions", lambda *_: (labels + 1) % 10)
+    judged = judge(head, spec, backbone, data)
+    assert judged.classifier is None
+    assert "its outputs are other classes, such as pseudo-labels (100.0 % by the best assignment)" in judged.note
+    monkeypatch.setattr("acl_plugin.imported_head.predictions", lambda *_: labels)
+    assert judge(head, spec, backbone, data).classifier is not None
 
 
 @pytest.mark.parametrize("linear", [True, False])
