@@ -261,8 +261,10 @@ def test_a_network_is_built_where_no_gradient_is_taken():
             assert Classifier(spec(classes="ab")).head.in_features == 8
 
 
-@pytest.mark.parametrize(("backbone", "stem", "last"), [("lambda_resnet26t", "cifar", False), ("repvgg_a0", "native", False),
-                                                        ("resnet10t", "cifar", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("backbone", "stem", "last"),
+    [("lambda_resnet26t", "cifar", False), ("repvgg_a0", "native", False), ("resnet10t", "cifar", True)],
+)
 def test_weights_are_ordered_by_channels_where_torch_can(backbone, stem, last):
     model = Encoder(spec((3, 32, 32), backbone, {}, stem=stem))
     model(torch.rand(2, 3, 32, 32)).square().sum().backward()
