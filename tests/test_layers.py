@@ -17,8 +17,8 @@ LAYERS = [
     "image_files",
     "image_folders",
     "losses layouts schedules lars projectors divergence sharpness bounds correlation "
-    "data views routed_norm autoattack_adapter attack_classes attack_inputs autograd_scope stems timm_names "
-    "memory_format",
+    "data views routed_norm autoattack_adapter attack_classes attack_inputs autograd_scope "
+    "stems timm_names memory_format",
     "backbones",
     "architectures",
     "inner_attack run_dir folding",
