@@ -18,6 +18,8 @@ from acl_plugin.bounds import (
     view_contrastive_bound,
 )
 
+pytestmark = pytest.mark.numeric
+
 
 def convex(v, loss):
     return math.log2(1 + math.exp(-v)) if loss == "logistic" else max(0.0, 1 - v)

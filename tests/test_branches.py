@@ -9,6 +9,8 @@ from acl_plugin.errors import UsageError
 from acl_plugin.run_dir import load_encoder
 from conftest import spec
 
+pytestmark = pytest.mark.numeric
+
 
 def test_the_copy_follows_with_a_lag(encoder):
     copy = Momentum(encoder, 0.75)

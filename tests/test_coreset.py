@@ -17,6 +17,8 @@ from acl_plugin.trainer import pretrain
 from conftest import spec
 from golden_inputs import ACCURACY, outputs, rcs_case, start_from_noise
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def config():

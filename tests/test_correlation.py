@@ -4,6 +4,8 @@ from scipy.stats import spearmanr
 
 from acl_plugin.correlation import FEWEST, Correlation, spearman
 
+pytestmark = pytest.mark.numeric
+
 
 def points(n=40, noise=1.0, seed=0):
     rng = np.random.default_rng(seed)

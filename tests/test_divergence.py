@@ -16,6 +16,8 @@ from acl_plugin.divergence import (
 )
 from acl_plugin.errors import UsageError
 
+pytestmark = pytest.mark.numeric
+
 LEARNED = ("js", "wasserstein")
 
 

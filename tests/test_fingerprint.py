@@ -4,6 +4,8 @@ import torch
 from acl_plugin.errors import UsageError
 from acl_plugin.fingerprint import Fingerprint, class_differences, image_hashes, setting_differences
 
+pytestmark = pytest.mark.numeric
+
 CLASSES = ("cat", "dog")
 GOLDEN_HASHES = [6765881130712925518, 4749148701768967544]
 GOLDEN_CONTENT = "9bf7bbc66d68731e1443ee431279b58ccec2db4a42bce6d880f058a0da1a60a1"

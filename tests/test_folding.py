@@ -6,6 +6,8 @@ from acl_plugin.backbones import Classifier
 from acl_plugin.folding import folded
 from conftest import spec
 
+pytestmark = pytest.mark.numeric
+
 
 def trained(backbone="resnet10t", kwargs=None, shape=(3, 16, 16)):
     torch.manual_seed(0)

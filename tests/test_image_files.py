@@ -15,6 +15,8 @@ from acl_plugin import image_files
 from acl_plugin.errors import UsageError
 from acl_plugin.image_files import read_image, read_images, require_memory, require_varied
 
+pytestmark = pytest.mark.numeric
+
 WHITE, BLACK, RED = [255, 255, 255], [0, 0, 0], [255, 0, 0]
 PALETTE = [255, 0, 0, 0, 0, 255]
 """Red and blue."""

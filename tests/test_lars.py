@@ -5,6 +5,8 @@ import torch
 import reference
 from acl_plugin.lars import LARS
 
+pytestmark = pytest.mark.numeric
+
 GRADIENTS = [[0.3, -0.2, 0.1], [0.0, 0.5, 0.2], [-0.4, 0.1, 0.1], [0.2, 0.2, -0.3]]
 
 

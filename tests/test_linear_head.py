@@ -9,6 +9,8 @@ from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.linear_head import head_loss, predictions, solve_head, zero_head
 from conftest import spec
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def model():

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 import reference
 from acl_plugin import losses
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize("rows", [2, 3, 7])

@@ -8,6 +8,8 @@ from acl_plugin.projectors import PROJECTORS
 from acl_plugin.routed_norm import routes_of
 from conftest import spec
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize(("name", "layers", "size"), [
     ("three_layer", [(16, 16, True), (16, 16, False), (16, 16, False)], 16),

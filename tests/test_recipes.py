@@ -23,7 +23,7 @@ from acl_plugin.views import high_pass
 from conftest import spec
 from golden_inputs import advcl_case, noise, outputs, start_from_noise, summary
 
-pytestmark = pytest.mark.usefixtures("same_noise")
+pytestmark = [pytest.mark.numeric, pytest.mark.usefixtures("same_noise")]
 TAU = 0.4
 
 

@@ -7,6 +7,8 @@ from acl_plugin.backbones import Encoder
 from acl_plugin.errors import UsageError
 from conftest import spec, trained_encoder
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("name", ["clean", "adv"])
 @pytest.mark.parametrize("training", [False, True])

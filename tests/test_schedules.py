@@ -2,6 +2,8 @@ import pytest
 
 from acl_plugin.schedules import staircase
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize(
     ("epoch", "epochs", "expected"),

@@ -3,6 +3,8 @@ import torch
 
 from acl_plugin.sharpness import ascend, sharpness
 
+pytestmark = pytest.mark.numeric
+
 
 def test_moves_by_rho_along_the_gradient_and_restores_exactly():
     torch.manual_seed(0)

@@ -5,6 +5,8 @@ import torch
 
 from acl_plugin.subsets import missing_classes, stratified, subset_rows
 
+pytestmark = pytest.mark.numeric
+
 SORTED = torch.arange(4).repeat_interleave(torch.tensor([40, 40, 20, 100]))
 
 

@@ -5,6 +5,8 @@ import torch
 
 from acl_plugin.views import WEAK, high_pass, views
 
+pytestmark = pytest.mark.numeric
+
 AUGMENTATIONS = ["digits", "simclr", "weak", "shift"]
 
 
