@@ -51,7 +51,7 @@ def test_suites_and_published_settings(tmp_path, capsys, few):
     assert cli.main(["evaluate", run, "--suite", "standard", "--attacks", '["FGSM", "PGDL2"]']) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:5]] == ["attack", "clean", "FGSM", "PGDL2"]
-    assert lines[4].split()[2:4] == ["L2", "0.2296"]  # of Linf's 0.1 on 64 pixels, as 0.5 is of 8/255 on 3,072
+    assert lines[4].split()[2:4] == ["L2", "0.23"]  # of Linf's 0.1 on 64 pixels, as 0.5 is of 8/255 on 3,072
     assert lines[5].startswith("worst case")
     assert lines[-1].startswith("PGD-20 by eps: 0: ")
     assert cli.main(["evaluate", run, "--suite", "standard", "--attacks", '["FGMS"]']) == 2
