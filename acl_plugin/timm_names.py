@@ -24,11 +24,11 @@ def check_name(name: str, module: str = "") -> None:
     """Refuse a name of which timm cannot build a network here, or not the one that is meant.
 
     Args:
-        name: of a model, with or without a tag.
+        name: of a model, without a tag.
         module: that registered it where the model was trained, if that is known.
 
     Raises:
-        UsageError: for an address, an unknown name or tag, and a network of another module.
+        UsageError: for an address, an unknown name, a tag, and a network of another module.
     """
     import timm
 
@@ -50,12 +50,12 @@ def check_name(name: str, module: str = "") -> None:
         own = "before a network of your own can be built, import the module that registers it (timm.register_model)"
         raise UsageError(f"{error}; {own}", parameter="backbone", given=name, allowed=error.allowed)
     architecture, dot, tag = name.partition(".")
-    tagged = timm.list_models(f"{architecture}.*", include_tags=True)
-    if dot and name not in tagged:
+    if dot:
         raise _refused(
             name,
-            f"has an unknown tag: {tag!r}; tags name pretrained weights, which are not loaded: give {architecture!r}",
-            (architecture, *tagged),
+            f"has the tag {tag!r}; tags name pretrained weights, which are not loaded: give {architecture!r}, which "
+            f"starts from random weights",
+            (architecture,),
         )
 
 

@@ -106,8 +106,9 @@ def test_spec_round_trip_rebuilds_the_model():
 
 @pytest.mark.parametrize(("backbone", "found"), [
     ("resnt18", "the nearest: resnet18"),
-    ("resnet18.nope", "unknown tag"),
-    ("resnet18.", "unknown tag"),
+    ("resnet18.nope", "tags name pretrained weights, which are not loaded: give 'resnet18'"),
+    ("resnet18.", "tags name pretrained weights"),
+    ("resnet18.a1_in1k", "which starts from random weights"),
     ("hf-hub:timm/resnet18.a1_in1k", "acl-plugin import"),
     ("local-dir:/models/resnet18", "acl-plugin import"),
 ])  # fmt: skip
