@@ -176,8 +176,20 @@ class RunDir:
 
 
 def _is_log(path: Path) -> bool:
-    """Return whether a file may lie in a run's folder before the run does: hidden, or what a shell writes output to."""
-    return path.name.startswith(".") or (path.is_file() and path.suffix in (".log", ".txt", ".out", ".err"))
+    """Return whether a file may lie in a run's folder before the run does: hidden, or what output is written to."""
+    if path.name.startswith(".") or not path.is_file():
+        return path.name.startswith(".")
+    streams = [os.fstat(number) for number in (1, 2) if _is_open(number)]
+    own = any(os.path.samestat(path.stat(), stream) for stream in streams)
+    return own or path.suffix in (".log", ".out", ".err") or path.name == "log.txt"
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def load_classifier(run: Path | str) -> Classifier:

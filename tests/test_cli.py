@@ -296,7 +296,7 @@ OF_A_RUN = [
     (["pseudo-labels", "run", "--out", "x", "--clusters", "[1]"], "1 clusters: allowed is 2 to 16"),
     (["pseudo-labels", "run", "--out", "x", "--clusters", "two"], "--clusters: allowed: list. Got value: two"),
     (["pseudo-labels", "run", "--out", "nowhere/x.npz", "--clusters", "[2]"], "nowhere/x.npz cannot be written"),
-    (["import", "run/encoder.pt", "--out", "x", "--data", "digits"], "run/encoder.pt holds no weights by name"),
+    (["import", "run/encoder.pt", "--out", "x", "--data", "digits"], "run/encoder.pt is a model of acl_plugin already"),
     (["pretrain", "--out", "run", "--lr", "0.5"], "run holds a run of another configuration"),
 ]
 

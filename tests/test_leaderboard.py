@@ -250,7 +250,7 @@ def test_robustbench_loads_it_in_a_new_process(run, tmp_path, with_checkpoint):
     torch.testing.assert_close(torch.load(tmp_path / "out.pt"), model(x).detach(), atol=1e-6, rtol=0)
 
 
-def test_robustbench_benchmark_reports_our_clean_accuracy(run, cifar10_dir, few):
+def test_robustbench_benchmark_reports_our_clean_accuracy(run, cifar10_dir, few, monkeypatch):
     import robustbench
 
     from acl_plugin import data
@@ -263,8 +263,10 @@ def test_robustbench_benchmark_reports_our_clean_accuracy(run, cifar10_dir, few)
     clean, robust = robustbench.benchmark(
         model, n_examples=40, dataset="cifar10", threat_model="Linf", eps=8 / 255, data_dir=str(cifar10_dir)
     )
-    config = preset("cifar10", data_dir=cifar10_dir, limit_test=40)
-    images = data.load(config).test
+    config = preset("cifar10", data_dir=cifar10_dir)
+    whole = data.load(config)
+    images = whole.test.take(torch.arange(40))  # as robustbench takes them, and not as a limit does
+    monkeypatch.setattr(data, "load", lambda _: replace(whole, test=images, classes=model.spec.classes))
     assert clean == pytest.approx((predictions(model, images) == images.labels).double().mean().item())
     for file in (folder.evaluation, folder.evaluation_lines):
         file.unlink()

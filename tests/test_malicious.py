@@ -130,7 +130,7 @@ def test_weights_that_a_backbones_arguments_name(run, capsys):
     """timm would unpickle them."""
     Path("evil.pth").write_bytes(pickle.dumps(Evil()))
     given = ["--backbone-kwargs.checkpoint_path", "evil.pth"]
-    told = "backbone argument 'checkpoint_path' is not taken"
+    told = "--backbone-kwargs.checkpoint_path is not taken"
     refused(capsys, "pretrain", "--out", "x", *given, told=told)
     config = yaml.safe_load(run.config.read_text())
     config["backbone_kwargs"]["checkpoint_path"] = "evil.pth"

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from acl_plugin import data as datasets
 from acl_plugin.evaluate import evaluate
 from acl_plugin.run_dir import RunDir
 from acl_plugin.trainer import pretrain
-from conftest import TINY, shorten
+from conftest import OPTIONS, TINY, shorten
 
 CPU = torch.device("cpu")
 CLASSES = ("ape", "bee", "cat", "dog")
@@ -214,7 +216,8 @@ def test_limits_keep_the_shares_of_sorted_classes_and_are_recorded(there, tmp_pa
 def test_a_folder_with_a_log_in_it_can_become_a_run(there, tmp_path):
     out = tmp_path / "logged"
     out.mkdir()
-    (out / "log.txt").write_text("")
+    for name in ("log.txt", "slurm-12.out"):
+        (out / name).write_text("")
     pretrain(settings(there, objective="simclr"), out)
     assert (out / "encoder.pt").is_file()
     (tmp_path / "other").mkdir()
@@ -240,3 +243,13 @@ def test_test_images_that_are_training_images_are_counted(there, capsys):
         shutil.copy(there / "images" / "train" / "ape" / f"{i}.png", there / "images" / "test" / "ape" / f"{i}.png")
     datasets.load(settings(there))
     assert "2 of 16 test images are training images as well" in capsys.readouterr().err
+
+
+def test_output_may_be_redirected_into_the_runs_folder(tmp_path):
+    """By any name: the file is the standard output, or error, of the command."""
+    command = [sys.executable, "-m", "acl_plugin", "pretrain", "--out", "run", *OPTIONS, "--objective", "simclr"]
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "said").open("w") as out, (tmp_path / "run" / "errors").open("w") as err:
+        subprocess.run(command, cwd=tmp_path, stdout=out, stderr=err, check=True)
+    assert (tmp_path / "run" / "encoder.pt").is_file()
+    assert "encoder: run/encoder.pt" in (tmp_path / "run" / "said").read_text()
