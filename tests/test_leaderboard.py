@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import inspect
 import json
@@ -266,7 +267,7 @@ def test_robustbench_benchmark_reports_our_clean_accuracy(run, cifar10_dir, few,
     config = preset("cifar10", data_dir=cifar10_dir)
     whole = data.load(config)
     images = whole.test.take(torch.arange(40))  # as robustbench takes them, and not as a limit does
-    monkeypatch.setattr(data, "load", lambda _: replace(whole, test=images, classes=model.spec.classes))
+    monkeypatch.setattr(data, "load", lambda _: dataclasses.replace(whole, test=images, classes=model.spec.classes))
     assert clean == pytest.approx((predictions(model, images) == images.labels).double().mean().item())
     for file in (folder.evaluation, folder.evaluation_lines):
         file.unlink()
