@@ -43,7 +43,9 @@ def trades_loss(
         model: in training mode.
         x: (B, C, H, W) in [0, 1].
         y: (B,).
-        attack: TPGD, or PGD, which is given the benign prediction as soft labels.
+        attack: TPGD, or PGD, which is given the benign prediction as soft labels. TPGD starts beside the image, as
+            TRADES does, and so does `--probe-protocol aff_trades`. DynACL's copy of the loss starts at the image, where
+            this divergence has no gradient but rounding; PGD with ``random_start=False`` does as that copy.
         attacked_route: bank of the benign prediction that the attack moves away from.
         benign_route: bank of the benign images in the loss.
 

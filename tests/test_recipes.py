@@ -171,6 +171,27 @@ def test_rocl(model, views, attack, fidelity):
     assert set(terms.parts) == {"nce3", "nce_adv"}
 
 
+def test_released_rocl_passes_its_pair_through_the_statistics_first(encoder, attack, same_noise):
+    """As the code does: (a', b) of the second term, then (a, b, a')."""
+    torch.manual_seed(2)
+    a, b = torch.rand(2, 6, 1, 8, 8)
+    model, twin = Encoder(encoder.spec, ("shared",), "wide").train(), Encoder(encoder.spec, ("shared",), "wide").train()
+    twin.load_state_dict(model.state_dict())
+    objective = create_objective("rocl", fidelity="released")
+    seen = []
+
+    class Kept(InnerAttack):
+        def scalar(self, *arguments):
+            seen.append(super().scalar(*arguments))
+            return seen[-1]
+
+    objective.terms(model, Views(a, b, a, torch.arange(6), a), Kept(attack.threat, attack.name, attack.steps))
+    twin(torch.cat([seen[0], b]))
+    twin(torch.cat([a, b, seen[0]]))
+    for (name, ours), theirs in zip(model.named_buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=name)
+
+
 def labelled(tmp_path, rows, sizes=(2, 3)):
     file = tmp_path / "labels.npz"
     torch.manual_seed(5)

@@ -22,10 +22,13 @@ class RoCL(Objective):
     Args:
         temperature: tau.
         regularizer: lambda; published as 1/256, one over the batch of a device.
-        fidelity: ``released`` stops all gradients at the keys, in the attack as well, and encodes (a', b) a second
-            time for the second term; the paper's loss is symmetric, and so is ``paper``, which reuses the embeddings.
+        fidelity: ``released`` stops all gradients at the keys, in the attack as well, and encodes (a', b) by itself
+            for the second term, before (a, b, a'), which is the order that the running norm statistics see; the
+            paper's loss is symmetric, and so is ``paper``, which reuses the embeddings.
 
-    Published: 7 attack steps, LARS lr 1.5, batch 512, 1000 epochs; no normalisation of images.
+    Published: 7 attack steps, LARS lr 1.5, batch 512, 1000 epochs; no normalization of images. The code takes
+    torchlars, which multiplies by the rate after the momentum; `--optimizer lars` multiplies before it (see
+    ``lars.LARS``). Under warm-up and cosine the two give different weights.
 
     Source: arXiv 2006.07589, and its authors' code for lambda, the sum of the pairs and the projector.
     """
@@ -60,8 +63,9 @@ class RoCL(Objective):
         a = attack.scalar(
             model, views.a, lambda x: multi_view_nce_rows([model(x), key], self.temperature, detached=stopped)
         )
+        alone = model.views(a, views.b) if self.again else None
         z = model(torch.cat([views.a, views.b, a])).chunk(3)
-        pair = model.views(a, views.b) if self.again else (z[2], z[1])
+        pair = alone or (z[2], z[1])
         options = {"detached": self.stopped, "hard": self.hard}
         return Terms.weighted(
             nce3=weighted_nce(z, self.temperature, 2.0, self.weights, **options),
