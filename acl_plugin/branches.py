@@ -95,7 +95,8 @@ class Teacher(nn.Module):
         try:
             _copy(self.encoder.projector, model.projector)
         except RuntimeError as error:
-            raise UsageError("the teacher has no projector of the student's kind; use a SimCLR run") from error
+            message = "the teacher has no projector of the student's kind; use a SimCLR run"
+            raise UsageError(message, parameter="teacher", given=None, allowed="a SimCLR run") from error
 
     @classmethod
     def of_run(cls, run: Path | str | None, model: Encoder, objective: str) -> "Teacher":
@@ -112,8 +113,9 @@ class Teacher(nn.Module):
         if run is None:
             raise UsageError(
                 f"objective {objective!r} needs a teacher: train one with acl-plugin pretrain --objective simclr "
-                f"--out TEACHER, then give --objective-kwargs.teacher TEACHER"
-            )
+                f"--out TEACHER, then give --objective-kwargs.teacher TEACHER",
+                parameter="teacher", given=None, allowed="the folder of a finished run",
+            )  # fmt: skip
         encoder = load_encoder(run)
         other = [
             f"{name} {theirs}, here {ours}"
@@ -121,7 +123,8 @@ class Teacher(nn.Module):
             if (theirs := getattr(encoder.spec, name)) != (ours := getattr(model.spec, name))
         ]
         if other:
-            raise UsageError(f"the teacher {run} is another network: {'; '.join(other)}")
+            message = f"the teacher {run} is another network: {'; '.join(other)}"
+            raise UsageError(message, parameter="teacher", given=str(run), allowed="a run of the same network")
         return cls(channels_last(encoder).to(next(model.parameters()).device))
 
 

@@ -12,8 +12,8 @@ class LARS(torch.optim.Optimizer):
 
     r = lr trust ||w|| / (||g|| + decay ||w||), or r = lr where ||w|| or ||g|| is 0;
     m <- momentum m + r (g + decay w); w <- w - m. The rate is inside the momentum, and no tensor is left out.
-    (timm's LARS, and torchlars in RoCL's code, keep lr out of m and multiply the step by it instead, which is the same
-    at a constant rate and differs under a schedule: weights were 14 % apart after 60 steps of warm-up and cosine.)
+    (timm's LARS, and torchlars in RoCL's code, keep lr out of m and multiply the step by it instead. Both are the same
+    at a constant rate and differ under a schedule: weights were 14 % apart after 60 steps of warm-up and cosine.)
 
     Args:
         params: parameters or groups of them.

@@ -86,7 +86,8 @@ class PseudoLabels(nn.Module):
         try:
             write_atomic(user_path(path), buffer.getvalue())
         except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+            message = f"{path} cannot be written: {error.strerror}"
+            raise UsageError(message, parameter="out", given=str(path), allowed="a file that can be written") from error
 
     @classmethod
     def read(cls, path: Path | str) -> "PseudoLabels":
@@ -99,7 +100,8 @@ class PseudoLabels(nn.Module):
 
         path = user_path(path, "pseudo_labels")
         if not path.is_file():
-            raise UsageError(f"{path}: no such file; make it with acl-plugin pseudo-labels RUN --out {path}")
+            message = f"{path}: no such file; make it with acl-plugin pseudo-labels RUN --out {path}"
+            raise UsageError(message, parameter="pseudo_labels", given=str(path), allowed="an existing file")
         try:
             with np.load(path, allow_pickle=False) as file:
                 rows = torch.from_numpy(file["rows"])
@@ -112,7 +114,9 @@ class PseudoLabels(nn.Module):
                 raise ValueError("labels and rows do not fit together")
             return cls(rows, labels, provenance, hashes)
         except Exception as error:  # zip, numpy and json raise all kinds
-            raise UsageError(f"{path} is damaged or no file of pseudo-labels: {error}") from error
+            message = f"{path} is damaged or no file of pseudo-labels: {error}"
+            allowed = "a file of acl-plugin pseudo-labels"
+            raise UsageError(message, parameter="pseudo_labels", given=str(path), allowed=allowed) from error
 
 
 class ClusterHeads(nn.Module):
@@ -157,7 +161,8 @@ def cluster(features: Tensor, size: int, seed: int) -> Tensor:
     from sklearn.cluster import KMeans
 
     if not 2 <= size <= len(features):
-        raise UsageError(f"{size} clusters: allowed is 2 to {len(features)}, the number of images")
+        message = f"`clusters` {size}: allowed is 2 to {len(features)}, the number of images"
+        raise UsageError(message, parameter="clusters", given=size, allowed=f"2 to {len(features)}")
     means = KMeans(size, n_init=1, random_state=seed % 2**32)
     return torch.from_numpy(means.fit_predict(features.double().cpu().numpy())).long()
 

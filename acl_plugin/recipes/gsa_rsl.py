@@ -57,11 +57,13 @@ class GlobalSharpnessAware(Objective):
         super().__init__(temperature=temperature)
         require_not_negative(adversarial=adversarial, benign=benign, global_=global_, rho=rho)
         if adversarial == benign == global_ == 0:
-            raise UsageError("adversarial 0, benign 0 and global_ 0: one of them must be above 0")
+            message = "adversarial 0, benign 0 and global_ 0: one of them must be above 0"
+            raise UsageError(message, parameter="adversarial", given=0, allowed="above 0, or another of the three")
         require_one_of(("reversed", "non_saturating"), gradient=gradient)
         require_one_of(tuple(DIVERGENCES), divergence=divergence)
         if divergence != "js" and gradient != "reversed":
-            raise UsageError(f"gradient {gradient!r} is of divergence 'js', not of {divergence!r}")
+            message = f"gradient {gradient!r} is of divergence 'js', not of {divergence!r}"
+            raise UsageError(message, parameter="gradient", given=gradient, allowed=("reversed",))
         self.adversarial, self.benign, self.global_, self.rho = adversarial, benign, global_, rho
         self.estimator, self.options = divergence, {"gradient": gradient} if divergence == "js" else {}
         self.attack_divergence = attack_divergence and global_ > 0

@@ -26,9 +26,9 @@ class RoCL(Objective):
             for the second term, before (a, b, a'), which is the order that the running norm statistics see; the
             paper's loss is symmetric, and so is ``paper``, which reuses the embeddings.
 
-    Published: 7 attack steps, LARS lr 1.5, batch 512, 1000 epochs; no normalization of images. The code uses torchlars,
-    which multiplies by the rate after the momentum; `--optimizer lars` multiplies before it (see ``lars.LARS``). Under
-    warm-up and cosine the two give different weights.
+    Published: 7 attack steps, LARS lr 1.5, batch 512, 1000 epochs; no normalization of images. The code takes
+    torchlars, which multiplies by the rate after the momentum; `--optimizer lars` multiplies before it (see
+    ``lars.LARS``). Under warm-up and cosine the two give different weights.
 
     Source: arXiv 2006.07589, and its authors' code for lambda, the sum of the pairs and the projector.
     """
