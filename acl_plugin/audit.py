@@ -136,7 +136,9 @@ def audit_encoder(
     """
     images, seed = data.test.subset(limit), mixed_seed(config.seed, AUDIT)
     if len(images) < 8 or (images.labels.bincount() > 1).sum() < 2:
-        raise UsageError(f"an audit takes 8 test images or more, two of each of two classes, not these {len(images)}")
+        needed = "8 test images or more, two of each of two classes"
+        message = f"an audit takes {needed}, not these {len(images)}"
+        raise UsageError(message, parameter="limit", given=len(images), allowed=needed)
     threat = ThreatModel.parse(config.norm, config.eps)
     encoder = encoder.to(device).eval().requires_grad_(False)
     model = probed(encoder, data, config.probe_weight_decay, device)

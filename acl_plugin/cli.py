@@ -69,7 +69,8 @@ class Parser(jsonargparse.ArgumentParser):
         try:
             options = self.parse_args(list(arguments))
         except UnicodeDecodeError as error:
-            raise UsageError(f"`config`: a file that is not text ({error})", parameter="config") from error
+            message = f"`config`: a file that is not text ({error})"
+            raise UsageError(message, parameter="config", given=arguments, allowed="a YAML file") from error
         except argparse.ArgumentError as error:
             raise self._mistake(" ".join(str(error).split())) from error
         for name, value in vars(options).items():

@@ -326,6 +326,6 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 
 
 def differences(one: RunConfig, other: RunConfig) -> list[str]:
-    """The options, in command-line form, in which a run is not the same as the one that is there."""
+    """Return the options in which a run is not the same as the one that is there."""
     a, b = to_dict(one), to_dict(other)
-    return [f"{option_name(k)} {a[k]}, there {b[k]}" for k in a if k not in WHERE_AND_HOW and a[k] != b[k]]
+    return [f"`{k}` {a[k]}, there {b[k]}" for k in a if k not in WHERE_AND_HOW and a[k] != b[k]]

@@ -134,13 +134,15 @@ def _made(images: Images, seed: int) -> Callable[[str, int], tuple[Tensor, Tenso
     except ImportError as error:
         raise UsageError(
             f"making corruptions needs a package ({error}); install it with: pip install 'acl-plugin[corruptions]', "
-            f"or give --corruptions-dir"
-        ) from error
+            f"or give `corruptions_dir`",
+            parameter="corruptions_dir", given=None, allowed="a folder, or the package imagecorruptions-imaug",
+        ) from error  # fmt: skip
     _, channels, height, width = images.pixels.shape
     if channels != 3 or min(height, width) < 32 or images.levels != 255:
         raise UsageError(
-            f"images of {channels} x {height} x {width} cannot be corrupted: they need 3 channels and 32 x 32 pixels"
-        )
+            f"images of {channels} x {height} x {width} cannot be corrupted: they need 3 channels and 32 x 32 pixels",
+            parameter="data", given=(channels, height, width), allowed="3 x 32 x 32 or larger",
+        )  # fmt: skip
 
     def made(name: str, severity: int) -> tuple[Tensor, Tensor]:
         kind = NAMES.index(name)
@@ -173,7 +175,7 @@ def _read(data: DataSet, folder: Path, labels: Tensor) -> Callable[[str, int], t
         try:
             from robustbench.data import load_cifar10c, load_cifar100c
         except ImportError as error:
-            raise UsageError(str(error)) from error
+            raise UsageError(str(error), parameter="robustbench", given=None, allowed="robustbench 1.1.1") from error
 
         load = {"cifar10": load_cifar10c, "cifar100": load_cifar100c}[data.name]
         x, y = load(n_examples=int(rows.max()) + 1, severity=severity, data_dir=str(folder), corruptions=[name])

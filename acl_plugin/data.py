@@ -257,7 +257,10 @@ def _stl10(config: DataConfig) -> DataSet:
         try:
             source = STL10(root, split=split, download=config.download)
         except (RuntimeError, OSError) as error:
-            raise UsageError(f"{config.data} in {root}: {' '.join(str(error).split())}") from error
+            message = f"{config.data} in {root}: {' '.join(str(error).split())}"
+            raise UsageError(
+                message, parameter="data_dir", given=str(root), allowed=f"the files of {config.data}"
+            ) from error
         labels = torch.from_numpy(source.labels.astype("int64"))
         return Images(
             torch.from_numpy(source.data).contiguous(), labels, torch.arange(len(labels)), levels=255
@@ -317,7 +320,10 @@ def _cifar(config: DataConfig, kind: Any, mean: tuple[float, ...], std: tuple[fl
         try:
             source = kind(root, train=train, download=config.download)
         except (RuntimeError, OSError) as error:
-            raise UsageError(f"{config.data} in {root}: {' '.join(str(error).split())}") from error
+            message = f"{config.data} in {root}: {' '.join(str(error).split())}"
+            raise UsageError(
+                message, parameter="data_dir", given=str(root), allowed=f"the files of {config.data}"
+            ) from error
         pixels = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
         labels = torch.tensor(source.targets, dtype=torch.int64)
         return Images(pixels, labels, torch.arange(len(labels)), levels=255)
@@ -329,9 +335,11 @@ def _cifar(config: DataConfig, kind: Any, mean: tuple[float, ...], std: tuple[fl
 
 def _folder(config: DataConfig) -> Path:
     if config.data_dir is None:
-        raise UsageError(f"{config.data} needs --data-dir FOLDER; add --download to let torchvision fetch it")
+        message = f"{config.data} needs `data_dir` FOLDER; add `download` to let torchvision fetch it"
+        raise UsageError(message, parameter="data_dir", given=None, allowed="a folder")
     if not config.download and not config.data_dir.is_dir():
-        raise UsageError(f"--data-dir {config.data_dir}: no such folder; --download lets torchvision fetch the data")
+        message = f"`data_dir` {config.data_dir}: no such folder; `download` lets torchvision fetch the data"
+        raise UsageError(message, parameter="data_dir", given=str(config.data_dir), allowed="a folder that is there")
     return config.data_dir
 
 
@@ -342,9 +350,11 @@ def _check_files(expected: Sequence[tuple[str, str]], root: Path, folder: str) -
     for name, md5 in expected:
         path = root / folder / name
         if not path.is_file():
-            raise UsageError(f"{path} is missing: --data-dir is the folder that holds {folder}")
+            message = f"{path} is missing: `data_dir` is the folder that holds {folder}"
+            raise UsageError(message, parameter="data_dir", given=str(root), allowed=f"the folder that holds {folder}")
         if not check_integrity(str(path), md5):
-            raise UsageError(f"{path} is damaged (its MD5 is not {md5}); delete it and use --download")
+            message = f"{path} is damaged (its MD5 is not {md5}); delete it and use `download`"
+            raise UsageError(message, parameter="data_dir", given=str(path), allowed=f"a file with MD5 {md5}")
 
 
 @torch.no_grad()

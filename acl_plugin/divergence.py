@@ -269,7 +269,9 @@ def create_divergence(name: str, size: int, **options: Any) -> Divergence:
     try:
         return DIVERGENCES[name](size, **options)
     except TypeError as error:
-        raise UsageError(f"divergence {name!r}: {error}") from error
+        raise UsageError(
+            f"divergence {name!r}: {error}", parameter="divergence", given=options, allowed=name
+        ) from error
 
 
 MEASURED_WITH: dict[str, Any] = {"hidden": 128, "lr": 1e-3, "steps": 300}

@@ -198,14 +198,15 @@ def check_info(info: dict[str, Any]) -> None:
         UsageError: naming the field.
     """
     for field in (f for f, (_, required) in FIELDS.items() if required and f not in info):
-        raise UsageError(f"model_info has no {field!r}")
+        raise UsageError(f"model_info has no {field!r}", parameter=field, given=None, allowed=FIELDS[field][0])
     for field, value in info.items():
         if field not in FIELDS:
             raise unknown("field of model_info", field, FIELDS)
         pattern = FIELDS[field][0]
         right = re.fullmatch(pattern, value) if isinstance(pattern, str) and isinstance(value, str) else None
         if not (right or (isinstance(pattern, type) and type(value) is pattern)):
-            raise UsageError(f"model_info field {field!r} is {value!r}: allowed is {pattern}")
+            message = f"model_info field {field!r} is {value!r}: allowed is {pattern}"
+            raise UsageError(message, parameter=field, given=value, allowed=pattern)
 
 
 def eps_text(eps: float) -> str:
@@ -287,16 +288,21 @@ def load_exported(path: Path, classes: int = 0) -> Classifier:
             model = Classifier(ModelSpec.from_dict(description["spec"]))
         weights = path.parent / description["weights"]
         if not weights.resolve().is_relative_to(path.parent.resolve()):
-            raise UsageError(f"{path} is damaged: {description['weights']!r} lies outside of its folder")
+            raise _damaged(path, f"is damaged: {description['weights']!r} lies outside of its folder")
         content = weights.read_bytes()
         if hashlib.sha256(content).hexdigest() != description["sha256"]:
-            raise UsageError(f"{weights} is not the file that was exported (its SHA-256 is another)")
+            raise _damaged(weights, "is not the file that was exported (its SHA-256 is another)")
         model.load_state_dict(_tensors(content, weights.suffix))
     except (KeyError, TypeError, OSError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise UsageError(f"{path} is damaged or incomplete: {' '.join(str(error).split())[:200]}") from error
+        raise _damaged(path, f"is damaged or incomplete: {' '.join(str(error).split())[:200]}") from error
     if classes and classes != len(model.spec.classes):
-        raise UsageError(f"{path}: the model has {len(model.spec.classes)} classes, not {classes}")
+        message = f"{path}: the model has {len(model.spec.classes)} classes, not {classes}"
+        raise UsageError(message, parameter="classes", given=classes, allowed=len(model.spec.classes))
     return contiguous(model.eval())
+
+
+def _damaged(path: Path, what: str) -> UsageError:
+    return UsageError(f"{path} {what}", parameter="path", given=str(path), allowed="the files that export wrote")
 
 
 def _tensors(content: bytes, suffix: str) -> dict[str, Tensor]:

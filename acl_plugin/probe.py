@@ -22,7 +22,7 @@ from acl_plugin import lpaft, randomness, routed_norm, semi_supervised
 from acl_plugin.backbones import Classifier
 from acl_plugin.config import WHERE_AND_HOW, ProbeConfig, RunConfig, to_dict
 from acl_plugin.data import DataSet, Images
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import UsageError, unknown
 from acl_plugin.full_finetune import adversarial_loss, attack_of, set_banks, trades_loss
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.linear_head import head_loss, predictions, solve_head, zero_head
@@ -46,7 +46,7 @@ def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
         UsageError: when the encoder is missing, the data cannot be read, or the protocol does not go with them.
     """
     if config.probe_protocol not in PROTOCOLS:
-        raise UsageError(f"--probe-protocol {config.probe_protocol}: allowed are {', '.join(PROTOCOLS)}")
+        raise unknown("probe protocol", str(config.probe_protocol), PROTOCOLS, parameter="probe_protocol")
     encoder = load_encoder(run.path)
     data = datasets.load(config)
     run.check_images(data)
@@ -197,7 +197,10 @@ def split(images: Images, share: float, seed: int) -> tuple[Images, Images | Non
         return images, None
     chosen = stratified(images.labels, share, mixed_seed(seed, HOLDOUT))
     if not chosen.any() or chosen.all():
-        raise UsageError(f"--probe-holdout {share}: of {len(images)} training images, that leaves none on one side")
+        message = f"`probe_holdout` {share}: of {len(images)} training images, that leaves none on one side"
+        raise UsageError(
+            message, parameter="probe_holdout", given=share, allowed="a share that leaves images on both sides"
+        )
     return images.take((~chosen).nonzero().squeeze(1)), images.take(chosen.nonzero().squeeze(1))
 
 

@@ -100,9 +100,12 @@ class RunDir:
             UsageError: when it is missing, with the command to run first.
         """
         if not self.path.is_dir():
-            raise UsageError(f"{self.path}: no such run folder")
+            raise UsageError(
+                f"{self.path}: no such run folder", parameter="run", given=str(self.path), allowed="a run folder"
+            )
         if not file.is_file():
-            raise UsageError(f"{file} is missing; run first: acl-plugin {stage}")
+            message = f"{file} is missing; run first: acl-plugin {stage}"
+            raise UsageError(message, parameter="run", given=str(self.path), allowed=f"a run folder with {file.name}")
         return file
 
     def read_config(self) -> RunConfig:
@@ -117,7 +120,7 @@ class RunDir:
         try:
             return configuration.from_dict(yaml.safe_load(path.read_text()))
         except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
-            raise UsageError(f"{path} is not a configuration: {' '.join(str(error).split())}") from error
+            raise _damaged(path, f"is not a configuration: {' '.join(str(error).split())}") from error
 
     def check_config(self, config: RunConfig) -> None:
         """Refuse a folder that is not this run's.
@@ -126,13 +129,15 @@ class RunDir:
             UsageError: when it holds another configuration or other files.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"{self.path} is a file; --out is a folder")
+            message = f"{self.path} is a file; `out` is a folder"
+            raise UsageError(message, parameter="out", given=str(self.path), allowed="a folder")
         if self.config.is_file():
             other = configuration.differences(config, self.read_config())
             if other:
                 raise UsageError(
-                    f"{self.path} holds a run of another configuration ({'; '.join(other)}); choose another --out"
-                )
+                    f"{self.path} holds a run of another configuration ({'; '.join(other)}); choose another `out`",
+                    parameter="out", given=str(self.path), allowed="the folder of the same run, or a new one",
+                )  # fmt: skip
         elif self.path.is_dir() and any(not _is_log(file) for file in self.path.iterdir()):
             raise UsageError(
                 f"{self.path} is not empty and not a run folder; choose another `out`",
@@ -172,7 +177,14 @@ class RunDir:
             self.checkpoint.parent.mkdir(exist_ok=True)
             write_json(self.path / "environment.json", environment())
         except OSError as error:
-            raise UsageError(f"{self.path} cannot be written: {error.strerror}") from error
+            message = f"{self.path} cannot be written: {error.strerror}"
+            raise UsageError(
+                message, parameter="out", given=str(self.path), allowed="a folder that can be written"
+            ) from error
+
+
+def _damaged(path: Path, what: str) -> UsageError:
+    return UsageError(f"{path} {what}", parameter="run", given=str(path), allowed="a file as it was written")
 
 
 def _is_log(path: Path) -> bool:
@@ -211,7 +223,7 @@ def load_classifier(run: Path | str) -> Classifier:
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise UsageError(f"{folder.classifier} is damaged: its weights are not those of {spec.backbone}") from error
+        raise _damaged(folder.classifier, f"is damaged: its weights are not those of {spec.backbone}") from error
     return contiguous(model.eval())
 
 
@@ -237,7 +249,7 @@ def load_encoder(run: Path | str, *, benign: bool = False) -> Encoder:
         encoder.backbone.load_state_dict(weights)
         encoder.projector.load_state_dict(projector)
     except RuntimeError as error:
-        raise UsageError(f"{path} is damaged: its weights are not those of {spec.backbone}") from error
+        raise _damaged(path, f"is damaged: its weights are not those of {spec.backbone}") from error
     return contiguous(encoder.eval())
 
 
@@ -261,7 +273,7 @@ def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
         content = read_intact(path)
         return ModelSpec.from_dict(content["spec"]), content["weights"]
     except Exception as error:  # the unpickler raises all kinds
-        raise UsageError(f"{path} is damaged or no model of acl_plugin: {type(error).__name__}") from error
+        raise _damaged(path, f"is damaged or no model of acl_plugin: {type(error).__name__}") from error
 
 
 def write_encoder(
@@ -301,7 +313,7 @@ def read_projector(run: RunDir) -> tuple[str, dict[str, Tensor]]:
         content = read_intact(run.projector)
         return content["projector"], content["weights"]
     except Exception as error:  # the unpickler raises all kinds
-        raise UsageError(f"{run.projector} is damaged or no projector: {type(error).__name__}") from error
+        raise _damaged(run.projector, f"is damaged or no projector: {type(error).__name__}") from error
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -367,7 +379,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise UsageError(f"{path} is damaged: {error}") from error
+        raise _damaged(path, f"is damaged: {error}") from error
 
 
 def environment() -> dict[str, Any]:

@@ -32,8 +32,9 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
     if shape != encoder.spec.shape:
         given, own = ("x".join(map(str, s)) for s in (shape, encoder.spec.shape))
         side = encoder.spec.shape[1]
-        hint = f"; add --image-size {side}" if shape[0] == encoder.spec.shape[0] else ""
-        raise UsageError(f"the images of {config.data} are {given}, and {source.path} was trained on {own}{hint}")
+        hint = f"; add `image_size` {side}" if shape[0] == encoder.spec.shape[0] else ""
+        message = f"the images of {config.data} are {given}, and {source.path} was trained on {own}{hint}"
+        raise UsageError(message, parameter="image_size", given=given, allowed=own)
     run.check_config(config)
     run.check_images(data)
     if run.encoder.is_file():

@@ -68,4 +68,5 @@ def read(path: Path) -> list[Verdict]:
     try:
         return [Verdict(**json.loads(line)) for line in path.read_text().splitlines()]
     except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"{path} is damaged ({error}); delete it to evaluate anew") from error
+        message = f"{path} is damaged ({error}); delete it to evaluate again"
+        raise UsageError(message, parameter="run", given=str(path), allowed="a file as it was written") from error

@@ -28,7 +28,7 @@ def test_round_trip_through_plain_values():
 def test_differences_leave_out_where_the_data_are():
     one = config.preset("cifar10", data_dir=Path("/a"))
     assert config.differences(one, config.preset("cifar10", data_dir=Path("/b"))) == []
-    assert config.differences(one, config.preset("cifar10", lr=1.0)) == ["--lr 0.002, there 1.0"]
+    assert config.differences(one, config.preset("cifar10", lr=1.0)) == ["`lr` 0.002, there 1.0"]
 
 
 @pytest.mark.parametrize(

@@ -75,14 +75,14 @@ def test_missing_and_damaged_files_are_named(fabricated):
     with pytest.raises(UsageError, match="data_batch_3 is damaged"):
         data.load(config.preset("cifar10", data_dir=fabricated))
     batch.unlink()
-    with pytest.raises(UsageError, match=r"data_batch_3 is missing: --data-dir is the folder that holds cifar-10-batc"):
+    with pytest.raises(UsageError, match=r"data_batch_3 is missing: `data_dir` is the folder that holds cifar-10-batc"):
         data.load(config.preset("cifar10", data_dir=fabricated))
 
 
 def test_no_folder():
-    with pytest.raises(UsageError, match="cifar10 needs --data-dir FOLDER; add --download"):
+    with pytest.raises(UsageError, match="cifar10 needs `data_dir` FOLDER; add `download`"):
         data.load(config.preset("cifar10"))
-    with pytest.raises(UsageError, match="no such folder; --download"):
+    with pytest.raises(UsageError, match="no such folder; `download`"):
         data.load(config.preset("cifar100", data_dir=Path("/nowhere")))
 
 
@@ -170,7 +170,7 @@ def test_images_that_are_all_alike_are_refused(fabricated_others):
 
 def test_a_missing_file_of_stl10_is_named(fabricated_others):
     (fabricated_others / "stl10_binary" / "test_X.bin").unlink()
-    with pytest.raises(UsageError, match="test_X.bin is missing: --data-dir is the folder that holds stl10_binary"):
+    with pytest.raises(UsageError, match="test_X.bin is missing: `data_dir` is the folder that holds stl10_binary"):
         data.load(config.preset("stl10", data_dir=fabricated_others))
 
 

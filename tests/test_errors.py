@@ -1,7 +1,10 @@
+import ast
 import pickle
+from pathlib import Path
 
 import pytest
 
+from acl_plugin import errors
 from acl_plugin.errors import UsageError, as_flags, reason, unknown
 
 
@@ -37,3 +40,11 @@ def test_the_reason_of_an_exception_without_text_is_its_line():
     assert reason(caught.value).endswith(": raise AssertionError")
     assert reason(ValueError(" a\n b ")) == "ValueError: a b"
     assert reason(KeyError()) == "KeyError"
+
+
+@pytest.mark.parametrize("path", sorted(Path(errors.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
+def test_every_mistake_that_is_raised_has_its_fields(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "UsageError":
+            fields = {keyword.arg for keyword in node.keywords}
+            assert {"parameter", "given"} <= fields, f"line {node.lineno}: {ast.unparse(node)[:80]}"

@@ -96,7 +96,7 @@ def test_what_is_held_out_is_stratified_and_apart():
     assert torch.equal(split(images, 0.1, seed=3)[1].rows, held_out.rows)
     assert not torch.equal(split(images, 0.1, seed=4)[1].rows, held_out.rows)
     assert split(images, 0.0, seed=3) == (images, None)
-    with pytest.raises(UsageError, match="--probe-holdout 1.0: of 1297 training images, that leaves none on one side"):
+    with pytest.raises(UsageError, match="`probe_holdout` 1.0: of 1297 training images, that leaves none on one side"):
         split(images, 1.0, seed=3)
 
 
