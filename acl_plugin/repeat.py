@@ -47,7 +47,7 @@ def repeat(folder: Path, data_dir: Path | None = None, device: torch.device | No
     for field, found in results.items():
         print(f"{field}: {info[field]} % submitted, {found} % here")
     print(f"images with another verdict: {others} of {after['n']}")
-    same = ("n", "rows_sha256", "images", "weights_sha256")
+    same = ("n", "images", "weights_sha256")
     return [
         *(f"{key} is {after.get(key)}, not {before.get(key)}" for key in same if after.get(key) != before.get(key)),
         *(f"{key} is {found}, not {info[key]}" for key, found in results.items() if found != info[key]),

@@ -17,8 +17,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from acl_plugin import verdicts, whole_run
 from acl_plugin.backbones import Classifier
 from acl_plugin.run_dir import RunDir, torch_bytes, write_atomic, write_json
@@ -139,14 +137,13 @@ def acceptance(run: RunDir, evaluation: dict[str, Any], clean_acc: str) -> list[
 
 
 def images_text(evaluation: dict[str, Any]) -> str:
-    """Return the words for the images that an evaluation was on, such as ``the first 50 of 10000 test images``."""
+    """Return the words for the images that an evaluation was on, such as ``50 of 10000 test images``."""
     n, total = evaluation["n"], IMAGES.get(evaluation["dataset"])
     if total is None:
         return f"{n} test images"
     if n == total:
         return f"all {total} test images"
-    rows = hashlib.sha256(torch.arange(n).numpy().tobytes()).hexdigest()
-    return f"{'the first ' if rows == evaluation.get('rows_sha256') else ''}{n} of {total} test images"
+    return f"{n} of {total} test images"
 
 
 def zoo_entry(name: str, dataset: str, threat_model: str) -> str:

@@ -52,12 +52,12 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
     with alone():
         given = check_options(config, trainer_options)
         run.check_config(config)
-        require_script(config.devices)
         data = datasets.load(config)
         run.check_images(data)
         module = build(config, data)
         if run.encoder.is_file():  # what it was made with stays as it is written down
             return run
+        require_script(config.devices)
         if run.metrics.is_file():
             read_metrics(run.metrics)  # damage is found before the first step, and not after the first epoch
         with deferred() as interrupted:

@@ -46,7 +46,6 @@ EVALUATION = {
     "cumulative_accuracy": {"apgd-ce": 0.4, "apgd-t": 0.3917, "fab-t": 0.3917, "square": 0.3917},
     "flags": [],
     "batch_size": 500,
-    "rows_sha256": "of the whole",
     "images": {
         "n": 10_000,
         "size": [3, 32, 32],
@@ -106,10 +105,6 @@ def test_model_info_has_robustbenchs_fields_as_it_writes_them(run):
     [
         ({"dataset": "digits"}, "local: digits is not on RobustBench"),
         ({"n": 100}, "subset: 100 of 10000 test images; AutoAttack standard on 100 of 10000 test images, seed 0"),
-        (
-            {"n": 3, "rows_sha256": hashlib.sha256(torch.arange(3).numpy().tobytes()).hexdigest()},
-            "subset: the first 3 of 10000 test images",
-        ),
         ({"eps": 4 / 255}, "local: eps 4/255, and RobustBench takes 8/255"),
         ({"threat_model": "L2", "eps": 1.0}, "local: eps 1, and RobustBench takes 0.5"),
         ({"dataset": "cifar100", "threat_model": "L2", "eps": 0.5}, "local: RobustBench has no L2 leaderboard"),

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -158,7 +157,9 @@ def test_every_attack_with_any_number_of_classes(tmp_path, monkeypatch, quick, c
     with torch.no_grad():
         labels = model(pixels / 255).argmax(1)
     images = data.Images(pixels, labels, torch.arange(4), levels=255)
-    monkeypatch.setattr(suite.datasets, "load", lambda config: SimpleNamespace(test=images))
+    monkeypatch.setattr(
+        suite.datasets, "load", lambda config: data.DataSet("digits", images, images, names, (0.5,), (0.5,))
+    )
     folder = RunDir(tmp_path / "run")
     folder.start(config())
     write_model(folder.classifier, model.spec, model.state_dict())
