@@ -63,12 +63,15 @@ def require_script(devices: int, guarded: bool = False) -> None:
         guarded: whether they also import the main script, which then must not begin the work once more.
 
     Raises:
-        UsageError: with what to do, in a notebook or an interactive session, or in a script without a main guard.
+        UsageError: with what to do, where there is no script to run again, or it has no main guard.
     """
     main = sys.modules["__main__"]
     if devices == 1 or getattr(main, "__spec__", None) is not None:  # python -m
         return
-    path = Path(getattr(main, "__file__", None) or "")
+    file = getattr(main, "__file__", None)
+    if guarded and file is None:  # in a notebook, or with python -c, there is no script to import
+        return
+    path = Path(file or "")
     started = "LOCAL_RANK" in os.environ and not guarded  # by a launcher
     if not path.is_file() and not started:
         where = "an interactive session or a notebook"

@@ -160,7 +160,7 @@ REFUSED = "devices 2 (1,)"
         ("file", GUARDED, True, "allowed"),
         ("file", GUARDED + "\nwork()", True, REFUSED),
         ("code", GUARDED, False, REFUSED),
-        ("code", GUARDED, True, REFUSED),
+        ("code", GUARDED, True, "allowed"),
         ("stdin", GUARDED, True, REFUSED),
         ("module", BARE, True, "allowed"),
     ],

@@ -284,7 +284,6 @@ def test_two_processes_share_out_the_images_and_find_the_same(run, tmp_path):
 
 
 def test_the_chunks_of_several_processes_are_small_enough_for_all(run, few, monkeypatch):
-    monkeypatch.setattr(evaluate, "require_script", lambda *_, **__: None)  # a worker of the tests is no script
     monkeypatch.setattr(evaluate, "_share_out", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(run, preset("digits", **TINY, devices=5), CPU)
