@@ -47,7 +47,7 @@ def train(folder, how, name):
     options = json.dumps(TINY | {"batch_size": 4})
     command = [sys.executable, str(folder / "train.py"), str(folder / name), how, options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    status = subprocess.run(command, capture_output=True, env=environment, timeout=300, check=False).returncode
+    status = subprocess.run(command, capture_output=True, env=environment, timeout=900, check=False).returncode
     return status, [json.loads((folder / f"{name}.rank{rank}.json").read_text()) for rank in range(2)]
 
 
