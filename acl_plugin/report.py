@@ -15,7 +15,7 @@ import torch
 from acl_plugin import config as configuration
 from acl_plugin import data as datasets
 from acl_plugin import figures, randomness, tables
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import UsageError, as_flags
 from acl_plugin.inner_attack import InnerAttack, ThreatModel
 from acl_plugin.paths import user_path
 from acl_plugin.randomness import REPORT, mixed_seed
@@ -126,7 +126,7 @@ class _Run:
         try:
             images = datasets.load(self.config).test_for(classes, self.config.class_map).subset(MAPPED)
         except UsageError as error:
-            return [*lines, f"<p class=missing>{html.escape(str(error))}</p>"]
+            return [*lines, f"<p class=missing>{html.escape(as_flags(str(error)))}</p>"]
         threat, x = ThreatModel.parse(self.config.norm, self.config.eps), images.floats()
         with randomness.private(mixed_seed(self.config.seed, REPORT)):
             moved = InnerAttack(threat, threat.pgd, 20).classifier(model, x, images.labels)
