@@ -80,5 +80,5 @@ def test_a_step_stays_on_the_device(name, settings_of, monkeypatch):
 
 
 def test_batches_are_chosen_on_the_device():
-    images = Images(*(torch.zeros(8, device="meta") for _ in range(3)), levels=255)
+    images = Images(*(torch.zeros(8, device="meta") for _ in range(3)), levels=255, hashes=torch.arange(8))
     assert ShuffledBatches(images, 4, seed=0, epoch=0).order.device == images.pixels.device
