@@ -10,6 +10,7 @@ import lightning
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
 
 from acl_plugin import randomness, routed_norm
 from acl_plugin.acceleration import compile_encoder
@@ -220,6 +221,7 @@ class Pretraining(lightning.LightningModule):
             optimizer.step()
 
     def on_train_epoch_end(self) -> None:
+        self._average_statistics()
         if self.batches is None or not self.at_end_of_epoch:
             return  # the epoch was left, and its means are not those of an epoch
         self.log_dict(self.means.means(), sync_dist=self.ranks > 1)
@@ -254,6 +256,14 @@ class Pretraining(lightning.LightningModule):
             for name in self.objective.needs
         }
         return Views(images=images, rows=rows, **drawn)
+
+    def _average_statistics(self) -> None:
+        """Give all ranks the same running statistics, so that what is kept of rank 0 is of all.
+
+        (Lightning's DDP broadcasts no buffers under manual optimization.)
+        """
+        norms = [norm for norm in self.modules() if isinstance(norm, _NormBase) and norm.running_mean is not None]
+        average(buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None)
 
     def _average(self, gradients: list[Tensor], batches: int) -> None:
         """Average over accumulated batches and ranks. (Lightning's DDP leaves manual gradients alone.)"""

@@ -75,8 +75,13 @@ def suite(name: str, path: str) -> None:
 def objectives(*arguments: str) -> None:
     """Every objective on one data set, see ``benchmarks.objectives``."""
     data, runs = benchmarked.run_all(*arguments)
-    write_json(RESULTS / f"objectives_{data}.json", [{"row": row} | kept(RunDir(path)) for row, path in runs])
+    write_json(RESULTS / f"objectives_{data}.json", [_kept_row(row, RunDir(path)) for row, path in runs])
     table()
+
+
+def _kept_row(row: str, run: RunDir) -> dict[str, Any]:
+    result = kept(run)
+    return {"row": row, "encoder_forwards_per_image": benchmarked.encoder_forwards(result["settings"])} | result
 
 
 def experiment(name: str, *arguments: str) -> None:

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from acl_plugin import trainer
+from acl_plugin import pretraining
 from acl_plugin.acceleration import compile_encoder, precision, training_device
 from acl_plugin.config import preset
 from acl_plugin.run_dir import read_json, read_model
@@ -66,5 +66,5 @@ def test_without_a_compiler_one_line_says_so_and_training_goes_on(tiny_config, t
 
 
 def test_nothing_is_compiled_by_default(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "compile_encoder", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(pretraining, "compile_encoder", lambda *_: pytest.fail("compiled"))
     pretrain(dataclasses.replace(tiny_config, epochs=1), tmp_path / "run")
