@@ -66,4 +66,5 @@ def high_pass(images: Tensor) -> Tensor:
     rows = torch.fft.fftfreq(height, 1 / height, device=images.device).view(-1, 1)
     columns = torch.fft.fftfreq(width, 1 / width, device=images.device)
     high = (rows**2 + columns**2).sqrt() >= min(height, width) / 4
-    return torch.fft.ifft2(torch.fft.fft2(images.float()) * high).real.to(images.dtype)
+    exact = images.to(torch.promote_types(images.dtype, torch.float32))  # there is no transform in bfloat16
+    return torch.fft.ifft2(torch.fft.fft2(exact) * high).real.to(images.dtype)

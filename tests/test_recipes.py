@@ -265,7 +265,7 @@ def check_golden(tmp_path, monkeypatch, expected, name, **settings):
         assert ours.keys() == step.keys()
         for key, value in ours.items():
             pair = (torch.tensor(numbers, dtype=torch.float64) for numbers in (value, step[key]))
-            torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-6)  # high frequencies are of float32
+            torch.testing.assert_close(*pair, rtol=3e-7, atol=1e-8)
 
 
 def test_released_advcl_is_the_authors_code(tmp_path, monkeypatch):
