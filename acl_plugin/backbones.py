@@ -212,7 +212,8 @@ def sees_every_pixel(network: nn.Module, channels: int, size: tuple[int, int]) -
         size: (H, W).
 
     Raises:
-        ValueError: when the output is not (B, D).
+        ValueError: when the output is not (B, D), or it or its gradient is not finite, as those of SwinV2 with a window
+            of one patch.
     """
     height, width = size
     image = torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -223,6 +224,8 @@ def sees_every_pixel(network: nn.Module, channels: int, size: tuple[int, int]) -
             raise ValueError(f"its features of one image must be (1, D), not {found}")
         (gradient,) = torch.autograd.grad(features.square().sum(), image)
         strength = gradient.abs().sum(dim=(0, 1))
+        if not (features.isfinite().all() and strength.isfinite().all()):
+            raise ValueError("its features of an image, or their gradient, are not finite")
         lines: list[tuple[Any, Any]] = [(i, slice(None)) for i in range(height) if not strength[i].any()]
         lines += [(slice(None), i) for i in range(width) if not strength[:, i].any()]
         with torch.no_grad():

@@ -95,11 +95,15 @@ def judge(head: Head | None, spec: ModelSpec, backbone: dict[str, Tensor], data:
     images = data.train.subset(CHECKED)
     accuracy, chance, assigned = accuracies(predictions(model, images), images.labels)
     told = f"right on {100 * accuracy:.1f} % of {len(images)} training images"
-    if len(images) >= ENOUGH and assigned > 0.5 and accuracy < 0.8 * assigned:
+    enough = len(images) >= ENOUGH
+    if enough and assigned > 0.5 and accuracy < 0.8 * assigned:
         why = f"its outputs are other classes, such as pseudo-labels ({100 * assigned:.1f} % by the best assignment)"
         return Judged(None, f"left out: the linear head {head.name!r}, {told}: {why}; probe the encoder")
+    if enough and accuracy <= chance:
+        why = "which is chance: no training step has reached it"
+        return Judged(None, f"left out: the linear head {head.name!r}, {told}, {why}; probe the encoder")
     if accuracy <= chance:
-        told += ", which is chance: was it trained on these classes?"
+        told += ", which is chance on so few"
     record = {"protocol": "imported", "head": head.name, "n": len(images), "train_accuracy": accuracy}
     record["images"] = data.train.fingerprint(data.classes).to_dict()
     return Judged(model, f"the linear head {head.name!r} is the classifier, {told}", record)

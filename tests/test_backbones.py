@@ -208,6 +208,7 @@ def unseen(model, shape):
     x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
     (gradient,) = torch.autograd.grad(model.features(x).square().sum(), x)
     strength = gradient.abs().sum((0, 1))
+    assert strength.isfinite().all()
     return int((strength.sum(0) == 0).sum() + (strength.sum(1) == 0).sum())
 
 
@@ -218,6 +219,13 @@ def test_every_pixel_has_an_influence(backbone, stem):
         shape = (3, height, width)
         model = Encoder(spec(shape, backbone, SEEN[backbone, stem], stem=stem)).eval()
         assert unseen(model, shape) == 0, shape
+
+
+def test_a_network_whose_features_are_not_finite_is_refused():
+    """SwinV2 divides by the size of its last window, in patches, less one."""
+    kwargs = {"depths": (1, 1, 1, 1), "embed_dim": 12}
+    with pytest.raises(UsageError, match="not finite; it takes 32 x 32 with `stem` 'native'"):
+        create_backbone(spec((3, 32, 32), "swinv2_tiny_window8_256", kwargs))
 
 
 @pytest.mark.parametrize(("side", "patch", "size"), [(8, 1, 8), (12, 1, 12), (28, 4, 32), (32, 4, 32), (50, 7, 56),

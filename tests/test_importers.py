@@ -457,8 +457,7 @@ def test_the_head_of_a_classifier_is_kept(layout, tmp_path, images, config, clas
 
 
 @pytest.mark.parametrize("layout", LAYERS)
-def test_a_head_at_chance_is_named_so(layout, tmp_path, config, capsys):
-    """RoCL saves a layer that was never trained."""
+def test_a_head_at_chance_on_few_images_is_kept_and_named_so(layout, tmp_path, config, capsys):
     content = made(layout)[0]
     whole_head(content, LAYERS[layout])
     run = RunDir(tmp_path / "run")
@@ -466,7 +465,7 @@ def test_a_head_at_chance_is_named_so(layout, tmp_path, config, capsys):
     assert run.classifier.exists()
     told = capsys.readouterr().err
     assert f"the linear head {LAYERS[layout].split('.')[-1]!r} is the classifier, right on" in told
-    assert "which is chance: was it trained on these classes?" in told
+    assert "which is chance on so few" in told
 
 
 def test_accuracy_tells_trained_heads_from_others():
@@ -485,8 +484,8 @@ def test_accuracy_tells_trained_heads_from_others():
     assert accuracies(clusters, labels)[::2] == pytest.approx((0.3, 1.0))
 
 
-def test_a_head_of_pseudo_labels_is_left_out(monkeypatch):
-    """As DynACL++ saves it: its outputs are clusters in an order of their own."""
+def test_heads_of_pseudo_labels_and_untrained_ones_are_left_out(monkeypatch):
+    """DynACL++ saves one whose outputs are clusters in an order of their own, RoCL one that no step has reached."""
     labels = torch.arange(200) % 10
     pixels = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
     some = Images(pixels, labels, torch.arange(200), 255, torch.arange(200))
@@ -497,6 +496,10 @@ def test_a_head_of_pseudo_labels_is_left_out(monkeypatch):
     judged = judge(head, spec, backbone, data)
     assert judged.classifier is None
     assert "its outputs are other classes, such as pseudo-labels (100.0 % by the best assignment)" in judged.note
+    monkeypatch.setattr("acl_plugin.imported_head.predictions", lambda *_: torch.zeros_like(labels))
+    judged = judge(head, spec, backbone, data)
+    assert judged.classifier is None
+    assert "right on 10.0 % of 200 training images, which is chance" in judged.note
     monkeypatch.setattr("acl_plugin.imported_head.predictions", lambda *_: labels)
     assert judge(head, spec, backbone, data).classifier is not None
 
