@@ -2,6 +2,6 @@
 
 import sys
 
-from acl_plugin.cli import main
+from acl_plugin.cli.main import main
 
 sys.exit(main())

@@ -4,13 +4,15 @@ The defaults written here are those of the digits; ``PRESETS`` holds what differ
 """
 
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from acl_plugin import unused
+from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError, unknown
-from acl_plugin.paths import user_path
-from acl_plugin.values import check, plain
+from acl_plugin.runtime.paths import user_path
+from acl_plugin.validation import Range, check_value, plain
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class CoresetConfig:
     coreset_every: int = 20
     """Epochs between two selections."""
     coreset_fidelity: Literal["paper", "released"] = "paper"
-    """released: with the slips of the published code (see acl_plugin/coreset.py)."""
+    """released: with the slips of the published code (see acl_plugin/training/coreset.py)."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ class ProbeConfig:
     aft_lr: float = 0.1
     """Learning rate of the adversarial finetuning, by SGD with momentum 0.9."""
     aft_fidelity: Literal["paper", "released"] = "paper"
-    """released: as the published code of each protocol attacks (see acl_plugin/lpaft.py)."""
+    """released: as the published code of each protocol attacks (see acl_plugin/probing/lpaft.py)."""
     probe_epochs: int = 25
     """Passes over the training images."""
     probe_milestones: list[float] = field(default_factory=lambda: [0.4, 0.8])
@@ -329,3 +331,46 @@ def differences(one: RunConfig, other: RunConfig) -> list[str]:
     """Return the options in which a run is not the same as the one that is there."""
     a, b = to_dict(one), to_dict(other)
     return [f"`{k}` {a[k]}, there {b[k]}" for k in a if k not in WHERE_AND_HOW and a[k] != b[k]]
+
+
+RANGES = {
+    **dict.fromkeys(
+        "epochs attack_steps checkpoint_every devices num_nodes accumulate_grad_batches probe_epochs probe_batch_size "
+        "eval_batch_size coreset_every aft_epochs limit_test".split(),
+        Range(1),
+    ),
+    **dict.fromkeys("keep_every knn_every lr aft_lr probe_lr weight_decay probe_weight_decay".split(), Range(0)),
+    **dict.fromkeys(
+        "eps_ramp warmup coreset_warmup coreset_fraction probe_holdout label_fraction".split(), Range(0, 1)
+    ),
+    **{"batch_size": Range(2), "limit_train": Range(2), "image_size": Range(8), "seed": Range(0, 2**63 - 1)},
+}
+"""Of the options that are numbers."""
+
+
+def check(config: Any) -> None:
+    """Refuse values of another type than annotated, out of range, or that do not go together.
+
+    Args:
+        config: a ``config.RunConfig``.
+
+    Raises:
+        UsageError: naming the option, what was given and what is allowed.
+    """
+    options: type = type(config)
+    for name, kind in _annotations(options).items():
+        check_value(name, getattr(config, name), kind, RANGES.get(name))
+    ThreatModel(config.norm, config.eps)
+    falls = config.probe_milestones
+    if falls != sorted(falls) or any(share not in Range(0, 1, open=True) for share in falls):
+        allowed = f"a rising list, each {Range(0, 1, open=True)}"
+        message = f"`probe_milestones` {falls}: allowed is {allowed}"
+        raise UsageError(message, parameter="probe_milestones", given=falls, allowed=allowed)
+    if config.probe_protocol == "slf_exact" and config.probe_weight_decay == 0:
+        message = "`probe_weight_decay` 0: allowed is a number above 0 with `probe_protocol` slf_exact"
+        raise UsageError(message, parameter="probe_weight_decay", given=0, allowed="a number above 0")
+
+
+@cache
+def _annotations(options: type) -> dict[str, Any]:
+    return get_type_hints(options)

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from acl_plugin.acceleration import training_device
 from acl_plugin.config import RunConfig
-from acl_plugin.distributed import require_script
-from acl_plugin.evaluate import evaluate
-from acl_plugin.leaderboard import export
-from acl_plugin.lock import alone
-from acl_plugin.probe import probe
-from acl_plugin.run_dir import RunDir
-from acl_plugin.trainer import pretrain
+from acl_plugin.evaluation.run_folder import evaluate
+from acl_plugin.leaderboard.export import export
+from acl_plugin.probing.protocols import probe
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.lock import alone
+from acl_plugin.runtime.device import training_device
+from acl_plugin.runtime.distributed import require_script
+from acl_plugin.training.pretrain import pretrain
 
 
 def run(
@@ -29,7 +29,7 @@ def run(
         config: see ``acl_plugin.config.preset``.
         out: run folder, new or of the same configuration.
         device: for probe and evaluation; None for that of ``config.accelerator``, as pretraining takes.
-        trainer_options: see ``acl_plugin.trainer.pretrain``.
+        trainer_options: see ``acl_plugin.training.pretrain.pretrain``.
 
     Returns:
         The contents of ``evaluation.json``.

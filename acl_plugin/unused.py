@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from acl_plugin import randomness
 from acl_plugin.errors import UsageError
 from acl_plugin.registry import create_objective
+from acl_plugin.runtime import seeding
 
 Options = Mapping[str, Any]
 
@@ -68,7 +68,7 @@ def refuse(runs: Sequence[Options], usual: Options, uses: Uses) -> None:
 def _example(options: Options) -> Any:
     """The objective, to look at its attributes; None if it cannot be created, which is told where it is needed."""
     try:
-        with randomness.private(0):
+        with seeding.private(0):
             return create_objective(options["objective"], **options["objective_kwargs"])
     except UsageError:
         return None

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from acl_plugin import config as configuration
-from acl_plugin import figures
 from acl_plugin.errors import UsageError, as_flags, unknown
-from acl_plugin.run_dir import RunDir, read_json, write_atomic, write_json
+from acl_plugin.reporting import figures
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runtime.files import read_json, write_atomic, write_json
 from benchmarks import autoattack_speed as measured_autoattack
 from benchmarks import experiments, tables
 from benchmarks import objectives as benchmarked

@@ -18,15 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from acl_plugin import data as datasets
-from acl_plugin.acceleration import training_device
-from acl_plugin.cli import Parser
-from acl_plugin.evaluate import attack_chunk, chunk_verdicts
-from acl_plugin.folding import folded
-from acl_plugin.inner_attack import ThreatModel
-from acl_plugin.model_checks import largest_batch
-from acl_plugin.run_dir import RunDir, environment, load_classifier
-from acl_plugin.verdicts import summary
+from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.cli.parser import Parser
+from acl_plugin.data import datasets
+from acl_plugin.data.images import Images
+from acl_plugin.evaluation.autoattack import attack_chunk, chunk_verdicts
+from acl_plugin.evaluation.checks import largest_batch
+from acl_plugin.evaluation.verdicts import summary
+from acl_plugin.models.fusion import folded
+from acl_plugin.runs.environment import environment
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import load_classifier
+from acl_plugin.runtime.device import training_device
 from benchmarks.speed import ceiling
 
 BATCH = 100
@@ -72,7 +75,7 @@ def run(*arguments: str) -> dict[str, Any]:
     }
 
 
-def ours(model: Any, images: datasets.Images, threat: ThreatModel, seed: int) -> tuple[float, float]:
+def ours(model: Any, images: Images, threat: ThreatModel, seed: int) -> tuple[float, float]:
     """Seconds, and robust accuracy."""
     device = next(model.parameters()).device
     size, began, found = largest_batch(model, model.spec.shape, device), time.perf_counter(), []
@@ -83,7 +86,7 @@ def ours(model: Any, images: datasets.Images, threat: ThreatModel, seed: int) ->
     return time.perf_counter() - began, summary(found)["robust_accuracy"]
 
 
-def reference(model: Any, images: datasets.Images, threat: ThreatModel, seed: int) -> tuple[float, float]:
+def reference(model: Any, images: Images, threat: ThreatModel, seed: int) -> tuple[float, float]:
     """Seconds, and robust accuracy."""
     from pyautoattack import AutoAttack
 

@@ -25,15 +25,18 @@ from typing import Any
 
 import torch
 
-from acl_plugin import data, pipeline
-from acl_plugin.acceleration import training_device
-from acl_plugin.audit import audit
-from acl_plugin.cli import Parser
+from acl_plugin import pipeline
+from acl_plugin.cli.parser import Parser
 from acl_plugin.config import RunConfig, preset, to_dict, used
+from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingStopped, UsageError, unknown
-from acl_plugin.run_dir import RunDir, environment, read_json, write_json
-from acl_plugin.trainer import build
-from acl_plugin.transfer import transfer, transferred
+from acl_plugin.runs.environment import environment
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.transfer import transfer, transferred
+from acl_plugin.runtime.device import training_device
+from acl_plugin.runtime.files import read_json, write_json
+from acl_plugin.theory.audit import audit
+from acl_plugin.training.build import build
 
 NOT_OF_THE_ROW = ("seed", "data_dir", "download", "accelerator")
 """Options that a row's hash leaves out."""
@@ -144,7 +147,7 @@ def run_all(name: str, *arguments: str) -> tuple[str, list[Job]]:
     data_name, jobs, at_a_time = planned(name, *arguments)
     configs = [(each.source or each).config for each in jobs]
     for config in {config.data: config for config in configs}.values():  # a mistake is told before the first run
-        data.load(config)
+        datasets.load(config)
     do_all(do, jobs, at_a_time)
     return data_name, jobs
 
@@ -163,7 +166,7 @@ def audit_ablation(*arguments: str) -> tuple[str, dict[str, Any]]:
         for row in kept["rows"]:
             of_run = {"row": each.row.label, "run": f"{each.out.parent.name}/{each.seed}", "seed": each.seed}
             rows.append(of_run | {k: row[k] for k in ("epochs", "terms", "bounds")} | {"last": row is kept["rows"][-1]})
-    n = len(data.load(jobs[0].config).test.subset(AUDITED))
+    n = len(datasets.load(jobs[0].config).test.subset(AUDITED))
     return data_name, {"settings": kept["settings"], "n": n, "environment": environment(), "rows": rows}
 
 
@@ -279,7 +282,7 @@ def _encoder(each: Job) -> None:
     if not each.row.untrained:
         pipeline.pretrain(each.config, each.out)
     elif not run.encoder.is_file():
-        module = build(each.config, data.load(each.config))
+        module = build(each.config, datasets.load(each.config))
         run.start(each.config)
         write_json(run.pretraining, {"epochs": 0, "seconds": 0.0, "resumed": False})
         module.write_encoder(run)

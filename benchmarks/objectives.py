@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from acl_plugin import data, pipeline, pseudo_labels, registry
-from acl_plugin.cli import Parser
+from acl_plugin import pipeline, registry
+from acl_plugin.cli.parser import Parser
 from acl_plugin.config import RunConfig, preset, used
+from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError, unknown
-from acl_plugin.pseudo_labels import PUBLISHED_SIZES
-from acl_plugin.run_dir import load_encoder
+from acl_plugin.objectives import pseudo_labels
+from acl_plugin.objectives.pseudo_labels import PUBLISHED_SIZES
+from acl_plugin.runs.models import load_encoder
 
 FINETUNING_COST = 27
 """Encoder forwards per image of a step of TRADES: ten of the attack, each with a gradient, and 7 of target and loss."""
@@ -141,7 +143,7 @@ def _cluster(config: RunConfig, seed: int, runs: Path) -> None:
     teacher = folder_of(TEACHER, seed, runs)
     if not teacher.is_dir():
         raise UsageError(f"{teacher} is missing; run first: python -m benchmarks objectives --rows '[{TEACHER}]'")
-    images = data.load(config).train
+    images = datasets.load(config).train
     sizes: Sequence[int] = [size for size in PUBLISHED_SIZES if size <= len(images)]
     provenance = {"data": config.data, "objective": TEACHER}
     pseudo_labels.make(load_encoder(teacher, benign=True), images, sizes, seed, provenance).write(labels_of(seed, runs))

@@ -18,14 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from acl_plugin import data as datasets
 from acl_plugin import pipeline
-from acl_plugin.acceleration import training_device
-from acl_plugin.cli import Parser
+from acl_plugin.cli.parser import Parser
 from acl_plugin.config import preset, to_dict, used
-from acl_plugin.interruption import interrupt
-from acl_plugin.run_dir import RunDir, environment, read_json
-from acl_plugin.trainer import pretrain
+from acl_plugin.data import datasets
+from acl_plugin.runs.environment import environment
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runtime.device import training_device
+from acl_plugin.runtime.files import read_json
+from acl_plugin.runtime.signals import interrupt
+from acl_plugin.training.pretrain import pretrain
 
 SETTINGS: dict[str, Any] = {"batch_size": 512, "lr": 4e-3, "precision": "auto", "keep_every": 0, "probe_epochs": 25}
 """Of teacher and student, unless ``--options`` says otherwise."""

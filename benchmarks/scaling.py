@@ -18,11 +18,12 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from acl_plugin import distributed
-from acl_plugin.cli import Parser
+from acl_plugin.cli.parser import Parser
 from acl_plugin.config import RunConfig, preset, used
-from acl_plugin.run_dir import environment, read_json, write_json
-from acl_plugin.trainer import build
+from acl_plugin.runs.environment import environment
+from acl_plugin.runtime import distributed
+from acl_plugin.runtime.files import read_json, write_json
+from acl_plugin.training.build import build
 from benchmarks.speed import flops, random_data
 
 PAPER = {"nodes": 8, "gpus": 8, "flops_per_second": 4e14, "bytes_per_second": 5e10}

@@ -22,17 +22,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from acl_plugin import routed_norm
-from acl_plugin.acceleration import autocast, compile_encoder, precision, training_device
-from acl_plugin.cli import Parser
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.cli.parser import Parser
 from acl_plugin.config import RunConfig, preset, used
-from acl_plugin.data import DataSet, Images
+from acl_plugin.data.images import DataSet, Images
 from acl_plugin.errors import UsageError
-from acl_plugin.figures import COLOURS
-from acl_plugin.inner_attack import InnerAttack
-from acl_plugin.objective import Views
-from acl_plugin.run_dir import environment
-from acl_plugin.trainer import Pretraining, build
+from acl_plugin.models import norm_banks
+from acl_plugin.objectives.base import Views
+from acl_plugin.reporting.figures import COLOURS
+from acl_plugin.runs.environment import environment
+from acl_plugin.runtime.device import autocast, compile_encoder, precision, training_device
+from acl_plugin.training.build import build
+from acl_plugin.training.module import Pretraining
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -203,7 +204,7 @@ def flops(module: Pretraining, device: torch.device) -> float:
     F counts an input gradient as one forward and a gradient of input and weights as two (``Cost.encoder_forwards``).
     """
     x = torch.zeros(1, *module.data.shape, device=device)
-    with torch.no_grad(), routed_norm.inference(module.model), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), norm_banks.inference(module.model), FlopCounterMode(display=False) as counter:
         module.model(x)
     cost = module.objective.cost
     assert cost is not None, module.objective

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from acl_plugin.audit import correlations
+from acl_plugin.theory.audit import correlations
 
 HEADER = """# Results
 

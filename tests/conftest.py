@@ -14,12 +14,18 @@ import pytest
 import torch
 
 import acl_plugin
-from acl_plugin import audit, cli, divergence, inner_attack, registry
 from acl_plugin import config as configuration
-from acl_plugin.backbones import Encoder, ModelSpec
-from acl_plugin.inner_attack import InnerAttack, ThreatModel
-from acl_plugin.pseudo_labels import PseudoLabels
-from acl_plugin.trainer import pretrain
+from acl_plugin import registry
+from acl_plugin.attacks import bridge
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.cli.main import main
+from acl_plugin.losses import divergences
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.spec import ModelSpec
+from acl_plugin.objectives.pseudo_labels import PseudoLabels
+from acl_plugin.theory import audit, divergence_estimates
+from acl_plugin.training.pretrain import pretrain
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: each, and what it starts, has one
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -52,7 +58,7 @@ def _quiet_and_apart(tmp_path, monkeypatch):
 @pytest.fixture
 def same_noise(monkeypatch):
     """All attacks have the same noise, so that an attack can be repeated by hand."""
-    monkeypatch.setattr(inner_attack, "_noise_seed", lambda generator: 0)
+    monkeypatch.setattr(bridge, "_noise_seed", lambda generator: 0)
 
 
 @pytest.fixture
@@ -122,8 +128,8 @@ def shorten(patch):
         self.square.n_queries, self.apgd.n_iter, self.apgd_targeted.n_iter, self.fab.n_iter = 50, 5, 5, 5
 
     patch(pyautoattack.AutoAttack, "_set_version", fast)
-    for module in (divergence, audit):
-        patch(module, "MEASURED_WITH", divergence.MEASURED_WITH | {"steps": 10})
+    for module in (divergences, audit):
+        patch(module, "MEASURED_WITH", divergence_estimates.MEASURED_WITH | {"steps": 10})
 
 
 @pytest.fixture
@@ -146,7 +152,7 @@ def finished_run(tmp_path_factory):
             ["evaluate", run, "--suite", "standard", "--attacks", '["FGSM", "PGDL2"]'],
             ["report", run],
         ):
-            assert cli.main(command) == 0
+            assert main(command) == 0
     return Path(run)
 
 

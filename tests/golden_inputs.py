@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from acl_plugin.backbones import Encoder
-from acl_plugin.data import Images
-from acl_plugin.inner_attack import InnerAttack, ThreatModel
-from acl_plugin.objective import Views
-from acl_plugin.pseudo_labels import PseudoLabels
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.data.images import Images
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.objectives.base import Views
+from acl_plugin.objectives.pseudo_labels import PseudoLabels
 from acl_plugin.registry import create_objective
 from conftest import spec
 

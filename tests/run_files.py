@@ -5,7 +5,7 @@ import zipfile
 
 import yaml
 
-from acl_plugin.run_dir import intact
+from acl_plugin.runtime.files import intact
 
 OF_THE_CLOCK = {"seconds", "resumed"}
 

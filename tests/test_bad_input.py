@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from acl_plugin import cli
+from acl_plugin.cli.main import main
 from acl_plugin.config import RunConfig, option_name
 from acl_plugin.errors import TrainingStopped
-from acl_plugin.records import SHAPES
-from acl_plugin.run_dir import RunDir
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.records import SHAPES
 
 
 def repeated(times):
@@ -62,7 +62,7 @@ def test_random_options(tmp_path_factory, monkeypatch, capsys, options):
         raise TrainingStopped("begun")
 
     monkeypatch.setattr(RunDir, "start", begun)
-    status = cli.main(["pretrain", "--out", "x", *(f"{name}={value}" for name, value in options)])
+    status = main(["pretrain", "--out", "x", *(f"{name}={value}" for name, value in options)])
     lines = told(capsys)
     assert len([line for line in lines if line.startswith("acl-plugin: ")]) == 1, lines
     assert status == 2 or (status == 1 and "stopped: begun" in lines[-1]), lines
@@ -86,7 +86,7 @@ def test_random_configurations(tmp_path_factory, monkeypatch, capsys, content):
         raise TrainingStopped("begun")
 
     monkeypatch.setattr(RunDir, "start", begun)
-    assert cli.main(["pretrain", "--out", "x", "--config", "config.yaml"]) in (1, 2)
+    assert main(["pretrain", "--out", "x", "--config", "config.yaml"]) in (1, 2)
     assert told(capsys)[-1].startswith("acl-plugin: ")
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
 
@@ -155,9 +155,9 @@ def test_random_records(copy_of_run, name, monkeypatch, capsys, data):
             damaged = whole[:cut] + data.draw(st.binary(max_size=6)) + whole[cut + 1 :]
         path.write_bytes(damaged)
         if command == "report":
-            monkeypatch.setattr("acl_plugin.report._Run.pictures", lambda self: [])
+            monkeypatch.setattr("acl_plugin.reporting.report._Run.pictures", lambda self: [])
         try:
-            status = cli.main([command, "run", *OF_COMMAND.get(command, [])])
+            status = main([command, "run", *OF_COMMAND.get(command, [])])
             lines = told(capsys)
             assert status in (0, 1, 2)
             assert status == 0 or lines[-1].startswith("acl-plugin: "), lines
@@ -178,7 +178,7 @@ READ_BY = {
 def test_random_bytes_in_place_of_a_file(copy_of_run, name, monkeypatch, capsys, content):
     path = copy_of_run.path / name
     monkeypatch.chdir(copy_of_run.path.parent)
-    monkeypatch.setattr("acl_plugin.report._Run.pictures", lambda self: [])
+    monkeypatch.setattr("acl_plugin.reporting.report._Run.pictures", lambda self: [])
     whole = path.read_bytes()
     path.write_bytes(content)
     before = {
@@ -187,7 +187,7 @@ def test_random_bytes_in_place_of_a_file(copy_of_run, name, monkeypatch, capsys,
     try:
         for command in ("probe", "evaluate", "export", "audit", "status"):
             if name == "config.yaml" or command in READ_BY[name]:
-                assert cli.main([command, "run"]) == 2
+                assert main([command, "run"]) == 2
                 lines = told(capsys)
                 assert lines[-1].startswith("acl-plugin: ")
         after = {

@@ -51,7 +51,7 @@ def imports_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            if node.module in ("acl_plugin", "acl_plugin.recipes"):
+            if node.module in ("acl_plugin", "acl_plugin.objectives"):
                 yield from (f"{node.module}.{alias.name}" for alias in node.names)
             else:
                 yield node.module

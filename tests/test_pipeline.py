@@ -9,9 +9,10 @@ import time
 import pytest
 import torch
 
-from acl_plugin import data, load_classifier, pipeline
+from acl_plugin import load_classifier, pipeline
+from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingUnfinished
-from acl_plugin.run_dir import RunDir
+from acl_plugin.runs.folder import RunDir
 from conftest import OPTIONS
 
 
@@ -23,7 +24,7 @@ def test_the_whole_job_leaves_every_file(tiny_config, tmp_path, few):
         assert file.is_file(), file
     info = run.robustbench / "local" / "model_info" / "digits" / "Linf" / "gsa_rsl_resnet10t.json"
     assert json.loads(info.read_text())["clean_acc"] == f"{100 * result['clean_accuracy']:.2f}"
-    images = data.load(tiny_config).test
+    images = datasets.load(tiny_config).test
     lines = [json.loads(line) for line in run.evaluation_lines.read_text().splitlines()]
     predicted = load_classifier(run.path)(images.floats()).argmax(1).tolist()
     assert [line["clean_prediction"] for line in lines] == predicted
@@ -63,7 +64,7 @@ def test_cifar10_end_to_end_on_real_images(tmp_path, cifar10_dir, few):
     result = pipeline.run(config, tmp_path / "run")
     assert (result["dataset"], result["n"], result["eps"]) == ("cifar10", 10, 8 / 255)
     lines = [json.loads(line) for line in RunDir(tmp_path / "run").evaluation_lines.read_text().splitlines()]
-    images = data.load(config).test
+    images = datasets.load(config).test
     rows = list(zip(images.rows.tolist(), images.labels.tolist(), strict=True))
     assert [(line["index"], line["label"]) for line in lines] == rows
     model = load_classifier(tmp_path / "run")
@@ -74,12 +75,12 @@ def test_cifar10_end_to_end_on_real_images(tmp_path, cifar10_dir, few):
 @pytest.mark.parametrize("cause", ["classes", "home", "error"])
 def test_an_export_that_fails_does_not_hide_the_result(cause, tiny_config, tmp_path, few, capsys, monkeypatch):
     if cause == "classes":
-        source = data.SOURCES["digits"]
+        source = datasets.SOURCES["digits"]
 
         def two(config):
-            return data._of_classes(source(config), range(2), "digits")
+            return datasets._of_classes(source(config), range(2), "digits")
 
-        monkeypatch.setitem(data.SOURCES, "digits", two)
+        monkeypatch.setitem(datasets.SOURCES, "digits", two)
     elif cause == "home":
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("ACL_PLUGIN_HOME", str(tmp_path / "file" / "home"))

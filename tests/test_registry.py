@@ -8,7 +8,7 @@ import torch
 import acl_plugin
 from acl_plugin import registry
 from acl_plugin.errors import UsageError
-from acl_plugin.recipes.simclr import SimCLR
+from acl_plugin.objectives.simclr import SimCLR
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_register_and_create(forget):
 
 
 def test_duplicates_are_refused():
-    with pytest.raises(ValueError, match=r"'simclr' is already registered by acl_plugin.recipes.simclr.SimCLR"):
+    with pytest.raises(ValueError, match=r"'simclr' is already registered by acl_plugin.objectives.simclr.SimCLR"):
         acl_plugin.register("simclr")(object)
     assert registry.factory_of("simclr") is SimCLR
 

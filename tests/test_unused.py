@@ -11,16 +11,21 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 import torch
 
-from acl_plugin import available, cli, corruptions, data, evaluate, pipeline, suite, unused
+from acl_plugin import available, pipeline, unused
 from acl_plugin import config as configuration
-from acl_plugin.backbones import Classifier
+from acl_plugin.attacks.catalogue import attack_names
+from acl_plugin.cli.main import main
 from acl_plugin.config import CoresetConfig, ProbeConfig, RunConfig, TrainingConfig, preset
+from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
-from acl_plugin.inner_attack import attack_names
-from acl_plugin.probe import PROTOCOLS, Probing
-from acl_plugin.probe_checkpoints import ProbeCheckpoints
-from acl_plugin.run_dir import RunDir, load_encoder
-from acl_plugin.trainer import build, pretrain
+from acl_plugin.evaluation import corruptions, run_folder, suite
+from acl_plugin.models.encoder import Classifier
+from acl_plugin.probing.checkpoints import ProbeCheckpoints
+from acl_plugin.probing.protocols import PROTOCOLS, Probing
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import load_encoder
+from acl_plugin.training.build import build
+from acl_plugin.training.pretrain import pretrain
 from conftest import TINY
 
 CPU = torch.device("cpu")
@@ -52,14 +57,14 @@ def names_of(*groups):
     return {f.name for group in groups for f in group.__dict__["__dataclass_fields__"].values()}
 
 
-@pytest.mark.parametrize("name", data.SOURCES)
+@pytest.mark.parametrize("name", datasets.SOURCES)
 def test_what_each_data_set_reads(name, request):
     folder = None
     if not name.startswith("digits"):
         folder = request.getfixturevalue("fabricated" if name.startswith("cifar10") else "fabricated_others")
         folder = request.getfixturevalue("fabricated_others") if name == "cifar100" else folder
     config, read = recording(replace(preset(name), data_dir=folder))
-    data.SOURCES[name](config)
+    datasets.SOURCES[name](config)
     if name == "image_folder":
         read -= {"download"}  # looked at for a message
     assert used(unused.RUN, vars(config), ("data_dir", "download")) == read & {"data_dir", "download"}
@@ -69,7 +74,7 @@ def test_what_each_data_set_reads(name, request):
 def test_what_each_protocol_reads(name, finished_run, tmp_path):
     small = {"probe_epochs": 1, "aft_epochs": 1, "batch_size": 8, "probe_holdout": 0.5}
     config, read = recording(replace(preset("digits"), limit_train=24, probe_protocol=name, **small))
-    images, encoder = data.load(config), load_encoder(finished_run)
+    images, encoder = datasets.load(config), load_encoder(finished_run)
     held_out, train = images.train.take(torch.arange(8)), images.train.take(torch.arange(8, 24))
     model = Classifier(replace(encoder.spec, classes=images.classes))
     checkpoints = ProbeCheckpoints(tmp_path / "probing", {})
@@ -95,7 +100,7 @@ def test_which_objectives_attack(name, settings_of):
     benign = {"adversarial": 0, "global_": 0} if "," in name else {}
     objective = {"objective": name.split(",")[0], "objective_kwargs": settings_of(name) | benign}
     config = preset("digits", **TINY | objective)
-    images = data.load(config)
+    images = datasets.load(config)
     module, attacks = build(config, images), []
     module.objective.on_epoch(0, 2)
     few = images.train.take(torch.arange(8))
@@ -124,11 +129,11 @@ def test_what_each_suite_reads(name, folder, finished_run, tmp_path, few, monkey
     run.evaluation_key.unlink()
     config, read = recording(replace(run.read_config(), limit_test=4))
     if name == "autoattack":
-        evaluate.evaluate(run, config, CPU)
+        run_folder.evaluate(run, config, CPU)
     elif name == "standard":
         suite.evaluate(run, config, CPU, ["FGSM"])
     else:
-        images = data.load(config).test
+        images = datasets.load(config).test
 
         def made(*_):
             return lambda corruption, severity: (images.floats(), images.labels)
@@ -177,7 +182,7 @@ IGNORED = [
 
 def refused(arguments, name, capsys):
     """The line of a command that is refused because of an option."""
-    assert cli.main(arguments) == 2
+    assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"acl-plugin: --{name.replace('_', '-')} ")
     assert "is not used with" in line
@@ -246,7 +251,7 @@ def test_defaults_and_what_one_of_two_runs_uses_are_taken(tmp_path, capsys, monk
         ["--objective", "simclr", "--attack-steps", "3", "--compare", "gsa_rsl"],
         ["--attack-steps", "3", "--compare", "simclr"],
     ):
-        assert cli.main(["run", "--out", "x", *given]) == 2
+        assert main(["run", "--out", "x", *given]) == 2
         assert capsys.readouterr().err == "acl-plugin: begun\n"
     refused(["run", "--out", "x", "--objective", "simclr", "--compare", "simclr", "--attack", "BIM"], "attack", capsys)
 

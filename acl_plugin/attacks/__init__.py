@@ -1,0 +1,1 @@
+"""Adversaries: threat models, the attacks of torchattacks, and their bridge to contrastive losses."""

@@ -1,0 +1,351 @@
+"""Run any torchattacks class on a contrastive loss.
+
+torchattacks wants a model that gives logits, and labels. A contrastive loss is a classification loss in three ways:
+
+- ``joint``: logits (2B, 2B), the similarities of two views that both move; label: the partner. The mean
+  cross-entropy is NT-Xent. All rows depend on all images, so only attacks that follow the gradient of the whole
+  batch are valid.
+- ``bank``: logits (B, K) against fixed keys; label: the own key. Rows are independent, so any attack is valid.
+- ``scalar``: any loss l > 0 per row, as the two logits (-log(expm1(l)), 0) with label 0, whose cross-entropy is l.
+  Attacks that follow the gradient of the whole batch are valid.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acl_plugin.attacks.bridge import Bridge, noise_seed
+from acl_plugin.attacks.catalogue import (
+    RGB_ONLY,
+    STEPS,
+    attack_names,
+    check_arguments,
+    check_count,
+    class_of,
+    defaults,
+    fewest_classes,
+)
+from acl_plugin.attacks.inputs import check_images, check_labels, check_output, check_values
+from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.errors import UsageError, unknown
+from acl_plugin.losses import contrastive
+from acl_plugin.models import norm_banks
+from acl_plugin.runtime import seeding
+from acl_plugin.runtime.autograd import check_autograd, constant, gradients
+
+
+@dataclass(frozen=True)
+class InnerAttack:
+    """Aim a torchattacks class at a classifier, or at a contrastive loss in one of three ways.
+
+    The model is in eval mode during the attack and its weights take no gradient; afterwards modes, buffers and
+    gradients are as before. Each call draws one seed for all noise of the attack, from torch's global CPU generator
+    or from ``generator``, and leaves the random state otherwise as it was: two calls differ, and the same state
+    gives the same result. The attack works in the same way under ``torch.no_grad`` and ``torch.inference_mode``.
+
+    Every call checks types and shapes. It checks values as well (images in [0, 1], labels among the classes), for
+    which it waits for an accelerator once; see ``trusted``. An empty batch is returned as it is.
+
+    Args:
+        threat: norm and eps.
+        name: class name in torchattacks.
+        steps: steps, where the class has them. The step size is 1.25 eps / steps: 2/255 for 8/255 in 5 steps.
+        kwargs: further arguments of the class.
+        scale: share of eps (and step size) in use, in (0, 1].
+        on_moved: called after each attack with the share of rows that it changed, a () tensor; classes that
+            look for misclassified rows leave those alone, which is normal early in pretraining.
+        trusted: do not check values that lie on an accelerator. The trainer sets it after the first batch of an
+            epoch, so that a step never waits.
+
+    Raises:
+        UsageError: for an unknown class or argument, a class of another norm, or a value out of range.
+    """
+
+    threat: ThreatModel
+    name: str = "PGD"
+    steps: int = 5
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    scale: float = 1.0
+    on_moved: Callable[[Tensor], Any] | None = None
+    trusted: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name not in attack_names():
+            raise unknown("attack", self.name, attack_names(), parameter="name")
+        valid = attack_names(self.threat.norm)
+        if self.name not in valid:
+            message = f"attack {self.name!r} is not for {self.threat.norm}; allowed: {', '.join(valid)}"
+            raise UsageError(message, parameter="name", given=self.name, allowed=tuple(valid))
+        check_count("steps", self.steps)
+        check_arguments(self.name, self.kwargs)
+        if not 0 < self.scale <= 1:
+            allowed = "a number above 0, at most 1"
+            message = f"attack scale {self.scale!r}: allowed is {allowed}"
+            raise UsageError(message, parameter="scale", given=self.scale, allowed=allowed)
+
+    def check(self, view: str | None, channels: int | None = None, classes: int | None = None) -> None:
+        """Refuse a view, a number of channels or a number of classes that this class is not valid for.
+
+        Raises:
+            UsageError: with the classes that are.
+        """
+        if self.name in RGB_ONLY and channels not in (None, 3):
+            message = f"attack {self.name!r} takes images of 3 channels, not {channels}; use PGD or MIFGSM"
+            raise UsageError(message, parameter="channels", given=channels, allowed=3)
+        valid = attack_names(self.threat.norm, view)
+        if view is not None and self.name not in valid:
+            raise UsageError(
+                f"attack {self.name!r} moves each row for itself and is not valid for the {view!r} view, in which "
+                f"rows depend on each other; allowed: {', '.join(valid)}",
+                parameter="name",
+                given=self.name,
+                allowed=tuple(valid),
+            )
+        fewest = fewest_classes(self.name, self.kwargs)
+        if classes is not None and classes < fewest:
+            message = f"attack {self.name!r} compares the logits of {fewest} classes or more, not of {classes}"
+            raise UsageError(f"{message}; use APGD or PGD", parameter="classes", given=classes, allowed=fewest)
+
+    def scaled(self, scale: float) -> "InnerAttack":
+        """The same attack with a share of its eps and step size."""
+        return replace(self, scale=scale)
+
+    def joint(
+        self,
+        model: nn.Module,
+        a: Tensor,
+        b: Tensor,
+        *,
+        route: str | None = None,
+        temperature: float = 0.5,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Move both views to raise NT-Xent between them.
+
+        Args:
+            model: encoder, called as ``model(images, route)`` -> (2B, P).
+            a, b: (B, C, H, W) views in [0, 1].
+            route: norm bank.
+            temperature: tau.
+            generator: source of the noise; None for torch's global CPU generator.
+
+        Returns:
+            Two (B, C, H, W) adversarial views, detached, in ball and box.
+
+        Raises:
+            UsageError: for a class that is not valid here, for images that are not in [0, 1], or for outputs of
+                another shape; so for the methods below.
+        """
+        check_images(a, "a")
+        check_images(b, "b")
+        if a.shape != b.shape:
+            message = f"views of different shapes: {tuple(a.shape)} and {tuple(b.shape)}"
+            raise UsageError(message, parameter="b", given=tuple(b.shape), allowed=tuple(a.shape))
+        self.check("joint", a.shape[1])
+
+        def logits(x: Tensor) -> Tensor:
+            return contrastive.joint_logits(check_output(model(x, route), (len(x), None)), temperature)[0]
+
+        partners = torch.arange(2 * len(a), device=a.device).roll(len(a))
+        both = torch.cat([a, b])
+        self._check_values(both, "a and b")
+        moved_a, moved_b = self._run(model, both, partners, logits, 2 * len(a), generator=generator).chunk(2)
+        return moved_a, moved_b
+
+    def bank(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        keys: Tensor,
+        *,
+        route: str | None = None,
+        temperature: float = 0.5,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Move each image away from its own key and towards the others'.
+
+        Args:
+            model: encoder, called as ``model(images, route)`` -> (B, P).
+            x: (B, C, H, W) in [0, 1].
+            keys: (K, P) fixed embeddings, K >= B; row i is image i's own.
+            route, temperature, generator: as in ``joint``.
+
+        Returns:
+            (B, C, H, W), detached, in ball and box.
+        """
+        check_images(x)
+        check_output(keys, (None, None), "keys")
+        if len(keys) < len(x):
+            message = f"keys: {len(keys)} for {len(x)} images; allowed is one for each image, or more"
+            raise UsageError(message, parameter="keys", given=len(keys), allowed=len(x))
+        self.check("bank", x.shape[1], len(keys) if len(x) else None)
+        self._check_values(x)
+        keys = constant(keys)
+
+        def logits(images: Tensor) -> Tensor:
+            embedded = check_output(model(images, route), (len(images), keys.shape[1]))
+            return contrastive.similarity_logits(embedded, keys, temperature)
+
+        labels = torch.arange(len(x), device=x.device)
+        return self._run(model, x, labels, logits, len(keys), generator=generator)
+
+    def scalar(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        row_losses: Callable[[Tensor], Tensor],
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Move images to raise the mean of any positive loss per row.
+
+        Args:
+            model: every module that ``row_losses`` uses, for its modes and flags.
+            x: (B, C, H, W) in [0, 1].
+            row_losses: (B, C, H, W) -> (B,) losses above 0.
+            generator: as in ``joint``.
+
+        Returns:
+            (B, C, H, W), detached, in ball and box.
+        """
+        check_images(x)
+        self.check("scalar", x.shape[1])
+        self._check_values(x)
+
+        def logits(images: Tensor) -> Tensor:
+            rows = check_output(row_losses(images), (len(images),), "row_losses").float().clamp_min(1e-6)
+            # -log(expm1(l)) = -l - log(1 - exp(-l)), which does not overflow
+            wrong = -rows - torch.log(-torch.expm1(-rows))
+            return torch.stack([wrong, torch.zeros_like(wrong)], dim=1)
+
+        labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
+        return self._run(model, x, labels, logits, classes=2, generator=generator)
+
+    def classifier(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, bounded: bool = True, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Move images away from their class, as an evaluation does; any class is valid.
+
+        Args:
+            model: (B, C, H, W) in [0, 1] -> (B, classes) logits, of two classes or more.
+            x: (B, C, H, W) in [0, 1].
+            y: (B,) labels in [0, classes).
+            bounded: project onto the ball; False for attacks that look for the smallest perturbation.
+            generator: as in ``joint``.
+
+        Returns:
+            (B, C, H, W), detached, in the box, and in the ball if ``bounded``.
+
+        Example:
+            >>> pgd = acl_plugin.InnerAttack(acl_plugin.ThreatModel("Linf", "8/255"), "PGD", steps=20)
+            >>> x_adv = pgd.classifier(model, x, y, generator=torch.Generator().manual_seed(0))  # doctest: +SKIP
+        """
+        check_images(x)
+        check_labels(y, len(x))
+        self.check(None, x.shape[1])
+        if not x.numel():
+            return x.detach().clone()
+        check_autograd(model)
+        with torch.no_grad(), norm_banks.inference(model):
+            classes = check_output(model(x[:1]), (1, None)).shape[1]
+        if classes < 2:
+            message = f"the model has {classes} output; allowed are logits of two classes or more"
+            raise UsageError(message, parameter="model", given=classes, allowed="two classes or more")
+        self.check(None, classes=classes)
+        self._check_values(x, y=y, classes=classes)
+
+        def logits(images: Tensor) -> Tensor:
+            return check_output(model(images), (len(images), classes))
+
+        return self._run(model, x, y.long(), logits, classes, bounded, generator=generator)
+
+    def trades(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        logits: Callable[[Tensor], Tensor],
+        benign_logits: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Move images to raise KL(softmax benign_logits || softmax logits(x')).
+
+        Torchattacks' TPGD does that from beside the image. PGD is given the benign law as soft labels, whose
+        cross-entropy is the same divergence and a constant.
+
+        Args:
+            model: every module that ``logits`` uses, for its modes and flags.
+            x: (B, C, H, W) in [0, 1].
+            logits: (B, C, H, W) -> (B, classes).
+            benign_logits: (B, classes), constant.
+            generator: as in ``joint``.
+
+        Returns:
+            (B, C, H, W), detached, in ball and box.
+
+        Source: TRADES (arXiv 1901.08573), Algorithm 1.
+        """
+        if self.name not in ("TPGD", "PGD"):
+            message = f"attack {self.name!r} does not raise the divergence of TRADES; allowed: TPGD, PGD"
+            raise UsageError(message, parameter="name", given=self.name, allowed=("TPGD", "PGD"))
+        check_images(x)
+        check_output(benign_logits, (len(x), None), "benign_logits")
+        self._check_values(x)
+        benign_logits = constant(benign_logits)
+        law = benign_logits.softmax(1)
+        asked_first = [benign_logits] if self.name == "TPGD" else []  # TPGD asks for the benign logits first
+
+        def answer(images: Tensor) -> Tensor:
+            return asked_first.pop() if asked_first else check_output(logits(images), tuple(law.shape), "logits")
+
+        return self._run(model, x, law, answer, classes=law.shape[1], generator=generator)
+
+    def _check_values(self, x: Tensor, parameter: str = "x", y: Tensor | None = None, classes: int = 0) -> None:
+        if x.numel() and not (self.trusted and x.device.type != "cpu"):
+            check_values(x, parameter, y, classes)
+
+    def _run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        logits: Callable[[Tensor], Tensor],
+        classes: int,
+        bounded: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        if not x.numel():
+            return x.detach().clone()
+        check_autograd(model)
+        threat, seed = replace(self.threat, eps=self.threat.eps * self.scale), noise_seed(generator)
+        with gradients(), norm_banks.inference(model), seeding.private(seed, x.device):
+            x, labels = constant(x).contiguous(), constant(labels)  # some classes use view()
+            attack = class_of(self.name)(Bridge(logits, x), **self._arguments(threat, classes, seed))
+            moved = attack(x, labels).detach()
+            # some classes leave the ball (CW, DeepFool), and some divide by a gradient that may be zero
+            moved = torch.where(moved.isfinite(), moved, x)
+            moved = threat.project(moved, x) if bounded else moved.clamp(0, 1)
+            if self.on_moved is not None:
+                self.on_moved((moved != x).flatten(1).any(1).float().mean())
+        return moved
+
+    def _arguments(self, threat: ThreatModel, classes: int, seed: int = 0) -> dict[str, Any]:
+        given = next((self.kwargs[name] for name in STEPS if name in self.kwargs), self.steps)
+        steps = 1 if self.name in ("FGSM", "FFGSM") else given
+        wanted = {
+            "eps": threat.eps,
+            "max_epsilon": threat.eps,
+            "alpha": 1.25 * threat.eps / steps,
+            **dict.fromkeys(STEPS, steps),
+            "norm": threat.norm,
+            "n_classes": min(classes, 10),  # nine targets at most, as AutoAttack has
+            "seed": seed,
+        }
+        accepted = defaults(self.name)
+        arguments = {k: v for k, v in wanted.items() if k in accepted} | self.kwargs
+        if "alpha" in self.kwargs:
+            arguments["alpha"] = self.kwargs["alpha"] * self.scale
+        return arguments

@@ -1,0 +1,262 @@
+"""The commands."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from acl_plugin import config as configuration
+from acl_plugin import unused
+from acl_plugin.cli.parser import (
+    PROGRAM,
+    defaults_of_data,
+    defaults_of_run,
+    defaults_of_transfer,
+    known_options,
+    parse,
+    parser_of,
+)
+from acl_plugin.config import EvaluationConfig, MachineConfig, ProbeConfig, RunConfig, ThreatConfig, check
+from acl_plugin.data import datasets
+from acl_plugin.errors import UsageError, unknown
+from acl_plugin.evaluation import corruptions, run_folder, suite
+from acl_plugin.leaderboard import export, provenance
+from acl_plugin.objectives import pseudo_labels
+from acl_plugin.probing import protocols
+from acl_plugin.reporting import report, tables
+from acl_plugin.runs import published, transfer
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.layouts import LAYOUTS
+from acl_plugin.runtime.device import training_device
+from acl_plugin.theory import audit
+from acl_plugin.training import build, pretrain
+from acl_plugin.validation import Range, check_value
+
+LISTS = ("objectives", "backbones", "attacks", "data", "formats")
+
+
+def run(name: str, arguments: list[str]) -> None:
+    """``run`` and ``pretrain``: a new folder, or one to go on with."""
+    parser = parser_of(name)
+    parser.add_argument("--out", type=Path, required=True, help="The run's folder; an unfinished run goes on.")
+    if name == "run":
+        parser.add_argument("--compare", type=str | None, default=None, help="A second objective to run likewise.")
+    for group in configuration.GROUPS:
+        parser.add_class_arguments(group)
+    options = parse(parser, arguments, defaults_of_data, {})
+    out, compare = options.pop("out"), options.pop("compare", None)
+    config = configuration.from_dict(known_options(options))
+    configs = [config] if compare is None else [config, replace(config, objective=compare, objective_kwargs={})]
+    unused.refuse([vars(each) for each in configs], vars(configuration.usual(config)), unused.RUN)
+
+    from acl_plugin import pipeline
+
+    for logger in ("lightning.pytorch", "lightning.fabric"):  # imported by now, which sets their level
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    if name == "pretrain":
+        print(f"encoder: {pretrain.pretrain(config, out).encoder}")
+        return
+    runs = [(config, out)]
+    for other in configs[1:]:
+        build.build(other, datasets.load(other))  # a mistake in the second run is told before the first
+        runs.append((other, out / "compare" / other.objective))
+    results = [(each.objective, pipeline.run(each, folder, training_device(config))) for each, folder in runs]
+    print("\n".join(tables.accuracies(results)))
+    print(f"results: {out}/evaluation.json, model: acl_plugin.load_classifier({str(out)!r})")
+
+
+def stage(name: str, arguments: list[str]) -> None:
+    """``probe``, ``evaluate`` and ``export`` of a run folder, whose configuration gives the defaults."""
+    parser = parser_of(name)
+    parser.add_argument("run", type=Path, help="The run's folder.")
+    if name == "probe":
+        parser.add_class_arguments(ProbeConfig)
+        parser.add_argument("--published", type=bool, help="Take the settings published for the objective and data.")
+    elif name == "evaluate":
+        parser.add_class_arguments(ThreatConfig)
+        parser.add_class_arguments(EvaluationConfig)
+        parser.add_argument("--limit-test", type=int | None, default=None, help="Evaluate on N test images only.")
+        suites = Literal["autoattack", "standard", "corruptions"]
+        told = "standard: torchattacks, one by one; corruptions: the 15 common ones."
+        parser.add_argument("--suite", type=suites, default="autoattack", help=told)
+        told = "Folder that holds CIFAR-10-C or CIFAR-100-C; without it corruptions are made on the fly."
+        parser.add_argument("--corruptions-dir", type=Path | None, default=None, help=told)
+        parser.add_argument("--attacks", type=list[str] | None, default=None, help="Only these of --suite standard.")
+    if name == "export":
+        for option, line in {
+            "name": "The model's name on the leaderboard; by default objective and backbone.",
+            "paper-url": "Link to the paper.",
+            "paper-title": "Title of the paper.",
+            "authors": "Authors, separated by commas.",
+            "venue": "Where the paper appeared, with the year.",
+        }.items():
+            parser.add_argument(f"--{option}", type=str | None, default=None, help=line)
+        told = "Whether more images were used than the dataset's training images; needed where no file decides it."
+        parser.add_argument("--additional-data", type=bool | None, default=None, help=told)
+        parser.add_argument("--overwrite", type=bool, help="Take over a name that the export of another run has.")
+    else:
+        parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the data set is now.")
+        skipped = {"num_nodes", "compile"} | ({"precision"} if name == "evaluate" else {"devices"})
+        parser.add_class_arguments(MachineConfig, skip=skipped)
+    uses = {"probe": unused.PROBE, "evaluate": unused.EVALUATE, "export": {}}[name]
+    options = parse(parser, arguments, defaults_of_run, uses)
+    run = RunDir(options.pop("run"))
+    config = replace(run.read_config(), **known_options(options))
+    check(config)
+
+    if name == "probe":
+        protocols.probe(run, config, training_device(config))
+        print(f"classifier: {run.classifier}")
+    elif name == "evaluate" and options["suite"] == "standard":
+        print("\n".join(tables.suite(suite.evaluate(run, config, training_device(config), options["attacks"]))))
+    elif name == "evaluate" and options["suite"] == "corruptions":
+        result = corruptions.evaluate(run, config, training_device(config), options["corruptions_dir"])
+        print("\n".join(tables.corruptions(result)))
+    elif name == "evaluate":
+        result = run_folder.evaluate(run, config, training_device(config))
+        print("\n".join(tables.accuracies([(config.objective, result)])))
+    else:
+        given = {k: v for k, v in options.items() if v is not None and k != "config"}
+        print(f"model_info: {export.export(run, config, **given)}")
+
+
+def import_checkpoint(arguments: list[str]) -> None:
+    parser = parser_of("import")
+    parser.add_argument("file", type=Path, help="The checkpoint.")
+    parser.add_argument("--out", type=Path, required=True, help="The new run's folder.")
+    parser.add_argument("--format", type=str, default="auto", help="Its layout (`acl-plugin list formats`).")
+    parser.add_argument("--bank", type=str | None, default=None, help="Norm bank to probe; the adversarial one if any.")
+    told = "How its network normalizes images, where the file does not store it: none, cifar or imagenet."
+    parser.add_argument("--normalization", type=str | None, default=None, help=told)
+    parser.add_argument("--allow-pickle", type=bool, help="Read a file that could execute any code.")
+    parser.add_class_arguments(configuration.DataConfig)
+    parser.add_class_arguments(configuration.BackboneConfig, skip={"stem"})
+    parser.set_defaults({"data": "cifar10"})
+    options = parse(parser, arguments, defaults_of_data, unused.RUN)
+
+    out = RunDir(options["out"])
+    layout = published.import_run(
+        options["file"],
+        out,
+        configuration.preset(**known_options(options)),
+        options["format"],
+        options["bank"],
+        options["allow_pickle"],
+        options["normalization"],
+    )
+    print(f"encoder: {out.encoder}, format {layout}: {LAYOUTS[layout].papers}")
+
+
+def audit_runs(arguments: list[str]) -> None:
+    parser = parser_of("audit")
+    parser.add_argument("runs", type=Path, nargs="+", help="Run folders.")
+    told = "last: the pretrained encoder; all: those of --keep-every as well, and correlations over them."
+    parser.add_argument("--checkpoints", type=Literal["last", "all"], default="last", help=told)
+    parser.add_argument("--limit", type=int, default=500, help="Test images that are looked at.")
+    parser.add_argument("--out", type=Path | None, default=None, help="Folder of the joint result of several runs.")
+    kinds = Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    parser.add_argument("--accelerator", type=kinds, default="auto", help="auto takes what there is.")
+    given = parser.parse(arguments)
+    if len(given.runs) > 1 and given.out is None:
+        message = "`out` FOLDER is needed for the joint result of several runs"
+        raise UsageError(message, parameter="out", given=None, allowed="a folder")
+    check_value("limit", given.limit, int, Range(8))
+
+    runs = [RunDir(path) for path in given.runs]
+    out = RunDir(given.out or given.runs[0])
+    device = training_device(replace(RunConfig(), accelerator=given.accelerator))
+    result = audit.audit(runs, out, given.checkpoints, given.limit, device)
+    print("\n".join(tables.audit(result)))
+    print(f"results: {out.audit}, figure: {out.audit_figure}")
+
+
+def write_report(arguments: list[str]) -> None:
+    parser = parser_of("report")
+    parser.add_argument("runs", type=Path, nargs="+", help="Run folders; several are compared.")
+    parser.add_argument("--out", type=Path | None, default=None, help="The file; report.html of the first run.")
+    given = parser.parse(arguments)
+
+    runs = [RunDir(path) for path in given.runs]
+    out = given.out or runs[0].report
+    report.report(runs, out)
+    print(f"report: {out}")
+
+
+def show_status(arguments: list[str]) -> None:
+    parser = parser_of("status")
+    parser.add_argument("runs", type=Path, nargs="+", help="Run folders.")
+
+    from acl_plugin.reporting.status import status
+
+    for path in parser.parse(arguments).runs:
+        print("\n".join(status(RunDir(path))))
+
+
+def transfer_run(arguments: list[str]) -> None:
+    parser = parser_of("transfer")
+    parser.add_argument("run", type=Path, help="The run's folder.")
+    parser.add_argument("--out", type=Path, required=True, help="The new run's folder.")
+    groups = (configuration.DataConfig, ThreatConfig, ProbeConfig)
+    for group in groups:
+        parser.add_class_arguments(group)
+    options = parse(parser, arguments, defaults_of_transfer, unused.RUN)
+
+    source, out = RunDir(options.pop("run")), RunDir(options.pop("out"))
+    transfer.transfer(source, out, transfer.transferred(source.read_config(), **known_options(options)))
+    print(f"encoder: {out.encoder}; next: {PROGRAM} probe {out.path} && {PROGRAM} evaluate {out.path}")
+
+
+def make_pseudo_labels(arguments: list[str]) -> None:
+    from acl_plugin.models.memory_format import channels_last
+    from acl_plugin.runs.models import load_encoder, weights_hash
+
+    parser = parser_of("pseudo-labels")
+    parser.add_argument("run", type=Path, help="The run's folder.")
+    parser.add_argument("--out", type=Path, required=True, help="The file to write, such as labels.npz.")
+    parser.add_argument(
+        "--clusters", type=list[int], default=list(pseudo_labels.PUBLISHED_SIZES), help="Their numbers."
+    )
+    parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the data set is now.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of k-means.")
+    options = parse(parser, arguments, defaults_of_run, unused.PSEUDO_LABELS)
+    config = replace(RunDir(options["run"]).read_config(), **known_options(options))
+    check(config)
+    encoder = channels_last(load_encoder(options["run"], benign=True))
+    origin, seen = provenance.sources(RunDir(options["run"])), None
+    if not origin.unknown:
+        seen = sorted(origin.seen)
+    source = {"data": config.data, "objective": config.objective, "encoder_sha256": weights_hash(encoder)}
+    images = datasets.load(config).train
+    labels = pseudo_labels.make(encoder, images, options["clusters"], config.seed, source | {"seen": seen})
+    labels.write(options["out"])
+    print(f"pseudo-labels: {options['out']}")
+
+
+def show_list(arguments: list[str]) -> None:
+    parser = parser_of("list")
+    parser.add_argument("what", type=str, help=f"One of {', '.join(LISTS)}.")
+    parser.add_argument("--pattern", type=str, default="", help="Backbones: only names that match, such as 'vit*'.")
+    given = parser.parse(arguments)
+    if given.what not in LISTS:
+        raise unknown("list", given.what, LISTS, parameter="what")
+    unused.refuse([vars(given)], {"pattern": parser.get_default("pattern")}, unused.LIST)
+    if given.what == "backbones":
+        from acl_plugin.models.timm_names import backbone_names
+
+        print("\n".join(backbone_names(given.pattern)))
+    elif given.what == "attacks":
+        from acl_plugin.attacks.catalogue import ALL_VIEWS, attack_names
+        from acl_plugin.attacks.threat_model import NORMS
+
+        for attack in attack_names():
+            norms = " ".join(n for n in NORMS if attack in attack_names(n))
+            views = " ".join(v for v in ALL_VIEWS if attack in attack_names(view=v))
+            print(f"{attack:12}{norms:10}{views}")
+    elif given.what == "data":
+        from acl_plugin.data.datasets import SOURCES
+
+        print("\n".join(f"{name:10}{tables.first_line(source)}" for name, source in SOURCES.items()))
+    elif given.what == "formats":
+        print("\n".join(f"{name:12}{layout.papers}" for name, layout in LAYOUTS.items()))
+    else:
+        print("\n".join(tables.objectives()))

@@ -1,0 +1,121 @@
+"""The command line: it parses, calls, and prints.
+
+Exit status 0: done. 2: the user's mistake, told in one line; nothing was written. 1: anything else.
+"""
+
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+
+from acl_plugin.cli import completion
+from acl_plugin.cli.commands import (
+    audit_runs,
+    import_checkpoint,
+    make_pseudo_labels,
+    run,
+    show_list,
+    show_status,
+    stage,
+    transfer_run,
+    write_report,
+)
+from acl_plugin.cli.parser import COMMANDS, PROGRAM
+from acl_plugin.errors import EvaluationStopped, TrainingStopped, UsageError, as_flags, unknown
+from acl_plugin.runtime.progress import Progress
+from acl_plugin.runtime.signals import interrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status; 141 if nobody reads what it prints, as for any program."""
+    try:
+        try:
+            return _main(arguments)
+        finally:
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+    except BrokenPipeError:  # `| head` has seen enough; the interpreter would flush again, and complain
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in (1, 2):
+            os.dup2(nowhere, number)
+        return 128 + signal.SIGPIPE
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    _quiet()
+    if completion.wanted():
+        name = completion.command(COMMANDS)
+        if name:
+            _dispatch([name])
+        return 0
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)  # a scheduler's way to say what SIGINT says
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    Progress.silent = "--quiet" in given
+    try:
+        _dispatch([argument for argument in given if argument != "--quiet"])
+    except UsageError as error:
+        print(f"{PROGRAM}: {as_flags(' '.join(str(error).split()))}", file=sys.stderr)
+        return 2
+    except TrainingStopped as error:
+        print(f"{PROGRAM}: stopped: {error}; the last good checkpoint is kept", file=sys.stderr)
+        return 1
+    except EvaluationStopped as error:
+        print(f"{PROGRAM}: stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a full disk, a folder that cannot be written, ...
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{PROGRAM}: {where}{error.strerror or error}; what was written before is whole", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            f"usage: {PROGRAM} COMMAND [OPTIONS]   ({PROGRAM} COMMAND --help tells the options; --quiet: no progress)\n"
+        )
+        print("\n".join(f"  {name:15}{line}" for name, line in COMMANDS.items()))
+        return
+    if arguments[0] == "--version":
+        from acl_plugin import __version__
+
+        print(__version__)
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise unknown("command", name, COMMANDS)
+    if name == "list":
+        show_list(rest)
+    elif name in ("run", "pretrain"):
+        run(name, rest)
+    elif name == "import":
+        import_checkpoint(rest)
+    elif name == "audit":
+        audit_runs(rest)
+    elif name == "report":
+        write_report(rest)
+    elif name == "status":
+        show_status(rest)
+    elif name == "transfer":
+        transfer_run(rest)
+    elif name == "pseudo-labels":
+        make_pseudo_labels(rest)
+    else:
+        stage(name, rest)
+
+
+def _quiet() -> None:
+    """What other libraries say that a user of this one cannot act on."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=r".*module\(s\) in eval mode at the start of training.*")  # a teacher
+    warnings.filterwarnings("ignore", message=".*pkg_resources is deprecated.*")

@@ -1,0 +1,170 @@
+"""The parser of the command line."""
+
+import argparse
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from acl_plugin import config as configuration
+from acl_plugin import unused
+from acl_plugin.cli import completion
+from acl_plugin.config import RunConfig
+from acl_plugin.errors import UsageError, unknown
+from acl_plugin.probing.published_settings import probe_settings
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runtime.paths import user_path
+
+PROGRAM = "acl-plugin"
+
+
+COMMANDS = {
+    "run": "pretrain, probe, evaluate with AutoAttack, and export: the whole job",
+    "pretrain": "pretrain an encoder without labels",
+    "probe": "train a classifier on a run's encoder: linear on the frozen encoder, or by another protocol",
+    "evaluate": "attack a run's classifier with AutoAttack standard, or a suite of standard attacks",
+    "audit": "measure every term of the bounds on the robust loss, on a run's checkpoints",
+    "status": "tell how far a run has come",
+    "report": "write one HTML page of one or several runs",
+    "export": "write a run's result in RobustBench's format and register its model",
+    "import": "make a run folder of a published checkpoint, ready to be probed",
+    "transfer": "make a run folder of a run's encoder on another data set, ready to be probed",
+    "pseudo-labels": "cluster the training images by a run's features, for objectives that need it",
+    "list": "list objectives, backbones, attacks, data sets or formats of checkpoints",
+}
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """Options with dashes, and errors as ``UsageError``."""
+
+    def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
+        if options.get("type") is bool:  # a flag
+            options = {"action": "store_true", "default": False, "help": options["help"]}
+        ours = (n if n.startswith(("--print_", "-h")) or n[0] != "-" else n.replace("_", "-") for n in names)
+        return super().add_argument(*ours, **options)
+
+    def parse(self, arguments: Sequence[str]) -> jsonargparse.Namespace:
+        """The options given and the defaults of the others.
+
+        Raises:
+            UsageError: for anything that is not allowed.
+        """
+        if completion.wanted():
+            completion.name_values(self)
+        try:
+            options = self.parse_args(list(arguments))
+        except UnicodeDecodeError as error:
+            message = f"`config`: a file that is not text ({error})"
+            raise UsageError(message, parameter="config", given=arguments, allowed="a YAML file") from error
+        except argparse.ArgumentError as error:
+            raise self._mistake(" ".join(str(error).split())) from error
+        for name, value in vars(options).items():
+            if isinstance(value, Path):
+                options[name] = user_path(value, name)
+            elif isinstance(value, list):
+                options[name] = [user_path(each, name) if isinstance(each, Path) else each for each in value]
+        return options
+
+    def _mistake(self, message: str) -> UsageError:
+        """What jsonargparse says, in one line of ours, with as many fields as it names."""
+        stray = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
+        if stray:
+            return unknown("argument", stray[1].split("=")[0], self._option_string_actions)
+        key = re.search(r"Option '(.+?)' is not accepted", message)
+        if key:
+            return unknown("option in `config`:", key[1], self._names(), parameter="config")
+        file = re.search(r"Unexpected config: (.*)", message)
+        if file:
+            allowed = "a mapping of options to values"
+            told = f"`config`: {file[1]!r} is not {allowed}"
+            return UsageError(told, parameter="config", given=file[1], allowed=allowed)
+        if message.startswith("Problems parsing config: Parser key"):  # of an option in the file
+            message = message.removeprefix("Problems parsing config: ")
+        message = message.replace("Problems parsing config:", 'Parser key "config":')
+        named = re.search(
+            r"Parser key \"([\w.]+)\"|[Aa]rgument --?([\w-]+)|required: ([\w-]+)|option: --([\w-]+)", message
+        )
+        name = next(filter(None, named.groups())).replace("-", "_") if named else None
+        message = re.sub(r'Parser key "([\w.]+)":', r"`\1`:", message)
+        value = re.search(r"(?:Got|Given) value: (.*?)$", message)
+        union = re.search(r"Subtypes: \[(.*?)\] Errors", message)
+        if union and value:
+            kinds = re.sub(r"<class '(\w+)'>", r"\1", union[1]).replace("NoneType", "null")
+            message = f"`{name}`: allowed: {kinds}. Got value: {value[1]}"
+        message = re.sub(r"Expected a typing.Literal\[(.*?)\]\.", r"allowed: \1.", message)
+        message = re.sub(r"Expected an? (<class ')?(\w+)('>)?\.", r"allowed: \2.", message)
+        allowed_values = re.search(r"allowed: (.*?)\. Got", message)
+        return UsageError(
+            message,
+            parameter=name,
+            given=value[1] if value else None,
+            allowed=allowed_values[1] if allowed_values else None,
+        )
+
+    def _names(self) -> list[str]:
+        return [action.dest for action in self._actions if not action.dest.startswith(("help", "print_"))]
+
+
+def parser_of(name: str) -> Parser:
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = Parser(prog=f"{PROGRAM} {name}", description=COMMANDS[name], exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file with options, as --print_config prints them.")
+    return parser
+
+
+def parse(
+    parser: Parser,
+    arguments: list[str],
+    defaults: Callable[[Mapping[str, Any]], dict[str, Any]],
+    uses: unused.Uses,
+) -> dict[str, Any]:
+    """Parse, with ``defaults(options)`` in place of the general defaults, until they go with what is given.
+
+    Raises:
+        UsageError: for anything that is not allowed, and for options that ``uses`` finds without use.
+    """
+    shows = [a for a in arguments if a in ("-h", "--help") or a.startswith("--print_config")]
+    known, before, found = {action.dest for action in parser._actions}, None, {}
+    try:
+        options = parser.parse([a for a in arguments if a not in shows]).as_dict()
+        while (found := defaults(options)) != before:
+            parser.set_defaults({name: value for name, value in found.items() if name in known})
+            options, before = parser.parse([a for a in arguments if a not in shows]).as_dict(), found
+    except UsageError:
+        if not {"-h", "--help"} & set(shows):
+            raise
+    if shows:
+        options = parser.parse(arguments).as_dict()
+    usual = {action.dest: action.default for action in parser._actions}
+    if usual.get("data_dir") is not None:
+        usual["data_dir"] = Path(usual["data_dir"])
+    unused.refuse([found | options], usual, uses)
+    return dict(options)
+
+
+def defaults_of_data(given: Mapping[str, Any]) -> dict[str, Any]:
+    norm = given.get("norm")
+    return {"norm": norm} | configuration.defaults(given["data"], given["backbone"], norm)
+
+
+def defaults_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's configuration, what goes with another norm, and the published settings of its probe if asked for."""
+    config = RunDir(given["run"]).read_config()
+    found = configuration.to_dict(config)
+    if "norm" in given:
+        found |= configuration.following(config, norm=given["norm"])
+    if given.get("published"):
+        found |= probe_settings(config.objective, config.data, given["probe_protocol"])
+    return found
+
+
+def defaults_of_transfer(given: Mapping[str, Any]) -> dict[str, Any]:
+    source = RunDir(given["run"]).read_config()
+    return {"norm": source.norm} | configuration.defaults(given["data"], norm=given["norm"])
+
+
+def known_options(options: dict[str, Any]) -> dict[str, Any]:
+    return {f.name: options[f.name] for f in fields(RunConfig) if f.name in options}

@@ -1,0 +1,1 @@
+"""Repairs of other packages, which go when those are mended."""

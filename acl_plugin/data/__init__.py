@@ -1,0 +1,1 @@
+"""Images, datasets, batches and augmentations."""

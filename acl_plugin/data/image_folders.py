@@ -1,0 +1,159 @@
+"""Folders of images, ``train/CLASS/*`` and ``test/CLASS/*``: which files are there, and of which class."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from acl_plugin.data.image_files import SUFFIXES
+from acl_plugin.data.subsets import missing_classes
+from acl_plugin.errors import UsageError
+
+LAYOUT = "train/CLASS/* and test/CLASS/* (or val/CLASS/*), with the same two or more classes in both"
+"""Layout that is needed."""
+
+NO_CONTENT = frozenset("__macosx @eadir #recycle $recycle.bin lost+found thumbs.db desktop.ini".split())
+"""Names, in small letters, of what systems leave in folders. It is skipped, as is every name that starts with a dot."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Files of the training or of the test images.
+
+    Attributes:
+        folder: that holds one folder for each class.
+        classes: names of the class folders, sorted.
+        paths: N files, sorted within each class; the classes follow each other.
+        labels: (N,) int64, positions in ``classes``.
+        skipped: files that are no images by their suffix, or in no class folder.
+        origins: where the folders, and the links among the files, really are.
+    """
+
+    folder: Path
+    classes: tuple[str, ...]
+    paths: list[Path]
+    labels: Tensor
+    skipped: list[Path]
+    origins: frozenset[str]
+
+
+def list_splits(root: Path) -> tuple[Split, Split]:
+    """Return the training and the test images in ``root``, without opening one.
+
+    Hidden files and folders, and those that systems leave behind, are skipped, and links are followed. One line on
+    stderr counts other files that are skipped.
+
+    Args:
+        root: folder with ``train`` and ``test``, or ``val`` where there is no ``test``.
+
+    Raises:
+        UsageError: when the layout is another one, a class is missing from a split or has no image, there is only one
+            class, or the same files are in both splits.
+    """
+    try:
+        train, test = _list_split(_split_folder(root, "train")), _list_split(_split_folder(root, "test", "val"))
+    except OSError as error:
+        raise _refused(Path(error.filename or root), f"cannot be read: {error.strerror}") from error
+    for one, other in ((train, test), (test, train)):
+        missing = sorted(set(one.classes) - set(other.classes))
+        if missing:
+            what = f"has no folder of the class {_some(missing)}, which {one.folder.name} has"
+            raise _refused(other.folder, f"{what}. Add it, or remove it from both")
+    if len(train.classes) < 2:
+        raise _refused(root, f"has only the class {train.classes[0]}, and a classifier needs two or more")
+    for split in (train, test):
+        empty = missing_classes(split.labels, split.classes)
+        if empty:
+            what = f"has no image of the class {_some(empty)}. Images end in {' '.join(SUFFIXES)}"
+            others = [path for path in split.skipped if path.relative_to(split.folder).parts[0] in empty]
+            raise _refused(split.folder, what + (f", unlike {others[0].name}" if others else ""))
+    shared = sorted(train.origins & test.origins)
+    if shared:
+        raise _refused(shared[0], f"is in {train.folder.name} and {test.folder.name}. Test on other images")
+    skipped = train.skipped + test.skipped
+    if skipped:
+        what = f"{len(skipped)} files that are no images or in no folder of a class, such as {skipped[0]}"
+        print(f"image_folder: skipped {what}", file=sys.stderr)
+    return train, test
+
+
+def _split_folder(root: Path, *names: str) -> Path:
+    """Return the first folder of these names."""
+    if not root.is_dir():
+        raise _refused(root, "is no folder")
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    there = [entry.name for entry in sorted(root.iterdir()) if not _is_skipped(entry.name)]
+    raise _refused(root, f"has no folder {' or '.join(names)}. It has {_some(there) or 'nothing'}")
+
+
+def _list_split(folder: Path) -> Split:
+    entries = sorted(entry for entry in folder.iterdir() if not _is_skipped(entry.name))
+    folders = [entry for entry in entries if entry.is_dir()]
+    paths: list[Path] = []
+    labels: list[int] = []
+    skipped = [entry for entry in entries if not entry.is_dir()]
+    if not folders:
+        what = "has images in no folder of a class" if any(map(_is_image, skipped)) else "has no folder of a class"
+        raise _refused(folder, what)
+    origins: set[str] = set()
+    for label, class_folder in enumerate(folders):
+        files, real = _walk(class_folder)
+        if origins & real:
+            raise _refused(class_folder, f"has {min(origins & real)}, as another class has")
+        images = [path for path in files if _is_image(path)]
+        paths += images
+        labels += [label] * len(images)
+        skipped += [path for path in files if not _is_image(path)]
+        origins |= real
+    return Split(
+        folder,
+        tuple(f.name for f in folders),
+        paths,
+        torch.tensor(labels, dtype=torch.int64),
+        skipped,
+        frozenset(origins),
+    )
+
+
+def _walk(top: Path) -> tuple[list[Path], set[str]]:
+    """Return the files in a folder and the folders in it, and where the folders and links among them really are."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    files: list[Path] = []
+    origins: set[str] = set()
+    for base, folders, names in os.walk(top, onerror=fail, followlinks=True):
+        real = os.path.realpath(base)
+        if real in origins:
+            raise _refused(Path(base), f"is a link to {real}, whose images would count twice")
+        origins.add(real)
+        folders[:] = sorted(name for name in folders if not _is_skipped(name))
+        here = [Path(base, name) for name in sorted(names) if not _is_skipped(name)]
+        files += here
+        origins |= {os.path.realpath(path) for path in here if path.is_symlink()}
+    return files, origins
+
+
+def _is_skipped(name: str) -> bool:
+    return name.startswith(".") or name.lower() in NO_CONTENT
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+def _some(names: list[str]) -> str:
+    """Return up to five names in one phrase."""
+    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
+
+
+def _refused(path: Path | str, fault: str) -> UsageError:
+    return UsageError(
+        f"`data_dir`: {path} {fault}. The layout is {LAYOUT}.", parameter="data_dir", given=str(path), allowed=LAYOUT
+    )

@@ -1,0 +1,1 @@
+"""Accuracy on adversarial and corrupted images."""

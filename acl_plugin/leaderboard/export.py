@@ -1,0 +1,135 @@
+"""RobustBench: results in its format, and models that ``robustbench.load_model`` finds.
+
+``load_model(NAME, dataset, threat_model)`` asks timm for ``name_dataset_threat`` in lower case. An index in the user's
+data folder tells where the exported models are, and they are registered with timm when it is imported.
+"""
+
+import hashlib
+import importlib.util
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from acl_plugin.config import RunConfig
+from acl_plugin.errors import UsageError
+from acl_plugin.leaderboard import provenance, submission
+from acl_plugin.leaderboard.index import index_locked, index_path, read_index, timm_name
+from acl_plugin.leaderboard.model_info import FIELDS, check_info, local_reason, model_info
+from acl_plugin.leaderboard.registration import register_with_timm
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.lock import exclusive
+from acl_plugin.runs.models import load_classifier, weights_hash
+from acl_plugin.runs.records import read_record
+from acl_plugin.runtime.files import write_atomic, write_json
+
+NAME = r"[A-Za-z][A-Za-z0-9_-]*"
+
+
+@exclusive
+def export(
+    run: RunDir,
+    config: RunConfig,
+    name: str | None = None,
+    paper_url: str = "",
+    paper_title: str = "",
+    authors: str = "",
+    venue: str = "Unpublished",
+    additional_data: bool | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write RobustBench's files for an evaluated run, and make its model known to ``robustbench.load_model``.
+
+    A result that is not for the leaderboard (another dataset, threat model, eps or image size, or part of the test
+    images) has its files under ``robustbench/local``.
+
+    Args:
+        run, config: the run.
+        name: the model's name on the leaderboard; by default objective and backbone.
+        paper_url, paper_title, authors, venue: of the paper that the result belongs to.
+        additional_data: whether more images were used than the training images of the dataset; needed only where the
+            run's files do not decide it, as for an imported checkpoint.
+        overwrite: take over a name that the export of another run has.
+
+    Returns:
+        The ``model_info`` JSON file. ``models/DATASET/THREAT/NAME.pt`` holds the weights.
+
+    Raises:
+        UsageError: when the run is not evaluated or evaluated another model; when the name is not valid or is taken;
+            or when ``additional_data`` is needed, or contradicts the run's files.
+    """
+    name = name or f"{config.objective}_{config.backbone}"
+    if not re.fullmatch(NAME, name):
+        raise _name_error(name, "allowed are letters, digits, - and _, starting with a letter", NAME)
+    evaluation = read_record(run.require(run.evaluation, f"evaluate {run.path}"))
+    if evaluation["version"] != "standard":
+        raise UsageError(
+            f"{run.path} was evaluated with {evaluation['version']}, as AutoAttack standard needs at least 4 classes; "
+            f"such a result cannot be exported",
+            parameter="run",
+            given=str(run.path),
+            allowed="a run evaluated with AutoAttack standard",
+        )
+    model = load_classifier(run.path)
+    if weights_hash(model) != evaluation["weights_sha256"]:
+        raise UsageError(
+            f"{run.evaluation} is of another classifier; delete it and run: acl-plugin evaluate {run.path}",
+            parameter="run",
+            given=str(run.path),
+            allowed="a run whose classifier was evaluated",
+        )
+    dataset, threat = evaluation["dataset"], evaluation["threat_model"]
+    more, reason = provenance.additional_data(run, dataset, additional_data)
+    info = model_info(evaluation, model.spec, more, reason)
+    info |= {"link": paper_url, "name": paper_title, "authors": authors, "venue": venue}
+    absent = submission.missing(info)
+    if absent:
+        notes = (f"draft: {', '.join(absent)} missing", info.get("footnote"))
+        info["footnote"] = "; ".join(note for note in notes if note)
+    info = {field: info[field] for field in FIELDS if field in info}
+    check_info(info)
+    content = submission.state_dict_bytes(model)
+    digest = hashlib.sha256(content).hexdigest()
+    local = local_reason(evaluation, model.spec)
+    described = run.robustbench / "models" / dataset / threat / f"{name}.json"
+    with index_locked():
+        _check_free(timm_name(name, dataset, threat), name, dataset, described, overwrite)
+        described.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(described.with_suffix(".pt"), content)
+        write_json(described, submission.description(model, name, dataset, threat, f"{name}.pt", digest))
+        for root in (run.robustbench, run.robustbench / "local"):  # an earlier export may have been of the other kind
+            (root / "model_info" / dataset / threat / f"{name}.json").unlink(missing_ok=True)
+            shutil.rmtree(root / "submission" / name, ignore_errors=True)
+        root = run.robustbench / "local" if local else run.robustbench
+        info_file = root / "model_info" / dataset / threat / f"{name}.json"
+        info_file.parent.mkdir(parents=True, exist_ok=True)
+        submission.write(root / "submission" / name, run, model, name, info, evaluation, local, reason)
+        write_json(info_file, info)
+        write_json(index_path(), read_index() | {timm_name(name, dataset, threat): str(described.resolve())})
+    if "timm.models" in sys.modules:
+        register_with_timm(timm_name(name, dataset, threat), described.resolve())
+    return info_file
+
+
+def _check_free(timms: str, name: str, dataset: str, described: Path, overwrite: bool) -> None:
+    """Refuse a name that a model of RobustBench has, or the export of another run unless it is to be overwritten."""
+    if timms in {timm_name(other, dataset, timms.rsplit("_", 1)[1]) for other in _zoo(dataset)}:
+        raise _name_error(name, f"RobustBench has a {dataset} model of this name", "a name of your own")
+    holder = Path(read_index().get(timms, described))
+    if holder.is_file() and holder.resolve() != described.resolve() and not overwrite:
+        what = f"the export {holder} has this name. Choose another one, or pass `overwrite` to take it over"
+        raise _name_error(name, what, "a name that no other export has")
+
+
+def _zoo(dataset: str) -> list[str]:
+    """The names in RobustBench's model zoo, read from its source: importing it takes seconds."""
+    found = importlib.util.find_spec("robustbench")
+    for folder in (found.submodule_search_locations or []) if found else []:
+        source = Path(folder) / "model_zoo" / f"{dataset}.py"
+        if source.is_file():
+            return re.findall(r"\(\s*['\"]([\w-]+)['\"],\s*\{", source.read_text())
+    return []
+
+
+def _name_error(name: str, text: str, allowed: str) -> UsageError:
+    return UsageError(f"`name` {name!r}: {text}", parameter="name", given=name, allowed=allowed)

@@ -1,0 +1,61 @@
+"""The user's exported models by the names that timm has for them, in an index in the user's data folder."""
+
+import fcntl
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from acl_plugin.errors import UsageError
+from acl_plugin.runtime.paths import user_path
+
+
+def timm_name(name: str, dataset: str, threat_model: str) -> str:
+    """Return the name by which ``robustbench.load_model`` asks timm for a model."""
+    return f"{name}_{dataset}_{threat_model}".lower().replace("-", "_")
+
+
+def index_path() -> Path:
+    """Return the index: ``exports.json`` in ``ACL_PLUGIN_HOME``, by default the user's data folder."""
+    home = os.environ.get("ACL_PLUGIN_HOME")
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return (user_path(home) if home else user_path(data) / "acl_plugin") / "exports.json"
+
+
+def read_index() -> dict[str, str]:
+    """Return timm's name -> path of the description; empty, with a warning, where the index is damaged."""
+    path = index_path()
+    if not path.is_file():
+        return {}
+    try:
+        index = json.loads(path.read_text())
+        return {str(name): str(export) for name, export in index.items()}
+    except (ValueError, AttributeError, OSError) as error:
+        warnings.warn(f"{path} is damaged ({error}); exported models are not registered", stacklevel=2)
+        return {}
+
+
+@contextmanager
+def index_locked() -> Iterator[None]:
+    """Keep other processes from changing the index inside; wait for those that do.
+
+    Raises:
+        UsageError: when the index's folder cannot be written.
+    """
+    path = index_path()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = (path.parent / ".exports.lock").open("a")
+    except OSError as error:
+        raise UsageError(
+            f"{path.parent}, the folder of the index of exports, cannot be written ({error.strerror}). "
+            f"Set ACL_PLUGIN_HOME to a folder that can",
+            parameter="ACL_PLUGIN_HOME",
+            given=str(path.parent),
+            allowed="a folder that can be written",
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

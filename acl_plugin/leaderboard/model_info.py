@@ -1,0 +1,121 @@
+"""The ``model_info`` files of RobustBench."""
+
+import re
+from fractions import Fraction
+from typing import Any
+
+from acl_plugin.errors import UsageError, unknown
+from acl_plugin.leaderboard import submission
+from acl_plugin.leaderboard.architectures import architecture
+from acl_plugin.models.spec import ModelSpec
+
+LEADERBOARDS = {("cifar10", "Linf"): 8 / 255, ("cifar10", "L2"): 0.5, ("cifar100", "Linf"): 8 / 255}
+"""RobustBench's leaderboards of our datasets: dataset and threat model -> eps."""
+
+
+SHAPE = (3, 32, 32)
+"""Images on these leaderboards."""
+
+
+TEXT, PERCENT = r"[^\n]*", r"\d{1,3}\.\d{1,2}"
+
+
+FIELDS: dict[str, tuple[str | type, bool]] = {
+    "link": (r"|https?://\S+", True),
+    "name": (TEXT, True),
+    "authors": (TEXT, True),
+    "additional_data": (bool, True),
+    "number_forward_passes": (int, True),
+    "dataset": (TEXT, True),
+    "venue": (TEXT, True),
+    "architecture": (TEXT, True),
+    "eps": (r"\d+/255|\d+(\.\d+)?", True),
+    "clean_acc": (PERCENT, True),
+    "reported": (PERCENT, True),
+    "autoattack_acc": (PERCENT, False),
+    "unreliable": (bool, False),
+    "footnote": (TEXT, False),
+    "external": (PERCENT, False),
+}
+"""The fields of RobustBench's merged files: type, or pattern of the text, and whether each must be there."""
+
+
+def model_info(
+    evaluation: dict[str, Any], spec: ModelSpec, additional_data: bool = False, reason: str = ""
+) -> dict[str, Any]:
+    """Return the fields of RobustBench's ``model_info`` files that a run determines; numbers are text, in percent.
+
+    A result that is not for the leaderboard has no ``autoattack_acc``: its robust accuracy is in ``reported``, and a
+    footnote says why.
+
+    Args:
+        evaluation: the contents of ``evaluation.json``.
+        spec: of the model.
+        additional_data: whether more images were used than the training images of the dataset.
+        reason: how that is known; stands in the footnote where it is true.
+    """
+    flags = evaluation.get("flags", ())
+    notes = [f"additional data: {reason}"] if additional_data and reason else []
+    info: dict[str, Any] = {
+        "additional_data": additional_data,
+        "number_forward_passes": 1,
+        "dataset": evaluation["dataset"],
+        "architecture": architecture(spec),
+        "eps": eps_text(evaluation["eps"]),
+        "clean_acc": percent(evaluation["clean_accuracy"]),
+        "reported": percent(evaluation["robust_accuracy"]),
+        "unreliable": any(flag.startswith("Square") for flag in flags),
+    }
+    local = local_reason(evaluation, spec)
+    if local is None:
+        info["autoattack_acc"] = info["reported"]
+    else:
+        images = submission.images_text(evaluation)
+        notes.append(f"{local}; AutoAttack {evaluation['version']} on {images}, seed {evaluation['seed']}")
+    return info | ({"footnote": "; ".join(notes)} if notes else {})
+
+
+def local_reason(evaluation: dict[str, Any], spec: ModelSpec) -> str | None:
+    """Return why a result is not for RobustBench's leaderboard; None if it is."""
+    dataset, threat = evaluation["dataset"], evaluation["threat_model"]
+    if dataset not in submission.IMAGES:
+        return f"local: {dataset} is not on RobustBench"
+    if (dataset, threat) not in LEADERBOARDS:
+        return f"local: RobustBench has no {threat} leaderboard of {dataset}"
+    eps, sides = LEADERBOARDS[dataset, threat], "x".join(map(str, spec.shape))
+    if abs(evaluation["eps"] - eps) > 1e-9:
+        return f"local: eps {eps_text(evaluation['eps'])}, and RobustBench takes {eps_text(eps)}"
+    if spec.shape != SHAPE:
+        return f"local: images of {sides}, and RobustBench takes {'x'.join(map(str, SHAPE))}"
+    if evaluation["n"] < submission.IMAGES[dataset]:
+        return f"subset: {submission.images_text(evaluation)}"
+    return None
+
+
+def check_info(info: dict[str, Any]) -> None:
+    """Refuse what is no ``model_info`` as RobustBench merges it: its fields, with numbers as text, and no nulls.
+
+    Raises:
+        UsageError: naming the field.
+    """
+    for field in (f for f, (_, required) in FIELDS.items() if required and f not in info):
+        raise UsageError(f"model_info has no {field!r}", parameter=field, given=None, allowed=FIELDS[field][0])
+    for field, value in info.items():
+        if field not in FIELDS:
+            raise unknown("field of model_info", field, FIELDS)
+        pattern = FIELDS[field][0]
+        right = re.fullmatch(pattern, value) if isinstance(pattern, str) and isinstance(value, str) else None
+        if not (right or (isinstance(pattern, type) and type(value) is pattern)):
+            message = f"model_info field {field!r} is {value!r}: allowed is {pattern}"
+            raise UsageError(message, parameter=field, given=value, allowed=pattern)
+
+
+def eps_text(eps: float) -> str:
+    """eps as RobustBench writes it: a fraction of 255 where it is one."""
+    pixels = Fraction(eps * 255).limit_denominator(1000)
+    return f"{pixels}/255" if eps < 1 and pixels.denominator == 1 and abs(pixels / 255 - eps) < 1e-9 else f"{eps:g}"
+
+
+def percent(share: float) -> str:
+    """Return an accuracy as the ``model_info`` files have it: in percent, with two digits."""
+    return f"{100 * share:.2f}"

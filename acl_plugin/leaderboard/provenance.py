@@ -1,0 +1,107 @@
+"""The images that a run's classifier was trained on, read from the run's own files."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from acl_plugin.errors import UsageError
+from acl_plugin.objectives.pseudo_labels import PseudoLabels
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.records import read_record
+
+PART_OF = {"cifar10_val": "cifar10", "digits_val": "digits", "digits_0_4": "digits", "digits_5_9": "digits"}
+"""Datasets whose images are all training images of another one."""
+
+
+@dataclass
+class Sources:
+    """The images behind an encoder.
+
+    Attributes:
+        seen: dataset -> how its images were used.
+        unknown: sources whose images no file records.
+    """
+
+    seen: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+    def add(self, other: "Sources", how: str) -> None:
+        """Include the sources of a part of the training; ``how`` names the part."""
+        for name in other.seen:
+            self.seen.setdefault(name, f"{how} a run trained on {name}")
+        self.unknown += other.unknown
+
+
+def sources(run: RunDir) -> Sources:
+    """Return the images behind a run's encoder, those of teachers and pseudo-labels included.
+
+    Raises:
+        UsageError: when a file of the run is damaged.
+    """
+    config, found = run.read_config(), Sources()
+    record = read_record(run.pretraining) if run.pretraining.is_file() else None
+    if config.objective == "imported":
+        found.unknown.append(f"imported checkpoint {config.objective_kwargs.get('file', '')}".strip())
+    elif record is None:
+        found.unknown.append(f"pretraining of {run.path.name}, which has no {run.pretraining.name}")
+    else:
+        pretrained_on = record.get("transferred_from", config.data)
+        if record.get("transferred_from") == config.data == "image_folder":
+            found.unknown.append("another image_folder")
+        found.seen[pretrained_on] = f"pretrained on {pretrained_on}"
+    for setting, value in config.objective_kwargs.items():
+        if config.objective == "imported" or not isinstance(value, str):
+            continue
+        if setting == "teacher":
+            found.add(_of_teacher(RunDir(value)), "taught by")
+        elif setting == "pseudo_labels":
+            found.add(_of_labels(Path(value)), "trained on pseudo-labels of")
+        elif Path(value).exists():
+            found.unknown.append(f"objective setting {setting} {Path(value).name}")
+    return found
+
+
+def additional_data(run: RunDir, data: str, given: bool | None = None) -> tuple[bool, str]:
+    """Return RobustBench's ``additional_data`` of a result on ``data``, with the reason.
+
+    Args:
+        run: probed and evaluated.
+        data: the dataset that the run was evaluated on.
+        given: the author's own statement; needed only where the run's files do not decide.
+
+    Raises:
+        UsageError: when the files do not decide and ``given`` is None, or when they contradict ``given``.
+    """
+    found = sources(run)
+    others = [how for name, how in found.seen.items() if data not in (name, PART_OF.get(name))]
+    if others and given is False:
+        raise _error(given, f"the run was {others[0]}, which is not part of {data}. Leave the option out", (True,))
+    if others:
+        return True, "; ".join(others)
+    unknown = "; ".join(found.unknown)
+    if unknown and given is None:
+        why = f"no file records the images behind the {unknown}"
+        raise _error(given, f"{why}. Pass true if they go beyond the training images of {data}, else false")
+    if unknown or given:
+        return bool(given), "stated by the author" + (f" ({unknown})" if unknown else "")
+    return False, f"pretrained and probed on {data} alone"
+
+
+def _error(given: bool | None, text: str, allowed: tuple[bool, ...] = (True, False)) -> UsageError:
+    shown = "" if given is None else f" {str(given).lower()}"
+    return UsageError(f"`additional_data`{shown}: {text}", parameter="additional_data", given=given, allowed=allowed)
+
+
+def _of_teacher(run: RunDir) -> Sources:
+    if run.config.is_file():
+        return sources(run)
+    return Sources(unknown=[f"teacher {run.path.name}, which is not there"])
+
+
+def _of_labels(path: Path) -> Sources:
+    provenance: dict[str, Any] = PseudoLabels.read(path).provenance if path.is_file() else {}
+    seen = provenance.get("seen")
+    if not isinstance(seen, list):
+        why = "does not record them" if path.is_file() else "is not there"
+        return Sources(unknown=[f"pseudo-labels {path.name}, which file {why}"])
+    return Sources(seen={str(name): "" for name in seen})

@@ -1,0 +1,88 @@
+"""``python -m acl_plugin.leaderboard.repeat FOLDER [DATA_DIR]``: evaluate the weights of a submission again, and compare."""
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acl_plugin.errors import UsageError
+from acl_plugin.evaluation import verdicts
+from acl_plugin.evaluation.run_folder import evaluate
+from acl_plugin.leaderboard.model_info import percent
+from acl_plugin.leaderboard.registration import load_exported
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import write_model
+from acl_plugin.runtime.device import training_device
+from acl_plugin.runtime.files import read_json
+
+
+def repeat(folder: Path, data_dir: Path | None = None, device: torch.device | None = None) -> list[str]:
+    """Evaluate the weights of a submission again with the same settings, in a scratch folder; prints both results.
+
+    Args:
+        folder: what ``acl-plugin export`` wrote as ``submission/NAME``, or a copy of it.
+        data_dir: where the dataset is.
+        device: to compute on; by default the accelerator if there is one.
+
+    Returns:
+        The differences; empty where the result is the same.
+
+    Raises:
+        UsageError: when files are missing or damaged, or the dataset cannot be read.
+    """
+    submitted = RunDir(folder)
+    config, before = submitted.read_config(), read_json(submitted.evaluation)
+    model, info = load_exported(folder / "export.json"), _info(folder)
+    config = replace(
+        config, data=before["dataset"], data_dir=data_dir, norm=before["threat_model"], eps=before["eps"],
+        seed=before["seed"], limit_test=before["n"], eval_batch_size=before["batch_size"], devices=1,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        run = RunDir(Path(scratch) / "run")
+        run.start(config)
+        write_model(run.classifier, model.spec, model.state_dict())
+        after = evaluate(run, config, device or training_device(config))
+        others = _other_verdicts(submitted, run)
+    results = {"clean_acc": percent(after["clean_accuracy"]), "reported": percent(after["robust_accuracy"])}
+    for field, found in results.items():
+        print(f"{field}: {info[field]} % submitted, {found} % here")
+    print(f"images with another verdict: {others} of {after['n']}")
+    same = ("n", "images", "weights_sha256")
+    return [
+        *(f"{key} is {after.get(key)}, not {before.get(key)}" for key in same if after.get(key) != before.get(key)),
+        *(f"{key} is {found}, not {info[key]}" for key, found in results.items() if found != info[key]),
+    ]
+
+
+def main(arguments: list[str]) -> int:
+    """Repeat the submission in the folder ``arguments[0]`` with the dataset in ``arguments[1]``, if one is given.
+
+    Returns:
+        0 for the same result, 1 for another one, 2 for a mistake of the user.
+    """
+    try:
+        data_dir = Path(arguments[1]) if len(arguments) > 1 else None
+        differences = repeat(Path(arguments[0]), data_dir)
+    except UsageError as error:
+        print(f"repeat: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(f"differs: {each}" for each in differences) or "the result is the same")
+    return 1 if differences else 0
+
+
+def _info(folder: Path) -> dict[str, Any]:
+    name = read_json(folder / "export.json")["name"]
+    return dict(read_json(folder / f"{name}.json"))
+
+
+def _other_verdicts(one: RunDir, other: RunDir) -> int:
+    """How many images have another verdict, clean or robust."""
+    theirs, ours = ({v.index: (v.clean, v.robust) for v in verdicts.read(run.evaluation_lines)} for run in (one, other))
+    return sum(theirs.get(index) != verdict for index, verdict in ours.items())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,148 @@
+"""A classifier as one Python file that needs PyTorch and timm alone."""
+
+import copy
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from acl_plugin.leaderboard.index import timm_name
+from acl_plugin.models.encoder import Classifier
+from acl_plugin.runtime import seeding
+
+
+def stub(model: Classifier, name: str, dataset: str, threat_model: str, digest: str) -> str:
+    """Return Python code of the model's class, which registers the model with timm if its weights lie beside it.
+
+    Args:
+        model: the classifier.
+        name, dataset, threat_model: of the result.
+        digest: SHA-256 of ``NAME.safetensors``.
+    """
+    spec, network = model.spec, model.backbone
+    plain = _plain_timm(network, spec.backbone)
+    changes = [f"        {line}" for line in _changes(plain, network)]
+    height, width = model.preprocess.size
+    antialias = ", antialias=True" if getattr(model.preprocess, "antialias", False) else ""
+    arguments = ", ".join(f"{k}={v!r}" for k, v in _created_with(network).items())
+    elsewhere = defined_in(spec.backbone)
+    lines = [
+        f'"""{name}: {spec.backbone}, images {spec.shape[0]} x {spec.shape[1]} x {spec.shape[2]} in [0, 1]."""',
+        "",
+        "import hashlib",
+        "from pathlib import Path",
+        "",
+        *([f"import {elsewhere}  # defines {spec.backbone}"] if elsewhere else []),
+        "import timm",
+        "import torch",
+        "import torch.nn.functional as F",
+        "from timm.models import register_model",
+        "from torch import nn",
+        "",
+        f'WEIGHTS = Path(__file__).with_name("{name}.safetensors")',
+        f'SHA256 = "{digest}"',
+        "",
+        "",
+        "class Preprocess(nn.Module):",
+        "    def __init__(self):",
+        "        super().__init__()",
+        f'        self.register_buffer("mean", torch.tensor({list(spec.mean)}).view(-1, 1, 1))',
+        f'        self.register_buffer("std", torch.tensor({list(spec.std)}).view(-1, 1, 1))',
+        "",
+        "    def forward(self, x):",
+        f"        if x.shape[-2:] != ({height}, {width}):",
+        f'            x = F.interpolate(x, ({height}, {width}), mode="bilinear", align_corners=False{antialias})',
+        "        return (x - self.mean) / self.std",
+        "",
+        "",
+        f"class {class_name(name)}(nn.Module):",
+        "    def __init__(self):",
+        "        super().__init__()",
+        f'        self.backbone = timm.create_model("{spec.backbone}", {arguments})',
+        *changes,
+        "        self.preprocess = Preprocess()",
+        f"        self.head = nn.Linear({model.head.in_features}, {model.head.out_features})",
+        "",
+        "    def forward(self, x):",
+        "        return self.head(self.backbone(self.preprocess(x)))",
+        "",
+        "",
+        f"def {timm_name(name, dataset, threat_model)}(pretrained=False, **kwargs):",
+        "    from safetensors.torch import load",
+        "",
+        f"    model = {class_name(name)}()",
+        "    content = WEIGHTS.read_bytes()",
+        '    assert hashlib.sha256(content).hexdigest() == SHA256, f"{WEIGHTS} is another file"',
+        "    model.load_state_dict(load(content))",
+        "    return model.eval()",
+        "",
+        "",
+        "if WEIGHTS.is_file():  # robustbench.load_model then finds the model by its name",
+        f"    register_model({timm_name(name, dataset, threat_model)})",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def class_name(name: str) -> str:
+    """Return the name of the model's class in the stub."""
+    return re.sub(r"\W", "", name[0].upper() + name[1:])
+
+
+def defined_in(backbone: str) -> str | None:
+    """Return the module that defines a network that is not timm's own; None for timm's."""
+    from timm.models import model_entrypoint
+
+    module = str(model_entrypoint(backbone).__module__)
+    return None if module.startswith("timm.") else module
+
+
+def fault(code: str, model: Classifier, name: str) -> str | None:
+    """Return why the code of ``stub`` does not rebuild the model, on random images; None where it does."""
+    parts: dict[str, Any] = {"__file__": "/nowhere/stub.py", "__name__": f"stub_of_{class_name(name)}"}
+    try:
+        with seeding.private(0), torch.no_grad():
+            exec(compile(code, parts["__file__"], "exec"), parts)  # our own text
+            again = parts[class_name(name)]().eval()
+            again.load_state_dict(model.state_dict())
+            x = torch.rand(2, *model.spec.shape)
+            expected, found = copy.deepcopy(model).cpu().eval()(x), again(x)
+    except Exception as error:  # a network that is not timm's can fail in any way
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    apart = (found - expected).abs().max().item()
+    return None if apart <= 1e-4 * max(1.0, expected.abs().max().item()) else f"its logits differ by {apart:.1e}"
+
+
+def _plain_timm(network: nn.Module, backbone: str) -> nn.Module:
+    import timm
+
+    with seeding.private(0):
+        return timm.create_model(backbone, **_created_with(network))
+
+
+def _created_with(network: nn.Module) -> dict[str, Any]:
+    arguments = network.created_with
+    assert isinstance(arguments, dict)
+    return arguments
+
+
+def _changes(plain: nn.Module, network: nn.Module) -> list[str]:
+    """What our stem has in place of timm's, as lines of Python."""
+    ours, lines = dict(network.named_modules()), []
+    for name, theirs in plain.named_modules():
+        own = ours.get(name)
+        if isinstance(own, nn.Identity) and not isinstance(theirs, nn.Identity):
+            lines.append(f'self.backbone.set_submodule("{name}", nn.Identity())')
+        elif isinstance(own, nn.Conv2d) and _geometry(own) != _geometry(theirs):
+            geometry = ", ".join(f"{k}={v!r}" for k, v in _geometry(own).items())
+            kind = "nn.Conv2d" if type(own) is nn.Conv2d else f"type(self.backbone.{name})"
+            lines.append(f'self.backbone.set_submodule("{name}", {kind}({geometry}))')
+    return lines
+
+
+def _geometry(conv: nn.Module) -> dict[str, Any]:
+    if not isinstance(conv, nn.Conv2d):
+        return {}
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
+    return {**{n: getattr(conv, n) for n in names}, "bias": conv.bias is not None}

@@ -1,0 +1,249 @@
+"""A folder with all that a submission to RobustBench consists of.
+
+NAME.json           the model_info file
+NAME.pt             the weights for RobustBench's loader, to be uploaded to Google Drive
+NAME.safetensors    the same weights, with their SHA-256 in NAME.safetensors.sha256
+NAME.py             the model in plain PyTorch and timm, for those without this package
+model_zoo.py        the entry of RobustBench's model zoo, and where each file goes; of results for the leaderboard
+NEW_MODEL.md        RobustBench's form, filled in
+evaluation.json, evaluation.jsonl    the result, and its log by image
+export.json         all that rebuilds the model but its weights
+config.yaml         the configuration of the whole run; with teacher.yaml or pseudo_labels.npz where one was used
+repeat.sh           repeats the evaluation of these weights, and the whole run
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from acl_plugin.evaluation import verdicts
+from acl_plugin.leaderboard import whole_run
+from acl_plugin.leaderboard.stub import class_name, defined_in, fault, stub
+from acl_plugin.models.encoder import Classifier
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runtime.files import torch_bytes, write_atomic, write_json
+
+IMAGES = {"cifar10": 10_000, "cifar100": 10_000}
+"""Test images of RobustBench's datasets that this package has."""
+THRESHOLDS = {"cifar10": 70.0, "cifar100": 45.0}
+"""Clean accuracy on the first 200 test images that RobustBench's test of a new model asks for, in percent."""
+TOLERANCE = 0.05
+"""How far ``clean_acc`` may be from the clean accuracy on all test images in that test, in percentage points."""
+
+
+def write(
+    folder: Path,
+    run: RunDir,
+    model: Classifier,
+    name: str,
+    info: dict[str, Any],
+    evaluation: dict[str, Any],
+    local: str | None,
+    data_reason: str,
+) -> None:
+    """Write the submission of an evaluated run.
+
+    Args:
+        folder: where to; what an earlier export left there is removed.
+        run: with its evaluation.
+        model: the classifier that was evaluated.
+        name: on the leaderboard.
+        info: the contents of ``model_info``.
+        evaluation: the contents of ``evaluation.json``.
+        local: why the result is not for the leaderboard; None if it is.
+        data_reason: where ``additional_data`` is from.
+    """
+    from safetensors.torch import save
+
+    done, folder = folder, folder.with_name(f".{name}.part")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    dataset, threat = evaluation["dataset"], evaluation["threat_model"]
+    weights = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
+    safe, pickled = save(weights), state_dict_bytes(model)
+    digest = hashlib.sha256(safe).hexdigest()
+    code = stub(model, name, dataset, threat, digest)
+    wrong = fault(code, model, name)
+    write_json(folder / f"{name}.json", info)
+    write_json(folder / "export.json", description(model, name, dataset, threat, f"{name}.safetensors", digest))
+    files = {f"{name}.safetensors": safe, f"{name}.pt": pickled}
+    texts = {
+        f"{name}.safetensors.sha256": f"{digest}  {name}.safetensors\n",
+        "NEW_MODEL.md": form(run, model, name, info, evaluation, local, data_reason, (digest, pickled), wrong),
+    }
+    if wrong is None:
+        texts[f"{name}.py"] = code
+    if wrong is None and local is None:
+        texts["model_zoo.py"] = zoo_entry(name, dataset, threat)
+    shipped, texts["repeat.sh"] = whole_run.script(run, info, evaluation)
+    for file, content in (files | shipped | {file: text.encode() for file, text in texts.items()}).items():
+        write_atomic(folder / file, content)
+    for log in (run.evaluation, run.evaluation_lines):
+        if log.is_file():
+            shutil.copyfile(log, folder / log.name)
+    shutil.rmtree(done, ignore_errors=True)
+    folder.replace(done)
+
+
+def description(
+    model: Classifier, name: str, dataset: str, threat_model: str, weights: str, digest: str
+) -> dict[str, Any]:
+    """Return what ``leaderboard.load_exported`` rebuilds a model from; ``weights`` is the file beside it."""
+    return {
+        "name": name,
+        "dataset": dataset,
+        "threat_model": threat_model,
+        "spec": model.spec.to_dict(),
+        "weights": weights,
+        "sha256": digest,
+    }
+
+
+def state_dict_bytes(model: Classifier) -> bytes:
+    """Return the file that RobustBench's loader reads: what ``torch.save`` writes of the weights alone."""
+    weights = {k: v.contiguous().cpu() for k, v in model.state_dict().items()}
+    # RobustBench removes these wherever they stand in a key
+    bad = [k for k in weights if "module." in k or "model." in k]
+    assert not bad, f"RobustBench could not load the keys {bad}"
+    return torch_bytes(weights)
+
+
+def acceptance(run: RunDir, evaluation: dict[str, Any], clean_acc: str) -> list[str]:
+    """Return what RobustBench's two tests of a new model find (its ``tests/test_clean_acc.py``), one line each.
+
+    Args:
+        run: with the verdicts by image.
+        evaluation: the contents of ``evaluation.json``.
+        clean_acc: as in ``model_info``, in percent.
+    """
+    dataset = evaluation["dataset"]
+    if dataset not in THRESHOLDS:
+        return [f"none: RobustBench has no test on {dataset}"]
+    found = verdicts.read(run.evaluation_lines)
+    first, needed, total = [v for v in found if v.index < 200], THRESHOLDS[dataset], IMAGES[dataset]
+    quick = f"clean accuracy on the first 200 test images, which must be above {needed:.0f} %: "
+    exact = f"clean accuracy on all {total} test images, which must be within {TOLERANCE} percentage points of "
+    exact += f"`clean_acc` {clean_acc}: "
+    accuracy = _percent(first)
+    if len(first) == 200:
+        quick += f"{accuracy:.2f} %, {'passes' if accuracy > needed else 'fails'}"
+    else:
+        quick += f"not known, the evaluation has {len(first)} of them"
+    if len(found) == total:
+        passes = abs(_percent(found) - float(clean_acc)) <= TOLERANCE
+        exact += f"{_percent(found):.2f} %, {'passes' if passes else 'fails'}"
+    else:
+        exact += f"not known, the evaluation has {len(found)} of them"
+    return [quick, exact]
+
+
+def images_text(evaluation: dict[str, Any]) -> str:
+    """Return the words for the images that an evaluation was on, such as ``50 of 10000 test images``."""
+    n, total = evaluation["n"], IMAGES.get(evaluation["dataset"])
+    if total is None:
+        return f"{n} test images"
+    if n == total:
+        return f"all {total} test images"
+    return f"{n} of {total} test images"
+
+
+def zoo_entry(name: str, dataset: str, threat_model: str) -> str:
+    """Return the entry of RobustBench's model zoo, with the file, the dict and the import that it belongs to."""
+    module, zoo = class_name(name).lower(), f"robustbench/model_zoo/{dataset}.py"
+    return f"""# 1. Copy {name}.py to robustbench/model_zoo/architectures/{module}.py
+# 2. In {zoo}, add to the imports:
+from robustbench.model_zoo.architectures.{module} import {class_name(name)}
+
+# 3. In {zoo}, add to the OrderedDict `{threat_model.lower()}`:
+('{name}', {{
+    'model': {class_name(name)},
+    'gdrive_id': 'GOOGLE-DRIVE-ID-OF-{name}.pt',
+}}),
+
+# 4. Upload {name}.pt to Google Drive and put its id into the entry. RobustBench's loader takes the file from
+#    models/{dataset}/{threat_model}/{name}.pt without a download where it is there already.
+# 5. Copy {name}.json to model_info/{dataset}/{threat_model}/{name}.json
+"""
+
+
+def form(
+    run: RunDir,
+    model: Classifier,
+    name: str,
+    info: dict[str, Any],
+    evaluation: dict[str, Any],
+    local: str | None,
+    data_reason: str,
+    weights: tuple[str, bytes],
+    wrong: str | None,
+) -> str:
+    """Return RobustBench's form for a new model, filled in.
+
+    Args:
+        run, model, name, info, evaluation, local, data_reason: see ``write``.
+        weights: SHA-256 of the safetensors file, and content of ``NAME.pt``.
+        wrong: why the folder has no ``NAME.py``; None if it has.
+    """
+    absent = missing(info)
+    notes = [f"> Draft: {', '.join(absent)} missing; export again with the options of the paper.\n"] if absent else []
+    if local:
+        notes.append(
+            f"> Not for submission: {local}. {name}.json has no `autoattack_acc`, and RobustBench's tools fail on such "
+            f"a file: do not copy it to model_info/.\n"
+        )
+    elsewhere = defined_in(model.spec.backbone)
+    within = " " if wrong or elsewhere else "x"
+    digests = f"{name}.safetensors (SHA-256 {weights[0]}) and {name}.pt (SHA-256 {_sha256(weights[1])})"
+    code = f"code in {name}.py" if wrong is None else f"no code in one file ({wrong})"
+    code += f"; it needs the module {elsewhere}, which defines {model.spec.backbone}" if elsewhere else ""
+    robust = info.get("autoattack_acc") or f"{info['reported']} (not for the leaderboard: {local})"
+    accepted = "\n".join(f"- {line}" for line in acceptance(run, evaluation, info["clean_acc"]))
+    return f"""# [New Model] {name}
+{"".join(notes)}
+# Paper Information
+
+- **Paper Title**: {info["name"]}
+- **Paper URL**: {info["link"]}
+- **Paper authors**: {info["authors"]}
+
+# Leaderboard Claim(s)
+
+## Model 1
+
+- **Architecture**: {info["architecture"]}
+- **Dataset**: {info["dataset"]}
+- **Threat Model**: {evaluation["threat_model"]}
+- **eps**: {info["eps"]}
+- **Clean accuracy**: {info["clean_acc"]}
+- **Robust accuracy**: {robust}
+- **Additional data**: {str(info["additional_data"]).lower()} ({data_reason})
+- **Evaluation method**: AutoAttack {evaluation["version"]} ({evaluation.get("autoattack", "")}) on
+  {images_text(evaluation)}, seed {evaluation["seed"]}; flags: {"; ".join(evaluation.get("flags", ())) or "none"}
+- **Checkpoint and code**: (insert here the URL of this folder) {digests}; {code}
+
+RobustBench's own tests of a new model (tests/test_clean_acc.py), by the verdicts in evaluation.jsonl:
+{accepted}
+
+# Model Zoo:
+
+- [ ] I want to add my models to the Model Zoo (check if true)
+- [{within}] I use an architecture that is included among
+  those [here](https://github.com/RobustBench/robustbench/tree/master/robustbench/model_zoo/architectures) or in `timm`. If not, I added the link to the architecture implementation so that it can be added.
+- [ ] I agree to release my model(s) under MIT license (check if true) **OR** under a custom license, located here: (put the custom license URL here if a custom license is needed. If no URL is specified, we assume that you are fine with MIT)
+"""  # noqa: E501 (RobustBench's own lines)
+
+
+def missing(info: dict[str, Any]) -> list[str]:
+    """Return what a ``model_info`` lacks of its paper."""
+    needed = {"link": "paper URL", "name": "paper title", "authors": "authors"}
+    return [text for key, text in needed.items() if not info[key]]
+
+
+def _percent(found: list[verdicts.Verdict]) -> float:
+    """Clean accuracy, rounded as in RobustBench's tests."""
+    return round(100 * sum(v.clean for v in found) / max(1, len(found)), 2)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

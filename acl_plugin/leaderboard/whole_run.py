@@ -1,0 +1,118 @@
+"""The script of a submission that repeats its result: from the weights, and from the beginning."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from acl_plugin import config as configuration
+from acl_plugin.config import ProbeConfig, RunConfig
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.records import read_record
+
+LABELS, TEACHER = "pseudo_labels.npz", "teacher"
+SHIPPED = {"pseudo_labels": LABELS, "teacher": TEACHER}
+"""Settings of objectives that are paths, and what stands for them in a submission."""
+
+
+def script(run: RunDir, info: dict[str, Any], evaluation: dict[str, Any]) -> tuple[dict[str, bytes], str]:
+    """Return the files that ``repeat.sh`` reads, by name, and its text.
+
+    Args:
+        run: probed and evaluated.
+        info: the contents of ``model_info``.
+        evaluation: the contents of ``evaluation.json``.
+    """
+    config = run.read_config()
+    data = ' --data-dir "$data"' if config.data_dir is not None else ""
+    files, begin = _pretraining(run, "config.yaml", "run", data)
+    probed = read_record(run.probe) if run.probe.is_file() else {}
+    e = evaluation
+    attack = f"--norm {e['threat_model']} --eps {e['eps']!r} --seed {e['seed']} --limit-test {e['n']}"
+    attack += f" --eval-batch-size {e['batch_size']}" if "batch_size" in e else ""
+    place = ' "$data"' if data else ""
+    lines = [
+        "#!/usr/bin/env bash",
+        "# bash repeat.sh DATA_DIR        evaluates the weights of this folder again; exit status 1: another result",
+        "# bash repeat.sh DATA_DIR OUT    does the whole run again, in the new folder OUT",
+        f"# DATA_DIR holds {config.data} in torchvision's layout" if data else "# DATA_DIR may be any folder",
+        "set -eu",
+        'here=$(cd "$(dirname "$0")" && pwd)',
+        'data=$(cd "${1:?the folder of the dataset is needed}" && pwd)',
+        "if [ $# -lt 2 ]; then",
+        f'    exec "${{PYTHON:-python}}" -m acl_plugin.leaderboard.repeat "$here"{place}',
+        "fi",
+    ]
+    if begin is None:
+        reason = "; ".join(_elsewhere(run))
+        lines += [f"echo {_quoted(f'The whole run cannot be repeated from this folder: {reason}')} >&2", "exit 2"]
+        return files, "\n".join(lines) + "\n"
+    lines += [
+        'mkdir "$2" && cd "$2"',
+        *begin,
+        f"acl-plugin probe run{data} --seed {probed.get('seed', config.seed)}",
+        f"acl-plugin evaluate run{data} {attack}",
+        f"echo 'submitted: clean {info['clean_acc']} %, AutoAttack {info['reported']} %'",
+    ]
+    return files, "\n".join(lines) + "\n"
+
+
+def _pretraining(run: RunDir, name: str, out: str, data: str) -> tuple[dict[str, bytes], list[str] | None]:
+    """The configuration ``name`` and what it needs, and the commands; None where the run was not pretrained here."""
+    import yaml
+
+    config, lines = run.read_config(), []
+    files: dict[str, bytes] = {}
+    settings, possible = config.objective_kwargs, not _elsewhere(run)
+    if possible and settings.get("teacher"):
+        files, first = _pretraining(RunDir(settings["teacher"]), f"{TEACHER}.yaml", TEACHER, data)
+        lines += first or []
+    if possible and settings.get("pseudo_labels"):
+        files[LABELS] = Path(settings["pseudo_labels"]).read_bytes()
+        lines.append(f'cp "$here/{LABELS}" .')
+    settings = {k: _portable(k, v) for k, v in settings.items()}
+    shared = configuration.to_dict(_shared(run, replace(config, objective_kwargs=settings)))
+    files[name] = yaml.safe_dump(shared, sort_keys=False).encode()
+    lines.append(f'acl-plugin pretrain --config "$here/{name}"{data} --out {out}')
+    return files, lines if possible else None
+
+
+def _shared(run: RunDir, config: RunConfig) -> RunConfig:
+    """The configuration with the settings that its probe was given later, and without what is of this machine."""
+    probed = read_record(run.probe) if run.probe.is_file() else {}
+    given = {f.name: probed[f.name] for f in fields(ProbeConfig) if f.name in probed}
+    return replace(config, **given, data_dir=None, download=False, accelerator="auto")
+
+
+def _elsewhere(run: RunDir) -> list[str]:
+    """Why the pretraining of a run cannot be repeated from its configuration, those of teachers included."""
+    config = run.read_config()
+    record = read_record(run.pretraining) if run.pretraining.is_file() else {}
+    if config.objective == "imported":
+        told = ", ".join(f"{key} {value}" for key, value in config.objective_kwargs.items())
+        return [f"the encoder was imported ({told})"]
+    if "transferred_from" in record:
+        whose = f"of a run on {record['transferred_from']} (objective {config.objective}"
+        return [f"the encoder was transferred, {whose}, weights_sha256 {record.get('encoder_sha256')})"]
+    reasons = [] if record else [f"{run.pretraining.name} is missing"]
+    for setting, value in config.objective_kwargs.items():
+        path = Path(value) if isinstance(value, str) else None
+        if path is None:
+            continue
+        if setting == "teacher" and RunDir(path).config.is_file():
+            reasons += [f"teacher: {reason}" for reason in _elsewhere(RunDir(path))]
+        elif setting not in SHIPPED and path.exists():
+            reasons.append(f"objective_kwargs.{setting} is {path.name} on the author's machine")
+        elif setting in SHIPPED and not path.exists():
+            reasons.append(f"{setting} {path.name} is not there")
+    return reasons
+
+
+def _portable(setting: str, value: Any) -> Any:
+    """A setting of an objective without folders of this machine."""
+    if not isinstance(value, str):
+        return value
+    return SHIPPED[setting] if setting in SHIPPED else Path(value).name if Path(value).exists() else value
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\\''") + "'"

@@ -1,0 +1,212 @@
+"""Contrastive losses as pure functions, in float32 (or float64) inside, also under autocast.
+
+Letters: V views of each of B images, P embedding size; embeddings need not be normalised. Logits are cosines over
+the temperature: s[i, j] = cos(z_i, z_j) / tau.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from acl_plugin.runtime.distributed import gathered
+
+SELF = -1e9
+"""Logit of a row with itself: finite, so that 0 * logit stays a number, and exp of it is exactly 0."""
+
+
+def similarity_logits(z: Tensor, keys: Tensor, temperature: float) -> Tensor:
+    """Cosines over temperature.
+
+    Args:
+        z: (M, P) embeddings.
+        keys: (K, P) embeddings.
+        temperature: tau > 0.
+
+    Returns:
+        (M, K) logits.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z, keys = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (z, keys))
+        return F.normalize(z, dim=1) @ F.normalize(keys, dim=1).T / temperature
+
+
+def joint_logits(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Two views' embeddings as a classification problem: whose partner is this row?
+
+    The mean cross-entropy of the result is NT-Xent exactly.
+
+    Args:
+        z: (2B, P), the rows of view a above those of view b.
+        temperature: tau > 0.
+
+    Returns:
+        (2B, 2B) logits with the diagonal at ``SELF``, and (2B,) labels, the rows' partners.
+    """
+    rows = len(z)
+    own = torch.eye(rows, dtype=torch.bool, device=z.device)
+    logits = similarity_logits(z, z, temperature).masked_fill(own, SELF)
+    return logits, torch.arange(rows, device=z.device).roll(rows // 2)
+
+
+def nt_xent_rows(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
+    """NT-Xent of each row: l_i = -s[i, p(i)] + log sum_{k != i} exp s[i, k], partner p(i).
+
+    Args:
+        za, zb: (B, P) embeddings of two views, B >= 2.
+        temperature: tau > 0.
+
+    Returns:
+        (2, B) losses in nats, each above 0: of the rows of a, then of b.
+
+    Source: SimCLR (arXiv 2002.05709), equation 1.
+    """
+    logits, partners = joint_logits(torch.cat([za, zb]), temperature)
+    return F.cross_entropy(logits, partners, reduction="none").view(2, -1)
+
+
+def nt_xent(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
+    """NT-Xent, the mean of ``nt_xent_rows`` over both views, with the embeddings of all ranks.
+
+    Returns:
+        () loss in nats; log(2B - 1) when all embeddings are the same (on R ranks, of R B images).
+    """
+    return nt_xent_rows(gathered(za), gathered(zb), temperature).mean()
+
+
+def collapsed_nce(rows: int, views: int = 2) -> float:
+    """Contrastive loss of an encoder that maps every image to one point: log(VB - 1) for V views of B = ``rows``."""
+    return math.log(views * rows - 1)
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """Negatives that count more the closer they are, corrected for false ones.
+
+    Attributes:
+        tau_plus: prior probability that a negative is of the anchor's class, in [0, 1).
+        beta: how much more close negatives count, at least 0.
+        code: whose arithmetic. ``paper``; or A-InfoNCE's code. In both of its forms a negative j is weighed by the mean
+            of row j instead of the anchor's, over all VB columns; in ``advcl``, pair (i, p) takes the denominator of p
+            besides, and the floor of the estimate is e^(1 / tau) times higher.
+    """
+
+    tau_plus: float
+    beta: float = 1.0
+    code: Literal["paper", "rocl", "advcl"] = "paper"
+
+
+def multi_view_nce_rows(
+    views: Sequence[Tensor],
+    temperature: float = 0.5,
+    *,
+    weights: Tensor | None = None,
+    detached: Tensor | bool = False,
+    hard: HardNegatives | None = None,
+) -> Tensor:
+    """Contrastive loss of V views of each image, each pair of views with a weight of its own.
+
+    l_n = sum_{a != b} w[a, b] (log D[a, n] - s[(a, n), (b, n)]), where D[a, n] = sum_{k != (a, n)} exp s[(a, n), k]
+    runs over all VB - 1 other embeddings. With ``hard`` it is D = P + max((R - tau+ M P) / (1 - tau+), M e^(-1/tau)),
+    where P is the mean of exp s over the anchor's V - 1 positives, M = V(B - 1) counts its negatives, and
+    R = sum_neg exp(s + beta s) / mean_neg exp(beta s).
+
+    Args:
+        views: V tensors (B, P), V >= 2, B >= 2.
+        temperature: tau > 0.
+        weights: (V, V); a is the anchor's view, b its positive's. None: 1 / (V (V - 1)) each, so that V = 2 is
+            NT-Xent. The diagonal is left out.
+        detached: (V, V) bool, or one for all: pairs whose gradient reaches the anchor only, not its keys.
+        hard: weigh the negatives.
+
+    Returns:
+        (B,) losses in nats; their mean is the loss of the batch. All embeddings the same gives log(VB - 1) times the
+        sum of the weights (without ``hard``).
+
+    Source: SupCon (arXiv 2004.11362), equation 2, without labels; HCL (arXiv 2010.04592) for ``hard``;
+    A-InfoNCE (arXiv 2207.08374) for weights and stopped gradients by pair.
+    """
+    count, z = len(views), torch.cat(list(views))
+    off_diagonal = ~torch.eye(count, dtype=torch.bool, device=z.device)
+    weights = off_diagonal / (count * (count - 1)) if weights is None else weights.to(z.device, non_blocking=True)
+    if isinstance(detached, bool):
+        groups = [(z.detach() if detached else z, off_diagonal)]
+    else:
+        stopped = detached.to(z.device, non_blocking=True)
+        groups = [(z, off_diagonal & ~stopped), (z.detach(), off_diagonal & stopped)]
+    parts = []
+    for keys, chosen in groups:
+        s = similarity_logits(z, keys, temperature).unflatten(1, (count, -1)).unflatten(0, (count, -1))
+        denominators = _log_denominators(s, temperature, hard)  # (V, B)
+        positives = s.diagonal(dim1=1, dim2=3)  # (V, V, B)
+        of_pair = denominators.unsqueeze(0 if hard is not None and hard.code == "advcl" else 1) - positives
+        parts.append(torch.einsum("ab,abn->n", (weights * chosen).to(of_pair.dtype), of_pair))
+    return sum(parts[1:], parts[0])
+
+
+def multi_view_nce(views: Sequence[Tensor], temperature: float = 0.5, **options: Any) -> Tensor:
+    """The mean of ``multi_view_nce_rows`` over the batches of all ranks, with the same options.
+
+    Returns:
+        () loss in nats.
+    """
+    return multi_view_nce_rows([gathered(z) for z in views], temperature, **options).mean()
+
+
+def weighted_nce(
+    views: Sequence[Tensor], temperature: float, scale: float, weights: Tensor | None, **options: Any
+) -> tuple[float, Tensor]:
+    """``scale`` times ``multi_view_nce``, as a weight and a part for ``Terms.weighted``.
+
+    The part is divided by the sum of the weights of the pairs, so that it sits at log(VB - 1) when all embeddings are
+    the same, whatever the weights.
+    """
+    total = 1.0 if weights is None else weights.sum().item()
+    return scale * total, multi_view_nce(views, temperature, weights=weights, **options) / total
+
+
+def _log_denominators(s: Tensor, temperature: float, hard: HardNegatives | None) -> Tensor:
+    """log D of each embedding. (V, B, V, B) logits -> (V, B)."""
+    count, rows = s.shape[:2]
+    same_image = torch.eye(rows, dtype=torch.bool, device=s.device).view(1, rows, 1, rows)
+    own = same_image & torch.eye(count, dtype=torch.bool, device=s.device).view(count, 1, count, 1)
+    if hard is None:
+        return s.masked_fill(own, SELF).flatten(2).logsumexp(2)
+    negatives = count * (rows - 1)
+    close = (hard.beta * s).exp()
+    total = close.masked_fill(same_image, 0).sum((2, 3))  # (V, B)
+    if hard.code == "paper":
+        mean = (total / negatives).view(count, rows, 1, 1)
+    else:
+        mean = (total / (count * rows)).view(1, 1, count, rows)
+    reweighted = (s.exp() * close / mean).masked_fill(same_image, 0).sum((2, 3))
+    positive = (s.exp() * (same_image & ~own)).sum((2, 3)) / (count - 1)
+    floor = negatives * (1.0 if hard.code == "advcl" else math.exp(-1 / temperature))
+    estimate = (reweighted - hard.tau_plus * negatives * positive) / (1 - hard.tau_plus)
+    return (positive + estimate.clamp_min(floor)).log()
+
+
+def cosine_distance_rows(x: Tensor, y: Tensor) -> Tensor:
+    """1 - cos of each pair of rows. (B, D), (B, D) -> (B,) in [0, 2]."""
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, y))
+        return 1 - F.cosine_similarity(x, y, dim=1)
+
+
+def log_batch_softmax(u: Tensor, v: Tensor, temperature: float = 0.5) -> Tensor:
+    """Logarithm of the law sigma_n(u, v) = softmax over the *images* n of cos(u_n, v_n) / tau.
+
+    Args:
+        u, v: (B, P) embeddings.
+        temperature: tau > 0.
+
+    Returns:
+        (B,) log-probabilities of one law over the batch; (R B,) over the batches of all R ranks.
+
+    Source: AIR (arXiv 2305.00374).
+    """
+    return gathered((1 - cosine_distance_rows(u, v)) / temperature).log_softmax(0)

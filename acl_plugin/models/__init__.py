@@ -1,0 +1,1 @@
+"""Encoders from timm's networks: stems, norm banks, projectors."""

@@ -1,0 +1,216 @@
+"""Any timm model by name as an encoder of images in [0, 1], and as a plain classifier."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from acl_plugin.errors import UsageError, reason
+from acl_plugin.models import norm_banks
+from acl_plugin.models.spec import ModelSpec
+from acl_plugin.models.stems import small_image_stem
+from acl_plugin.models.timm_names import check_name
+
+ELSEWHERE = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+"""Arguments of ``timm.create_model`` by which it reads files and addresses; as pickles, which can execute any code."""
+
+TRIED = (64, 128, 224)
+"""Sides of images that a refusal tries, to say what works."""
+
+
+def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
+    """Build the timm model without its classifier, (B, C, H', W') preprocessed -> (B, D); return it and (H', W').
+
+    The ``cifar`` stem keeps the resolution of small images: the first convolution has stride 1 (3 x 3 if it was
+    larger) and the pooling after it is gone; patches are an eighth of the side. A model whose patch cannot be
+    changed gets images of eight patches a side instead. ``cifar_padding_2`` pads the first convolution by 2, as DeACL's
+    code does. Norm layers that timm starts at zero start at one, as in every published ACL code.
+
+    Images of which the network would leave out pixels, or whose size it does not take, are enlarged: to the next
+    multiple of 8 or 16, or to the next size that differs from the network's own by a multiple of 32.
+
+    Args:
+        spec: the model; its classes do not matter.
+
+    Raises:
+        UsageError: for an unknown name, arguments that timm refuses, or images that the model cannot take.
+    """
+    check_name(spec.backbone, spec.module)
+    refused = sorted(ELSEWHERE & spec.kwargs.keys())
+    if refused:
+        raise UsageError(
+            f"`backbone_kwargs.{refused[0]}` is not taken: a pretraining starts from random weights, it cannot start "
+            f"from pretrained ones; to probe and evaluate a published checkpoint, use acl-plugin import",
+            parameter="backbone_kwargs",
+            given=spec.kwargs,
+        )
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            return _fitted(spec)
+        except MemoryError:
+            raise
+        except Exception as error:  # networks raise all kinds
+            raise _refusal(spec, error) from error
+
+
+def feature_size(network: nn.Module, channels: int, size: tuple[int, int]) -> int:
+    """Return D, measured with one black image."""
+    with torch.no_grad(), norm_banks.inference(network):
+        return network(torch.zeros(1, channels, *size)).shape[1]
+
+
+def sees_every_pixel(network: nn.Module, channels: int, size: tuple[int, int]) -> bool:
+    """Return whether every row and column of an image has an influence, whatever the weights.
+
+    Lines with a gradient have one. Of the others, which can be a matter of the weights, NaN must come out.
+
+    Args:
+        network: (B, C, H, W) -> (B, D).
+        channels: C.
+        size: (H, W).
+
+    Raises:
+        ValueError: when the output is not (B, D), or it or its gradient is not finite, as those of SwinV2 with a window
+            of one patch.
+    """
+    height, width = size
+    image = torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with norm_banks.inference(network):
+        features = network(image)
+        if not isinstance(features, Tensor) or features.ndim != 2 or not features.numel():
+            found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise ValueError(f"its features of one image must be (1, D), not {found}")
+        (gradient,) = torch.autograd.grad(features.square().sum(), image)
+        strength = gradient.abs().sum(dim=(0, 1))
+        if not (features.isfinite().all() and strength.isfinite().all()):
+            raise ValueError("its features of an image, or their gradient, are not finite")
+        lines: list[tuple[Any, Any]] = [(i, slice(None)) for i in range(height) if not strength[i].any()]
+        lines += [(slice(None), i) for i in range(width) if not strength[:, i].any()]
+        with torch.no_grad():
+            return all(_influences(network, image.detach(), line) for line in lines)
+
+
+def _influences(network: nn.Module, image: Tensor, line: tuple[Any, Any]) -> bool:
+    image = image.clone()
+    image[:, :, *line] = torch.nan
+    return bool(network(image).isnan().any())
+
+
+def _fitted(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
+    """The network for the images' own size, or the next one of which it sees every pixel."""
+    first: Exception | None = None
+    for size in _sizes(spec):
+        try:
+            network, taken = _build(spec, size)
+            if sees_every_pixel(network, spec.shape[0], taken) or not spec.every_pixel:
+                return network, taken
+            height, width = taken
+            error: Exception = ValueError(f"some pixels of {height} x {width} images would have no influence")
+        except MemoryError:
+            raise
+        except Exception as raised:
+            error = raised
+        first = first or error
+    assert first is not None
+    raise first
+
+
+def _sizes(spec: ModelSpec) -> list[tuple[int, int]]:
+    """The images' own size, and larger ones."""
+    _, height, width = spec.shape
+    if not spec.every_pixel:
+        return [(height, width)]
+    own = _own_size(spec)
+    sizes = [(-(-height // m) * m, -(-width // m) * m) for m in (1, 8, 16)]
+    sizes.append((height + (own[0] - height) % 32, width + (own[1] - width) % 32))
+    return list(dict.fromkeys(sizes))
+
+
+def _own_size(spec: ModelSpec) -> tuple[int, int]:
+    """(H, W) of the images that timm records for the network."""
+    import timm
+
+    config = timm.models.get_pretrained_cfg(spec.backbone)
+    return (224, 224) if config is None else config.input_size[1:]
+
+
+def _build(spec: ModelSpec, size: tuple[int, int]) -> tuple[nn.Module, tuple[int, int]]:
+    """The network for images of ``size``, and the size that it takes."""
+    import timm
+
+    config = timm.models.get_pretrained_cfg(spec.backbone)
+    if config is not None and config.fixed_input_size:
+        network, size = _create_fixed_size(spec, size, config.input_size[1])
+    else:
+        network = _create(spec)
+        if spec.stem != "native" and config is not None:
+            small_image_stem(network, config.first_conv, min(size), 2 if spec.stem == "cifar_padding_2" else 1)
+    for norm in network.modules():
+        if isinstance(norm, _BatchNorm) and norm.affine and not norm.weight.any():
+            nn.init.ones_(norm.weight)
+    return network, size
+
+
+def _create(spec: ModelSpec, **sizes: Any) -> nn.Module:
+    import timm
+
+    kwargs = {"num_classes": 0, "in_chans": spec.shape[0], **sizes, **spec.kwargs}
+    network = timm.create_model(spec.backbone, pretrained=False, **kwargs)
+    network.created_with = kwargs  # for code that rebuilds it without us
+    return network
+
+
+def _create_fixed_size(spec: ModelSpec, size: tuple[int, int], native: int) -> tuple[nn.Module, tuple[int, int]]:
+    """A model that is built for one image size: patches are fitted to the images, or the images to the patches."""
+    from timm.layers import PatchEmbed
+
+    given = spec.kwargs.get("img_size")
+    if given is not None:
+        return _create(spec), (given, given) if isinstance(given, int) else (given[0], given[1])
+    if spec.stem == "native":
+        return _create(spec), (native, native)
+    try:
+        return _create(spec, img_size=size, patch_size=max(1, min(size) // 8)), size
+    except TypeError:  # its patch size is part of its name
+        embed = next((m for m in _create(spec).modules() if isinstance(m, PatchEmbed)), None)
+        side = 8 * embed.patch_size[0] if embed is not None else native
+        return _create(spec, img_size=side), (side, side)
+
+
+def _refusal(spec: ModelSpec, error: Exception) -> UsageError:
+    """The error, with the first of some other stems and sizes that works."""
+    channels, height, width = spec.shape
+    message = (
+        f"`backbone` {spec.backbone!r} with arguments {spec.kwargs} and `stem` {spec.stem!r} "
+        f"does not take {channels} x {height} x {width} images: {reason(error)}"
+    )
+    if not _works(_create, spec):
+        wrong, given = ("backbone_kwargs", spec.kwargs) if spec.kwargs else ("backbone", spec.backbone)
+        return UsageError(message, parameter=wrong, given=given)
+    native = replace(spec, stem="native")
+    sides = [side for side in sorted({*TRIED, max(_own_size(spec))}) if side > max(height, width)]
+    larger = [replace(native, shape=(channels, side, side)) for side in sides]
+    if sides:
+        larger.insert(0, replace(spec, shape=larger[0].shape))
+    others = {f"{o.shape[1]} x {o.shape[2]} with `stem` {o.stem!r}": o for o in (native, *larger) if o != spec}
+    works = next((name for name, other in others.items() if _works(_fitted, other)), None)
+    if works is None:
+        message += f"; nor does it take {', '.join(others)}"
+        return UsageError(message, parameter="backbone", given=spec.backbone)
+    message += f"; it takes {works}"
+    if others[works] is native:
+        return UsageError(message, parameter="stem", given=spec.stem, allowed=("native",))
+    return UsageError(message, parameter="image_size", given=(height, width), allowed=others[works].shape[1:])
+
+
+def _works(build: Callable[[ModelSpec], Any], spec: ModelSpec) -> bool:
+    try:
+        build(spec)
+    except MemoryError:
+        raise
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,114 @@
+"""Encoders and classifiers on images in [0, 1]."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acl_plugin.errors import unknown
+from acl_plugin.models import norm_banks
+from acl_plugin.models.backbones import create_backbone, feature_size
+from acl_plugin.models.memory_format import channels_last
+from acl_plugin.models.projectors import PROJECTORS, SHARED
+from acl_plugin.models.spec import ModelSpec
+
+
+class Preprocess(nn.Module):
+    """Resize if the network takes another size, then (x - mean) / std per channel, both as buffers.
+
+    (B, C, H, W) in [0, 1] -> (B, C, H', W').
+
+    Args:
+        mean, std: per channel.
+        size: (H', W').
+        antialias: average over all pixels where images shrink; without it, those that shrink to less than half
+            lose pixels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], size: tuple[int, int], antialias: bool = False
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+        self.size, self.antialias = size, antialias
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != self.size:
+            x = F.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=self.antialias)
+        return (x - self.mean) / self.std
+
+
+class Encoder(nn.Module):
+    """Backbone f and projector g on images in [0, 1], with one bank of BatchNorm per route.
+
+    Args:
+        spec: the model, without classes.
+        routes: names of the norm banks; the first is the default.
+        projector: one of ``projectors.PROJECTORS``.
+    """
+
+    def __init__(self, spec: ModelSpec, routes: Sequence[str] = ("clean",), projector: str = "three_layer") -> None:
+        super().__init__()
+        if projector not in PROJECTORS:
+            raise unknown("projector", projector, PROJECTORS)
+        self.spec, self.routes = spec, tuple(routes)
+        backbone, input_size = create_backbone(spec)
+        self.size = size = feature_size(backbone, spec.shape[0], input_size)
+        self.preprocess = _preprocess(spec, input_size)
+        self.backbone = norm_banks.add_routes(backbone, self.routes)
+        self.projector = norm_banks.add_routes(PROJECTORS[projector](size), self.routes, shared=projector in SHARED)
+        channels_last(self)
+
+    def features(self, x: Tensor, route: str | None = None) -> Tensor:
+        """f(x): (B, C, H, W) in [0, 1] -> (B, D)."""
+        with norm_banks.route(self.backbone, self.routes[0] if route is None else route):
+            return self.backbone(self.preprocess(x))
+
+    def project(self, features: Tensor, route: str | None = None) -> Tensor:
+        """g: (B, D) -> (B, P)."""
+        with norm_banks.route(self.projector, self.routes[0] if route is None else route):
+            return self.projector(features)
+
+    def forward(self, x: Tensor, route: str | None = None) -> Tensor:
+        """z = g(f(x)): (B, C, H, W) in [0, 1] -> (B, P)."""
+        return self.project(self.features(x, route), route)
+
+    def views(self, a: Tensor, b: Tensor, route: str | None = None) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, P) of two views, encoded as one batch."""
+        za, zb = self(torch.cat([a, b]), route).chunk(2)
+        return za, zb
+
+
+class Classifier(nn.Module):
+    """A plain network on images in [0, 1]: normalisation, timm backbone, linear head. (B, C, H, W) -> (B, classes)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone, input_size = create_backbone(spec)
+        self.preprocess = _preprocess(spec, input_size)
+        self.head = nn.Linear(feature_size(self.backbone, spec.shape[0], input_size), len(spec.classes))
+        channels_last(self)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> (B, D)."""
+        return self.backbone(self.preprocess(x))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, classes), in the head's own precision, also under autocast."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features.to(self.head.weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(self.features(x))
+
+
+def _preprocess(spec: ModelSpec, size: tuple[int, int]) -> Preprocess:
+    _, height, width = spec.shape
+    skips = height > 2 * size[0] or width > 2 * size[1]
+    return Preprocess(spec.mean, spec.std, size, antialias=spec.every_pixel and skips)

@@ -1,0 +1,46 @@
+"""The description of a model from which it is built again."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from acl_plugin.models.timm_names import registered_by
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that rebuilds a model but its weights.
+
+    Attributes:
+        backbone: timm name.
+        kwargs: arguments of ``timm.create_model``.
+        stem: ``cifar``, ``cifar_padding_2`` or ``native``.
+        shape: (C, H, W) of the images.
+        mean, std: normalisation of images in [0, 1], per channel.
+        classes: names of the classes of the linear head; empty for an encoder.
+        timm_version: version of timm that built it.
+        module: Python module that registered the backbone with timm, where it is not timm itself.
+        every_pixel: enlarge images of which the network would drop border pixels. Files of models that were
+            trained without this are read as False.
+    """
+
+    backbone: str
+    kwargs: dict[str, Any]
+    stem: Literal["cifar", "cifar_padding_2", "native"]
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...] = ()
+    timm_version: str = ""
+    module: str = field(default="", compare=False)
+    every_pixel: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields in plain JSON types, with the module that registered the backbone."""
+        recorded = replace(self, module=self.module or registered_by(self.backbone))
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recorded).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelSpec":
+        """Return what ``to_dict`` wrote."""
+        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**{"every_pixel": False, **tuples})

@@ -1,0 +1,76 @@
+"""Names of timm's registry: which are known in this process, and which module registered them."""
+
+import re
+from pathlib import Path
+
+from acl_plugin.errors import UsageError, unknown
+
+
+def backbone_names(pattern: str = "") -> list[str]:
+    """Return timm's model names, by wildcard; exported classifiers, which timm knows as well, are left out."""
+    import timm
+
+    return [name for name in timm.list_models(pattern) if name not in exported_names()]
+
+
+def registered_by(name: str) -> str:
+    """Return the Python module that registered the model ``name`` with timm; nothing for an unknown name."""
+    import timm
+
+    return timm.models.model_entrypoint(name).__module__ if timm.is_model(name) else ""
+
+
+def check_name(name: str, module: str = "") -> None:
+    """Refuse a name of which timm cannot build a network here, or not the one that is meant.
+
+    Args:
+        name: of a model, without a tag.
+        module: that registered it where the model was trained, if that is known.
+
+    Raises:
+        UsageError: for an address, an unknown name, a tag, and a network of another module.
+    """
+    import timm
+
+    if re.search(r"[:/\\]", name):
+        raise _refused(
+            name,
+            "is not a name of timm (acl-plugin list backbones); addresses and folders are not taken, and weights of "
+            "published checkpoints come by acl-plugin import",
+        )
+    known = timm.is_model(name) and name.partition(".")[0] not in exported_names()
+    here = registered_by(name)
+    origin = "the script that trained it" if module == "__main__" else f"the module {module}"
+    if module and not known and not _is_timms(module):
+        raise _refused(name, f"is unknown to timm in this process: {origin} registered it; import that before")
+    if module and known and _is_timms(module) != _is_timms(here):
+        raise _refused(name, f"is the network of {here} in this process, but {origin} registered the trained one")
+    if not known:
+        error = unknown("backbone", name, backbone_names())
+        own = "before a network of your own can be built, import the module that registers it (timm.register_model)"
+        raise UsageError(f"{error}; {own}", parameter="backbone", given=name, allowed=error.allowed)
+    architecture, dot, tag = name.partition(".")
+    if dot:
+        raise _refused(
+            name,
+            f"has the tag {tag!r}; tags name pretrained weights, which are not loaded: give {architecture!r}, which "
+            f"starts from random weights",
+            (architecture,),
+        )
+
+
+def _refused(name: str, why: str, allowed: tuple[str, ...] | None = None) -> UsageError:
+    return UsageError(f"`backbone` {name!r} {why}", parameter="backbone", given=name, allowed=allowed)
+
+
+def _is_timms(module: str) -> bool:
+    return module.partition(".")[0] == "timm"
+
+
+REGISTERED: dict[str, Path] = {}
+"""The exports that this process has registered with timm: timm's name -> description of the model."""
+
+
+def exported_names() -> frozenset[str]:
+    """Return timm's names that are exported classifiers, and no backbones."""
+    return frozenset(REGISTERED)

@@ -1,0 +1,187 @@
+"""A-InfoNCE: asymmetric contrast with adversarial views (Yu et al., ECCV 2022, arXiv 2207.08374).
+
+Inferior positives (IP): pairs of a benign and an adversarial view pull mostly the adversarial one. Hard negatives
+(HN): negatives count more the closer they are. Both, or one, on AdvCL or on RoCL.
+"""
+
+from dataclasses import replace
+from inspect import signature
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from acl_plugin.errors import UsageError, unknown
+from acl_plugin.losses.contrastive import HardNegatives
+from acl_plugin.models import norm_banks
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.objectives.advcl import AdvCL
+from acl_plugin.objectives.base import Objective
+from acl_plugin.objectives.rocl import RoCL
+from acl_plugin.registry import register
+from acl_plugin.runtime.distributed import average
+from acl_plugin.validation import require_not_negative, require_one_of, require_share
+
+
+def asymmetric_weights(views: int, adversarial: int, alpha: float, weight: float) -> Tensor:
+    """(V, V) weights of pairs (anchor, positive), adding up to 1 for ``weight`` 1.
+
+    A pair of benign views has 1 / (V (V - 1)). A benign anchor with an adversarial positive has 2 alpha ``weight``
+    times that, and an adversarial anchor with a benign positive 2 (1 - alpha) ``weight`` times.
+    """
+    w = torch.ones(views, views).fill_diagonal_(0)
+    w[:, adversarial] *= 2 * alpha * weight
+    w[adversarial, :] *= 2 * (1 - alpha) * weight
+    return w / (views * (views - 1))
+
+
+def one_sided_weights(views: int, adversarial: int, weight: float) -> Tensor:
+    """(V, V) weights of the released code without inferior positives.
+
+    An assignment in place overwrites the losses of benign anchors with those of adversarial ones, and weighs them
+    twice: an adversarial anchor has ``weight`` + ``weight``^2 times 1 / (V (V - 1)), and a benign one with an
+    adversarial positive has 0.
+    """
+    w = torch.ones(views, views).fill_diagonal_(0)
+    w[:, adversarial] = 0
+    w[adversarial, :] *= weight + weight**2
+    return w / (views * (views - 1))
+
+
+def crossing(views: int, adversarial: int) -> Tensor:
+    """(V, V) bool: pairs of a benign and an adversarial view."""
+    is_adversarial = torch.arange(views) == adversarial
+    return is_adversarial.unsqueeze(0) ^ is_adversarial.unsqueeze(1)
+
+
+@register("a_infonce")
+def a_infonce(
+    *,
+    base: Literal["advcl", "rocl"] = "advcl",
+    variant: Literal["ip", "hn", "iphn"] = "iphn",
+    alpha: float = 0.2,
+    adversarial_weight: float | None = None,
+    tau_plus: float | None = None,
+    beta: float = 1.0,
+    fidelity: Literal["paper", "released"] = "paper",
+    **settings: Any,
+) -> Objective:
+    """Asymmetric InfoNCE, with inferior positives (ip), hard negatives (hn) or both (iphn), on AdvCL or RoCL.
+
+    On AdvCL the share alpha of an inferior positive adapts to the distance of w' and w: see
+    ``AsymmetricAdvCL``.
+
+    Args:
+        base: ``advcl`` or ``rocl``.
+        variant: ``ip``, ``hn`` or ``iphn``.
+        alpha: share of the gradient of a benign-adversarial pair that moves the benign anchor, in [0, 1].
+        adversarial_weight: of those pairs; by default as published for CIFAR-10: 1.2 (ip) or 0.7 (iphn) on AdvCL and
+            1 on RoCL; without effect in hn, but for its released form.
+        tau_plus: prior of false negatives; by default as published for CIFAR-10: 0.1 (iphn on AdvCL) or 0.12 (hn, and
+            iphn on RoCL).
+        beta: concentration on hard negatives.
+        fidelity: ``released`` has the slips of the code's hard negatives (see ``HardNegatives``). On AdvCL the
+            attack, and the loss of hn, have the weights of ``one_sided_weights``; in ``paper`` every variant
+            attacks the loss of its base. The attack on AdvCL and the distance of w' and w are taken in eval mode in
+            ``paper``, and in training mode in ``released`` (see ``AdvCL``), which passes w and w' through the running
+            statistics of bank ``clean``. On RoCL gradients are stopped at the keys.
+        settings: of the base, such as ``temperature`` and ``pseudo_labels``.
+
+    Published: 400 epochs on AdvCL, lr 1 (ip), 1.2 (hn), 2 (iphn); 1000 on RoCL, lr 1.5 (ip), 3 (hn), 4.5 (iphn).
+
+    Source: arXiv 2207.08374, and its authors' code.
+    """
+    require_one_of(("advcl", "rocl"), base=base)
+    require_one_of(("ip", "hn", "iphn"), variant=variant)
+    require_one_of(("paper", "released"), fidelity=fidelity)
+    if tau_plus is None:
+        tau_plus = 0.1 if (base, variant) == ("advcl", "iphn") else 0.12
+    hard = HardNegatives(tau_plus, beta, base if fidelity == "released" else "paper") if "hn" in variant else None
+    usual = {"ip": 1.2, "hn": 1.0, "iphn": 0.7}[variant] if base == "advcl" else 1.0
+    weight = usual if adversarial_weight is None else adversarial_weight
+    require_not_negative(adversarial_weight=weight, beta=beta)
+    require_share(alpha=alpha)
+    if not 0 <= tau_plus < 1:
+        message = f"tau_plus {tau_plus!r}: allowed is a share from 0 to below 1"
+        raise UsageError(message, parameter="tau_plus", given=tau_plus, allowed="from 0 to below 1")
+    allowed = signature({"rocl": RoCL, "advcl": AdvCL}[base]).parameters
+    for setting in settings:
+        if setting not in allowed:
+            raise unknown(f"setting of a_infonce on {base}:", setting, allowed, parameter="objective_kwargs")
+    if base == "rocl":
+        return AsymmetricRoCL("ip" in variant, alpha, weight, hard, fidelity=fidelity, **settings)
+    return AsymmetricAdvCL("ip" in variant, alpha, weight, hard, fidelity=fidelity, **settings)
+
+
+a_infonce.paper = "A-InfoNCE, ECCV 2022, arXiv 2207.08374"  # type: ignore[attr-defined]
+
+
+class AsymmetricRoCL(RoCL):
+    """RoCL with inferior positives or hard negatives; see ``a_infonce``."""
+
+    paper = "A-InfoNCE, ECCV 2022, arXiv 2207.08374"
+
+    def __init__(
+        self, inferior: bool, alpha: float, weight: float, hard: HardNegatives | None, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        self.hard = hard
+        if inferior:  # half of the general weight, as published
+            self.weights = asymmetric_weights(3, 2, alpha, weight / 2)
+            self.stopped = self.again or crossing(3, 2)
+
+
+class AsymmetricAdvCL(AdvCL):
+    """AdvCL with inferior positives, whose share adapts, or hard negatives; see ``a_infonce``.
+
+    d is the mean distance of w' and w in benign features, in the mode that ``fidelity`` names. Over the first
+    ``warmup`` of the epochs its mean d0 is taken, and the share is alpha; then it is alpha for d > d0, 1/2 for
+    d < ``nearest``, and linear in between.
+    """
+
+    paper = "A-InfoNCE, ECCV 2022, arXiv 2207.08374"
+    warmup, nearest = 0.075, 0.4  # 30 of 400 epochs
+    sum: Tensor
+    count: Tensor
+
+    def __init__(
+        self, inferior: bool, alpha: float, weight: float, hard: HardNegatives | None, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        if self.released:
+            self.attack_weights = one_sided_weights(4, 0, weight)
+            self.weights = self.attack_weights  # of hn; ip sets its own in each step
+        self.inferior, self.alpha, self.weight, self.hard = inferior, alpha, weight, hard
+        self.warm = True
+        self.register_buffer("sum", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        if inferior:
+            self.stopped = crossing(4, 0)
+            assert self.cost is not None
+            self.cost = replace(self.cost, forwards=self.cost.forwards + 2)
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        self.warm = epoch < max(1, self.warmup * epochs)
+
+    @torch.no_grad()
+    def look_at(self, model: Encoder, weak: Tensor, moved: Tensor) -> None:
+        if not self.inferior:
+            return
+        with (norm_banks.training if self.released else norm_banks.inference)(model):
+            before = model.features(weak, "clean")
+            distance = (model.features(moved, "clean") - before).norm(dim=1).mean()
+        average([distance])
+        if self.warm:
+            self.sum += distance
+            self.count += 1
+        share = self.alpha
+        if not self.warm:  # the one value that an accelerator is asked for in a step
+            share = self._share(*torch.stack([distance.double(), self.sum / self.count]).tolist())
+        self.weights = asymmetric_weights(4, 0, share, self.weight)
+
+    def _share(self, distance: float, usual: float) -> float:
+        if distance > usual:
+            return self.alpha
+        if distance < self.nearest:
+            return 0.5
+        return 0.5 + (self.alpha - 0.5) * (distance - self.nearest) / max(1e-12, usual - self.nearest)

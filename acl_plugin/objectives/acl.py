@@ -1,0 +1,93 @@
+"""ACL: adversarial contrastive learning in its three forms (Jiang et al., NeurIPS 2020, arXiv 2010.13337).
+
+Encoder and projector have two banks of BatchNorm: ``clean`` for benign views and ``adv`` for adversarial ones.
+The attack raises the same NT-Xent that is trained, through the ``adv`` bank.
+"""
+
+from typing import Literal
+
+import torch
+
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.losses.contrastive import nt_xent, nt_xent_rows
+from acl_plugin.models import norm_banks
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.objectives.base import Cost, Objective, Terms, Views
+from acl_plugin.registry import register
+from acl_plugin.validation import require_one_of
+
+PAPER = "ACL, NeurIPS 2020, arXiv 2010.13337"
+
+
+@register("acl_a2a")
+class AdversarialToAdversarial(Objective):
+    """ACL(A2A), both views adversarial: L = NT-Xent(a', b').
+
+    Args:
+        temperature: tau.
+
+    Source: arXiv 2010.13337, section 3.2.
+    """
+
+    routes = ("adv",)
+    attack_view = "joint"
+    cost = Cost(attacked=2, forwards=2, backwards=2)
+    paper = PAPER
+
+    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+        a, b = attack.joint(model, views.a, views.b, route="adv", temperature=self.temperature)
+        return Terms.weighted(nce_adv=(1.0, nt_xent(*model.views(a, b, "adv"), self.temperature)))
+
+
+@register("acl_a2s")
+class AdversarialToStandard(Objective):
+    """ACL(A2S), one view adversarial: L = NT-Xent(a', b), a' through bank ``adv`` and b through ``clean``.
+
+    Args:
+        temperature: tau.
+        attack_view: ``scalar`` attacks L itself; ``bank`` attacks the classification of a' among the fixed
+            embeddings of b, in which rows are independent, so that every torchattacks class is valid.
+
+    Source: arXiv 2010.13337, section 3.2.
+    """
+
+    routes = ("clean", "adv")
+    cost = Cost(attacked=1, forwards=3, backwards=2)
+    paper = PAPER
+
+    def __init__(self, *, temperature: float = 0.5, attack_view: Literal["scalar", "bank"] = "scalar") -> None:
+        super().__init__(temperature=temperature)
+        require_one_of(("scalar", "bank"), attack_view=attack_view)
+        self.attack_view = attack_view
+
+    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+        with torch.no_grad(), norm_banks.inference(model):
+            keys = model(views.b, "clean")
+        if self.attack_view == "bank":
+            a = attack.bank(model, views.a, keys, route="adv", temperature=self.temperature)
+        else:
+            a = attack.scalar(model, views.a, lambda x: nt_xent_rows(model(x, "adv"), keys, self.temperature).mean(0))
+        return Terms.weighted(nce_adv=(1.0, nt_xent(model(a, "adv"), model(views.b, "clean"), self.temperature)))
+
+
+@register("acl_ds")
+class DualStream(Objective):
+    """ACL(DS), dual stream: L = (NT-Xent(a, b) + NT-Xent(a', b')) / 2, each stream through its own bank.
+
+    Args:
+        temperature: tau.
+
+    Source: arXiv 2010.13337, section 3.2; the form that the published code trains.
+    """
+
+    routes = ("clean", "adv")
+    attack_view = "joint"
+    cost = Cost(attacked=2, forwards=4, backwards=4)
+    paper = PAPER
+
+    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+        a, b = attack.joint(model, views.a, views.b, route="adv", temperature=self.temperature)
+        return Terms.weighted(
+            nce_clean=(0.5, nt_xent(*model.views(views.a, views.b, "clean"), self.temperature)),
+            nce_adv=(0.5, nt_xent(*model.views(a, b, "adv"), self.temperature)),
+        )

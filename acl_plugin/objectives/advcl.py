@@ -1,0 +1,133 @@
+"""AdvCL: contrast with high frequencies and pseudo-labels (Fan et al., NeurIPS 2021, arXiv 2111.01124)."""
+
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.data.augment import high_pass
+from acl_plugin.data.images import Images
+from acl_plugin.errors import UsageError
+from acl_plugin.losses.contrastive import HardNegatives, multi_view_nce_rows, weighted_nce
+from acl_plugin.models import norm_banks
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.objectives.base import Cost, Objective, Terms, Views
+from acl_plugin.objectives.pseudo_labels import ClusterHeads, PseudoLabels
+from acl_plugin.registry import register
+from acl_plugin.validation import require_not_negative, require_one_of
+
+
+@register("advcl")
+class AdvCL(Objective):
+    """Four views and clusters: L = (0.5 / 0.07) NCE(w', a, b, h) + 0.2 mean_K CE(W_K f(w''), cluster_K).
+
+    w is a weak view and h its high frequencies; w' raises the contrastive loss, and w'' the cross-entropy of the
+    linear heads W_K, summed over the clusterings. a, b and h go through norm bank ``clean``, w'' through ``ce`` and
+    w' through ``adv``; the projector's bank is one for all.
+
+    Args:
+        temperature: tau.
+        pseudo_labels: file of `acl-plugin pseudo-labels`; the published clusterings have 2, 10, 50, 100 and 500
+            clusters, on features of an encoder pretrained on ImageNet.
+        cluster_weight: of the cross-entropy; 0 goes without pseudo-labels.
+        fidelity: ``paper`` attacks in eval mode, as all objectives here do: w', w'' and the keys a, b and h use the
+            running norm statistics, which stay as they are. ``released`` attacks in training mode, as the code does:
+            all of them use the statistics of their batch, and each step updates the running ones of the three banks,
+            for which a, b and h are encoded again in each step. (The projector's own running statistics also see w''
+            in the code; no training step uses them.) Attacks start inside [0, 1] here, as torchattacks has it.
+
+    Published: SGD lr 0.5, batch 512, 1000 epochs; no normalization of images.
+
+    Source: arXiv 2111.01124, and its authors' code, which has the factor 0.5 / 0.07.
+    """
+
+    routes: tuple[str, ...] = ("clean", "ce", "adv")
+    projector = "bottleneck"
+    needs = ("a", "b", "weak")
+    attack_view = "scalar"
+    cost = Cost(attacked=2, forwards=8, backwards=5)
+    paper = "AdvCL, NeurIPS 2021, arXiv 2111.01124"
+    scale = 0.5 / 0.07
+    weights: Tensor | None = None  # of the pairs of (w', a, b, h)
+    attack_weights: Tensor | None = None  # of the same, as the attack of w' sees them
+    stopped: Tensor | bool = False  # pairs whose gradient stops at the keys
+    hard: HardNegatives | None = None
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.5,
+        pseudo_labels: str | None = None,
+        cluster_weight: float = 0.2,
+        fidelity: Literal["paper", "released"] = "paper",
+    ) -> None:
+        super().__init__(temperature=temperature)
+        require_not_negative(cluster_weight=cluster_weight)
+        require_one_of(("paper", "released"), fidelity=fidelity)
+        self.cluster_weight, self.file, self.released = cluster_weight, pseudo_labels, fidelity == "released"
+        attacked = 2 if cluster_weight else 1
+        keys = {"forwards": 3 + attacked, "repeated": 3} if self.released else {"forwards": 6 + attacked}
+        self.cost = Cost(attacked=attacked, backwards=3 + attacked, **keys)
+        if not cluster_weight:
+            self.routes = ("clean", "adv")
+
+    def setup(self, model: Encoder) -> None:
+        if not self.cluster_weight:
+            return
+        if self.file is None:
+            raise UsageError(
+                "objective 'advcl' needs pseudo-labels: make them with acl-plugin pseudo-labels RUN --out FILE of a "
+                "pretrained run, then give --objective-kwargs.pseudo_labels FILE "
+                "(or --objective-kwargs.cluster_weight 0 to go without)",
+                parameter="pseudo_labels",
+                given=None,
+                allowed="a file of acl-plugin pseudo-labels",
+            )
+        labels = PseudoLabels.read(self.file)
+        self.clusters = ClusterHeads(labels, model.size).to(next(model.parameters()).device)
+
+    def check_images(self, images: Images) -> None:
+        if self.cluster_weight:
+            self.clusters.labels.check_images(images)
+
+    def param_groups(self, model: Encoder) -> list[dict[str, Any]]:
+        heads = [{"params": list(self.clusters.parameters())}] if self.cluster_weight else []
+        return super().param_groups(model) + heads
+
+    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+        benign = (views.a, views.b, high_pass(views.weak))
+        mode = norm_banks.training if self.released else nullcontext
+
+        @torch.no_grad()
+        def encoded() -> list[Tensor]:
+            return [model(x, "clean") for x in benign]
+
+        with norm_banks.inference(model):
+            fixed = [] if self.released else encoded()
+
+        def contrast(x: Tensor) -> Tensor:
+            with mode(model):
+                z = [model(x, "adv"), *(fixed or encoded())]
+            return multi_view_nce_rows(z, self.temperature, weights=self.attack_weights)
+
+        def clusters(x: Tensor) -> Tensor:
+            return self.clusters(model.features(x, "ce"), views.rows)
+
+        def attacked_clusters(x: Tensor) -> Tensor:
+            with mode(model):
+                return clusters(x)
+
+        moved = attack.scalar(model, views.weak, contrast)
+        z = [model(moved, "adv"), *(model(x, "clean") for x in benign)]
+        self.look_at(model, views.weak, moved)
+        options = {"detached": self.stopped, "hard": self.hard}
+        parts = {"nce4": weighted_nce(z, self.temperature, self.scale, self.weights, **options)}
+        if self.cluster_weight:
+            misled = attack.scalar(nn.ModuleList([model, self.clusters]), views.weak, attacked_clusters)
+            parts["cluster_ce"] = (self.cluster_weight, clusters(misled).mean() / len(self.clusters))
+        return Terms.weighted(**parts)
+
+    def look_at(self, model: Encoder, weak: Tensor, moved: Tensor) -> None:
+        """For methods that adapt to how far the attack goes."""

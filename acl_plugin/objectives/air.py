@@ -1,0 +1,100 @@
+"""AIR: adversarial invariant regularisation of ACL (Xu et al., NeurIPS 2023, arXiv 2305.00374)."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.losses.contrastive import log_batch_softmax, nt_xent
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.objectives.base import Cost, Objective, Terms, Views
+from acl_plugin.objectives.schedules import staircase
+from acl_plugin.registry import register
+from acl_plugin.validation import require_not_negative, require_one_of
+
+Fidelity = Literal["paper", "released", "normalised"]
+
+
+def invariance(log_p: Tensor, log_q: Tensor, fidelity: Fidelity) -> Tensor:
+    """KL(q || p) = sum_n q_n (log q_n - log p_n) of two laws over the batch, (B,) and (B,) -> ().
+
+    ``released`` is sum_n q_n (log q_n - p_n), a probability in place of a logarithm; ``normalised`` scales both to
+    sum 1 first.
+    """
+    if fidelity == "normalised":
+        log_p, log_q = log_p.log_softmax(0), log_q.log_softmax(0)
+    return (log_q.exp() * (log_q - (log_p.exp() if fidelity == "released" else log_p))).sum()
+
+
+@register("acl_air")
+class InvariantACL(Objective):
+    """ACL and invariance: L = NT-Xent(a, b) + NT-Xent(a', b') + lambda_1 SIR + lambda_2 AIR.
+
+    With sigma(u, v) the softmax over the batch of cos(u_n, v_n) / tau and o the image itself, benign:
+    SIR = KL(sigma(b, o) || sigma(a, o)), AIR = KL(sigma(b', o) sigma(b', b) || sigma(a', o) sigma(a', a)).
+
+    Args:
+        temperature: tau.
+        standard, adversarial: lambda_1 and lambda_2.
+        fidelity: ``released`` takes KL's first argument for a probability where a logarithm is due (see
+            ``invariance``), so that SIR is near -log B and AIR near 0; ``paper`` is the KL of the products as they
+            stand, which do not sum to 1 and are O(1/B^2); ``normalised`` makes them laws.
+
+    Published: LARS lr 5, batch 512, 1000 epochs. `--probe-protocol air++` adds its post-processing.
+
+    Source: arXiv 2305.00374, and its authors' code.
+    """
+
+    routes = ("clean", "adv")
+    attack_view = "joint"
+    cost = Cost(attacked=2, forwards=5, backwards=5)
+    paper = "ACL-AIR, NeurIPS 2023, arXiv 2305.00374"
+    weight = 0.0
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.5,
+        standard: float = 0.5,
+        adversarial: float = 0.5,
+        fidelity: Fidelity = "paper",
+    ) -> None:
+        super().__init__(temperature=temperature)
+        require_not_negative(standard=standard, adversarial=adversarial)
+        require_one_of(("paper", "released", "normalised"), fidelity=fidelity)
+        self.standard, self.adversarial, self.fidelity = standard, adversarial, fidelity
+
+    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+        moved_a, moved_b = attack.joint(model, views.a, views.b, route="adv", temperature=self.temperature)
+        a, b = model.views(views.a, views.b, "clean")
+        adv_a, adv_b = model.views(moved_a, moved_b, "adv")
+        o = model(views.images, "clean")
+
+        def law(u: Tensor, v: Tensor) -> Tensor:
+            return log_batch_softmax(u, v, self.temperature)
+
+        sir = invariance(law(a, o), law(b, o), self.fidelity)
+        air = invariance(law(adv_a, o) + law(adv_a, a), law(adv_b, o) + law(adv_b, b), self.fidelity)
+        return Terms.weighted(
+            nce_clean=(1 - self.weight, nt_xent(a, b, self.temperature)),
+            nce_adv=(1 + self.weight, nt_xent(adv_a, adv_b, self.temperature)),
+            sir=(self.standard, sir),
+            air=(self.adversarial, air),
+        )
+
+
+@register("dynacl_air")
+class AnnealedInvariantACL(InvariantACL):
+    """ACL-AIR with DynACL's schedules: views of strength s = 1 - staircase(e - 1, E), w = 2/3 (1 - s).
+
+    L = (1 - w) NT-Xent(a, b) + (1 + w) NT-Xent(a', b') + lambda_1 SIR + lambda_2 AIR. There is no momentum encoder.
+    Settings as those of ``acl_air``.
+
+    Source: arXiv 2305.00374, with the schedules of DynACL (arXiv 2303.01289).
+    """
+
+    paper = "DynACL-AIR, NeurIPS 2023, arXiv 2305.00374"
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        self.strength = 1 - staircase(epoch, epochs)
+        self.weight = (1 - self.strength) * 2 / 3

@@ -1,0 +1,62 @@
+"""DynACL: augmentation that weakens along the training (Luo et al., ICLR 2023, arXiv 2303.01289)."""
+
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.losses.contrastive import nt_xent
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.objectives.base import Cost, Objective, Terms, Views
+from acl_plugin.objectives.branches import Momentum, Pair
+from acl_plugin.objectives.schedules import staircase
+from acl_plugin.registry import register
+from acl_plugin.validation import require_not_negative, require_share
+
+
+@register("dynacl")
+class DynACL(Objective):
+    """ACL's dual stream with annealed views: L = ((2 - w) NT-Xent(a, b) + w NT-Xent(a', b')) / 2.
+
+    In epoch e of E, counted from 1, the views' strength is 1 - staircase(e - 1, E), and w = 1 + rate
+    staircase(e, E), at most 2. View a goes through the encoder and b through its momentum copy, which is kept in the
+    end; the attack moves both.
+
+    Args:
+        temperature: tau.
+        momentum: of the copy; it is in the released code.
+        rate: how far w rises.
+
+    Published: LARS lr 5, batch 512, 1000 epochs. `--probe-protocol dynacl++` adds its post-processing.
+
+    Source: arXiv 2303.01289, and its authors' code.
+    """
+
+    routes = ("clean", "adv")
+    attack_view = "joint"
+    cost = Cost(attacked=2, forwards=4, backwards=2)
+    paper = "DynACL, ICLR 2023, arXiv 2303.01289"
+    weight = 1.0
+
+    def __init__(self, *, temperature: float = 0.5, momentum: float = 0.99, rate: float = 2 / 3) -> None:
+        super().__init__(temperature=temperature)
+        require_share(momentum=momentum)
+        require_not_negative(rate=rate)
+        self.momentum, self.rate = momentum, rate
+
+    def setup(self, model: Encoder) -> None:
+        self.copy = Momentum(model, self.momentum)
+
+    def on_epoch(self, epoch: int, epochs: int) -> None:
+        self.strength = 1 - staircase(epoch, epochs)
+        self.weight = min(1 + self.rate * staircase(epoch + 1, epochs), 2.0)
+
+    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+        both = Pair(model, self.copy)
+        a, b = attack.joint(both, views.a, views.b, route="adv", temperature=self.temperature)
+        clean_a, clean_b = both.views(views.a, views.b, "clean")
+        adv_a, adv_b = both.views(a, b, "adv")
+        self.copy.follow(model)  # before the step that this loss leads to
+        return Terms.weighted(
+            nce_clean=((2 - self.weight) / 2, nt_xent(clean_a, clean_b, self.temperature)),
+            nce_adv=(self.weight / 2, nt_xent(adv_a, adv_b, self.temperature)),
+        )
+
+    def downstream(self, model: Encoder) -> Encoder:
+        return self.copy.encoder

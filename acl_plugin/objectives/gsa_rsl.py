@@ -1,0 +1,147 @@
+"""GSA-RSL: the three terms that bound the robust loss of a linear probe (arXiv 2311.09671)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.errors import UsageError
+from acl_plugin.losses.contrastive import nt_xent, nt_xent_rows
+from acl_plugin.losses.divergences import DIVERGENCES, create_divergence
+from acl_plugin.losses.sharpness import ascend
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.norm_banks import frozen_statistics
+from acl_plugin.objectives.base import Cost, Objective, Terms, Views
+from acl_plugin.registry import register
+from acl_plugin.runtime.distributed import average, gathered
+from acl_plugin.validation import require_not_negative, require_one_of
+
+
+@register("gsa_rsl")
+class GlobalSharpnessAware(Objective):
+    """Adversarial NCE, sharpness-aware benign NCE, and the divergence of benign and adversarial features.
+
+    L = adversarial NCE(a', b') + benign max_{||d|| <= rho} NCE(a, b; theta + d) + global_ D(f(a, b), f(a', b'))
+
+    A weight of 0 switches its term off, rho = 0 the sharpness. The divergence D of backbone features is JS, estimated
+    by a discriminator that learns along, or another of ``DIVERGENCES``. The paper's bounds are about one encoder,
+    so benign and adversarial views share one bank of BatchNorm.
+
+    Args:
+        temperature: tau.
+        adversarial, benign, global_: weights of the three terms.
+        rho: radius of the sharpness in weight space.
+        divergence: D, one of ``DIVERGENCES``.
+        gradient: of JS, see ``JensenShannon``.
+        attack_divergence: let the attack raise the divergence as well.
+
+    Source: arXiv 2311.09671. Its method is adversarial NCE, SAM on the benign NCE, and a discriminator; the
+    defaults (weights 1, rho 0.05, two hidden layers of 256 with spectral norm, Adam 1e-4, one step) are ours.
+    """
+
+    routes = ("shared",)
+    paper = "GSA-RSL, 2023, arXiv 2311.09671"
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.5,
+        adversarial: float = 1.0,
+        benign: float = 1.0,
+        global_: float = 1.0,
+        rho: float = 0.05,
+        divergence: str = "js",
+        gradient: Literal["reversed", "non_saturating"] = "reversed",
+        attack_divergence: bool = False,
+    ) -> None:
+        super().__init__(temperature=temperature)
+        require_not_negative(adversarial=adversarial, benign=benign, global_=global_, rho=rho)
+        if adversarial == benign == global_ == 0:
+            message = "adversarial 0, benign 0 and global_ 0: one of them must be above 0"
+            raise UsageError(message, parameter="adversarial", given=0, allowed="above 0, or another of the three")
+        require_one_of(("reversed", "non_saturating"), gradient=gradient)
+        require_one_of(tuple(DIVERGENCES), divergence=divergence)
+        if divergence != "js" and gradient != "reversed":
+            message = f"gradient {gradient!r} is of divergence 'js', not of {divergence!r}"
+            raise UsageError(message, parameter="gradient", given=gradient, allowed=("reversed",))
+        self.adversarial, self.benign, self.global_, self.rho = adversarial, benign, global_, rho
+        self.estimator, self.options = divergence, {"gradient": gradient} if divergence == "js" else {}
+        self.attack_divergence = attack_divergence and global_ > 0
+        if adversarial or global_:
+            self.attack_view = "scalar" if self.attack_divergence else "joint"
+        sharp, looks = bool(benign and rho), bool(benign or global_)  # looks: at benign views
+        attacked = 2 if self.attack_view else 0
+        backwards = attacked + (2 if looks else 0) + (2 + 2 * (global_ > 0) if sharp else 0)
+        self.cost = Cost(attacked, attacked + 2 * looks + 2 * sharp, backwards)
+
+    def setup(self, model: Encoder) -> None:
+        if self.global_:
+            device = next(model.parameters()).device
+            self.divergence = create_divergence(self.estimator, model.size, **self.options).to(device)
+
+    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+        """Without the sharpness, which takes a second gradient: see ``backward``."""
+        if not (self.benign or self.global_):  # benign views then leave no trace in the norm statistics either
+            return self._others(model, views, attack, None)
+        f, nce = self._benign(model, views)
+        others = self._others(model, views, attack, f)
+        if not self.benign:
+            return others
+        return Terms(others.total + self.benign * nce, {"nce_clean": nce.detach(), **others.parts})
+
+    def backward(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+        """All terms at theta, but the benign one at theta + rho g / ||g||_2, with g its gradient at theta."""
+        if not (self.benign and self.rho):
+            return super().backward(model, views, attack)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        f, nce = self._benign(model, views)
+        others = self._others(model, views, attack, f)
+        gradients = torch.autograd.grad(nce, parameters, retain_graph=True, allow_unused=True)
+        average(g for g in gradients if g is not None)
+        if others.total.requires_grad:
+            others.total.backward()
+        with frozen_statistics(model), ascend(parameters, gradients, self.rho):
+            _, sharp = self._benign(model, views)
+            (self.benign * sharp).backward()
+        parts = {"nce_clean": nce.detach(), "sharpness": (sharp - nce).detach(), **others.parts}
+        return Terms(others.total.detach() + self.benign * sharp.detach(), parts)
+
+    def _benign(self, model: Encoder, views: Views) -> tuple[Tensor, Tensor]:
+        f = model.features(torch.cat([views.a, views.b]))
+        za, zb = model.project(f).chunk(2)
+        return f, nt_xent(za, zb, self.temperature)
+
+    def _others(self, model: Encoder, views: Views, attack: InnerAttack, f: Tensor | None) -> Terms:
+        terms = Terms(views.a.new_zeros(()), {})
+        if self.attack_view is None:
+            return terms
+        f_adv = model.features(torch.cat(self._adversarial_views(model, views, attack, f)))
+        if self.adversarial:
+            za, zb = model.project(f_adv).chunk(2)
+            nce = nt_xent(za, zb, self.temperature)
+            terms = Terms(self.adversarial * nce, {"nce_adv": nce.detach()})
+        if self.global_:
+            assert f is not None
+            laws = gathered(f), gathered(f_adv)
+            self.divergence.fit(*laws)
+            loss, estimate = self.divergence(*laws)
+            terms = Terms(terms.total + self.global_ * loss, {**terms.parts, f"global_{self.estimator}": estimate})
+        return terms
+
+    def _adversarial_views(
+        self, model: Encoder, views: Views, attack: InnerAttack, f: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        if not self.attack_divergence:
+            return attack.joint(model, views.a, views.b, temperature=self.temperature)
+        assert f is not None
+        benign = f.detach()
+
+        def row_losses(x: Tensor) -> Tensor:
+            f_adv = model.features(x)
+            za, zb = model.project(f_adv).chunk(2)
+            nce = nt_xent_rows(za, zb, self.temperature).flatten()
+            return self.adversarial * nce + self.global_ * self.divergence.adversarial_rows(benign, f_adv) / 2
+
+        used = nn.ModuleList([model, self.divergence])
+        return attack.scalar(used, torch.cat([views.a, views.b]), row_losses).chunk(2)

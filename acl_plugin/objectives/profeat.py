@@ -1,0 +1,74 @@
+"""ProFeAT: distillation through a projector (Addepalli et al., TMLR 2024, arXiv 2406.05796)."""
+
+from torch import Tensor
+
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.losses.contrastive import cosine_distance_rows
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.objectives.base import Cost, Objective, Terms, Views
+from acl_plugin.objectives.branches import Teacher
+from acl_plugin.registry import register
+from acl_plugin.validation import require_not_negative, require_share
+
+
+@register("profeat")
+class ProFeAT(Objective):
+    """Distillation in feature and projector space: L = D(S(a), T(w)) + beta D(S(a'), S(a)), T a frozen SimCLR encoder.
+
+    D(x, y) = 1 - (1 - p) cos(f_x, f_y) - p cos(g_x, g_y) over features f and embeddings g. The student starts as the
+    teacher and keeps the teacher's projector frozen. It sees a strong view a where the teacher sees a weak one, w;
+    a' lowers cos(f(a'), f(a)) + cos(g(a'), g_T(w)).
+
+    Args:
+        teacher: folder of a finished `acl-plugin pretrain --objective simclr`, on the same backbone.
+        beta: weight of the adversarial term; 8 as published for CIFAR-100.
+        projector_weight: p, in [0, 1].
+
+    Published: SGD lr 0.5, batch 256, weight decay 3e-4, 100 epochs. Ours: the strong view is the run's own (the
+    published one is AutoAugment with crop and flip), and the projector is SimCLR's of this package (published: two
+    layers without norm); benign and adversarial images are two batches in one norm bank, as released.
+
+    Source: arXiv 2406.05796, and its authors' code.
+    """
+
+    routes = ("shared",)
+    needs = ("a", "weak")
+    attack_view = "scalar"
+    cost = Cost(attacked=1, forwards=3, backwards=2)
+    paper = "ProFeAT, TMLR 2024, arXiv 2406.05796"
+
+    def __init__(self, *, teacher: str | None = None, beta: float = 8.0, projector_weight: float = 0.5) -> None:
+        super().__init__()
+        require_not_negative(beta=beta)
+        require_share(projector_weight=projector_weight)
+        self.folder, self.beta, self.projector_weight = teacher, beta, projector_weight
+
+    def setup(self, model: Encoder) -> None:
+        self.teacher = Teacher.of_run(self.folder, model, "profeat")
+        self.teacher.copy_backbone_to(model)
+        self.teacher.copy_projector_to(model)
+        model.projector.requires_grad_(False)
+
+    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+        model.projector.eval()  # frozen, its norm statistics too
+        teacher_f = self.teacher(views.weak)
+        teacher_g = self.teacher.project(teacher_f)
+        f = model.features(views.a)
+        g = model.project(f)
+        fixed = f.detach()
+
+        def row_losses(x: Tensor) -> Tensor:
+            moved = model.features(x)
+            apart = cosine_distance_rows(moved, fixed) + cosine_distance_rows(model.project(moved), teacher_g)
+            return 1 + apart
+
+        f_adv = model.features(attack.scalar(model, views.a, row_losses))
+        g_adv = model.project(f_adv)
+        return Terms.weighted(
+            distillation=(1.0, self._distance(f, g, teacher_f, teacher_g)),
+            robustness=(self.beta, self._distance(f_adv, g_adv, f, g)),
+        )
+
+    def _distance(self, f: Tensor, g: Tensor, other_f: Tensor, other_g: Tensor) -> Tensor:
+        p = self.projector_weight
+        return ((1 - p) * cosine_distance_rows(f, other_f) + p * cosine_distance_rows(g, other_g)).mean()

@@ -1,0 +1,74 @@
+"""RoCL: robust contrastive learning (Kim et al., NeurIPS 2020, arXiv 2006.07589)."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.losses.contrastive import HardNegatives, multi_view_nce, multi_view_nce_rows, weighted_nce
+from acl_plugin.models import norm_banks
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.objectives.base import Cost, Objective, Terms, Views
+from acl_plugin.registry import register
+from acl_plugin.validation import require_not_negative, require_one_of
+
+
+@register("rocl")
+class RoCL(Objective):
+    """One adversarial view among two benign ones, all in one norm bank: L = 2 NCE(a, b, a') + lambda NCE(a', b).
+
+    a' raises NCE(a', b). The factor 2 is the published sum of six pairs with a third each.
+
+    Args:
+        temperature: tau.
+        regularizer: lambda; published as 1/256, one over the batch of a device.
+        fidelity: ``released`` stops all gradients at the keys, in the attack as well, and encodes (a', b) by itself
+            for the second term, before (a, b, a'), which is the order that the running norm statistics see; the
+            paper's loss is symmetric, and so is ``paper``, which reuses the embeddings.
+
+    Published: 7 attack steps, LARS lr 1.5, batch 512, 1000 epochs; no normalization of images. The code takes
+    torchlars, which multiplies by the rate after the momentum; `--optimizer lars` multiplies before it (see
+    ``lars.LARS``). Under warm-up and cosine the two give different weights.
+
+    Source: arXiv 2006.07589, and its authors' code for lambda, the sum of the pairs and the projector.
+    """
+
+    routes = ("shared",)
+    projector = "wide"
+    attack_view = "scalar"
+    cost = Cost(attacked=1, forwards=4, backwards=3)
+    paper = "RoCL, NeurIPS 2020, arXiv 2006.07589"
+    weights: Tensor | None = None  # of the pairs of (a, b, a')
+    stopped: Tensor | bool = False  # pairs whose gradient stops at the keys
+    hard: HardNegatives | None = None
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.5,
+        regularizer: float = 1 / 256,
+        fidelity: Literal["paper", "released"] = "paper",
+    ) -> None:
+        super().__init__(temperature=temperature)
+        require_not_negative(regularizer=regularizer)
+        require_one_of(("paper", "released"), fidelity=fidelity)
+        self.regularizer, self.stopped, self.again = regularizer, fidelity == "released", fidelity == "released"
+        if self.again:
+            self.cost = Cost(attacked=1, forwards=6, backwards=5)
+
+    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+        stopped = self.again
+        with torch.no_grad(), norm_banks.inference(model):
+            key = model(views.b)
+        a = attack.scalar(
+            model, views.a, lambda x: multi_view_nce_rows([model(x), key], self.temperature, detached=stopped)
+        )
+        alone = model.views(a, views.b) if self.again else None
+        z = model(torch.cat([views.a, views.b, a])).chunk(3)
+        pair = alone or (z[2], z[1])
+        options = {"detached": self.stopped, "hard": self.hard}
+        return Terms.weighted(
+            nce3=weighted_nce(z, self.temperature, 2.0, self.weights, **options),
+            nce_adv=(self.regularizer, multi_view_nce(pair, self.temperature, detached=stopped)),
+        )

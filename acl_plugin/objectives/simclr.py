@@ -1,0 +1,25 @@
+"""SimCLR: the benign baseline that every adversarial objective is measured against."""
+
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.losses.contrastive import nt_xent
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.objectives.base import Cost, Objective, Terms, Views
+from acl_plugin.registry import register
+
+
+@register("simclr")
+class SimCLR(Objective):
+    """Benign contrastive learning: L = NT-Xent(a, b).
+
+    Args:
+        temperature: tau.
+
+    Source: arXiv 2002.05709, equation 1.
+    """
+
+    cost = Cost(attacked=0, forwards=2, backwards=2)
+    paper = "SimCLR, ICML 2020, arXiv 2002.05709"
+
+    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+        za, zb = model.views(views.a, views.b)
+        return Terms.weighted(nce_clean=(1.0, nt_xent(za, zb, self.temperature)))

@@ -1,0 +1,1 @@
+"""Protocols that make a classifier of an encoder."""

@@ -1,0 +1,58 @@
+"""What a probe leaves while it runs, so that a later start of it goes on: RUN/probing, gone when it is done."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from acl_plugin.runtime.files import read_intact, torch_bytes, write_atomic
+
+
+class ProbeCheckpoints:
+    """One file for each training that a probe is made of, written again every minute.
+
+    Args:
+        folder: to keep them in; made when there is something to keep.
+        key: all that decides the result, in plain types; what was kept under another key is not gone on from.
+    """
+
+    often = 60.0
+
+    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+        self.folder, self.key = folder, dict(key)
+        self.seconds_before, self.started = 0.0, time.monotonic()
+        self.saved = self.started
+
+    def seconds(self) -> float:
+        """Of this start, and of the earlier ones up to what was gone on from."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def load(self, what: str) -> dict[str, Any] | None:
+        """The state that was kept of the training ``what``; None to begin. Damage is told."""
+        path = self.folder / f"{what}.pt"
+        if not path.is_file():
+            return None
+        try:
+            content = read_intact(path)
+            if content["key"] != self.key:
+                return None
+            self.seconds_before = max(self.seconds_before, content["seconds"])
+            return content["state"]
+        except Exception as error:  # the unpickler raises all kinds
+            print(f"{path} is damaged ({' '.join(str(error).split())[:80]}); beginning it anew", file=sys.stderr)
+            return None
+
+    def save(self, what: str, state: Callable[[], dict[str, Any]]) -> None:
+        """Keep ``state()``, of tensors and plain types, if the last time is long ago."""
+        if time.monotonic() - self.saved < self.often:
+            return
+        self.folder.mkdir(exist_ok=True)
+        content = {"key": self.key, "seconds": self.seconds(), "state": state()}
+        write_atomic(self.folder / f"{what}.pt", torch_bytes(content))
+        self.saved = time.monotonic()
+
+    def clear(self) -> None:
+        """The probe is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)

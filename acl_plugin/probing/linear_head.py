@@ -1,0 +1,84 @@
+"""A linear head on a frozen encoder: by SGD on benign or adversarial images, or exactly."""
+
+import torch
+import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.data.images import Images, batched
+from acl_plugin.models.encoder import Classifier
+
+
+def zero_head(model: Classifier) -> None:
+    """Start the head at zero, as all published protocols do."""
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+
+
+def head_loss(model: Classifier, x: Tensor, y: Tensor, attack: InnerAttack | None = None) -> Tensor:
+    """Cross-entropy of the head on images, or on what an attack makes of them, with the backbone in eval mode.
+
+    The backbone stays as it is, to the bit.
+
+    Args:
+        model: whose head takes the gradient.
+        x: (B, C, H, W) in [0, 1].
+        y: (B,) labels.
+        attack: that raises the cross-entropy; None for benign images.
+
+    Source: SLF and ALF of RobustSSL.
+    """
+    model.eval()
+    if attack is not None:
+        x = attack.classifier(model, x, y)
+    with torch.no_grad():
+        features = model.features(x)
+    return F.cross_entropy(model.logits(features), y)
+
+
+def solve_head(model: Classifier, images: Images, weight_decay: float) -> float:
+    """The head that minimises mean cross-entropy + weight_decay / 2 ||W||^2 on un-augmented images, by L-BFGS.
+
+    The same objective as SGD's with that weight decay, but for the bias, which is not decayed.
+
+    Args:
+        model: in eval mode.
+        images: N images, all classes among them.
+        weight_decay: above 0.
+
+    Returns:
+        The mean cross-entropy, in nats.
+    """
+    features = batched(model.features, images, model.head.weight.device).double()
+    weight, bias = fit_head(features, images.labels, len(model.head.bias), weight_decay)
+    with torch.no_grad():
+        model.head.weight.copy_(weight)
+        model.head.bias.copy_(bias)
+        logits = features @ model.head.weight.cpu().double().T + model.head.bias.cpu().double()
+    return F.cross_entropy(logits, images.labels).item()
+
+
+def fit_head(features: Tensor, labels: Tensor, classes: int, weight_decay: float) -> tuple[Tensor, Tensor]:
+    """The (C, D) weight and (C,) bias that ``solve_head`` is about, in float64.
+
+    Args:
+        features: (N, D); labels: (N,), two classes or more among them.
+        classes: C.
+        weight_decay: above 0.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    x = features.double().cpu()
+    mean = x.mean(0)
+    fit = LogisticRegression(C=1 / (weight_decay * len(x)), tol=1e-8, max_iter=20_000)
+    with threadpool_limits(1):  # many small products: threads would wait for each other
+        fit.fit((x - mean).numpy(), labels.cpu().numpy())  # centred, it takes half the steps
+    weight = torch.from_numpy(fit.coef_)
+    bias = torch.from_numpy(fit.intercept_) - weight @ mean
+    if len(fit.classes_) == 2:  # one row for the second class
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    chosen = torch.from_numpy(fit.classes_)
+    all_weights, all_biases = weight.new_zeros(classes, weight.shape[1]), bias.new_full((classes,), -1e4)
+    all_weights[chosen], all_biases[chosen] = weight, bias  # classes without an image keep -1e4
+    return all_weights, all_biases

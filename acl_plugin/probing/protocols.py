@@ -1,0 +1,219 @@
+"""The probe of a pretrained encoder: each protocol makes a classifier on [0, 1] images.
+
+slf         a linear head on the frozen encoder, by SGD on benign images
+slf_exact   the same objective solved by L-BFGS, without augmentation
+alf         a linear head on the frozen encoder, by SGD on PGD-10 images
+aff_trades  all weights, by TRADES; with two norm banks, benign images go through the benign one
+aff_pgd     all weights, by cross-entropy on PGD-10 images
+semi        all weights, from few labels and the encoder's own predictions on the other images
+dynacl++    LP-AFT on pseudo-labels, then slf; air++ likewise
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.config import WHERE_AND_HOW, ProbeConfig, RunConfig, to_dict
+from acl_plugin.data import datasets
+from acl_plugin.data.images import DataSet, Images
+from acl_plugin.data.subsets import stratified
+from acl_plugin.errors import UsageError, unknown
+from acl_plugin.models import norm_banks
+from acl_plugin.models.encoder import Classifier
+from acl_plugin.models.features import predictions
+from acl_plugin.probing import lpaft, semi_supervised
+from acl_plugin.probing.adversarial_finetuning import adversarial_loss, attack_of, set_banks, trades_loss
+from acl_plugin.probing.checkpoints import ProbeCheckpoints
+from acl_plugin.probing.linear_head import head_loss, solve_head, zero_head
+from acl_plugin.probing.loop import Step, descend, probe_schedule
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.lock import exclusive
+from acl_plugin.runs.models import load_encoder, write_model
+from acl_plugin.runtime import seeding
+from acl_plugin.runtime.files import write_json
+from acl_plugin.runtime.seeding import HOLDOUT, PROBE, mixed_seed
+
+
+@exclusive
+def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
+    """Probe the encoder of ``run`` by ``probe_protocol``; writes ``classifier.pt`` and ``probe.json``.
+
+    ``encoder.pt`` stays as it is. With ``probe_holdout`` a share of the training images is held out, and the epoch is
+    kept that does best on them: by accuracy, on PGD-10 images where the protocol trains on adversarial ones. A start
+    that follows one which was stopped goes on from its last minute, and ends with the same numbers.
+
+    Raises:
+        UsageError: when the encoder is missing, the data cannot be read, or the protocol does not go with them.
+    """
+    if config.probe_protocol not in PROTOCOLS:
+        raise unknown("probe protocol", str(config.probe_protocol), PROTOCOLS, parameter="probe_protocol")
+    encoder = load_encoder(run.path)
+    data = datasets.load(config)
+    run.check_images(data)
+    fingerprint = data.train.fingerprint(data.classes).to_dict()
+    settings = {k: v for k, v in to_dict(config).items() if k not in WHERE_AND_HOW}
+    banks = [path for path in (run.encoder, run.benign_encoder) if path.is_file()]
+    encoders = [hashlib.sha256(path.read_bytes()).hexdigest() for path in banks]
+    checkpoints = ProbeCheckpoints(run.probing, settings | {"encoders": encoders, "images": fingerprint})
+    train, held_out = split(data.train, config.probe_holdout, config.seed)
+    with seeding.private(mixed_seed(config.seed, PROBE), device):
+        model = Classifier(replace(encoder.spec, classes=data.classes)).to(device)
+    model.backbone.load_state_dict(encoder.backbone.state_dict())
+    zero_head(model)
+    protocol = PROTOCOLS[config.probe_protocol]
+    record = protocol(Probing(run, config, replace(data, train=train), held_out, model, device, checkpoints))
+    accuracy = (predictions(model.eval(), train) == train.labels).double().mean().item()
+    write_model(run.classifier, model.spec, {k: v.cpu() for k, v in model.state_dict().items()})
+    options = {f.name: getattr(config, f.name) for f in fields(ProbeConfig)}
+    result = {
+        "protocol": config.probe_protocol,
+        **options,
+        "seed": config.seed,
+        "n": len(train),
+        "images": fingerprint,
+        **record,
+    }
+    write_json(run.probe, {**result, "train_accuracy": accuracy, "seconds": round(checkpoints.seconds(), 1)})
+    checkpoints.clear()
+
+
+@dataclass(frozen=True)
+class Probing:
+    """What a protocol works on.
+
+    Attributes:
+        run, config, device: of the probe.
+        data: the data set, without the images that are held out.
+        held_out: to choose the epoch by; None to take the last.
+        model: classifier with the pretrained backbone and a zero head, to be trained in place.
+        checkpoints: of the trainings.
+    """
+
+    run: RunDir
+    config: RunConfig
+    data: DataSet
+    held_out: Images | None
+    model: Classifier
+    device: torch.device
+    checkpoints: ProbeCheckpoints
+
+    @property
+    def threat(self) -> ThreatModel:
+        """As configured."""
+        return ThreatModel.parse(self.config.norm, self.config.eps)
+
+    @property
+    def pgd(self) -> InnerAttack:
+        """PGD-10 of the threat model, on cross-entropy."""
+        return attack_of(self.threat, self.threat.pgd)
+
+    def descend(self, what: str, trained: nn.Module, step: Step, attack: InnerAttack | None = None) -> dict[str, Any]:
+        """Minimise the loss of ``step`` over the weights of ``trained``; ``attack`` is for the choice of the epoch."""
+        schedule = probe_schedule(self.config, PROBE)
+        score = self._score(attack)
+        return descend(what, self.model, trained.parameters(), self.data.train, step, schedule, score, self.checkpoints)
+
+    def _score(self, attack: InnerAttack | None) -> Callable[[], float] | None:
+        """Accuracy on what is held out, under an attack if one is given; through bank ``adv`` where there are two."""
+        images, model = self.held_out, self.model
+        if images is None:
+            return None
+
+        def accuracy() -> float:
+            correct = 0
+            for start in range(0, len(images), 250):
+                x = images.floats(start, start + 250).to(self.device)
+                y = images.labels[start : start + 250].to(self.device)
+                with norm_banks.inference(model), norm_banks.route(model.backbone, "adv"):
+                    moved = x if attack is None else attack.classifier(model, x, y)
+                    correct += int((model(moved).argmax(1) == y).sum())
+            return correct / len(images)
+
+        return accuracy
+
+
+def slf(p: Probing) -> dict[str, Any]:
+    """Standard linear finetuning."""
+    return p.descend("SLF", p.model.head, lambda x, y, _: head_loss(p.model, x, y))
+
+
+def slf_exact(p: Probing) -> dict[str, Any]:
+    """Standard linear finetuning, solved."""
+    return {"loss": solve_head(p.model.eval(), p.data.train, p.config.probe_weight_decay)}
+
+
+def alf(p: Probing) -> dict[str, Any]:
+    """Adversarial linear finetuning."""
+    attack = p.pgd
+    return p.descend("ALF", p.model.head, lambda x, y, _: head_loss(p.model, x, y, attack), attack)
+
+
+def aff_trades(p: Probing) -> dict[str, Any]:
+    """Adversarial full finetuning by TRADES."""
+    attack = attack_of(p.threat, "TPGD")
+    banks = {"adv": p.model.backbone.state_dict()}
+    if p.run.benign_encoder.is_file():
+        banks = {"clean": load_encoder(p.run.path, benign=True).backbone.state_dict(), **banks}
+    set_banks(p.model, banks)
+    route = next(iter(banks))
+    return _finetune(p, lambda x, y, _: trades_loss(p.model, x, y, attack, route, route))
+
+
+def aff_pgd(p: Probing) -> dict[str, Any]:
+    """Adversarial full finetuning on cross-entropy."""
+    attack = p.pgd
+    return _finetune(p, lambda x, y, _: adversarial_loss(p.model, x, y, attack))
+
+
+def semi(p: Probing) -> dict[str, Any]:
+    """Few labels: see ``acl_plugin.probing.semi_supervised``."""
+    loss = semi_supervised.prepare(p.run, p.config, p.data, p.pgd, p.model, p.device, p.checkpoints)
+    return _finetune(p, loss) | {"labelled": semi_supervised.count(p.config, p.data.train)}
+
+
+def after_lpaft(p: Probing) -> dict[str, Any]:
+    """LP-AFT, then standard linear finetuning."""
+    weights, record = lpaft.finetune(p.run, p.config, p.data, p.device, p.checkpoints)
+    p.model.backbone.load_state_dict(weights)
+    return slf(p) | record
+
+
+PROTOCOLS: dict[str, Callable[[Probing], dict[str, Any]]] = {
+    "slf": slf,
+    "slf_exact": slf_exact,
+    "alf": alf,
+    "aff_trades": aff_trades,
+    "aff_pgd": aff_pgd,
+    "semi": semi,
+    "dynacl++": after_lpaft,
+    "air++": after_lpaft,
+}
+"""Protocols by name."""
+
+
+def split(images: Images, share: float, seed: int) -> tuple[Images, Images | None]:
+    """Hold out a share of each class; None for a share of 0. (What is trained on, what is held out.)"""
+    if not share:
+        return images, None
+    chosen = stratified(images.labels, share, mixed_seed(seed, HOLDOUT))
+    if not chosen.any() or chosen.all():
+        message = f"`probe_holdout` {share}: of {len(images)} training images, that leaves none on one side"
+        raise UsageError(
+            message, parameter="probe_holdout", given=share, allowed="a share that leaves images on both sides"
+        )
+    return images.take((~chosen).nonzero().squeeze(1)), images.take(chosen.nonzero().squeeze(1))
+
+
+def _finetune(p: Probing, loss: Step) -> dict[str, Any]:
+    """Train all weights, and leave the model with its ``adv`` bank alone."""
+    p.model.to(p.device).requires_grad_(True).train()
+    result = p.descend("AFF", p.model, loss, p.pgd)
+    if norm_banks.routes_of(p.model.backbone):
+        p.model.backbone = norm_banks.export(p.model.backbone, "adv")
+    return result

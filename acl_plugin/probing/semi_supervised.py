@@ -1,0 +1,97 @@
+"""Finetuning from few labels: the encoder's own predictions stand in for the others, as in ACL.
+
+1. A classifier on the benign bank is finetuned on the labelled images, benign, and predicts all images.
+2. From the adversarial bank, all weights are trained on adversarial images, with
+   L = 1/B [ 1/2 sum_L CE(x', y) + 1/2 sum_L CE(x', p) + sum_U CE(x', p) + 6 sum KL(x || x') ],
+   where L are the labelled images of the batch and U the others, p the predictions of stage 1 as soft labels, and x'
+   raises the cross-entropy with y, or with the likeliest class of p.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.config import RunConfig
+from acl_plugin.data.images import DataSet, Images, batched
+from acl_plugin.data.subsets import stratified
+from acl_plugin.models.encoder import Classifier
+from acl_plugin.probing.adversarial_finetuning import BETA
+from acl_plugin.probing.checkpoints import ProbeCheckpoints
+from acl_plugin.probing.linear_head import zero_head
+from acl_plugin.probing.loop import descend, probe_schedule
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import load_encoder
+from acl_plugin.runtime.seeding import LABELS, mixed_seed
+
+
+def labelled(config: RunConfig, images: Images) -> Tensor:
+    """(N,) bool: the images whose labels are used."""
+    return stratified(images.labels, config.label_fraction, mixed_seed(config.seed, LABELS))
+
+
+def count(config: RunConfig, images: Images) -> int:
+    """How many labels are used."""
+    return int(labelled(config, images).sum())
+
+
+def prepare(
+    run: RunDir,
+    config: RunConfig,
+    data: DataSet,
+    attack: InnerAttack,
+    model: Classifier,
+    device: torch.device,
+    checkpoints: ProbeCheckpoints | None = None,
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Stage 1, and the loss of stage 2 for ``sgd.descend``.
+
+    Args:
+        run: with a pretrained encoder.
+        config: ``label_fraction``, rates and seed; stage 1 has the epochs, rate and decay of the probe.
+        data: its training images; labels off the labelled ones are not used.
+        attack: of stage 2, on cross-entropy.
+        model: with the weights of the adversarial bank, trained by the loss.
+        device: to compute on.
+        checkpoints: see ``sgd.descend``.
+
+    Source: ACL (arXiv 2010.13337), as in its code, whose batches have the labelled share of all images;
+    the direction of the divergence is that of TRADES.
+    """
+    images, known = data.train, labelled(config, data.train)
+    few = images.take(known.nonzero().squeeze(1))
+    first = copy.deepcopy(model)
+    first.backbone.load_state_dict(load_encoder(run.path, benign=True).backbone.state_dict())
+    zero_head(first)
+
+    def benign(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
+        first.train()
+        return F.cross_entropy(first(x), y)
+
+    schedule = probe_schedule(config, LABELS)
+    descend("few labels", first, first.parameters(), few, benign, schedule, checkpoints=checkpoints)
+    soft, is_known = _tables(first.eval(), images, known, device)
+
+    def loss(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        law, has_label = soft[rows], is_known[rows]
+        moved = attack.classifier(model, x, torch.where(has_label, y, law.argmax(1)))
+        before, after = model(x).log_softmax(1), model(moved).log_softmax(1)
+        distilled = -(law * after).sum(1)
+        supervised = F.nll_loss(after, torch.where(has_label, y, 0), reduction="none")
+        rows_loss = torch.where(has_label, (supervised + distilled) / 2, distilled)
+        return rows_loss.mean() + BETA * F.kl_div(after, before, reduction="batchmean", log_target=True)
+
+    return loss
+
+
+def _tables(model: Classifier, images: Images, known: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Soft labels, and which are labelled, by the images' rows in the data set."""
+    size = int(images.rows.max()) + 1
+    soft = torch.zeros(size, len(model.spec.classes))
+    soft[images.rows] = batched(lambda x: model(x).softmax(1), images, device)
+    is_known = torch.zeros(size, dtype=torch.bool)
+    is_known[images.rows] = known
+    return soft.to(device), is_known.to(device)

@@ -1,0 +1,162 @@
+"""Figures of results, as SVG that needs nothing else."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+"""Wong's palette, which colour-blind readers can tell apart."""
+
+
+def svg(figure: "Figure") -> bytes:
+    """The same bytes for the same figure."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "acl_plugin", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def audit(result: dict[str, Any]) -> "Figure":
+    """Both sides of every bound on every checkpoint, and correlations with the robust loss where there are any.
+
+    Args:
+        result: of ``acl_plugin.theory.audit.audit``.
+    """
+    from matplotlib.figure import Figure
+
+    rows = result["rows"]
+    known = {name: value for name, value in result["correlation"].items() if value is not None}
+    figure = Figure(figsize=(11, 5) if known else (6, 5))
+    axes = figure.subplots(1, 2 if known else 1, squeeze=False)[0]
+    both = []
+    for number, (bound, colour) in enumerate(zip(rows[0]["bounds"], COLOURS, strict=False)):
+        pairs = [(row["bounds"][number]["left"], row["bounds"][number]["right"]) for row in rows]
+        both += [value for pair in pairs for value in pair if value > 0]
+        kind = "certain" if bound["certain"] else "estimate"
+        marker = "o" if bound["certain"] else "x"
+        axes[0].scatter(*zip(*pairs, strict=True), s=28, c=colour, marker=marker, label=f"{bound['name']} ({kind})")
+    ends = [0.8 * min(both, default=1.0), 1.25 * max(both, default=1.0)]
+    axes[0].plot(ends, ends, color="grey", linewidth=1)
+    axes[0].set(xscale="log", yscale="log", xlabel="loss that is bounded", ylabel="right side of the bound")
+    axes[0].set_title("A bound holds above the line")
+    axes[0].legend(fontsize=8)
+    if known:
+        names = sorted(known, key=lambda name: known[name]["rho"])
+        for place, name in enumerate(names):
+            value = known[name]
+            axes[1].plot([value["low"], value["high"]], [place, place], color=COLOURS[0], linewidth=2, alpha=0.5)
+            axes[1].plot(value["rho"], place, "o", color=COLOURS[0])
+        axes[1].axvline(0, color="grey", linewidth=1)
+        axes[1].set_yticks(range(len(names)), names, fontsize=8)
+        n = max(value["n"] for value in known.values())
+        axes[1].set(xlim=(-1.05, 1.05), xlabel="Spearman's correlation with the robust loss")
+        axes[1].set_title(f"{n} checkpoints, 95 % bootstrap interval")
+    figure.set_layout_engine("tight")
+    return figure
+
+
+def losses(epochs: Sequence[int], terms: Mapping[str, Sequence[float | None]]) -> "Figure":
+    """The curve of each term by epoch, each on axes of its own, as their units differ."""
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(terms))
+    lines = -(-len(terms) // columns)
+    figure = Figure(figsize=(3 * columns, 2.2 * lines))
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for ax, (name, values) in zip(axes, terms.items(), strict=False):
+        points = [(e, v) for e, v in zip(epochs, values, strict=True) if v is not None]
+        ax.plot(*zip(*points, strict=True), color=COLOURS[0])
+        ax.set_title(name, fontsize=9)
+        ax.tick_params(labelsize=7)
+    for ax in axes[len(terms) :]:
+        ax.remove()
+    figure.supxlabel("epoch", fontsize=9)
+    figure.set_layout_engine("tight")
+    return figure
+
+
+def accuracies(steps: Sequence[str], by_run: Mapping[str, Sequence[float]]) -> "Figure":
+    """Accuracy after each attack, in per cent; one group of bars for each step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3))
+    ax = figure.subplots()
+    width = 0.8 / len(by_run)
+    for number, (name, values) in enumerate(by_run.items()):
+        places = [i + (number - (len(by_run) - 1) / 2) * width for i in range(len(steps))]
+        bars = ax.bar(places, [100 * v for v in values], width, label=name, color=COLOURS[number % len(COLOURS)])
+        ax.bar_label(bars, fmt="%.1f", fontsize=7)
+    ax.set_xticks(range(len(steps)), steps)
+    ax.set(ylim=(0, 108), ylabel="accuracy, %")
+    if len(by_run) > 1:
+        ax.legend(fontsize=8)
+    figure.set_layout_engine("tight")
+    return figure
+
+
+def accuracy_by_eps(by_run: Mapping[str, Sequence[Mapping[str, float]]]) -> "Figure":
+    """Accuracy under PGD-20 against eps; points are ``{"eps": ..., "accuracy": ...}``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3))
+    ax = figure.subplots()
+    for number, (name, points) in enumerate(by_run.items()):
+        eps, values = [p["eps"] for p in points], [100 * p["accuracy"] for p in points]
+        ax.plot(eps, values, "o-", label=name, color=COLOURS[number % len(COLOURS)])
+    ax.set(ylim=(0, 105), xlabel="eps", ylabel="accuracy under PGD-20, %")
+    if len(by_run) > 1:
+        ax.legend(fontsize=8)
+    figure.set_layout_engine("tight")
+    return figure
+
+
+def image_grid(images: Tensor, adversarial: Tensor, told: Sequence[tuple[str, str]], eps: float) -> "Figure":
+    """Images, adversarial images, and perturbations magnified so that eps is black or white; M columns.
+
+    Args:
+        images, adversarial: (M, C, H, W) in [0, 1].
+        told: of each image, what stands above the image and above the adversarial one.
+        eps: size that is shown as black or white.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.25 * len(images), 4.1))
+    axes = figure.subplots(3, len(images), squeeze=False)
+    perturbations = ((adversarial - images) / (2 * eps) + 0.5).clamp(0, 1)
+    for line, pictures in enumerate((images, adversarial, perturbations)):
+        for ax, picture in zip(axes[line], pictures, strict=True):
+            ax.imshow(picture.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            ax.set_xticks([])
+            ax.set_yticks([])
+    for column, titles in enumerate(told):
+        for line, title in enumerate(titles):
+            axes[line][column].set_title(title, fontsize=8)
+    for line, name in enumerate(("image", "adversarial", "perturbation")):
+        axes[line][0].set_ylabel(name, fontsize=9)
+    figure.set_layout_engine("tight")
+    return figure
+
+
+def feature_map(benign: Tensor, adversarial: Tensor, labels: Tensor, classes: Sequence[str]) -> "Figure":
+    """Benign and adversarial features on their two first principal axes, (N, 2) each, by class."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 5))
+    ax = figure.subplots()
+    colours = matplotlib.colormaps["tab10"]
+    for c, name in enumerate(classes[:10]):
+        (x, y), (x_adv, y_adv) = (points[labels == c].T.numpy() for points in (benign, adversarial))
+        ax.scatter(x, y, s=14, color=colours(c), label=name)
+        ax.scatter(x_adv, y_adv, s=18, color=colours(c), marker="x", linewidths=0.8)
+    ax.set(xlabel="first principal axis", ylabel="second", title="benign (dots) and adversarial (crosses) features")
+    ax.legend(fontsize=7, ncols=2)
+    figure.set_layout_engine("tight")
+    return figure

@@ -1,0 +1,253 @@
+"""One self-contained HTML page of one or several runs: settings, curves, accuracies, pictures, and the audit.
+
+The page has no script and asks for nothing from the network. What was not measured yet says by which command it is.
+"""
+
+import base64
+import html
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from acl_plugin import config as configuration
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.data import datasets
+from acl_plugin.data.subsets import subset_rows
+from acl_plugin.errors import UsageError, as_flags
+from acl_plugin.reporting import figures, tables
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import load_classifier, weights_hash
+from acl_plugin.runs.records import read_metrics, read_record
+from acl_plugin.runtime import seeding
+from acl_plugin.runtime.files import write_atomic
+from acl_plugin.runtime.paths import user_path
+from acl_plugin.runtime.seeding import REPORT, mixed_seed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN, MAPPED = 8, 200
+"""Images in the grid, and in the map of features."""
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --soft: #f3f5f7; --line: #d5dae0; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --paper: #14171b; --soft: #1e2329; --line: #363d46; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
+  max-width: 60rem; padding: 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
+th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: left; white-space: nowrap; }
+pre { background: var(--soft); padding: .6rem; overflow-x: auto; font-size: .8rem; }
+figure { margin: 1rem 0; background: #ffffff; border-radius: .4rem; padding: .5rem; overflow-x: auto; }
+figure img { max-width: 100%; height: auto; display: block; margin: auto; }
+.missing { color: #9a6700; } @media (prefers-color-scheme: dark) { .missing { color: #d4a72c; } }
+details summary { cursor: pointer; }
+"""
+
+
+def report(runs: Sequence[RunDir], out: Path) -> None:
+    """Write the page of ``runs`` to the file ``out``.
+
+    Raises:
+        UsageError: when a folder is no run.
+    """
+    pages = [_Run(run) for run in runs]
+    title = "acl_plugin: " + ", ".join(page.name for page in pages)
+    body = [f"<h1>{html.escape(title)}</h1>"]
+    if len(pages) > 1:
+        body += _comparison(pages)
+    for page in pages:
+        body += [f"<h1>{html.escape(page.name)}</h1>"] if len(pages) > 1 else []
+        body += [*page.summary(), *page.attacks(), *page.pictures(), *page.audit(), *page.curves(), *page.settings()]
+    text = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+    write_atomic(user_path(out, "out"), text.encode())
+
+
+class _Run:
+    """The sections of one run, each a list of lines of HTML."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run, self.config, self.name = run, run.read_config(), str(run.path)
+        self.evaluation = read_record(run.evaluation) if run.evaluation.is_file() else None
+        self.suite = read_record(run.suite) if run.suite.is_file() else None
+        there = run.classifier.is_file() and (self.evaluation or self.suite)
+        self.classifier = weights_hash(load_classifier(run.path)) if there else None
+
+    def stale(self, record: dict[str, Any], what: str) -> list[str]:
+        """Return a warning where ``record`` is about another classifier than the run has now, or other images."""
+        lines = []
+        if self.classifier is not None and record["weights_sha256"] != self.classifier:
+            lines.append(f"{what} is of an earlier classifier of this run.")
+        if self.evaluation is not None and record["images"] != self.evaluation["images"]:
+            lines.append(f"{what} was measured on other images than AutoAttack.")
+        return [f"<p class=missing>{line}</p>" for line in lines]
+
+    def summary(self) -> list[str]:
+        c, e = self.config, self.evaluation
+        told = f"{c.objective} on {c.data}, {c.backbone}, {c.epochs} epochs, {c.norm} eps {c.eps}, seed {c.seed}"
+        lines = [f"<p>{html.escape(told)}.</p>"]
+        if not self.run.encoder.is_file():
+            lines.append(_missing(f"acl-plugin pretrain --out {self.run.path} ...", "Unfinished: to resume it, repeat"))
+        if e is None:
+            return [*lines, _missing(f"acl-plugin evaluate {self.run.path}")]
+        rows = [("clean", e["clean_accuracy"]), ("AutoAttack", e["robust_accuracy"])]
+        values = [[name, f"{100 * v:.2f} %", "{:.1f} to {:.1f} %".format(*interval(v, e["n"]))] for name, v in rows]
+        lines += _table(["", f"accuracy on {e['n']} test images", "95 % interval"], values)
+        lines += self.stale(e, "The evaluation")
+        return lines + [f"<p class=missing>{html.escape(flag)}</p>" for flag in e["flags"]]
+
+    def attacks(self) -> list[str]:
+        lines = ["<h2>Attacks</h2>"]
+        if self.evaluation is not None:
+            lines += _figure(figures.accuracies(*_steps([self])), "Accuracy after each attack of AutoAttack")
+        if self.suite is None:
+            return [*lines, _missing(f"acl-plugin evaluate {self.run.path} --suite standard")]
+        if not self.suite["complete"]:
+            lines.append(
+                _missing(f"acl-plugin evaluate {self.run.path} --suite standard", "Partial: to finish it, run")
+            )
+        lines += self.stale(self.suite, "The suite of attacks")
+        if self.suite["curve"]:
+            lines += _figure(figures.accuracy_by_eps({self.name: self.suite["curve"]}), "Accuracy against eps")
+        return [*lines, *_text(tables.suite(self.suite))]
+
+    def pictures(self) -> list[str]:
+        """Return some test images under PGD-20, and the features of more."""
+        lines = ["<h2>Images and features</h2>"]
+        if not self.run.classifier.is_file():
+            return [*lines, _missing(f"acl-plugin probe {self.run.path}")]
+        model = load_classifier(self.run.path)
+        classes = model.spec.classes
+        try:
+            images = datasets.load(self.config).test_for(classes, self.config.class_map).subset(MAPPED)
+        except UsageError as error:
+            return [*lines, f"<p class=missing>{html.escape(as_flags(str(error)))}</p>"]
+        threat, x = ThreatModel.parse(self.config.norm, self.config.eps), images.floats()
+        with seeding.private(mixed_seed(self.config.seed, REPORT)):
+            moved = InnerAttack(threat, threat.pgd, 20).classifier(model, x, images.labels)
+        with torch.no_grad():
+            f, f_adv = model.features(x), model.features(moved)
+            before, after = model.head(f).argmax(1), model.head(f_adv).argmax(1)
+        shown = subset_rows(images.labels, SHOWN)
+        told = [
+            (f"{classes[y]}: {classes[b]}", classes[a])
+            for y, b, a in zip(images.labels[shown], before[shown], after[shown], strict=True)
+        ]
+        grid = figures.image_grid(x[shown], moved[shown], told, threat.eps if threat.norm == "Linf" else 0.1)
+        axes = torch.linalg.svd(torch.cat([f, f_adv]) - f.mean(0), full_matrices=False).Vh[:2].T
+        flat, flat_adv = ((z - f.mean(0)) @ axes for z in (f, f_adv))
+        caption = (
+            f"{threat.pgd} with 20 steps. Above the images: label: prediction; above the adversarial ones: prediction"
+        )
+        lines += _figure(grid, caption)
+        return lines + _figure(
+            figures.feature_map(flat, flat_adv, images.labels, classes), f"Features of {len(images)} test images"
+        )
+
+    def audit(self) -> list[str]:
+        lines = ["<h2>Why it is robust, or not</h2>"]
+        if not self.run.audit.is_file():
+            return [*lines, _missing(f"acl-plugin audit {self.run.path} --checkpoints all")]
+        found = read_record(self.run.audit)
+        if not found["complete"]:
+            lines.append(_missing(f"acl-plugin audit {self.run.path} --checkpoints all", "Partial: to finish it, run"))
+        lines += _figure(
+            figures.audit(found), "Both sides of each bound on the robust loss; estimates are no certificates"
+        )
+        return [*lines, *_text(tables.audit(found))]
+
+    def curves(self) -> list[str]:
+        lines = ["<h2>Pretraining</h2>"]
+        if not self.run.metrics.is_file():
+            return [*lines, "<p class=missing>no metrics.csv: imported, transferred, or not begun</p>"]
+        rows = read_metrics(self.run.metrics)
+        names = [name for name in rows[0] if name not in ("epoch", "step")]
+        epochs = [int(row["epoch"] or 0) for row in rows]
+        terms = {name: [row[name] for row in rows] for name in names}
+        return lines + _figure(figures.losses(epochs, terms), "Each term by epoch")
+
+    def settings(self) -> list[str]:
+        values = [[configuration.option_name(k), str(v)] for k, v in configuration.to_dict(self.config).items()]
+        kept = self.run.path / "environment.json"
+        environment = read_record(kept) if kept.is_file() else {}
+        versions = [[k, str(v)] for k, v in environment.items() if k != "packages"]
+        versions += [[k, str(v)] for k, v in environment.get("packages", {}).items()]
+        lines = ["<h2>Settings</h2>", "<details><summary>Every option</summary>", *_table(["option", "value"], values)]
+        return [
+            *lines,
+            "</details><details><summary>Versions and device</summary>",
+            *_table(["", ""], versions),
+            "</details>",
+        ]
+
+
+def interval(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of n images, in per cent.
+
+    Source: Wilson, Probable Inference, JASA 1927.
+    """
+    z = 1.959964
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+
+
+def _comparison(pages: Sequence[_Run]) -> list[str]:
+    head = ["run", "data", "threat", "objective", "backbone", "clean", "AutoAttack", "95 % interval", "test images"]
+    rows = []
+    for page in pages:
+        c, e = page.config, page.evaluation
+        cells = ["", "", "", ""]
+        if e is not None:
+            within = "{:.1f} to {:.1f} %".format(*interval(e["robust_accuracy"], e["n"]))
+            cells = [f"{100 * e['clean_accuracy']:.2f} %", f"{100 * e['robust_accuracy']:.2f} %", within, str(e["n"])]
+        threat = f"{c.norm} {c.eps}" if e is None else f"{e['threat_model']} {e['eps']:.4g}"
+        rows.append([page.name, c.data, threat, c.objective, c.backbone, *cells])
+    lines = _table(head, rows)
+    told = [(e["images"], e["threat_model"], e["eps"]) for page in pages if (e := page.evaluation) is not None]
+    if any(each != told[0] for each in told):
+        lines.append("<p class=missing>These runs were evaluated on different images or threat models.</p>")
+    evaluated = [page for page in pages if page.evaluation is not None]
+    if evaluated:
+        lines += _figure(figures.accuracies(*_steps(evaluated)), "Accuracy after each attack of AutoAttack")
+    curves = {page.name: page.suite["curve"] for page in pages if page.suite is not None and page.suite["curve"]}
+    return lines + (_figure(figures.accuracy_by_eps(curves), "Accuracy against eps") if curves else [])
+
+
+def _steps(pages: Sequence[_Run]) -> tuple[list[str], dict[str, list[float]]]:
+    """What ``figures.accuracies`` takes, of runs that were evaluated."""
+    steps, by_run = ["clean"], {}
+    for page in pages:
+        assert page.evaluation is not None
+        after = page.evaluation["cumulative_accuracy"]
+        steps, by_run[page.name] = ["clean", *after], [page.evaluation["clean_accuracy"], *after.values()]
+    return steps, by_run
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    lines = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    return ['<div class="scroll"><table>', f"<tr>{cells}</tr>", *lines, "</table></div>"]
+
+
+def _figure(figure: "Figure", caption: str) -> list[str]:
+    source = base64.b64encode(figures.svg(figure)).decode()
+    text = html.escape(caption)
+    return [f'<figure><img alt="{text}" src="data:image/svg+xml;base64,{source}"></figure><p>{text}.</p>']
+
+
+def _text(lines: Sequence[str]) -> list[str]:
+    return ["<pre>" + html.escape("\n".join(lines)) + "</pre>"]
+
+
+def _missing(command: str, why: str = "Not measured yet:") -> str:
+    return f"<p class=missing>{why} <code>{html.escape(command)}</code></p>"

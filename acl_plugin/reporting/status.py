@@ -1,0 +1,71 @@
+"""How far a run has come, from its files alone."""
+
+from typing import Any
+
+from acl_plugin.config import RunConfig
+from acl_plugin.evaluation.verdicts import STANDARD
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.records import read_metrics, read_record
+
+
+def status(run: RunDir) -> list[str]:
+    """A line for the run and one for each stage.
+
+    Raises:
+        UsageError: when the folder is no run, or a file is damaged.
+    """
+    config = run.read_config()
+    lock = run.path / ".lock"
+    owner = lock.read_text().strip() if lock.is_file() else ""
+    now = f"; process {owner} works in it, or was killed" if owner else ""
+    lines = [f"{run.path}: {config.objective} on {config.data}, {config.backbone}, seed {config.seed}{now}"]
+    stages = {
+        "pretrain": _pretrain(run, config),
+        "probe": _probe(run),
+        "evaluate": _evaluate(run),
+        "suite": _done(run.suite, _suite),
+        "corruptions": _done(run.corruptions, lambda v: f"mean {100 * v['mean']:.2f} %"),
+        "audit": _done(run.audit, lambda v: f"{_partial(v)}{len(v['rows'])} checkpoints"),
+        "export": ", ".join(p.stem for p in sorted(run.robustbench.rglob("model_info/*/*/*.json"))) or "not yet",
+    }
+    return lines + [f"  {name:12}{told}" for name, told in stages.items()]
+
+
+def _pretrain(run: RunDir, config: RunConfig) -> str:
+    if run.encoder.is_file():
+        record = read_record(run.pretraining) if run.pretraining.is_file() else {}
+        return f"done, {record['seconds']:.0f} s" if "seconds" in record else "done elsewhere"
+    if not run.metrics.is_file():
+        return "not yet"
+    return f"{len(read_metrics(run.metrics))} of {config.epochs} epochs"
+
+
+def _probe(run: RunDir) -> str:
+    if run.probing.is_dir():
+        return f"begun: {', '.join(sorted(path.stem for path in run.probing.glob('*.pt')))}"
+    return _done(run.probe, lambda v: f"{v['protocol']}, train accuracy {100 * v['train_accuracy']:.2f} %")
+
+
+def _evaluate(run: RunDir) -> str:
+    if run.evaluation.is_file():
+        found: dict[str, Any] = read_record(run.evaluation)
+        clean, robust = (100 * found[name] for name in ("clean_accuracy", "robust_accuracy"))
+        return f"clean {clean:.2f} %, AutoAttack {robust:.2f} % of {found['n']} images"
+    if not run.evaluation_key.is_file():
+        return "not yet"
+    key = read_record(run.evaluation_key)
+    chunks = -(-key["n"] // key["batch_size"])
+    done = sum(read_record(path)["done"] for path in run.evaluation_chunks.glob("*.json"))
+    return f"{done} of {chunks * len(STANDARD)} attacks"
+
+
+def _suite(values: dict[str, Any]) -> str:
+    return f"{_partial(values)}{len(values['rows'])} attacks, worst case {100 * values['worst_case']:.2f} %"
+
+
+def _partial(values: dict[str, Any]) -> str:
+    return "" if values["complete"] else "unfinished: "
+
+
+def _done(path: Any, told: Any) -> str:
+    return told(read_record(path)) if path.is_file() else "not yet"

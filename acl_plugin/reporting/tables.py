@@ -1,0 +1,110 @@
+"""What the command line prints as tables, line by line."""
+
+from typing import Any
+
+from acl_plugin import registry
+from acl_plugin.errors import UsageError
+from acl_plugin.runs.records import COLUMNS
+
+
+def objectives() -> list[str]:
+    """A line for each objective; a broken one says why."""
+    lines = [f"{'':12}{'F':>4}  {'attack':8}{'banks':16}(F: encoder forwards per image, with 5 attack steps)"]
+    for name in registry.available():
+        try:
+            factory = registry.factory_of(name)
+            objective = factory()
+        except (UsageError, TypeError) as error:
+            lines.append(f"{name:12}{error}")
+            continue
+        cost = "" if objective.cost is None else objective.cost.encoder_forwards(5)
+        banks, attack = " ".join(objective.routes), objective.attack_view or "none"
+        lines.append(f"{name:12}{cost:>4}  {attack:8}{banks:16}{first_line(factory)}  [{objective.paper}]")
+    return lines
+
+
+def accuracies(results: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    """AutoAttack: a line for each objective, with the accuracy after each attack."""
+    _, first = results[0]
+    steps = list(first["cumulative_accuracy"])
+    width = max(12, *(len(name) + 2 for name, _ in results))
+    columns = "".join(f"{step:>12}" for step in ("clean", *steps, "AutoAttack"))
+    lines = [_heading(first), f"{'':{width}}{columns}"]
+    for name, r in results:
+        values = [r["clean_accuracy"], *r["cumulative_accuracy"].values(), r["robust_accuracy"]]
+        lines.append(f"{name:{width}}" + "".join(f"{100 * v:11.2f}%" for v in values))
+    return lines
+
+
+UNFINISHED = "Unfinished: the accuracy so far is of the attacks above; the same command runs the others."
+
+
+def suite(result: dict[str, Any]) -> list[str]:
+    """Return the standard attacks: a line each with accuracy and budget, the worst case, and accuracy by eps."""
+    lines = [_heading(result)]
+    lines.append(f"{'attack':12}{'accuracy':>9}  {'norm':5}{'eps':>9}{'steps':>7}{'restarts':>9}{'step size':>10}")
+    lines.append(f"{'clean':12}{100 * result['clean_accuracy']:8.2f}%")
+    for name, row in result["rows"].items():
+        cells = [row.get(key) for key in ("steps", "restarts", "step_size")]
+        steps, restarts, size = ("-" if cell is None else f"{cell:.4g}" for cell in cells)
+        line = f"{name:12}{100 * row['accuracy']:8.2f}%  {row['norm']:5}{row['eps']:9.4g}"
+        notes = [f"{key} {value:g}" for key, value in row.get("kwargs", {}).items()]
+        if row.get("success") is not None:
+            norm = "" if row["median_norm"] is None else f", median norm {row['median_norm']:.4g}"
+            notes.append(f"breaks {100 * row['success']:.2f}% at any size{norm}")
+        lines.append(f"{line}{steps:>7}{restarts:>9}{size:>10}  {'; '.join(notes)}".rstrip())
+    lines += [f"{name:12}left out: {reason}" for name, reason in result.get("left_out", {}).items()]
+    worst, unfinished = ("worst case", []) if result["complete"] else ("so far", [UNFINISHED])
+    lines += [f"{worst:12}{100 * result['worst_case']:8.2f}%  {result['threat_model']}", *unfinished]
+    lines.append("steps: of Square, queries; step size -: the attack's own. Rows of the other norm are no part of the")
+    lines.append(
+        "worst case; their eps is to the threat model's as RobustBench's 0.5 (L2) to 8/255 (Linf), by image size."
+    )
+    pgd = "PGD-20" if result["threat_model"] == "Linf" else "PGDL2"
+    lines.append(f"{pgd} by eps: " + ", ".join(f"{p['eps']:.4g}: {100 * p['accuracy']:.2f}%" for p in result["curve"]))
+    return lines
+
+
+def corruptions(result: dict[str, Any]) -> list[str]:
+    """A line for each corruption, with the accuracy by severity."""
+    lines = [f"{result['dataset']}, {result['source']}, {result['n']} test images, severities 1 to 5"]
+    for name, values in result["accuracy"].items():
+        lines.append(f"{name:18}" + "".join(f"{100 * value:9.2f}%" for value in values))
+    return [*lines, f"{'mean':18}{100 * result['mean']:9.2f}%"]
+
+
+def audit(result: dict[str, Any]) -> list[str]:
+    """Terms of each checkpoint, the bounds of each run's last one, and correlations with the robust loss."""
+    rows = result["rows"]
+    runs = list(dict.fromkeys(row["run"] for row in rows))
+    width = max(5, *(len(run) for run in runs)) + 2 if len(runs) > 1 else 0
+    lines = [f"{'run':{width}}"[:width] + f"{'epoch':>6}" + "".join(f"{name:>10}" for name in COLUMNS.values())]
+    for row in rows:
+        run = f"{row['run']:{width}}" if width else ""
+        lines.append(f"{run}{row['epochs']:>6}" + "".join(f"{row['terms'][name]:10.4g}" for name in COLUMNS))
+    for run in runs:
+        last = [row for row in rows if row["run"] == run][-1]
+        lines += ["", f"{run}, epoch {last['epochs']}: bounds on the robust loss"]
+        lines.append(f"{'':32}{'left':>9} <={'right':>9}{'slack':>9}")
+        for bound in last["bounds"]:
+            kind = "certain" if bound["certain"] else f"estimate, no certificate; if {bound['assumption']}"
+            holds = "holds" if bound["holds"] else "does not hold"
+            values = f"{bound['left']:9.4f} <={bound['right']:9.4f}{bound['slack']:9.4f}"
+            lines.append(f"{bound['name']:32}{values}  {holds} ({kind})")
+    known = {name: value for name, value in result["correlation"].items() if value is not None}
+    if known:
+        n = max(value["n"] for value in known.values())
+        lines += ["", f"Spearman's correlation with the robust loss over {n} checkpoints, 95 % bootstrap interval"]
+        for name, value in sorted(known.items(), key=lambda item: -item[1]["rho"]):
+            lines.append(f"{name:40}{value['rho']:7.2f}  [{value['low']:5.2f}, {value['high']:5.2f}]")
+    return lines
+
+
+def first_line(documented: Any) -> str:
+    """Of a docstring, without markup."""
+    return (documented.__doc__ or "").strip().split("\n")[0].replace("``", "")
+
+
+def _heading(result: dict[str, Any]) -> str:
+    threat = f"{result['threat_model']}, eps {result['eps']:.4g}"
+    return f"{result['dataset']}, {threat}, {result['n']} test images, seed {result['seed']}"

@@ -1,0 +1,242 @@
+"""What a run leaves on disk, and how it is read again. Every file appears whole or not at all.
+
+RUN/config.yaml          the resolved configuration
+RUN/images.json          fingerprints of the training and test images, and the rows of them that a limit has left
+RUN/environment.json     versions, device, threads, git commit
+RUN/metrics.csv          loss terms by epoch; the same as TensorBoard events in RUN/tensorboard
+RUN/checkpoints/last.ckpt  to resume pretraining; before.ckpt is the one before it
+RUN/checkpoints/epoch-*/  the encoder after some epochs, to be audited: a folder with an encoder.pt and so on each
+RUN/encoder.pt           the pretrained encoder: one norm bank, timm's keys; benign_encoder.pt is the bank for benign
+                         images, where it is another one; projector.pt the projector
+RUN/classifier.pt        encoder and head; probe.json tells how the head was trained
+RUN/probing/             what a later start of an unfinished probe goes on from
+RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up, evaluation_key.json tells of what;
+                         evaluation_chunks/ is what a later start goes on from
+RUN/adversarial/         the images that broke the classifier, by chunk and attack
+RUN/suite.json           the standard attacks one by one, and accuracy against eps
+RUN/corruptions.json     accuracy under common corruptions
+RUN/audit.json           every term of the bounds; audit.svg is its figure
+RUN/report.html          all of it on one page
+RUN/robustbench/         what `acl-plugin export` wrote
+"""
+
+from acl_plugin.runs.environment import environment
+from acl_plugin.runtime.files import damaged
+from acl_plugin.runtime.files import read_json
+from acl_plugin.runtime.files import write_atomic
+from acl_plugin.runtime.files import write_json
+
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+import zipfile
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from acl_plugin import config as configuration
+from acl_plugin.models.encoder import Classifier
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.spec import ModelSpec
+from acl_plugin.config import RunConfig
+from acl_plugin.data.images import DataSet
+from acl_plugin.errors import UsageError
+from acl_plugin.runtime.paths import user_path
+
+
+
+class RunDir:
+    """A run folder by its path."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = user_path(path, "run")
+
+    config = property(lambda self: self.path / "config.yaml")
+    images = property(lambda self: self.path / "images.json")
+    checkpoint = property(lambda self: self.path / "checkpoints" / "last.ckpt")
+    checkpoint_before = property(lambda self: self.path / "checkpoints" / "before.ckpt")
+    metrics = property(lambda self: self.path / "metrics.csv")
+    encoder = property(lambda self: self.path / "encoder.pt")
+    benign_encoder = property(lambda self: self.path / "benign_encoder.pt")
+    projector = property(lambda self: self.path / "projector.pt")
+    pretraining = property(lambda self: self.path / "pretraining.json")
+    classifier = property(lambda self: self.path / "classifier.pt")
+    probe = property(lambda self: self.path / "probe.json")
+    probing = property(lambda self: self.path / "probing")
+    evaluation = property(lambda self: self.path / "evaluation.json")
+    evaluation_key = property(lambda self: self.path / "evaluation_key.json")
+    evaluation_lines = property(lambda self: self.path / "evaluation.jsonl")
+    evaluation_chunks = property(lambda self: self.path / "evaluation_chunks")
+    adversarial = property(lambda self: self.path / "adversarial")
+    suite = property(lambda self: self.path / "suite.json")
+    corruptions = property(lambda self: self.path / "corruptions.json")
+    audit = property(lambda self: self.path / "audit.json")
+    audit_figure = property(lambda self: self.path / "audit.svg")
+    report = property(lambda self: self.path / "report.html")
+    robustbench = property(lambda self: self.path / "robustbench")
+
+    def evaluation_chunk(self, start: int) -> Path:
+        """How far the attacks on the test images from position ``start`` have come."""
+        return self.path / "evaluation_chunks" / f"{start:06}.json"
+
+    def snapshot(self, epochs: int) -> "RunDir":
+        """Where the encoder after ``epochs`` epochs is kept."""
+        return RunDir(self.path / "checkpoints" / f"epoch-{epochs:05d}")
+
+    def snapshots(self) -> list["RunDir"]:
+        """The encoders that were kept, in the order of the epochs."""
+        kept = sorted((self.path / "checkpoints").glob("epoch-*"))
+        return [run for run in map(RunDir, kept) if run.encoder.is_file()]
+
+    def require(self, file: Path, stage: str) -> Path:
+        """``file``, which the command ``stage`` writes.
+
+        Raises:
+            UsageError: when it is missing, with the command to run first.
+        """
+        if not self.path.is_dir():
+            raise UsageError(
+                f"{self.path}: no such run folder", parameter="run", given=str(self.path), allowed="a run folder"
+            )
+        if not file.is_file():
+            message = f"{file} is missing; run first: acl-plugin {stage}"
+            raise UsageError(message, parameter="run", given=str(self.path), allowed=f"a run folder with {file.name}")
+        return file
+
+    def read_config(self) -> RunConfig:
+        """The configuration of the run.
+
+        Raises:
+            UsageError: when there is none or it cannot be read.
+        """
+        import yaml
+
+        path = self.require(self.config, f"pretrain --out {self.path}")
+        try:
+            return configuration.from_dict(yaml.safe_load(path.read_text()))
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
+            raise damaged(path, f"is not a configuration: {' '.join(str(error).split())}") from error
+
+    def check_config(self, config: RunConfig) -> None:
+        """Refuse a folder that is not this run's.
+
+        Raises:
+            UsageError: when it holds another configuration or other files.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            message = f"{self.path} is a file; `out` is a folder"
+            raise UsageError(message, parameter="out", given=str(self.path), allowed="a folder")
+        if self.config.is_file():
+            other = configuration.differences(config, self.read_config())
+            if other:
+                raise UsageError(
+                    f"{self.path} holds a run of another configuration ({'; '.join(other)}); choose another `out`",
+                    parameter="out", given=str(self.path), allowed="the folder of the same run, or a new one",
+                )  # fmt: skip
+        elif self.path.is_dir() and any(not _is_log(file) for file in self.path.iterdir()):
+            raise UsageError(
+                f"{self.path} is not empty and not a run folder; choose another `out`",
+                parameter="out", given=str(self.path), allowed="a new or empty folder (log files may be there)",
+            )  # fmt: skip
+
+    def check_images(self, data: DataSet) -> None:
+        """Refuse training images that are not those that the run was begun with.
+
+        Raises:
+            UsageError: naming what differs.
+        """
+        before = read_json(self.images) if self.images.is_file() else {}
+        if not isinstance(before, dict):
+            raise UsageError(f"{self.images} is damaged; delete it", parameter="run", given=str(self.path))
+        remedy = f"restore them, or choose another folder than {self.path}"
+        data.train.fingerprint(data.classes).require(before.get("train"), f"the training images of {data.name}", remedy)
+
+    def record_images(self, data: DataSet) -> None:
+        """Write down which images the run is about, if they are those of before.
+
+        Raises:
+            UsageError: as ``check_images``.
+        """
+        self.check_images(data)
+        write_json(self.images, data.fingerprints())
+
+    def start(self, config: RunConfig) -> None:
+        """Make the folder, and write down configuration and environment."""
+        import yaml
+
+        self.check_config(config)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            text = yaml.safe_dump(configuration.to_dict(config), sort_keys=False)
+            write_atomic(self.config, text.encode())  # first, as it tells what the folder is
+            self.checkpoint.parent.mkdir(exist_ok=True)
+            write_json(self.path / "environment.json", environment())
+        except OSError as error:
+            message = f"{self.path} cannot be written: {error.strerror}"
+            raise UsageError(
+                message, parameter="out", given=str(self.path), allowed="a folder that can be written"
+            ) from error
+
+
+
+
+def _is_log(path: Path) -> bool:
+    """Return whether a file may lie in a run's folder before the run does: hidden, or what output is written to."""
+    if path.name.startswith(".") or not path.is_file():
+        return path.name.startswith(".")
+    streams = [os.fstat(number) for number in (1, 2) if _is_open(number)]
+    own = any(os.path.samestat(path.stat(), stream) for stream in streams)
+    return own or path.suffix in (".log", ".out", ".err") or path.name == "log.txt"
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+

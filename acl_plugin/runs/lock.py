@@ -1,0 +1,112 @@
+"""Allow one process at a time in a run folder, and one thread at a time in a process."""
+
+import contextlib
+import fcntl
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Concatenate, ParamSpec, TypeVar
+
+from acl_plugin.errors import UsageError
+from acl_plugin.runs.folder import RunDir
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_HELD: set[Path] = set()  # by the thread that is at work, whose stages may be nested
+_AT_WORK = threading.RLock()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Keep other threads of this process out: they share torch's random numbers, and signals go to one of them.
+
+    Raises:
+        UsageError: when another thread is inside.
+    """
+    if not _AT_WORK.acquire(blocking=False):
+        raise UsageError(
+            "another thread of this process is training or evaluating, and both would draw the same random numbers: "
+            "wait for it, or start another process",
+            parameter="run", given=threading.current_thread().name, allowed="one thread at a time",
+        )  # fmt: skip
+    try:
+        yield
+    finally:
+        _AT_WORK.release()
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of ``folder``, and other threads as ``alone``; a folder that is missing is not locked.
+
+    The lock is the kernel's, and ends with the process, however it ends. The file ``.lock`` tells whose it is.
+    Processes that a launcher started beside the first one (``RANK`` or ``LOCAL_RANK`` above 0) leave it to that one.
+
+    Raises:
+        UsageError: naming the process that works in the folder, or when another thread is at work.
+    """
+    with alone(), _locked(folder):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    path = folder.resolve() / ".lock"
+    beside = any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    if path in _HELD or beside or not folder.is_dir():
+        yield
+        return
+    with path.open("a+") as file:
+        file.seek(0)
+        owner = file.read().strip()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"process {owner} works in {folder}; wait for it, or choose another folder",
+                parameter="run", given=str(folder), allowed="a folder in which no other process works",
+            ) from error  # fmt: skip
+        if owner:
+            print(f"{folder}: the lock of process {owner}, which has ended, is taken over", file=sys.stderr)
+        _write(file, str(os.getpid()))
+        _sweep(folder)
+        _HELD.add(path)
+        try:
+            yield
+        finally:
+            _HELD.discard(path)
+            _write(file, "")
+
+
+def exclusive(stage: Callable[Concatenate[RunDir, P], T]) -> Callable[Concatenate[RunDir, P], T]:
+    """A stage that has the folder of its run, its first argument, for itself."""
+
+    @functools.wraps(stage)
+    def alone(run: RunDir, /, *arguments: P.args, **options: P.kwargs) -> T:
+        with locked(run.path):
+            return stage(run, *arguments, **options)
+
+    return alone
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the unfinished files of processes that were killed, see ``run_dir.write_atomic``."""
+    for path in folder.rglob(".*.tmp"):
+        owner = path.name.split(".")[-2]
+        try:
+            os.kill(int(owner), 0)
+        except (ValueError, ProcessLookupError):
+            path.unlink(missing_ok=True)
+        except PermissionError:  # somebody else's, and alive
+            continue
+
+
+def _write(file: IO[str], text: str) -> None:
+    file.seek(0)
+    file.truncate()
+    file.write(text)
+    file.flush()

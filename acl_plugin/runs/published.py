@@ -1,0 +1,301 @@
+"""Checkpoints of the published repositories as plain timm encoders.
+
+Weights alone do not tell the function: each layout has its own stem, normalisation and norm banks. Every key of a file
+is used, or dropped by a rule that is written here; a key that is left over, or missing, is an error.
+"""
+
+from acl_plugin.data import datasets
+from acl_plugin.models.projectors import PROJECTORS
+from acl_plugin.runs import imported_head
+from acl_plugin.runtime import seeding
+
+import hashlib
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acl_plugin.models.spec import ModelSpec
+from acl_plugin.models.backbones import create_backbone
+from acl_plugin.runs.checkpoint_file import read_file
+from acl_plugin.runs.checkpoint_file import weights_of
+from acl_plugin.config import RunConfig
+from acl_plugin.errors import UsageError
+from acl_plugin.errors import unknown
+from acl_plugin.runs.layouts import LAYOUTS
+from acl_plugin.runs.layouts import NONE
+from acl_plugin.runs.layouts import NORMALISATIONS
+from acl_plugin.runs.layouts import Layout
+from acl_plugin.runs.layouts import Normalisation
+from acl_plugin.runtime.paths import user_path
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import write_encoder
+from acl_plugin.runtime.files import write_json
+from acl_plugin.runs.models import write_model
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a file holds, all of it in timm's names.
+
+    Attributes:
+        layout: name in ``layouts.LAYOUTS``.
+        spec: the network, with its stem and normalisation.
+        banks: weights of the backbone, by norm bank; the first is for benign images.
+        projectors: its kind, and weights by norm bank; None if the file has no projector that we know.
+        head: the linear layer of a classifier, if the file has one; of which classes, and whether trained, is not said.
+        left_out: what else the file holds, by the first part of the names.
+    """
+
+    layout: str
+    spec: ModelSpec
+    banks: dict[str, dict[str, Tensor]]
+    projectors: tuple[str, dict[str, dict[str, Tensor]]] | None
+    head: imported_head.Head | None = None
+    left_out: tuple[str, ...] = ()
+
+    def bank(self, name: str | None = None) -> str:
+        """``name``, or the bank for adversarial images if it is None.
+
+        Raises:
+            UsageError: for a bank that is not there.
+        """
+        if name is not None and name not in self.banks:
+            raise unknown(f"norm bank of format {self.layout!r}:", name, self.banks)
+        return name or ("pgd" if "pgd" in self.banks else next(iter(self.banks)))
+
+
+def import_run(
+    path: Path,
+    run: RunDir,
+    config: RunConfig,
+    layout: str = "auto",
+    bank: str | None = None,
+    allow_pickle: bool = False,
+    normalization: str | None = None,
+) -> str:
+    """Make a run folder of a published checkpoint, ready to be probed, and to be evaluated if it is a classifier.
+
+    What the file holds beside the encoder, and what became of it, is said in one line.
+
+    Args:
+        path: the checkpoint.
+        run: folder, new or empty.
+        config: data set and backbone.
+        layout, bank, allow_pickle, normalization: see ``read`` and ``Published.bank``.
+
+    Returns:
+        The layout.
+
+    Raises:
+        UsageError: as ``read``; nothing is written then.
+    """
+    data = datasets.load(config)
+    shape = data.shape
+    published = read(path, layout, config.backbone, config.backbone_kwargs, shape, allow_pickle, normalization)
+    probed, benign = published.bank(bank), next(iter(published.banks))
+    digest = hashlib.sha256(user_path(path).read_bytes()).hexdigest()
+    source = {"file": path.name, "sha256": digest, "format": published.layout, "bank": probed}
+    if normalization is not None:
+        source["normalization"] = normalization
+    head = imported_head.judge(published.head, published.spec, published.banks[probed], data)
+    run.start(replace(config, objective="imported", objective_kwargs=source, stem=published.spec.stem))
+    run.record_images(data)
+    write_json(run.pretraining, source)
+    banks, kept = published.banks, published.projectors
+    projector = None if kept is None else (kept[0], kept[1][probed])
+    write_encoder(run, published.spec, banks[probed], banks[benign] if probed != benign else None, projector)
+    notes = [head.note] if head.note else []
+    if head.classifier is not None:
+        write_model(run.classifier, head.classifier.spec, head.classifier.state_dict())
+        write_json(run.probe, head.record | {"seed": config.seed})
+    if published.left_out:
+        notes.append(f"left out: {', '.join(published.left_out)}")
+    if notes:
+        print(f"{path}: {'; '.join(notes)}", file=sys.stderr)
+    return published.layout
+
+
+def read(
+    path: Path,
+    layout: str = "auto",
+    backbone: str = "resnet18",
+    backbone_kwargs: dict[str, Any] | None = None,
+    shape: tuple[int, int, int] = (3, 32, 32),
+    allow_pickle: bool = False,
+    normalization: str | None = None,
+) -> Published:
+    """Read a published checkpoint.
+
+    Args:
+        path: the file.
+        layout: one of ``layouts.LAYOUTS``, or ``auto`` to find out.
+        backbone, backbone_kwargs: timm's name of the network, and arguments.
+        shape: (C, H, W) of the images.
+        allow_pickle: let the file execute code while it is read.
+        normalization: one of ``layouts.NORMALISATIONS``, for a file that does not store what its network applies.
+
+    Raises:
+        UsageError: for a file that is no checkpoint, or needs ``allow_pickle``; for an unknown layout; and for any
+            missing or unexpected key.
+    """
+    path = user_path(path, "file")
+    content = read_file(path, allow_pickle)
+    state, groups = weights_of(path, content)
+    name = detect(path, state) if layout == "auto" else layout
+    if name not in LAYOUTS:
+        raise unknown("format", layout, ("auto", *LAYOUTS))
+    known = LAYOUTS[name]
+    dropped = {k for k in state if known.dropped is not None and re.search(known.dropped, k)}
+    kept_keys = {k: _rename(k, known.renamed) for k in state if k not in dropped}
+    if len(set(kept_keys.values())) < len(kept_keys):
+        names = list(kept_keys.values())
+        raise _misfit(path, name, f"twice: {', '.join(sorted({k for k in names if names.count(k) > 1}))}")
+    state = {new: state[old] for old, new in kept_keys.items()}
+    head, unused = imported_head.take(content, state, known.head)
+    used = {"classifier"} if head is not None and head.name == "classifier" else set()
+    left_out = sorted({k.split(".")[0] for k in (*dropped, *unused)} | set(groups) - used)
+    bottleneck = any(re.search(r"^layer1\.0\.conv3\.", key) for key in state)
+    stored = {leaf: state.pop(f"normalize.{leaf}") for leaf in ("mean", "std") if f"normalize.{leaf}" in state}
+    stem = "native" if "conv1.weight" in state and state["conv1.weight"].shape[-1] == 7 else known.stem
+    spec = ModelSpec(backbone, backbone_kwargs or {}, stem, shape, *NONE, timm_version=_timm_version())
+    with seeding.private(0):
+        expected = create_backbone(spec)[0].state_dict()
+    strangers = [
+        k for k in state if (bank := re.search(r"(?:^|\.)bn_list\.(\d+)\.", k)) and int(bank[1]) >= len(known.routes)
+    ]
+    if strangers:
+        raise _misfit(path, name, f"a norm bank beside {', '.join(known.routes)}: {', '.join(strangers[:3])}, ...")
+    backbone_state, projector_state = _split(state, known)
+    banks = {
+        bank: _plain(path, spec.backbone, backbone_state, number, expected) for number, bank in enumerate(known.routes)
+    }
+    kept = None
+    if known.projector is not None and projector_state:
+        kind = known.projector[0]
+        with seeding.private(0):
+            expected = PROJECTORS[kind](imported_head.feature_size(expected)).state_dict()
+        kept = (kind, {b: _plain(path, kind, projector_state, n, expected) for n, b in enumerate(known.routes)})
+    mean, std = _normalisation(path, known, bottleneck, stored, normalization)
+    return Published(name, replace(spec, mean=mean, std=std), banks, kept, head, tuple(left_out))
+
+
+def detect(path: Path, state: Mapping[str, Tensor]) -> str:
+    """The first layout whose marks are all among the keys.
+
+    Raises:
+        UsageError: with the layouts tried and the first keys.
+    """
+    shown = ", ".join(list(state)[:5])
+    if any(re.search(r"(^|\.)block1\.layer\.", key) for key in state):
+        raise UsageError(
+            f"{path} is a WideResNet for small images, which timm does not have; its first keys: {shown}",
+            parameter="file", given=str(path), allowed="a network that timm has",
+        )  # fmt: skip
+    for name, layout in LAYOUTS.items():
+        if all(any(re.search(mark, key) for key in state) for mark in layout.marks):
+            return name
+    raise UsageError(
+        f"{path} has no known layout; tried {', '.join(LAYOUTS)}; its first keys: {shown}",
+        parameter="format", given="auto", allowed=tuple(LAYOUTS),
+    )  # fmt: skip
+
+
+def _rename(key: str, rules: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _normalisation(
+    path: Path, layout: Layout, bottleneck: bool, stored: dict[str, Tensor], said: str | None
+) -> Normalisation:
+    """Return the mean and std that the file stores, else those of the layout.
+
+    Raises:
+        UsageError: where neither is known and nothing is ``said``, what is said is not what the file stores, or what
+            it stores is not a mean and a std by channel.
+    """
+    if said is not None and said not in NORMALISATIONS:
+        raise unknown("normalization", said, NORMALISATIONS)
+    if stored:
+        values = [tuple(buffer.flatten().tolist()) for buffer in stored.values()]
+        whole = len(values) == 2 and len(values[0]) == len(values[1]) and all(map(math.isfinite, values[0]))
+        if not whole or not all(0 < value < math.inf for value in values[1]):
+            raise _misfit(
+                path, "a normalization by mean and std", f"it stores {dict(zip(stored, values, strict=True))}"
+            )
+        if said is not None and not _close(values, NORMALISATIONS[said]):
+            raise UsageError(
+                f"`normalization` {said}: {path} stores another one, {tuple(values)}; leave the option out",
+                parameter="normalization", given=said, allowed=tuple(values),
+            )  # fmt: skip
+        return values[0], values[1]
+    known = layout.normalisation_of(bottleneck) if said is None else NORMALISATIONS[said]
+    if known is None:
+        raise UsageError(
+            f"{path} does not store how its images are normalized, as the files of its authors do; say it by "
+            f"`normalization`: {', '.join(NORMALISATIONS)}",
+            parameter="normalization", given=None, allowed=tuple(NORMALISATIONS),
+        )  # fmt: skip
+    return known
+
+
+def _close(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> bool:
+    return all(len(a) == len(b) for a, b in zip(one, other, strict=True)) and torch.allclose(
+        torch.tensor(one), torch.tensor(other), atol=1e-4
+    )
+
+
+def _split(state: dict[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Backbone and projector, each with names of its own."""
+    rules = layout.projector[1] if layout.projector else ()
+    backbone, projector = {}, {}
+    for key, value in state.items():
+        if any(re.search(pattern, key) for pattern, _ in rules):
+            projector[_rename(key, rules)] = value
+        else:
+            backbone[key] = value
+    return backbone, projector
+
+
+def _plain(
+    path: Path, network: str, state: dict[str, Tensor], number: int, expected: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The weights of norm bank ``number``, with the keys and shapes of ``expected``.
+
+    Raises:
+        UsageError: for missing, unexpected or ill-shaped weights.
+    """
+    own = f".bn_list.{number}."
+    plain = {k.replace(own, "."): v for k, v in state.items() if ".bn_list." not in f".{k}" or own in f".{k}"}
+    for key in expected:  # old versions of PyTorch did not count batches
+        if key.endswith("num_batches_tracked") and key.replace("num_batches_tracked", "running_mean") in plain:
+            plain.setdefault(key, torch.zeros((), dtype=torch.int64))
+    faults = {
+        "missing": [k for k in expected if k not in plain],
+        "unexpected": [k for k in plain if k not in expected],
+        "of another shape": [k for k in expected if k in plain and plain[k].shape != expected[k].shape],
+        "not finite": [k for k in expected if k in plain and not plain[k].isfinite().all()],
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in faults.items() if keys)
+        raise _misfit(path, network, told)
+    return {key: plain[key].clone() for key in expected}
+
+
+def _misfit(path: Path, what: str, told: str) -> UsageError:
+    message = f"{path} does not fit {what}: {told}"
+    return UsageError(message, parameter="file", given=str(path), allowed=f"the weights of {what}")
+
+
+def _timm_version() -> str:
+    import timm
+
+    return timm.__version__

@@ -1,0 +1,140 @@
+"""What each file of results in a run folder holds, checked when it is read: files may be edited, or damaged."""
+
+import csv
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from acl_plugin.config import PRESETS
+from acl_plugin.errors import UsageError
+from acl_plugin.runtime.files import read_json
+
+COLUMNS = {
+    "robust_loss": "R",
+    "benign_loss": "B",
+    "robust_accuracy": "robust",
+    "clean_accuracy": "clean",
+    "nce_adv": "nce_adv",
+    "nce_clean": "nce_clean",
+    "sharpness": "sharp",
+    "js": "js",
+    "mmd": "mmd",
+    "sliced_wasserstein": "sliced_w",
+    "wasserstein": "w1",
+    "coupling_distance": "coupling",
+    "label_shift": "shift",
+    "probe_norm": "||W||",
+}
+"""Terms of an audit, and the names of their columns."""
+NUMBER, COUNT, SHARE = "a number", "a whole number above 0", "a number from 0 to 1"
+BOUND = {
+    "name": str, "left": NUMBER, "right": NUMBER, "slack": NUMBER, "certain": bool, "holds": bool, "assumption": str,
+}  # fmt: skip
+AUDITED = {
+    "run": str, "epochs": int, "encoder_sha256": str, "terms": dict.fromkeys(COLUMNS, NUMBER), "bounds": [BOUND, 5],
+}  # fmt: skip
+CORRELATION = {"rho": NUMBER, "low": NUMBER, "high": NUMBER, "n": COUNT}
+ATTACKED = {
+    "accuracy": SHARE, "norm": str, "eps": NUMBER, "of_threat_model": bool, "median_norm": (NUMBER, None),
+    "steps?": COUNT, "restarts?": COUNT, "step_size?": (NUMBER, None), "success?": (SHARE, None),
+    "kwargs?": {str: NUMBER},
+}  # fmt: skip
+IMAGES = {"n": COUNT, "size": [int, 3], "classes": [str, 1], "pixels": str, "labels": str, "content": str}
+OF_WHAT = {
+    "images": IMAGES, "dataset": frozenset(PRESETS), "threat_model": frozenset(("Linf", "L2")),
+    "eps": NUMBER, "n": COUNT, "seed": int,
+}  # fmt: skip
+KEY = OF_WHAT | {"version": str, "weights_sha256": str}
+
+SHAPES: dict[str, Any] = {
+    "pretraining.json": {"seconds?": NUMBER},
+    "environment.json": {"packages?": {str: str}},
+    "probe.json": {"protocol": str, "train_accuracy": SHARE},
+    "evaluation_key.json": KEY | {"batch_size": COUNT},
+    "evaluation.json": KEY
+    | {"clean_accuracy": SHARE, "robust_accuracy": SHARE, "cumulative_accuracy": {str: SHARE}, "flags": [str]},
+    "suite.json": OF_WHAT
+    | {
+        "complete": bool, "weights_sha256": str, "clean_accuracy": SHARE, "worst_case": SHARE,
+        "rows": {str: ATTACKED}, "left_out?": {str: str},
+        "curve": [{"eps": NUMBER, "accuracy": SHARE}],
+    },
+    "corruptions.json": {"mean": SHARE, "accuracy": {str: [SHARE]}},
+    "audit.json": {"complete": bool, "rows": [AUDITED, 1], "correlation": {str: (CORRELATION, None)}},
+}  # fmt: skip
+"""By name: a dict gives the keys that must be there, or may be (``?``); ``{str: S}`` is any dict of S, ``[S]`` a list
+of S and ``[S, n]`` one of n or more, a set the names allowed, and a tuple alternatives."""
+CHUNK = {"start": int, "predictions": [int], "broken_by": [(str, None)], "done": int, "flags": [str]}
+"""Of the files in ``evaluation_chunks/``."""
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A file of results, whose name tells what it must hold.
+
+    Raises:
+        UsageError: when it is damaged, naming what is wrong.
+    """
+    values = read_json(path)
+    wrong = _fault("it", values, CHUNK if path.parent.name == "evaluation_chunks" else SHAPES[path.name])
+    if wrong:
+        raise _damaged(path, wrong, "delete it, and repeat the command that wrote it")
+    return dict(values)
+
+
+def read_metrics(path: Path) -> list[dict[str, float | None]]:
+    """The rows of ``metrics.csv``, as numbers; None where an epoch has no value.
+
+    Raises:
+        UsageError: when it is damaged.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file, strict=True)]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise _damaged(path, str(error), "delete it") from error
+    if not rows or any(row.get("epoch") is None for row in rows):
+        raise _damaged(path, "no column 'epoch'", "delete it")
+    return rows
+
+
+def _damaged(path: Path, wrong: str, hint: str) -> UsageError:
+    message = f"{path} is damaged ({wrong}); {hint}"
+    return UsageError(message, parameter="run", given=str(path), allowed=f"a whole {path.name}")
+
+
+def _fault(name: str, value: Any, shape: Any) -> str | None:
+    """What is wrong with ``value``, or None."""
+    told = f"{name} is {str(value)[:40]!r}, not "
+    if isinstance(shape, tuple):
+        faults = [_fault(name, value, each) for each in shape]
+        return None if None in faults else faults[0]
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return told + "a mapping"
+        if str in shape:
+            return _first(_fault(f"{name}.{key}", each, shape[str]) for key, each in value.items())
+        missing = next((key for key in shape if key not in value and not key.endswith("?")), None)
+        if missing is not None:
+            return f"{name} has no {missing!r}"
+        there = ((key.removesuffix("?"), each) for key, each in shape.items())
+        return _first(_fault(key, value[key], each) for key, each in there if key in value)
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return told + "a list"
+        if len(value) < sum(shape[1:]):
+            return f"{name} has {len(value)} entries, not {shape[1]}"
+        return _first(_fault(f"{name}[{number}]", each, shape[0]) for number, each in enumerate(value))
+    if isinstance(shape, frozenset):
+        return None if isinstance(value, str) and value in shape else told + f"one of {', '.join(sorted(shape))}"
+    if isinstance(shape, str):
+        right = type(value) in (int, float) and math.isfinite(value)
+        right = right and (shape != COUNT or (type(value) is int and value > 0))
+        return None if right and (shape != SHARE or 0 <= value <= 1) else told + shape
+    if shape is None:
+        return None if value is None else told + "null"
+    return None if type(value) is shape else told + str(shape.__name__)
+
+
+def _first(faults: Iterable[str | None]) -> str | None:
+    return next((fault for fault in faults if fault), None)

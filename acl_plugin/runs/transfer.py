@@ -1,0 +1,73 @@
+"""A run's encoder on another data set: a run folder of its own, ready to be probed and evaluated."""
+
+from acl_plugin.data import datasets
+
+import shutil
+from dataclasses import fields, replace
+from typing import Any
+
+from acl_plugin import config as configuration
+from acl_plugin.config import DataConfig
+from acl_plugin.config import ProbeConfig
+from acl_plugin.config import RunConfig
+from acl_plugin.config import ThreatConfig
+from acl_plugin.errors import UsageError
+from acl_plugin.runs.records import read_record
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import load_encoder
+from acl_plugin.runs.models import weights_hash
+from acl_plugin.runtime.files import write_json
+from acl_plugin.config import check
+
+
+def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
+    """Make the folder ``run`` of the encoder of ``source``, to be probed on the data set of ``config``.
+
+    The encoder keeps the normalisation of the images that it was trained on.
+
+    Args:
+        source: pretrained.
+        run: folder, new or of the same transfer.
+        config: see ``transferred``.
+
+    Raises:
+        UsageError: when the encoder is missing, or the images do not have its shape.
+    """
+    encoder = load_encoder(source.path)
+    data = datasets.load(config)
+    shape = data.shape
+    if shape != encoder.spec.shape:
+        given, own = ("x".join(map(str, s)) for s in (shape, encoder.spec.shape))
+        side = encoder.spec.shape[1]
+        hint = f"; add `image_size` {side}" if shape[0] == encoder.spec.shape[0] else ""
+        message = f"the images of {config.data} are {given}, and {source.path} was trained on {own}{hint}"
+        raise UsageError(message, parameter="image_size", given=given, allowed=own)
+    run.check_config(config)
+    run.check_images(data)
+    if run.encoder.is_file():
+        return
+    run.start(config)
+    run.record_images(data)
+    pretraining = read_record(source.pretraining) if source.pretraining.is_file() else {}
+    trained = source.read_config()
+    digest = weights_hash(encoder.backbone)
+    pretrained_on = pretraining.get("transferred_from", trained.data)  # of the first run in a chain of transfers
+    write_json(run.pretraining, pretraining | {"transferred_from": pretrained_on} | {"encoder_sha256": digest})
+    for file in (source.projector, source.benign_encoder, source.encoder):  # the last one says that all are there
+        if file.is_file():
+            shutil.copyfile(file, run.path / f".{file.name}.part")
+            (run.path / f".{file.name}.part").replace(run.path / file.name)
+
+
+def transferred(before: RunConfig, data: str, **options: Any) -> RunConfig:
+    """Return the configuration of a run on another data set: its presets for the norm of ``before``, and its probe.
+
+    Raises:
+        UsageError: for an unknown data set, or an option out of range.
+    """
+    taken = {f.name for group in (DataConfig, ThreatConfig, ProbeConfig) for f in fields(group)}
+    own = {"norm": before.norm} | {name: value for name, value in options.items() if name in taken}
+    there = configuration.preset(data, **own)
+    config = replace(before, **options | {name: getattr(there, name) for name in taken})
+    check(config)
+    return config

@@ -1,0 +1,1 @@
+"""Device, random numbers, files, progress and signals of a process."""

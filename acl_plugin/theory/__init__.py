@@ -1,0 +1,1 @@
+"""Bounds on the robust loss, measured on checkpoints."""

@@ -1,0 +1,24 @@
+"""The number of images in a step, as the data allows it."""
+
+from acl_plugin.config import RunConfig
+from acl_plugin.data.images import DataSet
+from acl_plugin.errors import UsageError
+from acl_plugin.training.coreset import held_out_count
+
+
+def check_sizes(config: RunConfig, data: DataSet) -> None:
+    """Refuse more images in a step than there are.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    ranks = config.ranks
+    if config.coreset != "none" and ranks > 1:
+        message = f"`coreset` {config.coreset} works on one device, not on {ranks}"
+        raise UsageError(message, parameter="coreset", given=config.coreset, allowed=("none",))
+    left = len(data.train) - (held_out_count(len(data.train)) if config.coreset != "none" else 0)
+    if config.batch_size * ranks > left:
+        given = f"`batch_size` {config.batch_size} on {ranks} device(s)"
+        allowed = f"at most {left // ranks}"
+        message = f"{given}: there are only {left} training images; allowed is {allowed}"
+        raise UsageError(message, parameter="batch_size", given=config.batch_size, allowed=allowed)

@@ -1,0 +1,231 @@
+"""RCS: which training images to go on with, chosen by how far a step on them lowers the adversarial divergence.
+
+It works with any objective: only the gradient of its loss with respect to the projector is used.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.config import RunConfig
+from acl_plugin.data.images import Images
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.objectives.base import Objective, Views
+from acl_plugin.runtime import seeding
+from acl_plugin.runtime.progress import Progress
+from acl_plugin.runtime.seeding import CORESET, mixed_seed
+
+Fidelity = Literal["paper", "released"]
+RATE = 0.01
+"""Step size of the virtual updates."""
+
+
+class Coreset:
+    """The images that a run trains on: all of a pool at first, then a part of it that is chosen anew now and then.
+
+    Attributes:
+        pool: the training images but 1 % (at least 2), which are held out to choose by.
+        held_out: these.
+        chosen: positions in the pool to train on; None: all.
+        chosen_at: the epoch before which they were chosen. Both are part of a checkpoint.
+    """
+
+    def __init__(self, config: RunConfig, images: Images) -> None:
+        self.config = config
+        order = self._shuffled(len(images))
+        count = held_out_count(len(images))
+        self.pool, self.held_out = images.take(order[count:].sort().values), images.take(order[:count])
+        self.chosen: Tensor | None = None
+        self.chosen_at: int | None = None
+
+    @property
+    def images(self) -> Images:
+        """What to train on now."""
+        return self.pool if self.chosen is None else self.pool.take(self.chosen)
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch that trains on a part, counted from 0."""
+        return math.ceil(self.config.coreset_warmup * self.config.epochs)
+
+    @property
+    def budget(self) -> int:
+        """How many minibatches are chosen: as many as the fraction allows, and at least one."""
+        return max(1, int(self.config.coreset_fraction * len(self.pool)) // self.config.batch_size)
+
+    def steps_before(self, epoch: int) -> int:
+        """How many minibatches all epochs before ``epoch`` have."""
+        whole = min(epoch, self.first_epoch)
+        return whole * (len(self.pool) // self.config.batch_size) + (epoch - whole) * self.budget
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether to choose anew before this epoch; not twice, as a resumed run first asks for the epoch before."""
+        since = epoch - self.first_epoch
+        return since >= 0 and since % self.config.coreset_every == 0 and self.chosen_at != epoch
+
+    def renew(
+        self,
+        epoch: int,
+        model: Encoder,
+        objective: Objective,
+        attack: InnerAttack,
+        draw: Callable[[Tensor, Tensor], Views],
+    ) -> None:
+        """Choose minibatches.
+
+        Args:
+            epoch: decides the minibatches, with the seed.
+            model, objective, attack: as in training.
+            draw: (pixels, rows) of a batch -> the objective's views.
+        """
+        c = self.config
+        order = self._shuffled(len(self.pool), epoch)
+        groups = order[: len(order) // c.batch_size * c.batch_size].split(c.batch_size)
+        batches = [self.pool.take(group) for group in groups]
+        seed = mixed_seed(c.seed, CORESET, epoch)
+        taken = select(model, objective, attack, batches, self.held_out, self.budget, draw, seed, c.coreset_fidelity)
+        self.chosen, self.chosen_at = torch.cat([groups[i] for i in taken]), epoch
+
+    def _shuffled(self, count: int, *purpose: int) -> Tensor:
+        generator = torch.Generator().manual_seed(mixed_seed(self.config.seed, CORESET, *purpose))
+        return torch.randperm(count, generator=generator)
+
+
+def held_out_count(images: int) -> int:
+    """How many of the training images are held out: 1 %, and at least 2."""
+    return max(2, images // 100)
+
+
+def select(
+    model: Encoder,
+    objective: Objective,
+    attack: InnerAttack,
+    batches: list[Images],
+    validation: Images,
+    budget: int,
+    draw: Callable[[Tensor, Tensor], Views],
+    seed: int,
+    fidelity: Fidelity = "paper",
+) -> list[int]:
+    """Choose ``budget`` of ``batches``, greedily, so that a step on each lowers the divergence of validation images.
+
+    R = KL(softmax z' || softmax z) between embeddings of adversarial and benign validation images, and g_i is the
+    gradient of the objective's loss on batch i after its own inner attack, both with respect to the projector. Norm
+    layers use their running statistics throughout. In turn, the batch with the largest <mean g_i, mean grad R> is
+    taken, where both means are over output units, the projector moves by -0.01 g_i, the validation images are
+    attacked again by three steps of PGD, and grad R is computed again. All g_i are of the projector as it is in
+    training. All of it happens to copies.
+
+    The whole g_i of a batch is computed a second time when the batch is taken, with the same views and noise: keeping
+    the gradients of all batches would take gigabytes.
+
+    Args:
+        model, objective, attack: as in training.
+        batches: the minibatches to choose from.
+        validation: images held out of training.
+        budget: how many batches to take.
+        draw: (pixels, rows) of a batch -> the objective's views.
+        seed: of views and attacks.
+        fidelity: ``released`` repeats three slips of the code: min-max scaled embeddings in place of distributions, a
+            step twice as long, and the first half of the validation images twice. In both, the loss is the
+            objective's own; the code takes that of ACL(DS) also in DynACL-RCS.
+
+    Returns:
+        Indices into ``batches``, in the order in which they were taken.
+
+    Source: RCS (arXiv 2302.03857), and its authors' code as PyTorch 2 runs it. (Before version 2.0, all gradients that
+    the code keeps for its steps are one tensor, which later gradients overwrite.)
+    """
+    device = next(model.parameters()).device
+    model, objective = copy.deepcopy((model, objective))
+    model.eval().requires_grad_(False)
+    objective.eval()
+    for parameter in head_parameters(model):
+        parameter.requires_grad_(True)
+    moved = copy.deepcopy(model)
+    both = nn.ModuleList([model, objective])
+    start = copy.deepcopy(both.state_dict())
+
+    def gradient(i: int) -> list[Tensor]:
+        batch = batches[i]
+        with seeding.private(mixed_seed(seed, i), device):
+            total = objective.terms(model, draw(batch.pixels.to(device), batch.rows.to(device)), attack).total
+        found = _gradient(total, head_parameters(model))
+        both.load_state_dict(start)  # some objectives follow what they see: momentum encoders, running means
+        return found
+
+    table = []
+    with Progress("coreset", len(batches)) as progress:
+        for i in range(len(batches)):
+            table.append(_row_means(gradient(i)))
+            progress.advance()
+    gains, left, taken = torch.stack(table), list(range(len(batches))), []
+    for turn in range(budget):
+        with seeding.private(mixed_seed(seed, len(batches) + turn), device):
+            divergence = _divergence(moved, objective, attack, validation, fidelity == "released")
+        head = head_parameters(moved)
+        wanted = _row_means(_gradient(divergence, head))
+        taken.append(left.pop(int((gains[left] @ wanted).argmax())))
+        if turn + 1 < budget:
+            steps = gradient(taken[-1])
+            with torch.no_grad():
+                for parameter, step in zip(head, steps, strict=True):
+                    parameter.sub_((2 if fidelity == "released" else 1) * RATE * step)
+    return taken
+
+
+def head_parameters(model: Encoder) -> list[nn.Parameter]:
+    """Weights and biases of the projector's linear layers; the last weight of the backbone if there are none."""
+    linear = [p for m in model.projector.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
+    return linear or [[p for p in model.backbone.parameters() if p.dim() > 1][-1]]
+
+
+def _divergence(model: Encoder, objective: Objective, attack: InnerAttack, images: Images, released: bool) -> Tensor:
+    """Return R of benign images and of their adversarial images against the model as it now is."""
+    benign_route, adversarial_route = objective.routes[0], objective.routes[-1]
+    x = images.floats().to(next(model.parameters()))
+    if released:
+        x = x[torch.arange(len(x), device=x.device) // 2]
+    rows = _min_max_rows if released else _kl_rows
+    z = model(x, benign_route)
+    fixed = z.detach()
+    three = InnerAttack(attack.threat, attack.threat.pgd, steps=3)
+    adversarial = three.scalar(model, x, lambda images: 1 + rows(model(images, adversarial_route), fixed))
+    return rows(model(adversarial, adversarial_route), z).mean()
+
+
+def _kl_rows(z: Tensor, benign: Tensor) -> Tensor:
+    p, q = _precise(z).log_softmax(1), _precise(benign).log_softmax(1)
+    return (p.exp() * (p - q)).sum(1)
+
+
+def _min_max_rows(z: Tensor, benign: Tensor) -> Tensor:
+    """Above -1; not a divergence."""
+
+    def scaled(values: Tensor) -> Tensor:
+        low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+        return (values - low) / (high - low) + 1e-8
+
+    p, q = scaled(_precise(z)), scaled(_precise(benign))
+    return (p * (p.log() - q.log())).mean(1)
+
+
+def _precise(z: Tensor) -> Tensor:
+    """Return embeddings in float32, or in float64 if they are."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))
+
+
+def _gradient(value: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
+    """Return the gradient of each parameter, zeros where it has none."""
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+
+
+def _row_means(gradients: list[Tensor]) -> Tensor:
+    """Return the means over output units (the first dimension), as one vector."""
+    return torch.cat([gradient.mean(0).flatten() for gradient in gradients])

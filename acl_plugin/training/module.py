@@ -1,0 +1,277 @@
+"""The pretraining as a ``LightningModule``, for our own Trainer or any other. It knows Objective, and no recipe."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.nn.modules.batchnorm import _NormBase
+
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.attacks.inputs import require_unit_range
+from acl_plugin.config import RunConfig
+from acl_plugin.data.augment import WEAK, views
+from acl_plugin.data.batches import ShuffledBatches
+from acl_plugin.data.images import DataSet
+from acl_plugin.models import norm_banks
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.objectives.base import Objective, Views
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import write_encoder
+from acl_plugin.runtime import seeding
+from acl_plugin.runtime.device import compile_encoder
+from acl_plugin.runtime.distributed import average
+from acl_plugin.runtime.seeding import HOLDOUT, ORDER, STEP, mixed_seed
+from acl_plugin.training.batch_size import check_sizes
+from acl_plugin.training.coreset import Coreset
+from acl_plugin.training.epoch_loader import EpochLoader
+from acl_plugin.training.guard import Guard
+from acl_plugin.training.knn import knn_accuracy
+from acl_plugin.training.lars import LARS
+from acl_plugin.training.metrics import EpochMeans
+from acl_plugin.training.schedules import learning_rate, ramp
+
+
+class Pretraining(lightning.LightningModule):
+    """Train one objective on one encoder. Every step's randomness is a function of seed and step alone.
+
+    The attached Trainer decides the number of epochs (``max_epochs``, or as many as ``max_steps`` needs), over which
+    all schedules extend, and the number of devices. Where it sets neither, the configuration's epochs are trained.
+    """
+
+    def __init__(
+        self, config: RunConfig, data: DataSet, model: Encoder, objective: Objective, attack: InnerAttack
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.config, self.data = config, data
+        self.model, self.objective = model, objective
+        self.attack = replace(attack, on_moved=lambda share: self.means.add({"attack_moved": share}))
+        self._begin(config)
+
+    def _begin(self, planned: RunConfig) -> None:
+        """Forget an earlier training of the same module, but for its weights."""
+        self.planned, self.length = planned, float(planned.epochs)
+        self.coreset = Coreset(planned, self.data.train) if planned.coreset != "none" else None
+        self.guard, self.means = Guard(planned, self.objective.temperature), EpochMeans()
+        self.loader = EpochLoader(self)
+        self.batches: ShuffledBatches | None = None
+        self.seconds_before, self.started = 0.0, time.monotonic()
+
+    @property
+    def ranks(self) -> int:
+        """Return the number of processes that train together."""
+        return self.planned.ranks
+
+    @property
+    def epoch(self) -> int:
+        """Return the epoch that is trained, or that comes next. (``current_epoch`` lags behind after a restart.)"""
+        current: Any = self.trainer.fit_loop.epoch_progress.current
+        return int(current.processed)
+
+    def setup(self, stage: str) -> None:
+        """Take epochs and devices from the attached Trainer.
+
+        Raises:
+            UsageError: when the images are too few for its devices.
+        """
+        trainer, c = self.trainer, self.config
+        assert trainer.max_epochs is not None
+        c = replace(c, devices=trainer.world_size, num_nodes=1)
+        check_sizes(c, self.data)
+        if trainer.max_epochs >= 0:
+            self._begin(replace(c, epochs=trainer.max_epochs))
+        elif trainer.max_steps < 0:  # endless, or until max_time
+            self._begin(c)
+        else:
+            self._begin(replace(c, epochs=1))
+            self._extend(trainer.max_steps)
+
+    def _extend(self, steps: int) -> None:
+        """Plan as many epochs as ``steps`` optimizer steps need, the last of them in part."""
+        epochs = max(1, steps // max(1, self._optimizer_steps(0)))  # later epochs are no longer than the first
+        while True:
+            self.planned = self.guard.config = replace(self.planned, epochs=epochs)
+            if self.coreset is not None:
+                self.coreset.config = self.planned
+            left = steps - sum(map(self._optimizer_steps, range(epochs - 1)))
+            if left <= self._optimizer_steps(epochs - 1):
+                break
+            epochs += 1
+        batches = self.batches_in(epochs - 1)
+        self.length = epochs - 1 + min(left * self.config.accumulate_grad_batches, batches) / batches
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        from timm.optim import create_optimizer_v2
+
+        c = self.config
+        groups = self.objective.param_groups(self.model)
+        optimizer: torch.optim.Optimizer
+        if c.optimizer == "lars":
+            optimizer = LARS(groups, lr=c.lr, weight_decay=c.weight_decay)
+        else:
+            optimizer = create_optimizer_v2(groups, opt=c.optimizer, lr=c.lr, weight_decay=c.weight_decay, momentum=0.9)
+        self.peaks = [group["lr"] for group in optimizer.param_groups]  # its own, where the objective gives one
+        return optimizer
+
+    def train_dataloader(self) -> "EpochLoader":
+        return self.loader
+
+    def begin_epoch(self, resumed: Mapping[str, int]) -> ShuffledBatches:
+        """Return the batches of the epoch that comes now, after preparing objective and coreset for it.
+
+        Args:
+            resumed: state of a checkpoint's loader; batches of the same epoch that it has given out are left out.
+        """
+        epoch, c = self.epoch, self.planned
+        self.means.begin(epoch)
+        self.objective.on_epoch(epoch, c.epochs)
+        if self.coreset is not None and self.coreset.is_due(epoch):
+            attack = replace(self.attack.scaled(ramp(max(epoch, 1) / c.epochs, c.eps_ramp)), on_moved=None)
+            self.coreset.renew(epoch, self.model, self.objective, attack, self._views)
+        images = (self.data.train if self.coreset is None else self.coreset.images).to(self.device)  # uint8: 150 MB
+        seed = mixed_seed(c.seed, ORDER)
+        self.batches = ShuffledBatches(images, c.batch_size, seed, epoch, self.global_rank, self.ranks)
+        self.batches.load_state_dict(resumed)
+        return self.batches
+
+    def seconds(self) -> float:
+        """Return the time of this start, and of the earlier ones up to the checkpoints that were resumed."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def on_fit_start(self) -> None:
+        if self.config.compile:
+            compile_encoder(self.model, self.device)
+
+    def steps_before(self, epoch: int) -> int:
+        """Return how many batches all epochs before ``epoch``, counted from 0, have."""
+        if self.coreset is not None:
+            return self.coreset.steps_before(epoch)
+        return epoch * (len(self.data.train) // (self.config.batch_size * self.ranks))
+
+    def batches_in(self, epoch: int) -> int:
+        """Return how many batches ``epoch`` has, within the Trainer's ``limit_train_batches``."""
+        whole, limit = self.images_allow(epoch), self.trainer.limit_train_batches
+        return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
+
+    def images_allow(self, epoch: int) -> int:
+        """Return how many whole batches the images of ``epoch`` make."""
+        return self.steps_before(epoch + 1) - self.steps_before(epoch)
+
+    def _optimizer_steps(self, epoch: int) -> int:
+        return -(-self.batches_in(epoch) // self.config.accumulate_grad_batches)
+
+    def optimizer_steps(self) -> int:
+        """Return how many steps of the optimizer the whole training has."""
+        return sum(map(self._optimizer_steps, range(self.planned.epochs)))
+
+    def steps_done(self) -> int:
+        """Return how many batches all starts together have trained on."""
+        epoch, state = self.epoch, self.loader.state_dict()
+        return self.steps_before(epoch) + (state["done"] if state["epoch"] == epoch else 0)
+
+    @property
+    def at_end_of_epoch(self) -> bool:
+        """Return whether every batch of the current epoch was trained on."""
+        epoch, batches = self.current_epoch, self.batches
+        return batches is not None and (batches.epoch, batches.done) == (epoch, self.batches_in(epoch))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seconds"] = self.seconds()
+        checkpoint["means"] = self.means.state_dict()
+        checkpoint["streak"] = self.guard.streak
+        if self.coreset is not None:
+            checkpoint["coreset"] = (self.coreset.chosen, self.coreset.chosen_at)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seconds_before = checkpoint["seconds"]
+        self.means.load_state_dict(checkpoint["means"])
+        self.guard.streak = checkpoint.get("streak", 0)  # earlier versions made checkpoints only where it is 0
+        if self.coreset is not None:
+            self.coreset.chosen, self.coreset.chosen_at = checkpoint["coreset"]
+
+    def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        assert self.batches is not None
+        step = self.steps_before(self.batches.epoch) + batch_idx
+        with seeding.private(mixed_seed(self.config.seed, STEP, step, self.global_rank), self.device):
+            self._step(batch, batch_idx, self.batches.epoch, step)
+
+    def _step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int, epoch: int, step: int) -> None:
+        pixels, _, rows = batch
+        per_epoch = self.batches_in(epoch)
+        position, total = epoch * per_epoch + batch_idx, per_epoch * self.length
+        drawn = self._views(pixels, rows)
+        if step == 0:
+            require_unit_range(torch.stack([getattr(drawn, name) for name in self.objective.needs]), "views")
+
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        every = self.config.accumulate_grad_batches
+        if batch_idx % every == 0:
+            optimizer.zero_grad()
+        scale = ramp((position + 1) / total, self.config.eps_ramp)
+        attack = replace(self.attack.scaled(scale), trusted=batch_idx > 0)  # else a step would wait for the device
+        terms = self.objective.backward(self.model, drawn, attack)
+        self.guard.watch(terms, step, position / total)
+        self.means.add({"loss": terms.total.detach(), **terms.parts})
+        if (batch_idx + 1) % every == 0 or batch_idx + 1 == per_epoch:
+            share = learning_rate(position / total, self.config.warmup)
+            for group, peak in zip(optimizer.param_groups, self.peaks, strict=True):
+                group["lr"] = peak * share
+                self._average([p.grad for p in group["params"] if p.grad is not None], batch_idx % every + 1)
+            optimizer.step()
+
+    def on_train_epoch_end(self) -> None:
+        self._average_statistics()
+        if self.batches is None or not self.at_end_of_epoch:
+            return  # the epoch was left, and its means are not those of an epoch
+        self.log_dict(self.means.means(), sync_dist=self.ranks > 1)
+        done = self.batches.epoch + 1
+        if self.config.knn_every and done % self.config.knn_every == 0:
+            kept, route = self.objective.downstream(self.model), self.objective.routes[-1]
+            with norm_banks.inference(kept):
+                accuracy = knn_accuracy(kept, self.data.train, mixed_seed(self.config.seed, HOLDOUT), route)
+            self.log("knn_accuracy", accuracy, sync_dist=self.ranks > 1)
+        endless = self.trainer.max_epochs == self.trainer.max_steps == -1
+        if endless and done >= self.planned.epochs:
+            self.trainer.should_stop = True  # the rate is 0 from here on
+
+    def write_encoder(self, run: RunDir) -> None:
+        """Write what is kept of the training so far, as plain networks with one norm bank each."""
+        objective, model = self.objective, self.objective.downstream(self.model)
+        benign, adversarial = objective.routes[0], objective.routes[-1]
+        run.path.mkdir(exist_ok=True)
+        write_encoder(
+            run,
+            model.spec,
+            norm_banks.export(model.backbone, adversarial).state_dict(),
+            norm_banks.export(model.backbone, benign).state_dict() if benign != adversarial else None,
+            (objective.projector, norm_banks.export(model.projector, adversarial).state_dict()),
+        )
+
+    def _views(self, pixels: Tensor, rows: Tensor) -> Views:
+        images = pixels.to(self.dtype) / self.data.train.levels
+        augment = self.config.augment
+        drawn = {
+            name: views(images, WEAK[augment]) if name == "weak" else views(images, augment, self.objective.strength)
+            for name in self.objective.needs
+        }
+        return Views(images=images, rows=rows, **drawn)
+
+    def _average_statistics(self) -> None:
+        """Give all ranks the same running statistics, so that what is kept of rank 0 is of all.
+
+        (Lightning's DDP broadcasts no buffers under manual optimization.)
+        """
+        norms = [norm for norm in self.modules() if isinstance(norm, _NormBase) and norm.running_mean is not None]
+        average(buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None)
+
+    def _average(self, gradients: list[Tensor], batches: int) -> None:
+        """Average over accumulated batches and ranks. (Lightning's DDP leaves manual gradients alone.)"""
+        average(gradients)
+        if batches > 1:
+            torch._foreach_div_(gradients, batches)

@@ -1,0 +1,132 @@
+"""Pretraining by Lightning in a run folder, which a later start resumes."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from acl_plugin.config import RunConfig
+from acl_plugin.data import datasets
+from acl_plugin.errors import TrainingUnfinished
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.lock import alone, locked
+from acl_plugin.runs.records import read_metrics
+from acl_plugin.runtime.device import precision, training_device
+from acl_plugin.runtime.distributed import require_script
+from acl_plugin.runtime.files import read_intact, write_json
+from acl_plugin.runtime.signals import deferred
+from acl_plugin.training.build import build
+from acl_plugin.training.callbacks import AtomicCheckpointIO, Checkpoints, ShowProgress
+from acl_plugin.training.metrics import CsvLogger
+from acl_plugin.training.module import Pretraining
+from acl_plugin.training.trainer_options import as_list, check_options, create_trainer
+
+
+def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
+    """Pretrain an encoder as ``config`` says, or resume where an earlier start ended.
+
+    The pretraining is complete after its last step; only then ``encoder.pt`` and ``pretraining.json`` are written.
+    Whatever ends it before, the same call resumes it, with the weights of an undisturbed run to the bit.
+
+    Args:
+        config: see ``acl_plugin.config.preset``.
+        out: run folder, new or of the same configuration.
+        trainer_options: further options of ``lightning.Trainer`` that do not change what is trained, see
+            ``acl_plugin.training.trainer_options.FREE``; ``logger`` and ``callbacks`` are added to ours, and ``max_time`` and
+            ``max_steps`` (of the optimizer) limit this start alone.
+
+    Raises:
+        UsageError: before anything is written, for a configuration or an option that cannot be run.
+        KeyboardInterrupt: after SIGINT.
+        TrainingUnfinished: when something ended it before its last step, after a checkpoint.
+        TrainingStopped: when the loss is not finite or the encoder has collapsed; the last good checkpoint is kept.
+    """
+    run = RunDir(out)
+    with alone():
+        given = check_options(config, trainer_options)
+        run.check_config(config)
+        data = datasets.load(config)
+        run.check_images(data)
+        module = build(config, data)
+        if run.encoder.is_file():  # what it was made with stays as it is written down
+            return run
+        require_script(config.devices)
+        if run.metrics.is_file():
+            read_metrics(run.metrics)  # damage is found before the first step, and not after the first epoch
+        with deferred() as interrupted:
+            checkpoints = Checkpoints(run, config, interrupted, _limit(given))
+            trainer = _trainer(config, run, checkpoints, given)
+            run.start(config)
+            with locked(run.path):
+                run.record_images(data)
+                _fit(module, run, trainer, checkpoints)
+    return run
+
+
+def _limit(options: dict[str, Any]) -> int | None:
+    """Return ``max_steps``, which is not Lightning's to count: it would count the steps of earlier starts as well."""
+    steps = options.pop("max_steps", -1)
+    return None if steps == -1 else steps
+
+
+def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoints: Checkpoints) -> None:
+    resume = _checkpoint(run)
+    try:
+        trainer.fit(module, ckpt_path=resume, weights_only=True)
+    except SystemExit as error:  # what Lightning makes of SIGINT
+        raise KeyboardInterrupt from error
+    if not trainer.is_global_zero:
+        raise SystemExit(0)  # the first process continues alone
+    done, total = trainer.global_step, module.optimizer_steps()
+    if done != total:
+        ended = f"{checkpoints.ended_by(trainer)} ended the pretraining after {done} of {total} steps"
+        raise TrainingUnfinished(f"{run.path}: {ended}; the same command resumes it", done, total)
+    record = {"epochs": module.config.epochs, "seconds": round(module.seconds(), 1), "resumed": resume is not None}
+    write_json(run.pretraining, record | {"precision": trainer.precision})
+    module.write_encoder(run)
+
+
+def _checkpoint(run: RunDir) -> Path | None:
+    """The last checkpoint, or the one before it, to go on from; None to begin.
+
+    The last is left where it is damaged, which is told; and where only the row of its last epoch is not in
+    ``metrics.csv``, as the process was killed between the two.
+    """
+    logged = len(read_metrics(run.metrics)) if run.metrics.is_file() else 0
+    for path in (run.checkpoint, run.checkpoint_before):
+        if path.is_file():
+            try:
+                content = read_intact(path)
+                content["means"]
+                epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+            except Exception as error:  # the unpickler raises all kinds
+                told = " ".join(str(error).split())[:80]
+                print(f"{path} is damaged ({told}); going on from what is before it", file=sys.stderr)
+                continue
+            if epochs != logged + 1:
+                return path
+    return None
+
+
+def _trainer(config: RunConfig, run: RunDir, checkpoints: Checkpoints, options: dict[str, Any]) -> lightning.Trainer:
+    loggers = [CsvLogger(run.metrics), TensorBoardLogger(run.path, name="", version="tensorboard")]
+    ours: dict[str, Any] = {
+        "accelerator": config.accelerator,
+        "devices": config.devices,
+        "num_nodes": config.num_nodes,
+        "precision": precision(config.precision, training_device(config)),
+        "strategy": "ddp" if config.ranks > 1 else "auto",
+        "max_epochs": config.epochs,
+        "plugins": [AtomicCheckpointIO(run)],
+        "default_root_dir": run.path,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    added = {
+        "logger": [*loggers, *as_list(options.get("logger"))],
+        "callbacks": [ShowProgress(), *as_list(options.get("callbacks")), checkpoints],
+    }
+    return create_trainer(ours | options | added, options)

@@ -1,0 +1,147 @@
+"""Values of options: plain YAML types, checked against the option's annotation and its range."""
+
+import math
+import numbers
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from acl_plugin.errors import UsageError, unknown
+
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path", NoneType: "null"}
+
+
+class Range(NamedTuple):
+    """Numbers that an option may have: ``low`` to ``high``, without ``low`` itself if it is ``open``."""
+
+    low: float
+    high: float = math.inf
+    open: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        within = isinstance(value, int | float) and self.low <= value <= self.high and value < math.inf
+        return within and not (self.open and value == self.low)
+
+    def __str__(self) -> str:
+        if (self.low, self.high) == (0, 1):
+            return f"a share {'above' if self.open else 'from'} 0 {'up ' if self.open else ''}to 1"
+        top = f" to {self.high}" if self.high < math.inf else ""
+        return f"a number {'above' if self.open else 'from'} {self.low}{top}"
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` in the types that a YAML file gives back: sequences as lists, paths as text, numpy's numbers."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else value
+
+
+def check_value(name: str, value: Any, kind: Any, allowed: Range | None = None) -> None:
+    """Refuse a value that is not of an annotated type, or out of range.
+
+    Args:
+        name: of the option.
+        value: to check.
+        kind: annotation of the option.
+        allowed: of a number, which may be of a union with other types.
+
+    Raises:
+        UsageError: naming the option, what was given and what is allowed.
+    """
+    if get_origin(kind) is Literal:
+        if not _fits(value, kind):
+            error = unknown(f"`{name}`", str(value), get_args(kind), parameter=name)
+            error.given = value
+            raise error
+    elif not _fits(value, kind) or (allowed is not None and type(value) in (int, float) and value not in allowed):
+        text = str(allowed) if allowed is not None else described(kind)
+        raise UsageError(f"`{name}` {value!r}: allowed is {text}", parameter=name, given=value, allowed=text)
+
+
+def described(kind: Any) -> str:
+    """Return an annotation in words."""
+    inside = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(described(each) for each in inside)
+    if get_origin(kind) is list:
+        return f"a list, each {described(inside[0])}"
+    if get_origin(kind) is dict:
+        return "a mapping of names to " + ("plain values" if inside[1] is Any else described(inside[1]))
+    return WORDS.get(kind, str(kind))
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether ``value`` is of the annotated type to the letter: true is no number, and 3.0 is not whole."""
+    inside = get_args(kind)
+    if kind is Any:
+        kinds = (NoneType, bool, int, float, str, list[Any], dict[str, Any])
+        return any(_fits(value, each) for each in kinds)
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(each) and value == each for each in inside)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, each) for each in inside)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(each, inside[0]) for each in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(k, inside[0]) and _fits(v, inside[1]) for k, v in value.items())
+    if kind is float:
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
+    return isinstance(value, Path) if kind is Path else type(value) is kind
+
+
+def require_one_of(allowed: tuple[str, ...], **settings: Any) -> None:
+    """Refuse settings that are none of ``allowed``.
+
+    Raises:
+        UsageError: naming the setting, with the nearest allowed value.
+    """
+    for name, value in settings.items():
+        if value not in allowed:
+            error = unknown(name, str(value), allowed)
+            error.given = value
+            raise error
+
+
+def require_positive(**settings: Any) -> None:
+    """Refuse settings that are not above 0.
+
+    Raises:
+        UsageError: naming the setting.
+    """
+    _require("a number above 0", lambda value: 0 < value < math.inf, settings)
+
+
+def require_not_negative(**settings: Any) -> None:
+    """Refuse settings below 0.
+
+    Raises:
+        UsageError: naming the setting.
+    """
+    _require("a number from 0", lambda value: 0 <= value < math.inf, settings)
+
+
+def require_share(**settings: Any) -> None:
+    """Refuse settings outside [0, 1].
+
+    Raises:
+        UsageError: naming the setting.
+    """
+    _require("a share from 0 to 1", lambda value: 0 <= value <= 1, settings)
+
+
+def _require(allowed: str, right: Callable[[float], bool], settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or not right(value):
+            raise refused_value(name, value, allowed)
+
+
+def refused_value(name: str, value: Any, allowed: str) -> UsageError:
+    return UsageError(f"{name} {value!r}: allowed is {allowed}", parameter=name, given=value, allowed=allowed)

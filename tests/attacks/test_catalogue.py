@@ -1,0 +1,54 @@
+import pytest
+
+from acl_plugin.attacks.catalogue import _FIXED, attack_names, check_arguments, defaults
+from acl_plugin.errors import UsageError
+
+
+@pytest.mark.parametrize("name", attack_names())
+def test_the_defaults_of_torchattacks_are_valid_and_other_types_are_not(name):
+    for argument, default in defaults(name).items():
+        if argument in _FIXED:
+            continue
+        check_arguments(name, {argument: default})
+        wrong = [None, [1], {}, float("nan"), 1j, "wrong", *([1, 0] if isinstance(default, bool) else [True, -1])]
+        for value in wrong:
+            with pytest.raises(UsageError) as error:
+                check_arguments(name, {argument: value})
+            assert error.value.parameter == argument
+            assert error.value.given is value
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "value"),
+    [
+        ("APGD", "n_restarts", 0),  # would leave every image as it is
+        ("EOTPGD", "eot_iter", 0),
+        ("VMIFGSM", "N", 1.5),
+        ("PGD", "alpha", "2/255"),
+        ("CW", "c", 0),
+        ("CW", "lr", -0.01),
+        ("Square", "p_init", 1.5),
+        ("DIFGSM", "resize_rate", 1),
+        ("PGDRS", "noise_type", "gaussian"),
+        ("UPGD", "loss", "DLR"),
+        ("APGD", "seed", -1),
+        ("APGD", "seed", False),
+    ],
+)
+def test_values_out_of_range_are_refused(name, argument, value):
+    with pytest.raises(UsageError) as error:
+        check_arguments(name, {argument: value})
+    assert error.value.parameter == argument
+
+
+@pytest.mark.parametrize("arguments", [{"alfa": 1}, {"eps": 1}, {"max_epsilon": 1}, {"n_classes": 3}, {1: 1}, None, []])
+def test_other_arguments_are_refused(arguments):
+    with pytest.raises(UsageError) as error:
+        check_arguments("PGD", arguments)
+    assert error.value.parameter == "kwargs"
+
+
+def test_names_by_norm_and_view():
+    assert {"PGD", "APGD"} <= set(attack_names("Linf"))
+    assert attack_names("L2", "joint") == ["PGDL2"]
+    assert "Square" not in attack_names("Linf", "scalar")

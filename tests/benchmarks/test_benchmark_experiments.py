@@ -1,0 +1,193 @@
+"""The experiments on GSA-RSL: their rows, runs, results and tables."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+import benchmarks.__main__ as main
+from acl_plugin import create_objective
+from acl_plugin.errors import TrainingStopped
+from acl_plugin.losses.divergences import DIVERGENCES
+from acl_plugin.runs.folder import RunDir
+from benchmarks import experiments, tables
+from benchmarks.experiments import ALL, EXPERIMENTS, SUPERVISED, config_hash, job
+from conftest import TINY
+
+SHARED = {"data_dir": None, "limit_test": 250}
+
+
+@pytest.fixture
+def results(results, monkeypatch):
+    monkeypatch.setitem(experiments.SETTINGS, "digits", TINY | {"limit_train": 32, "keep_every": 1})
+    return results
+
+
+def planned(name, seed=0):
+    return [job(row, seed, "digits", SHARED, Path("runs")) for row in EXPERIMENTS[name]()]
+
+
+def test_the_ablation_has_every_subset_once():
+    rows = {each.row.label: each for each in planned("ablation")}
+    subsets = set()
+    for label, each in rows.items():
+        if each.row.untrained:
+            continue
+        objective = create_objective("gsa_rsl", **each.config.objective_kwargs)
+        on = [bool(w) for w in (objective.adversarial, objective.benign, objective.rho, objective.global_)]
+        named = [name in label.split(" + ") for name in ("adversarial", "benign", "SAM", "global")]
+        assert on == named, label
+        subsets.add(tuple(on))
+    expected = {s for s in product((False, True), repeat=4) if any((s[0], s[1], s[3])) and (s[1] or not s[2])}
+    assert subsets == expected
+    assert rows[ALL.label].config.objective_kwargs == {}
+    assert rows[SUPERVISED.label].config.probe_protocol == "aff_pgd"
+    assert rows[SUPERVISED.label].config.probe_epochs == rows[ALL.label].config.epochs
+    assert rows[SUPERVISED.label].config.backbone_kwargs == rows[ALL.label].config.backbone_kwargs
+
+
+def test_experiments_share_runs_and_folders_tell_settings_apart():
+    where = {name: {each.row.label: each.out for each in planned(name)} for name in EXPERIMENTS}
+    everything = where["ablation"][ALL.label]
+    assert where["divergences"]["js"] == where["sweeps"]["rho 0.05"] == where["sweeps"]["lambda_global 1"] == everything
+    assert where["divergences"]["none"] == where["sweeps"]["lambda_global 0"]
+    assert len({*where["ablation"].values()}) == len(where["ablation"])
+    assert {str(each.out) for each in planned("ablation", 1)} == {
+        str(each.out).removesuffix("0") + "1" for each in planned("ablation", 0)
+    }
+    assert set(where["divergences"]) == {"none", *DIVERGENCES}
+
+
+def test_the_hash_leaves_out_seed_and_place():
+    (one, *_), (other, *_) = planned("sweeps", 0), planned("sweeps", 3)
+    assert config_hash(one.config) == config_hash(other.config)
+    assert config_hash(one.config) != config_hash(one.config, untrained=True)
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar10"])
+def test_transfer_probes_other_classes_with_the_same_encoder(data):
+    for each in (job(row, 1, data, SHARED, Path("runs")) for row in EXPERIMENTS["transfer"]()):
+        assert each.config.data == {"digits": "digits_5_9", "cifar10": "cifar100"}[data]
+        assert each.source.config.data == {"digits": "digits_0_4", "cifar10": "cifar10"}[data]
+        assert each.source.config.objective_kwargs == each.row.objective
+        assert each.config.seed == each.source.config.seed == 1
+
+
+def test_headline_takes_the_encoders_of_the_ablation_and_all_test_images():
+    ablation = {each.row.label: each for each in planned("ablation")}
+    for each in planned("headline"):
+        assert each.config.limit_test is None
+        if each.row.label in ablation:
+            assert each.source.out == ablation[each.row.label].out
+
+
+def test_runs_results_and_tables(results, tmp_path, few, monkeypatch):
+    chosen = [experiments.ablation()[0], *(r for r in experiments.ablation() if r.label in ("benign", ALL.label))]
+    monkeypatch.setitem(EXPERIMENTS, "ablation", lambda: [*chosen, SUPERVISED])
+    where = ["--seeds", "[0, 1]", "--runs", str(tmp_path / "runs"), "--at-a-time", "1", "--options.epochs", "2"]
+    assert main.main(["ablation", *where]) == 0
+    kept = json.loads((results / "results" / "experiment_ablation_digits.json").read_text())
+    assert [(run["row"], run["settings"]["seed"]) for run in kept["runs"]] == [
+        (row.label, seed) for seed in (0, 1) for row in [*chosen, SUPERVISED]
+    ]
+    assert kept["runs"][0]["pretraining"]["epochs"] == 0
+    table = (results / "RESULTS.md").read_text()
+    assert "## Ablation on digits" in table
+    assert f"| {ALL.label} | {kept['runs'][2]['hash']} |" in table
+    # again: nothing is done twice
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("encoder.pt")}
+    assert main.main(["ablation", *where]) == 0
+    assert times == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("encoder.pt")}
+
+    assert main.main(["correlation", *where]) == 0
+    audited = json.loads((results / "results" / "correlation_digits.json").read_text())
+    assert len(audited["rows"]) == 2 * (1 + 2 + 2)  # the untrained encoder, and two checkpoints of two rows
+    assert [row["last"] for row in audited["rows"][:3]] == [True, False, True]
+    table = (results / "RESULTS.md").read_text()
+    assert "## Audit of the ablation on digits" in table
+    assert "hold in 20 of 20 cases" in table
+
+
+def test_transfer_and_headline_run(results, tmp_path, few):
+    where = ["--seeds", "[0]", "--runs", str(tmp_path / "runs"), "--at-a-time", "2", "--options.objective", "gsa_rsl"]
+    for name in ("transfer", "headline"):
+        assert main.main([name, *where]) == 0
+        kept = json.loads((results / "results" / f"experiment_{name}_digits.json").read_text())
+        assert len(kept["runs"]) == len(EXPERIMENTS[name]())
+    transferred = RunDir(tmp_path / "runs" / json.loads(
+        (results / "results" / "experiment_transfer_digits.json").read_text())["runs"][0]["hash"] / "0")  # fmt: skip
+    assert json.loads(transferred.pretraining.read_text())["transferred_from"] == "digits_0_4"
+
+
+def test_a_run_that_collapses_is_a_result(results, tmp_path, few, monkeypatch):
+    def collapses(config, out, *_, **__):
+        RunDir(out).start(config)
+        raise TrainingStopped("the encoder has collapsed")
+
+    rows = [r for r in experiments.ablation() if r.label in ("global", "benign")]
+    monkeypatch.setitem(EXPERIMENTS, "ablation", lambda: rows)
+    whole = experiments.pipeline.run
+    monkeypatch.setattr(
+        experiments.pipeline, "run", lambda c, o, d: (collapses if "benign" in c.objective_kwargs else whole)(c, o, d)
+    )
+    where = ["--seeds", "[0]", "--runs", str(tmp_path / "runs"), "--at-a-time", "1"]
+    assert main.main(["ablation", *where]) == 0
+    kept = json.loads((results / "results" / "experiment_ablation_digits.json").read_text())
+    assert kept["runs"][0]["stopped"] == "the encoder has collapsed"
+    assert "collapsed in all 1 runs" in (results / "RESULTS.md").read_text()
+    monkeypatch.setattr(experiments.pipeline, "run", lambda *_: pytest.fail("run again"))
+    experiments.do(experiments.planned("ablation", *where)[1][0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ablation", "--data", "digit"], "unknown data set 'digit'; the nearest: digits"),
+        (["sweeps", "--data", "cifar10"], "cifar10 needs --data-dir"),
+        (["sweeps", "--options.epcohs", "1"], "unknown option 'epcohs'; the nearest: epochs"),
+        (["correlation"], "has no encoder; run first: python -m benchmarks ablation --data digits"),
+    ],
+)
+def test_mistakes_are_told(results, tmp_path, arguments, message, capsys):
+    assert main.main([*arguments, "--runs", str(tmp_path / "runs")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_table_of_audits_groups_by_row():
+    def row(label, run, loss, last=True):
+        terms = dict.fromkeys(("benign_loss", *tables.TERMS), loss) | {"robust_loss": loss, "robust_accuracy": 0.5}
+        bound = {"name": "coupling", "left": 0.1, "right": loss, "certain": True, "holds": True}
+        return {"row": label, "run": run, "epochs": 4, "last": last, "terms": terms, "bounds": [bound]}
+
+    rows = [row("adversarial", f"a/{i}", 1.0 + i) for i in range(3)] + [
+        row("benign", f"b/{i}", 5.0 + i) for i in range(3)
+    ]
+    kept = {"data": "digits", "n": 8, "settings": {"adversary": "PGD-20", "eps": 0.1, "probe": "p"}, "rows": rows}
+    lines = tables.correlation(kept)
+    assert any(line.startswith("| adversarial | 2 | 2 |") for line in lines)
+    assert any(line.startswith("| adversarial | 0.10 ≤ 2.00 (3/3) |") for line in lines)
+    assert any(line.startswith("| nce_adv | 1.00 [") for line in lines)
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import time\n"
+        "from types import SimpleNamespace\n"
+        "from benchmarks.experiments import do_all\n"
+        "def work(each):\n"
+        "    print('at work', flush=True)\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    do_all(work, [SimpleNamespace(out=0), SimpleNamespace(out=1)], 2)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(experiments.__file__).parents[1])}
+    with subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout.readline() == parent.stdout.readline() == b"at work\n"
+        parent.kill()
+        assert parent.communicate(timeout=60)[0] == b""  # which returns when nobody is left who could write

@@ -1,0 +1,109 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from acl_plugin.compat import import_hook
+
+
+def python(code, **environment):
+    env = {**os.environ, **environment}
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=env)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_autoattack_and_its_submodules_are_answered_for_after_import():
+    code = """
+import acl_plugin
+from autoattack import AutoAttack
+from autoattack.state import EvaluationState
+import pyautoattack.state, acl_plugin.compat.autoattack_adapter as adapter
+assert AutoAttack is adapter.AutoAttack
+assert EvaluationState is pyautoattack.state.EvaluationState
+assert pyautoattack.state.__name__ == "pyautoattack.state"
+import robustbench
+print(robustbench.benchmark.__module__)
+"""
+    assert python(code).splitlines()[-1] == "robustbench.eval"
+
+
+def test_the_real_package_is_not_shadowed(tmp_path):
+    (tmp_path / "autoattack").mkdir()
+    (tmp_path / "autoattack" / "__init__.py").write_text("AutoAttack = 'the real one'")
+    code = "import acl_plugin, autoattack; print(autoattack.AutoAttack)"
+    assert python(code, PYTHONPATH=str(tmp_path)) == "the real one"
+
+
+def test_without_import_of_ours_nothing_changes():
+    code = """
+try:
+    import autoattack
+except ModuleNotFoundError as error:
+    print(error.name)
+"""
+    assert python(code) == "autoattack"
+
+
+@pytest.mark.parametrize("order", ["import timm, acl_plugin", "import acl_plugin, timm"])
+def test_a_damaged_index_of_exports_breaks_nothing(order, tmp_path):
+    (tmp_path / "exports.json").write_text("{")
+    code = f"{order}\nprint(timm.is_model('resnet18'))"
+    assert python(code, ACL_PLUGIN_HOME=str(tmp_path)) == "True"
+
+
+OLD = {
+    "old": {"robustbench/__init__.py": "from .utils import load_model", "robustbench/utils.py": "load_model = print"},
+    "old_and_broken": {"robustbench/__init__.py": "from .data import x\n# from .eval import benchmark",
+                       "robustbench/data.py": "import timm.no_such_module"},
+    "files_deleted": {"robustbench/__init__.py": "from .eval import benchmark"},
+    "init_deleted": {"robustbench/loaders.py": ""},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_an_old_copy_of_robustbench_is_refused_with_its_cure(kind, tmp_path):
+    for file, text in OLD[kind].items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    code = """
+for _ in range(2):
+    try:
+        import acl_plugin, robustbench
+    except ImportError as error:
+        print(error)
+"""
+    if kind == "init_deleted":  # a folder without __init__.py loses against any package further on
+        code = f"import torch, timm, acl_plugin\nimport sys\nsys.path = [{str(tmp_path)!r}]\n" + code
+    told = python(code, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}").splitlines()
+    assert len(told) == 2
+    assert all(line.endswith("pip install --force-reinstall --no-deps robustbench==1.1.1") for line in told)
+
+
+def test_an_old_copy_that_was_imported_before_is_told(tmp_path):
+    (tmp_path / "robustbench").mkdir()
+    (tmp_path / "robustbench" / "__init__.py").write_text("")
+    code = "import sys, robustbench\nsys.stderr = sys.stdout\nimport acl_plugin"
+    told = python(code, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    assert told.endswith("robustbench==1.1.1")
+
+
+def test_another_fault_of_robustbench_keeps_its_own_message(tmp_path):
+    (tmp_path / "robustbench").mkdir()
+    text = "import no_such_package\nfrom .eval import benchmark"
+    (tmp_path / "robustbench" / "__init__.py").write_text(text)
+    code = """
+try:
+    import acl_plugin, robustbench
+except ModuleNotFoundError as error:
+    print(error.name)
+"""
+    assert python(code, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}") == "no_such_package"
+
+
+def test_installing_twice_changes_nothing():
+
+    before = list(sys.meta_path)
+    import_hook.install(after_timm=lambda: None)
+    assert sys.meta_path == before

@@ -1,0 +1,78 @@
+import math
+
+import pytest
+import torch
+
+from acl_plugin.data.augment import WEAK, high_pass, views
+
+pytestmark = pytest.mark.numeric
+
+AUGMENTATIONS = ["digits", "simclr", "weak", "shift"]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
+def test_views_keep_shape_and_range(shape, augment, strength):
+    torch.manual_seed(0)
+    x = torch.rand(16, *shape)
+    y = views(x, augment, strength)
+    assert y.shape == x.shape
+    assert y.dtype == x.dtype
+    assert y.min() >= 0
+    assert y.max() <= 1
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_each_image_has_its_own_randomness_from_the_global_generator(augment):
+    x = torch.rand(1, 3, 32, 32).expand(8, -1, -1, -1).contiguous()
+    torch.manual_seed(1)
+    one = views(x, augment)
+    torch.manual_seed(1)
+    two = views(x, augment)
+    assert torch.equal(one, two)
+    assert len({tuple(v.flatten()[:50].tolist()) for v in one}) > 4
+
+
+def test_strength_scales_the_change():
+    torch.manual_seed(0)
+    x = torch.rand(64, 1, 8, 8)
+    changes = [(views(x, "digits", s) - x).abs().mean().item() for s in (0.0, 0.5, 1.0)]
+    assert changes[0] < 1e-6
+    assert changes == sorted(changes)
+
+
+def test_none_is_the_image():
+    x = torch.rand(2, 1, 8, 8)
+    assert views(x, "none") is x
+
+
+def test_every_strong_augmentation_has_a_weak_one_and_digits_are_not_mirrored():
+    assert set(WEAK) == {"digits", "simclr"}
+    x = torch.zeros(64, 1, 8, 8)
+    x[:, :, :, :4] = 1
+    torch.manual_seed(0)
+    assert (views(x, WEAK["digits"])[:, 0, 3, 2] == 1).all()
+    assert not (views(x, WEAK["simclr"])[:, 0, 3, 2] == 1).all()
+
+
+def test_high_frequencies_are_a_plain_fourier_sum():
+    """Against the sum over frequencies of at least a quarter of the side, written out."""
+    side = 6
+    x = torch.rand(1, 1, side, side, dtype=torch.float64)
+    expected = torch.zeros(side, side, dtype=torch.complex128)
+    grid = torch.arange(side, dtype=torch.float64)
+    for u in range(-side // 2, side // 2):
+        for v in range(-side // 2, side // 2):
+            if math.hypot(u, v) < side / 4:
+                continue
+            wave = torch.exp(2j * math.pi * (u * grid.view(-1, 1) + v * grid) / side)
+            expected += (x[0, 0] * wave.conj()).sum() * wave / side**2
+    torch.testing.assert_close(high_pass(x.float())[0, 0].double(), expected.real, atol=1e-6, rtol=1e-5)
+
+
+def test_high_frequencies_of_flat_and_checkered_images():
+    flat, checkered = torch.full((2, 3, 32, 32), 0.7), torch.arange(32).view(-1, 1).add(torch.arange(32)) % 2
+    assert high_pass(flat).abs().max() < 1e-6
+    checkered = checkered.float().expand(2, 3, 32, 32)
+    torch.testing.assert_close(high_pass(checkered), checkered - 0.5, atol=1e-6, rtol=1e-5)

@@ -1,0 +1,183 @@
+import shutil
+
+import pytest
+from PIL import Image
+
+from acl_plugin.data.image_folders import list_splits
+from acl_plugin.errors import UsageError
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A folder of train and test with the classes cat and dog, of two images each."""
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            picture(tmp_path / split / name / "b.png")
+            picture(tmp_path / split / name / "a.JPG")
+    return tmp_path
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(path)
+
+
+def names(split):
+    return [path.relative_to(split.folder).as_posix() for path in split.paths]
+
+
+def refusal(root):
+    with pytest.raises(UsageError) as error:
+        list_splits(root)
+    assert error.value.parameter == "data_dir"
+    assert str(error.value.given) in str(error.value)
+    assert "\n" not in str(error.value)
+    return error.value
+
+
+def test_files_are_sorted_by_class_and_name_whatever_the_case_of_the_suffix(root):
+    picture(root / "train" / "cat" / "more" / "0.png")
+    train, test = list_splits(root)
+    assert names(train) == ["cat/a.JPG", "cat/b.png", "cat/more/0.png", "dog/a.JPG", "dog/b.png"]
+    assert train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert names(test) == ["cat/a.JPG", "cat/b.png", "dog/a.JPG", "dog/b.png"]
+    assert train.classes == test.classes == ("cat", "dog")
+
+
+def test_what_systems_leave_behind_is_skipped(root, capsys):
+    expected = [names(split) for split in list_splits(root)]
+    for split in ("train", "test"):
+        for place in (root, root / split, root / split / "cat"):
+            for name in ("._a.png", ".DS_Store", "Thumbs.db", "desktop.ini"):
+                (place / name).write_bytes(b"no image")
+            for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir", ".hidden"):
+                picture(place / name / "c.png")
+    assert [names(split) for split in list_splits(root)] == expected
+    assert capsys.readouterr().err == ""
+
+
+def test_other_files_that_are_skipped_are_counted(root, capsys):
+    (root / "train" / "cat" / "notes.txt").write_text("notes")
+    picture(root / "test" / "loose.png")
+    train, test = list_splits(root)
+    assert (len(train.paths), len(test.paths)) == (4, 4)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "skipped 2 files" in line
+    assert "notes.txt" in line
+
+
+def test_val_is_the_test_split_where_there_is_no_test(root):
+    shutil.copytree(root / "test", root / "val")
+    assert list_splits(root)[1].folder == root / "test"
+    shutil.rmtree(root / "test")
+    assert list_splits(root)[1].folder == root / "val"
+
+
+def test_links_are_followed(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (root / "train" / "cat").rename(elsewhere / "cat")
+    (root / "train" / "cat").symlink_to(elsewhere / "cat")
+    (root / "test" / "dog" / "a.JPG").rename(elsewhere / "a.JPG")
+    (root / "test" / "dog" / "a.JPG").symlink_to(elsewhere / "a.JPG")
+    train, test = list_splits(root)
+    assert names(train) == names(test) == ["cat/a.JPG", "cat/b.png", "dog/a.JPG", "dog/b.png"]
+
+
+def test_images_count_once(root):
+    (root / "train" / "cat" / "again").symlink_to(root / "train" / "cat")
+    assert refusal(root).given == str(root / "train" / "cat" / "again")
+    (root / "train" / "cat" / "again").unlink()
+    (root / "train" / "cow").symlink_to(root / "train" / "cat")
+    shutil.copytree(root / "test" / "cat", root / "test" / "cow")
+    assert refusal(root).given == str(root / "train" / "cow")
+
+
+@pytest.mark.parametrize("place", ["test", "test/cat", "test/cat/a.JPG"])
+def test_training_images_are_no_test_images(place, root):
+    source = root / place.replace("test", "train", 1)
+    link = root / place
+    shutil.rmtree(link) if link.is_dir() else link.unlink()
+    link.symlink_to(source)
+    if source.is_file():
+        (root / "other.JPG").write_bytes(source.read_bytes())
+        source.unlink()
+        source.symlink_to(root / "other.JPG")
+        source = root / "other.JPG"
+    assert refusal(root).given.startswith(str(source))
+
+
+def no_folder(root):
+    return root / "nowhere"
+
+
+def no_train(root):
+    (root / "train").rename(root / "Train")
+    return root
+
+
+def no_test(root):
+    shutil.rmtree(root / "test")
+    return root
+
+
+def no_class_folders(root):
+    shutil.rmtree(root / "train")
+    picture(root / "train" / "0.png")
+    return root / "train"
+
+
+def nothing(root):
+    shutil.rmtree(root / "test")
+    (root / "test").mkdir()
+    return root / "test"
+
+
+def class_without_test(root):
+    picture(root / "train" / "wolf" / "0.png")
+    return root / "test"
+
+
+def class_without_training(root):
+    picture(root / "test" / "wolf" / "0.png")
+    return root / "train"
+
+
+def one_class(root):
+    for split in ("train", "test"):
+        shutil.rmtree(root / split / "dog")
+    return root
+
+
+def empty_class(root):
+    for split in ("train", "test"):
+        (root / split / "wolf").mkdir()
+    return root / "train"
+
+
+def class_without_images(root):
+    for path in (root / "test" / "dog").iterdir():
+        path.rename(path.with_suffix(".txt"))
+    return root / "test"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (no_folder, ""), (no_train, "Train"), (no_test, "val"), (no_class_folders, "in no folder of a class"),
+        (nothing, "CLASS"), (class_without_test, "wolf"), (class_without_training, "wolf"), (one_class, "cat"),
+        (empty_class, "wolf"), (class_without_images, "dog"),
+    ],
+)  # fmt: skip
+def test_other_layouts_are_refused(change, named, root):
+    folder = change(root)
+    error = refusal(folder if change is no_folder else root)
+    assert error.given == str(folder)
+    assert named in str(error)
+
+
+def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch):
+    def forbidden(top, onerror, **options):
+        onerror(PermissionError(13, "Permission denied", str(top)))
+
+    monkeypatch.setattr("os.walk", forbidden)
+    assert refusal(root).given == str(root / "train" / "cat")

@@ -1,0 +1,324 @@
+"""What a reviewer gets is enough to rebuild the model and to read the claim."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from test_export import EVALUATION, PAPER
+from torch import nn
+
+from acl_plugin.cli.main import main
+from acl_plugin.config import preset
+from acl_plugin.evaluation import verdicts
+from acl_plugin.evaluation.verdicts import Verdict
+from acl_plugin.leaderboard import repeat, submission, whole_run
+from acl_plugin.leaderboard.export import export
+from acl_plugin.leaderboard.registration import load_exported
+from acl_plugin.models.encoder import Classifier
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import weights_hash, write_model
+from acl_plugin.runtime.files import write_json
+from conftest import FINISHED, OPTIONS, ROOT, spec
+
+BACKBONES = [
+    ("resnet10t", {"stem_width": 4, "channels": [4, 8, 8, 8]}, "cifar"),
+    ("resnet18", {"channels": [8, 8, 8, 8]}, "cifar_padding_2"),
+    ("resnet18", {"channels": [8, 8, 8, 8]}, "native"),
+    ("vit_tiny_patch16_224", {"depth": 1, "embed_dim": 24}, "cifar"),
+    ("mobilenetv3_small_050", {}, "cifar"),
+    ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [4, 8, 8, 8]}, "cifar"),
+    ("mixer_s16_224", {}, "cifar"),
+]
+
+
+def exported(tmp_path, backbone="resnet10t", kwargs=None, stem="cifar", **options):
+    torch.manual_seed(0)
+    folder = RunDir(tmp_path / "run")
+    folder.start(preset("cifar10"))
+    write_json(folder.pretraining, {"seconds": 1.0})
+    model = Classifier(spec((3, 32, 32), backbone, kwargs, tuple("abcdefghij"), stem)).eval()
+    nn.init.normal_(model.head.weight)
+    write_model(folder.classifier, model.spec, model.state_dict())
+    write_json(
+        folder.evaluation, {**EVALUATION, "weights_sha256": weights_hash(model), **options.pop("evaluation", {})}
+    )
+    verdicts.write(folder.evaluation_lines, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
+    export(folder, preset("cifar10"), **{"name": "Author2026Paper", **options})
+    return folder, model
+
+
+REVIEWER = """
+import sys
+sys.modules["acl_plugin"] = None  # a reviewer does not have it
+import torch, timm
+sys.path.insert(0, sys.argv[1])
+import Author2026Paper
+model = timm.create_model("author2026paper_cifar10_linf")
+assert not any(m.training for m in model.modules())
+torch.save(model(torch.load(sys.argv[2])).detach(), sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize(("backbone", "kwargs", "stem"), BACKBONES)
+def test_the_stub_rebuilds_the_model_without_this_package(tmp_path, backbone, kwargs, stem):
+    folder, model = exported(tmp_path, backbone, kwargs, stem)
+    x = torch.rand(4, 3, 32, 32)
+    torch.save(x, tmp_path / "x.pt")
+    arguments = [
+        str(folder.robustbench / "submission" / "Author2026Paper"),
+        str(tmp_path / "x.pt"),
+        str(tmp_path / "out.pt"),
+    ]
+    command = [sys.executable, "-W", "ignore", "-c", REVIEWER, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), model(x).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_the_folder_is_complete_and_agrees_with_itself(tmp_path):
+    folder, model = exported(tmp_path, **PAPER)
+    files = {p.name: p for p in (folder.robustbench / "submission" / "Author2026Paper").iterdir()}
+    assert set(files) == {
+        "Author2026Paper.json", "Author2026Paper.safetensors", "Author2026Paper.safetensors.sha256", "export.json",
+        "config.yaml", "Author2026Paper.pt",
+        "Author2026Paper.py", "model_zoo.py", "NEW_MODEL.md", "repeat.sh", "evaluation.json", "evaluation.jsonl",
+    }  # fmt: skip
+    weights = load_file(files["Author2026Paper.safetensors"])
+    assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+    digest = hashlib.sha256(files["Author2026Paper.safetensors"].read_bytes()).hexdigest()
+    assert files["Author2026Paper.safetensors.sha256"].read_text().split()[0] == digest
+    assert digest in files["Author2026Paper.py"].read_text()
+    text = files["NEW_MODEL.md"].read_text()
+    assert digest in text
+    assert text.splitlines()[0] == "# [New Model] Author2026Paper"
+    for field, value in {
+        "Paper Title": "A Paper", "Paper URL": PAPER["paper_url"], "Paper authors": "A. Author", "Dataset": "cifar10",
+        "Threat Model": "Linf", "eps": "8/255", "Clean accuracy": "78.22", "Robust accuracy": "39.17",
+        "Additional data": "false (pretrained and probed on cifar10 alone)",
+        "Architecture": "ResNet-10t (stem_width 4, width 4-8)",
+    }.items():  # fmt: skip
+        assert f"- **{field}**: {value}" in text.splitlines()
+    assert "Draft" not in text
+    assert "Not for submission" not in text
+    pickled = torch.load(files["Author2026Paper.pt"], weights_only=True)
+    assert all(torch.equal(v, pickled[k]) for k, v in model.state_dict().items())
+    again = load_exported(files["export.json"], 10)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
+    assert "None" not in text
+    info = json.loads(files["Author2026Paper.json"].read_text())
+    assert info == json.loads((folder.robustbench / "model_info/cifar10/Linf/Author2026Paper.json").read_text())
+    assert files["evaluation.jsonl"].read_bytes() == folder.evaluation_lines.read_bytes()
+
+
+def test_a_draft_and_a_subset_say_so(tmp_path):
+    folder, _ = exported(tmp_path, evaluation={"n": 100})
+    text = (folder.robustbench / "local" / "submission" / "Author2026Paper" / "NEW_MODEL.md").read_text()
+    assert not (folder.robustbench / "local" / "submission" / "Author2026Paper" / "model_zoo.py").exists()
+    assert "> Draft: paper URL, paper title, authors missing" in text
+    assert "> Not for submission: subset: 100 of 10000 test images." in text
+    assert "- **Paper Title**: " in text.splitlines()  # and not the model's name
+    assert "- **Robust accuracy**: 39.17 (not for the leaderboard: subset: 100 of 10000 test images)" in text
+    assert "on\n  100 of 10000 test images, seed 0" in text
+
+
+@pytest.mark.parametrize(
+    ("dataset", "right", "clean_acc", "expected"),
+    [
+        ("cifar10", 800, "80.00", ("80.00 %, passes", "80.00 %, passes")),
+        ("cifar10", 700, "70.00", ("70.00 %, fails", "70.00 %, passes")),  # theirs asks for more than 70
+        ("cifar10", 800, "80.05", ("80.00 %, passes", "80.00 %, passes")),
+        ("cifar10", 800, "80.06", ("80.00 %, passes", "80.00 %, fails")),  # percentage points, not shares
+        ("cifar10", 800, "84.00", ("80.00 %, passes", "80.00 %, fails")),
+        ("cifar100", 455, "45.50", ("45.50 %, passes", "45.50 %, passes")),
+    ],
+)
+def test_robustbenchs_own_tests(tmp_path, dataset, right, clean_acc, expected):
+    """tests/test_clean_acc.py there: more than 70 or 45 % on 200 images; within 0.05 points on 10,000."""
+    run = RunDir(tmp_path)
+    wrong = {i for i in range(1000) if i * (1000 - right) // 1000 != (i + 1) * (1000 - right) // 1000}
+    lines = [Verdict(i, 0, int(i % 1000 in wrong), None) for i in range(10_000)]
+    verdicts.write(run.evaluation_lines, lines)
+    found = submission.acceptance(run, {"dataset": dataset}, clean_acc)
+    assert tuple(line.rsplit(": ", 1)[1] for line in found) == expected
+    verdicts.write(run.evaluation_lines, lines[100:400])
+    assert all("not known" in line for line in submission.acceptance(run, {"dataset": dataset}, clean_acc))
+    run.evaluation_lines.unlink()
+    assert all("not known" in line for line in submission.acceptance(run, {"dataset": dataset}, clean_acc))
+    assert submission.acceptance(run, {"dataset": "digits"}, clean_acc) == ["none: RobustBench has no test on digits"]
+
+
+MAINTAINER = """
+import sys
+sys.modules["acl_plugin"] = None  # a maintainer does not have it
+import pyautoattack
+sys.modules["autoattack"], sys.modules["autoattack.state"] = pyautoattack, pyautoattack  # only its import counts here
+pyautoattack.EvaluationState = None
+import robustbench, timm, torch
+assert robustbench.__file__.startswith(sys.argv[1])
+from robustbench.utils import get_leaderboard_bibtex, get_leaderboard_latex, list_available_models
+model = robustbench.load_model("Author2026-Paper", model_dir="models", dataset="cifar10", threat_model="Linf")
+torch.save(model(torch.load(sys.argv[2])).detach(), sys.argv[3])
+list_available_models("cifar10", "Linf")
+assert "Author2026-Paper" in get_leaderboard_latex("cifar10", "Linf")
+get_leaderboard_bibtex("cifar10", "Linf")
+"""
+
+
+def merged(folder, name, repository):
+    """Do what model_zoo.py says, in a copy of RobustBench."""
+    steps = (folder / "model_zoo.py").read_text()
+    copies = [line.split("Copy ")[1].split(" to ") for line in steps.splitlines() if "Copy " in line]
+    for file, place in copies:
+        (repository / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / file, repository / place)
+    (repository / "models/cifar10/Linf").mkdir(parents=True)
+    shutil.copyfile(folder / f"{name}.pt", repository / f"models/cifar10/Linf/{name}.pt")
+    zoo = repository / "robustbench/model_zoo/cifar10.py"
+    lines = steps.splitlines()
+    added = next(line for line in lines if line.startswith("from "))
+    entry = "\n".join(lines[lines.index(f"('{name}', {{") : lines.index("}),") + 1])
+    assert "OrderedDict `linf`" in steps
+    text = zoo.read_text()
+    start = text.index("(", text.index("\nlinf = OrderedDict(") + len("\nlinf = OrderedDict("))
+    zoo.write_text(f"{added}\n{text[:start]}{entry}\n{text[start:]}")
+
+
+def test_a_maintainer_merges_it(tmp_path):
+    folder, model = exported(tmp_path, name="Author2026-Paper", **PAPER)
+    repository = tmp_path / "repository"
+    installed = Path(importlib.util.find_spec("robustbench").origin).parent
+    shutil.copytree(installed, repository / "robustbench")
+    merged(folder.robustbench / "submission" / "Author2026-Paper", "Author2026-Paper", repository)
+    x = torch.rand(4, 3, 32, 32)
+    torch.save(x, tmp_path / "x.pt")
+    arguments = [str(repository), str(tmp_path / "x.pt"), str(tmp_path / "out.pt")]
+    command = [sys.executable, "-W", "ignore", "-c", MAINTAINER, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=repository, env=environment)
+    assert result.returncode == 0, result.stderr
+    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), model(x).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_network_that_the_stub_cannot_rebuild_has_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(submission, "stub", lambda *_: "class Author2026Paper:\n    pass\n")
+    folder, _ = exported(tmp_path)
+    files = {p.name for p in (folder.robustbench / "submission" / "Author2026Paper").iterdir()}
+    assert not {"Author2026Paper.py", "model_zoo.py"} & files
+    text = (folder.robustbench / "submission" / "Author2026Paper" / "NEW_MODEL.md").read_text()
+    assert "no code in one file (AttributeError" in text
+
+
+def repeated(folder, *arguments, bash=("bash", "repeat.sh")):
+    environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run([*bash, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_repeat_repeats_the_evaluation_from_a_copy_of_the_folder_alone(tmp_path, capfd):
+    """With AutoAttack as it is, as the script starts it in another process."""
+    run = str(tmp_path / "run")
+    options = ["--limit-test=3", "--probe-lr=0", "--objective=simclr", "--epochs=1"]  # most images are wrong: quick
+    assert main(["run", "--out", run, *OPTIONS, *options]) == 0
+    submitted = RunDir(run).robustbench / "local" / "submission" / "simclr_resnet10t"
+    folder = tmp_path / "copy"
+    shutil.copytree(submitted, folder)
+    assert str(tmp_path) not in "".join(p.read_text() for p in folder.iterdir() if p.suffix in (".sh", ".yaml", ".md"))
+    shutil.rmtree(run)
+    done = repeated(folder, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "the result is the same" in done.stdout
+    info = json.loads((folder / "simclr_resnet10t.json").read_text())
+    write_json(folder / "simclr_resnet10t.json", info | {"reported": "99.99"})
+    done = repeated(folder, str(tmp_path))
+    assert done.returncode == 1
+    assert "differs: reported is" in done.stdout
+    assert repeated(folder).returncode != 0
+
+
+@pytest.fixture
+def submitted(finished_run, tmp_path):
+    """A copy of the folder of a finished run, whose attacks were short."""
+    source = finished_run / "robustbench" / "local" / "submission" / "gsa_rsl_resnet10t"
+    return Path(shutil.copytree(source, tmp_path / "copy"))
+
+
+def test_repeat_finds_what_differs(submitted, few, capsys):
+    assert repeat.main([str(submitted)]) == 0
+    assert "images with another verdict: 0 of 24" in capsys.readouterr().out
+    result = json.loads((submitted / "evaluation.json").read_text())
+    write_json(submitted / "evaluation.json", result | {"weights_sha256": "another"})
+    assert repeat.main([str(submitted)]) == 1
+    weights = submitted / "gsa_rsl_resnet10t.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert repeat.main([str(submitted)]) == 2
+
+
+def test_the_whole_run_has_the_settings_of_its_later_stages(tmp_path, few):
+    run = str(tmp_path / "run")
+    assert main(["run", "--out", run, *FINISHED, "--epochs=1"]) == 0
+    assert main(["probe", run, "--probe-epochs", "1", "--probe-lr", "0.5", "--seed", "7"]) == 0
+    for file in (RunDir(run).evaluation, RunDir(run).evaluation_key):
+        file.unlink()
+    assert main(["evaluate", run, "--eps", "0.05", "--limit-test", "9", "--seed", "3"]) == 0
+    assert main(["export", run]) == 0
+    folder = RunDir(run).robustbench / "local" / "submission" / "gsa_rsl_resnet10t"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["probe_epochs"], config["probe_lr"], config["eps"], config["seed"]) == (1, 0.5, 0.1, 0)
+    lines = [line for line in (folder / "repeat.sh").read_text().splitlines() if line.startswith("acl-plugin ")]
+    again = tmp_path / "again"
+    again.mkdir()
+    for line in lines:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(again)
+            assert main(line.replace('"$here/config.yaml"', str(folder / "config.yaml")).split()[1:]) == 0
+    one, other = (json.loads(r.evaluation.read_text()) for r in (RunDir(run), RunDir(again / "run")))
+    keys = ("n", "eps", "seed", "weights_sha256", "robust_accuracy")
+    assert {key: one[key] for key in keys} == {key: other[key] for key in keys}
+
+
+def test_the_teacher_and_the_pseudo_labels_of_a_run_are_in_its_folder(teacher_run, labels_file, tmp_path):
+    info = {"clean_acc": "1.00", "reported": "0.00"}
+    run = RunDir(tmp_path / "run")
+    run.start(preset("digits", objective="deacl", objective_kwargs={"teacher": str(teacher_run)}))
+    write_json(run.pretraining, {"seconds": 1.0})
+    files, text = whole_run.script(run, info, EVALUATION)
+    assert yaml.safe_load(files["teacher.yaml"])["objective"] == "simclr"
+    assert yaml.safe_load(files["config.yaml"])["objective_kwargs"] == {"teacher": "teacher"}
+    assert text.index('teacher.yaml" --out teacher') < text.index('config.yaml" --out run')
+    shutil.rmtree(run.path)
+    run.start(preset("digits", objective="advcl", objective_kwargs={"pseudo_labels": str(labels_file)}))
+    write_json(run.pretraining, {"seconds": 1.0})
+    files, text = whole_run.script(run, info, EVALUATION)
+    assert files["pseudo_labels.npz"] == labels_file.read_bytes()
+    assert yaml.safe_load(files["config.yaml"])["objective_kwargs"] == {"pseudo_labels": "pseudo_labels.npz"}
+
+
+@pytest.mark.parametrize(
+    ("objective", "settings", "pretraining", "told"),
+    [
+        ("imported", {"file": "acl.pt", "sha256": "abc"}, {}, "the encoder was imported (file acl.pt, sha256 abc)"),
+        ("simclr", {}, {"transferred_from": "stl10", "encoder_sha256": "abc"}, "transferred, of a run on stl10"),
+        ("deacl", {"teacher": "/home/me/gone"}, {"seconds": 1.0}, "teacher gone is not there"),
+    ],
+)
+def test_what_cannot_be_repeated_names_its_source(tmp_path, objective, settings, pretraining, told):
+    run = RunDir(tmp_path / "run")
+    run.start(preset("cifar10", objective=objective, objective_kwargs=settings, data_dir=tmp_path))
+    write_json(run.pretraining, pretraining)
+    files, text = whole_run.script(run, {"clean_acc": "1.00", "reported": "0.00"}, EVALUATION)
+    (tmp_path / "repeat.sh").write_text(text)
+    done = repeated(tmp_path, str(tmp_path), "out")
+    assert done.returncode == 2
+    assert told in done.stderr
+    for content in (text, files["config.yaml"].decode()):
+        assert str(tmp_path) not in content
+        assert "/home/me" not in content

@@ -1,0 +1,37 @@
+import pytest
+import torch
+from torch import nn
+
+from acl_plugin.errors import UsageError
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.norm_banks import routes_of
+from acl_plugin.models.projectors import PROJECTORS
+from conftest import spec
+
+pytestmark = pytest.mark.numeric
+
+
+@pytest.mark.parametrize(("name", "layers", "size"), [
+    ("three_layer", [(16, 16, True), (16, 16, False), (16, 16, False)], 16),
+    ("wide", [(16, 64, True), (64, 128, True)], 128),
+    ("bottleneck", [(16, 16, True), (16, 128, True)], 128),
+    ("identity", [], 16),
+])  # fmt: skip
+def test_projectors_have_the_published_layers(name, layers, size):
+    projector = PROJECTORS[name](16)
+    linear = [m for m in projector if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features, m.bias is not None) for m in linear] == layers
+    assert projector(torch.rand(4, 16)).shape == (4, size)
+
+
+@pytest.mark.parametrize("name", PROJECTORS)
+def test_an_encoder_has_any_projector(name):
+    model = Encoder(spec(), ("clean", "adv"), name)
+    assert model(torch.rand(3, 1, 8, 8), "adv").shape[0] == 3
+    banks = ["clean", "adv"] if name == "three_layer" else []
+    assert routes_of(model.projector) == banks  # AdvCL's norm is one for all; the others have none
+
+
+def test_unknown_projector():
+    with pytest.raises(UsageError, match="unknown projector 'wid'; the nearest: wide"):
+        Encoder(spec(), projector="wid")

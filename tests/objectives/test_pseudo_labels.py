@@ -1,0 +1,115 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from acl_plugin.config import preset
+from acl_plugin.data import datasets
+from acl_plugin.data.images import Images
+from acl_plugin.errors import UsageError
+from acl_plugin.models.features import cluster, features_of
+from acl_plugin.objectives import pseudo_labels
+from acl_plugin.objectives.pseudo_labels import PseudoLabels
+from acl_plugin.runs.models import load_encoder
+
+
+def test_clusters_of_separate_clouds_are_the_clouds():
+    torch.manual_seed(0)
+    clouds = torch.arange(60) % 3
+    features = 10 * torch.eye(3)[clouds] + torch.randn(60, 3)
+    labels = cluster(features, 3, seed=0)
+    assert all(len(set(labels[clouds == c].tolist())) == 1 for c in range(3))
+    assert len(set(labels.tolist())) == 3
+
+
+def test_clusters_are_a_function_of_the_seed():
+    features = torch.rand(200, 5, generator=torch.Generator().manual_seed(0))
+    state = np.random.get_state()[1].tolist()
+    assert torch.equal(cluster(features, 7, 2**40 + 1), cluster(features, 7, 2**40 + 1))
+    assert not torch.equal(cluster(features, 7, 0), cluster(features, 7, 1))
+    assert np.random.get_state()[1].tolist() == state
+
+
+@pytest.mark.parametrize("size", [1, 9])
+def test_a_number_of_clusters_that_cannot_be_is_told(size):
+    with pytest.raises(UsageError, match=f"`clusters` {size}: allowed is 2 to 8, the number of images"):
+        cluster(torch.rand(8, 2), size, 0)
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path):
+    rows = torch.tensor([4, 0, 7])
+    written = PseudoLabels(rows, {5: torch.tensor([4, 0, 1]), 2: torch.tensor([0, 1, 1])}, {"data": "digits", "n": 3})
+    written.write(tmp_path / "labels.npz")
+    read = PseudoLabels.read(tmp_path / "labels.npz")
+    assert read.sizes == [2, 5]
+    assert read.provenance == {"data": "digits", "n": 3}
+    assert read(rows).tolist() == [[0, 1, 1], [4, 0, 1]]
+    with np.load(tmp_path / "labels.npz", allow_pickle=False) as file:
+        assert sorted(file.files) == ["labels_2", "labels_5", "provenance", "rows"]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def images_of(rows, shade=0):
+    pixels = torch.full((len(rows), 1, 2, 2), shade, dtype=torch.uint8) + torch.tensor(rows).view(-1, 1, 1, 1).byte()
+    return Images(pixels, torch.zeros(len(rows), dtype=torch.int64), torch.tensor(rows), 255)
+
+
+def test_images_without_labels_are_refused():
+    labels = PseudoLabels(torch.tensor([0, 2]), {2: torch.tensor([0, 1])}, {"data": "digits", "n": 2})
+    labels.check_images(images_of([2, 0, 2]))
+    with pytest.raises(UsageError, match="2 of 3 training images have no pseudo-labels") as error:
+        labels.check_images(images_of([0, 1, 200]))
+    assert (error.value.parameter, error.value.allowed) == ("pseudo_labels", "2 images of digits")
+
+
+def test_labels_of_other_images_are_refused(tmp_path):
+    made_of = images_of([0, 1, 2])
+    labels = PseudoLabels(made_of.rows, {2: torch.tensor([0, 1, 0])}, {"data": "digits", "n": 3}, made_of.hashes)
+    labels.write(tmp_path / "labels.npz")
+    read = PseudoLabels.read(tmp_path / "labels.npz")
+    for each in (labels, read):
+        each.check_images(images_of([2, 0]))
+        with pytest.raises(UsageError, match="2 of 2 training images are not those") as error:
+            each.check_images(images_of([2, 0], shade=7))
+        assert error.value.parameter == "pseudo_labels"
+
+
+def test_a_runs_features_are_clustered_with_provenance(teacher_run, tmp_path):
+    images = datasets.load(preset("digits", limit_train=32)).train
+    encoder = load_encoder(teacher_run, benign=True)
+    labels = pseudo_labels.make(encoder, images, [2, 4], 3, {"data": "digits"})
+    assert labels.provenance["data"] == "digits"
+    assert (labels.provenance["n"], labels.provenance["seed"]) == (32, 3)
+    assert torch.equal(labels(images.rows)[1], cluster(features_of(encoder, images), 4, 3))
+    assert torch.equal(features_of(encoder, images, batch_size=5), features_of(encoder, images, batch_size=5))
+    torch.testing.assert_close(features_of(encoder, images, batch_size=5), encoder.features(images.floats()))
+
+
+def bad(tmp_path, kind):
+    path = tmp_path / "labels.npz"
+    rows, labels = np.arange(3), np.array([0, 1, 1])
+    provenance = np.array(json.dumps({}))
+    if kind == "missing":
+        return tmp_path / "nowhere.npz"
+    if kind == "text":
+        path.write_text("no zip")
+    elif kind == "pickle":
+        np.savez(path, rows=np.array([object()]), labels_2=labels, provenance=provenance)
+    elif kind == "too high":
+        np.savez(path, rows=rows, labels_2=labels + 1, provenance=provenance)
+    elif kind == "short":
+        np.savez(path, rows=rows, labels_2=labels[:2], provenance=provenance)
+    elif kind == "none":
+        np.savez(path, rows=rows, provenance=provenance)
+    elif kind == "truncated":
+        np.savez(path, rows=rows, labels_2=labels, provenance=provenance)
+        path.write_bytes(path.read_bytes()[:-40])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["missing", "text", "pickle", "too high", "short", "none", "truncated"])
+def test_bad_files_are_refused_in_a_line(tmp_path, kind):
+    message = "no such file; make it with acl-plugin pseudo-labels" if kind == "missing" else "no file of pseudo-labels"
+    with pytest.raises(UsageError, match=message):
+        PseudoLabels.read(bad(tmp_path, kind))

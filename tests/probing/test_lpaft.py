@@ -1,0 +1,94 @@
+import dataclasses
+
+import pytest
+import torch
+
+from acl_plugin import load_classifier
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.data import datasets
+from acl_plugin.errors import UsageError
+from acl_plugin.models import norm_banks
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.features import cluster, features_of
+from acl_plugin.probing import lpaft
+from acl_plugin.probing.protocols import probe
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import load_encoder
+from acl_plugin.runtime.files import read_json
+from acl_plugin.training.pretrain import pretrain
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, objective="acl_ds", aft_epochs=1, limit_train=24)
+    return pretrain(config, tmp_path / "run"), config
+
+
+@pytest.mark.parametrize("protocol", ["dynacl++", "air++"])
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_protocols_finetune_the_encoder_and_probe_it(run, protocol, fidelity):
+    folder, config = run
+    config = dataclasses.replace(config, probe_protocol=protocol, aft_fidelity=fidelity)
+    before = folder.encoder.read_bytes()
+    state = torch.get_rng_state()
+    probe(folder, config, CPU)
+    assert torch.equal(state, torch.get_rng_state())
+    assert folder.encoder.read_bytes() == before
+    first = load_classifier(folder.path).state_dict()
+    pretrained = load_encoder(folder.path).backbone.state_dict()
+    assert any(not torch.equal(first[f"backbone.{k}"], v) for k, v in pretrained.items())
+    record = read_json(folder.probe)
+    assert (record["protocol"], record["aft_clusters"], record["aft_fidelity"]) == (protocol, 10, fidelity)
+    assert record["aft_loss"] > 0
+    probe(folder, config, CPU)
+    assert all(torch.equal(v, first[k]) for k, v in load_classifier(folder.path).state_dict().items())
+
+
+def test_no_label_is_used(run, monkeypatch):
+    folder, config = run
+    config = dataclasses.replace(config, probe_protocol="dynacl++")
+    images = datasets.load(config)
+    weights, _ = lpaft.finetune(folder, config, images, CPU)
+    scrambled = dataclasses.replace(images, train=dataclasses.replace(images.train, labels=images.train.labels.flip(0)))
+    other, _ = lpaft.finetune(folder, config, scrambled, CPU)
+    assert all(torch.equal(v, other[k]) for k, v in weights.items())
+
+
+def test_clusters_are_of_the_benign_bank(run, monkeypatch):
+    folder, config = run
+    seen = []
+    monkeypatch.setattr(lpaft.pseudo_labels, "cluster", lambda f, k, s: seen.append(f) or cluster(f, k, s))
+    lpaft.finetune(folder, dataclasses.replace(config, probe_protocol="air++"), datasets.load(config), CPU)
+    images = datasets.load(config).train
+    assert torch.equal(seen[0], features_of(load_encoder(folder.path, benign=True), images))
+    assert not torch.allclose(seen[0], features_of(load_encoder(folder.path), images))
+
+
+def test_released_air_attacks_from_the_benign_bank(run, monkeypatch):
+    folder, config = run
+    targets = []
+    original = InnerAttack.trades
+
+    def trades(attack, model, x, logits, target):
+        targets.append((model, x, target))
+        return original(attack, model, x, logits, target)
+
+    monkeypatch.setattr(InnerAttack, "trades", trades)
+    config = dataclasses.replace(config, probe_protocol="air++", aft_fidelity="released", aft_lr=0.0)
+    weights, _ = lpaft.finetune(folder, config, datasets.load(config), CPU)
+    model, x, target = targets[0]
+    with torch.no_grad(), norm_banks.inference(model), norm_banks.route(model.backbone, "clean"):
+        torch.testing.assert_close(model(x), target)
+    encoder = load_encoder(folder.path)  # at rate 0 the convolutions and the bank's affine parameters stay
+    assert isinstance(encoder, Encoder)
+    for key, value in encoder.backbone.named_parameters():
+        torch.testing.assert_close(weights[key], value.detach())
+
+
+def test_l2_is_refused(run):
+    folder, config = run
+    with pytest.raises(UsageError, match="attack 'TPGD' is not for L2"):
+        probe(folder, dataclasses.replace(config, probe_protocol="dynacl++", norm="L2", eps=0.5), CPU)
+    assert not RunDir(folder.path).classifier.exists()

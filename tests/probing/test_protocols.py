@@ -1,0 +1,152 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from acl_plugin import load_classifier, load_encoder
+from acl_plugin.config import preset
+from acl_plugin.data import datasets
+from acl_plugin.errors import UsageError
+from acl_plugin.models.encoder import Classifier
+from acl_plugin.models.features import predictions
+from acl_plugin.probing.protocols import PROTOCOLS, probe, split
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import write_model
+from acl_plugin.training.pretrain import pretrain
+from conftest import TINY, spec
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with a random encoder."""
+    torch.manual_seed(0)
+    folder = RunDir(tmp_path / "run")
+    folder.start(preset("digits"))
+    encoder = Classifier(spec(classes="0"))
+    for _ in range(20):  # statistics
+        encoder.features(datasets.load(preset("digits", limit_train=64)).train.floats())
+    write_model(folder.encoder, spec(), encoder.backbone.state_dict())
+    return folder
+
+
+@pytest.fixture
+def two_banks(tmp_path):
+    """A pretrained run with two norm banks."""
+    config = dataclasses.replace(preset("digits", **TINY | {"limit_train": 40, "objective": "acl_ds"}), aft_epochs=1)
+    return pretrain(config, tmp_path / "two"), config
+
+
+def test_probe_learns_and_writes_what_it_did(run):
+    config = preset("digits", **TINY | {"limit_train": 400, "probe_epochs": 40, "probe_lr": 3.0})
+    probe(run, config, CPU)
+    record = json.loads(run.probe.read_text())
+    model = load_classifier(run.path)
+    images = datasets.load(config).train
+    assert record["train_accuracy"] == (predictions(model, images) == images.labels).double().mean().item()
+    assert record["train_accuracy"] > 0.2  # of ten classes, with eight random features
+    assert (record["protocol"], record["probe_lr"], record["n"]) == ("slf", 3.0, 400)
+    assert model.spec.classes == tuple("0123456789")
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_protocol_gives_a_classifier_and_its_record(two_banks, protocol):
+    folder, config = two_banks
+    config = dataclasses.replace(config, probe_protocol=protocol)
+    files = {p: p.read_bytes() for p in (folder.encoder, folder.benign_encoder)}
+    state = torch.get_rng_state()
+    probe(folder, config, CPU)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(p.read_bytes() == content for p, content in files.items())
+    record = json.loads(folder.probe.read_text())
+    assert (record["protocol"], record["n"]) == (protocol, 40)
+    assert record["loss"] > 0
+    model = load_classifier(folder.path)
+    assert not any(m.training for m in model.modules())
+    pretrained = load_encoder(folder.path).backbone.state_dict()
+    same = all(torch.equal(v, pretrained[k]) for k, v in model.backbone.state_dict().items())
+    assert same == (protocol in ("slf", "slf_exact", "alf"))  # to the bit
+    assert model.head.weight.any()
+    again = {k: v.clone() for k, v in model.state_dict().items()}
+    probe(folder, config, CPU)
+    assert all(torch.equal(v, again[k]) for k, v in load_classifier(folder.path).state_dict().items())
+
+
+@pytest.mark.parametrize("protocol", ["slf", "alf", "aff_trades", "aff_pgd", "semi"])
+def test_the_epoch_is_chosen_on_training_images_that_are_held_out(two_banks, protocol, monkeypatch):
+    folder, config = two_banks
+    config = dataclasses.replace(config, probe_protocol=protocol, probe_holdout=0.25, probe_epochs=3)
+    load = datasets.load
+    monkeypatch.setattr(datasets, "load", lambda config: dataclasses.replace(load(config), test=None))
+    probe(folder, config, CPU)
+    record = json.loads(folder.probe.read_text())
+    assert record["n"] == len(split(datasets.load(config).train, 0.25, config.seed)[0]) < 40
+    assert 1 <= record["epoch"] <= 3
+    assert 0 <= record["score"] <= 1
+    assert record["probe_holdout"] == 0.25
+
+
+def test_what_is_held_out_is_stratified_and_apart():
+    images = datasets.load(preset("digits")).train
+    train, held_out = split(images, 0.1, seed=3)
+    assert not set(train.rows.tolist()) & set(held_out.rows.tolist())
+    assert len(train) + len(held_out) == len(images)
+    for c in range(10):
+        assert (held_out.labels == c).sum() == pytest.approx(0.1 * (images.labels == c).sum(), abs=1)
+    assert torch.equal(split(images, 0.1, seed=3)[1].rows, held_out.rows)
+    assert not torch.equal(split(images, 0.1, seed=4)[1].rows, held_out.rows)
+    assert split(images, 0.0, seed=3) == (images, None)
+    with pytest.raises(UsageError, match="`probe_holdout` 1.0: of 1297 training images, that leaves none on one side"):
+        split(images, 1.0, seed=3)
+
+
+@pytest.mark.parametrize("protocol", ["slf", "alf", "aff_trades", "aff_pgd"])
+def test_bfloat16_probes_as_float32_does(two_banks, protocol):
+    folder, config = two_banks
+    pretrained = load_encoder(folder.path).backbone.state_dict()
+    found = {}
+    for precision in ("32-true", "bf16-mixed"):
+        probe(folder, dataclasses.replace(config, probe_protocol=protocol, precision=precision), CPU)
+        record, model = json.loads(folder.probe.read_text()), load_classifier(folder.path)
+        assert record["precision"] == precision
+        assert {v.dtype for v in model.parameters()} == {torch.float32}
+        way = torch.cat([(w - pretrained[k]).flatten() for k, w in model.backbone.named_parameters()])
+        found[precision] = (record["loss"], model.head.weight.flatten(), way)
+    (loss, head, way), (other_loss, other_head, other_way) = found.values()
+    assert other_loss == pytest.approx(loss, rel=1e-2)
+    assert not torch.equal(head, other_head)  # it was another computation
+    assert torch.cosine_similarity(head, other_head, dim=0) > 0.98
+    if protocol in ("aff_trades", "aff_pgd"):  # all weights have their gradients
+        assert torch.cosine_similarity(way, other_way, dim=0) > 0.5  # bfloat16 rounds as each processor sums
+
+
+def test_l2_has_pgd_protocols_and_no_trades(two_banks):
+    folder, config = two_banks
+    config = dataclasses.replace(config, norm="L2", eps=0.5)
+    for protocol in ("alf", "aff_pgd"):
+        probe(folder, dataclasses.replace(config, probe_protocol=protocol), CPU)
+    with pytest.raises(UsageError, match="attack 'TPGD' is not for L2"):
+        probe(folder, dataclasses.replace(config, probe_protocol="aff_trades"), CPU)
+
+
+@pytest.mark.parametrize("augment", ["none", "shift", "weak"])
+def test_probe_is_a_function_of_the_seed(run, augment, tiny_config):
+    config = dataclasses.replace(tiny_config, probe_augment=augment)
+
+    def head(seed):
+        state = torch.get_rng_state()
+        probe(run, dataclasses.replace(config, seed=seed), CPU)
+        assert torch.equal(state, torch.get_rng_state())
+        return load_classifier(run.path).head.weight
+
+    assert torch.equal(head(0), head(0))
+    assert not torch.equal(head(0), head(1))
+
+
+def test_without_an_encoder_the_command_to_run_is_named(tmp_path):
+    folder = RunDir(tmp_path / "empty")
+    folder.start(preset("digits"))
+    with pytest.raises(UsageError, match=r"encoder.pt is missing; run first: acl-plugin pretrain --out .*empty"):
+        probe(folder, preset("digits"), CPU)

@@ -1,0 +1,34 @@
+import pytest
+
+from acl_plugin import available
+from acl_plugin.config import preset
+from acl_plugin.probing.protocols import PROTOCOLS
+from acl_plugin.probing.published_settings import probe_settings
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100"])
+@pytest.mark.parametrize("objective", [*available(), "imported"])
+def test_every_objective_has_settings_that_are_options(objective, data, protocol):
+    preset(data, **probe_settings(objective, data, protocol))
+
+
+@pytest.mark.parametrize(
+    ("objective", "data", "protocol", "expected"),
+    [
+        ("acl_ds", "cifar10", "slf", (0.01, 512, 25, [0.4, 0.8])),
+        ("acl_ds", "cifar100", "slf", (0.05, 512, 25, [0.4, 0.8])),
+        ("acl_ds", "cifar10", "aff_trades", (0.1, 128, 100, [0.4, 0.6])),
+        ("dynacl", "cifar10", "aff_trades", (0.1, 128, 25, [0.6, 0.8])),
+        ("dynacl_air", "cifar10", "slf", (0.01, 512, 5, [0.4, 0.8])),
+        ("dynacl_air", "cifar10", "alf", (0.01, 512, 25, [0.4, 0.8])),
+        ("acl_air", "cifar10", "slf", (0.005, 512, 25, [0.4, 0.8])),
+        ("acl_air", "cifar10", "alf", (0.01, 512, 25, [0.4, 0.8])),
+        ("advcl", "cifar100", "slf", (0.01, 512, 25, [0.6, 0.8])),
+        ("rocl", "cifar10", "slf", (0.1, 128, 25, [0.6, 0.8])),
+    ],
+)
+def test_the_published_numbers(objective, data, protocol, expected):
+    settings = probe_settings(objective, data, protocol)
+    names = ("probe_lr", "probe_batch_size", "probe_epochs", "probe_milestones")
+    assert tuple(settings[name] for name in names) == expected

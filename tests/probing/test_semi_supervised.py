@@ -1,0 +1,89 @@
+import dataclasses
+
+import pytest
+import torch
+
+from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.config import preset
+from acl_plugin.data import datasets
+from acl_plugin.data.subsets import stratified
+from acl_plugin.models.encoder import Classifier
+from acl_plugin.probing import semi_supervised
+from acl_plugin.probing.adversarial_finetuning import attack_of
+from acl_plugin.runs.models import load_encoder
+from acl_plugin.training.pretrain import pretrain
+from conftest import TINY
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1])
+def test_a_share_of_each_class_is_labelled(share):
+    labels = datasets.load(preset("digits")).train.labels
+    chosen = stratified(labels, share, seed=0)
+    for c in range(10):
+        assert chosen[labels == c].sum() == max(1, round(share * int((labels == c).sum())))
+    assert torch.equal(chosen, stratified(labels, share, seed=0))
+    assert not torch.equal(chosen, stratified(labels, share, seed=1))
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    config = preset(
+        "digits", **TINY | {"limit_train": 60, "objective": "acl_ds", "probe_protocol": "semi", "label_fraction": 0.2}
+    )
+    run, images = pretrain(config, tmp_path / "run"), datasets.load(config)
+    encoder = load_encoder(run.path)
+    torch.manual_seed(0)
+    model = Classifier(dataclasses.replace(encoder.spec, classes=images.classes))
+    model.backbone.load_state_dict(encoder.backbone.state_dict())
+    return run, config, images, model
+
+
+def test_the_loss_is_the_formula(prepared, monkeypatch, same_noise):
+    run, config, images, model = prepared
+    tables = {}
+    original = semi_supervised._tables
+
+    def keep(*arguments):
+        tables["soft"], tables["known"] = original(*arguments)
+        return tables["soft"], tables["known"]
+
+    monkeypatch.setattr(semi_supervised, "_tables", keep)
+    attack = attack_of(ThreatModel("Linf", 0.1), "PGD")
+    loss = semi_supervised.prepare(run, config, images, attack, model, CPU)
+    train = images.train
+    x, y, rows = train.floats(0, 12), train.labels[:12], train.rows[:12]
+    soft, known = tables["soft"], tables["known"]
+    assert 0 < known[rows].sum() < 12
+    assert known.sum() == semi_supervised.count(config, train)
+    torch.testing.assert_close(soft[train.rows].sum(1), torch.ones(60))
+    model.eval()
+    value = loss(x, y, rows)
+    targets = torch.tensor([y[i] if known[r] else soft[r].argmax() for i, r in enumerate(rows)])
+    moved = attack.classifier(model, x, targets)
+    p, q = model(x).softmax(1), model(moved).softmax(1)
+    expected = 0.0
+    for i, row in enumerate(rows):
+        distilled = -sum(soft[row, c] * torch.log(q[i, c]) for c in range(10))
+        part = (distilled - torch.log(q[i, y[i]])) / 2 if known[row] else distilled
+        divergence = sum(p[i, c] * (torch.log(p[i, c]) - torch.log(q[i, c])) for c in range(10))
+        expected = expected + (part + 6 * divergence) / 12
+    assert value.item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_labels_of_the_others_are_not_used(prepared):
+    run, config, images, model = prepared
+    model.eval()
+    known = semi_supervised.labelled(config, images.train)
+    attack = attack_of(ThreatModel("Linf", 0.1), "PGD")
+    x, rows = images.train.floats(0, 12), images.train.rows[:12]
+    values = []
+    for wrong in (False, True):
+        labels = images.train.labels.clone()
+        loss = semi_supervised.prepare(run, config, images, attack, model, CPU)
+        if wrong:
+            labels[~known] = 0
+        torch.manual_seed(0)
+        values.append(loss(x, labels[:12], rows).item())
+    assert values[0] == values[1]

@@ -1,0 +1,226 @@
+"""The page of a run: its sections, its strings, and how a real browser shows it."""
+
+import html.parser
+import json
+import math
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from acl_plugin import pipeline
+from acl_plugin.cli.main import main
+from acl_plugin.config import preset
+from acl_plugin.evaluation.suite import evaluate
+from acl_plugin.reporting import figures, report
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runtime.files import read_json, write_json
+from acl_plugin.theory import audit
+from conftest import TINY
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+CPU = torch.device("cpu")
+SETTINGS = TINY | {"limit_train": 48, "limit_test": 24, "keep_every": 1, "epochs": 3}
+
+
+class Page(html.parser.HTMLParser):
+    """Which elements, attributes and words a page has."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.attributes, self.words, self.open = [], [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append(tag)
+        self.attributes += attrs
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        self.words += data
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One run with everything measured, and one that is only pretrained."""
+    import pyautoattack
+
+    from acl_plugin.training.pretrain import pretrain
+
+    folder, original = tmp_path_factory.mktemp("runs"), pyautoattack.AutoAttack._set_version
+
+    def fast(self, version="standard"):
+        original(self, version)
+        self.square.n_queries, self.apgd.n_iter, self.apgd_targeted.n_iter, self.fab.n_iter = 20, 3, 3, 3
+
+    config = preset("digits", **SETTINGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pyautoattack.AutoAttack, "_set_version", fast)
+        patch.setenv("ACL_PLUGIN_HOME", str(folder / "home"))
+        pipeline.run(config, folder / "whole")
+    whole = RunDir(folder / "whole")
+    evaluate(whole, config, CPU, ["FGSM", "PGD-20"])
+    audit.audit([whole], whole, "all", 24, CPU)
+    return whole, pretrain(preset("digits", **SETTINGS, objective="simclr"), folder / "begun")
+
+
+def test_a_page_has_every_section_and_nothing_from_outside(runs):
+    whole, _ = runs
+    assert main(["report", str(whole.path)]) == 0
+    text = whole.report.read_text()
+    page = Page(text)
+    assert not page.open
+    for section in ("Attacks", "Images and features", "Why it is robust, or not", "Pretraining", "Settings"):
+        assert section in page.words
+    evaluation = read_json(whole.evaluation)
+    assert f"{100 * evaluation['robust_accuracy']:.2f} %" in page.words
+    assert "bounds on the robust loss" in page.words
+    assert "PGD-20 by eps" in page.words
+    assert "--temperature" not in page.words
+    assert "--objective-kwargs" in page.words
+    assert page.elements.count("img") == 6
+    assert "script" not in page.elements
+    assert "link" not in page.elements
+    addresses = [value for name, value in page.attributes if name in ("src", "href")]
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in addresses)
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert "Not measured yet" not in page.words
+
+
+def test_what_is_missing_tells_the_command(runs, tmp_path):
+    _, begun = runs
+    assert main(["report", str(begun.path), "--out", str(tmp_path / "page.html")]) == 0
+    words = Page((tmp_path / "page.html").read_text()).words
+    for command in ("evaluate RUN", "evaluate RUN --suite standard", "probe RUN", "audit RUN --checkpoints all"):
+        assert f"Not measured yet: acl-plugin {command.replace('RUN', str(begun.path))}" in words
+    assert "nce_clean" not in words  # it is in a figure, whose text is drawn
+
+
+def test_several_runs_are_compared(runs, tmp_path):
+    assert main(["report", *(str(run.path) for run in runs), "--out", str(tmp_path / "page.html")]) == 0
+    page = Page((tmp_path / "page.html").read_text())
+    assert page.elements.count("h1") == 3
+    assert page.words.index("backbone") < page.words.index("Images and features")
+    assert all(str(run.path) in page.words for run in runs)
+
+
+def test_strings_from_files_are_shown_and_not_obeyed(runs, tmp_path):
+    whole, _ = runs
+    copied = RunDir(tmp_path / "<img src=x onerror=alert(1)>")
+    shutil.copytree(whole.path, copied.path)
+    evil = "<script>alert('x')</script>\"onload=\"alert(1)"
+    write_json(copied.evaluation, read_json(copied.evaluation) | {"flags": [evil]})
+    write_json(copied.path / "environment.json", {"device": evil, "packages": {evil: evil}})
+    found = read_json(copied.audit)
+    found["rows"][-1]["bounds"][1]["assumption"] = evil
+    write_json(copied.audit, found)
+    report.report([copied], tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text())
+    assert "script" not in page.elements
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    assert page.words.count("alert('x')") >= 3
+    assert page.elements.count("img") == 6
+
+
+def test_images_that_are_not_here_are_told(runs, tmp_path):
+    whole, _ = runs
+    copied = RunDir(tmp_path / "run")
+    shutil.copytree(whole.path, copied.path)
+    text = copied.config.read_text().replace("data: digits\n", "data: cifar10\n")
+    copied.config.write_text(text)
+    report.report([copied], copied.report)
+    assert "cifar10 needs --data-dir" in Page(copied.report.read_text()).words
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], []])
+def test_mistakes(arguments, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *arguments]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not list(tmp_path.glob("*.html"))
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.0, 20), (0.5, 40), (0.83, 250), (1.0, 7)])
+def test_wilsons_interval(share, n):
+    """The shares p at which the observed one is 1.96 standard deviations away."""
+    low, high = report.interval(share, n)
+    for bound in (low / 100, high / 100):
+        if 0 < bound < 1:
+            assert abs(share - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / n), rel=1e-6)
+    assert low <= 100 * share <= high
+
+
+def test_a_perturbation_of_eps_is_white_and_none_is_grey():
+    images = torch.full((2, 1, 4, 4), 0.5)
+    moved = images.clone()
+    moved[:, :, 0, 0] += 0.1
+    figure = figures.image_grid(images, moved, [("a", "b")] * 2, 0.1)
+    shown = figure.axes[4].images[0].get_array()
+    assert shown[0, 0] == pytest.approx(1.0)
+    assert shown[1, 1] == pytest.approx(0.5)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here")
+@pytest.mark.parametrize(("width", "dark"), [(1000, False), (390, False), (1000, True)])
+def test_a_browser_shows_it(runs, tmp_path, width, dark):
+    """On a desk, on a phone, and in dark mode."""
+    whole, _ = runs
+    report.report([whole], tmp_path / "page.html")
+    shot = tmp_path / "shot.png"
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += [f"--window-size={width},1500", f"--screenshot={shot}", "--hide-scrollbars"]
+    command += ["--blink-settings=preferredColorScheme=0"] if dark else []
+    subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, timeout=120, check=True)
+    picture = Image.open(shot).convert("L")
+    background, (low, high) = picture.getpixel((2, 2)), picture.getextrema()
+    assert (background < 60) if dark else (background > 240)
+    assert high - low > 150  # there is ink on it
+    inked = (np.abs(np.asarray(picture, dtype=int) - background) > 60).mean()
+    assert 0.01 < inked < 0.9
+
+
+def test_what_is_partial_or_of_another_model_or_other_images_is_marked(finished_run, tmp_path):
+    run = RunDir(tmp_path / "run")
+    shutil.copytree(finished_run, run.path)
+
+    def page():
+        report.report([run], run.report)
+        return run.report.read_text()
+
+    whole = page()
+    for mark in ("Partial:", "Unfinished:", "earlier classifier", "other images"):
+        assert mark not in whole
+    for path in (run.suite, run.audit):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"complete": False}))
+    assert page().count("Partial:") == 2
+    suite = json.loads(run.suite.read_text())
+    suite["images"]["pixels"] = "other"
+    run.suite.write_text(json.dumps(suite | {"weights_sha256": "other"}))
+    assert "The suite of attacks is of an earlier classifier" in page()
+    assert "The suite of attacks was measured on other images" in page()
+    assert "The evaluation is of an earlier classifier" not in page()
+    run.encoder.unlink()
+    assert "Unfinished:" in page()
+
+
+def test_runs_on_different_images_are_not_compared_in_silence(finished_run, tmp_path):
+    runs = [RunDir(tmp_path / name) for name in "ab"]
+    for run in runs:
+        shutil.copytree(finished_run, run.path)
+    out = tmp_path / "both.html"
+    report.report(runs, out)
+    assert "different images or threat models" not in out.read_text()
+    evaluation = json.loads(runs[1].evaluation.read_text())
+    runs[1].evaluation.write_text(json.dumps(evaluation | {"eps": 0.2}))
+    report.report(runs, out)
+    assert "different images or threat models" in out.read_text()

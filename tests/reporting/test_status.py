@@ -1,0 +1,92 @@
+import pytest
+
+from acl_plugin.cli.main import main
+from acl_plugin.evaluation import run_folder
+from acl_plugin.probing.checkpoints import ProbeCheckpoints
+from acl_plugin.runs.folder import RunDir
+from conftest import OPTIONS, TINY
+
+
+def lines(run, capsys):
+    capsys.readouterr()
+    assert main(["status", str(run)]) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    return first, {line.split()[0]: line.split(maxsplit=1)[1] for line in others}
+
+
+def interrupted_after(function):
+    def then_stop(*arguments):
+        function(*arguments)
+        raise KeyboardInterrupt
+
+    return then_stop
+
+
+def test_a_run_from_its_first_epoch_to_its_export(tmp_path, capsys, few, monkeypatch):
+    from acl_plugin.training.module import Pretraining
+
+    run = tmp_path / "run"
+
+    def stops(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        return whole(self, batch, batch_idx)
+
+    whole = Pretraining.training_step
+    monkeypatch.setattr(Pretraining, "training_step", stops)
+    assert main(["run", "--out", str(run), *OPTIONS]) == 130
+    first, told = lines(run, capsys)
+    assert first == f"{run}: gsa_rsl on digits, resnet10t, seed 0"
+    assert told["pretrain"] == f"1 of {TINY['epochs']} epochs"
+    assert told["probe"] == told["evaluate"] == told["export"] == "not yet"
+
+    monkeypatch.setattr(Pretraining, "training_step", whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(ProbeCheckpoints, "often", 0.0)
+        patch.setattr(ProbeCheckpoints, "save", interrupted_after(ProbeCheckpoints.save))
+        assert main(["run", "--out", str(run), *OPTIONS]) == 130
+    _, told = lines(run, capsys)
+    assert told["pretrain"].startswith("done, ")
+    assert told["probe"] == "begun: SLF"
+
+    original = run_folder._store
+
+    def stop(run, chunk, *rest):
+        original(run, chunk, *rest)
+        if chunk.done == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_folder, "_store", stop)
+    assert main(["run", "--out", str(run), *OPTIONS]) == 130
+    _, told = lines(run, capsys)
+    assert told["probe"].startswith("slf, train accuracy ")
+    assert told["evaluate"] == "3 of 4 attacks"
+
+    monkeypatch.setattr(run_folder, "_store", original)
+    assert main(["run", "--out", str(run), *OPTIONS]) == 0
+    _, told = lines(run, capsys)
+    assert told["evaluate"].endswith("% of 12 images")
+    assert told["export"] == "gsa_rsl_resnet10t"
+    assert told["suite"] == told["audit"] == told["corruptions"] == "not yet"
+
+    (run / ".lock").write_text("123")
+    assert lines(run, capsys)[0].endswith("process 123 works in it, or was killed")
+    RunDir(run).evaluation.write_text("{")
+    assert main(["status", str(run)]) == 2
+    assert "evaluation.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["nowhere"], []])
+def test_mistakes(arguments, capsys):
+    assert main(["status", *arguments]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_quiet_shows_results_alone(tmp_path, capsys):
+    command = ["pretrain", "--out", str(tmp_path / "run"), *OPTIONS]
+    assert main([*command, "--quiet"]) == 0
+    shown = capsys.readouterr()
+    assert "pretrain:" not in shown.err
+    assert shown.out.startswith("encoder: ")
+    assert main(["probe", str(tmp_path / "run")]) == 0
+    assert "SLF:" in capsys.readouterr().err

@@ -1,0 +1,160 @@
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import lightning
+import pytest
+import torch
+
+from acl_plugin import pipeline
+from acl_plugin.config import preset
+from acl_plugin.errors import UsageError
+from acl_plugin.evaluation import run_folder, suite
+from acl_plugin.leaderboard import export
+from acl_plugin.probing import protocols
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.lock import locked
+from acl_plugin.runtime import seeding
+from acl_plugin.training.pretrain import pretrain
+from conftest import TINY
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from acl_plugin.lock import locked
+with locked(Path(sys.argv[1])):
+    print("holds", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that works in ``tmp_path / "run"``."""
+    run = RunDir(tmp_path / "run")
+    run.start(preset("digits", **TINY))
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(run.path)], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    yield run, process
+    process.kill()
+    process.wait()
+
+
+def test_two_processes_do_not_work_in_one_folder(other):
+    run, process = other
+    config = preset("digits", **TINY)
+    cpu = torch.device("cpu")
+    stages = [
+        lambda: pretrain(config, run.path),
+        lambda: protocols.probe(run, config, cpu),
+        lambda: run_folder.evaluate(run, config, cpu),
+        lambda: suite.evaluate(run, config, cpu),
+        lambda: export.export(run, config),
+    ]
+    for stage in stages:
+        with pytest.raises(UsageError, match=f"process {process.pid} works in .*run; wait for it, or choose another"):
+            stage()
+    assert not run.encoder.exists()
+
+
+def test_the_lock_of_a_process_that_was_killed_is_taken_over_with_a_notice(other, capsys):
+    run, process = other
+    process.kill()
+    process.wait()
+    with locked(run.path):
+        pass
+    assert f"the lock of process {process.pid}, which has ended, is taken over" in capsys.readouterr().err
+    with locked(run.path):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_stages_may_be_nested_and_an_exception_gives_it_back(tmp_path):
+    with locked(tmp_path), locked(tmp_path):
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
+    with pytest.raises(KeyError), locked(tmp_path):
+        raise KeyError
+    assert (tmp_path / ".lock").read_text() == ""
+
+
+def test_ranks_beside_the_first_leave_the_lock_to_it(other, monkeypatch):
+    run, _ = other
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with locked(run.path):
+        pass
+
+
+def test_a_folder_that_is_not_there_is_not_made(tmp_path):
+    with locked(tmp_path / "nowhere"):
+        assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    run = pretrain(preset("digits", **TINY | {"epochs": 1}), tmp_path / "run")
+    os.utime(run.encoder, (0, 0))
+    assert pretrain(preset("digits", **TINY | {"epochs": 1}), tmp_path / "run").encoder.is_file()
+
+
+def in_another_thread(work):
+    """What ``work`` returns or raises in a thread of its own."""
+    found = []
+
+    def catch():
+        try:
+            found.append(work())
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=catch)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.parametrize("folder", ["run", "other"])
+def test_a_second_thread_is_refused_before_anything_is_written_and_the_first_ends_as_alone(folder, tmp_path):
+    config = preset("digits", **TINY)
+    whole = pretrain(config, tmp_path / "whole")
+    found = []
+
+    class Meanwhile(lightning.Callback):
+        def on_train_batch_end(self, trainer, *_, **__):
+            if trainer.global_step == 1:
+                before = sorted(tmp_path.rglob("*"))
+                run, cpu = RunDir(tmp_path / folder), torch.device("cpu")
+                found.append(in_another_thread(lambda: pretrain(config, run.path)))
+                found.append(in_another_thread(lambda: pipeline.run(config, run.path)))
+                found.extend(
+                    in_another_thread(lambda s=s: s(whole, config, cpu)) for s in (protocols.probe, suite.evaluate)
+                )
+                assert sorted(tmp_path.rglob("*")) == before
+
+    run = pretrain(config, tmp_path / "run", callbacks=Meanwhile())
+    assert [type(error) for error in found] == [UsageError] * 4
+    assert all("another thread" in str(error) for error in found)
+    assert run.encoder.read_bytes() == whole.encoder.read_bytes()
+    assert run.metrics.read_bytes() == whole.metrics.read_bytes()
+    assert in_another_thread(lambda: pretrain(config, tmp_path / "later")).encoder.is_file()
+
+
+def test_another_threads_private_numbers_do_not_disturb_a_training(tmp_path):
+    """Such as those of ``load_encoder``, which builds a model."""
+    config = preset("digits", **TINY | {"epochs": 4})
+    whole, done = pretrain(config, tmp_path / "whole"), threading.Event()
+
+    def disturb():
+        while not done.is_set():
+            with seeding.private(1):
+                torch.rand(9)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        run = pretrain(config, tmp_path / "run")
+    finally:
+        done.set()
+        thread.join()
+    assert run.encoder.read_bytes() == whole.encoder.read_bytes()

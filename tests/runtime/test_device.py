@@ -1,0 +1,71 @@
+import dataclasses
+
+import pytest
+import torch
+
+from acl_plugin.config import preset
+from acl_plugin.runs.models import read_model
+from acl_plugin.runtime.device import compile_encoder, precision, training_device
+from acl_plugin.runtime.files import read_json
+from acl_plugin.training import module
+from acl_plugin.training.pretrain import pretrain
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, "bf16-mixed"), ({"amx_bf16": True}, "bf16-mixed"), ({"avx512_f": True}, "32-true")],
+)
+def test_bfloat16_where_the_cpu_multiplies_in_it(capabilities, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert precision("auto", CPU) == expected
+    assert precision(preset("digits").precision, CPU) == "32-true"
+    assert precision("64-true", CPU) == "64-true"
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_bfloat16_where_the_gpu_multiplies_in_it(quick, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: quick)
+    assert precision("auto", torch.device("cuda")) == ("bf16-mixed" if quick else "32-true")
+
+
+def test_the_device_is_lightnings(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert training_device(preset("digits")).type == "cuda"
+    assert training_device(preset("digits", accelerator="cpu")).type == "cpu"
+
+
+def test_what_was_decided_is_recorded(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    run = pretrain(dataclasses.replace(tiny_config, precision="auto", epochs=1), tmp_path / "run")
+    assert read_json(run.pretraining)["precision"] == "bf16-mixed"
+    assert run.read_config().precision == "auto"
+    assert all(w.isfinite().all() for w in read_model(run.encoder)[1].values())
+
+
+def test_a_compiled_encoder_has_the_same_keys_and_values(encoder):
+    x = torch.rand(6, 1, 8, 8)
+    encoder.eval()
+    keys, before = list(encoder.state_dict()), {route: encoder(x, route) for route in encoder.routes}
+    if not compile_encoder(encoder, CPU):
+        pytest.skip("no compiler works here")
+    assert list(encoder.state_dict()) == keys
+    for route, expected in before.items():
+        torch.testing.assert_close(encoder(x, route), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_compiler_one_line_says_so_and_training_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("no C++ compiler\nand a long trace")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    run = pretrain(dataclasses.replace(tiny_config, compile=True, epochs=1), tmp_path / "run")
+    assert run.encoder.is_file()
+    told = [line for line in capsys.readouterr().err.splitlines() if "--compile" in line]
+    assert told == ["--compile: no compiler works here (no C++ compiler); going on without it"]
+
+
+def test_nothing_is_compiled_by_default(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "compile_encoder", lambda *_: pytest.fail("compiled"))
+    pretrain(dataclasses.replace(tiny_config, epochs=1), tmp_path / "run")

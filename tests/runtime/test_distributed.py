@@ -1,0 +1,181 @@
+"""Two gloo ranks against one process with the joint batch: loss, gradients and trajectory."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from acl_plugin.runtime.distributed import average, gathered, ranks, require_script
+
+SCRIPT = """
+import json, sys
+import torch, torch.distributed as dist
+from torch import nn
+import acl_plugin
+from acl_plugin.distributed import average
+from acl_plugin.inner_attack import InnerAttack, ThreatModel
+from acl_plugin.objective import Views
+
+rank, port, out, cases = int(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+torch.set_num_threads(1)
+torch.set_default_dtype(torch.float64)
+HALF, STEPS = 4, 5
+if rank >= 0:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+
+
+class Net(nn.Module):
+    '''An encoder whose rows do not depend on each other: batch norm is of each rank's own, and so apart.'''
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.size, self.routes = 6, ("clean", "adv")
+        self.backbone = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 6))
+        self.projector = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 5))
+
+    def features(self, x, route=None):
+        return self.backbone(x)
+
+    def project(self, f, route=None):
+        return self.projector(f)
+
+    def forward(self, x, route=None):
+        return self.project(self.features(x, route), route)
+
+    def views(self, a, b, route=None):
+        return self(torch.cat([a, b]), route).chunk(2)
+
+
+class OfEachRank(InnerAttack):
+    '''In one process, what two ranks do: each attacks its own half.'''
+
+    def joint(self, model, a, b, **options):
+        if rank >= 0:
+            return super().joint(model, a, b, **options)
+        halves = [super(OfEachRank, self).joint(model, x, y, **options) for x, y in zip(a.chunk(2), b.chunk(2))]
+        return tuple(torch.cat(each) for each in zip(*halves))
+
+
+def trajectory(name, kwargs):
+    model, objective = Net(), acl_plugin.create_objective(name, **kwargs)
+    torch.manual_seed(1)
+    objective.setup(model)
+    attack = OfEachRank(ThreatModel("Linf", 0.1), "PGD", 2, {"random_start": False})
+    optimizer = torch.optim.SGD(objective.param_groups(model), lr=0.1, momentum=0.9)
+    record = []
+    for step in range(STEPS):
+        torch.manual_seed(100 + step)
+        drawn = torch.rand(3, 2 * HALF, 1, 4, 4)
+        mine = drawn[:, rank * HALF : (rank + 1) * HALF] if rank >= 0 else drawn
+        optimizer.zero_grad()
+        terms = objective.backward(model, Views(*mine, torch.arange(mine.shape[1])), attack)
+        loss = terms.total.detach().clone()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        average([*grads, loss])
+        record.append([loss.item(), *torch.cat([g.flatten() for g in grads]).tolist()])
+        optimizer.step()
+    return [*record, torch.cat([p.detach().flatten() for p in model.parameters()]).tolist()]
+
+
+with open(f"{out}/{rank}.json", "w") as file:
+    json.dump([trajectory(*case) for case in cases], file)
+if rank >= 0:
+    dist.barrier()
+    dist.destroy_process_group()  # or its threads outlive the interpreter, which may abort it
+"""
+
+CASES = [
+    ("simclr", {}),
+    ("acl_a2a", {}),
+    ("acl_ds", {}),
+    ("acl_air", {}),
+    ("gsa_rsl", {}),
+    ("gsa_rsl", {"divergence": "mmd"}),
+    ("gsa_rsl", {"divergence": "wasserstein", "rho": 0.5}),
+]
+
+
+@pytest.fixture(scope="module")
+def trajectories(tmp_path_factory):
+    """Of one process, and of each of two ranks: loss and gradients of five steps and the weights after, by case."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "rank.py").write_text(SCRIPT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        given = [str(free.getsockname()[1]), str(folder), json.dumps(CASES)]
+    command = [sys.executable, str(folder / "rank.py")]
+    processes = [subprocess.Popen([*command, str(rank), *given], stderr=subprocess.PIPE) for rank in (-1, 0, 1)]
+    for process in processes:
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 0, told.decode()
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in (-1, 0, 1)]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join([name, *kwargs]) for name, kwargs in CASES])
+def test_two_ranks_are_one_process_with_the_joint_batch(case, trajectories):
+    one, first, second = (each[case] for each in trajectories)
+    assert first == second
+    assert len(one) == 6
+    for ours, theirs in zip(first, one, strict=True):
+        torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-4, atol=1e-6)
+
+
+def test_one_process_changes_nothing():
+    x = torch.rand(3, 2, requires_grad=True)
+    assert ranks() == 1
+    assert gathered(x) is x
+    y = torch.ones(2)
+    average([y])
+    assert torch.equal(y, torch.ones(2))
+
+
+MAIN = """
+import sys
+from pathlib import Path
+from acl_plugin import distributed, errors
+
+def work():
+    try:
+        distributed.require_script(2, guarded={guarded})
+        print("allowed")
+    except errors.UsageError as error:
+        print(error.parameter, error.given, error.allowed)
+
+{call}
+"""
+BARE, GUARDED = "work()", "if __name__ == '__main__':\n    print('first')\n    work()"
+REFUSED = "devices 2 (1,)"
+
+
+@pytest.mark.parametrize(
+    ("how", "call", "guarded", "told"),
+    [
+        ("file", BARE, False, "allowed"),
+        ("file", BARE, True, REFUSED),
+        ("file", GUARDED, True, "allowed"),
+        ("file", GUARDED + "\nwork()", True, REFUSED),
+        ("code", GUARDED, False, REFUSED),
+        ("code", GUARDED, True, "allowed"),
+        ("stdin", GUARDED, True, REFUSED),
+        ("module", BARE, True, "allowed"),
+    ],
+)
+def test_several_devices_need_a_script_that_can_be_started_again(how, call, guarded, told, tmp_path):
+    text = MAIN.format(call=call, guarded=guarded)
+    (tmp_path / "script.py").write_text(text)
+    arguments = {"file": ["script.py"], "code": ["-c", text], "stdin": ["-"], "module": ["-m", "script"]}[how]
+    environment = {k: v for k, v in os.environ.items() if k != "LOCAL_RANK"}
+    shown = subprocess.run(
+        [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
+        input=text if how == "stdin" else "",
+    )  # fmt: skip
+    assert shown.stdout.splitlines()[-1] == told
+
+
+def test_one_device_needs_nothing():
+    require_script(1, guarded=True)

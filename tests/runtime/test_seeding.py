@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from acl_plugin.runtime.seeding import mixed_seed, private
+
+
+def test_mixed_seeds_differ():
+    numbers = [mixed_seed(*n) for n in [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0)]]
+    assert len(set(numbers)) == len(numbers)
+    assert all(0 <= n < 2**63 for n in numbers)
+
+
+def test_private_starts_from_its_seed_and_restores_the_global_state():
+    state = torch.get_rng_state()
+    with pytest.raises(KeyError), private(3):
+        one = torch.rand(3)
+        raise KeyError
+    assert torch.equal(state, torch.get_rng_state())
+    with private(3):
+        assert torch.equal(one, torch.rand(3))
+
+
+def test_private_leaves_the_seed_of_a_cuda_to_come():
+    """torch.manual_seed also seeds CUDA, once it is initialized."""
+    seeds = []
+    torch.manual_seed(5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_initialized", lambda: False)
+        patch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+        with private(3):
+            torch.manual_seed(4)  # as APGD does
+    assert seeds == [3, 4, 5]

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from acl_plugin.theory.correlation import FEWEST, Correlation, spearman
+
+pytestmark = pytest.mark.numeric
+
+
+def points(n=40, noise=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=n)
+    return x.tolist(), (x + noise * rng.normal(size=n)).round(1).tolist()  # with ties
+
+
+def test_it_is_scipys_and_inside_its_interval():
+    x, y = points()
+    found = spearman(x, y)
+    assert found.rho == pytest.approx(spearmanr(x, y).statistic)
+    assert found.low < found.rho < found.high
+    assert found.n == 40
+    assert spearman(x, y) == found  # a function of its seed
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    # for a bivariate normal law with correlation r, Spearman's is 6 / pi asin(r / 2)
+    r = 1 / np.sqrt(2)
+    truth = 6 / np.pi * np.arcsin(r / 2)
+    inside = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=60)
+        found = spearman(x, r * x + np.sqrt(1 - r**2) * rng.normal(size=60), draws=200)
+        inside += found.low <= truth <= found.high
+    assert 85 <= inside <= 100
+
+
+def test_groups_are_drawn_as_a_whole():
+    # ten runs of eight equal checkpoints are ten points
+    x, y = points(10, seed=2)
+    wide = spearman(np.repeat(x, 8).tolist(), np.repeat(y, 8).tolist(), [i // 8 for i in range(80)])
+    narrow = spearman(np.repeat(x, 8).tolist(), np.repeat(y, 8).tolist())
+    assert wide.rho == narrow.rho
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+    assert wide.high - wide.low == pytest.approx((one := spearman(x, y)).high - one.low, abs=0.15)
+
+
+def test_perfect_order_and_nothing_to_say():
+    one = pytest.approx(1.0)
+    assert spearman(range(FEWEST), range(FEWEST)) == Correlation(one, one, one, FEWEST)
+    assert spearman(range(FEWEST - 1), range(FEWEST - 1)) is None
+    assert spearman([1.0] * 9, range(9)) is None

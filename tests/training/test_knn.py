@@ -1,0 +1,47 @@
+import csv
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from acl_plugin.config import preset
+from acl_plugin.data import datasets
+from acl_plugin.data.subsets import stratified
+from acl_plugin.training.knn import NEIGHBOURS, knn_accuracy
+from acl_plugin.training.pretrain import pretrain
+
+
+class Pixels(nn.Module):
+    """The image is its own feature."""
+
+    def __init__(self):
+        super().__init__()
+        self.marker = nn.Parameter(torch.zeros(1))
+
+    def features(self, x, route=None):
+        return x.flatten(1)
+
+
+def test_it_is_the_vote_of_the_nearest_by_cosine():
+    images = datasets.load(preset("digits", limit_train=300)).train
+    asked = stratified(images.labels, 0.1, 0)
+    x = torch.nn.functional.normalize(images.floats().flatten(1), dim=1)
+    right = 0
+    for i in asked.nonzero().squeeze(1).tolist():
+        others = (~asked).nonzero().squeeze(1)
+        nearest = others[(x[others] @ x[i]).argsort(descending=True)[:NEIGHBOURS]]
+        right += int(images.labels[nearest].bincount(minlength=10).argmax() == images.labels[i])
+    assert knn_accuracy(Pixels(), images, 0) == pytest.approx(right / int(asked.sum()))
+    assert right / int(asked.sum()) > 0.8
+
+
+def test_it_is_logged_now_and_then_and_changes_nothing(tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, objective="dynacl", limit_train=40, epochs=4)
+    plain = pretrain(config, tmp_path / "plain")
+    looked = pretrain(dataclasses.replace(config, knn_every=2), tmp_path / "looked")
+    assert plain.encoder.read_bytes() == looked.encoder.read_bytes()
+    rows = list(csv.DictReader(looked.metrics.open()))
+    assert [bool(row["knn_accuracy"]) for row in rows] == [False, True, False, True]
+    assert all(0 <= float(row["knn_accuracy"]) <= 1 for row in rows[1::2])
+    assert [row["loss"] for row in rows] == [row["loss"] for row in csv.DictReader(plain.metrics.open())]

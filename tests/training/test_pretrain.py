@@ -1,0 +1,371 @@
+import csv
+import dataclasses
+import json
+import math
+import os
+import signal
+
+import lightning
+import pytest
+import torch
+import yaml
+
+import acl_plugin
+from acl_plugin.errors import TrainingStopped, UsageError
+from acl_plugin.objectives.base import Objective, Terms
+from acl_plugin.objectives.simclr import SimCLR
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import read_model
+from acl_plugin.training.callbacks import Checkpoints
+from acl_plugin.training.guard import Guard
+from acl_plugin.training.pretrain import pretrain
+from acl_plugin.training.schedules import learning_rate, ramp
+from conftest import damage
+
+
+class Killed(Exception):
+    pass
+
+
+class StopAt(lightning.Callback):
+    """Stands for a kill in the middle of an epoch."""
+
+    def __init__(self, epoch, batch):
+        self.at = (epoch, batch)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.at:
+            raise Killed
+
+
+class InterruptAt(StopAt):
+    """SIGINT or SIGTERM in the middle of a step."""
+
+    def __init__(self, epoch, batch, number=signal.SIGINT):
+        super().__init__(epoch, batch)
+        self.number = number
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.at:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture
+def healthy(monkeypatch):
+    """Every step is worth a checkpoint; with so few images some look collapsed."""
+    monkeypatch.setattr(Guard, "healthy", True)
+
+
+def files(run):
+    return read_model(run.encoder), run.metrics.read_text()
+
+
+def same_weights(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+@pytest.mark.parametrize("objective", [*acl_plugin.available(), "coreset"])
+def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_config, tmp_path, settings_of):
+    own = {"objective": objective, "objective_kwargs": settings_of(objective)}
+    if objective == "coreset":
+        own = {"objective": "gsa_rsl", "coreset": "rcs", "coreset_every": 3, "coreset_fraction": 0.8, "batch_size": 4}
+    config = dataclasses.replace(tiny_config, **own, epochs=4)
+    whole = pretrain(config, tmp_path / "whole")
+    for epoch, batch in ((0, 1), (2, 1), (3, 0)):
+        with pytest.raises(Killed):
+            pretrain(config, tmp_path / "stopped", callbacks=[StopAt(epoch, batch)])
+    again = pretrain(config, tmp_path / "stopped")
+    (spec, weights), metrics = files(whole)
+    (other_spec, other_weights), other_metrics = files(again)
+    assert spec == other_spec
+    assert same_weights(weights, other_weights)
+    assert metrics == other_metrics
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("coreset", ["none", "rcs"])
+def test_an_interrupted_run_keeps_the_step_and_goes_on_after_it(tiny_config, tmp_path, healthy, number, coreset):
+    own = {"coreset": coreset, "coreset_every": 3, "coreset_fraction": 0.8}
+    config = dataclasses.replace(tiny_config, **own, epochs=3, batch_size=4, accumulate_grad_batches=1)
+    whole = pretrain(config, tmp_path / "whole")
+    steps = []
+    for at in ((0, 0), (0, 1), (1, 1)):
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, tmp_path / "stopped", callbacks=[InterruptAt(*at, number)])
+        checkpoint = torch.load(RunDir(tmp_path / "stopped").checkpoint, weights_only=True)
+        steps.append(checkpoint["global_step"])
+    per_epoch = 3 if coreset == "rcs" else 4  # the first epoch has all images
+    first = steps[0]
+    assert steps == [first, first + 1, steps[2]]
+    assert first == 1
+    assert steps[2] > steps[1] + per_epoch - 2
+    again = pretrain(config, tmp_path / "stopped")
+    (_, weights), metrics = files(whole)
+    (_, other_weights), other_metrics = files(again)
+    assert same_weights(weights, other_weights)
+    assert metrics == other_metrics
+
+
+def test_an_interruption_waits_for_the_end_of_an_accumulated_step_and_of_an_epoch(tiny_config, tmp_path, healthy):
+    config = dataclasses.replace(tiny_config, epochs=3, batch_size=4, accumulate_grad_batches=2)
+    whole = pretrain(config, tmp_path / "whole")
+    for at, steps in (((0, 0), 1), ((0, 3), 3), ((2, 3), 6)):  # steps of two batches, two an epoch
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, tmp_path / "stopped", callbacks=[InterruptAt(*at)])
+        checkpoint = torch.load(RunDir(tmp_path / "stopped").checkpoint, weights_only=True)
+        assert checkpoint["global_step"] == steps
+    again = pretrain(config, tmp_path / "stopped")
+    assert same_weights(files(whole)[0][1], files(again)[0][1])
+    assert files(whole)[1] == files(again)[1]
+
+
+def test_a_long_epoch_has_checkpoints_within(tiny_config, tmp_path, healthy, monkeypatch):
+    config = dataclasses.replace(tiny_config, epochs=3, batch_size=4, accumulate_grad_batches=2)  # two steps an epoch
+    whole = pretrain(config, tmp_path / "whole")
+    monkeypatch.setattr(Checkpoints, "often", 0.0)
+    for (epoch, batch), steps in (((0, 3), 1), ((1, 1), 2), ((2, 2), 5)):
+        with pytest.raises(Killed):
+            pretrain(config, tmp_path / "stopped", callbacks=[StopAt(epoch, batch)])
+        checkpoint = torch.load(RunDir(tmp_path / "stopped").checkpoint, weights_only=True)
+        assert checkpoint["global_step"] == steps
+    again = pretrain(config, tmp_path / "stopped")
+    assert same_weights(files(whole)[0][1], files(again)[0][1])
+    assert files(whole)[1] == files(again)[1]
+
+
+def test_seed_decides_the_result(tiny_config, tmp_path):
+    weights = {}
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        torch.manual_seed(len(weights))  # the global state does not matter
+        run = pretrain(dataclasses.replace(tiny_config, seed=seed), tmp_path / name)
+        weights[name] = read_model(run.encoder)[1]
+    assert same_weights(weights["one"], weights["same"])
+    assert not same_weights(weights["one"], weights["other"])
+
+
+def test_a_finished_run_is_left_alone_and_another_configuration_refused(tiny_config, tmp_path):
+    run = pretrain(tiny_config, tmp_path / "run")
+    before = run.encoder.stat().st_mtime_ns
+    pretrain(tiny_config, tmp_path / "run")
+    assert run.encoder.stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match=r"another configuration \(`lr` 0.5, there 0.02\); choose another `out`"):
+        pretrain(dataclasses.replace(tiny_config, lr=0.5), tmp_path / "run")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty and not a run folder"):
+        pretrain(tiny_config, tmp_path / "full")
+
+
+def test_a_run_killed_after_its_last_step_only_writes_the_encoder(tiny_config, tmp_path):
+    run = pretrain(tiny_config, tmp_path / "run")
+    (spec, weights), metrics = files(run)
+    run.encoder.unlink()
+    pretrain(tiny_config, tmp_path / "run")
+    (other_spec, other_weights), other_metrics = files(run)
+    assert spec == other_spec
+    assert same_weights(weights, other_weights)
+    assert metrics == other_metrics
+
+
+def test_run_folder_holds_configuration_environment_metrics_and_checkpoint(tiny_config, tmp_path):
+    run = pretrain(tiny_config, tmp_path / "run")
+    assert yaml.safe_load(run.config.read_text())["objective"] == "gsa_rsl"
+    assert run.checkpoint.is_file()
+    assert list((run.path / "tensorboard").glob("events*"))
+    rows = list(csv.DictReader(run.metrics.open()))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert {"loss", "nce_adv", "nce_clean", "sharpness", "global_js", "attack_moved"} <= rows[0].keys()
+    assert float(rows[0]["attack_moved"]) == 1.0
+    assert not list(run.path.rglob("*.tmp"))
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_checkpoint(register, tiny_config, tmp_path):
+    class NaNAtStep3(SimCLR):
+        calls = 0
+
+        def terms(self, model, views, attack):
+            terms = super().terms(model, views, attack)
+            type(self).calls += 1
+            return Terms(terms.total * math.nan, terms.parts) if self.calls == 4 else terms
+
+    register("nan_at_step_3", NaNAtStep3)
+    config = dataclasses.replace(tiny_config, objective="nan_at_step_3", epochs=3)
+    with pytest.raises(TrainingStopped, match=r"the loss is nan at step 3 \(nce_clean .*\); lower --lr"):
+        pretrain(config, tmp_path / "run")
+    run = RunDir(tmp_path / "run")
+    weights = torch.load(run.checkpoint, weights_only=True)["state_dict"]
+    assert all(w.isfinite().all() for w in weights.values() if isinstance(w, torch.Tensor))
+    assert torch.load(run.checkpoint, weights_only=True)["epoch"] == 0
+    assert not run.encoder.exists()
+    pretrain(config, tmp_path / "run")  # the cause is gone: the run goes on
+    assert run.encoder.is_file()
+
+
+def test_a_collapsed_run_stops_and_says_what_to_change(register, tiny_config, tmp_path):
+    class Collapsed(SimCLR):
+        def terms(self, model, views, attack):
+            level = torch.tensor(math.log(2 * len(views.a) - 1))
+            return Terms(0 * next(model.parameters()).sum() + level, {"nce_clean": level})
+
+    register("collapsed", Collapsed)
+    config = dataclasses.replace(tiny_config, objective="collapsed", epochs=20, eps_ramp=0.1)
+    message = r"collapsed: the loss sits at log\(2B - 1\) = 2.708 at step 23; raise --eps-ramp .*--lr .*temperature"
+    with pytest.raises(TrainingStopped, match=message):
+        pretrain(config, tmp_path / "run")
+    # warm-up is 4 steps, 2 an epoch: the checkpoint is of the last epoch before the streak began
+    assert torch.load(RunDir(tmp_path / "run").checkpoint, weights_only=True)["epoch"] == 1
+
+
+def test_what_a_finished_run_was_made_with_stays(tiny_config, tmp_path):
+    run = pretrain(tiny_config, tmp_path / "run")
+    (run.path / "environment.json").write_text("as it was")
+    assert pretrain(tiny_config, tmp_path / "run").encoder.is_file()
+    assert (run.path / "environment.json").read_text() == "as it was"
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_leads_to_the_same_weights(
+    tiny_config, tmp_path, capsys, damaged
+):
+    config = dataclasses.replace(tiny_config, epochs=3)
+    run = pretrain(config, tmp_path / "run")
+    whole = run.encoder.read_bytes()
+    assert torch.load(run.checkpoint_before, weights_only=True)["epoch"] < 2
+    run.encoder.unlink()
+    for path in (run.checkpoint, run.checkpoint_before)[:damaged]:
+        damage(path)
+    capsys.readouterr()
+    pretrain(config, tmp_path / "run")
+    told = [line for line in capsys.readouterr().err.splitlines() if "is damaged" in line]
+    assert len(told) == damaged
+    assert told[0] == f"{run.checkpoint} is damaged (a checksum is not right); going on from what is before it"
+    assert run.encoder.read_bytes() == whole
+
+
+def test_a_process_that_dies_between_two_checkpoints_goes_on_from_the_one_before(tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, epochs=3)
+    run = pretrain(config, tmp_path / "run")
+    whole = run.encoder.read_bytes()
+    run.encoder.unlink()
+    run.checkpoint.unlink()
+    assert pretrain(config, tmp_path / "run").encoder.read_bytes() == whole
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_process_that_dies_between_checkpoint_and_metrics_loses_no_row(tiny_config, tmp_path, epoch, monkeypatch):
+    config = dataclasses.replace(tiny_config, epochs=3)
+    monkeypatch.setattr(Guard, "healthy", True)  # so tiny an encoder may look collapsed, which puts a checkpoint off
+    whole = pretrain(config, tmp_path / "whole")
+    save, saved = Checkpoints._save, []
+
+    def killed(self, trainer):
+        save(self, trainer)
+        saved.append(trainer.current_epoch)
+        if len(saved) == epoch:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(config, tmp_path / "killed")
+    run = RunDir(tmp_path / "killed")
+    assert run.checkpoint.is_file()
+    rows = run.metrics.read_text().splitlines()[1:] if run.metrics.is_file() else []
+    assert len(rows) == epoch - 1
+    pretrain(config, run.path)
+    assert run.metrics.read_bytes() == whole.metrics.read_bytes()
+    assert run.encoder.read_bytes() == whole.encoder.read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"epoch,step\n", b"\x80", b"step\n1\n", b"epoch,step\nx,1\n"])
+def test_damaged_metrics_are_told_before_the_first_step(tiny_config, tmp_path, content):
+    run = pretrain(tiny_config, tmp_path / "run")
+    run.encoder.unlink()
+    run.metrics.write_bytes(content)
+    with pytest.raises(UsageError, match=r"metrics.csv is damaged .*; delete it"):
+        pretrain(tiny_config, tmp_path / "run")
+    assert run.metrics.read_bytes() == content
+    run.metrics.unlink()
+    assert pretrain(tiny_config, tmp_path / "run").encoder.is_file()
+
+
+def test_seconds_are_those_of_all_starts(tiny_config, tmp_path):
+    run = pretrain(dataclasses.replace(tiny_config, epochs=1), tmp_path / "whole")
+    once = json.loads(run.pretraining.read_text())
+    assert not once["resumed"]
+    checkpoint = torch.load(run.checkpoint, weights_only=True)
+    assert 0 < checkpoint["seconds"] <= once["seconds"] + 0.1
+    torch.save(checkpoint | {"seconds": 1000.0}, run.checkpoint)
+    run.encoder.unlink()
+    pretrain(dataclasses.replace(tiny_config, epochs=1), tmp_path / "whole")
+    again = json.loads(run.pretraining.read_text())
+    assert again["resumed"]
+    assert 1000 <= again["seconds"] < 1100
+
+
+def test_real_training_does_not_look_collapsed(tiny_config, tmp_path):
+    pretrain(dataclasses.replace(tiny_config, epochs=20, eps_ramp=0.0, lr=1e-3), tmp_path / "run")
+
+
+@pytest.mark.parametrize("option", [{"precision": "bf16-mixed"}, {"precision": "64-true"}, {"optimizer": "lars"}])
+def test_lightnings_and_timms_options_are_passed_through(option, tiny_config, tmp_path):
+    run = pretrain(dataclasses.replace(tiny_config, **option), tmp_path / "run")
+    assert all(w.isfinite().all() for w in read_model(run.encoder)[1].values())
+
+
+def test_accumulated_gradients_are_averaged(register, tiny_config, tmp_path):
+    class Linear(Objective):
+        """Gradient 1 on each weight: one SGD step moves by the rate, however many batches are averaged."""
+
+        def terms(self, model, views, attack):
+            return Terms(sum(p.sum() for p in model.parameters()), {})
+
+    register("linear", Linear)
+    weights = {}
+    for every in (1, 4):
+        options = {"optimizer": "sgd", "weight_decay": 0.0, "warmup": 0.0, "epochs": 1, "batch_size": 4, "lr": 0.01}
+        config = dataclasses.replace(tiny_config, objective="linear", accumulate_grad_batches=every, **options)
+        run = pretrain(config, tmp_path / str(every))
+        weights[every] = read_model(run.encoder)[1]["bn1.weight"]
+    assert torch.allclose(1 - weights[4], torch.tensor(0.01 * 1.9 * learning_rate(0.75, 0)), atol=1e-6)
+    assert (weights[1] < weights[4]).all()
+
+
+def test_loggers_and_callbacks_are_added(tiny_config, tmp_path):
+    class Count(lightning.Callback):
+        steps = 0
+
+        def on_train_batch_end(self, *_, **__):
+            self.steps += 1
+
+    count = Count()
+    pretrain(tiny_config, tmp_path / "run", callbacks=[count], max_time={"hours": 1})
+    assert count.steps == 4
+
+
+def test_schedules():
+    assert [ramp(p, 0.5) for p in (0.1, 0.25, 0.5, 1.0)] == [0.2, 0.5, 1.0, 1.0]
+    assert ramp(0.01, 0.0) == 1.0
+    assert learning_rate(0.05, 0.1) == 0.5
+    assert learning_rate(0.1, 0.1) == 1.0
+    assert learning_rate(0.55, 0.1) == pytest.approx(0.5)
+    assert learning_rate(1.0, 0.1) == pytest.approx(0.0)
+    assert learning_rate(0.0, 0.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "simcrl"}, "unknown objective 'simcrl'"),
+        ({"attack": "Square"}, "'Square' moves each row for itself"),
+        ({"attack": "TIFGSM"}, "takes images of 3 channels, not 1"),
+        ({"eps": 0}, "`eps` 0"),
+        ({"backbone": "resnt18"}, "unknown backbone"),
+        ({"batch_size": 17}, "`batch_size` 17 on 1 device.*only 16 training images"),
+        ({"objective_kwargs": {"rho": -1}}, "rho -1"),
+    ],
+)
+def test_nothing_is_written_for_a_run_that_cannot_start(options, message, tiny_config, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        pretrain(dataclasses.replace(tiny_config, **options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
