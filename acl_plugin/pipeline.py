@@ -38,7 +38,7 @@ def run(
         UsageError, TrainingStopped: as the stages do; nothing follows a pretraining that is not finished.
     """
     require_script(config.devices, guarded=True)
-    place = training_device(config) if device is None else torch.device(device)
+    place = training_device(config.accelerator) if device is None else torch.device(device)
     with alone():
         folder = pretrain(config, out, **trainer_options)
         if not (folder.classifier.is_file() and folder.probe.is_file()):

@@ -144,4 +144,45 @@ def _require(allowed: str, right: Callable[[float], bool], settings: dict[str, A
 
 
 def refused_value(name: str, value: Any, allowed: str) -> UsageError:
+    """Return the error about a value that is not allowed."""
     return UsageError(f"{name} {value!r}: allowed is {allowed}", parameter=name, given=value, allowed=allowed)
+
+
+NORMS = ("Linf", "L2")
+"""Of perturbations."""
+
+
+def require_eps(norm: str, eps: float | str) -> float:
+    """Return the radius of a threat model as a number.
+
+    Args:
+        norm: one of ``NORMS``.
+        eps: above 0, and at most 1 for Linf; a number, or text such as ``"8/255"``.
+
+    Raises:
+        UsageError: for an unknown norm, or an eps out of range.
+    """
+    if norm not in NORMS:
+        raise unknown("norm", norm, NORMS)
+    allowed = "a number or a fraction such as 8/255, above 0" + (" and at most 1" if norm == "Linf" else "")
+    try:
+        value = _number(eps)
+        fits = 0 < value <= (1 if norm == "Linf" else math.inf) and math.isfinite(value)
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        fits = False
+    if not fits:
+        shown = f"{eps:g}" if isinstance(eps, float) else repr(eps)
+        message = f"`eps` {shown}: allowed is {allowed} for {norm}, as images lie in [0, 1]"
+        raise UsageError(message, parameter="eps", given=eps, allowed=allowed)
+    return value
+
+
+def _number(given: float | str) -> float:
+    if isinstance(given, str):
+        above, *below = (float(part) for part in given.split("/"))
+        if len(below) > 1:
+            raise ValueError(given)
+        return above / below[0] if below else above
+    if isinstance(given, bool) or not isinstance(given, numbers.Real):
+        raise TypeError(given)
+    return float(given)

@@ -46,7 +46,7 @@ def run(*arguments: str) -> dict[str, Any]:
     given = parser.parse(arguments)
     config = replace(RunDir(given.run).read_config(), limit_test=given.limit)
     threat = ThreatModel.parse(config.norm, given.eps or config.eps)
-    device = training_device(config)
+    device = training_device(config.accelerator)
     model = load_classifier(given.run).to(device).requires_grad_(False)
     images = datasets.load(config).test
     pairs = [(ours(model, images, threat, seed), reference(model, images, threat, seed)) for seed in range(given.turns)]

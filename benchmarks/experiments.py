@@ -173,7 +173,7 @@ def audit_ablation(*arguments: str) -> tuple[str, dict[str, Any]]:
 def audit_one(each: Job) -> None:
     """Audit the checkpoints of one run."""
     run = RunDir(each.out)
-    audit([run], run, "all", AUDITED, training_device(RunConfig()))
+    audit([run], run, "all", AUDITED, training_device("auto"))
 
 
 def planned(name: str, *arguments: str) -> tuple[str, list[Job], int]:
@@ -267,7 +267,7 @@ def do(each: Job) -> None:
             transfer(RunDir(each.source.out), out, each.config)
         elif each.row.untrained:
             _encoder(each)
-        result = pipeline.run(each.config, each.out, training_device(RunConfig()))
+        result = pipeline.run(each.config, each.out, training_device("auto"))
     except TrainingStopped as error:
         write_json(stopped, {"stopped": str(error)})
         print(f"{each.row.label}, seed {each.seed}: stopped: {error}", flush=True)

@@ -55,7 +55,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
     own = {"teacher": str(given.out / "teacher")}
     student = preset(given.data, objective=given.student, objective_kwargs=own, epochs=given.student_epochs, **shared)
     datasets.load(teacher)  # a mistake is told before anything is written
-    device = training_device(student)
+    device = training_device(student.accelerator)
     name = f"{given.data}_{device.type}"
     try:
         with stopped_after(given.minutes):

@@ -284,7 +284,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any]]:
     parser.add_argument("--device", type=str, default="", help="cpu or cuda; by default what there is.")
     parser.add_argument("--repeats", type=int, default=5, help="Pairs of steps.")
     given = parser.parse(arguments)
-    device = torch.device(given.device or training_device(RunConfig()))
+    device = torch.device(given.device or training_device("auto"))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: there is no GPU here")
     names = ("objective", "objective_kwargs", "backbone", "backbone_kwargs", "batch_size", "precision", "compile")

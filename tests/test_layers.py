@@ -1,4 +1,4 @@
-"""Imports only go down: a module imports modules of its own layer or a lower one."""
+"""Rooms: imports only go down, and what others may use in their own loops knows neither run folders nor options."""
 
 import ast
 import subprocess
@@ -10,61 +10,95 @@ import pytest
 import acl_plugin
 
 PACKAGE = Path(acl_plugin.__file__).parent
-LAYERS = [
-    "errors version progress randomness interruption epoch_means paths threat_model values fingerprint subsets",
-    "registry unused config exports checkpoint_file import_hook figures distributed",
-    "acceleration tables",
-    "image_files",
-    "image_folders",
-    "losses layouts schedules lars projectors divergence sharpness bounds correlation "
-    "data views routed_norm autoattack_adapter attack_classes attack_inputs autograd_scope "
-    "stems timm_names memory_format",
-    "backbones",
-    "architectures",
-    "inner_attack run_dir folding",
-    "objective lock records completion probe_checkpoints",
-    "branches pseudo_labels verdicts broken_images model_checks published sgd linear_head full_finetune",
-    "knn semi_supervised provenance stub imported_head",
-    "recipes",
-    "guard coreset",
-    "pretraining trainer_options callbacks",
-    "lpaft",
-    "trainer probe evaluate suite corruptions",
-    "whole_run",
-    "submission",
-    "leaderboard importers transfer audit",
-    "pipeline repeat",
-    "report status",
+FLOORS = [
+    "errors version",
+    "runtime registry validation",
+    "config",
+    "losses data compat",
+    "models",
+    "attacks",
+    "objectives runs",
+    "probing evaluation",
+    "training theory leaderboard reporting",
+    "pipeline",
     "cli",
-    "__main__ __init__",
+    "__init__ __main__",
 ]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+PURE = (
+    "losses models attacks objectives evaluation.autoattack evaluation.checks evaluation.verdicts evaluation.suite "
+    "evaluation.corruptions"
+).split()
+"""What works in anybody's loop."""
 HEAVY = ("timm", "torchattacks", "robustbench", "lightning", "matplotlib", "kornia", "sklearn", "autoattack")
+FILES = sorted(PACKAGE.rglob("*.py"))
+MOST_LINES, MOST_IN_FUNCTION = 300, 50
 
 
-def module_of(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def name_of(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 def imports_of(path):
+    """Modules of the package, without its name."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            if node.module in ("acl_plugin", "acl_plugin.objectives"):
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name.removeprefix("acl_plugin.") for name in names if name.startswith("acl_plugin."))
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def rooms(path):
+    own = name_of(path).partition(".")[0]
+    return own, {name.partition(".")[0] for name in imports_of(path)} & FLOOR.keys() - {own}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_go_down(path):
-    own = module_of(path)
-    for name in imports_of(path):
-        parts = name.split(".")
-        if parts[0] == "acl_plugin" and len(parts) > 1 and parts[1] in LEVEL:
-            allowed = LEVEL[parts[1]] <= LEVEL[own]
-            assert allowed, f"{own} (layer {LEVEL[own]}) imports {parts[1]} (layer {LEVEL[parts[1]]})"
+    own, others = rooms(path)
+    for other in others:
+        assert FLOOR[other] <= FLOOR[own], f"{own} imports {other}, which is above it"
+
+
+def test_no_circle_of_rooms():
+    above = {}
+    for path in FILES:
+        own, others = rooms(path)
+        above.setdefault(own, set()).update(others)
+    while free := [room for room, others in above.items() if not others & above.keys()]:
+        for room in free:
+            del above[room]
+    assert above == {}
+
+
+def test_what_is_pure_reaches_no_run_folder_no_options_and_no_files():
+    modules = {name_of(path): path for path in FILES}
+
+    def reached(name, seen):
+        if name not in seen and name in modules:
+            seen.add(name)
+            for other in imports_of(modules[name]):
+                reached(other, seen)
+                reached(other.rpartition(".")[0], seen)
+        return seen
+
+    for name in modules:
+        if name.startswith(tuple(PURE)) and not name.endswith("__init__"):
+            wrong = {other for other in reached(name, set()) if other.startswith(("runs", "config", "runtime.files"))}
+            assert not wrong, f"{name} reaches {wrong}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_and_functions_are_short(path):
+    assert len(path.read_text().splitlines()) <= MOST_LINES
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            documented = len((ast.get_docstring(node, clean=False) or "").splitlines())
+            lines = node.end_lineno - node.lineno + 1 - documented
+            assert lines <= MOST_IN_FUNCTION, f"{node.name} has {lines} lines"
 
 
 def test_import_is_light():

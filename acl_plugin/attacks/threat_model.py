@@ -1,14 +1,10 @@
 """What an adversary may do: norm and radius."""
 
-import math
 from dataclasses import dataclass
-from numbers import Real
 
 from torch import Tensor
 
-from acl_plugin.errors import UsageError, unknown
-
-NORMS = ("Linf", "L2")
+from acl_plugin.validation import require_eps
 
 
 @dataclass(frozen=True)
@@ -31,18 +27,7 @@ class ThreatModel:
     eps: float
 
     def __init__(self, norm: str, eps: float | str) -> None:
-        if norm not in NORMS:
-            raise unknown("norm", norm, NORMS)
-        allowed = "a number or a fraction such as 8/255, above 0" + (" and at most 1" if norm == "Linf" else "")
-        try:
-            value = _number(eps)
-            fits = 0 < value <= (1 if norm == "Linf" else math.inf) and math.isfinite(value)
-        except (TypeError, ValueError, ZeroDivisionError, OverflowError):
-            fits = False
-        if not fits:
-            shown = f"{eps:g}" if isinstance(eps, float) else repr(eps)
-            message = f"`eps` {shown}: allowed is {allowed} for {norm}, as images lie in [0, 1]"
-            raise UsageError(message, parameter="eps", given=eps, allowed=allowed)
+        value = require_eps(norm, eps)
         object.__setattr__(self, "norm", norm)
         object.__setattr__(self, "eps", value)
 
@@ -68,14 +53,3 @@ class ThreatModel:
         norms = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
         scale = (self.eps / norms).clamp_max(1).view(-1, 1, 1, 1)
         return (images + delta * scale).clamp(0, 1)
-
-
-def _number(given: float | str) -> float:
-    if isinstance(given, str):
-        above, *below = (float(part) for part in given.split("/"))
-        if len(below) > 1:
-            raise ValueError(given)
-        return above / below[0] if below else above
-    if isinstance(given, bool) or not isinstance(given, Real):
-        raise TypeError(given)
-    return float(given)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from acl_plugin import config as configuration
-from acl_plugin import unused
 from acl_plugin.cli.parser import (
     PROGRAM,
     defaults_of_data,
@@ -16,7 +15,7 @@ from acl_plugin.cli.parser import (
     parse,
     parser_of,
 )
-from acl_plugin.config import EvaluationConfig, MachineConfig, ProbeConfig, RunConfig, ThreatConfig, check
+from acl_plugin.config import EvaluationConfig, MachineConfig, ProbeConfig, ThreatConfig, check, unused
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.evaluation import corruptions, run_folder, suite
@@ -60,7 +59,9 @@ def run(name: str, arguments: list[str]) -> None:
     for other in configs[1:]:
         build.build(other, datasets.load(other))  # a mistake in the second run is told before the first
         runs.append((other, out / "compare" / other.objective))
-    results = [(each.objective, pipeline.run(each, folder, training_device(config))) for each, folder in runs]
+    results = [
+        (each.objective, pipeline.run(each, folder, training_device(config.accelerator))) for each, folder in runs
+    ]
     print("\n".join(tables.accuracies(results)))
     print(f"results: {out}/evaluation.json, model: acl_plugin.load_classifier({str(out)!r})")
 
@@ -105,15 +106,19 @@ def stage(name: str, arguments: list[str]) -> None:
     check(config)
 
     if name == "probe":
-        protocols.probe(run, config, training_device(config))
+        protocols.probe(run, config, training_device(config.accelerator))
         print(f"classifier: {run.classifier}")
     elif name == "evaluate" and options["suite"] == "standard":
-        print("\n".join(tables.suite(suite.evaluate(run, config, training_device(config), options["attacks"]))))
+        print(
+            "\n".join(
+                tables.suite(suite.evaluate(run, config, training_device(config.accelerator), options["attacks"]))
+            )
+        )
     elif name == "evaluate" and options["suite"] == "corruptions":
-        result = corruptions.evaluate(run, config, training_device(config), options["corruptions_dir"])
+        result = corruptions.evaluate(run, config, training_device(config.accelerator), options["corruptions_dir"])
         print("\n".join(tables.corruptions(result)))
     elif name == "evaluate":
-        result = run_folder.evaluate(run, config, training_device(config))
+        result = run_folder.evaluate(run, config, training_device(config.accelerator))
         print("\n".join(tables.accuracies([(config.objective, result)])))
     else:
         given = {k: v for k, v in options.items() if v is not None and k != "config"}
@@ -121,6 +126,7 @@ def stage(name: str, arguments: list[str]) -> None:
 
 
 def import_checkpoint(arguments: list[str]) -> None:
+    """Make a run folder of a published checkpoint."""
     parser = parser_of("import")
     parser.add_argument("file", type=Path, help="The checkpoint.")
     parser.add_argument("--out", type=Path, required=True, help="The new run's folder.")
@@ -148,6 +154,7 @@ def import_checkpoint(arguments: list[str]) -> None:
 
 
 def audit_runs(arguments: list[str]) -> None:
+    """Measure the terms of the bounds on the checkpoints of runs."""
     parser = parser_of("audit")
     parser.add_argument("runs", type=Path, nargs="+", help="Run folders.")
     told = "last: the pretrained encoder; all: those of --keep-every as well, and correlations over them."
@@ -164,13 +171,14 @@ def audit_runs(arguments: list[str]) -> None:
 
     runs = [RunDir(path) for path in given.runs]
     out = RunDir(given.out or given.runs[0])
-    device = training_device(replace(RunConfig(), accelerator=given.accelerator))
+    device = training_device(given.accelerator)
     result = audit.audit(runs, out, given.checkpoints, given.limit, device)
     print("\n".join(tables.audit(result)))
     print(f"results: {out.audit}, figure: {out.audit_figure}")
 
 
 def write_report(arguments: list[str]) -> None:
+    """Write the page of one or several runs."""
     parser = parser_of("report")
     parser.add_argument("runs", type=Path, nargs="+", help="Run folders; several are compared.")
     parser.add_argument("--out", type=Path | None, default=None, help="The file; report.html of the first run.")
@@ -183,6 +191,7 @@ def write_report(arguments: list[str]) -> None:
 
 
 def show_status(arguments: list[str]) -> None:
+    """Print how far runs have come."""
     parser = parser_of("status")
     parser.add_argument("runs", type=Path, nargs="+", help="Run folders.")
 
@@ -193,6 +202,7 @@ def show_status(arguments: list[str]) -> None:
 
 
 def transfer_run(arguments: list[str]) -> None:
+    """Make a run folder of a run's encoder on another dataset."""
     parser = parser_of("transfer")
     parser.add_argument("run", type=Path, help="The run's folder.")
     parser.add_argument("--out", type=Path, required=True, help="The new run's folder.")
@@ -207,6 +217,7 @@ def transfer_run(arguments: list[str]) -> None:
 
 
 def make_pseudo_labels(arguments: list[str]) -> None:
+    """Cluster the training images by a run's features."""
     from acl_plugin.models.memory_format import channels_last
     from acl_plugin.runs.models import load_encoder, weights_hash
 
@@ -233,6 +244,7 @@ def make_pseudo_labels(arguments: list[str]) -> None:
 
 
 def show_list(arguments: list[str]) -> None:
+    """Print the names that an option takes."""
     parser = parser_of("list")
     parser.add_argument("what", type=str, help=f"One of {', '.join(LISTS)}.")
     parser.add_argument("--pattern", type=str, default="", help="Backbones: only names that match, such as 'vit*'.")
@@ -246,7 +258,7 @@ def show_list(arguments: list[str]) -> None:
         print("\n".join(backbone_names(given.pattern)))
     elif given.what == "attacks":
         from acl_plugin.attacks.catalogue import ALL_VIEWS, attack_names
-        from acl_plugin.attacks.threat_model import NORMS
+        from acl_plugin.validation import NORMS
 
         for attack in attack_names():
             norms = " ".join(n for n in NORMS if attack in attack_names(n))

@@ -10,9 +10,8 @@ from typing import Any
 import jsonargparse
 
 from acl_plugin import config as configuration
-from acl_plugin import unused
 from acl_plugin.cli import completion
-from acl_plugin.config import RunConfig
+from acl_plugin.config import RunConfig, unused
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.probing.published_settings import probe_settings
 from acl_plugin.runs.folder import RunDir
@@ -109,6 +108,7 @@ class Parser(jsonargparse.ArgumentParser):
 
 
 def parser_of(name: str) -> Parser:
+    """Return the parser of a command, still without its options."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog=f"{PROGRAM} {name}", description=COMMANDS[name], exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with options, as --print_config prints them.")
@@ -146,6 +146,7 @@ def parse(
 
 
 def defaults_of_data(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults that go with the dataset, backbone and norm of the command line."""
     norm = given.get("norm")
     return {"norm": norm} | configuration.defaults(given["data"], given["backbone"], norm)
 
@@ -162,9 +163,11 @@ def defaults_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def defaults_of_transfer(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of the dataset that an encoder is transferred to."""
     source = RunDir(given["run"]).read_config()
     return {"norm": source.norm} | configuration.defaults(given["data"], norm=given["norm"])
 
 
 def known_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return those options that are fields of a configuration."""
     return {f.name: options[f.name] for f in fields(RunConfig) if f.name in options}

@@ -116,6 +116,7 @@ def _fooled(model: nn.Module, moved: Tensor, y: Tensor, left: Tensor) -> tuple[T
 def run_attack(
     model: nn.Module, name: str, x: Tensor, y: Tensor, threat: ThreatModel, seed: int, classes: int
 ) -> Tensor:
+    """Run one attack of AutoAttack and return its adversarial examples."""
     from autoattack import AutoAttack
 
     adversary = AutoAttack(
@@ -128,6 +129,8 @@ def run_attack(
 
 @contextmanager
 def autoattack_warnings(flags: list[str]) -> Iterator[None]:
+    """Append to ``flags`` what AutoAttack warns of inside."""
+
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             flags.append(record.getMessage().replace(" See flags_doc.md for details.", ""))
@@ -143,6 +146,7 @@ def autoattack_warnings(flags: list[str]) -> Iterator[None]:
 
 
 def autoattack_version() -> str:
+    """Return name and version of the package that runs AutoAttack."""
     import autoattack
 
     return f"{autoattack.__name__} {getattr(autoattack, '__version__', '')}".strip()

@@ -1,4 +1,4 @@
-"""``python -m acl_plugin.leaderboard.repeat FOLDER [DATA_DIR]``: evaluate the weights of a submission again, and compare."""
+"""``python -m acl_plugin.leaderboard.repeat FOLDER [DATA_DIR]``: evaluate a submission again, and compare."""
 
 import sys
 import tempfile
@@ -44,7 +44,7 @@ def repeat(folder: Path, data_dir: Path | None = None, device: torch.device | No
         run = RunDir(Path(scratch) / "run")
         run.start(config)
         write_model(run.classifier, model.spec, model.state_dict())
-        after = evaluate(run, config, device or training_device(config))
+        after = evaluate(run, config, device or training_device(config.accelerator))
         others = _other_verdicts(submitted, run)
     results = {"clean_acc": percent(after["clean_accuracy"]), "reported": percent(after["robust_accuracy"])}
     for field, found in results.items():

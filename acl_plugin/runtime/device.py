@@ -6,26 +6,24 @@ import sys
 import torch
 from torch import nn
 
-from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError
 
 
-def training_device(config: RunConfig) -> torch.device:
-    """The kind of device that ``config.accelerator`` asks for, which is also what Lightning takes.
+def training_device(accelerator: str) -> torch.device:
+    """Return the kind of device that Lightning takes for ``accelerator``.
 
     Raises:
         UsageError: when this machine has none.
     """
-    asked = config.accelerator
-    if asked in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda")
-    if asked in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return torch.device("mps")
-    if asked in ("auto", "cpu"):
+    if accelerator in ("auto", "cpu"):
         return torch.device("cpu")
     allowed = ("auto", "cpu")
-    message = f"`accelerator` {asked}: this machine has none; allowed here: {', '.join(allowed)}"
-    raise UsageError(message, parameter="accelerator", given=asked, allowed=allowed)
+    message = f"`accelerator` {accelerator}: this machine has none; allowed here: {', '.join(allowed)}"
+    raise UsageError(message, parameter="accelerator", given=accelerator, allowed=allowed)
 
 
 def memory(device: torch.device) -> int:

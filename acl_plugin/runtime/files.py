@@ -13,6 +13,7 @@ from acl_plugin.errors import UsageError
 
 
 def damaged(path: Path, what: str) -> UsageError:
+    """Return the error about a file that is not as it was written."""
     return UsageError(f"{path} {what}", parameter="run", given=str(path), allowed="a file as it was written")
 
 

@@ -20,7 +20,7 @@ def build(config: RunConfig, data: DataSet) -> "Pretraining":
     Raises:
         UsageError: for names, settings or sizes that do not fit.
     """
-    training_device(config)  # or it is told now that there is none
+    training_device(config.accelerator)  # or it is told now that there is none
     threat = ThreatModel.parse(config.norm, config.eps)
     attack = InnerAttack(threat, config.attack, config.attack_steps, config.attack_kwargs)
     objective = create_objective(config.objective, **config.objective_kwargs)

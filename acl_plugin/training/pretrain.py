@@ -34,8 +34,8 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
         config: see ``acl_plugin.config.preset``.
         out: run folder, new or of the same configuration.
         trainer_options: further options of ``lightning.Trainer`` that do not change what is trained, see
-            ``acl_plugin.training.trainer_options.FREE``; ``logger`` and ``callbacks`` are added to ours, and ``max_time`` and
-            ``max_steps`` (of the optimizer) limit this start alone.
+            ``acl_plugin.training.trainer_options.FREE``; ``logger`` and ``callbacks`` are added to ours, and
+            ``max_time`` and ``max_steps`` (of the optimizer) limit this start alone.
 
     Raises:
         UsageError: before anything is written, for a configuration or an option that cannot be run.
@@ -116,7 +116,7 @@ def _trainer(config: RunConfig, run: RunDir, checkpoints: Checkpoints, options: 
         "accelerator": config.accelerator,
         "devices": config.devices,
         "num_nodes": config.num_nodes,
-        "precision": precision(config.precision, training_device(config)),
+        "precision": precision(config.precision, training_device(config.accelerator)),
         "strategy": "ddp" if config.ranks > 1 else "auto",
         "max_epochs": config.epochs,
         "plugins": [AtomicCheckpointIO(run)],

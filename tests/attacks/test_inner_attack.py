@@ -10,11 +10,12 @@ from torch import nn
 import reference
 from acl_plugin.attacks.catalogue import ALL_VIEWS, attack_names
 from acl_plugin.attacks.inner_attack import InnerAttack
-from acl_plugin.attacks.threat_model import NORMS, ThreatModel
+from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError
 from acl_plugin.losses import contrastive
 from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Classifier
+from acl_plugin.validation import NORMS
 from conftest import spec, trained_encoder
 
 EPS = {"Linf": 0.1, "L2": 0.5}

@@ -32,8 +32,8 @@ def test_bfloat16_where_the_gpu_multiplies_in_it(quick, monkeypatch):
 
 def test_the_device_is_lightnings(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert training_device(preset("digits")).type == "cuda"
-    assert training_device(preset("digits", accelerator="cpu")).type == "cpu"
+    assert training_device(preset("digits").accelerator).type == "cuda"
+    assert training_device(preset("digits", accelerator="cpu").accelerator).type == "cpu"
 
 
 def test_what_was_decided_is_recorded(tiny_config, tmp_path, monkeypatch):

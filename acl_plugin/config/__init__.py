@@ -1,0 +1,58 @@
+"""The options of a run: sections, defaults by dataset, and the values that are allowed."""
+
+from acl_plugin.config.presets import (
+    FOLLOWING,
+    PRESETS,
+    WHERE_AND_HOW,
+    defaults,
+    differences,
+    following,
+    from_dict,
+    option_name,
+    preset,
+    to_dict,
+    used,
+    usual,
+)
+from acl_plugin.config.ranges import RANGES, check
+from acl_plugin.config.sections import (
+    GROUPS,
+    BackboneConfig,
+    CoresetConfig,
+    DataConfig,
+    EvaluationConfig,
+    MachineConfig,
+    ObjectiveConfig,
+    ProbeConfig,
+    RunConfig,
+    ThreatConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "FOLLOWING",
+    "GROUPS",
+    "PRESETS",
+    "RANGES",
+    "WHERE_AND_HOW",
+    "BackboneConfig",
+    "CoresetConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "MachineConfig",
+    "ObjectiveConfig",
+    "ProbeConfig",
+    "RunConfig",
+    "ThreatConfig",
+    "TrainingConfig",
+    "check",
+    "defaults",
+    "differences",
+    "following",
+    "from_dict",
+    "option_name",
+    "preset",
+    "to_dict",
+    "used",
+    "usual",
+]

@@ -1,0 +1,134 @@
+"""Resolved configurations: what changes with the dataset, the norm and the backbone."""
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from acl_plugin.config import unused
+from acl_plugin.config.ranges import check
+from acl_plugin.config.sections import RunConfig
+from acl_plugin.errors import UsageError, unknown
+
+CIFAR: dict[str, Any] = {
+    "eps": "8/255",
+    "backbone": "resnet18",
+    "backbone_kwargs": {},
+    "epochs": 100,
+    "batch_size": 256,
+    "keep_every": 10,
+    "lr": 2e-3,
+    "augment": "simclr",
+    "precision": "auto",
+    "probe_augment": "weak",
+    "probe_batch_size": 512,
+    "probe_lr": 0.01,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "digits_0_4": {},
+    "digits_5_9": {},
+    "digits_val": {},
+    "cifar10": CIFAR,
+    "cifar10_val": CIFAR,
+    "cifar100": CIFAR,
+    "stl10": CIFAR,
+    "image_folder": CIFAR | {"image_size": 32},
+}
+"""Options whose default differs from the digits', by data set."""
+
+WHERE_AND_HOW = frozenset(
+    {"data_dir", "download", "accelerator", "eval_batch_size", "checkpoint_every", "keep_every", "knn_every"}
+)
+"""Options that may change between two starts of the same run, as they decide no number of it."""
+
+
+L2 = {data: {"attack": "PGDL2", "eps": 0.25 if data.startswith("digits") else 0.5} for data in PRESETS}
+"""Options whose default differs when the norm is L2, by data set. RobustBench has eps 0.5 for CIFAR; digits have the
+same share of what Linf's eps can move: 0.5 / (8/255 sqrt(3072)) of 0.1 sqrt(64), rounded."""
+FOLLOWING = {"norm": ("eps", "attack"), "backbone": ("backbone_kwargs",)}
+"""Options whose default goes with another option than the data set."""
+
+
+def preset(data: str = "digits", **options: Any) -> RunConfig:
+    """Return the resolved configuration of a run on ``data``, with ``options`` in place of the defaults.
+
+    Raises:
+        UsageError: for an unknown data set or option, a value out of range, or an option that is not used.
+    """
+    config = from_dict({"data": data, **options})
+    unused.refuse([vars(config)], vars(usual(config)), unused.RUN)
+    return config
+
+
+def used(data: str = "digits", **options: Any) -> dict[str, Any]:
+    """Return those of ``options`` that the choices among them use, to share settings between unlike runs."""
+    config = from_dict({"data": data, **options})
+
+    def is_used(name: str) -> bool:
+        return all(use.holds(vars(config)) for use in unused.RUN.get(name, ()))
+
+    return {name: value for name, value in options.items() if is_used(name)}
+
+
+def usual(config: RunConfig) -> RunConfig:
+    """Return the defaults that go with the data set, backbone and norm of ``config``."""
+    return RunConfig(data=config.data, **defaults(config.data, config.backbone, config.norm))
+
+
+def defaults(data: str, backbone: str | None = None, norm: str | None = None) -> dict[str, Any]:
+    """Return what differs from the general defaults on ``data``, and with another backbone or norm than usual there.
+
+    Raises:
+        UsageError: for an unknown data set.
+    """
+    if not isinstance(data, str) or data not in PRESETS:
+        error = unknown("data set", str(data), PRESETS, parameter="data")
+        error.given = data
+        raise error
+    found = dict(PRESETS[data])
+    if backbone not in (None, found.get("backbone", RunConfig.backbone)):
+        found |= {"backbone_kwargs": {}}
+    if norm == "L2":
+        found |= L2[data]
+    return found
+
+
+def following(config: RunConfig, **chosen: Any) -> dict[str, Any]:
+    """Return the defaults that change with ``chosen`` (``norm`` or ``backbone``), where it differs from ``config``."""
+    found = vars(RunConfig(**defaults(config.data, **chosen)))
+    changed = [name for name, value in chosen.items() if value != getattr(config, name)]
+    return {option: found[option] for name in changed for option in FOLLOWING[name]}
+
+
+def option_name(name: str) -> str:
+    """A field's name as it is typed on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The configuration in plain YAML types."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+
+
+def from_dict(values: dict[str, Any]) -> RunConfig:
+    """Return the configuration that ``to_dict`` gave; options that are missing have their defaults.
+
+    Raises:
+        UsageError: for an unknown data set or option, or a value out of range.
+    """
+    if not isinstance(values, dict):
+        raise UsageError(f"{str(values)[:40]!r} is no mapping of options", parameter="config", given=values)
+    names = [f.name for f in fields(RunConfig)]
+    for option in values:
+        if option not in names:
+            raise unknown("option", str(option), names)
+    data = values.get("data", RunConfig.data)
+    config = RunConfig(**defaults(data, values.get("backbone"), values.get("norm")) | values)
+    check(config)
+    return config
+
+
+def differences(one: RunConfig, other: RunConfig) -> list[str]:
+    """Return the options in which a run is not the same as the one that is there."""
+    a, b = to_dict(one), to_dict(other)
+    return [f"`{k}` {a[k]}, there {b[k]}" for k in a if k not in WHERE_AND_HOW and a[k] != b[k]]

@@ -1,0 +1,49 @@
+"""The values that options may have."""
+
+from functools import cache
+from typing import Any, get_type_hints
+
+from acl_plugin.errors import UsageError
+from acl_plugin.validation import Range, check_value, require_eps
+
+RANGES = {
+    **dict.fromkeys(
+        "epochs attack_steps checkpoint_every devices num_nodes accumulate_grad_batches probe_epochs probe_batch_size "
+        "eval_batch_size coreset_every aft_epochs limit_test".split(),
+        Range(1),
+    ),
+    **dict.fromkeys("keep_every knn_every lr aft_lr probe_lr weight_decay probe_weight_decay".split(), Range(0)),
+    **dict.fromkeys(
+        "eps_ramp warmup coreset_warmup coreset_fraction probe_holdout label_fraction".split(), Range(0, 1)
+    ),
+    **{"batch_size": Range(2), "limit_train": Range(2), "image_size": Range(8), "seed": Range(0, 2**63 - 1)},
+}
+"""Of the options that are numbers."""
+
+
+def check(config: Any) -> None:
+    """Refuse values of another type than annotated, out of range, or that do not go together.
+
+    Args:
+        config: a ``config.RunConfig``.
+
+    Raises:
+        UsageError: naming the option, what was given and what is allowed.
+    """
+    options: type = type(config)
+    for name, kind in _annotations(options).items():
+        check_value(name, getattr(config, name), kind, RANGES.get(name))
+    require_eps(config.norm, config.eps)
+    falls = config.probe_milestones
+    if falls != sorted(falls) or any(share not in Range(0, 1, open=True) for share in falls):
+        allowed = f"a rising list, each {Range(0, 1, open=True)}"
+        message = f"`probe_milestones` {falls}: allowed is {allowed}"
+        raise UsageError(message, parameter="probe_milestones", given=falls, allowed=allowed)
+    if config.probe_protocol == "slf_exact" and config.probe_weight_decay == 0:
+        message = "`probe_weight_decay` 0: allowed is a number above 0 with `probe_protocol` slf_exact"
+        raise UsageError(message, parameter="probe_weight_decay", given=0, allowed="a number above 0")
+
+
+@cache
+def _annotations(options: type) -> dict[str, Any]:
+    return get_type_hints(options)
