@@ -24,6 +24,7 @@ from acl_plugin.losses import divergences
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.objectives.pseudo_labels import PseudoLabels
+from acl_plugin.runtime.messages import on_stderr
 from acl_plugin.theory import audit, divergence_estimates
 from acl_plugin.training.pretrain import pretrain
 
@@ -53,6 +54,8 @@ def _quiet_and_apart(tmp_path, monkeypatch):
     """No test reads or writes the user's index of exported models; Lightning keeps to warnings."""
     monkeypatch.setenv("ACL_PLUGIN_HOME", str(tmp_path / "home"))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with on_stderr():
+        yield
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Labelled images as uint8 tensors, and batches of them that are the same after every restart."""
 
-import sys
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,8 @@ from acl_plugin.data.image_folders import LAYOUT, Split, list_splits
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.data.subsets import missing_classes, stratified, subset_rows
 from acl_plugin.errors import UsageError, unknown
+
+logger = logging.getLogger(__name__)
 
 
 def load(config: DataConfig) -> DataSet:
@@ -34,10 +36,10 @@ def load(config: DataConfig) -> DataSet:
         missing = missing_classes(images.labels, data.classes)
         if missing:
             told = f"{len(missing)} of {len(data.classes)} classes are missing: {', '.join(missing[:5])}"
-            print(f"{data.name}: in the {len(images)} {split} images {told}", file=sys.stderr)
+            logger.warning(f"{data.name}: in the {len(images)} {split} images {told}")
     seen = int(torch.isin(test.hashes, train.hashes).sum())
     if seen > len(test) / 100:  # a few are in many published data sets
-        print(f"{data.name}: {seen} of {len(test)} test images are training images as well", file=sys.stderr)
+        logger.warning(f"{data.name}: {seen} of {len(test)} test images are training images as well")
     return replace(data, train=train.resized(config.image_size), test=test.resized(config.image_size))
 
 

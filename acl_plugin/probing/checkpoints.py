@@ -1,13 +1,15 @@
 """What a probe leaves while it runs, so that a later start of it goes on: RUN/probing, gone when it is done."""
 
+import logging
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from acl_plugin.runtime.files import read_intact, torch_bytes, write_atomic
+
+logger = logging.getLogger(__name__)
 
 
 class ProbeCheckpoints:
@@ -41,7 +43,7 @@ class ProbeCheckpoints:
             self.seconds_before = max(self.seconds_before, content["seconds"])
             return content["state"]
         except Exception as error:  # the unpickler raises all kinds
-            print(f"{path} is damaged ({' '.join(str(error).split())[:80]}); beginning it anew", file=sys.stderr)
+            logger.warning(f"{path} is damaged ({' '.join(str(error).split())[:80]}); beginning it anew")
             return None
 
     def save(self, what: str, state: Callable[[], dict[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """Allow one process at a time in a run folder, and one thread at a time in a process."""
 
+import logging
 import contextlib
-import fcntl
 import functools
 import os
 import sys
@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import IO, Concatenate, ParamSpec, TypeVar
 
 from acl_plugin.errors import UsageError
+from acl_plugin.runtime import file_locks
 from acl_plugin.runs.folder import RunDir
+
+logger = logging.getLogger(__name__)
+
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -64,14 +68,14 @@ def _locked(folder: Path) -> Iterator[None]:
         file.seek(0)
         owner = file.read().strip()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file_locks.lock(file, wait=False)
         except BlockingIOError as error:
             raise UsageError(
                 f"process {owner} works in {folder}; wait for it, or choose another folder",
                 parameter="run", given=str(folder), allowed="a folder in which no other process works",
             ) from error  # fmt: skip
         if owner:
-            print(f"{folder}: the lock of process {owner}, which has ended, is taken over", file=sys.stderr)
+            logger.warning(f"{folder}: the lock of process {owner}, which has ended, is taken over")
         _write(file, str(os.getpid()))
         _sweep(folder)
         _HELD.add(path)

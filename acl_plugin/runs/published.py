@@ -4,6 +4,7 @@ Weights alone do not tell the function: each layout has its own stem, normalisat
 is used, or dropped by a rule that is written here; a key that is left over, or missing, is an error.
 """
 
+import logging
 from acl_plugin.data import datasets
 from acl_plugin.models.projectors import PROJECTORS
 from acl_plugin.runs import imported_head
@@ -38,6 +39,9 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import write_encoder
 from acl_plugin.runtime.files import write_json
 from acl_plugin.runs.models import write_model
+
+logger = logging.getLogger(__name__)
+
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def import_run(
     if published.left_out:
         notes.append(f"left out: {', '.join(published.left_out)}")
     if notes:
-        print(f"{path}: {'; '.join(notes)}", file=sys.stderr)
+        logger.warning(f"{path}: {'; '.join(notes)}")
     return published.layout
 
 

@@ -137,7 +137,7 @@ def test_autoattacks_warnings_are_kept(images, few):
 @pytest.mark.parametrize("how", ["far", "outside", "nan"])
 def test_an_attack_that_leaves_the_threat_model_stops_the_evaluation(images, monkeypatch, how):
     change = {"far": lambda x: (x + 0.2).clamp(0, 1), "outside": lambda x: x - 0.01, "nan": lambda x: x * float("nan")}
-    monkeypatch.setattr(autoattack, "_attack", lambda model, name, x, *rest: change[how](x))
+    monkeypatch.setattr(autoattack, "run_attack", lambda model, name, x, *rest: change[how](x))
     with pytest.raises(RuntimeError, match="apgd-ce left the threat model"):
         attacked(Nearest().eval(), images, slice(0, 5), THREAT, 0)
 
@@ -262,12 +262,12 @@ SHARED = """
 import sys
 sys.path.insert(0, sys.argv[2])
 import conftest, torch
-from acl_plugin import evaluate
 from acl_plugin.config import preset
-from acl_plugin.run_dir import RunDir
+from acl_plugin.evaluation.run_folder import evaluate
+from acl_plugin.runs.folder import RunDir
 if __name__ == "__main__":
     config = preset("digits", **conftest.TINY, eval_batch_size=5, devices=int(sys.argv[3]))
-    print(evaluate.evaluate(RunDir(sys.argv[1]), config, torch.device("cpu")))
+    print(evaluate(RunDir(sys.argv[1]), config, torch.device("cpu")))
 """
 
 

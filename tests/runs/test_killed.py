@@ -26,14 +26,14 @@ import torch
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 import lightning, kornia, timm, torchattacks, sklearn.linear_model, matplotlib.figure
-from acl_plugin import cli, pipeline, audit
+from acl_plugin.cli.main import main
 from conftest import shorten
 
 shorten(setattr)
 for line in sys.stdin:  # each command in a process of its own, which need not import everything again
     child = os.fork()
     if not child:
-        os._exit(cli.main(json.loads(line)))
+        os._exit(main(json.loads(line)))
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """

@@ -23,7 +23,7 @@ from conftest import TINY
 HOLDS = """
 import sys, time
 from pathlib import Path
-from acl_plugin.lock import locked
+from acl_plugin.runs.lock import locked
 with locked(Path(sys.argv[1])):
     print("holds", flush=True)
     time.sleep(60)
