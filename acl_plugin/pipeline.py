@@ -55,5 +55,5 @@ def _export(folder: RunDir, config: RunConfig) -> None:
     try:
         export(folder, config)
     except Exception as error:
-        told = " ".join(str(error).split()) or type(error).__name__
-        logger.warning(f"{folder.path}: the export is skipped: {told}")
+        details = " ".join(str(error).split()) or type(error).__name__
+        logger.warning(f"{folder.path}: the export is skipped: {details}")

@@ -78,9 +78,9 @@ def factory_of(name: str) -> Callable[..., Any]:
         found.append((_factories[name], _origin(_factories[name])))
     owners = {id(factory): owner for factory, owner in reversed(found)}
     if len(owners) > 1:
-        told = " and ".join(sorted(owners.values()))
+        details = " and ".join(sorted(owners.values()))
         raise UsageError(
-            f"objective {name!r} is registered by {told}; uninstall one of them, or register it under another name",
+            f"objective {name!r} is registered by {details}; uninstall one of them, or register it under another name",
             parameter="objective", given=name, allowed=tuple(other for other in available() if other != name),
         )  # fmt: skip
     return _factories.setdefault(name, found[0][0])

@@ -1,7 +1,7 @@
-"""What ``import acl_plugin`` adds to Python's import system; it costs nothing until something asks for it.
+"""Finders that ``import acl_plugin`` adds to Python's import system; they cost nothing until they are used.
 
 - ``import autoattack`` gives our adapter of pyautoattack, if no package of that name is installed: our finder is
-  asked last.
+  consulted last.
 - Once timm is imported, models that ``acl-plugin export`` has exported are registered with it, which is where
   ``robustbench.load_model`` looks for them.
 - ``import robustbench`` fails with the cure where an old copy of robustbench, which the wheel of torchattacks carries,

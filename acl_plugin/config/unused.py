@@ -66,7 +66,7 @@ def refuse(runs: Sequence[Options], usual: Options, uses: Uses) -> None:
 
 
 def _example(options: Options) -> Any:
-    """The objective, to look at its attributes; None if it cannot be created, which is told where it is needed."""
+    """The objective, to look at its attributes; None if it cannot be created, which is an error elsewhere."""
     try:
         with seeding.private(0):
             return create_objective(options["objective"], **options["objective_kwargs"])

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def load(config: DataConfig) -> DataSet:
-    """The data set that ``config`` names, cut to its limits and brought to the size asked for.
+    """The data set that ``config`` names, cut to its limits and resized.
 
     Raises:
         UsageError: for an unknown name, a missing folder, or files that are missing or damaged.
@@ -35,8 +35,8 @@ def load(config: DataConfig) -> DataSet:
     for split, images in (("training", train), ("test", test)):
         missing = missing_classes(images.labels, data.classes)
         if missing:
-            told = f"{len(missing)} of {len(data.classes)} classes are missing: {', '.join(missing[:5])}"
-            logger.warning(f"{data.name}: in the {len(images)} {split} images {told}")
+            details = f"{len(missing)} of {len(data.classes)} classes are missing: {', '.join(missing[:5])}"
+            logger.warning(f"{data.name}: in the {len(images)} {split} images {details}")
     seen = int(torch.isin(test.hashes, train.hashes).sum())
     if seen > len(test) / 100:  # a few are in many published data sets
         logger.warning(f"{data.name}: {seen} of {len(test)} test images are training images as well")

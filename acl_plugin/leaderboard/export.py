@@ -1,7 +1,7 @@
 """RobustBench: results in its format, and models that ``robustbench.load_model`` finds.
 
-``load_model(NAME, dataset, threat_model)`` asks timm for ``name_dataset_threat`` in lower case. An index in the user's
-data folder tells where the exported models are, and they are registered with timm when it is imported.
+``load_model(NAME, dataset, threat_model)`` looks up ``name_dataset_threat`` in lower case. An index in the user's
+data folder lists the exported models, and they are registered with timm when it is imported.
 """
 
 import hashlib

@@ -13,7 +13,7 @@ from acl_plugin.runtime.paths import user_path
 
 
 def timm_name(name: str, dataset: str, threat_model: str) -> str:
-    """Return the name by which ``robustbench.load_model`` asks timm for a model."""
+    """Return the name under which ``robustbench.load_model`` looks for a model."""
     return f"{name}_{dataset}_{threat_model}".lower().replace("-", "_")
 
 

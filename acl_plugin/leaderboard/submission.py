@@ -27,7 +27,7 @@ from acl_plugin.runtime.files import torch_bytes, write_atomic, write_json
 IMAGES = {"cifar10": 10_000, "cifar100": 10_000}
 """Test images of RobustBench's datasets that this package has."""
 THRESHOLDS = {"cifar10": 70.0, "cifar100": 45.0}
-"""Clean accuracy on the first 200 test images that RobustBench's test of a new model asks for, in percent."""
+"""Clean accuracy on the first 200 test images that RobustBench's test of a new model requires, in percent."""
 TOLERANCE = 0.05
 """How far ``clean_acc`` may be from the clean accuracy on all test images in that test, in percentage points."""
 

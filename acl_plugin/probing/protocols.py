@@ -6,7 +6,7 @@ alf         a linear head on the frozen encoder, by SGD on PGD-10 images
 aff_trades  all weights, by TRADES; with two norm banks, benign images go through the benign one
 aff_pgd     all weights, by cross-entropy on PGD-10 images
 semi        all weights, from few labels and the encoder's own predictions on the other images
-dynacl++    LP-AFT on pseudo-labels, then slf; air++ likewise
+dynacl++    LP-AFT on pseudo-labels, then slf; air++ too
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
 
     ``encoder.pt`` stays as it is. With ``probe_holdout`` a share of the training images is held out, and the epoch is
     kept that does best on them: by accuracy, on PGD-10 images where the protocol trains on adversarial ones. A start
-    that follows one which was stopped goes on from its last minute, and ends with the same numbers.
+    that follows one which was stopped resumes from its last checkpoint with identical results.
 
     Raises:
         UsageError: when the encoder is missing, the data cannot be read, or the protocol does not go with them.

@@ -8,10 +8,10 @@ RUN/checkpoints/last.ckpt  to resume pretraining; before.ckpt is the one before 
 RUN/checkpoints/epoch-*/  the encoder after some epochs, to be audited: a folder with an encoder.pt and so on each
 RUN/encoder.pt           the pretrained encoder: one norm bank, timm's keys; benign_encoder.pt is the bank for benign
                          images, where it is another one; projector.pt the projector
-RUN/classifier.pt        encoder and head; probe.json tells how the head was trained
-RUN/probing/             what a later start of an unfinished probe goes on from
-RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up, evaluation_key.json tells of what;
-                         evaluation_chunks/ is what a later start goes on from
+RUN/classifier.pt        encoder and head; probe.json holds the settings of its training
+RUN/probing/             the state that an unfinished probe resumes from
+RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up, evaluation_key.json holds its settings;
+                         an interrupted evaluation resumes from evaluation_chunks/
 RUN/adversarial/         the images that broke the classifier, by chunk and attack
 RUN/suite.json           the standard attacks one by one, and accuracy against eps
 RUN/corruptions.json     accuracy under common corruptions
@@ -175,7 +175,7 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(configuration.to_dict(config), sort_keys=False)
-            write_atomic(self.config, text.encode())  # first, as it tells what the folder is
+            write_atomic(self.config, text.encode())  # first, as it marks the folder as a run
             self.checkpoint.parent.mkdir(exist_ok=True)
             write_json(self.path / "environment.json", environment())
         except OSError as error:

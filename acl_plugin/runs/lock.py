@@ -47,7 +47,7 @@ def alone() -> Iterator[None]:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of ``folder``, and other threads as ``alone``; a folder that is missing is not locked.
 
-    The lock is the kernel's, and ends with the process, however it ends. The file ``.lock`` tells whose it is.
+    The lock is the kernel's, and ends with the process, however it ends. The file ``.lock`` holds the process's id.
     Processes that a launcher started beside the first one (``RANK`` or ``LOCAL_RANK`` above 0) leave it to that one.
 
     Raises:

@@ -50,9 +50,9 @@ def _close(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> 
     )
 
 
-def misfit(path: Path, what: str, told: str) -> UsageError:
+def misfit(path: Path, what: str, details: str) -> UsageError:
     """Return the error about a file that does not fit a network."""
-    message = f"{path} does not fit {what}: {told}"
+    message = f"{path} does not fit {what}: {details}"
     return UsageError(message, parameter="file", given=str(path), allowed=f"the weights of {what}")
 
 

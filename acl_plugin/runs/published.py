@@ -1,6 +1,6 @@
 """Checkpoints of the published repositories as plain timm encoders.
 
-Weights alone do not tell the function: each layout has its own stem, normalisation and norm banks. Every key of a file
+Weights alone do not define a function: each layout has its own stem, normalisation and norm banks. Every key of a file
 is used, or dropped by a rule that is written here; a key that is left over, or missing, is an error.
 """
 
@@ -250,8 +250,8 @@ def _plain(
         "not finite": [k for k in expected if k in plain and not plain[k].isfinite().all()],
     }
     if any(faults.values()):
-        told = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in faults.items() if keys)
-        raise misfit(path, network, told)
+        details = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in faults.items() if keys)
+        raise misfit(path, network, details)
     return {key: plain[key].clone() for key in expected}
 
 

@@ -1,4 +1,4 @@
-"""The device at hand, and what makes a training step fast on it: bfloat16 where it is quick, and torch.compile."""
+"""The device of this machine, mixed precision and ``torch.compile``."""
 
 import logging
 import os
@@ -41,13 +41,13 @@ def memory(device: torch.device) -> int:
     return UNKNOWN_MEMORY  # Windows
 
 
-def precision(asked: str, device: torch.device) -> str:
+def precision(requested: str, device: torch.device) -> str:
     """Lightning's name of a precision, with ``auto`` decided for the device.
 
     bfloat16 is taken where the hardware multiplies in it, which is twice as fast as float32 or more.
     """
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     if device.type == "cuda":
         quick = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -56,9 +56,9 @@ def precision(asked: str, device: torch.device) -> str:
     return "bf16-mixed" if quick else "32-true"
 
 
-def autocast(asked: str, device: torch.device) -> torch.autocast:
-    """Inside, networks multiply in bfloat16, if that is the ``precision`` of what was asked for."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision(asked, device) == "bf16-mixed")
+def autocast(requested: str, device: torch.device) -> torch.autocast:
+    """Inside, networks multiply in bfloat16, if that is the ``precision`` requested."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(requested, device) == "bf16-mixed")
 
 
 def compile_encoder(model: nn.Module, device: torch.device) -> bool:

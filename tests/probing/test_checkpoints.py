@@ -43,7 +43,7 @@ def test_damage_is_told_and_begun_anew(tmp_path, every_step, capsys):
     kept.save("SLF", lambda: {"w": torch.ones(1000)})
     damage(tmp_path / "SLF.pt")
     assert kept.load("SLF") is None
-    assert "SLF.pt is damaged (a checksum is not right); beginning it anew" in capsys.readouterr().err
+    assert "SLF.pt is damaged (a checksum is not right); starting over" in capsys.readouterr().err
 
 
 def test_short_trainings_write_nothing(tmp_path):
