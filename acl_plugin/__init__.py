@@ -1,11 +1,13 @@
 """Adversarial contrastive learning for PyTorch: pretrain, probe, evaluate with AutoAttack, export to RobustBench."""
 
-from acl_plugin import objectives as _recipes  # noqa: F401 (importing it registers our objectives)
+from acl_plugin import objectives as _objectives  # noqa: F401 (importing it registers ours; the same below)
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.compat import import_hook as _import_hook
+from acl_plugin.data import datasets as _datasets  # noqa: F401
 from acl_plugin.errors import UsageError
 from acl_plugin.objectives.base import Cost, Objective, Terms, Views
+from acl_plugin.probing import protocols as _protocols  # noqa: F401
 from acl_plugin.registry import available, create_objective, register
 from acl_plugin.runs.models import load_classifier, load_encoder
 from acl_plugin.version import VERSION

@@ -22,6 +22,7 @@ from acl_plugin.evaluation import corruptions, run_folder, suite
 from acl_plugin.leaderboard import export, provenance
 from acl_plugin.objectives import pseudo_labels
 from acl_plugin.probing import protocols
+from acl_plugin.registry import DATASETS
 from acl_plugin.reporting import report, tables
 from acl_plugin.runs import published, transfer
 from acl_plugin.runs.folder import RunDir
@@ -265,9 +266,7 @@ def show_list(arguments: list[str]) -> None:
             views = " ".join(v for v in ALL_VIEWS if attack in attack_names(view=v))
             print(f"{attack:12}{norms:10}{views}")
     elif given.what == "data":
-        from acl_plugin.data.datasets import SOURCES
-
-        print("\n".join(f"{name:10}{tables.first_line(source)}" for name, source in SOURCES.items()))
+        print("\n".join(f"{name:10}{tables.first_line(DATASETS.get(name))}" for name in DATASETS.names()))
     elif given.what == "formats":
         print("\n".join(f"{name:12}{layout.papers}" for name, layout in LAYOUTS.items()))
     else:

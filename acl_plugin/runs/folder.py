@@ -20,36 +20,16 @@ RUN/report.html          all of it on one page
 RUN/robustbench/         what `acl-plugin export` wrote
 """
 
-from acl_plugin.runs.environment import environment
-from acl_plugin.runtime.files import damaged
-from acl_plugin.runtime.files import read_json
-from acl_plugin.runtime.files import write_atomic
-from acl_plugin.runtime.files import write_json
-
-import hashlib
-import io
-import json
 import os
-import platform
-import subprocess
-import zipfile
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
-from torch import Tensor, nn
 
 from acl_plugin import config as configuration
-from acl_plugin.models.encoder import Classifier
-from acl_plugin.models.encoder import Encoder
-from acl_plugin.models.spec import ModelSpec
 from acl_plugin.config import RunConfig
 from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError
+from acl_plugin.runs.environment import environment
+from acl_plugin.runtime.files import damaged, read_json, write_atomic, write_json
 from acl_plugin.runtime.paths import user_path
-
 
 
 class RunDir:
@@ -185,8 +165,6 @@ class RunDir:
             ) from error
 
 
-
-
 def _is_log(path: Path) -> bool:
     """Return whether a file may lie in a run's folder before the run does: hidden, or what output is written to."""
     if path.name.startswith(".") or not path.is_file():
@@ -202,41 +180,3 @@ def _is_open(number: int) -> bool:
     except OSError:
         return False
     return True
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

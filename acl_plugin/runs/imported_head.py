@@ -4,8 +4,6 @@ A layer of the right shape is not yet a classifier: RoCL saves one that no train
 outputs are clusters. Images decide.
 """
 
-from acl_plugin.runtime import seeding
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from acl_plugin.data.images import DataSet
 from acl_plugin.models.encoder import Classifier
+from acl_plugin.models.features import predictions
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.runs.checkpoint_file import tensors_of
-from acl_plugin.data.images import DataSet
-from acl_plugin.models.features import predictions
+from acl_plugin.runtime import seeding
 
 CHECKED, ENOUGH = 1000, 100
 """Training images on which the accuracy of an imported head is measured, and how many it takes to leave it out."""

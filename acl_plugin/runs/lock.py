@@ -1,18 +1,17 @@
 """Allow one process at a time in a run folder, and one thread at a time in a process."""
 
-import logging
 import contextlib
 import functools
+import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Concatenate, ParamSpec, TypeVar
 
 from acl_plugin.errors import UsageError
-from acl_plugin.runtime import file_locks
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.runtime import file_locks
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The normalization of images that a published network expects."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.runs.layouts import NORMALISATIONS, Layout, Normalisation
+
 
 def normalization_of(
     path: Path, layout: Layout, bottleneck: bool, stored: dict[str, Tensor], said: str | None
@@ -25,9 +26,7 @@ def normalization_of(
         values = [tuple(buffer.flatten().tolist()) for buffer in stored.values()]
         whole = len(values) == 2 and len(values[0]) == len(values[1]) and all(map(math.isfinite, values[0]))
         if not whole or not all(0 < value < math.inf for value in values[1]):
-            raise misfit(
-                path, "a normalization by mean and std", f"it stores {dict(zip(stored, values, strict=True))}"
-            )
+            raise misfit(path, "a normalization by mean and std", f"it stores {dict(zip(stored, values, strict=True))}")
         if said is not None and not _close(values, NORMALISATIONS[said]):
             raise UsageError(
                 f"`normalization` {said}: {path} stores another one, {tuple(values)}; leave the option out",
@@ -54,5 +53,3 @@ def misfit(path: Path, what: str, details: str) -> UsageError:
     """Return the error about a file that does not fit a network."""
     message = f"{path} does not fit {what}: {details}"
     return UsageError(message, parameter="file", given=str(path), allowed=f"the weights of {what}")
-
-

@@ -4,17 +4,9 @@ Weights alone do not define a function: each layout has its own stem, normalisat
 is used, or dropped by a rule that is written here; a key that is left over, or missing, is an error.
 """
 
-import logging
-from acl_plugin.data import datasets
-from acl_plugin.models.projectors import PROJECTORS
-from acl_plugin.runs import imported_head
-from acl_plugin.runs.normalization import misfit, normalization_of
-from acl_plugin.runtime import seeding
-
 import hashlib
-import math
+import logging
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,26 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acl_plugin.models.spec import ModelSpec
-from acl_plugin.models.backbones import create_backbone
-from acl_plugin.runs.checkpoint_file import read_file
-from acl_plugin.runs.checkpoint_file import weights_of
 from acl_plugin.config import RunConfig
-from acl_plugin.errors import UsageError
-from acl_plugin.errors import unknown
-from acl_plugin.runs.layouts import LAYOUTS
-from acl_plugin.runs.layouts import NONE
-from acl_plugin.runs.layouts import NORMALISATIONS
-from acl_plugin.runs.layouts import Layout
-from acl_plugin.runs.layouts import Normalisation
-from acl_plugin.runtime.paths import user_path
+from acl_plugin.data import datasets
+from acl_plugin.errors import UsageError, unknown
+from acl_plugin.models.backbones import create_backbone
+from acl_plugin.models.projectors import PROJECTORS
+from acl_plugin.models.spec import ModelSpec
+from acl_plugin.runs import imported_head
+from acl_plugin.runs.checkpoint_file import read_file, weights_of
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runs.models import write_encoder
+from acl_plugin.runs.layouts import LAYOUTS, NONE, Layout
+from acl_plugin.runs.models import write_encoder, write_model
+from acl_plugin.runs.normalization import misfit, normalization_of
+from acl_plugin.runtime import seeding
 from acl_plugin.runtime.files import write_json
-from acl_plugin.runs.models import write_model
+from acl_plugin.runtime.paths import user_path
 
 logger = logging.getLogger(__name__)
-
 
 
 @dataclass(frozen=True)

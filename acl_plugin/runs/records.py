@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from acl_plugin.config import PRESETS
 from acl_plugin.errors import UsageError
 from acl_plugin.runtime.files import read_json
 
@@ -42,7 +41,7 @@ ATTACKED = {
 }  # fmt: skip
 IMAGES = {"n": COUNT, "size": [int, 3], "classes": [str, 1], "pixels": str, "labels": str, "content": str}
 OF_WHAT = {
-    "images": IMAGES, "dataset": frozenset(PRESETS), "threat_model": frozenset(("Linf", "L2")),
+    "images": IMAGES, "dataset": str, "threat_model": frozenset(("Linf", "L2")),
     "eps": NUMBER, "n": COUNT, "seed": int,
 }  # fmt: skip
 KEY = OF_WHAT | {"version": str, "weights_sha256": str}

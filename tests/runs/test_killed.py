@@ -12,12 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from run_files import check_whole, contents
 
-from conftest import ROOT, OPTIONS
+from conftest import OPTIONS, ROOT
 
 KILLS = int(os.environ.get("ACL_PLUGIN_KILLS", "5"))
 SERVER = """
