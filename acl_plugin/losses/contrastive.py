@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acl_plugin.runtime.distributed import gathered
+from acl_plugin.runtime.distributed import gathered, ranks
 
 SELF = -1e9
 """Logit of a row with itself: finite, so that 0 * logit stays a number, and exp of it is exactly 0."""
@@ -79,8 +79,16 @@ def nt_xent(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
 
 
 def collapsed_nce(rows: int, views: int = 2) -> float:
-    """Contrastive loss of an encoder that maps every image to one point: log(VB - 1) for V views of B = ``rows``."""
-    return math.log(views * rows - 1)
+    """Return the contrastive loss of an encoder that maps every image to one point: log(VB - 1).
+
+    Args:
+        rows: B, images in the batch of this rank; those of all ranks count, as in ``nt_xent``.
+        views: V.
+
+    Returns:
+        The loss in nats.
+    """
+    return math.log(views * rows * ranks() - 1)
 
 
 @dataclass(frozen=True)

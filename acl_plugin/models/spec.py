@@ -3,7 +3,9 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from acl_plugin.models.timm_names import registered_by
+from acl_plugin.models.feature_extractor import FeatureExtractor
+from acl_plugin.models.protocol import EncoderProtocol
+from acl_plugin.models.timm_names import OWN, registered_by
 
 
 @dataclass(frozen=True)
@@ -11,7 +13,7 @@ class ModelSpec:
     """All that rebuilds a model but its weights.
 
     Attributes:
-        backbone: timm name.
+        backbone: timm name; ``own:`` and the class of a module of the user's own, which only that module rebuilds.
         kwargs: arguments of ``timm.create_model``.
         stem: ``cifar``, ``cifar_padding_2`` or ``native``.
         shape: (C, H, W) of the images.
@@ -44,3 +46,19 @@ class ModelSpec:
         """Return what ``to_dict`` wrote."""
         tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**{"every_pixel": False, **tuples})
+
+
+def spec_of(encoder: EncoderProtocol, shape: tuple[int, int, int]) -> ModelSpec:
+    """Return the description of an encoder; of the user's own one, the name of its class.
+
+    Args:
+        encoder: any.
+        shape: (C, H, W) of the images.
+    """
+    own = getattr(encoder, "spec", None)
+    if isinstance(own, ModelSpec):
+        return own
+    backbone = encoder.backbone
+    kind = type(backbone.module if isinstance(backbone, FeatureExtractor) else backbone)
+    name = f"{OWN}{kind.__module__}.{kind.__qualname__}"
+    return ModelSpec(name, {}, "native", shape, mean=(), std=(), module=kind.__module__)
