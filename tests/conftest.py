@@ -24,7 +24,7 @@ from acl_plugin.losses import divergences
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.objectives.pseudo_labels import PseudoLabels
-from acl_plugin.runs.pseudo_labels import write_pseudo_labels
+from acl_plugin.runs.pseudo_labels import read_pseudo_labels, write_pseudo_labels
 from acl_plugin.theory import audit, divergence_estimates
 from acl_plugin.training.pretrain import pretrain
 
@@ -110,15 +110,21 @@ def labels_file(tmp_path_factory):
     return path
 
 
+def _needed(name, teacher, labels):
+    teacher, labels = {"teacher": teacher}, {"pseudo_labels": labels}
+    return {"deacl": teacher, "profeat": teacher, "advcl": labels, "a_infonce": labels}.get(name, {})
+
+
 @pytest.fixture
 def settings_of(teacher_run, labels_file):
-    """What each objective cannot do without, by its name."""
+    """What each objective cannot do without, by its name: objects."""
+    return lambda name: _needed(name, acl_plugin.load_encoder(teacher_run), read_pseudo_labels(labels_file))
 
-    def settings(name):
-        teacher, labels = {"teacher": str(teacher_run)}, {"pseudo_labels": str(labels_file)}
-        return {"deacl": teacher, "profeat": teacher, "advcl": labels, "a_infonce": labels}.get(name, {})
 
-    return settings
+@pytest.fixture
+def paths_of(teacher_run, labels_file):
+    """The same in a configuration: paths."""
+    return lambda name: _needed(name, str(teacher_run), str(labels_file))
 
 
 def shorten(patch):

@@ -48,6 +48,15 @@ class FeatureExtractor(nn.Module):
         else:
             self.function = features
 
+    @property
+    def described(self) -> str:
+        """The layer, method or function in words; empty for the module's output."""
+        return (
+            self.layer
+            or self.method
+            or getattr(self.function, "__qualname__", type(self.function).__name__ * bool(self.function))
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """Return features: preprocessed images (B, C, H, W) -> (B, D)."""
         return _pooled(self._output(x), len(x))

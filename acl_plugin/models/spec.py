@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import torch
+
 from acl_plugin.models.feature_extractor import FeatureExtractor
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.timm_names import OWN, registered_by
@@ -49,16 +51,23 @@ class ModelSpec:
 
 
 def spec_of(encoder: EncoderProtocol, shape: tuple[int, int, int]) -> ModelSpec:
-    """Return the description of an encoder; of the user's own one, the name of its class.
+    """Return the description of an encoder; of the user's own one, its class and what ``wrap_encoder`` was given.
 
     Args:
         encoder: any.
-        shape: (C, H, W) of the images.
+        shape: (C, H, W) of the images, where the encoder does not have it.
     """
-    own = getattr(encoder, "spec", None)
-    if isinstance(own, ModelSpec):
-        return own
-    backbone = encoder.backbone
-    kind = type(backbone.module if isinstance(backbone, FeatureExtractor) else backbone)
+    described = getattr(encoder, "spec", None)
+    if isinstance(described, ModelSpec):
+        return described
+    network, kwargs = encoder.backbone, {}
+    if isinstance(network, FeatureExtractor):
+        kwargs["features"] = network.described
+        network = network.module
+    preprocess = getattr(encoder, "preprocess", None)
+    if preprocess is not None:
+        kwargs["input_size"] = list(preprocess.size)
+    mean, std = (tuple(getattr(preprocess, name, torch.zeros(0)).flatten().tolist()) for name in ("mean", "std"))
+    kind = type(network)
     name = f"{OWN}{kind.__module__}.{kind.__qualname__}"
-    return ModelSpec(name, {}, "native", shape, mean=(), std=(), module=kind.__module__)
+    return ModelSpec(name, kwargs, "native", getattr(encoder, "shape", shape), mean, std, module=kind.__module__)

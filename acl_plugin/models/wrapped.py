@@ -13,7 +13,6 @@ from acl_plugin.errors import UsageError, reason
 from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import BackboneAndProjector, Preprocess
 from acl_plugin.models.feature_extractor import FeatureExtractor, Features
-from acl_plugin.runtime.autograd import check_autograd
 from acl_plugin.validation import refused_value
 
 PerChannel = float | Sequence[float] | None
@@ -128,7 +127,6 @@ def _copied(module: Any) -> nn.Module:
         given = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
         message = f"module is {given}: allowed is {allowed}"
         raise UsageError(message, parameter="module", given=given, allowed=allowed)
-    check_autograd(module)
     try:
         return copy.deepcopy(module)
     except Exception as error:  # a module can hold anything
@@ -196,7 +194,7 @@ def _feature_size(extractor: FeatureExtractor, preprocess: Preprocess, images: T
     with torch.inference_mode(False), torch.enable_grad(), norm_banks.evaluation(extractor):
         try:
             with torch.no_grad():
-                features = extractor(preprocess(images))  # first, as it builds lazy layers
+                extractor(preprocess(images))  # builds lazy layers
             weights = [p for p in extractor.parameters() if p.requires_grad]
             images.requires_grad_()
             features = extractor(preprocess(images))

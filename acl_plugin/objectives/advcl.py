@@ -131,7 +131,7 @@ class AdvCL(Objective):
         self.look_at(model, views.weak, moved)
         options = {"detached": self.stopped, "hard": self.hard}
         scale, nce4 = weighted_nce(z, self.temperature, self.scale, self.weights, **options)
-        contrast_part = (scale, nce4, collapsed_nce(len(moved), views=4))
+        contrast_part = (scale, nce4, collapsed_nce(len(moved), 4, self.hard))
         if not self.cluster_weight:
             return Terms.weighted(nce4=contrast_part)
         misled = attack.scalar(together(model, self.clusters), views.weak, attacked_clusters)

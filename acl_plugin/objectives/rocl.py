@@ -77,6 +77,6 @@ class RoCL(Objective):
         scale, nce3 = weighted_nce(z, self.temperature, 2.0, self.weights, **options)
         nce_adv = multi_view_nce(pair, self.temperature, detached=stopped)
         return Terms.weighted(
-            nce3=(scale, nce3, collapsed_nce(len(a), views=3)),
+            nce3=(scale, nce3, collapsed_nce(len(a), 3, self.hard)),
             nce_adv=(self.regularizer, nce_adv, collapsed_nce(len(a))),
         )

@@ -104,10 +104,13 @@ def _filled(encoder: OwnEncoder, spec: ModelSpec, weights: Mapping[str, Any], pr
     """Return a copy of the user's encoder with one norm bank, and the weights of a run."""
     if not is_encoder(encoder):
         raise refused_value("encoder", encoder, "an encoder, such as acl_plugin.wrap_encoder(...)")
-    here = spec_of(encoder, spec.shape).backbone
-    if here != spec.backbone:
-        message = f"`encoder` is {here}, the run was pretrained with {spec.backbone}"
-        raise UsageError(message, parameter="encoder", given=here, allowed=spec.backbone)
+    here = spec_of(encoder, spec.shape)
+    names = ("backbone", "kwargs", "shape", "mean", "std")
+    other = [name for name in names if getattr(here, name) != getattr(spec, name)]
+    if other:
+        told = "; ".join(f"{name} {getattr(here, name)}, there {getattr(spec, name)}" for name in other)
+        message = f"`encoder` is another one than the run was pretrained with: {told}"
+        raise UsageError(message, parameter="encoder", given=here, allowed=spec)
     filled: Any = copy.deepcopy(encoder)
     try:
         for part, values in (("backbone", weights), ("projector", projector)):
