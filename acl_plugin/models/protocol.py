@@ -1,9 +1,12 @@
 """The interface of an encoder, which objectives, attacks and norm banks rely on."""
 
 from collections.abc import Iterator
+from os import PathLike
 from typing import Any, Protocol, TypeGuard
 
 from torch import Tensor, nn
+
+from acl_plugin.errors import UsageError
 
 
 class Network(Protocol):
@@ -68,3 +71,16 @@ def is_encoder(value: object) -> TypeGuard[EncoderProtocol]:
     """Return whether ``value`` is a module with everything that ``EncoderProtocol`` names."""
     names = ("size", "routes", "backbone", "projector", "features", "project", "forward", "views")
     return isinstance(value, nn.Module) and all(hasattr(value, name) for name in names)
+
+
+def require_encoder(value: object, parameter: str) -> EncoderProtocol:
+    """Return ``value``, if it is an encoder.
+
+    Raises:
+        UsageError: naming the parameter; for a path as well, which has to be loaded first.
+    """
+    if is_encoder(value):
+        return value
+    allowed = "an encoder, as of acl_plugin.load_encoder(RUN) or acl_plugin.wrap_encoder(module, ...)"
+    given = str(value) if isinstance(value, str | PathLike) else f"of type {type(value).__name__}"
+    raise UsageError(f"`{parameter}` {given}: allowed is {allowed}", parameter=parameter, given=given, allowed=allowed)

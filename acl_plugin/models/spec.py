@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from acl_plugin.models.feature_extractor import FeatureExtractor
 from acl_plugin.models.protocol import EncoderProtocol
@@ -60,7 +61,8 @@ def spec_of(encoder: EncoderProtocol, shape: tuple[int, int, int]) -> ModelSpec:
     described = getattr(encoder, "spec", None)
     if isinstance(described, ModelSpec):
         return described
-    network, kwargs = encoder.backbone, {}
+    network: nn.Module = encoder.backbone
+    kwargs: dict[str, Any] = {}
     if isinstance(network, FeatureExtractor):
         kwargs["features"] = network.described
         network = network.module

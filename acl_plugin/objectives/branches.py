@@ -1,7 +1,6 @@
 """Encoders beside the one that is trained: a momentum copy of it, and a frozen teacher."""
 
 import copy
-from os import PathLike
 from typing import Self, cast
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
 from acl_plugin.models.memory_format import channels_last
-from acl_plugin.models.protocol import EncoderProtocol, Network, is_encoder
+from acl_plugin.models.protocol import EncoderProtocol, Network, require_encoder
 
 
 class Momentum(nn.Module):
@@ -73,12 +72,7 @@ class Teacher(nn.Module):
 
     def __init__(self, encoder: EncoderProtocol) -> None:
         super().__init__()
-        if not is_encoder(encoder):
-            allowed = "an encoder, as of acl_plugin.load_encoder(RUN) or acl_plugin.wrap_encoder(...)"
-            shown = encoder if isinstance(encoder, str | PathLike) else type(encoder).__name__
-            message = f"`teacher` {shown}: allowed is {allowed}"
-            raise UsageError(message, parameter="teacher", given=encoder, allowed=allowed)
-        network = copy.deepcopy(cast(nn.Module, encoder))
+        network = copy.deepcopy(cast(nn.Module, require_encoder(encoder, "teacher")))
         self.encoder = cast(EncoderProtocol, network.requires_grad_(False).eval())
 
     def train(self, mode: bool = True) -> Self:

@@ -25,13 +25,12 @@ from acl_plugin import config as configuration
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models import norm_banks
-from acl_plugin.models.protocol import EncoderProtocol, is_encoder
+from acl_plugin.models.protocol import EncoderProtocol, require_encoder
 from acl_plugin.models.spec import ModelSpec, spec_of
 from acl_plugin.config import RunConfig
 from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError
 from acl_plugin.runtime.paths import user_path
-from acl_plugin.validation import refused_value
 
 
 
@@ -102,9 +101,7 @@ def load_encoder(run: Path | str, *, benign: bool = False, encoder: Any = None) 
 
 def _filled(encoder: OwnEncoder, spec: ModelSpec, weights: Mapping[str, Any], projector: Mapping[str, Any]) -> OwnEncoder:
     """Return a copy of the user's encoder with one norm bank, and the weights of a run."""
-    if not is_encoder(encoder):
-        raise refused_value("encoder", encoder, "an encoder, such as acl_plugin.wrap_encoder(...)")
-    here = spec_of(encoder, spec.shape)
+    here = spec_of(require_encoder(encoder, "encoder"), spec.shape)
     names = ("backbone", "kwargs", "shape", "mean", "std")
     other = [name for name in names if getattr(here, name) != getattr(spec, name)]
     if other:

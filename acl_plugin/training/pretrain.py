@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingUnfinished
-from acl_plugin.models.protocol import EncoderProtocol, is_encoder
+from acl_plugin.models.protocol import EncoderProtocol, require_encoder
 from acl_plugin.models.spec import spec_of
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import alone, locked
@@ -25,7 +25,6 @@ from acl_plugin.training.callbacks import AtomicCheckpointIO, Checkpoints, ShowP
 from acl_plugin.training.metrics import CsvLogger
 from acl_plugin.training.module import Pretraining
 from acl_plugin.training.trainer_options import as_list, check_options, create_trainer
-from acl_plugin.validation import refused_value
 
 
 def pretrain(
@@ -78,9 +77,7 @@ def pretrain(
 
 def _recorded(config: RunConfig, encoder: EncoderProtocol) -> RunConfig:
     """Return the configuration with the user's own encoder as its backbone."""
-    if not is_encoder(encoder):
-        raise refused_value("encoder", encoder, "an encoder, such as acl_plugin.wrap_encoder(...)")
-    spec = spec_of(encoder, (0, 0, 0))
+    spec = spec_of(require_encoder(encoder, "encoder"), (0, 0, 0))
     return replace(config, backbone=spec.backbone, backbone_kwargs=spec.kwargs, stem=spec.stem)
 
 

@@ -194,7 +194,9 @@ def test_a_run_of_ones_own_encoder_is_loaded_with_that_encoder_alone(run, config
     wide = wrap_encoder(Tiny(7), SHAPE, features="stem", input_range=(-1, 1), routes=objective.routes)
     with pytest.raises(UsageError, match="`encoder` is another network than the run was pretrained with: .*stem.0"):
         load_encoder(run.path, encoder=wide)
-    with pytest.raises(UsageError, match="encoder .*: allowed is an encoder, such as acl_plugin.wrap_encoder"):
+    with pytest.raises(
+        UsageError, match="`encoder` of type Tiny: allowed is an encoder, as of acl_plugin.load_encoder"
+    ):
         load_encoder(run.path, encoder=Tiny())
 
 
@@ -215,7 +217,7 @@ def test_an_encoder_that_does_not_fit_the_run_is_refused_before_anything_is_writ
     larger = wrap_encoder(Tiny(), (1, 16, 16), routes=("clean", "adv"))
     with pytest.raises(UsageError, match=r"takes images of shape \(1, 16, 16\), those of digits are \(1, 8, 8\)"):
         pretrain(config, out, encoder=larger)
-    with pytest.raises(UsageError, match="allowed is an encoder, such as acl_plugin.wrap_encoder"):
+    with pytest.raises(UsageError, match="`encoder` of type Tiny: allowed is an encoder"):
         pretrain(config, out, encoder=Tiny())
     assert not out.exists()
 
