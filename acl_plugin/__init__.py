@@ -6,6 +6,8 @@ from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.compat import import_hook as _import_hook
 from acl_plugin.data import datasets as _datasets  # noqa: F401
 from acl_plugin.errors import UsageError
+from acl_plugin.models.protocol import EncoderProtocol
+from acl_plugin.models.wrapped import wrap_encoder
 from acl_plugin.objectives.base import Cost, Objective, Terms, Views
 from acl_plugin.probing import protocols as _protocols  # noqa: F401
 from acl_plugin.registry import available, create_objective, register
@@ -15,6 +17,7 @@ from acl_plugin.version import VERSION
 __version__ = VERSION
 __all__ = [
     "Cost",
+    "EncoderProtocol",
     "InnerAttack",
     "Objective",
     "Terms",
@@ -26,6 +29,7 @@ __all__ = [
     "load_classifier",
     "load_encoder",
     "register",
+    "wrap_encoder",
 ]
 
 

@@ -221,6 +221,7 @@ def make_pseudo_labels(arguments: list[str]) -> None:
     """Cluster the training images by a run's features."""
     from acl_plugin.models.memory_format import channels_last
     from acl_plugin.runs.models import load_encoder, weights_hash
+    from acl_plugin.runs.pseudo_labels import write_pseudo_labels
 
     parser = parser_of("pseudo-labels")
     parser.add_argument("run", type=Path, help="The run's folder.")
@@ -240,7 +241,7 @@ def make_pseudo_labels(arguments: list[str]) -> None:
     source = {"data": config.data, "objective": config.objective, "encoder_sha256": weights_hash(encoder)}
     images = datasets.load(config).train
     labels = pseudo_labels.make(encoder, images, options["clusters"], config.seed, source | {"seen": seen})
-    labels.write(options["out"])
+    write_pseudo_labels(labels, options["out"])
     print(f"pseudo-labels: {options['out']}")
 
 

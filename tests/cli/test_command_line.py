@@ -16,10 +16,10 @@ from acl_plugin.cli.main import main
 from acl_plugin.cli.parser import parser_of
 from acl_plugin.models.backbones import create_backbone
 from acl_plugin.models.spec import ModelSpec
-from acl_plugin.objectives.pseudo_labels import PseudoLabels
 from acl_plugin.registry import DATASETS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import weights_hash
+from acl_plugin.runs.pseudo_labels import read_pseudo_labels
 from acl_plugin.training import pretrain
 from conftest import OPTIONS
 
@@ -130,7 +130,7 @@ def test_a_teacher_and_pseudo_labels_by_command(tmp_path, capsys):
     assert main(["pretrain", "--out", teacher, "--objective", "simclr", *OPTIONS]) == 0
     assert main(["pseudo-labels", teacher, "--out", labels, "--clusters", "[2, 4]", "--seed", "3"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"pseudo-labels: {labels}"
-    provenance = PseudoLabels.read(labels).provenance
+    provenance = read_pseudo_labels(labels).provenance
     assert (provenance["objective"], provenance["n"], provenance["seed"]) == ("simclr", 16, 3)
     assert provenance["encoder_sha256"] == weights_hash(load_encoder(teacher))
     before = Path(labels).read_bytes()

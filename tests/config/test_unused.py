@@ -97,9 +97,9 @@ def test_what_pretraining_reads(coreset, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*available(), "gsa_rsl, benign"])
-def test_which_objectives_attack(name, settings_of):
+def test_which_objectives_attack(name, paths_of):
     benign = {"adversarial": 0, "global_": 0} if "," in name else {}
-    objective = {"objective": name.split(",")[0], "objective_kwargs": settings_of(name) | benign}
+    objective = {"objective": name.split(",")[0], "objective_kwargs": paths_of(name) | benign}
     config = preset("digits", **TINY | objective)
     images = datasets.load(config)
     module, attacks = build(config, images), []
