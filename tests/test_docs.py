@@ -102,6 +102,14 @@ def test_an_objective_is_a_program_and_a_plugin(folder):
     assert "half_adversarial" in acl_plugin.available()
 
 
+def test_a_model_of_ones_own(folder, few):
+    scope = {}
+    for words in ("class Standardized", "TensorDataset(images", "evaluate_suite(", "folder="):
+        exec(block_with(words), scope)
+    assert scope["evaluation"].n == scope["suite"].n == scope["again"].n == len(scope["images"])
+    assert json.loads((folder / "evaluation.json").read_text())["n"] == scope["evaluation"].n
+
+
 def test_lightning(folder, few):
     with pytest.MonkeyPatch.context() as patch:
         small = {k: v for k, v in TINY.items() if k not in ("epochs", "limit_test")}

@@ -30,6 +30,13 @@ def test_an_example_is_short_and_starts_with_its_command(path):
     assert f"\npython examples/{path.name}" in source
 
 
+def test_evaluate_your_model(few):
+    evaluation = example("evaluate_your_model").main(steps=40, test_images=20)
+    assert evaluation.n == 20
+    assert evaluation.robust_accuracy <= evaluation.clean_accuracy
+    assert [verdict.index for verdict in evaluation.verdicts] == list(range(20))
+
+
 def test_own_objective_learns():
     losses = example("own_objective").main(epochs=3, batch_size=64, limit_train=256)
     assert losses[-1] < losses[0] < math.log(2 * 64 - 1) + 0.5

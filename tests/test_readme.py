@@ -27,6 +27,15 @@ def test_a_finished_run_is_loaded(tmp_path, monkeypatch, finished_run):
     assert scope["model"].spec.shape == scope["encoder"].spec.shape == (1, 8, 8)
 
 
+def test_a_model_is_evaluated_in_eight_lines(capsys, few):
+    source = block_with("torch.linalg.lstsq")
+    assert len([line for line in source.splitlines() if line]) <= 8
+    exec(source, {})
+    shown, printed = block_with("AutoAttack standard, Linf").splitlines(), capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == [line.split()[0] for line in shown]
+    assert printed[0] == shown[0]
+
+
 @pytest.mark.parametrize(("marker", "words"), [("run", "acl-plugin run --out runs/digits"), ("test", "-m pytest")])
 def test_the_commands_that_ci_takes_follow_their_markers(marker, words):
     after = README.split(f"<!-- {marker} -->\n")[1]
