@@ -142,3 +142,20 @@ def test_the_tutorial_runs(folder, few):
     for cell in cells:
         exec(cell, scope)
     assert scope["result"]["n"] == scope["config"].limit_test
+
+
+@pytest.mark.parametrize(
+    "name",
+    re.findall(
+        r"`((?:acl_plugin|tests|benchmarks|examples|docs)(?:/\w+)*(?:\.\w+)?|\.ci/run)`",
+        (ROOT / "CONTRIBUTING.md").read_text() + (ROOT / "docs" / "decisions.md").read_text(),
+    ),
+)
+def test_files_that_pages_name_are_there(name):
+    assert "NAME" in name or (ROOT / name).exists()
+
+
+def test_the_version_is_that_of_changelog_and_citation():
+    (latest, *_) = re.findall(r"^## \[(\d.*)\]", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert acl_plugin.__version__ == latest
+    assert f"version: {latest}\n" in (ROOT / "CITATION.cff").read_text()
