@@ -25,7 +25,7 @@ class OneAdversarialView(acl_plugin.Objective):
             keys = model(views.b)
         a = attack.bank(model, views.a, keys, temperature=self.temperature)
         za, zb = model.views(a, views.b)
-        return acl_plugin.Terms.weighted(nce_adv=(1.0, nt_xent(za, zb, self.temperature)))
+        return acl_plugin.Terms.weighted(nce=(1.0, nt_xent(za, zb, self.temperature)))
 
 
 def main(epochs: int = 8, batch_size: int = 128, limit_train: int | None = None) -> list[float]:

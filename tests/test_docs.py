@@ -110,6 +110,14 @@ def test_a_model_of_ones_own(folder, few):
     assert json.loads((folder / "evaluation.json").read_text())["n"] == scope["evaluation"].n
 
 
+def test_a_network_of_ones_own(folder, few):
+    scope = {}
+    for words in ("routes=objective.routes,  #", "encoder=encoder)", "unwrap()"):
+        exec(block_with(words), scope)
+    assert scope["plain"].state_dict().keys() == scope["network"].state_dict().keys()
+    assert scope["trained"].size == 16
+
+
 def test_lightning(folder, few):
     with pytest.MonkeyPatch.context() as patch:
         small = {k: v for k, v in TINY.items() if k not in ("epochs", "limit_test")}
