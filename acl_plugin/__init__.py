@@ -4,7 +4,9 @@ from acl_plugin import objectives as _recipes  # noqa: F401 (importing it regist
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.compat import import_hook as _import_hook
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import EvaluationStopped, UsageError
+from acl_plugin.evaluation.own_model import evaluate, evaluate_corruptions, evaluate_suite
+from acl_plugin.evaluation.results import Evaluation
 from acl_plugin.objectives.base import Cost, Objective, Terms, Views
 from acl_plugin.registry import available, create_objective, register
 from acl_plugin.runs.models import load_classifier, load_encoder
@@ -13,6 +15,8 @@ from acl_plugin.version import VERSION
 __version__ = VERSION
 __all__ = [
     "Cost",
+    "Evaluation",
+    "EvaluationStopped",
     "InnerAttack",
     "Objective",
     "Terms",
@@ -21,6 +25,9 @@ __all__ = [
     "Views",
     "available",
     "create_objective",
+    "evaluate",
+    "evaluate_corruptions",
+    "evaluate_suite",
     "load_classifier",
     "load_encoder",
     "register",

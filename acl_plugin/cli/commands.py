@@ -18,7 +18,7 @@ from acl_plugin.cli.parser import (
 from acl_plugin.config import EvaluationConfig, MachineConfig, ProbeConfig, ThreatConfig, check, unused
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError, unknown
-from acl_plugin.evaluation import corruptions, run_folder, suite
+from acl_plugin.evaluation import run_folder
 from acl_plugin.leaderboard import export, provenance
 from acl_plugin.objectives import pseudo_labels
 from acl_plugin.probing import protocols
@@ -111,11 +111,11 @@ def stage(name: str, arguments: list[str]) -> None:
     elif name == "evaluate" and options["suite"] == "standard":
         print(
             "\n".join(
-                tables.suite(suite.evaluate(run, config, training_device(config.accelerator), options["attacks"]))
+                tables.suite(run_folder.evaluate_suite(run, config, training_device(config.accelerator), options["attacks"]))
             )
         )
     elif name == "evaluate" and options["suite"] == "corruptions":
-        result = corruptions.evaluate(run, config, training_device(config.accelerator), options["corruptions_dir"])
+        result = run_folder.evaluate_corruptions(run, config, training_device(config.accelerator), options["corruptions_dir"])
         print("\n".join(tables.corruptions(result)))
     elif name == "evaluate":
         result = run_folder.evaluate(run, config, training_device(config.accelerator))

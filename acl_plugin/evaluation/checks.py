@@ -1,4 +1,4 @@
-"""Whether a classifier can be evaluated rightly, and how many images it can be attacked on at a time."""
+"""Check that attacks on a classifier give right numbers, and choose how many images to attack at a time."""
 
 import torch
 from torch import Tensor, nn
@@ -57,15 +57,17 @@ def _unsound(message: str, given: object = None) -> UsageError:
     return UsageError(message, parameter="model", given=given, allowed="finite logits, a function of each image alone")
 
 
-def largest_batch(model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> int:
-    """How many images fit into a quarter of the device's memory in a forward and a backward, at most ``MOST``.
+def largest_batch(
+    model: nn.Module, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype = torch.float32
+) -> int:
+    """Return how many images fit into a quarter of the device's memory in a forward and a backward, at most ``MOST``.
 
     Measured as the bytes that autograd keeps for one image. It depends on the machine, and not on its load.
 
     Args:
         model: classifier.
         shape: (C, H, W) of an image.
-        device: of the model.
+        device, dtype: of the images.
     """
     kept = 0
 
@@ -75,5 +77,5 @@ def largest_batch(model: nn.Module, shape: tuple[int, int, int], device: torch.d
         return tensor
 
     with gradients(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        model(torch.zeros(2, *shape, device=device, requires_grad=True))
+        model(torch.zeros(2, *shape, device=device, dtype=dtype, requires_grad=True))
     return int(max(1, min(MOST, memory(device) / 4 / max(1, kept / 2))))
