@@ -166,6 +166,7 @@ def evaluate_corruptions(
     labels: Tensor | Sequence[int] | None = None,
     *,
     names: Sequence[str] | None = None,
+    source: tuple[str, corruptions.Corrupted] | None = None,
     seed: int = 0,
     batch_size: int | None = None,
     device: torch.device | str | None = None,
@@ -174,14 +175,17 @@ def evaluate_corruptions(
     classes: Sequence[str] | None = None,
     dataset: str | None = None,
 ) -> CorruptionEvaluation:
-    """Measure a classifier's accuracy under the 15 common corruptions, made of the images.
+    """Measure a classifier's accuracy under the 15 common corruptions.
 
-    Images are rounded to 8 bits before they are corrupted. The noise is not that of the published files.
+    By default the corruptions are made of the images, which are rounded to 8 bits first; their noise is not that of the
+    published files.
 
     Args:
         model, images, labels, batch_size, device, classes, dataset: as in ``evaluate``; images have 3 channels and
             32 x 32 pixels or more.
         names: of ``acl_plugin.evaluation.corruptions.NAMES``; None for all.
+        source: name of other corruptions, such as those of published files, and a function from a corruption and a
+            severity to (N, C, H, W) images in [0, 1] and (N,) labels; None makes them.
         seed: of the corruptions' noise.
         folder: keeps the accuracy under each corruption; a later call with the same settings measures the others.
         overwrite: replace the accuracies that ``folder`` has, whatever their settings.
@@ -196,20 +200,26 @@ def evaluate_corruptions(
     """
     chosen = corruptions.chosen_corruptions(names)
     with prepared(model, images, labels, seed, batch_size, device, classes, dataset, folder) as case:
-        pixels = (255 * case.images).round().to(torch.uint8)
-        made = corruptions.generated(pixels, case.labels, torch.arange(len(pixels)), seed)
+        name, made = source or _made_of(case)
 
-        def corrupted(name: str, severity: int) -> tuple[Tensor, Tensor]:
-            x, y = made(name, severity)
+        def corrupted(corruption: str, severity: int) -> tuple[Tensor, Tensor]:
+            x, y = made(corruption, severity)
             return x.to(case.images.dtype), y
 
-        settings = case.settings() | {"source": corruptions.generator_version()}
+        settings = case.settings() | {"source": name}
         settings["clean_accuracy"] = case.clean_accuracy()
         before = case.earlier("corruptions.json", settings, overwrite)
         states = corruptions.accuracy_by_corruption(
             case.model, corrupted, names=names, batch_size=case.size(), earlier=before.get("accuracy")
         )
         return CorruptionEvaluation(_written(case, "corruptions.json", settings, states, len(chosen)))
+
+
+def _made_of(case: Case) -> tuple[str, corruptions.Corrupted]:
+    """Return the name of the package that makes corruptions, and those of the images."""
+    pixels = (255 * case.images).round().to(torch.uint8)
+    made = corruptions.generated(pixels, case.labels, torch.arange(len(pixels)), case.seed)
+    return corruptions.generator_version(), made
 
 
 def _autoattack(case: Case, threat: ThreatModel, settings: dict[str, Any], states: States, resumed: bool) -> Evaluation:
@@ -251,7 +261,10 @@ def _written(
 ) -> dict[str, Any]:
     """Return the last of ``states`` with the settings; each is written to the file ``name`` of the folder, if any."""
     started, values = time.monotonic(), dict[str, Any]()
-    with nullcontext() if case.run is None else case.opened(), Progress(name.partition(".")[0], total) as progress:
+    with (
+        nullcontext() if case.run is None else case.opened(),
+        Progress(name.partition(".")[0], total, unit="attack") as progress,
+    ):
         for state in states:
             values = settings | state | {"seconds": round(time.monotonic() - started, 1)}
             if case.run is not None:

@@ -4,7 +4,7 @@ import pytest
 
 import benchmarks.__main__ as benchmarks
 from acl_plugin import pipeline
-from acl_plugin.evaluation import suite
+from acl_plugin.evaluation.run_folder import evaluate_suite
 from benchmarks import tables
 from conftest import ROOT
 
@@ -29,7 +29,7 @@ def test_a_suite_is_kept_and_becomes_a_table(tiny_config, tmp_path, few, results
 
     pipeline.run(tiny_config, tmp_path / "run")
     assert benchmarks.main(["suite", "tiny", str(tmp_path / "run")]) == 2
-    found = suite.evaluate(RunDir(tmp_path / "run"), tiny_config, torch.device("cpu"), ["FGSM", "DeepFool"])
+    found = evaluate_suite(RunDir(tmp_path / "run"), tiny_config, torch.device("cpu"), ["FGSM", "DeepFool"])
     assert benchmarks.main(["suite", "tiny", str(tmp_path / "run")]) == 0
     kept = json.loads((results / "results" / "suite_tiny.json").read_text())
     assert kept["suite"]["rows"]["FGSM"]["accuracy"] == found["rows"]["FGSM"]["accuracy"]
