@@ -59,7 +59,7 @@ class Case:
             return self.batch_size
         if run is not None and run.evaluation_key.is_file() and not overwrite:
             return int(read_record(run.evaluation_key)["batch_size"])
-        return min(largest_batch(self.model, self.shape, self.device, self.images.dtype), len(self.images))
+        return min(largest_batch(self.model, self.shape, self.device), len(self.images))
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the result, but for the attacks."""
@@ -113,7 +113,7 @@ def prepared(
     run = None if folder is None else _results_folder(folder)
     target, place = inputs.on_device(model, device)
     with alone(), isolated(target, seed, place):
-        x, y = inputs.collect(images, labels, inputs.dtype_of(target))
+        x, y = inputs.collect(images, labels)
         names = inputs.check_user_model(target, x, y, classes)
         case = Case(target, x, y, names, seed, batch_size, place, dataset, run)
         inputs.check_finite(target, x, case.size())

@@ -57,9 +57,7 @@ def _unsound(message: str, given: object = None) -> UsageError:
     return UsageError(message, parameter="model", given=given, allowed="finite logits, a function of each image alone")
 
 
-def largest_batch(
-    model: nn.Module, shape: tuple[int, int, int], device: torch.device, dtype: torch.dtype = torch.float32
-) -> int:
+def largest_batch(model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> int:
     """Return how many images fit into a quarter of the device's memory in a forward and a backward, at most ``MOST``.
 
     Measured as the bytes that autograd keeps for one image. It depends on the machine, and not on its load.
@@ -67,7 +65,7 @@ def largest_batch(
     Args:
         model: classifier.
         shape: (C, H, W) of an image.
-        device, dtype: of the images.
+        device: of the model.
     """
     kept = 0
 
@@ -77,5 +75,5 @@ def largest_batch(
         return tensor
 
     with gradients(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        model(torch.zeros(2, *shape, device=device, dtype=dtype, requires_grad=True))
+        model(torch.zeros(2, *shape, device=device, requires_grad=True))
     return int(max(1, min(MOST, memory(device) / 4 / max(1, kept / 2))))

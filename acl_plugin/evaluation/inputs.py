@@ -35,9 +35,10 @@ def on_device(model: Any, device: torch.device | str | None) -> tuple[nn.Module,
         message = "`model` has weights that are not initialized; call it on a batch of images first"
         raise UsageError(message, parameter="model", given="lazy weights", allowed="initialized weights")
     check_autograd(model)
-    if dtype_of(model) not in (torch.float32, torch.float64):
-        message = f"`model` has weights in {dtype_of(model)}, in which attacks underflow; call float() on it"
-        raise UsageError(message, parameter="model", given=dtype_of(model), allowed="float32 or float64")
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    if dtype != torch.float32:
+        message = f"`model` has weights in {dtype}; attacks compute in float32: call float() on it"
+        raise UsageError(message, parameter="model", given=dtype, allowed=torch.float32)
     if device is None:
         return model, device_of(model)
     try:
@@ -54,18 +55,12 @@ def on_device(model: Any, device: torch.device | str | None) -> tuple[nn.Module,
         raise UsageError(message, parameter="device", given=str(device), allowed=str(device_of(model))) from error
 
 
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """Return the dtype of a model's first floating-point weight; float32 for a model that has none."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-
-
-def collect(images: Any, labels: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return test images (N, C, H, W) in [0, 1] and labels (N,) int64, on the CPU.
+def collect(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    """Return test images (N, C, H, W) float32 in [0, 1] and labels (N,) int64, on the CPU.
 
     Args:
         images: a tensor, a Dataset of (image, label), or a DataLoader of (images, labels).
         labels: (N,) whole numbers with a tensor; None with a Dataset or DataLoader.
-        dtype: of the images that are returned.
 
     Raises:
         UsageError: for images that are not floats in [0, 1] or labels that are not whole numbers, with what was given;
@@ -87,7 +82,7 @@ def collect(images: Any, labels: Any, dtype: torch.dtype) -> tuple[Tensor, Tenso
         raise UsageError("`images` is empty; allowed is one image or more", parameter="images", given=0, allowed="1")
     labels = _whole_numbers(labels, len(images))
     check_values(images, "images")
-    return constant(images).to("cpu", dtype), constant(labels).to("cpu", torch.int64)
+    return constant(images).to("cpu", torch.float32), constant(labels).to("cpu", torch.int64)
 
 
 def _whole_numbers(labels: Any, count: int) -> Tensor:

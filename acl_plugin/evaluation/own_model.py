@@ -60,7 +60,7 @@ def evaluate(
     reduced AutoAttack, without the targeted APGD, whose loss compares four logits; ``version`` is then ``AA-reduced``.
 
     Args:
-        model: any module of float32 or float64 weights that maps (B, C, H, W) in [0, 1] to (B, K) logits, each a
+        model: any module of float32 weights that maps (B, C, H, W) in [0, 1] to (B, K) logits, each a
             function of its image alone. What it needs of normalization is part of it.
         images: (N, C, H, W) floats in [0, 1] with ``labels``; or a Dataset of (image, label), or a DataLoader, all of
             whose images are read into memory once.
@@ -200,12 +200,7 @@ def evaluate_corruptions(
     """
     chosen = corruptions.chosen_corruptions(names)
     with prepared(model, images, labels, seed, batch_size, device, classes, dataset, folder) as case:
-        name, made = source or _made_of(case)
-
-        def corrupted(corruption: str, severity: int) -> tuple[Tensor, Tensor]:
-            x, y = made(corruption, severity)
-            return x.to(case.images.dtype), y
-
+        name, corrupted = source or _made_of(case)
         settings = case.settings() | {"source": name}
         settings["clean_accuracy"] = case.clean_accuracy()
         before = case.earlier("corruptions.json", settings, overwrite)

@@ -156,13 +156,6 @@ def test_work_under_no_grad_and_inference_mode(unchanged, data, few):
         assert acl_plugin.evaluate_suite(unchanged, x.clone(), y, THREAT, attacks=["FGSM"]).n == 20
 
 
-def test_float64_weights(model, data, few):
-    x, y = data
-    found = acl_plugin.evaluate(model.double(), x, y, THREAT)
-    assert found.robust_accuracy <= found.clean_accuracy
-    assert acl_plugin.evaluate_suite(model, x, y, THREAT, attacks=["FGSM"]).clean_accuracy == found.clean_accuracy
-
-
 def test_a_model_without_weights(data, few):
     class Rows(nn.Module):
         def forward(self, x):
@@ -309,7 +302,12 @@ DARK = torch.cat([X.repeat(20, 1, 1, 1), torch.zeros(1, 1, 8, 8)])
         ({"model": lambda x: x}, "model", "is function; allowed is a torch.nn.Module"),
         ({"model": inference_weights}, "model", "made under torch.inference_mode"),
         ({"model": nn.LazyLinear(10)}, "model", "not initialized; call it on a batch"),
-        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).half()}, "model", "float16, in which attacks"),
+        (
+            {"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).half()},
+            "model",
+            "float16; attacks compute in float32",
+        ),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()}, "model", "float64; attacks .* call float"),
         ({"model": Noisy()}, "model", "other logits for the same images"),
         ({"model": Failing()}, "model", "fails on images of 1 x 8 x 8: RuntimeError: no such layer"),
         ({"model": nn.Flatten(0)}, "model", r"gives \(256,\) for 4 images"),
