@@ -88,7 +88,7 @@ class Case:
         try:
             self.run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            message = f"`folder` {self.run.path} cannot be written: {error.strerror}"
+            message = f"{self.run.path} cannot be written: {error.strerror}"
             raise UsageError(message, parameter="folder", given=str(self.run.path), allowed="a folder") from error
         with locked(self.run.path):
             yield self.run
@@ -131,7 +131,7 @@ def _results_folder(folder: Path | str) -> RunDir:
     if run.config.is_file():
         wrong = "is a run folder, whose own classifier `acl-plugin evaluate RUN` evaluates; choose another folder"
     elif run.path.exists() and not run.path.is_dir():
-        wrong = "is a file; `folder` is a folder"
+        wrong = "is a file; choose a folder"
     elif run.path.is_dir() and not any(file.is_file() for file in results):
         if all(file.name.startswith(".") for file in run.path.iterdir()):
             return run

@@ -164,13 +164,13 @@ def check_user_model(model: nn.Module, images: Tensor, labels: Tensor, names: Se
         raise UsageError(message, parameter="model", given=reason(error), allowed="(B, K) logits") from error
     check_classifier(model, first)
     classes = logits.shape[1]
+    if names is not None and len(names) != classes:
+        message = f"the model has logits of {classes} classes; {len(names)} names of classes are given"
+        raise UsageError(message, parameter="classes", given=len(names), allowed=classes)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         message = f"`labels` from {low} to {high}: the model has {classes} classes, from 0 to {classes - 1}"
         raise UsageError(message, parameter="labels", given=(low, high), allowed=(0, classes - 1))
-    if names is not None and len(names) != classes:
-        message = f"`classes`: {len(names)} names; the model has logits of {classes} classes"
-        raise UsageError(message, parameter="classes", given=len(names), allowed=classes)
     return tuple(map(str, range(classes))) if names is None else tuple(map(str, names))
 
 

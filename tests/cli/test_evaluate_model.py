@@ -100,7 +100,7 @@ def test_a_file_of_results_and_the_suite(here, few, capsys):
         (["--model", "my_networks:text"], "returns str, not an nn.Module"),
         (["--model", "my_networks:broken"], "gives no model: KeyError: 'weights.pt'"),
         (["--model", "my_networks:torch.__version__"], "not a function"),
-        (["--model", "my_networks:narrow"], "--classes: 10 names; the model has logits of 3 classes"),
+        (["--model", "my_networks:narrow"], "the model has logits of 3 classes; 10 names of classes are given"),
         (["--model", "my_networks:noisy"], "other logits for the same images"),
         (["--model", "timm:resnett18"], "unknown network of timm: 'resnett18'; the nearest: "),
         (["--model", "robustbench:Any"], "--data digits: RobustBench has models of cifar10"),
@@ -108,7 +108,10 @@ def test_a_file_of_results_and_the_suite(here, few, capsys):
         (["--model", "my_networks:build", "--eps", "2"], "--eps"),
         (["--model", "my_networks:build", "--out", "no/result.json"], "there is no folder no"),
         (["--model", "my_networks:build", "--attacks", '["FGSM"]'], "--attacks ['FGSM'] is not used with --suite"),
-        (["--model", "my_networks:build", "--suite", "corruptions"], "images of 1 x 8 x 8 cannot be corrupted"),
+        (
+            ["--model=my_networks:build", "--suite=corruptions", "--eval-batch-size=null"],
+            "images of 1 x 8 x 8 cannot be corrupted",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(here, capsys, arguments, message):

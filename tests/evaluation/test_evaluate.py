@@ -334,7 +334,7 @@ DARK = torch.cat([X.repeat(20, 1, 1, 1), torch.zeros(1, 1, 8, 8)])
         ({"seed": -1}, "seed", "allowed is a whole number from 0"),
         ({"batch_size": 0}, "batch_size", "allowed is a whole number from 1"),
         ({"device": "toaster"}, "device", "this machine has none, or it is unknown"),
-        ({"classes": ["a", "b"]}, "classes", "2 names; the model has logits of 10 classes"),
+        ({"classes": ["a", "b"]}, "classes", "logits of 10 classes; 2 names of classes are given"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_line(given, parameter, message, tmp_path):
