@@ -20,7 +20,6 @@ from acl_plugin.attacks import inner_attack
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.cli.main import main
-from acl_plugin.losses import divergences
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.objectives.pseudo_labels import PseudoLabels
@@ -139,7 +138,7 @@ def shorten(patch):
         self.square.n_queries, self.apgd.n_iter, self.apgd_targeted.n_iter, self.fab.n_iter = 50, 5, 5, 5
 
     patch(pyautoattack.AutoAttack, "_set_version", fast)
-    for module in (divergences, audit):
+    for module in (divergence_estimates, audit):
         patch(module, "MEASURED_WITH", divergence_estimates.MEASURED_WITH | {"steps": 10})
 
 

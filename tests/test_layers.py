@@ -26,8 +26,9 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 PURE = (
-    "losses models attacks objectives evaluation.autoattack evaluation.checks evaluation.verdicts evaluation.suite "
-    "evaluation.corruptions"
+    "losses models attacks objectives evaluation.autoattack evaluation.adversarial_images evaluation.batches "
+    "evaluation.checks evaluation.corruptions evaluation.inputs evaluation.isolation evaluation.suite "
+    "evaluation.verdicts"
 ).split()
 """What works in anybody's loop."""
 HEAVY = ("timm", "torchattacks", "robustbench", "lightning", "matplotlib", "kornia", "sklearn", "autoattack")

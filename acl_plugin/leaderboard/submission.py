@@ -17,7 +17,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from acl_plugin.evaluation import verdicts
+from acl_plugin.evaluation.storage import read_verdicts
+from acl_plugin.evaluation.verdicts import Verdict
 from acl_plugin.leaderboard import whole_run
 from acl_plugin.leaderboard.stub import class_name, defined_in, fault, stub
 from acl_plugin.models.encoder import Classifier
@@ -120,7 +121,7 @@ def acceptance(run: RunDir, evaluation: dict[str, Any], clean_acc: str) -> list[
     dataset = evaluation["dataset"]
     if dataset not in THRESHOLDS:
         return [f"none: RobustBench has no test on {dataset}"]
-    found = verdicts.read(run.evaluation_lines)
+    found = read_verdicts(run.evaluation_lines)
     first, needed, total = [v for v in found if v.index < 200], THRESHOLDS[dataset], IMAGES[dataset]
     quick = f"clean accuracy on the first 200 test images, which must be above {needed:.0f} %: "
     exact = f"clean accuracy on all {total} test images, which must be within {TOLERANCE} percentage points of "
@@ -267,7 +268,7 @@ def missing(info: dict[str, Any]) -> list[str]:
     return [text for key, text in needed.items() if not info[key]]
 
 
-def _percent(found: list[verdicts.Verdict]) -> float:
+def _percent(found: list[Verdict]) -> float:
     """Clean accuracy, rounded as in RobustBench's tests."""
     return round(100 * sum(v.clean for v in found) / max(1, len(found)), 2)
 

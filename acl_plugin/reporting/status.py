@@ -24,7 +24,7 @@ def status(run: RunDir) -> list[str]:
         "probe": _probe(run),
         "evaluate": _evaluate(run),
         "suite": _done(run.suite, _suite),
-        "corruptions": _done(run.corruptions, lambda v: f"mean {100 * v['mean']:.2f} %"),
+        "corruptions": _done(run.corruptions, lambda v: f"{_partial(v)}mean {100 * v['mean']:.2f} %"),
         "audit": _done(run.audit, lambda v: f"{_partial(v)}{len(v['rows'])} checkpoints"),
         "export": ", ".join(p.stem for p in sorted(run.robustbench.rglob("model_info/*/*/*.json"))) or "not yet",
     }
@@ -64,7 +64,7 @@ def _suite(values: dict[str, Any]) -> str:
 
 
 def _partial(values: dict[str, Any]) -> str:
-    return "" if values["complete"] else "unfinished: "
+    return "" if values.get("complete", True) else "unfinished: "
 
 
 def _done(path: Any, details: Any) -> str:

@@ -41,7 +41,7 @@ ATTACKED = {
 }  # fmt: skip
 IMAGES = {"n": COUNT, "size": [int, 3], "classes": [str, 1], "pixels": str, "labels": str, "content": str}
 OF_WHAT = {
-    "images": IMAGES, "dataset": str, "threat_model": frozenset(("Linf", "L2")),
+    "images": IMAGES, "dataset": (str, None), "threat_model": frozenset(("Linf", "L2")),
     "eps": NUMBER, "n": COUNT, "seed": int,
 }  # fmt: skip
 KEY = OF_WHAT | {"version": str, "weights_sha256": str}
@@ -59,7 +59,7 @@ SHAPES: dict[str, Any] = {
         "rows": {str: ATTACKED}, "left_out?": {str: str},
         "curve": [{"eps": NUMBER, "accuracy": SHARE}],
     },
-    "corruptions.json": {"mean": SHARE, "accuracy": {str: [SHARE]}},
+    "corruptions.json": {"complete?": bool, "mean": SHARE, "accuracy": {str: [SHARE]}},
     "audit.json": {"complete": bool, "rows": [AUDITED, 1], "correlation": {str: (CORRELATION, None)}},
 }  # fmt: skip
 """By name: a dict gives the keys that must be there, or may be (``?``); ``{str: S}`` is any dict of S, ``[S]`` a list

@@ -18,7 +18,7 @@ from acl_plugin.cli.main import main
 from acl_plugin.config import CoresetConfig, ProbeConfig, RunConfig, TrainingConfig, preset
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluation import corruptions, run_folder, suite
+from acl_plugin.evaluation import corruption_files, run_folder
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
 from acl_plugin.probing.protocols import Probing
@@ -132,18 +132,18 @@ def test_what_each_suite_reads(name, folder, finished_run, tmp_path, few, monkey
     if name == "autoattack":
         run_folder.evaluate(run, config, CPU)
     elif name == "standard":
-        suite.evaluate(run, config, CPU, ["FGSM"])
+        run_folder.evaluate_suite(run, config, CPU, ["FGSM"], overwrite=True)
     else:
         images = datasets.load(config).test
 
         def made(*_):
             return lambda corruption, severity: (images.floats(), images.labels)
 
-        for reader in ("_made", "_read"):
-            monkeypatch.setattr(corruptions, reader, made)
-        monkeypatch.setitem(corruptions.FOLDERS, "digits", "digits-C")
+        for reader in ("generated", "read_folder"):
+            monkeypatch.setattr(corruption_files, reader, made)
+        monkeypatch.setitem(corruption_files.FOLDERS, "digits", "digits-C")
         read.clear()
-        corruptions.evaluate(run, config, CPU, folder)
+        run_folder.evaluate_corruptions(run, config, CPU, folder)
         read -= {"seed"} if folder else set()  # it is written down with the result
     options = {"norm", "eps", "eval_batch_size", "devices", "seed"}
     given = vars(config) | {"suite": name, "corruptions_dir": folder}
