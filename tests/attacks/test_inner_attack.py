@@ -396,7 +396,6 @@ def test_the_dlr_loss_takes_three_classes(views):
 
 def test_step_size_and_scale(encoder, views):
     attack = InnerAttack(ThreatModel("Linf", 8 / 255), "PGD", 5)
-    assert attack._arguments(attack.threat, 10)["alpha"] == pytest.approx(2 / 255)
     half = attack.scaled(0.5).joint(encoder, *views, route="adv")[0] - views[0]
     assert half.abs().max() <= 4 / 255 + 1e-6
 

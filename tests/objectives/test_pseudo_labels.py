@@ -10,7 +10,7 @@ from acl_plugin.data.images import Images
 from acl_plugin.errors import UsageError
 from acl_plugin.models.features import cluster, features_of
 from acl_plugin.objectives import pseudo_labels
-from acl_plugin.objectives.pseudo_labels import PseudoLabels
+from acl_plugin.objectives.pseudo_labels import ClusterHeads, PseudoLabels
 from acl_plugin.runs.models import load_encoder
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels, write_pseudo_labels
 
@@ -114,3 +114,37 @@ def test_bad_files_are_refused_in_a_line(tmp_path, kind):
     message = "no such file; make it with acl-plugin pseudo-labels" if kind == "missing" else "no file of pseudo-labels"
     with pytest.raises(UsageError, match=message):
         read_pseudo_labels(bad(tmp_path, kind))
+
+
+def test_a_tensor_by_row_stands_for_clusterings():
+    table = torch.tensor([[0, 1, 0, 1], [2, 0, 1, 0]])
+    labels = PseudoLabels.by_row(table)
+    assert labels.sizes == [2, 3]
+    assert torch.equal(labels(torch.tensor([3, 0])), table[:, [3, 0]])
+    assert PseudoLabels.by_row(table[0]).sizes == [2]
+    labels.check_images(images_of([0, 3]))
+    with pytest.raises(UsageError, match="1 of 2 training images have no pseudo-labels, which are of 4 images"):
+        labels.check_images(images_of([0, 4]))
+
+
+@pytest.mark.parametrize(
+    "table", [torch.rand(4), torch.zeros(2, 3, 4).long(), torch.empty(0).long(), torch.tensor([[0, 1], [1, 0]])]
+)
+def test_tensors_that_are_no_clusterings_are_refused(table):
+    with pytest.raises(UsageError, match=r"`pseudo_labels` .*: allowed are \(N,\) or .number of clusterings, N."):
+        PseudoLabels.by_row(table)
+
+
+@pytest.mark.parametrize(
+    "labels", [{}, {2: torch.tensor([0, 2])}, {2: torch.tensor([0, 1, 1])}, {2: torch.tensor([-1, 0])}]
+)
+def test_labels_that_do_not_fit_the_rows_are_refused(labels):
+    with pytest.raises(UsageError, match="labels and rows do not fit together"):
+        PseudoLabels(torch.tensor([0, 1]), labels)
+
+
+def test_the_users_labels_stay_where_they_are():
+    labels = PseudoLabels.by_row(torch.tensor([0, 1]))
+    heads = ClusterHeads(labels, 4).to("meta")
+    assert heads.labels.table.device.type == "meta"
+    assert labels.table.device.type == "cpu"
