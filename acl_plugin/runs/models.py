@@ -1,37 +1,25 @@
 """Encoders and classifiers of run folders, written and read."""
 
-from acl_plugin.runs.folder import RunDir
-from acl_plugin.runtime import seeding
-from acl_plugin.runtime.files import damaged
-from acl_plugin.runtime.files import read_intact
-from acl_plugin.runtime.files import torch_bytes
-from acl_plugin.runtime.files import write_atomic
-
+import copy
 import hashlib
-import io
-import json
-import os
-import platform
-import subprocess
-import zipfile
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
+
 import torch
 from torch import Tensor, nn
-from acl_plugin import config as configuration
-from acl_plugin.models.encoder import Classifier
-from acl_plugin.models.encoder import Encoder
-from acl_plugin.models.spec import ModelSpec
-from acl_plugin.config import RunConfig
-from acl_plugin.data.images import DataSet
+
 from acl_plugin.errors import UsageError
-from acl_plugin.runtime.paths import user_path
-
-
+from acl_plugin.models import norm_banks
+from acl_plugin.models.encoder import Classifier, Encoder
+from acl_plugin.models.protocol import EncoderProtocol, require_encoder
+from acl_plugin.models.spec import ModelSpec, spec_of
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runtime import seeding
+from acl_plugin.runtime.files import damaged, read_intact, torch_bytes, write_atomic
 
 Module = TypeVar("Module", bound=nn.Module)
+OwnEncoder = TypeVar("OwnEncoder", bound=EncoderProtocol)
 
 
 def load_classifier(run: Path | str) -> Classifier:
@@ -57,7 +45,15 @@ def load_classifier(run: Path | str) -> Classifier:
     return contiguous(model.eval())
 
 
-def load_encoder(run: Path | str, *, benign: bool = False) -> Encoder:
+@overload
+def load_encoder(run: Path | str, *, benign: bool = False, encoder: None = None) -> Encoder: ...
+
+
+@overload
+def load_encoder(run: Path | str, *, benign: bool = False, encoder: OwnEncoder) -> OwnEncoder: ...
+
+
+def load_encoder(run: Path | str, *, benign: bool = False, encoder: Any = None) -> Any:
     """The pretrained encoder of a run folder, with its projector, as a plain network with one norm bank.
 
     It is in eval mode; ``encoder.features(images)`` maps (B, C, H, W) in [0, 1] to (B, D).
@@ -65,14 +61,18 @@ def load_encoder(run: Path | str, *, benign: bool = False) -> Encoder:
     Args:
         run: a folder in which ``acl-plugin pretrain``, ``run`` or ``import`` has finished.
         benign: the norm bank for benign images, where it is another one than for adversarial images.
+        encoder: your own encoder that the run was pretrained with (``acl_plugin.wrap_encoder(...)``), or one like it; a
+            copy with the run's weights is returned.
 
     Raises:
-        UsageError: when the folder or its encoder is missing or damaged.
+        UsageError: when the folder or its encoder is missing or damaged, or of another network than ``encoder``.
     """
     folder = RunDir(run)
     path = folder.require(folder.encoder, f"pretrain --out {folder.path}")
     spec, weights = read_model(folder.benign_encoder if benign and folder.benign_encoder.is_file() else path)
     kind, projector = read_projector(folder)
+    if encoder is not None:
+        return _filled(encoder, spec, weights, projector)
     with seeding.private(0):
         encoder = Encoder(spec, projector=kind)
     try:
@@ -81,6 +81,30 @@ def load_encoder(run: Path | str, *, benign: bool = False) -> Encoder:
     except RuntimeError as error:
         raise damaged(path, f"is damaged: its weights are not those of {spec.backbone}") from error
     return contiguous(encoder.eval())
+
+
+def _filled(
+    encoder: OwnEncoder, spec: ModelSpec, weights: Mapping[str, Any], projector: Mapping[str, Any]
+) -> OwnEncoder:
+    """Return a copy of the user's encoder with one norm bank, and the weights of a run."""
+    here = spec_of(require_encoder(encoder, "encoder"), spec.shape)
+    names = ("backbone", "kwargs", "shape", "mean", "std")
+    other = [name for name in names if getattr(here, name) != getattr(spec, name)]
+    if other:
+        told = "; ".join(f"{name} {getattr(here, name)}, there {getattr(spec, name)}" for name in other)
+        message = f"`encoder` is another one than the run was pretrained with: {told}"
+        raise UsageError(message, parameter="encoder", given=here, allowed=spec)
+    filled: Any = copy.deepcopy(encoder)
+    try:
+        for part, values in (("backbone", weights), ("projector", projector)):
+            plain = norm_banks.export(getattr(filled, part), filled.routes[0])
+            plain.load_state_dict(values)
+            setattr(filled, part, plain)
+    except RuntimeError as error:
+        line = " ".join(str(error).split())[:200]
+        message = f"`encoder` is another network than the run was pretrained with: {line}"
+        raise UsageError(message, parameter="encoder", given=here, allowed="the same network") from error
+    return filled.eval()
 
 
 def contiguous(model: Module) -> Module:

@@ -2,7 +2,7 @@ import pytest
 
 import benchmarks.__main__ as benchmarks
 from acl_plugin import pipeline
-from acl_plugin.evaluation import suite
+from acl_plugin.evaluation.run_folder import evaluate_suite
 from benchmarks import compact, tables
 from conftest import ROOT
 
@@ -27,7 +27,7 @@ def test_a_suite_is_kept_and_becomes_a_table(tiny_config, tmp_path, few, results
 
     pipeline.run(tiny_config, tmp_path / "run")
     assert benchmarks.main(["suite", "tiny", str(tmp_path / "run")]) == 2
-    found = suite.evaluate(RunDir(tmp_path / "run"), tiny_config, torch.device("cpu"), ["FGSM", "DeepFool"])
+    found = evaluate_suite(RunDir(tmp_path / "run"), tiny_config, torch.device("cpu"), ["FGSM", "DeepFool"])
     assert benchmarks.main(["suite", "tiny", str(tmp_path / "run")]) == 0
     kept = compact.read(results / "results" / "suite_tiny.json")
     assert kept["suite"]["rows"]["FGSM"]["accuracy"] == found["rows"]["FGSM"]["accuracy"]
