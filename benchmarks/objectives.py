@@ -19,6 +19,7 @@ from acl_plugin.errors import UsageError, unknown
 from acl_plugin.objectives import pseudo_labels
 from acl_plugin.objectives.pseudo_labels import PUBLISHED_SIZES
 from acl_plugin.runs.models import load_encoder
+from acl_plugin.runs.pseudo_labels import write_pseudo_labels
 
 FINETUNING_COST = 27
 """Encoder forwards per image of a step of TRADES: ten of the attack, each with a gradient, and 7 of target and loss."""
@@ -146,4 +147,5 @@ def _cluster(config: RunConfig, seed: int, runs: Path) -> None:
     images = datasets.load(config).train
     sizes: Sequence[int] = [size for size in PUBLISHED_SIZES if size <= len(images)]
     provenance = {"data": config.data, "objective": TEACHER}
-    pseudo_labels.make(load_encoder(teacher, benign=True), images, sizes, seed, provenance).write(labels_of(seed, runs))
+    labels = pseudo_labels.make(load_encoder(teacher, benign=True), images, sizes, seed, provenance)
+    write_pseudo_labels(labels, labels_of(seed, runs))

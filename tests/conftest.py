@@ -16,13 +16,15 @@ import torch
 import acl_plugin
 from acl_plugin import config as configuration
 from acl_plugin import registry
-from acl_plugin.attacks import bridge
+from acl_plugin.attacks import inner_attack
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.cli.main import main
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.objectives.pseudo_labels import PseudoLabels
+from acl_plugin.runs.pseudo_labels import read_pseudo_labels, write_pseudo_labels
+from acl_plugin.runtime.messages import on_stderr
 from acl_plugin.theory import audit, divergence_estimates
 from acl_plugin.training.pretrain import pretrain
 
@@ -52,12 +54,14 @@ def _quiet_and_apart(tmp_path, monkeypatch):
     """No test reads or writes the user's index of exported models; Lightning keeps to warnings."""
     monkeypatch.setenv("ACL_PLUGIN_HOME", str(tmp_path / "home"))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with on_stderr():
+        yield
 
 
 @pytest.fixture
 def same_noise(monkeypatch):
     """All attacks have the same noise, so that an attack can be repeated by hand."""
-    monkeypatch.setattr(bridge, "_noise_seed", lambda generator: 0)
+    monkeypatch.setattr(inner_attack, "noise_seed", lambda generator: 0)
 
 
 @pytest.fixture
@@ -103,19 +107,26 @@ def labels_file(tmp_path_factory):
     """Pseudo-labels of all digits."""
     rows = torch.arange(1797)
     path = tmp_path_factory.mktemp("labels") / "labels.npz"
-    PseudoLabels(rows, {2: rows % 2, 5: rows % 5}, {"data": "digits", "n": 1797}).write(path)
+    labels = PseudoLabels(rows, {2: rows % 2, 5: rows % 5}, {"data": "digits", "n": 1797})
+    write_pseudo_labels(labels, path)
     return path
+
+
+def _needed(name, teacher, labels):
+    teacher, labels = {"teacher": teacher}, {"pseudo_labels": labels}
+    return {"deacl": teacher, "profeat": teacher, "advcl": labels, "a_infonce": labels}.get(name, {})
 
 
 @pytest.fixture
 def settings_of(teacher_run, labels_file):
-    """What each objective cannot do without, by its name."""
+    """What each objective cannot do without, by its name: objects."""
+    return lambda name: _needed(name, acl_plugin.load_encoder(teacher_run), read_pseudo_labels(labels_file))
 
-    def settings(name):
-        teacher, labels = {"teacher": str(teacher_run)}, {"pseudo_labels": str(labels_file)}
-        return {"deacl": teacher, "profeat": teacher, "advcl": labels, "a_infonce": labels}.get(name, {})
 
-    return settings
+@pytest.fixture
+def paths_of(teacher_run, labels_file):
+    """The same in a configuration: paths."""
+    return lambda name: _needed(name, str(teacher_run), str(labels_file))
 
 
 def shorten(patch):

@@ -82,14 +82,14 @@ def rcs_case():
     return model, create_objective("acl_ds"), attack, batches, validation, draw
 
 
-def advcl_case(tmp_path, name="advcl", **settings):
+def advcl_case(name="advcl", **settings):
     """Objective, encoder, views and attack; the views lie away from 0 and 1."""
     generator = torch.Generator().manual_seed(7)
-    file, rows = tmp_path / "labels.npz", torch.arange(6)
+    rows = torch.arange(6)
     sizes = (2, 3, 4, 5, 6)
     labels = {size: torch.randint(size, (6,), generator=generator) for size in sizes}
-    PseudoLabels(rows, labels, {"data": "digits", "n": 6}).write(file)
-    objective = create_objective(name, pseudo_labels=str(file), fidelity=FIDELITY, **settings)
+    given = PseudoLabels(rows, labels)
+    objective = create_objective(name, pseudo_labels=given, fidelity=FIDELITY, **settings)
     model = encoder_in_float64(objective.routes, objective.projector).train()
     objective.setup(model)
     draw_in_float64(objective)

@@ -5,6 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from acl_plugin.attacks.inputs import check_output
+from acl_plugin.errors import UsageError
+from acl_plugin.models import norm_banks
+from acl_plugin.models.protocol import Network
+
 
 class Bridge(nn.Module):
     """What torchattacks takes for the model: it finds a device, and cannot reach the encoder's modes."""
@@ -19,6 +24,28 @@ class Bridge(nn.Module):
             x = x.view_as(x)
             x.register_hook(lambda gradient: gradient.contiguous())
         return self.logits(x)
+
+
+def loss_logits(rows: Tensor) -> Tensor:
+    """Return two logits per row whose cross-entropy with label 0 is the row's loss: (B,) above 0 -> (B, 2)."""
+    rows = rows.float().clamp_min(1e-6)
+    # -log(expm1(l)) = -l - log(1 - exp(-l)), which does not overflow
+    wrong = -rows - torch.log(-torch.expm1(-rows))
+    return torch.stack([wrong, torch.zeros_like(wrong)], dim=1)
+
+
+def count_classes(model: Network, image: Tensor) -> int:
+    """Return how many logits a classifier gives for an image (1, C, H, W), in eval mode.
+
+    Raises:
+        UsageError: for an output that is not (1, classes), or fewer than two classes.
+    """
+    with torch.no_grad(), norm_banks.inference(model):
+        classes: int = check_output(model(image), (1, None)).shape[1]
+    if classes < 2:
+        message = f"the model has {classes} output; allowed are logits of two classes or more"
+        raise UsageError(message, parameter="model", given=classes, allowed="two classes or more")
+    return classes
 
 
 def noise_seed(generator: torch.Generator | None) -> int:

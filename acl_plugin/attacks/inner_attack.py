@@ -15,24 +15,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from acl_plugin.attacks.bridge import Bridge, noise_seed
-from acl_plugin.attacks.catalogue import (
-    RGB_ONLY,
-    STEPS,
-    attack_names,
-    check_arguments,
-    check_count,
-    class_of,
-    defaults,
-    fewest_classes,
-)
+from acl_plugin.attacks.arguments import check_classes, check_settings, check_view, class_arguments
+from acl_plugin.attacks.bridge import Bridge, count_classes, loss_logits, noise_seed
+from acl_plugin.attacks.catalogue import class_of
 from acl_plugin.attacks.inputs import check_images, check_labels, check_output, check_values
 from acl_plugin.attacks.threat_model import ThreatModel
-from acl_plugin.errors import UsageError, unknown
+from acl_plugin.errors import UsageError
 from acl_plugin.losses import contrastive
 from acl_plugin.models import norm_banks
+from acl_plugin.models.protocol import Network
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.autograd import check_autograd, constant, gradients
 
@@ -73,18 +66,7 @@ class InnerAttack:
     trusted: bool = False
 
     def __post_init__(self) -> None:
-        if self.name not in attack_names():
-            raise unknown("attack", self.name, attack_names(), parameter="name")
-        valid = attack_names(self.threat.norm)
-        if self.name not in valid:
-            message = f"attack {self.name!r} is not for {self.threat.norm}; allowed: {', '.join(valid)}"
-            raise UsageError(message, parameter="name", given=self.name, allowed=tuple(valid))
-        check_count("steps", self.steps)
-        check_arguments(self.name, self.kwargs)
-        if not 0 < self.scale <= 1:
-            allowed = "a number above 0, at most 1"
-            message = f"attack scale {self.scale!r}: allowed is {allowed}"
-            raise UsageError(message, parameter="scale", given=self.scale, allowed=allowed)
+        check_settings(self.threat.norm, self.name, self.steps, self.kwargs, self.scale)
 
     def check(self, view: str | None, channels: int | None = None, classes: int | None = None) -> None:
         """Refuse a view, a number of channels or a number of classes that this class is not valid for.
@@ -92,22 +74,8 @@ class InnerAttack:
         Raises:
             UsageError: with the classes that are.
         """
-        if self.name in RGB_ONLY and channels not in (None, 3):
-            message = f"attack {self.name!r} takes images of 3 channels, not {channels}; use PGD or MIFGSM"
-            raise UsageError(message, parameter="channels", given=channels, allowed=3)
-        valid = attack_names(self.threat.norm, view)
-        if view is not None and self.name not in valid:
-            raise UsageError(
-                f"attack {self.name!r} moves each row for itself and is not valid for the {view!r} view, in which "
-                f"rows depend on each other; allowed: {', '.join(valid)}",
-                parameter="name",
-                given=self.name,
-                allowed=tuple(valid),
-            )
-        fewest = fewest_classes(self.name, self.kwargs)
-        if classes is not None and classes < fewest:
-            message = f"attack {self.name!r} compares the logits of {fewest} classes or more, not of {classes}"
-            raise UsageError(f"{message}; use APGD or PGD", parameter="classes", given=classes, allowed=fewest)
+        check_view(self.threat.norm, self.name, view, channels)
+        check_classes(self.name, self.kwargs, classes)
 
     def scaled(self, scale: float) -> "InnerAttack":
         """The same attack with a share of its eps and step size."""
@@ -115,7 +83,7 @@ class InnerAttack:
 
     def joint(
         self,
-        model: nn.Module,
+        model: Network,
         a: Tensor,
         b: Tensor,
         *,
@@ -157,7 +125,7 @@ class InnerAttack:
 
     def bank(
         self,
-        model: nn.Module,
+        model: Network,
         x: Tensor,
         keys: Tensor,
         *,
@@ -194,7 +162,7 @@ class InnerAttack:
 
     def scalar(
         self,
-        model: nn.Module,
+        model: Network,
         x: Tensor,
         row_losses: Callable[[Tensor], Tensor],
         *,
@@ -216,16 +184,13 @@ class InnerAttack:
         self._check_values(x)
 
         def logits(images: Tensor) -> Tensor:
-            rows = check_output(row_losses(images), (len(images),), "row_losses").float().clamp_min(1e-6)
-            # -log(expm1(l)) = -l - log(1 - exp(-l)), which does not overflow
-            wrong = -rows - torch.log(-torch.expm1(-rows))
-            return torch.stack([wrong, torch.zeros_like(wrong)], dim=1)
+            return loss_logits(check_output(row_losses(images), (len(images),), "row_losses"))
 
         labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
         return self._run(model, x, labels, logits, classes=2, generator=generator)
 
     def classifier(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, bounded: bool = True, generator: torch.Generator | None = None
+        self, model: Network, x: Tensor, y: Tensor, *, bounded: bool = True, generator: torch.Generator | None = None
     ) -> Tensor:
         """Move images away from their class, as an evaluation does; any class is valid.
 
@@ -249,11 +214,7 @@ class InnerAttack:
         if not x.numel():
             return x.detach().clone()
         check_autograd(model)
-        with torch.no_grad(), norm_banks.inference(model):
-            classes = check_output(model(x[:1]), (1, None)).shape[1]
-        if classes < 2:
-            message = f"the model has {classes} output; allowed are logits of two classes or more"
-            raise UsageError(message, parameter="model", given=classes, allowed="two classes or more")
+        classes = count_classes(model, x[:1])
         self.check(None, classes=classes)
         self._check_values(x, y=y, classes=classes)
 
@@ -264,7 +225,7 @@ class InnerAttack:
 
     def trades(
         self,
-        model: nn.Module,
+        model: Network,
         x: Tensor,
         logits: Callable[[Tensor], Tensor],
         benign_logits: Tensor,
@@ -309,7 +270,7 @@ class InnerAttack:
 
     def _run(
         self,
-        model: nn.Module,
+        model: Network,
         x: Tensor,
         labels: Tensor,
         logits: Callable[[Tensor], Tensor],
@@ -323,7 +284,8 @@ class InnerAttack:
         threat, seed = replace(self.threat, eps=self.threat.eps * self.scale), noise_seed(generator)
         with gradients(), norm_banks.inference(model), seeding.private(seed, x.device):
             x, labels = constant(x).contiguous(), constant(labels)  # some classes use view()
-            attack = class_of(self.name)(Bridge(logits, x), **self._arguments(threat, classes, seed))
+            arguments = class_arguments(self.name, self.kwargs, self.steps, self.scale, threat, classes, seed)
+            attack = class_of(self.name)(Bridge(logits, x), **arguments)
             moved = attack(x, labels).detach()
             # some classes leave the ball (CW, DeepFool), and some divide by a gradient that may be zero
             moved = torch.where(moved.isfinite(), moved, x)
@@ -331,21 +293,3 @@ class InnerAttack:
             if self.on_moved is not None:
                 self.on_moved((moved != x).flatten(1).any(1).float().mean())
         return moved
-
-    def _arguments(self, threat: ThreatModel, classes: int, seed: int = 0) -> dict[str, Any]:
-        given = next((self.kwargs[name] for name in STEPS if name in self.kwargs), self.steps)
-        steps = 1 if self.name in ("FGSM", "FFGSM") else given
-        wanted = {
-            "eps": threat.eps,
-            "max_epsilon": threat.eps,
-            "alpha": 1.25 * threat.eps / steps,
-            **dict.fromkeys(STEPS, steps),
-            "norm": threat.norm,
-            "n_classes": min(classes, 10),  # nine targets at most, as AutoAttack has
-            "seed": seed,
-        }
-        accepted = defaults(self.name)
-        arguments = {k: v for k, v in wanted.items() if k in accepted} | self.kwargs
-        if "alpha" in self.kwargs:
-            arguments["alpha"] = self.kwargs["alpha"] * self.scale
-        return arguments

@@ -22,6 +22,7 @@ from acl_plugin.errors import UsageError, unknown
 from acl_plugin.leaderboard import export, provenance
 from acl_plugin.objectives import pseudo_labels
 from acl_plugin.probing import protocols
+from acl_plugin.registry import DATASETS
 from acl_plugin.reporting import report, tables
 from acl_plugin.runs import published, transfer
 from acl_plugin.runs.folder import RunDir
@@ -200,6 +201,7 @@ def make_pseudo_labels(arguments: list[str]) -> None:
     """Cluster the training images by a run's features."""
     from acl_plugin.models.memory_format import channels_last
     from acl_plugin.runs.models import load_encoder, weights_hash
+    from acl_plugin.runs.pseudo_labels import write_pseudo_labels
 
     parser = parser_of("pseudo-labels")
     parser.add_argument("run", type=Path, help="The run's folder.")
@@ -219,7 +221,7 @@ def make_pseudo_labels(arguments: list[str]) -> None:
     source = {"data": config.data, "objective": config.objective, "encoder_sha256": weights_hash(encoder)}
     images = datasets.load(config).train
     labels = pseudo_labels.make(encoder, images, options["clusters"], config.seed, source | {"seen": seen})
-    labels.write(options["out"])
+    write_pseudo_labels(labels, options["out"])
     print(f"pseudo-labels: {options['out']}")
 
 
@@ -245,9 +247,7 @@ def show_list(arguments: list[str]) -> None:
             views = " ".join(v for v in ALL_VIEWS if attack in attack_names(view=v))
             print(f"{attack:12}{norms:10}{views}")
     elif given.what == "data":
-        from acl_plugin.data.datasets import SOURCES
-
-        print("\n".join(f"{name:10}{tables.first_line(source)}" for name, source in SOURCES.items()))
+        print("\n".join(f"{name:10}{tables.first_line(DATASETS.get(name))}" for name in DATASETS.names()))
     elif given.what == "formats":
         print("\n".join(f"{name:12}{layout.papers}" for name, layout in LAYOUTS.items()))
     else:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from acl_plugin.errors import UsageError
-from acl_plugin.objectives.pseudo_labels import PseudoLabels
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.pseudo_labels import read_pseudo_labels
 from acl_plugin.runs.records import read_record
 
 PART_OF = {"cifar10_val": "cifar10", "digits_val": "digits", "digits_0_4": "digits", "digits_5_9": "digits"}
@@ -99,7 +99,7 @@ def _of_teacher(run: RunDir) -> Sources:
 
 
 def _of_labels(path: Path) -> Sources:
-    provenance: dict[str, Any] = PseudoLabels.read(path).provenance if path.is_file() else {}
+    provenance: dict[str, Any] = read_pseudo_labels(path).provenance if path.is_file() else {}
     seen = provenance.get("seen")
     if not isinstance(seen, list):
         why = "does not record them" if path.is_file() else "is not there"

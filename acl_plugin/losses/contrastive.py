@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acl_plugin.runtime.distributed import gathered
+from acl_plugin.runtime.distributed import gathered, ranks
 
 SELF = -1e9
 """Logit of a row with itself: finite, so that 0 * logit stays a number, and exp of it is exactly 0."""
@@ -78,11 +78,6 @@ def nt_xent(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
     return nt_xent_rows(gathered(za), gathered(zb), temperature).mean()
 
 
-def collapsed_nce(rows: int, views: int = 2) -> float:
-    """Contrastive loss of an encoder that maps every image to one point: log(VB - 1) for V views of B = ``rows``."""
-    return math.log(views * rows - 1)
-
-
 @dataclass(frozen=True)
 class HardNegatives:
     """Negatives that count more the closer they are, corrected for false ones.
@@ -92,12 +87,34 @@ class HardNegatives:
         beta: how much more close negatives count, at least 0.
         code: whose arithmetic. ``paper``; or A-InfoNCE's code. In both of its forms a negative j is weighed by the mean
             of row j instead of the anchor's, over all VB columns; in ``advcl``, pair (i, p) takes the denominator of p
-            besides, and the floor of the estimate is e^(1 / tau) times higher.
+            as well, and the floor of the estimate is e^(1 / tau) times higher.
     """
 
     tau_plus: float
     beta: float = 1.0
     code: Literal["paper", "rocl", "advcl"] = "paper"
+
+
+def collapsed_nce(rows: int, views: int = 2, hard: HardNegatives | None = None) -> float:
+    """Return the contrastive loss of an encoder that maps every image to one point.
+
+    It is log(VB - 1). With ``hard`` it is log(1 + (M' - tau+ M) / (1 - tau+)) for M = V(B - 1) negatives, where M' is M
+    in the paper's arithmetic, and VB in that of the code.
+
+    Args:
+        rows: B, images in the batch of this rank; those of all ranks count, as in ``nt_xent``.
+        views: V.
+        hard: as in ``multi_view_nce_rows``.
+
+    Returns:
+        The loss in nats.
+    """
+    count = rows * ranks()
+    if hard is None:
+        return math.log(views * count - 1)
+    negatives = views * (count - 1)
+    weighed = negatives if hard.code == "paper" else views * count
+    return math.log(1 + (weighed - hard.tau_plus * negatives) / (1 - hard.tau_plus))
 
 
 def multi_view_nce_rows(

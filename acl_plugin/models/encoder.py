@@ -43,26 +43,28 @@ class Preprocess(nn.Module):
         return (x - self.mean) / self.std
 
 
-class Encoder(nn.Module):
-    """Backbone f and projector g on images in [0, 1], with one bank of BatchNorm per route.
+class BackboneAndProjector(nn.Module):
+    """Implement ``EncoderProtocol``: preprocessing, backbone f and projector g, with one bank of BatchNorm per route.
 
     Args:
-        spec: the model, without classes.
+        preprocess: (B, C, H, W) in [0, 1] -> (B, C, H', W').
+        backbone: (B, C, H', W') -> (B, D); its BatchNorm layers are replaced in place by one bank per route.
+        size: D.
         routes: names of the norm banks; the first is the default.
         projector: one of ``projectors.PROJECTORS``.
     """
 
-    def __init__(self, spec: ModelSpec, routes: Sequence[str] = ("clean",), projector: str = "three_layer") -> None:
+    def __init__(
+        self, preprocess: "Preprocess", backbone: nn.Module, size: int, routes: Sequence[str], projector: str
+    ) -> None:
         super().__init__()
         if projector not in PROJECTORS:
             raise unknown("projector", projector, PROJECTORS)
-        self.spec, self.routes = spec, tuple(routes)
-        backbone, input_size = create_backbone(spec)
-        self.size = size = feature_size(backbone, spec.shape[0], input_size)
-        self.preprocess = _preprocess(spec, input_size)
+        self.size: int = size
+        self.routes: tuple[str, ...] = tuple(routes)
+        self.preprocess = preprocess
         self.backbone = norm_banks.add_routes(backbone, self.routes)
         self.projector = norm_banks.add_routes(PROJECTORS[projector](size), self.routes, shared=projector in SHARED)
-        channels_last(self)
 
     def features(self, x: Tensor, route: str | None = None) -> Tensor:
         """f(x): (B, C, H, W) in [0, 1] -> (B, D)."""
@@ -82,6 +84,23 @@ class Encoder(nn.Module):
         """Embeddings (B, P) of two views, encoded as one batch."""
         za, zb = self(torch.cat([a, b]), route).chunk(2)
         return za, zb
+
+
+class Encoder(BackboneAndProjector):
+    """Encode images in [0, 1] with a network of timm, with one bank of BatchNorm per route.
+
+    Args:
+        spec: the model, without classes.
+        routes: names of the norm banks; the first is the default.
+        projector: one of ``projectors.PROJECTORS``.
+    """
+
+    def __init__(self, spec: ModelSpec, routes: Sequence[str] = ("clean",), projector: str = "three_layer") -> None:
+        backbone, input_size = create_backbone(spec)
+        size = feature_size(backbone, spec.shape[0], input_size)
+        super().__init__(_preprocess(spec, input_size), backbone, size, routes, projector)
+        self.spec = spec
+        channels_last(self)
 
 
 class Classifier(nn.Module):

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from acl_plugin.data.images import Images, batched
 from acl_plugin.errors import UsageError
-from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.protocol import EncoderProtocol
 
 
 def predictions(model: nn.Module, images: Images, batch_size: int = 500) -> Tensor:
@@ -36,7 +36,7 @@ def cluster(features: Tensor, size: int, seed: int) -> Tensor:
     return torch.from_numpy(means.fit_predict(features.double().cpu().numpy())).long()
 
 
-def features_of(encoder: Encoder, images: Images, route: str | None = None, batch_size: int = 500) -> Tensor:
+def features_of(encoder: EncoderProtocol, images: Images, route: str | None = None, batch_size: int = 500) -> Tensor:
     """(N, D) features of un-augmented images, on the CPU."""
     device = next(encoder.parameters()).device
     return batched(lambda x: encoder.features(x, route), images, device, batch_size)

@@ -6,13 +6,15 @@ is exported as a plain network with the original keys.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acl_plugin.errors import unknown
+from acl_plugin.models.protocol import Network
 
 _DECLARED = "norm_banks"
 """Attribute of a network that was given routes."""
@@ -117,17 +119,18 @@ def load_banks(network: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -
     if not _layers(network):
         network.load_state_dict(list(states.values())[-1])
         return
-    routed = {name for name, module in network.named_modules() if isinstance(module, RoutedNorm)}
+    layers = network.named_modules(remove_duplicate=False)
+    routed = {name for name, layer in layers if isinstance(layer, RoutedNorm)}
     merged: dict[str, Tensor] = {}
     for route_name, state in states.items():
         for key, value in state.items():
-            layer, _, leaf = key.rpartition(".")
-            merged[f"{layer}.banks.{route_name}.{leaf}" if layer in routed else key] = value
+            owner, _, leaf = key.rpartition(".")
+            merged[f"{owner}.banks.{route_name}.{leaf}" if owner in routed else key] = value
     network.load_state_dict(merged)
 
 
 @contextmanager
-def frozen_statistics(network: nn.Module) -> Iterator[None]:
+def frozen_statistics(network: Network) -> Iterator[None]:
     """Inside, BatchNorm layers in training mode use batch statistics and leave the running ones alone."""
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     for norm in norms:
@@ -140,7 +143,7 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def inference(network: nn.Module) -> Iterator[None]:
+def inference(network: Network) -> Iterator[None]:
     """Inside, ``network`` is in eval mode and its weights take no gradient; modes and flags are then restored."""
     flags = [(p, p.requires_grad) for p in network.parameters()]
     for p, _ in flags:
@@ -154,7 +157,7 @@ def inference(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def training(network: nn.Module) -> Iterator[None]:
+def training(network: Network) -> Iterator[None]:
     """Put ``network`` into training mode inside, also within ``inference``; modes are then restored.
 
     BatchNorm uses the statistics of the batch and updates the running ones.
@@ -164,7 +167,14 @@ def training(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _mode(network: nn.Module, *, training: bool) -> Iterator[None]:
+def evaluation(network: Network) -> Iterator[None]:
+    """Put ``network`` into eval mode inside; modes are then restored. Weights keep their gradients."""
+    with _mode(network, training=False):
+        yield
+
+
+@contextmanager
+def _mode(network: Network, *, training: bool) -> Iterator[None]:
     modes = [(m, m.training) for m in network.modules()]
     network.train(training)
     try:
@@ -184,9 +194,20 @@ def _layers(network: nn.Module) -> list[RoutedNorm]:
     return [m for m in network.modules() if isinstance(m, RoutedNorm)]
 
 
-def _replace(module: nn.Module, kind: type, by) -> nn.Module:  # type: ignore[no-untyped-def]
-    if isinstance(module, kind):
-        return by(module)
-    for name, child in module.named_children():
-        setattr(module, name, _replace(child, kind, by))
-    return module
+def _replace(module: nn.Module, kind: type, by: Callable[[Any], nn.Module]) -> nn.Module:
+    """Replace every layer of ``kind``, in place; a layer that is used in several places stays one layer."""
+    replaced: dict[nn.Module, nn.Module] = {}
+
+    def of(layer: nn.Module) -> nn.Module:
+        if layer in replaced:
+            return replaced[layer]
+        if isinstance(layer, kind):
+            replaced[layer] = by(layer)
+            return replaced[layer]
+        replaced[layer] = layer
+        for name, child in list(layer._modules.items()):
+            if child is not None:
+                setattr(layer, name, of(child))
+        return layer
+
+    return of(module)

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from acl_plugin.errors import UsageError, unknown
 
+OWN = "own:"
+"""Prefix of ``backbone`` where it is the class of a module of the user's own, and no name of timm."""
+
 
 def backbone_names(pattern: str = "") -> list[str]:
     """Return timm's model names, by wildcard; exported classifiers, which timm knows as well, are left out."""
@@ -32,6 +35,10 @@ def check_name(name: str, module: str = "") -> None:
     """
     import timm
 
+    if name.startswith(OWN):
+        raise _refused(
+            name, "is a module of your own, which no file rebuilds: pass it, as load_encoder(run, encoder=...)"
+        )
     if re.search(r"[:/\\]", name):
         raise _refused(
             name,

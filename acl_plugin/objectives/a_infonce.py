@@ -14,7 +14,7 @@ from torch import Tensor
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.losses.contrastive import HardNegatives
 from acl_plugin.models import norm_banks
-from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.advcl import AdvCL
 from acl_plugin.objectives.base import Objective
 from acl_plugin.objectives.rocl import RoCL
@@ -164,7 +164,7 @@ class AsymmetricAdvCL(AdvCL):
         self.warm = epoch < max(1, self.warmup * epochs)
 
     @torch.no_grad()
-    def look_at(self, model: Encoder, weak: Tensor, moved: Tensor) -> None:
+    def look_at(self, model: EncoderProtocol, weak: Tensor, moved: Tensor) -> None:
         if not self.inferior:
             return
         with (norm_banks.training if self.released else norm_banks.inference)(model):

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 
 from acl_plugin.attacks.inner_attack import InnerAttack
-from acl_plugin.losses.contrastive import nt_xent, nt_xent_rows
+from acl_plugin.losses.contrastive import collapsed_nce, nt_xent, nt_xent_rows
 from acl_plugin.models import norm_banks
-from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.base import Cost, Objective, Terms, Views
 from acl_plugin.registry import register
 from acl_plugin.validation import require_one_of
@@ -34,9 +34,10 @@ class AdversarialToAdversarial(Objective):
     cost = Cost(attacked=2, forwards=2, backwards=2)
     paper = PAPER
 
-    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+    def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         a, b = attack.joint(model, views.a, views.b, route="adv", temperature=self.temperature)
-        return Terms.weighted(nce_adv=(1.0, nt_xent(*model.views(a, b, "adv"), self.temperature)))
+        nce = nt_xent(*model.views(a, b, "adv"), self.temperature)
+        return Terms.weighted(nce_adv=(1.0, nce, collapsed_nce(len(a))))
 
 
 @register("acl_a2s")
@@ -60,14 +61,15 @@ class AdversarialToStandard(Objective):
         require_one_of(("scalar", "bank"), attack_view=attack_view)
         self.attack_view = attack_view
 
-    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+    def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         with torch.no_grad(), norm_banks.inference(model):
             keys = model(views.b, "clean")
         if self.attack_view == "bank":
             a = attack.bank(model, views.a, keys, route="adv", temperature=self.temperature)
         else:
             a = attack.scalar(model, views.a, lambda x: nt_xent_rows(model(x, "adv"), keys, self.temperature).mean(0))
-        return Terms.weighted(nce_adv=(1.0, nt_xent(model(a, "adv"), model(views.b, "clean"), self.temperature)))
+        nce = nt_xent(model(a, "adv"), model(views.b, "clean"), self.temperature)
+        return Terms.weighted(nce_adv=(1.0, nce, collapsed_nce(len(a))))
 
 
 @register("acl_ds")
@@ -85,9 +87,10 @@ class DualStream(Objective):
     cost = Cost(attacked=2, forwards=4, backwards=4)
     paper = PAPER
 
-    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+    def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         a, b = attack.joint(model, views.a, views.b, route="adv", temperature=self.temperature)
+        level = collapsed_nce(len(a))
         return Terms.weighted(
-            nce_clean=(0.5, nt_xent(*model.views(views.a, views.b, "clean"), self.temperature)),
-            nce_adv=(0.5, nt_xent(*model.views(a, b, "adv"), self.temperature)),
+            nce_clean=(0.5, nt_xent(*model.views(views.a, views.b, "clean"), self.temperature), level),
+            nce_adv=(0.5, nt_xent(*model.views(a, b, "adv"), self.temperature), level),
         )

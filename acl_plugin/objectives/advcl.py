@@ -1,19 +1,21 @@
 """AdvCL: contrast with high frequencies and pseudo-labels (Fan et al., NeurIPS 2021, arXiv 2111.01124)."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.data.augment import high_pass
 from acl_plugin.data.images import Images
 from acl_plugin.errors import UsageError
-from acl_plugin.losses.contrastive import HardNegatives, multi_view_nce_rows, weighted_nce
+from acl_plugin.losses.contrastive import HardNegatives, collapsed_nce, multi_view_nce_rows, weighted_nce
 from acl_plugin.models import norm_banks
-from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.base import Cost, Objective, Terms, Views
+from acl_plugin.objectives.branches import together
 from acl_plugin.objectives.pseudo_labels import ClusterHeads, PseudoLabels
 from acl_plugin.registry import register
 from acl_plugin.validation import require_not_negative, require_one_of
@@ -29,8 +31,9 @@ class AdvCL(Objective):
 
     Args:
         temperature: tau.
-        pseudo_labels: file of `acl-plugin pseudo-labels`; the published clusterings have 2, 10, 50, 100 and 500
-            clusters, on features of an encoder pretrained on ImageNet.
+        pseudo_labels: clusterings of the training images; a tensor stands for ``PseudoLabels.by_row(tensor)``. The
+            published ones have 2, 10, 50, 100 and 500 clusters, on features of an encoder pretrained on ImageNet. In a
+            configuration a file of `acl-plugin pseudo-labels`.
         cluster_weight: of the cross-entropy; 0 goes without pseudo-labels.
         fidelity: ``paper`` attacks in eval mode, as all objectives here do: w', w'' and the keys a, b and h use the
             running norm statistics, which stay as they are. ``released`` attacks in training mode, as the code does:
@@ -49,6 +52,8 @@ class AdvCL(Objective):
     attack_view = "scalar"
     cost = Cost(attacked=2, forwards=8, backwards=5)
     paper = "AdvCL, NeurIPS 2021, arXiv 2111.01124"
+    from_files: ClassVar[Mapping[str, Literal["encoder", "pseudo_labels"]]] = {"pseudo_labels": "pseudo_labels"}
+    given: PseudoLabels | Tensor | None
     scale = 0.5 / 0.07
     weights: Tensor | None = None  # of the pairs of (w', a, b, h)
     attack_weights: Tensor | None = None  # of the same, as the attack of w' sees them
@@ -59,44 +64,46 @@ class AdvCL(Objective):
         self,
         *,
         temperature: float = 0.5,
-        pseudo_labels: str | None = None,
+        pseudo_labels: PseudoLabels | Tensor | None = None,
         cluster_weight: float = 0.2,
         fidelity: Literal["paper", "released"] = "paper",
     ) -> None:
         super().__init__(temperature=temperature)
         require_not_negative(cluster_weight=cluster_weight)
         require_one_of(("paper", "released"), fidelity=fidelity)
-        self.cluster_weight, self.file, self.released = cluster_weight, pseudo_labels, fidelity == "released"
+        self.cluster_weight, self.released = cluster_weight, fidelity == "released"
+        vars(self)["given"] = pseudo_labels  # no submodule: the heads own it
         attacked = 2 if cluster_weight else 1
         keys = {"forwards": 3 + attacked, "repeated": 3} if self.released else {"forwards": 6 + attacked}
         self.cost = Cost(attacked=attacked, backwards=3 + attacked, **keys)
         if not cluster_weight:
             self.routes = ("clean", "adv")
 
-    def setup(self, model: Encoder) -> None:
+    def setup(self, model: EncoderProtocol) -> None:
         if not self.cluster_weight:
             return
-        if self.file is None:
+        if self.given is None:
             raise UsageError(
                 "objective 'advcl' needs pseudo-labels: make them with acl-plugin pseudo-labels RUN --out FILE of a "
                 "pretrained run, then give --objective-kwargs.pseudo_labels FILE "
-                "(or --objective-kwargs.cluster_weight 0 to go without)",
+                "(or --objective-kwargs.cluster_weight 0 to go without; in Python give pseudo_labels=PseudoLabels(...) "
+                "or a tensor)",
                 parameter="pseudo_labels",
                 given=None,
-                allowed="a file of acl-plugin pseudo-labels",
+                allowed="pseudo-labels of the training images",
             )
-        labels = PseudoLabels.read(self.file)
+        labels = PseudoLabels.by_row(self.given) if isinstance(self.given, Tensor) else self.given
         self.clusters = ClusterHeads(labels, model.size).to(next(model.parameters()).device)
 
     def check_images(self, images: Images) -> None:
         if self.cluster_weight:
             self.clusters.labels.check_images(images)
 
-    def param_groups(self, model: Encoder) -> list[dict[str, Any]]:
+    def param_groups(self, model: EncoderProtocol) -> list[dict[str, Any]]:
         heads = [{"params": list(self.clusters.parameters())}] if self.cluster_weight else []
         return super().param_groups(model) + heads
 
-    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+    def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         benign = (views.a, views.b, high_pass(views.weak))
         mode = norm_banks.training if self.released else nullcontext
 
@@ -123,11 +130,13 @@ class AdvCL(Objective):
         z = [model(moved, "adv"), *(model(x, "clean") for x in benign)]
         self.look_at(model, views.weak, moved)
         options = {"detached": self.stopped, "hard": self.hard}
-        parts = {"nce4": weighted_nce(z, self.temperature, self.scale, self.weights, **options)}
-        if self.cluster_weight:
-            misled = attack.scalar(nn.ModuleList([model, self.clusters]), views.weak, attacked_clusters)
-            parts["cluster_ce"] = (self.cluster_weight, clusters(misled).mean() / len(self.clusters))
-        return Terms.weighted(**parts)
+        scale, nce4 = weighted_nce(z, self.temperature, self.scale, self.weights, **options)
+        contrast_part = (scale, nce4, collapsed_nce(len(moved), 4, self.hard))
+        if not self.cluster_weight:
+            return Terms.weighted(nce4=contrast_part)
+        misled = attack.scalar(together(model, self.clusters), views.weak, attacked_clusters)
+        cluster_ce = clusters(misled).mean() / len(self.clusters)
+        return Terms.weighted(nce4=contrast_part, cluster_ce=(self.cluster_weight, cluster_ce))
 
-    def look_at(self, model: Encoder, weak: Tensor, moved: Tensor) -> None:
+    def look_at(self, model: EncoderProtocol, weak: Tensor, moved: Tensor) -> None:
         """For methods that adapt to how far the attack goes."""

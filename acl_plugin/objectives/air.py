@@ -5,8 +5,8 @@ from typing import Literal
 from torch import Tensor
 
 from acl_plugin.attacks.inner_attack import InnerAttack
-from acl_plugin.losses.contrastive import log_batch_softmax, nt_xent
-from acl_plugin.models.encoder import Encoder
+from acl_plugin.losses.contrastive import collapsed_nce, log_batch_softmax, nt_xent
+from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.base import Cost, Objective, Terms, Views
 from acl_plugin.objectives.schedules import staircase
 from acl_plugin.registry import register
@@ -64,7 +64,7 @@ class InvariantACL(Objective):
         require_one_of(("paper", "released", "normalised"), fidelity=fidelity)
         self.standard, self.adversarial, self.fidelity = standard, adversarial, fidelity
 
-    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+    def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         moved_a, moved_b = attack.joint(model, views.a, views.b, route="adv", temperature=self.temperature)
         a, b = model.views(views.a, views.b, "clean")
         adv_a, adv_b = model.views(moved_a, moved_b, "adv")
@@ -75,9 +75,10 @@ class InvariantACL(Objective):
 
         sir = invariance(law(a, o), law(b, o), self.fidelity)
         air = invariance(law(adv_a, o) + law(adv_a, a), law(adv_b, o) + law(adv_b, b), self.fidelity)
+        level = collapsed_nce(len(o))
         return Terms.weighted(
-            nce_clean=(1 - self.weight, nt_xent(a, b, self.temperature)),
-            nce_adv=(1 + self.weight, nt_xent(adv_a, adv_b, self.temperature)),
+            nce_clean=(1 - self.weight, nt_xent(a, b, self.temperature), level),
+            nce_adv=(1 + self.weight, nt_xent(adv_a, adv_b, self.temperature), level),
             sir=(self.standard, sir),
             air=(self.adversarial, air),
         )

@@ -12,7 +12,8 @@ A bare loop is enough::
             optimizer.step()
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -21,8 +22,8 @@ from acl_plugin.attacks.catalogue import ALL_VIEWS
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.data.images import Images
 from acl_plugin.errors import UsageError
-from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.projectors import PROJECTORS
+from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.validation import refused_value, require_positive, require_share
 
 RANDOM_VIEWS = ("a", "b", "weak")
@@ -99,20 +100,32 @@ class Terms:
 
     Attributes:
         total: () loss to minimise.
-        parts: () each, by name, without gradient. A part whose name starts with ``nce`` is a mean contrastive loss
-            over 2B rows (``nce3``: over 3B, ...), and is watched for collapse: log(2B - 1) is its value when all
-            embeddings are the same.
+        parts: () each, by name, without gradient.
+        collapsed: by name of a part, its value when all embeddings are the same. The trainer stops a run in which one
+            of these parts stays there; parts without such a value are not watched.
     """
 
     total: Tensor
     parts: dict[str, Tensor]
+    collapsed: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def weighted(cls, **parts: tuple[float, Tensor]) -> "Terms":
-        """The sum of weight times part, over ``name=(weight, part)``."""
-        total = sum(weight * part for weight, part in parts.values())
+    def weighted(cls, **parts: tuple[float, Tensor] | tuple[float, Tensor, float]) -> "Terms":
+        """Return the sum of weight times part.
+
+        Args:
+            parts: ``name=(weight, part)``; or ``name=(weight, part, collapsed)`` with the value that the part has when
+                all embeddings are the same, such as ``losses.contrastive.collapsed_nce(B)``.
+
+        Example:
+            >>> terms = acl_plugin.Terms.weighted(nce=(1.0, torch.tensor(2.5), 2.7), penalty=(0.5, torch.tensor(1.0)))
+            >>> terms.total, terms.collapsed
+            (tensor(3.), {'nce': 2.7})
+        """
+        total = sum(weight * part for weight, part, *_ in parts.values())
         assert isinstance(total, Tensor)
-        return cls(total, {name: part.detach() for name, (_, part) in parts.items()})
+        collapsed = {name: part[2] for name, part in parts.items() if len(part) == 3}
+        return cls(total, {name: part[1].detach() for name, part in parts.items()}, collapsed)
 
 
 class Objective(nn.Module):
@@ -129,6 +142,8 @@ class Objective(nn.Module):
         attack_view: how it aims its inner attack (``joint``, ``bank``, ``scalar``); None if it has none.
         cost: its passes through the encoder.
         paper: where it is from.
+        from_files: settings that are objects, ``encoder`` (a trained encoder) or ``pseudo_labels`` (a
+            ``PseudoLabels``), and in a configuration the path of one: of a run folder, or of a file.
     """
 
     routes: tuple[str, ...] = ("clean",)
@@ -138,6 +153,7 @@ class Objective(nn.Module):
     attack_view: Literal["joint", "bank", "scalar"] | None = None
     cost: Cost | None = None
     paper: ClassVar[str] = ""
+    from_files: ClassVar[Mapping[str, Literal["encoder", "pseudo_labels"]]] = {}
 
     def __init__(self, *, temperature: float = 0.5) -> None:
         super().__init__()
@@ -164,20 +180,20 @@ class Objective(nn.Module):
         require_share(strength=self.strength)
         require_positive(temperature=getattr(self, "temperature", None))
 
-    def setup(self, model: Encoder) -> None:
+    def setup(self, model: EncoderProtocol) -> None:
         """Build what depends on the encoder; called once, before the optimiser is."""
 
-    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+    def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         """The loss of one batch."""
         raise NotImplementedError
 
-    def backward(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+    def backward(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         """Add the gradients of the loss of one batch to the parameters' ``grad``."""
         terms = self.terms(model, views, attack)
         terms.total.backward()
         return terms
 
-    def param_groups(self, model: Encoder) -> list[dict[str, Any]]:
+    def param_groups(self, model: EncoderProtocol) -> list[dict[str, Any]]:
         """What the trainer's optimiser updates, as torch.optim takes it."""
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
@@ -191,6 +207,6 @@ class Objective(nn.Module):
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Called before each of ``epochs`` epochs, counted from 0."""
 
-    def downstream(self, model: Encoder) -> Encoder:
+    def downstream(self, model: EncoderProtocol) -> EncoderProtocol:
         """The encoder to keep after training: ``model``, unless the method keeps another."""
         return model

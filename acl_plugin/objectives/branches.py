@@ -1,17 +1,15 @@
 """Encoders beside the one that is trained: a momentum copy of it, and a frozen teacher."""
 
 import copy
-from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
-from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.memory_format import channels_last
-from acl_plugin.runs.models import load_encoder
+from acl_plugin.models.protocol import EncoderProtocol, Network, require_encoder
 
 
 class Momentum(nn.Module):
@@ -26,17 +24,18 @@ class Momentum(nn.Module):
     Source: MoCo (arXiv 1911.05722), equation 2.
     """
 
-    def __init__(self, model: Encoder, momentum: float) -> None:
+    def __init__(self, model: EncoderProtocol, momentum: float) -> None:
         super().__init__()
         self.momentum = momentum
-        self.encoder = copy.deepcopy(model).requires_grad_(False)
+        network = copy.deepcopy(cast(nn.Module, model))
+        self.encoder = cast(EncoderProtocol, network.requires_grad_(False))
 
     def forward(self, x: Tensor, route: str | None = None) -> Tensor:
         """(B, C, H, W) -> (B, P)."""
         return self.encoder(x, route)
 
     @torch.no_grad()
-    def follow(self, model: Encoder) -> None:
+    def follow(self, model: EncoderProtocol) -> None:
         """One update, towards the weights that ``model`` has now."""
         for k, q in zip(self.encoder.parameters(), model.parameters(), strict=True):
             k.lerp_(q, 1 - self.momentum)
@@ -45,7 +44,7 @@ class Momentum(nn.Module):
 class Pair(nn.Module):
     """Two encoders as one: the first half of a batch goes through ``first``, the second through ``second``."""
 
-    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+    def __init__(self, first: Network, second: Network) -> None:
         super().__init__()
         self.first, self.second = first, second
 
@@ -60,14 +59,21 @@ class Pair(nn.Module):
 
 
 class Teacher(nn.Module):
-    """A trained encoder that stays as it is: always in eval mode, and without gradient.
+    """A copy of a trained encoder that stays as it is: always in eval mode, and without gradient.
 
-    Its weights are part of a checkpoint, so that a resumed run is complete.
+    It uses the encoder's first norm bank. Its weights are part of a checkpoint, so that a resumed run is complete.
+
+    Args:
+        encoder: with its projector; ``acl_plugin.load_encoder(run)`` gives that of a run. It is left as it is.
+
+    Raises:
+        UsageError: for something that is no encoder, such as a path.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: EncoderProtocol) -> None:
         super().__init__()
-        self.encoder = encoder.requires_grad_(False).eval()
+        network = copy.deepcopy(cast(nn.Module, require_encoder(encoder, "teacher")))
+        self.encoder = cast(EncoderProtocol, network.requires_grad_(False).eval())
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
@@ -82,51 +88,74 @@ class Teacher(nn.Module):
         """Embeddings: (B, D) -> (B, P)."""
         return self.encoder.project(features)
 
-    def copy_backbone_to(self, model: Encoder) -> None:
-        """Start the backbone of ``model``, in all its banks, from the teacher's weights."""
-        _copy(self.encoder.backbone, model.backbone)
+    def copy_backbone_to(self, model: EncoderProtocol) -> None:
+        """Start the backbone of ``model``, in all its banks, from the teacher's weights.
 
-    def copy_projector_to(self, model: Encoder) -> None:
+        Raises:
+            UsageError: when the teacher is another network.
+        """
+        try:
+            _copy(self.encoder, "backbone", model)
+        except RuntimeError as error:
+            message = f"the teacher is another network: {_first_difference(error)}"
+            raise UsageError(message, parameter="teacher", given=None, allowed="the same network") from error
+
+    def copy_projector_to(self, model: EncoderProtocol) -> None:
         """Give the projector of ``model`` the teacher's weights.
 
         Raises:
             UsageError: when the teacher has another projector.
         """
         try:
-            _copy(self.encoder.projector, model.projector)
+            _copy(self.encoder, "projector", model)
         except RuntimeError as error:
             message = "the teacher has no projector of the student's kind; use a SimCLR run"
             raise UsageError(message, parameter="teacher", given=None, allowed="a SimCLR run") from error
 
     @classmethod
-    def of_run(cls, run: Path | str | None, model: Encoder, objective: str) -> "Teacher":
-        """The encoder that a run has pretrained, with its projector.
+    def of_student(cls, encoder: EncoderProtocol | str | None, model: EncoderProtocol, objective: str) -> "Teacher":
+        """Return the teacher of ``model``, on its device, and start the student's backbone from its weights.
 
         Args:
-            run: the run's folder.
-            model: the student, which must be the same network on the same images.
-            objective: who asks, for the messages.
+            encoder: trained, of the same network; None or a path is refused.
+            model: the student.
+            objective: name of the objective that needs it, for the messages.
 
         Raises:
-            UsageError: when no run is given, it is not finished, or its encoder is another network.
+            UsageError: when no encoder is given, or one of another network.
         """
-        if run is None:
+        if encoder is None:
             raise UsageError(
                 f"objective {objective!r} needs a teacher: train one with acl-plugin pretrain --objective simclr "
-                f"--out TEACHER, then give --objective-kwargs.teacher TEACHER",
-                parameter="teacher", given=None, allowed="the folder of a finished run",
+                f"--out TEACHER, then give --objective-kwargs.teacher TEACHER (in Python: "
+                f"teacher=acl_plugin.load_encoder(TEACHER))",
+                parameter="teacher", given=None, allowed="a trained encoder of the same network",
             )  # fmt: skip
-        encoder = load_encoder(run)
-        other = [
-            f"{name} {theirs}, here {ours}"
-            for name in ("backbone", "kwargs", "stem", "shape")
-            if (theirs := getattr(encoder.spec, name)) != (ours := getattr(model.spec, name))
-        ]
-        if other:
-            message = f"the teacher {run} is another network: {'; '.join(other)}"
-            raise UsageError(message, parameter="teacher", given=str(run), allowed="a run of the same network")
-        return cls(channels_last(encoder).to(next(model.parameters()).device))
+        teacher = cls(cast(EncoderProtocol, encoder))
+        theirs, ours = (getattr(each, "spec", None) for each in (encoder, model))
+        if theirs is not None and ours is not None:
+            names = [n for n in ("backbone", "kwargs", "stem", "shape") if getattr(theirs, n) != getattr(ours, n)]
+            other = "; ".join(f"{name} {getattr(theirs, name)}, here {getattr(ours, name)}" for name in names)
+            if other:
+                message = f"the teacher is another network: {other}"
+                raise UsageError(message, parameter="teacher", given=theirs, allowed="the same network")
+            channels_last(teacher)
+        teacher.copy_backbone_to(model)
+        return teacher.to(next(model.parameters()).device)
 
 
-def _copy(source: nn.Module, network: nn.Module) -> None:
-    norm_banks.load_banks(network, dict.fromkeys(norm_banks.declared(network), source.state_dict()))
+def together(*modules: Network) -> nn.ModuleList:
+    """Return modules as one, for the modes and flags of all of them during an attack."""
+    return nn.ModuleList([cast(nn.Module, module) for module in modules])
+
+
+def _copy(source: EncoderProtocol, part: str, model: EncoderProtocol) -> None:
+    plain = norm_banks.export(getattr(source, part), source.routes[0])
+    network = getattr(model, part)
+    norm_banks.load_banks(network, dict.fromkeys(norm_banks.declared(network), plain.state_dict()))
+
+
+def _first_difference(error: RuntimeError) -> str:
+    """Return the first line of ``load_state_dict``'s message that names weights."""
+    lines = [" ".join(line.split()) for line in str(error).splitlines()[1:]]
+    return lines[0][:200] if lines else str(error)

@@ -1,8 +1,8 @@
 """DynACL: augmentation that weakens along the training (Luo et al., ICLR 2023, arXiv 2303.01289)."""
 
 from acl_plugin.attacks.inner_attack import InnerAttack
-from acl_plugin.losses.contrastive import nt_xent
-from acl_plugin.models.encoder import Encoder
+from acl_plugin.losses.contrastive import collapsed_nce, nt_xent
+from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.base import Cost, Objective, Terms, Views
 from acl_plugin.objectives.branches import Momentum, Pair
 from acl_plugin.objectives.schedules import staircase
@@ -40,23 +40,24 @@ class DynACL(Objective):
         require_not_negative(rate=rate)
         self.momentum, self.rate = momentum, rate
 
-    def setup(self, model: Encoder) -> None:
+    def setup(self, model: EncoderProtocol) -> None:
         self.copy = Momentum(model, self.momentum)
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         self.strength = 1 - staircase(epoch, epochs)
         self.weight = min(1 + self.rate * staircase(epoch + 1, epochs), 2.0)
 
-    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+    def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         both = Pair(model, self.copy)
         a, b = attack.joint(both, views.a, views.b, route="adv", temperature=self.temperature)
         clean_a, clean_b = both.views(views.a, views.b, "clean")
         adv_a, adv_b = both.views(a, b, "adv")
         self.copy.follow(model)  # before the step that this loss leads to
+        level = collapsed_nce(len(a))
         return Terms.weighted(
-            nce_clean=((2 - self.weight) / 2, nt_xent(clean_a, clean_b, self.temperature)),
-            nce_adv=(self.weight / 2, nt_xent(adv_a, adv_b, self.temperature)),
+            nce_clean=((2 - self.weight) / 2, nt_xent(clean_a, clean_b, self.temperature), level),
+            nce_adv=(self.weight / 2, nt_xent(adv_a, adv_b, self.temperature), level),
         )
 
-    def downstream(self, model: Encoder) -> Encoder:
+    def downstream(self, model: EncoderProtocol) -> EncoderProtocol:
         return self.copy.encoder

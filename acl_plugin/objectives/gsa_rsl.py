@@ -1,18 +1,20 @@
 """GSA-RSL: the three terms that bound the robust loss of a linear probe (arXiv 2311.09671)."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.errors import UsageError
-from acl_plugin.losses.contrastive import nt_xent, nt_xent_rows
+from acl_plugin.losses.contrastive import collapsed_nce, nt_xent, nt_xent_rows
 from acl_plugin.losses.divergences import DIVERGENCES, create_divergence
 from acl_plugin.losses.sharpness import ascend
-from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.norm_banks import frozen_statistics
+from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.base import Cost, Objective, Terms, Views
+from acl_plugin.objectives.branches import together
 from acl_plugin.registry import register
 from acl_plugin.runtime.distributed import average, gathered
 from acl_plugin.validation import require_not_negative, require_one_of
@@ -75,12 +77,12 @@ class GlobalSharpnessAware(Objective):
         backwards = attacked + (2 if looks else 0) + (2 + 2 * (global_ > 0) if sharp else 0)
         self.cost = Cost(attacked, attacked + 2 * looks + 2 * sharp, backwards)
 
-    def setup(self, model: Encoder) -> None:
+    def setup(self, model: EncoderProtocol) -> None:
         if self.global_:
             device = next(model.parameters()).device
             self.divergence = create_divergence(self.estimator, model.size, **self.options).to(device)
 
-    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+    def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         """Without the sharpness, which takes a second gradient: see ``backward``."""
         if not (self.benign or self.global_):  # benign views then leave no trace in the norm statistics either
             return self._others(model, views, attack, None)
@@ -88,9 +90,9 @@ class GlobalSharpnessAware(Objective):
         others = self._others(model, views, attack, f)
         if not self.benign:
             return others
-        return Terms(others.total + self.benign * nce, {"nce_clean": nce.detach(), **others.parts})
+        return Terms(others.total + self.benign * nce, {"nce_clean": nce.detach(), **others.parts}, _levels(views))
 
-    def backward(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+    def backward(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         """All terms at theta, but the benign one at theta + rho g / ||g||_2, with g its gradient at theta."""
         if not (self.benign and self.rho):
             return super().backward(model, views, attack)
@@ -105,32 +107,33 @@ class GlobalSharpnessAware(Objective):
             _, sharp = self._benign(model, views)
             (self.benign * sharp).backward()
         parts = {"nce_clean": nce.detach(), "sharpness": (sharp - nce).detach(), **others.parts}
-        return Terms(others.total.detach() + self.benign * sharp.detach(), parts)
+        return Terms(others.total.detach() + self.benign * sharp.detach(), parts, _levels(views))
 
-    def _benign(self, model: Encoder, views: Views) -> tuple[Tensor, Tensor]:
+    def _benign(self, model: EncoderProtocol, views: Views) -> tuple[Tensor, Tensor]:
         f = model.features(torch.cat([views.a, views.b]))
         za, zb = model.project(f).chunk(2)
         return f, nt_xent(za, zb, self.temperature)
 
-    def _others(self, model: Encoder, views: Views, attack: InnerAttack, f: Tensor | None) -> Terms:
-        terms = Terms(views.a.new_zeros(()), {})
+    def _others(self, model: EncoderProtocol, views: Views, attack: InnerAttack, f: Tensor | None) -> Terms:
+        terms = Terms(views.a.new_zeros(()), {}, _levels(views))
         if self.attack_view is None:
             return terms
         f_adv = model.features(torch.cat(self._adversarial_views(model, views, attack, f)))
         if self.adversarial:
             za, zb = model.project(f_adv).chunk(2)
             nce = nt_xent(za, zb, self.temperature)
-            terms = Terms(self.adversarial * nce, {"nce_adv": nce.detach()})
+            terms = replace(terms, total=self.adversarial * nce, parts={"nce_adv": nce.detach()})
         if self.global_:
             assert f is not None
             laws = gathered(f), gathered(f_adv)
             self.divergence.fit(*laws)
             loss, estimate = self.divergence(*laws)
-            terms = Terms(terms.total + self.global_ * loss, {**terms.parts, f"global_{self.estimator}": estimate})
+            parts = {**terms.parts, f"global_{self.estimator}": estimate}
+            terms = replace(terms, total=terms.total + self.global_ * loss, parts=parts)
         return terms
 
     def _adversarial_views(
-        self, model: Encoder, views: Views, attack: InnerAttack, f: Tensor | None
+        self, model: EncoderProtocol, views: Views, attack: InnerAttack, f: Tensor | None
     ) -> tuple[Tensor, ...]:
         if not self.attack_divergence:
             return attack.joint(model, views.a, views.b, temperature=self.temperature)
@@ -143,5 +146,10 @@ class GlobalSharpnessAware(Objective):
             nce = nt_xent_rows(za, zb, self.temperature).flatten()
             return self.adversarial * nce + self.global_ * self.divergence.adversarial_rows(benign, f_adv) / 2
 
-        used = nn.ModuleList([model, self.divergence])
+        used = together(model, self.divergence)
         return attack.scalar(used, torch.cat([views.a, views.b]), row_losses).chunk(2)
+
+
+def _levels(views: Views) -> dict[str, float]:
+    """Return the values of the contrastive parts when all embeddings are the same."""
+    return dict.fromkeys(("nce_clean", "nce_adv"), collapsed_nce(len(views.a)))

@@ -1,10 +1,13 @@
 """ProFeAT: distillation through a projector (Addepalli et al., TMLR 2024, arXiv 2406.05796)."""
 
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
 from torch import Tensor
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.losses.contrastive import cosine_distance_rows
-from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.base import Cost, Objective, Terms, Views
 from acl_plugin.objectives.branches import Teacher
 from acl_plugin.registry import register
@@ -20,7 +23,8 @@ class ProFeAT(Objective):
     a' lowers cos(f(a'), f(a)) + cos(g(a'), g_T(w)).
 
     Args:
-        teacher: folder of a finished `acl-plugin pretrain --objective simclr`, on the same backbone.
+        teacher: a trained encoder of the same network, such as ``acl_plugin.load_encoder(RUN)`` of a SimCLR run; it is
+            copied. In a configuration the folder of a finished `acl-plugin pretrain --objective simclr`.
         beta: weight of the adversarial term; 8 as published for CIFAR-100.
         projector_weight: p, in [0, 1].
 
@@ -36,20 +40,24 @@ class ProFeAT(Objective):
     attack_view = "scalar"
     cost = Cost(attacked=1, forwards=3, backwards=2)
     paper = "ProFeAT, TMLR 2024, arXiv 2406.05796"
+    from_files: ClassVar[Mapping[str, Literal["encoder", "pseudo_labels"]]] = {"teacher": "encoder"}
+    given: EncoderProtocol | None
 
-    def __init__(self, *, teacher: str | None = None, beta: float = 8.0, projector_weight: float = 0.5) -> None:
+    def __init__(
+        self, *, teacher: EncoderProtocol | None = None, beta: float = 8.0, projector_weight: float = 0.5
+    ) -> None:
         super().__init__()
         require_not_negative(beta=beta)
         require_share(projector_weight=projector_weight)
-        self.folder, self.beta, self.projector_weight = teacher, beta, projector_weight
+        self.beta, self.projector_weight = beta, projector_weight
+        vars(self)["given"] = teacher  # no submodule: a copy of it is one
 
-    def setup(self, model: Encoder) -> None:
-        self.teacher = Teacher.of_run(self.folder, model, "profeat")
-        self.teacher.copy_backbone_to(model)
+    def setup(self, model: EncoderProtocol) -> None:
+        self.teacher = Teacher.of_student(self.given, model, "profeat")
         self.teacher.copy_projector_to(model)
         model.projector.requires_grad_(False)
 
-    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+    def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         model.projector.eval()  # frozen, its norm statistics too
         teacher_f = self.teacher(views.weak)
         teacher_g = self.teacher.project(teacher_f)

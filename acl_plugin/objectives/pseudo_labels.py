@@ -1,9 +1,8 @@
-"""Labels made without labels: k-means on a pretrained encoder's features, kept in a file with where they are from."""
+"""Labels made without labels: k-means on a pretrained encoder's features, with their provenance."""
 
-import io
-import json
-from collections.abc import Sequence
-from pathlib import Path
+import copy
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any
 
 import torch
@@ -12,10 +11,8 @@ from torch import Tensor, nn
 
 from acl_plugin.data.images import Images
 from acl_plugin.errors import UsageError
-from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.features import cluster, features_of
-from acl_plugin.runtime.files import write_atomic
-from acl_plugin.runtime.paths import user_path
+from acl_plugin.models.protocol import EncoderProtocol
 
 PUBLISHED_SIZES = (2, 10, 50, 100, 500)
 """Numbers of clusters of AdvCL."""
@@ -26,23 +23,62 @@ class PseudoLabels(nn.Module):
 
     Args:
         rows: (N,) rows of the data set that have labels.
-        labels: by number of clusters, (N,) each.
+        labels: by number K of clusters, (N,) labels from 0 to K - 1 each.
         provenance: where they are from.
         hashes: (N,) what each image is, see ``data.Images``; None where that is not known.
+
+    Raises:
+        UsageError: for labels that do not fit to the rows, or are out of range.
+
+    Example:
+        >>> from acl_plugin.objectives.pseudo_labels import PseudoLabels
+        >>> labels = PseudoLabels(torch.tensor([0, 2]), {2: torch.tensor([1, 0])})
+        >>> labels(torch.tensor([2, 0]))
+        tensor([[0, 1]])
     """
 
     table: Tensor
 
     def __init__(
-        self, rows: Tensor, labels: dict[int, Tensor], provenance: dict[str, Any], hashes: Tensor | None = None
+        self,
+        rows: Tensor,
+        labels: Mapping[int, Tensor],
+        provenance: Mapping[str, Any] | None = None,
+        hashes: Tensor | None = None,
     ) -> None:
         super().__init__()
+        fits = all(y.shape == rows.shape and y.min() >= 0 and y.max() < size for size, y in labels.items())
+        if not labels or not fits or rows.ndim != 1 or rows.min() < 0:
+            allowed = "(N,) rows, and for each number K of clusters (N,) labels from 0 to K - 1"
+            message = f"labels and rows do not fit together: allowed are {allowed}"
+            raise UsageError(message, parameter="pseudo_labels", given=None, allowed=allowed)
         self.hashes = None if hashes is None else dict(zip(rows.tolist(), hashes.tolist(), strict=True))
-        self.sizes, self.provenance = sorted(labels), provenance
+        self.sizes, self.provenance = sorted(labels), dict(provenance or {})
         table = torch.full((len(labels), int(rows.max()) + 1), -1, dtype=torch.int64)
         for number, size in enumerate(self.sizes):
             table[number, rows] = labels[size].long()
         self.register_buffer("table", table)
+
+    @classmethod
+    def by_row(cls, labels: Tensor) -> "PseudoLabels":
+        """Return clusterings of all images of a data set.
+
+        Args:
+            labels: (N,) or (number of clusterings, N) whole numbers from 0; column n is of row n. Each clustering has
+                as many clusters as its largest label needs, and no two have the same number.
+
+        Raises:
+            UsageError: for another shape or type, or two clusterings of the same number of clusters.
+        """
+        table = labels[None] if labels.ndim == 1 else labels
+        allowed = "(N,) or (number of clusterings, N) whole numbers from 0, each clustering of another size"
+        whole = table.ndim == 2 and table.numel() > 0 and not (table.is_floating_point() or table.dtype == torch.bool)
+        by_size = {int(row.max()) + 1: row for row in table} if whole else {}
+        if not whole or len(by_size) < len(table):
+            given = f"{tuple(labels.shape)} of {labels.dtype}"
+            message = f"`pseudo_labels` {given}: allowed are {allowed}"
+            raise UsageError(message, parameter="pseudo_labels", given=given, allowed=allowed)
+        return cls(torch.arange(table.shape[1], device=table.device), by_size)
 
     def forward(self, rows: Tensor) -> Tensor:
         """(B,) rows -> (number of clusterings, B) labels, in the order of ``sizes``."""
@@ -54,7 +90,8 @@ class PseudoLabels(nn.Module):
         Raises:
             UsageError: with their number.
         """
-        rows, made_of = images.rows, f"{self.provenance.get('n')} images of {self.provenance.get('data')}"
+        count = self.provenance.get("n", int((self.table[0] >= 0).sum()))
+        rows, made_of = images.rows, f"{count} images of {self.provenance.get('data', 'unknown data')}"
         remedy = "make them of the same images with acl-plugin pseudo-labels"
         known = rows < self.table.shape[1]
         known &= self.table[0, rows.clamp_max(self.table.shape[1] - 1)].cpu() >= 0
@@ -74,51 +111,6 @@ class PseudoLabels(nn.Module):
                     parameter="pseudo_labels", given=len(rows), allowed=made_of,
                 )  # fmt: skip
 
-    def write(self, path: Path | str) -> None:
-        """Write an npz file: ``rows``, ``hashes``, ``labels_K`` by number K of clusters, and ``provenance``."""
-        import numpy as np
-
-        rows = (self.table[0] >= 0).nonzero().squeeze(1)
-        arrays: dict[str, Any] = {f"labels_{k}": self.table[i, rows].numpy() for i, k in enumerate(self.sizes)}
-        if self.hashes is not None:
-            arrays["hashes"] = np.array([self.hashes[row] for row in rows.tolist()], dtype=np.int64)
-        buffer = io.BytesIO()
-        np.savez(buffer, rows=rows.numpy(), provenance=np.array(json.dumps(self.provenance)), **arrays)
-        try:
-            write_atomic(user_path(path), buffer.getvalue())
-        except OSError as error:
-            message = f"{path} cannot be written: {error.strerror}"
-            raise UsageError(message, parameter="out", given=str(path), allowed="a file that can be written") from error
-
-    @classmethod
-    def read(cls, path: Path | str) -> "PseudoLabels":
-        """What ``write`` wrote; nothing in the file is executed.
-
-        Raises:
-            UsageError: when it is missing, damaged or something else.
-        """
-        import numpy as np
-
-        path = user_path(path, "pseudo_labels")
-        if not path.is_file():
-            message = f"{path}: no such file; make it with acl-plugin pseudo-labels RUN --out {path}"
-            raise UsageError(message, parameter="pseudo_labels", given=str(path), allowed="an existing file")
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                rows = torch.from_numpy(file["rows"])
-                names = [name for name in file.files if name.startswith("labels_")]
-                labels = {int(name.removeprefix("labels_")): torch.from_numpy(file[name]) for name in names}
-                hashes = torch.from_numpy(file["hashes"]) if "hashes" in file.files else None
-                provenance = json.loads(str(file["provenance"]))
-            fits = all(y.shape == rows.shape and y.min() >= 0 and y.max() < size for size, y in labels.items())
-            if not labels or not fits or rows.min() < 0:
-                raise ValueError("labels and rows do not fit together")
-            return cls(rows, labels, provenance, hashes)
-        except Exception as error:  # zip, numpy and json raise all kinds
-            message = f"{path} is damaged or no file of pseudo-labels: {error}"
-            allowed = "a file of acl-plugin pseudo-labels"
-            raise UsageError(message, parameter="pseudo_labels", given=str(path), allowed=allowed) from error
-
 
 class ClusterHeads(nn.Module):
     """A linear head W_K for each clustering: l_n = sum_K CE(W_K f_n, cluster_K of image n).
@@ -130,7 +122,12 @@ class ClusterHeads(nn.Module):
 
     def __init__(self, labels: PseudoLabels, size: int) -> None:
         super().__init__()
-        self.labels = labels
+        if not isinstance(labels, PseudoLabels):
+            allowed = "PseudoLabels, or whole numbers by row of the data set as a tensor"
+            shown = labels if isinstance(labels, str | PathLike) else type(labels).__name__
+            message = f"`pseudo_labels` {shown}: allowed is {allowed}; read a file with read_pseudo_labels(path)"
+            raise UsageError(message, parameter="pseudo_labels", given=labels, allowed=allowed)
+        self.labels = copy.deepcopy(labels)  # it moves between devices with the heads
         self.heads = nn.ModuleList(nn.Linear(size, clusters) for clusters in labels.sizes)
 
     def __len__(self) -> int:
@@ -145,7 +142,9 @@ class ClusterHeads(nn.Module):
         return torch.stack(parts).sum(0)
 
 
-def make(encoder: Encoder, images: Images, sizes: Sequence[int], seed: int, provenance: dict[str, Any]) -> PseudoLabels:
+def make(
+    encoder: EncoderProtocol, images: Images, sizes: Sequence[int], seed: int, provenance: dict[str, Any]
+) -> PseudoLabels:
     """Cluster the features of un-augmented images.
 
     Args:

@@ -6,9 +6,15 @@ import torch
 from torch import Tensor
 
 from acl_plugin.attacks.inner_attack import InnerAttack
-from acl_plugin.losses.contrastive import HardNegatives, multi_view_nce, multi_view_nce_rows, weighted_nce
+from acl_plugin.losses.contrastive import (
+    HardNegatives,
+    collapsed_nce,
+    multi_view_nce,
+    multi_view_nce_rows,
+    weighted_nce,
+)
 from acl_plugin.models import norm_banks
-from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.base import Cost, Objective, Terms, Views
 from acl_plugin.registry import register
 from acl_plugin.validation import require_not_negative, require_one_of
@@ -57,7 +63,7 @@ class RoCL(Objective):
         if self.again:
             self.cost = Cost(attacked=1, forwards=6, backwards=5)
 
-    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+    def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         stopped = self.again
         with torch.no_grad(), norm_banks.inference(model):
             key = model(views.b)
@@ -68,7 +74,9 @@ class RoCL(Objective):
         z = model(torch.cat([views.a, views.b, a])).chunk(3)
         pair = alone or (z[2], z[1])
         options = {"detached": self.stopped, "hard": self.hard}
+        scale, nce3 = weighted_nce(z, self.temperature, 2.0, self.weights, **options)
+        nce_adv = multi_view_nce(pair, self.temperature, detached=stopped)
         return Terms.weighted(
-            nce3=weighted_nce(z, self.temperature, 2.0, self.weights, **options),
-            nce_adv=(self.regularizer, multi_view_nce(pair, self.temperature, detached=stopped)),
+            nce3=(scale, nce3, collapsed_nce(len(a), 3, self.hard)),
+            nce_adv=(self.regularizer, nce_adv, collapsed_nce(len(a))),
         )

@@ -1,8 +1,8 @@
 """SimCLR: the benign baseline that every adversarial objective is measured against."""
 
 from acl_plugin.attacks.inner_attack import InnerAttack
-from acl_plugin.losses.contrastive import nt_xent
-from acl_plugin.models.encoder import Encoder
+from acl_plugin.losses.contrastive import collapsed_nce, nt_xent
+from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.base import Cost, Objective, Terms, Views
 from acl_plugin.registry import register
 
@@ -20,6 +20,6 @@ class SimCLR(Objective):
     cost = Cost(attacked=0, forwards=2, backwards=2)
     paper = "SimCLR, ICML 2020, arXiv 2002.05709"
 
-    def terms(self, model: Encoder, views: Views, attack: InnerAttack) -> Terms:
+    def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         za, zb = model.views(views.a, views.b)
-        return Terms.weighted(nce_clean=(1.0, nt_xent(za, zb, self.temperature)))
+        return Terms.weighted(nce_clean=(1.0, nt_xent(za, zb, self.temperature), collapsed_nce(len(za))))

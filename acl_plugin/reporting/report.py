@@ -1,6 +1,6 @@
 """One self-contained HTML page of one or several runs: settings, curves, accuracies, pictures, and the audit.
 
-The page has no script and asks for nothing from the network. What was not measured yet says by which command it is.
+The page has no script and loads nothing from the network. For a missing part it names the command that makes it.
 """
 
 import base64
@@ -102,8 +102,8 @@ class _Run:
 
     def summary(self) -> list[str]:
         c = self.config
-        told = f"{c.objective} on {c.data}, {c.backbone}, {c.epochs} epochs, {c.norm} eps {c.eps}, seed {c.seed}"
-        lines = [f"<p>{html.escape(told)}.</p>"]
+        details = f"{c.objective} on {c.data}, {c.backbone}, {c.epochs} epochs, {c.norm} eps {c.eps}, seed {c.seed}"
+        lines = [f"<p>{html.escape(details)}.</p>"]
         if not self.run.encoder.is_file():
             lines.append(_missing(f"acl-plugin pretrain --out {self.run.path} ...", "Unfinished: to resume it, repeat"))
         return lines + self.accuracies()
@@ -150,11 +150,11 @@ class _Run:
             f, f_adv = model.features(x), model.features(moved)
             before, after = model.head(f).argmax(1), model.head(f_adv).argmax(1)
         shown = subset_rows(images.labels, SHOWN)
-        told = [
+        details = [
             (f"{classes[y]}: {classes[b]}", classes[a])
             for y, b, a in zip(images.labels[shown], before[shown], after[shown], strict=True)
         ]
-        grid = figures.image_grid(x[shown], moved[shown], told, threat.eps if threat.norm == "Linf" else 0.1)
+        grid = figures.image_grid(x[shown], moved[shown], details, threat.eps if threat.norm == "Linf" else 0.1)
         axes = torch.linalg.svd(torch.cat([f, f_adv]) - f.mean(0), full_matrices=False).Vh[:2].T
         flat, flat_adv = ((z - f.mean(0)) @ axes for z in (f, f_adv))
         caption = (
@@ -250,8 +250,8 @@ def _comparison(pages: Sequence[_Run]) -> list[str]:
         data, *made_by = page.of_what
         rows.append([page.name, data, threat, *made_by, *cells])
     lines = _table(head, rows)
-    told = [(e["images"], e["threat_model"], e["eps"]) for page in pages if (e := page.evaluation) is not None]
-    if any(each != told[0] for each in told):
+    details = [(e["images"], e["threat_model"], e["eps"]) for page in pages if (e := page.evaluation) is not None]
+    if any(each != details[0] for each in details):
         lines.append("<p class=missing>These runs were evaluated on different images or threat models.</p>")
     evaluated = [page for page in pages if page.evaluation is not None]
     if evaluated:

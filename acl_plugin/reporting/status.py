@@ -28,7 +28,7 @@ def status(run: RunDir) -> list[str]:
         "audit": _done(run.audit, lambda v: f"{_partial(v)}{len(v['rows'])} checkpoints"),
         "export": ", ".join(p.stem for p in sorted(run.robustbench.rglob("model_info/*/*/*.json"))) or "not yet",
     }
-    return lines + [f"  {name:12}{told}" for name, told in stages.items()]
+    return lines + [f"  {name:12}{details}" for name, details in stages.items()]
 
 
 def _pretrain(run: RunDir, config: RunConfig) -> str:
@@ -67,5 +67,5 @@ def _partial(values: dict[str, Any]) -> str:
     return "" if values.get("complete", True) else "unfinished: "
 
 
-def _done(path: Any, told: Any) -> str:
-    return told(read_record(path)) if path.is_file() else "not yet"
+def _done(path: Any, details: Any) -> str:
+    return details(read_record(path)) if path.is_file() else "not yet"

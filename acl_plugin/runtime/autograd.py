@@ -3,14 +3,25 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from acl_plugin.errors import UsageError
 
 
-def check_autograd(model: nn.Module) -> None:
+class Weights(Protocol):
+    """Weights and buffers of a network."""
+
+    def parameters(self, recurse: bool = True) -> Iterator[Tensor]:
+        """Yield the weights."""
+
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """Yield the buffers."""
+
+
+def check_autograd(model: Weights) -> None:
     """Refuse a model whose weights or buffers are inference tensors, which no gradient passes.
 
     Raises:

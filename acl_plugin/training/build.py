@@ -1,12 +1,21 @@
 """Model, objective and attack of a pretraining, built from its configuration."""
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
 from acl_plugin.data.images import DataSet
+from acl_plugin.errors import UsageError
 from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.spec import ModelSpec
+from acl_plugin.objectives.base import Objective
 from acl_plugin.registry import create_objective
+from acl_plugin.runs.models import load_encoder
+from acl_plugin.runs.pseudo_labels import read_pseudo_labels
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.device import training_device
 from acl_plugin.runtime.seeding import INITIALISATION, mixed_seed
@@ -14,23 +23,56 @@ from acl_plugin.training.batch_size import check_sizes
 from acl_plugin.training.module import Pretraining
 
 
-def build(config: RunConfig, data: DataSet) -> "Pretraining":
-    """Model, objective and attack of a run, with everything checked that can be checked before training.
+def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = None) -> "Pretraining":
+    """Build model, objective and attack of a run, with everything checked that can be checked before training.
+
+    Args:
+        config: of the run.
+        data: its images.
+        encoder: of your own, in place of the configuration's backbone; a copy of it is trained.
 
     Raises:
         UsageError: for names, settings or sizes that do not fit.
     """
-    training_device(config.accelerator)  # or it is told now that there is none
+    training_device(config.accelerator)  # refuses one that this machine does not have
     threat = ThreatModel.parse(config.norm, config.eps)
     attack = InnerAttack(threat, config.attack, config.attack_steps, config.attack_kwargs)
-    objective = create_objective(config.objective, **config.objective_kwargs)
+    objective = _objective(config)
     attack.check(objective.attack_view, data.shape[0])
     check_sizes(config, data)
     with seeding.private(mixed_seed(config.seed, INITIALISATION)):
-        model = Encoder(model_spec(config, data), objective.routes, objective.projector)
+        if encoder is None:
+            model: EncoderProtocol = Encoder(model_spec(config, data), objective.routes, objective.projector)
+        else:
+            model = _copied(encoder, objective, data)
         objective.setup(model)
     objective.check_images(data.train)
     return Pretraining(config, data, model, objective, attack)
+
+
+def _copied(encoder: EncoderProtocol, objective: Objective, data: DataSet) -> EncoderProtocol:
+    """Return a copy of the user's encoder, if it fits to objective and images."""
+    if tuple(encoder.routes) != objective.routes:
+        given = f"norm banks {tuple(encoder.routes)}"
+        message = f"`encoder` has {given}, the objective has {objective.routes}; pass routes={objective.routes}"
+        raise UsageError(message, parameter="encoder", given=given, allowed=objective.routes)
+    shape = getattr(encoder, "shape", data.shape)
+    if shape != data.shape:
+        message = f"`encoder` takes images of shape {shape}, those of {data.name} are {data.shape}"
+        raise UsageError(message, parameter="encoder", given=shape, allowed=data.shape)
+    return copy.deepcopy(encoder)
+
+
+def _objective(config: RunConfig) -> Objective:
+    """Create the objective, with the objects whose paths the configuration has."""
+    given = config.objective_kwargs
+    objective: Objective = create_objective(config.objective, **given)  # refuses other settings before files are read
+    readers: dict[str, Callable[[str], Any]] = {"encoder": load_encoder, "pseudo_labels": read_pseudo_labels}
+    paths = {name: kind for name, kind in objective.from_files.items() if isinstance(given.get(name), str)}
+    if not paths:
+        return objective
+    objects = {name: readers[kind](given[name]) for name, kind in paths.items()}
+    return create_objective(config.objective, **{**given, **objects})
 
 
 def model_spec(config: RunConfig, data: DataSet) -> ModelSpec:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.config import RunConfig
 from acl_plugin.data.images import Images
-from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.base import Objective, Views
+from acl_plugin.objectives.branches import together
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.progress import Progress
 from acl_plugin.runtime.seeding import CORESET, mixed_seed
@@ -71,7 +72,7 @@ class Coreset:
     def renew(
         self,
         epoch: int,
-        model: Encoder,
+        model: EncoderProtocol,
         objective: Objective,
         attack: InnerAttack,
         draw: Callable[[Tensor, Tensor], Views],
@@ -102,7 +103,7 @@ def held_out_count(images: int) -> int:
 
 
 def select(
-    model: Encoder,
+    model: EncoderProtocol,
     objective: Objective,
     attack: InnerAttack,
     batches: list[Images],
@@ -143,12 +144,14 @@ def select(
     """
     device = next(model.parameters()).device
     model, objective = copy.deepcopy((model, objective))
-    model.eval().requires_grad_(False)
+    model.train(False)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
     objective.eval()
     for parameter in head_parameters(model):
         parameter.requires_grad_(True)
     moved = copy.deepcopy(model)
-    both = nn.ModuleList([model, objective])
+    both = together(model, objective)
     start = copy.deepcopy(both.state_dict())
 
     def gradient(i: int) -> list[Tensor]:
@@ -179,13 +182,15 @@ def select(
     return taken
 
 
-def head_parameters(model: Encoder) -> list[nn.Parameter]:
+def head_parameters(model: EncoderProtocol) -> list[nn.Parameter]:
     """Weights and biases of the projector's linear layers; the last weight of the backbone if there are none."""
     linear = [p for m in model.projector.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
     return linear or [[p for p in model.backbone.parameters() if p.dim() > 1][-1]]
 
 
-def _divergence(model: Encoder, objective: Objective, attack: InnerAttack, images: Images, released: bool) -> Tensor:
+def _divergence(
+    model: EncoderProtocol, objective: Objective, attack: InnerAttack, images: Images, released: bool
+) -> Tensor:
     """Return R of benign images and of their adversarial images against the model as it now is."""
     benign_route, adversarial_route = objective.routes[0], objective.routes[-1]
     x = images.floats().to(next(model.parameters()))

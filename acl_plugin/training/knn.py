@@ -4,13 +4,15 @@ import torch
 
 from acl_plugin.data.images import Images
 from acl_plugin.data.subsets import stratified
-from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.features import features_of
+from acl_plugin.models.protocol import EncoderProtocol
 
 NEIGHBOURS = 20
 
 
-def knn_accuracy(encoder: Encoder, images: Images, seed: int, route: str | None = None, most: int = 5000) -> float:
+def knn_accuracy(
+    encoder: EncoderProtocol, images: Images, seed: int, route: str | None = None, most: int = 5000
+) -> float:
     """Accuracy of the vote of 20 neighbours by cosine, on a tenth of ``images`` by the other nine.
 
     Args:

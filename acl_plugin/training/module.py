@@ -3,12 +3,12 @@
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from acl_plugin.attacks.inner_attack import InnerAttack
@@ -18,7 +18,8 @@ from acl_plugin.data.augment import WEAK, views
 from acl_plugin.data.batches import ShuffledBatches
 from acl_plugin.data.images import DataSet
 from acl_plugin.models import norm_banks
-from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.protocol import EncoderProtocol
+from acl_plugin.models.spec import spec_of
 from acl_plugin.objectives.base import Objective, Views
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import write_encoder
@@ -44,7 +45,7 @@ class Pretraining(lightning.LightningModule):
     """
 
     def __init__(
-        self, config: RunConfig, data: DataSet, model: Encoder, objective: Objective, attack: InnerAttack
+        self, config: RunConfig, data: DataSet, model: EncoderProtocol, objective: Objective, attack: InnerAttack
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -145,7 +146,7 @@ class Pretraining(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.config.compile:
-            compile_encoder(self.model, self.device)
+            compile_encoder(cast(nn.Module, self.model), self.device)
 
     def steps_before(self, epoch: int) -> int:
         """Return how many batches all epochs before ``epoch``, counted from 0, have."""
@@ -247,7 +248,7 @@ class Pretraining(lightning.LightningModule):
         run.path.mkdir(exist_ok=True)
         write_encoder(
             run,
-            model.spec,
+            spec_of(model, self.data.shape),
             norm_banks.export(model.backbone, adversarial).state_dict(),
             norm_banks.export(model.backbone, benign).state_dict() if benign != adversarial else None,
             (objective.projector, norm_banks.export(model.projector, adversarial).state_dict()),

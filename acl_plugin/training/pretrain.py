@@ -1,6 +1,7 @@
 """Pretraining by Lightning in a run folder, which a later start resumes."""
 
-import sys
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingUnfinished
+from acl_plugin.models.protocol import EncoderProtocol, require_encoder
+from acl_plugin.models.spec import spec_of
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import alone, locked
 from acl_plugin.runs.records import read_metrics
@@ -23,8 +26,12 @@ from acl_plugin.training.metrics import CsvLogger
 from acl_plugin.training.module import Pretraining
 from acl_plugin.training.trainer_options import as_list, check_options, create_trainer
 
+logger = logging.getLogger(__name__)
 
-def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
+
+def pretrain(
+    config: RunConfig, out: Path | str, encoder: EncoderProtocol | None = None, **trainer_options: Any
+) -> RunDir:
     """Pretrain an encoder as ``config`` says, or resume where an earlier start ended.
 
     The pretraining is complete after its last step; only then ``encoder.pt`` and ``pretraining.json`` are written.
@@ -33,6 +40,9 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
     Args:
         config: see ``acl_plugin.config.preset``.
         out: run folder, new or of the same configuration.
+        encoder: of your own, such as ``acl_plugin.wrap_encoder(...)`` with the objective's routes and projector, in
+            place of ``config.backbone``; a copy of it is trained. The folder records the name of its class as
+            ``backbone``. Pass the same encoder to resume, and to ``acl_plugin.load_encoder(out, encoder=...)``.
         trainer_options: further options of ``lightning.Trainer`` that do not change what is trained, see
             ``acl_plugin.training.trainer_options.FREE``; ``logger`` and ``callbacks`` are added to ours, and
             ``max_time`` and ``max_steps`` (of the optimizer) limit this start alone.
@@ -46,10 +56,12 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
     run = RunDir(out)
     with alone():
         given = check_options(config, trainer_options)
+        if encoder is not None:
+            config = _recorded(config, encoder)
         run.check_config(config)
         data = datasets.load(config)
         run.check_images(data)
-        module = build(config, data)
+        module = build(config, data, encoder)
         if run.encoder.is_file():  # what it was made with stays as it is written down
             return run
         require_script(config.devices)
@@ -63,6 +75,12 @@ def pretrain(config: RunConfig, out: Path, **trainer_options: Any) -> RunDir:
                 run.record_images(data)
                 _fit(module, run, trainer, checkpoints)
     return run
+
+
+def _recorded(config: RunConfig, encoder: EncoderProtocol) -> RunConfig:
+    """Return the configuration with the user's own encoder as its backbone."""
+    spec = spec_of(require_encoder(encoder, "encoder"), (0, 0, 0))
+    return replace(config, backbone=spec.backbone, backbone_kwargs=spec.kwargs, stem=spec.stem)
 
 
 def _limit(options: dict[str, Any]) -> int | None:
@@ -103,7 +121,7 @@ def _checkpoint(run: RunDir) -> Path | None:
                 epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
             except Exception as error:  # the unpickler raises all kinds
                 told = " ".join(str(error).split())[:80]
-                print(f"{path} is damaged ({told}); going on from what is before it", file=sys.stderr)
+                logger.warning(f"{path} is damaged ({told}); going on from what is before it")
                 continue
             if epochs != logged + 1:
                 return path

@@ -21,7 +21,8 @@ from acl_plugin.errors import UsageError
 from acl_plugin.evaluation import corruption_files, run_folder
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
-from acl_plugin.probing.protocols import PROTOCOLS, Probing
+from acl_plugin.probing.protocols import Probing
+from acl_plugin.registry import DATASETS, PROTOCOLS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_encoder
 from acl_plugin.training.build import build
@@ -57,20 +58,20 @@ def names_of(*groups):
     return {f.name for group in groups for f in group.__dict__["__dataclass_fields__"].values()}
 
 
-@pytest.mark.parametrize("name", datasets.SOURCES)
+@pytest.mark.parametrize("name", DATASETS.names())
 def test_what_each_data_set_reads(name, request):
     folder = None
     if not name.startswith("digits"):
         folder = request.getfixturevalue("fabricated" if name.startswith("cifar10") else "fabricated_others")
         folder = request.getfixturevalue("fabricated_others") if name == "cifar100" else folder
     config, read = recording(replace(preset(name), data_dir=folder))
-    datasets.SOURCES[name](config)
+    DATASETS.get(name)(config)
     if name == "image_folder":
         read -= {"download"}  # looked at for a message
     assert used(unused.RUN, vars(config), ("data_dir", "download")) == read & {"data_dir", "download"}
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", PROTOCOLS.names())
 def test_what_each_protocol_reads(name, finished_run, tmp_path):
     small = {"probe_epochs": 1, "aft_epochs": 1, "batch_size": 8, "probe_holdout": 0.5}
     config, read = recording(replace(preset("digits"), limit_train=24, probe_protocol=name, **small))
@@ -80,7 +81,7 @@ def test_what_each_protocol_reads(name, finished_run, tmp_path):
     checkpoints = ProbeCheckpoints(tmp_path / "probing", {})
     read.clear()
     probing = Probing(RunDir(finished_run), config, replace(images, train=train), held_out, model, CPU, checkpoints)
-    record = PROTOCOLS[name](probing)
+    record = PROTOCOLS.get(name)(probing)
     read = read - {"probe_protocol"} | ({"probe_holdout"} if "score" in record else set())
     options = names_of(ProbeConfig) - {"probe_protocol"} | {"precision"}
     assert used(unused.PROBE, vars(config), options) == read & options
@@ -96,9 +97,9 @@ def test_what_pretraining_reads(coreset, tmp_path):
 
 
 @pytest.mark.parametrize("name", [*available(), "gsa_rsl, benign"])
-def test_which_objectives_attack(name, settings_of):
+def test_which_objectives_attack(name, paths_of):
     benign = {"adversarial": 0, "global_": 0} if "," in name else {}
-    objective = {"objective": name.split(",")[0], "objective_kwargs": settings_of(name) | benign}
+    objective = {"objective": name.split(",")[0], "objective_kwargs": paths_of(name) | benign}
     config = preset("digits", **TINY | objective)
     images = datasets.load(config)
     module, attacks = build(config, images), []
@@ -166,7 +167,7 @@ def another(name):
 
 CHOICES = {
     "data": list(configuration.PRESETS),
-    "probe_protocol": list(PROTOCOLS),
+    "probe_protocol": PROTOCOLS.names(),
     "coreset": ["none", "rcs"],
     "objective": ["simclr", "gsa_rsl"],
     "attack": ["FGSM", "FFGSM", "PGD"],

@@ -18,6 +18,7 @@ from acl_plugin.evaluation.autoattack import chunk_verdicts
 from acl_plugin.evaluation.storage import FolderStates
 from acl_plugin.evaluation.verdicts import STANDARD
 from acl_plugin.models.encoder import Classifier
+from acl_plugin.registry import DATASETS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import write_model
 from acl_plugin.runtime.files import read_json
@@ -321,14 +322,14 @@ def test_an_image_that_only_rounding_breaks_is_robust():
 def test_three_classes_are_a_reduced_evaluation_that_cannot_be_exported(run, few, monkeypatch):
     from acl_plugin.leaderboard.export import export
 
-    digits = datasets.SOURCES["digits"]
+    digits = DATASETS.get("digits")
 
     def of_three(config):
         source = digits(config)
         train, test = (dataclasses.replace(part, labels=part.labels % 3) for part in (source.train, source.test))
         return dataclasses.replace(source, train=train, test=test, classes=tuple("abc"))
 
-    monkeypatch.setitem(datasets.SOURCES, "digits", of_three)
+    monkeypatch.setitem(DATASETS._factories, "digits", of_three)
     torch.manual_seed(0)
     model = Classifier(spec(classes="abc"))
     nn.init.normal_(model.head.weight, std=3.0)

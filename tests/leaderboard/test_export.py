@@ -31,6 +31,7 @@ from acl_plugin.models.timm_names import backbone_names
 from acl_plugin.objectives.pseudo_labels import PseudoLabels
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier, load_encoder, weights_hash, write_encoder, write_model
+from acl_plugin.runs.pseudo_labels import read_pseudo_labels, write_pseudo_labels
 from acl_plugin.runs.transfer import transfer, transferred
 from acl_plugin.runtime.files import write_json
 from conftest import spec
@@ -402,7 +403,7 @@ def test_additional_data_is_asked_for_where_no_file_decides(tmp_path, case):
         write_json(run.pretraining, {"seconds": 1.0})
     if case == "imported_teacher":
         teacher.start(preset("cifar10", objective="imported"))
-    PseudoLabels(torch.arange(4), {2: torch.arange(4) % 2}, {"data": "cifar10"}).write(labels)
+    write_pseudo_labels(PseudoLabels(torch.arange(4), {2: torch.arange(4) % 2}, {"data": "cifar10"}), labels)
     with pytest.raises(UsageError) as error:
         additional_data(run, "cifar10")
     assert (error.value.parameter, error.value.allowed) == ("additional_data", (True, False))
@@ -421,7 +422,8 @@ def test_additional_data_of_teachers_and_pseudo_labels(tmp_path):
         write_json(run.pretraining, {"seconds": 1.0})
         assert additional_data(run, "cifar10")[0] is (name == "stl10")
         shutil.rmtree(run.path)
-        PseudoLabels(torch.arange(4), {2: torch.arange(4) % 2}, {"seen": ["cifar10", name]}).write(labels)
+        made = PseudoLabels(torch.arange(4), {2: torch.arange(4) % 2}, {"seen": ["cifar10", name]})
+        write_pseudo_labels(made, labels)
         run.start(preset("cifar10", objective="advcl", objective_kwargs={"pseudo_labels": str(labels)}))
         write_json(run.pretraining, {"seconds": 1.0})
         assert additional_data(run, "cifar10")[0] is (name == "stl10")
@@ -508,4 +510,4 @@ def test_a_chain_of_transfers_keeps_what_the_encoder_was_pretrained_on(tmp_path)
 def test_pseudo_labels_record_what_their_encoder_saw(teacher_run, tmp_path):
     out = tmp_path / "labels.npz"
     assert main(["pseudo-labels", str(teacher_run), "--out", str(out), "--clusters", "[2]"]) == 0
-    assert PseudoLabels.read(out).provenance["seen"] == ["digits"]
+    assert read_pseudo_labels(out).provenance["seen"] == ["digits"]

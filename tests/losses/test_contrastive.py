@@ -112,6 +112,14 @@ def test_equal_and_orthogonal_embeddings_have_closed_forms(views):
     assert contrastive.multi_view_nce(apart, 0.5).item() == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("code", ["paper", "rocl", "advcl"])
+def test_hard_negatives_of_equal_embeddings_have_a_closed_form(code):
+    hard = contrastive.HardNegatives(tau_plus=0.2, beta=0.7, code=code)
+    value = contrastive.multi_view_nce([torch.ones(5, 4)] * 3, 0.5, hard=hard).item()
+    assert contrastive.collapsed_nce(5, 3, hard) == pytest.approx(value, abs=1e-5)
+    assert value != pytest.approx(math.log(14), abs=1e-3)
+
+
 def test_stopped_keys_have_the_finite_difference_of_the_anchors():
     z = embeddings(2)
     (gradient,) = torch.autograd.grad(contrastive.multi_view_nce(z, 0.5, detached=True), z[:1])

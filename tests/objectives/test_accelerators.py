@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 from acl_plugin import available
-from acl_plugin.attacks import bridge
+from acl_plugin.attacks import inner_attack
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.data.batches import ShuffledBatches
@@ -67,7 +67,7 @@ def like(value):
 
 @pytest.mark.parametrize("name", available())
 def test_a_step_stays_on_the_device(name, settings_of, monkeypatch):
-    monkeypatch.setattr(bridge, "_noise_seed", lambda generator: 0)  # of generators, which a fake has none of
+    monkeypatch.setattr(inner_attack, "noise_seed", lambda generator: 0)  # of generators, which a fake has none of
     monkeypatch.setattr(seeding, "private", lambda *seed_and_device: nullcontext())
     objective, model = made(name, settings_of(name))
     objective.check_images(SIX)

@@ -60,8 +60,8 @@ def test_bare_loop(name, attack, settings_of):
 
 
 @pytest.mark.parametrize("name", available())
-def test_in_the_trainer(name, tiny_config, tmp_path, settings_of):
-    config = dataclasses.replace(tiny_config, objective=name, objective_kwargs=settings_of(name))
+def test_in_the_trainer(name, tiny_config, tmp_path, paths_of):
+    config = dataclasses.replace(tiny_config, objective=name, objective_kwargs=paths_of(name))
     run = pretrain(config, tmp_path / "run")
     _, weights = read_model(run.encoder)
     assert weights
@@ -185,10 +185,14 @@ def test_a_view_that_was_not_given_is_told():
     [
         ("deacl", {}, "'deacl' needs a teacher: .*pretrain --objective simclr .*--objective-kwargs.teacher TEACHER"),
         ("profeat", {}, "'profeat' needs a teacher"),
-        ("deacl", {"teacher": "nowhere"}, "nowhere: no such run folder"),
+        (
+            "deacl",
+            {"teacher": "nowhere"},
+            r"`teacher` nowhere: allowed is an encoder, as of acl_plugin.load_encoder\(RUN\)",
+        ),
         ("advcl", {}, "needs pseudo-labels: .*acl-plugin pseudo-labels RUN --out FILE.*kwargs.pseudo_labels FILE"),
         ("a_infonce", {}, "needs pseudo-labels"),
-        ("advcl", {"pseudo_labels": "nowhere.npz"}, "nowhere.npz: no such file; make it with acl-plugin pseudo-labels"),
+        ("advcl", {"pseudo_labels": "nowhere.npz"}, "`pseudo_labels` nowhere.npz: allowed is PseudoLabels"),
     ],
 )
 def test_what_an_objective_needs_and_does_not_get_is_told(name, settings, message):

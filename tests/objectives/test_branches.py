@@ -53,7 +53,7 @@ def test_a_pair_sends_each_half_its_own_way(encoder):
 
 def test_a_teacher_stays_as_it_is(teacher_run):
     model = Encoder(spec())
-    teacher = Teacher.of_run(teacher_run, model, "deacl").train()
+    teacher = Teacher.of_student(load_encoder(teacher_run), model, "deacl").train()
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     f = teacher(torch.rand(4, 1, 8, 8).requires_grad_())
     assert not f.requires_grad
@@ -65,8 +65,7 @@ def test_a_teacher_stays_as_it_is(teacher_run):
 @pytest.mark.parametrize("routes", [("shared",), ("clean", "adv")])
 def test_a_student_starts_as_its_teacher(teacher_run, routes):
     model = Encoder(spec(), routes)
-    teacher = Teacher.of_run(teacher_run, model, "profeat")
-    teacher.copy_backbone_to(model)
+    teacher = Teacher.of_student(load_encoder(teacher_run), model, "profeat")
     teacher.copy_projector_to(model)
     model.eval()
     model.preprocess.load_state_dict(teacher.encoder.preprocess.state_dict())
@@ -79,10 +78,10 @@ def test_a_student_starts_as_its_teacher(teacher_run, routes):
 def test_another_network_cannot_be_taught(teacher_run):
     model = Encoder(dataclasses.replace(spec(), kwargs={"stem_width": 8, "channels": [4, 8, 8, 8]}))
     with pytest.raises(UsageError, match=r"is another network: kwargs .*'stem_width': 4.*, here .*'stem_width': 8"):
-        Teacher.of_run(teacher_run, model, "deacl")
+        Teacher.of_student(load_encoder(teacher_run), model, "deacl")
 
 
 def test_a_teacher_without_the_students_projector_is_told(teacher_run):
     model = Encoder(spec(), projector="wide")
     with pytest.raises(UsageError, match="no projector of the student's kind; use a SimCLR run"):
-        Teacher.of_run(teacher_run, model, "profeat").copy_projector_to(model)
+        Teacher.of_student(load_encoder(teacher_run), model, "profeat").copy_projector_to(model)

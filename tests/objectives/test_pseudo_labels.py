@@ -12,6 +12,7 @@ from acl_plugin.models.features import cluster, features_of
 from acl_plugin.objectives import pseudo_labels
 from acl_plugin.objectives.pseudo_labels import PseudoLabels
 from acl_plugin.runs.models import load_encoder
+from acl_plugin.runs.pseudo_labels import read_pseudo_labels, write_pseudo_labels
 
 
 def test_clusters_of_separate_clouds_are_the_clouds():
@@ -40,8 +41,8 @@ def test_a_number_of_clusters_that_cannot_be_is_told(size):
 def test_a_file_is_read_as_it_was_written(tmp_path):
     rows = torch.tensor([4, 0, 7])
     written = PseudoLabels(rows, {5: torch.tensor([4, 0, 1]), 2: torch.tensor([0, 1, 1])}, {"data": "digits", "n": 3})
-    written.write(tmp_path / "labels.npz")
-    read = PseudoLabels.read(tmp_path / "labels.npz")
+    write_pseudo_labels(written, tmp_path / "labels.npz")
+    read = read_pseudo_labels(tmp_path / "labels.npz")
     assert read.sizes == [2, 5]
     assert read.provenance == {"data": "digits", "n": 3}
     assert read(rows).tolist() == [[0, 1, 1], [4, 0, 1]]
@@ -66,8 +67,8 @@ def test_images_without_labels_are_refused():
 def test_labels_of_other_images_are_refused(tmp_path):
     made_of = images_of([0, 1, 2])
     labels = PseudoLabels(made_of.rows, {2: torch.tensor([0, 1, 0])}, {"data": "digits", "n": 3}, made_of.hashes)
-    labels.write(tmp_path / "labels.npz")
-    read = PseudoLabels.read(tmp_path / "labels.npz")
+    write_pseudo_labels(labels, tmp_path / "labels.npz")
+    read = read_pseudo_labels(tmp_path / "labels.npz")
     for each in (labels, read):
         each.check_images(images_of([2, 0]))
         with pytest.raises(UsageError, match="2 of 2 training images are not those") as error:
@@ -112,4 +113,4 @@ def bad(tmp_path, kind):
 def test_bad_files_are_refused_in_a_line(tmp_path, kind):
     message = "no such file; make it with acl-plugin pseudo-labels" if kind == "missing" else "no file of pseudo-labels"
     with pytest.raises(UsageError, match=message):
-        PseudoLabels.read(bad(tmp_path, kind))
+        read_pseudo_labels(bad(tmp_path, kind))

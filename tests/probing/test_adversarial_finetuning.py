@@ -67,9 +67,9 @@ def test_the_attack_is_torchattacks_and_changes_nothing(classifier, tpgd):
     moved = tpgd.trades(classifier, x, classifier, target, generator=generator.manual_seed(0))
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items())
-    from acl_plugin.attacks.bridge import _noise_seed
+    from acl_plugin.attacks.bridge import noise_seed
 
-    with seeding.private(_noise_seed(generator.manual_seed(0))):
+    with seeding.private(noise_seed(generator.manual_seed(0))):
         theirs = torchattacks.TPGD(classifier, eps=0.1, alpha=0.025, steps=10)(x, None)
     assert torch.equal(moved, theirs)
 

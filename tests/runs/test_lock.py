@@ -23,7 +23,7 @@ from conftest import TINY
 HOLDS = """
 import sys, time
 from pathlib import Path
-from acl_plugin.lock import locked
+from acl_plugin.runs.lock import locked
 with locked(Path(sys.argv[1])):
     print("holds", flush=True)
     time.sleep(60)
@@ -128,7 +128,8 @@ def test_a_second_thread_is_refused_before_anything_is_written_and_the_first_end
                 found.append(in_another_thread(lambda: pretrain(config, run.path)))
                 found.append(in_another_thread(lambda: pipeline.run(config, run.path)))
                 found.extend(
-                    in_another_thread(lambda s=s: s(whole, config, cpu)) for s in (protocols.probe, run_folder.evaluate_suite)
+                    in_another_thread(lambda s=s: s(whole, config, cpu))
+                    for s in (protocols.probe, run_folder.evaluate_suite)
                 )
                 assert sorted(tmp_path.rglob("*")) == before
 

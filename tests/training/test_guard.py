@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -5,14 +6,14 @@ import torch
 
 from acl_plugin.config import preset
 from acl_plugin.errors import TrainingStopped
-from acl_plugin.losses.contrastive import collapsed_nce
+from acl_plugin.objectives.base import Terms
 from acl_plugin.training.guard import Guard
 
 
-def terms(loss, device="cpu", **parts):
+def terms(loss, device="cpu", collapsed=None, **parts):
     """A loss as if it lay on ``device``."""
     total = SimpleNamespace(device=torch.device(device), detach=lambda: torch.tensor(loss))
-    return SimpleNamespace(total=total, parts={name: torch.tensor(value) for name, value in parts.items()})
+    return Terms(total, {name: torch.tensor(value) for name, value in parts.items()}, collapsed or {})
 
 
 def guard(**options):
@@ -42,14 +43,24 @@ def test_what_was_not_looked_at_is_looked_at_before_a_checkpoint():
     guard().look()  # nothing to see
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_collapse_is_of_the_joint_batch(devices):
-    g, level = guard(devices=devices), collapsed_nce(8 * devices)
+@pytest.mark.parametrize("level", [2.7, 0.0])
+def test_a_part_that_stays_at_its_collapsed_value_ends_the_run(level):
+    g = guard()
     for step in range(g.patience - 1):
-        g.watch(terms(1.0, nce_adv=level), step, 0.9)
-    with pytest.raises(TrainingStopped, match="collapsed: the loss sits at"):
-        g.watch(terms(1.0, nce_adv=level), g.patience, 0.9)
-    other = guard(devices=devices)
+        g.watch(terms(1.0, collapsed={"spread": level}, spread=level + 1e-4, other=3.0), step, 0.9)
+    with pytest.raises(TrainingStopped, match=r"collapsed: spread is .* at step 20, as for equal embeddings"):
+        g.watch(terms(1.0, collapsed={"spread": level}, spread=level), g.patience, 0.9)
+
+
+def test_parts_without_a_collapsed_value_are_not_watched_whatever_their_name():
+    g = guard()
     for step in range(2 * g.patience):
-        other.watch(terms(1.0, nce_adv=collapsed_nce(8 * (3 - devices))), step, 0.9)
-    assert other.healthy
+        g.watch(terms(1.0, nce_adv=math.log(15)), step, 0.9)
+    assert g.healthy
+
+
+def test_a_level_of_a_part_that_a_step_does_not_have_is_left_alone():
+    g = guard()
+    for step in range(2 * g.patience):
+        g.watch(terms(1.0, collapsed={"nce_adv": 1.0}), step, 0.9)
+    assert g.healthy

@@ -1,0 +1,107 @@
+"""Settings of an inner attack: which are valid for its class, and the arguments that torchattacks takes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from acl_plugin.attacks.catalogue import (
+    RGB_ONLY,
+    STEPS,
+    attack_names,
+    check_arguments,
+    check_count,
+    defaults,
+    fewest_classes,
+)
+from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.errors import UsageError, unknown
+
+
+def check_settings(norm: str, name: str, steps: int, kwargs: Mapping[str, Any], scale: float) -> None:
+    """Refuse the settings of an attack that are unknown, of another norm, or out of range.
+
+    Args:
+        norm: of the threat model.
+        name: class name in torchattacks.
+        steps: of the attack.
+        kwargs: further arguments of the class.
+        scale: share of eps, in (0, 1].
+
+    Raises:
+        UsageError: naming the setting.
+    """
+    if name not in attack_names():
+        raise unknown("attack", name, attack_names(), parameter="name")
+    valid = attack_names(norm)
+    if name not in valid:
+        message = f"attack {name!r} is not for {norm}; allowed: {', '.join(valid)}"
+        raise UsageError(message, parameter="name", given=name, allowed=tuple(valid))
+    check_count("steps", steps)
+    check_arguments(name, kwargs)
+    if not 0 < scale <= 1:
+        allowed = "a number above 0, at most 1"
+        message = f"attack scale {scale!r}: allowed is {allowed}"
+        raise UsageError(message, parameter="scale", given=scale, allowed=allowed)
+
+
+def check_view(norm: str, name: str, view: str | None, channels: int | None) -> None:
+    """Refuse a view or a number of channels that a class is not valid for; None stands for any.
+
+    Raises:
+        UsageError: with the classes that are valid.
+    """
+    if name in RGB_ONLY and channels not in (None, 3):
+        message = f"attack {name!r} takes images of 3 channels, not {channels}; use PGD or MIFGSM"
+        raise UsageError(message, parameter="channels", given=channels, allowed=3)
+    valid = attack_names(norm, view)
+    if view is not None and name not in valid:
+        raise UsageError(
+            f"attack {name!r} moves each row for itself and is not valid for the {view!r} view, in which "
+            f"rows depend on each other; allowed: {', '.join(valid)}",
+            parameter="name",
+            given=name,
+            allowed=tuple(valid),
+        )
+
+
+def check_classes(name: str, kwargs: Mapping[str, Any], classes: int | None) -> None:
+    """Refuse fewer classes than a class's loss compares; None stands for any number.
+
+    Raises:
+        UsageError: with the fewest.
+    """
+    fewest = fewest_classes(name, kwargs)
+    if classes is not None and classes < fewest:
+        message = f"attack {name!r} compares the logits of {fewest} classes or more, not of {classes}"
+        raise UsageError(f"{message}; use APGD or PGD", parameter="classes", given=classes, allowed=fewest)
+
+
+def class_arguments(
+    name: str, given: Mapping[str, Any], steps: int, scale: float, threat: ThreatModel, classes: int, seed: int
+) -> dict[str, Any]:
+    """Return the arguments of a class of torchattacks.
+
+    Args:
+        name: of the class.
+        given: the user's own arguments, which come first.
+        steps: where ``given`` has none.
+        scale: share of eps; a step size ``alpha`` in ``given`` is scaled with it.
+        threat: with eps already scaled.
+        classes: columns of the logits.
+        seed: of the class's noise.
+    """
+    count = next((given[each] for each in STEPS if each in given), steps)
+    count = 1 if name in ("FGSM", "FFGSM") else count
+    wanted = {
+        "eps": threat.eps,
+        "max_epsilon": threat.eps,
+        "alpha": 1.25 * threat.eps / count,
+        **dict.fromkeys(STEPS, count),
+        "norm": threat.norm,
+        "n_classes": min(classes, 10),  # nine targets at most, as AutoAttack has
+        "seed": seed,
+    }
+    accepted = defaults(name)
+    arguments = {**{k: v for k, v in wanted.items() if k in accepted}, **given}
+    if "alpha" in given:
+        arguments["alpha"] = given["alpha"] * scale
+    return arguments

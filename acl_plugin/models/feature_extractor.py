@@ -1,0 +1,99 @@
+"""Features (B, D) of any module: its output, that of one of its layers or methods, or of a function of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from acl_plugin.errors import UsageError, unknown
+
+Features = str | Callable[[Any, Tensor], Tensor] | None
+"""The ``features`` argument of ``wrap_encoder``."""
+
+ALLOWED = "(B, D), or feature maps (B, C, H, W), which are averaged over H and W"
+REMEDY = "pass features=lambda module, x: ... that returns (B, D)"
+
+
+class FeatureExtractor(nn.Module):
+    """Compute features (B, D) of images by any module.
+
+    Args:
+        module: any; its weights are trained.
+        features: None for the module's output; a function (module, x) -> features; the name of a layer, whose output
+            is taken by a forward hook; or the name of a method, such as ``forward_features``.
+
+    Raises:
+        UsageError: when the module has no layer or method of that name; in the forward pass, when features are neither
+            (B, D) nor (B, C, H, W).
+    """
+
+    def __init__(self, module: nn.Module, features: Features = None) -> None:
+        super().__init__()
+        self.module = module
+        self.layer = self.method = ""
+        self.function: Callable[[Any, Tensor], Tensor] | None = None
+        if isinstance(features, str):
+            layers = dict(module.named_modules(remove_duplicate=False))
+            if features and features in layers:
+                self.layer = features
+            elif features and callable(getattr(module, features, None)):
+                self.method = features
+            else:
+                methods = [name for name in ("forward_features", "features") if hasattr(module, name)]
+                raise unknown("layer or method", features, {*filter(None, layers), *methods}, parameter="features")
+        elif features is not None and not callable(features):
+            allowed = "None, a function (module, x), or the name of a layer or method"
+            message = f"features {features!r}: allowed is {allowed}"
+            raise UsageError(message, parameter="features", given=features, allowed=allowed)
+        else:
+            self.function = features
+
+    @property
+    def described(self) -> str:
+        """The layer, method or function in words; empty for the module's output."""
+        return (
+            self.layer
+            or self.method
+            or getattr(self.function, "__qualname__", type(self.function).__name__ * bool(self.function))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features: preprocessed images (B, C, H, W) -> (B, D)."""
+        return _pooled(self._output(x), len(x))
+
+    def _output(self, x: Tensor) -> Any:
+        if self.function is not None:
+            return self.function(self.module, x)
+        if self.method:
+            return getattr(self.module, self.method)(x)
+        return self._output_of_layer(x) if self.layer else self.module(x)
+
+    def _output_of_layer(self, x: Tensor) -> Any:
+        outputs: list[Any] = []
+        layer = self.module.get_submodule(self.layer)
+        hook = layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output))
+        try:
+            self.module(x)
+        finally:
+            hook.remove()
+        if len(outputs) != 1:
+            message = f"layer {self.layer!r} runs {len(outputs)} times in a forward pass; {REMEDY}"
+            raise UsageError(message, parameter="features", given=self.layer, allowed="a layer that runs once")
+        return outputs[0]
+
+
+def _pooled(output: Any, count: int) -> Tensor:
+    """Return features (B, D), with feature maps averaged over positions.
+
+    Tokens (B, T, D) are refused: whether the class token or the mean of all is meant depends on the network.
+    """
+    if isinstance(output, Tensor) and output.ndim in (2, 4) and len(output) == count and output.numel():
+        return output.mean((2, 3)) if output.ndim == 4 else output
+    if not isinstance(output, Tensor):
+        given, remedy = type(output).__name__, REMEDY
+    else:
+        given, remedy = str(tuple(output.shape)), REMEDY
+        if output.ndim == 3:
+            remedy += ", such as its tokens[:, 0] (class token) or tokens.mean(1)"
+    message = f"features of {count} images are {given}: allowed are {ALLOWED}; {remedy}"
+    raise UsageError(message, parameter="features", given=given, allowed=ALLOWED)

@@ -1,0 +1,223 @@
+"""Any ``nn.Module`` as an encoder that every objective trains."""
+
+import copy
+import math
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acl_plugin.errors import UsageError, reason
+from acl_plugin.models import norm_banks
+from acl_plugin.models.encoder import BackboneAndProjector, Preprocess
+from acl_plugin.models.feature_extractor import FeatureExtractor, Features
+from acl_plugin.validation import refused_value
+
+PerChannel = float | Sequence[float] | None
+
+
+class WrappedEncoder(BackboneAndProjector):
+    """An encoder around a copy of any module; see ``wrap_encoder``.
+
+    Attributes:
+        shape: (C, H, W) of the images.
+        size: D, size of the features.
+        routes: names of the norm banks.
+        backbone: the copy with its feature extraction; ``projector``: g.
+    """
+
+    def __init__(
+        self, preprocess: Preprocess, backbone: FeatureExtractor, shape: tuple[int, int, int], size: int,
+        routes: Sequence[str], projector: str,
+    ) -> None:  # fmt: skip
+        super().__init__(preprocess, backbone, size, routes, projector)
+        self.shape = shape
+
+    def unwrap(self, route: str | None = None) -> nn.Module:
+        """Return a copy of the module with the trained weights, of the original class and with the original keys.
+
+        Args:
+            route: the norm bank to keep; None for the first.
+
+        Returns:
+            The module, in the mode and on the device of the encoder. It takes what the original took: images of its
+            own size, normalized as ``wrap_encoder`` was given.
+
+        Raises:
+            UsageError: for an unknown route.
+
+        Example:
+            >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+            >>> encoder = acl_plugin.wrap_encoder(net, (3, 8, 8), routes=("clean", "adv"))
+            >>> encoder.unwrap("adv").state_dict().keys() == net.state_dict().keys()
+            True
+        """
+        exported = norm_banks.export(self.backbone, self.routes[0] if route is None else route)
+        return exported.get_submodule("module")
+
+
+def wrap_encoder(
+    module: nn.Module,
+    shape: tuple[int, int, int],
+    *,
+    features: Features = None,
+    input_size: int | tuple[int, int] | None = None,
+    input_range: tuple[float, float] = (0.0, 1.0),
+    mean: PerChannel = None,
+    std: PerChannel = None,
+    projector: str = "three_layer",
+    routes: Sequence[str] = ("clean",),
+) -> WrappedEncoder:
+    """Make an encoder of any module, which every objective can train.
+
+    The encoder takes images (B, C, H, W) in [0, 1]. It resizes them to ``input_size``, scales them to ``input_range``,
+    subtracts ``mean`` and divides by ``std``; then it calls the module. It trains a deep copy: ``module`` keeps its
+    weights, modes, gradients and layers. ``unwrap`` returns the trained copy with the original layers. The encoder is
+    in training mode, as a new module is, and on the module's device; weights that take no gradient stay frozen.
+
+    Args:
+        module: any network, with or without pretrained weights.
+        shape: (C, H, W) of the images that the encoder takes.
+        features: what to train and probe. None takes the module's output; a function (module, x) its result; a name
+            the output of the layer (a submodule such as ``"layer4"``, by a forward hook) or of the method (such as
+            ``"forward_features"``). Features are (B, D). Feature maps (B, C', H', W') are averaged over H' and W'.
+            Tokens (B, T, D) are refused: choose by ``features=lambda module, x: module(x)[:, 0]``.
+        input_size: side or (H', W') in pixels that the module takes; None for the images' own.
+        input_range: values that the module takes for black and white, before ``mean`` and ``std``.
+        mean, std: normalization in ``input_range``, a number or one per channel; None for 0 and 1.
+        projector: one of ``models.projectors.PROJECTORS``; an objective names its own (``objective.projector``).
+        routes: names of the norm banks; an objective names its own (``objective.routes``). Each BatchNorm layer is
+            copied once per route.
+
+    Returns:
+        The encoder; see ``EncoderProtocol``.
+
+    Raises:
+        UsageError: for something that is no module or cannot be copied, for arguments that do not fit together, and for
+            features that are not (B, D), not finite, or without a gradient.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
+        >>> objective = acl_plugin.create_objective("acl_ds")
+        >>> encoder = acl_plugin.wrap_encoder(net, (3, 8, 8), routes=objective.routes, projector=objective.projector)
+        >>> encoder.features(torch.rand(2, 3, 8, 8), "adv").shape
+        torch.Size([2, 8])
+    """
+    copied = _copied(module)
+    channels, height, width = _shape(shape)
+    size = (height, width) if input_size is None else _side(input_size)
+    preprocess = _preprocess(channels, size, (height, width), input_range, mean, std)
+    _check_routes(routes)
+    tensors = (t for t in chain(copied.parameters(), copied.buffers()) if t.dtype.is_floating_point)
+    like = next(((t.device, t.dtype) for t in tensors), (torch.device("cpu"), torch.get_default_dtype()))
+    preprocess.to(*like)
+    extractor = FeatureExtractor(copied, features)
+    images = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0)).to(*like)
+    found = _feature_size(extractor, preprocess, images)
+    encoder = WrappedEncoder(preprocess, extractor, (channels, height, width), found, routes, projector)
+    encoder.projector.to(*like)
+    return encoder.train()
+
+
+def _copied(module: Any) -> nn.Module:
+    allowed = "an instance of torch.nn.Module"
+    if not isinstance(module, nn.Module):
+        given = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
+        message = f"module is {given}: allowed is {allowed}"
+        raise UsageError(message, parameter="module", given=given, allowed=allowed)
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # a module can hold anything
+        message = f"module {type(module).__name__} cannot be copied: {reason(error)}"
+        raise UsageError(message, parameter="module", given=type(module).__name__, allowed=allowed) from error
+
+
+def _shape(shape: Any) -> tuple[int, int, int]:
+    sizes = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else ()
+    if len(sizes) != 3 or not all(_is_size(each) for each in sizes):
+        raise refused_value("shape", shape, "(C, H, W) of the images, whole numbers above 0")
+    return sizes
+
+
+def _side(input_size: Any) -> tuple[int, int]:
+    sizes = (input_size, input_size) if isinstance(input_size, int) else input_size
+    if not isinstance(sizes, Sequence) or len(sizes) != 2 or not all(_is_size(each) for each in sizes):
+        raise refused_value("input_size", input_size, "a side or (H, W) in pixels, whole numbers above 0")
+    return sizes[0], sizes[1]
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _preprocess(
+    channels: int, size: tuple[int, int], images: tuple[int, int], input_range: Any, mean: PerChannel, std: PerChannel
+) -> Preprocess:
+    """Return resizing, range and normalization as one ``Preprocess``: (x (high - low) + low - mean) / std."""
+    low, high = _channels("input_range", input_range, 2)
+    if not low < high:
+        raise refused_value("input_range", input_range, "(low, high) with low < high, such as (-1, 1) or (0, 255)")
+    if (mean is None) != (std is None):
+        missing = "mean" if mean is None else "std"
+        raise refused_value(missing, None, "numbers per channel, as the other of mean and std is given")
+    means = _channels("mean", 0.0 if mean is None else mean, channels)
+    stds = _channels("std", 1.0 if std is None else std, channels)
+    if min(stds) <= 0:
+        raise refused_value("std", std, "numbers above 0")
+    width = high - low
+    shrinks = any(given > 2 * taken for given, taken in zip(images, size, strict=True))
+    return Preprocess([(m - low) / width for m in means], [s / width for s in stds], size, antialias=shrinks)
+
+
+def _channels(name: str, value: Any, count: int) -> list[float]:
+    numbers = [value] * count if isinstance(value, int | float) and name != "input_range" else value
+    if isinstance(numbers, Tensor):
+        numbers = numbers.flatten().tolist()
+    fits = isinstance(numbers, Sequence) and len(numbers) == count
+    if not fits or not all(isinstance(each, int | float) and math.isfinite(each) for each in numbers):
+        of_what = "numbers, low and high" if name == "input_range" else f"numbers, one for each of {count} channels"
+        raise refused_value(name, value, of_what)
+    return [float(each) for each in numbers]
+
+
+def _check_routes(routes: Any) -> None:
+    names = isinstance(routes, Sequence) and not isinstance(routes, str) and len(routes) > 0
+    if not names or not all(isinstance(name, str) and name for name in routes) or len(set(routes)) < len(routes):
+        raise refused_value("routes", routes, "a tuple of one name or more, each once")
+
+
+def _feature_size(extractor: FeatureExtractor, preprocess: Preprocess, images: Tensor) -> int:
+    """Return D, measured with images in eval mode; refuse features that no attack could work on."""
+    shape = tuple(images.shape[1:])
+    with torch.inference_mode(False), torch.enable_grad(), norm_banks.evaluation(extractor):
+        try:
+            with torch.no_grad():
+                extractor(preprocess(images))  # builds lazy layers
+            weights = [p for p in extractor.parameters() if p.requires_grad]
+            images.requires_grad_()
+            features = extractor(preprocess(images))
+            total = features.square().sum()
+            gradients = torch.autograd.grad(total, [images, *weights], allow_unused=True) if total.requires_grad else ()
+        except (UsageError, MemoryError):
+            raise
+        except Exception as error:  # networks raise all kinds
+            message = f"the module does not take images of shape {shape}: {reason(error)}; pass shape and `input_size`"
+            raise UsageError(message, parameter="shape", given=shape, allowed="the shape of its images") from error
+    _check_gradients(features, gradients, bool(weights))
+    return features.shape[1]
+
+
+def _check_gradients(features: Tensor, gradients: Sequence[Tensor | None], trainable: bool) -> None:
+    of_images = gradients[0] if gradients else None
+    problem = ""
+    if of_images is None:
+        problem = "have no gradient with respect to the images, which attacks need (is there a torch.no_grad?)"
+    elif trainable and all(gradient is None for gradient in gradients[1:]):
+        problem = "do not depend on the weights: a function `features` must use the module that it is given"
+    elif not (features.isfinite().all() and of_images.isfinite().all()):
+        problem = "of random images, or their gradient, are not finite"
+    if problem:
+        allowed = "finite features with gradients"
+        raise UsageError(f"the module's features {problem}", parameter="features", given=None, allowed=allowed)

@@ -1,0 +1,179 @@
+"""Encoders and classifiers of run folders, written and read."""
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+
+from acl_plugin.errors import UsageError
+from acl_plugin.models import norm_banks
+from acl_plugin.models.encoder import Classifier, Encoder
+from acl_plugin.models.protocol import EncoderProtocol, require_encoder
+from acl_plugin.models.spec import ModelSpec, spec_of
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runtime import seeding
+from acl_plugin.runtime.files import damaged, read_intact, torch_bytes, write_atomic
+
+Module = TypeVar("Module", bound=nn.Module)
+OwnEncoder = TypeVar("OwnEncoder", bound=EncoderProtocol)
+
+
+def load_classifier(run: Path | str) -> Classifier:
+    """The probed model of a run folder.
+
+    It is in eval mode and takes images of the data set's own shape, (B, C, H, W) in [0, 1]; whatever resizing or
+    normalising it needs is inside.
+
+    Args:
+        run: a folder in which ``acl-plugin run`` or ``acl-plugin probe`` has finished.
+
+    Raises:
+        UsageError: when the folder or its classifier is missing or damaged.
+    """
+    folder = RunDir(run)
+    spec, weights = read_model(folder.require(folder.classifier, f"probe {folder.path}"))
+    with seeding.private(0):
+        model = Classifier(spec)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise damaged(folder.classifier, f"is damaged: its weights are not those of {spec.backbone}") from error
+    return contiguous(model.eval())
+
+
+@overload
+def load_encoder(run: Path | str, *, benign: bool = False, encoder: None = None) -> Encoder: ...
+
+
+@overload
+def load_encoder(run: Path | str, *, benign: bool = False, encoder: OwnEncoder) -> OwnEncoder: ...
+
+
+def load_encoder(run: Path | str, *, benign: bool = False, encoder: Any = None) -> Any:
+    """The pretrained encoder of a run folder, with its projector, as a plain network with one norm bank.
+
+    It is in eval mode; ``encoder.features(images)`` maps (B, C, H, W) in [0, 1] to (B, D).
+
+    Args:
+        run: a folder in which ``acl-plugin pretrain``, ``run`` or ``import`` has finished.
+        benign: the norm bank for benign images, where it is another one than for adversarial images.
+        encoder: your own encoder that the run was pretrained with (``acl_plugin.wrap_encoder(...)``), or one like it; a
+            copy with the run's weights is returned.
+
+    Raises:
+        UsageError: when the folder or its encoder is missing or damaged, or of another network than ``encoder``.
+    """
+    folder = RunDir(run)
+    path = folder.require(folder.encoder, f"pretrain --out {folder.path}")
+    spec, weights = read_model(folder.benign_encoder if benign and folder.benign_encoder.is_file() else path)
+    kind, projector = read_projector(folder)
+    if encoder is not None:
+        return _filled(encoder, spec, weights, projector)
+    with seeding.private(0):
+        encoder = Encoder(spec, projector=kind)
+    try:
+        encoder.backbone.load_state_dict(weights)
+        encoder.projector.load_state_dict(projector)
+    except RuntimeError as error:
+        raise damaged(path, f"is damaged: its weights are not those of {spec.backbone}") from error
+    return contiguous(encoder.eval())
+
+
+def _filled(
+    encoder: OwnEncoder, spec: ModelSpec, weights: Mapping[str, Any], projector: Mapping[str, Any]
+) -> OwnEncoder:
+    """Return a copy of the user's encoder with one norm bank, and the weights of a run."""
+    here = spec_of(require_encoder(encoder, "encoder"), spec.shape)
+    names = ("backbone", "kwargs", "shape", "mean", "std")
+    other = [name for name in names if getattr(here, name) != getattr(spec, name)]
+    if other:
+        told = "; ".join(f"{name} {getattr(here, name)}, there {getattr(spec, name)}" for name in other)
+        message = f"`encoder` is another one than the run was pretrained with: {told}"
+        raise UsageError(message, parameter="encoder", given=here, allowed=spec)
+    filled: Any = copy.deepcopy(encoder)
+    try:
+        for part, values in (("backbone", weights), ("projector", projector)):
+            plain = norm_banks.export(getattr(filled, part), filled.routes[0])
+            plain.load_state_dict(values)
+            setattr(filled, part, plain)
+    except RuntimeError as error:
+        line = " ".join(str(error).split())[:200]
+        message = f"`encoder` is another network than the run was pretrained with: {line}"
+        raise UsageError(message, parameter="encoder", given=here, allowed="the same network") from error
+    return filled.eval()
+
+
+def contiguous(model: Module) -> Module:
+    """Return a model with weights in the usual memory format, as attacks of other libraries take gradients by view."""
+    return model.to(memory_format=torch.contiguous_format)
+
+
+def write_model(path: Path, spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
+    """Weights, and all that rebuilds the model they are of."""
+    write_atomic(path, torch_bytes({"spec": spec.to_dict(), "weights": dict(weights)}))
+
+
+def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """What ``write_model`` wrote; nothing in the file is executed.
+
+    Raises:
+        UsageError: when it is damaged or something else.
+    """
+    try:
+        content = read_intact(path)
+        return ModelSpec.from_dict(content["spec"]), content["weights"]
+    except Exception as error:  # the unpickler raises all kinds
+        raise damaged(path, f"is damaged or no model of acl_plugin: {type(error).__name__}") from error
+
+
+def write_encoder(
+    run: RunDir,
+    spec: ModelSpec,
+    adversarial: Mapping[str, Tensor],
+    benign: Mapping[str, Tensor] | None = None,
+    projector: tuple[str, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """What ``load_encoder`` reads; ``encoder.pt`` comes last, as it says that the others are there.
+
+    Args:
+        adversarial, benign: weights of the norm bank for adversarial images, and for benign ones if it is another.
+        projector: its name and weights.
+    """
+    if projector is not None:
+        write_projector(run, *projector)
+    if benign is not None:
+        write_model(run.benign_encoder, spec, benign)
+    write_model(run.encoder, spec, adversarial)
+
+
+def write_projector(run: RunDir, kind: str, weights: Mapping[str, Tensor]) -> None:
+    """A projector's name (see ``projectors.PROJECTORS``) and weights."""
+    write_atomic(run.projector, torch_bytes({"projector": kind, "weights": dict(weights)}))
+
+
+def read_projector(run: RunDir) -> tuple[str, dict[str, Tensor]]:
+    """What ``write_projector`` wrote; ``identity`` for a run without a projector.
+
+    Raises:
+        UsageError: when the file is damaged or something else.
+    """
+    if not run.projector.is_file():
+        return "identity", {}
+    try:
+        content = read_intact(run.projector)
+        return content["projector"], content["weights"]
+    except Exception as error:  # the unpickler raises all kinds
+        raise damaged(run.projector, f"is damaged or no projector: {type(error).__name__}") from error
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over names and bytes of a model's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,76 @@
+"""Files of pseudo-labels, written and read."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from acl_plugin.errors import UsageError
+from acl_plugin.objectives.pseudo_labels import PseudoLabels
+from acl_plugin.runtime.files import write_atomic
+from acl_plugin.runtime.paths import user_path
+
+
+def write_pseudo_labels(labels: PseudoLabels, path: Path | str) -> None:
+    """Write an npz file: ``rows``, ``hashes``, ``labels_K`` by number K of clusters, and ``provenance``.
+
+    Args:
+        labels: to write.
+        path: of the file.
+
+    Raises:
+        UsageError: when the file cannot be written.
+    """
+    import numpy as np
+
+    table = labels.table.cpu()
+    rows = (table[0] >= 0).nonzero().squeeze(1)
+    arrays: dict[str, Any] = {f"labels_{k}": table[i, rows].numpy() for i, k in enumerate(labels.sizes)}
+    if labels.hashes is not None:
+        arrays["hashes"] = np.array([labels.hashes[row] for row in rows.tolist()], dtype=np.int64)
+    buffer = io.BytesIO()
+    np.savez(buffer, rows=rows.numpy(), provenance=np.array(json.dumps(labels.provenance)), **arrays)
+    try:
+        write_atomic(user_path(path), buffer.getvalue())
+    except OSError as error:
+        message = f"{path} cannot be written: {error.strerror}"
+        raise UsageError(message, parameter="out", given=str(path), allowed="a file that can be written") from error
+
+
+def read_pseudo_labels(path: Path | str) -> PseudoLabels:
+    """Read a file of ``write_pseudo_labels`` or `acl-plugin pseudo-labels`; nothing in it is executed.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The labels, as objectives take them.
+
+    Raises:
+        UsageError: when the file is missing, damaged or something else.
+
+    Example:
+        >>> from acl_plugin.runs.pseudo_labels import read_pseudo_labels
+        >>> labels = read_pseudo_labels("labels.npz")  # doctest: +SKIP
+        >>> objective = acl_plugin.create_objective("advcl", pseudo_labels=labels)  # doctest: +SKIP
+    """
+    import numpy as np
+
+    path = user_path(path, "pseudo_labels")
+    if not path.is_file():
+        message = f"{path}: no such file; make it with acl-plugin pseudo-labels RUN --out {path}"
+        raise UsageError(message, parameter="pseudo_labels", given=str(path), allowed="an existing file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            rows = torch.from_numpy(file["rows"])
+            names = [name for name in file.files if name.startswith("labels_")]
+            labels = {int(name.removeprefix("labels_")): torch.from_numpy(file[name]) for name in names}
+            hashes = torch.from_numpy(file["hashes"]) if "hashes" in file.files else None
+            provenance = json.loads(str(file["provenance"]))
+        return PseudoLabels(rows, labels, provenance, hashes)
+    except Exception as error:  # zip, numpy and json raise all kinds
+        message = f"{path} is damaged or no file of pseudo-labels: {error}"
+        allowed = "a file of acl-plugin pseudo-labels"
+        raise UsageError(message, parameter="pseudo_labels", given=str(path), allowed=allowed) from error

@@ -1,0 +1,242 @@
+"""Every objective trains a module of the user's own: in a bare loop, in a plain Trainer of Lightning, and in ours."""
+
+import dataclasses
+
+import lightning
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import acl_plugin
+from acl_plugin import available, create_objective, load_encoder, wrap_encoder
+from acl_plugin.errors import TrainingUnfinished, UsageError
+from acl_plugin.objectives.base import Views
+from acl_plugin.runs.models import read_model, read_projector
+from acl_plugin.training.pretrain import pretrain
+
+SHAPE = (1, 8, 8)
+
+
+class Tiny(nn.Module):
+    """A network that timm does not know, with a head that is of no use here."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, width, 3, stride=2), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, 8, 3, bias=False)
+        )
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.head(self.stem(x).mean((2, 3)))
+
+
+def wrapped(objective, seed=0, **settings):
+    torch.manual_seed(seed)
+    given = {"features": "stem", "input_range": (-1, 1), **settings}
+    return wrap_encoder(Tiny(), SHAPE, routes=objective.routes, projector=objective.projector, **given)
+
+
+@pytest.fixture
+def needed():
+    """What an objective cannot do without, as objects, for a module of one's own."""
+
+    def settings(name):
+        if name in ("deacl", "profeat"):
+            return {"teacher": wrapped(create_objective("simclr"), seed=1)}
+        return {"pseudo_labels": torch.stack([torch.arange(16) % 2, torch.arange(16) % 5])} if name in LABELLED else {}
+
+    return settings
+
+
+LABELLED = ("advcl", "a_infonce")
+
+
+def weights(encoder):
+    return {name: value.detach().clone() for name, value in encoder.named_parameters()}
+
+
+def check_trained(encoder, before):
+    after = weights(encoder)
+    assert all(value.isfinite().all() for value in after.values())
+    assert all(value.isfinite().all() for value in encoder.buffers())
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert any(name.startswith("backbone.module.stem.0") for name in moved)
+    assert not any("head" in name for name in moved)
+
+
+@pytest.mark.parametrize("name", available())
+def test_in_a_bare_loop(name, attack, needed):
+    objective = create_objective(name, **needed(name))
+    encoder = wrapped(objective)
+    objective.setup(encoder)
+    optimizer = torch.optim.AdamW(objective.param_groups(encoder), lr=1e-2)
+    before = weights(encoder)
+    for epoch in range(2):
+        objective.on_epoch(epoch, 2)
+        x = torch.rand(6, *SHAPE)
+        views = Views(x, x.flip(3), images=x, rows=torch.arange(6), weak=x.flip(2))
+        optimizer.zero_grad()
+        terms = objective.backward(encoder, views, attack)
+        optimizer.step()
+        assert terms.total.isfinite()
+    check_trained(encoder, before)
+    kept = objective.downstream(encoder)
+    assert kept.features(x, objective.routes[-1]).shape == (6, 8)
+    assert kept.unwrap(objective.routes[-1]).state_dict().keys() == Tiny().state_dict().keys()
+
+
+class Contrastive(lightning.LightningModule):
+    """An objective on an encoder, in Lightning's own terms."""
+
+    def __init__(self, encoder, objective, attack):
+        super().__init__()
+        self.automatic_optimization = False
+        self.encoder, self.objective, self.attack = encoder, objective, attack
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.objective.param_groups(self.encoder), lr=1e-2)
+
+    def on_train_epoch_start(self):
+        self.objective.on_epoch(self.current_epoch, self.trainer.max_epochs)
+
+    def training_step(self, batch):
+        x, rows = batch
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        views = Views(x, x.flip(3), images=x, rows=rows, weak=x.flip(2))
+        terms = self.objective.backward(self.encoder, views, self.attack)
+        optimizer.step()
+        self.log_dict({"loss": terms.total, **terms.parts})
+
+
+@pytest.mark.parametrize("name", available())
+def test_in_a_plain_trainer(name, attack, needed, tmp_path):
+    objective = create_objective(name, **needed(name))
+    encoder = wrapped(objective)
+    objective.setup(encoder)
+    before = weights(encoder)
+    data = DataLoader(TensorDataset(torch.rand(16, *SHAPE), torch.arange(16)), batch_size=8)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    trainer = lightning.Trainer(max_epochs=2, default_root_dir=tmp_path, **quiet)
+    trainer.fit(Contrastive(encoder, objective, attack), data)
+    assert trainer.global_step == 4
+    assert trainer.callback_metrics["loss"].isfinite()
+    check_trained(encoder, before)
+
+
+@pytest.fixture
+def config(tiny_config):
+    return dataclasses.replace(tiny_config, epochs=2, keep_every=1, lr=1e-2)
+
+
+@pytest.mark.parametrize("name", available())
+def test_in_our_trainer(name, config, needed, tmp_path, labels_file, monkeypatch):
+    settings = {"pseudo_labels": str(labels_file)} if name in LABELLED else {}
+    if name in ("deacl", "profeat"):  # a teacher of one's own: a registered objective that has it
+        teacher = needed(name)["teacher"]
+        monkeypatch.setattr(acl_plugin.training.build, "load_encoder", lambda path: teacher)
+        settings = {"teacher": "own"}
+    config = dataclasses.replace(config, objective=name, objective_kwargs=settings)
+    encoder = wrapped(create_objective(name))
+    before = weights(encoder)
+    run = pretrain(config, tmp_path / "run", encoder=encoder)
+    assert all(torch.equal(value, before[key]) for key, value in weights(encoder).items())
+    kept = load_encoder(run.path, encoder=encoder)
+    assert not kept.training
+    check_trained_alone = {key: value for key, value in kept.backbone.named_parameters() if "stem" in key}
+    assert any(
+        not torch.equal(v, w) for v, w in zip(check_trained_alone.values(), Tiny().stem.parameters(), strict=True)
+    )
+    spec, saved = read_model(run.encoder)
+    assert spec.backbone.endswith(".Tiny")
+    assert saved.keys() == {f"module.{key}" for key in Tiny().state_dict()}
+    assert read_projector(run)[0] == create_objective(name).projector
+    x = torch.rand(3, *SHAPE)
+    assert kept(x).isfinite().all()
+    assert all(torch.equal(value, saved[key]) for key, value in kept.backbone.state_dict().items())
+    if run.benign_encoder.is_file():
+        assert not torch.equal(load_encoder(run.path, benign=True, encoder=encoder).features(x), kept.features(x))
+
+
+def test_an_interrupted_run_of_ones_own_encoder_resumes_with_the_same_weights(config, tmp_path):
+    encoder = wrapped(create_objective(config.objective))
+    whole = pretrain(config, tmp_path / "whole", encoder=encoder)
+    with pytest.raises(TrainingUnfinished):
+        pretrain(config, tmp_path / "stopped", encoder=encoder, max_steps=1)
+    other = wrapped(create_objective(config.objective), seed=5)  # the checkpoint has the weights
+    again = pretrain(config, tmp_path / "stopped", encoder=other)
+    one, two = (read_model(run.encoder)[1] for run in (whole, again))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.fixture
+def run(config, tmp_path):
+    return pretrain(config, tmp_path / "run", encoder=wrapped(create_objective(config.objective)))
+
+
+def test_a_run_of_ones_own_encoder_is_loaded_with_that_encoder_alone(run, config):
+    objective = create_objective(config.objective)
+    with pytest.raises(UsageError, match=r"Tiny' is a module of your own, .*: pass it, as load_encoder\(run, encoder="):
+        load_encoder(run.path)
+    other = wrap_encoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), SHAPE, routes=objective.routes)
+    with pytest.raises(
+        UsageError, match="`encoder` is another one than the run was pretrained with: backbone own:torch"
+    ):
+        load_encoder(run.path, encoder=other)
+    with pytest.raises(
+        UsageError, match=r"another one than the run was pretrained with: mean \(0.0,\), there \(0.5,\)"
+    ):
+        load_encoder(run.path, encoder=wrapped(objective, input_range=(0, 1)))
+    with pytest.raises(UsageError, match="another one .*: kwargs .*forward.*, there .*stem"):
+        load_encoder(run.path, encoder=wrapped(objective, features="forward"))
+    wide = wrap_encoder(Tiny(7), SHAPE, features="stem", input_range=(-1, 1), routes=objective.routes)
+    with pytest.raises(UsageError, match="`encoder` is another network than the run was pretrained with: .*stem.0"):
+        load_encoder(run.path, encoder=wide)
+    with pytest.raises(
+        UsageError, match="`encoder` of type Tiny: allowed is an encoder, as of acl_plugin.load_encoder"
+    ):
+        load_encoder(run.path, encoder=Tiny())
+
+
+def test_the_folder_is_of_that_encoder(run, config):
+    assert run.read_config().backbone.startswith("own:")
+    with pytest.raises(UsageError, match="holds a run of another configuration"):
+        pretrain(config, run.path)
+
+
+def test_an_encoder_that_does_not_fit_the_run_is_refused_before_anything_is_written(config, tmp_path):
+    out = tmp_path / "run"
+    config = dataclasses.replace(config, objective="acl_ds")
+    one_bank = wrap_encoder(Tiny(), SHAPE)
+    with pytest.raises(
+        UsageError, match=r"norm banks \('clean',\), the objective has \('clean', 'adv'\); pass routes="
+    ):
+        pretrain(config, out, encoder=one_bank)
+    larger = wrap_encoder(Tiny(), (1, 16, 16), routes=("clean", "adv"))
+    with pytest.raises(UsageError, match=r"takes images of shape \(1, 16, 16\), those of digits are \(1, 8, 8\)"):
+        pretrain(config, out, encoder=larger)
+    with pytest.raises(UsageError, match="`encoder` of type Tiny: allowed is an encoder"):
+        pretrain(config, out, encoder=Tiny())
+    assert not out.exists()
+
+
+def test_a_teacher_of_another_network_is_refused():
+    objective = create_objective("deacl", teacher=wrap_encoder(Tiny(7), SHAPE, features="stem"))
+    with pytest.raises(UsageError, match="the teacher is another network: .*module.stem.0.weight"):
+        objective.setup(wrapped(objective))
+
+
+def test_the_users_teacher_stays_as_it_is(needed, attack):
+    teacher = needed("profeat")["teacher"].train()
+    before = weights(teacher)
+    objective = create_objective("profeat", teacher=teacher)
+    encoder = wrapped(objective)
+    objective.setup(encoder)
+    x = torch.rand(6, *SHAPE)
+    objective.backward(encoder, Views(x, weak=x), attack)
+    assert teacher.training
+    assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in weights(teacher).items())
+    assert not any(name.startswith("given") for name in objective.state_dict())

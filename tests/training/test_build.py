@@ -1,0 +1,76 @@
+"""Paths in a configuration become objects, with one-line errors, and files are read by nobody else."""
+
+import dataclasses
+from typing import ClassVar
+
+import pytest
+
+from acl_plugin.config import preset, unused
+from acl_plugin.data import datasets
+from acl_plugin.errors import UsageError
+from acl_plugin.objectives.branches import Teacher
+from acl_plugin.objectives.pseudo_labels import PseudoLabels
+from acl_plugin.objectives.simclr import SimCLR
+from acl_plugin.training import build as building
+from acl_plugin.training.build import build
+from conftest import TINY
+
+
+def built(name, **kwargs):
+    config = preset("digits", **TINY, objective=name, objective_kwargs=kwargs)
+    return build(config, datasets.load(config))
+
+
+def test_the_path_of_a_run_becomes_its_encoder(teacher_run):
+    module = built("deacl", teacher=str(teacher_run))
+    assert isinstance(module.objective.teacher, Teacher)
+    assert not isinstance(module.objective.given, str)
+
+
+def test_the_path_of_a_file_becomes_pseudo_labels(labels_file):
+    objective = built("advcl", pseudo_labels=str(labels_file)).objective
+    assert isinstance(objective.clusters.labels, PseudoLabels)
+    assert objective.clusters.labels.sizes == [2, 5]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("deacl", {}, "'deacl' needs a teacher: .*pretrain --objective simclr .*--objective-kwargs.teacher TEACHER"),
+        ("profeat", {}, "'profeat' needs a teacher"),
+        ("deacl", {"teacher": "nowhere"}, "nowhere: no such run folder"),
+        ("advcl", {}, "needs pseudo-labels: .*acl-plugin pseudo-labels RUN --out FILE.*kwargs.pseudo_labels FILE"),
+        ("a_infonce", {}, "needs pseudo-labels"),
+        ("a_infonce", {"pseudo_labels": "nowhere.npz"}, "nowhere.npz: no such file"),
+        ("advcl", {"pseudo_labels": "nowhere.npz"}, "nowhere.npz: no such file; make it with acl-plugin pseudo-labels"),
+        ("advcl", {"pseudo_labels": "nowhere.npz", "cluster_weight": -1}, "cluster_weight -1"),
+        ("a_infonce", {"base": "rocl", "pseudo_labels": "nowhere"}, "setting of a_infonce on rocl: 'pseudo_labels'"),
+        ("deacl", {"teacher": 3}, "`teacher` of type int: allowed is an encoder"),
+    ],
+)
+def test_what_an_objective_needs_and_does_not_get_is_told_in_a_line(name, settings, message):
+    with pytest.raises(UsageError, match=message) as error:
+        built(name, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_an_objective_of_a_third_party_gets_objects_as_well(register, teacher_run):
+    class Distilled(SimCLR):
+        from_files: ClassVar = {"guide": "encoder"}
+
+        def __init__(self, *, guide=None, motto=""):
+            super().__init__()
+            self.guide, self.motto = guide, motto
+
+    register("distilled", Distilled)
+    objective = built("distilled", guide=str(teacher_run), motto=str(teacher_run)).objective
+    assert objective.guide.spec.backbone == "resnet10t"
+    assert objective.motto == str(teacher_run)
+
+
+def test_looking_at_the_options_reads_no_file(monkeypatch):
+    for reader in ("load_encoder", "read_pseudo_labels"):
+        monkeypatch.setattr(building, reader, None)
+    for name, settings in (("deacl", {"teacher": "nowhere"}), ("advcl", {"pseudo_labels": "nowhere"})):
+        options = vars(dataclasses.replace(preset("digits"), objective=name, objective_kwargs=settings))
+        assert unused._example(options).attack_view == "scalar"
