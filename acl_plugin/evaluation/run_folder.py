@@ -4,7 +4,7 @@ The random state of an attack is a function of seed, attack and chunk of images,
 resumes with the verdicts of one that was not. The images that broke the model are kept, and counted again at the end.
 """
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +42,8 @@ from acl_plugin.runs.records import read_record
 from acl_plugin.runtime.distributed import require_script
 from acl_plugin.runtime.files import write_json
 from acl_plugin.runtime.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 @exclusive
@@ -280,7 +282,7 @@ def _batch_size(
     if run.evaluation_key.is_file() and not overwrite:
         kept = int(read_record(run.evaluation_key)["batch_size"])
         if given not in (None, kept):
-            print(f"{run.path}: the evaluation began with batches of {kept} images, and keeps them", file=sys.stderr)
+            logger.warning("%s: the evaluation began with batches of %d images, and keeps them", run.path, kept)
         return kept
     if given is not None:
         return given
