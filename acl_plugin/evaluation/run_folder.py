@@ -282,7 +282,7 @@ def _batch_size(
     if run.evaluation_key.is_file() and not overwrite:
         kept = int(read_record(run.evaluation_key)["batch_size"])
         if given not in (None, kept):
-            logger.warning(f"{run.path}: the evaluation began with batches of {kept} images, and keeps them")
+            logger.warning("%s: the evaluation began with batches of %d images, and keeps them", run.path, kept)
         return kept
     if given is not None:
         return given

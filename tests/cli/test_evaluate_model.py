@@ -104,7 +104,7 @@ def test_a_file_of_results_and_the_suite(here, few, capsys):
         (["--model", "my_networks:noisy"], "other logits for the same images"),
         (["--model", "timm:resnett18"], "unknown network of timm: 'resnett18'; the nearest: "),
         (["--model", "robustbench:Any"], "--data digits: RobustBench has models of cifar10"),
-        (["--model", "my_networks:build", "--data", "digit"], "unknown data set 'digit'; the nearest: digits"),
+        (["--model", "my_networks:build", "--data", "digit"], "unknown dataset 'digit'; the nearest: digits"),
         (["--model", "my_networks:build", "--eps", "2"], "--eps"),
         (["--model", "my_networks:build", "--out", "no/result.json"], "there is no folder no"),
         (["--model", "my_networks:build", "--attacks", '["FGSM"]'], "--attacks ['FGSM'] is not used with --suite"),
