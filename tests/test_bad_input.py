@@ -40,6 +40,7 @@ def told(capsys):
     return err.splitlines()
 
 
+@pytest.mark.e2e
 @repeated(40)
 @given(st.lists(st.tuples(OPTION, WORD), min_size=1, max_size=2))
 @example([("--eps", "1/0")])
@@ -69,6 +70,7 @@ def test_random_options(tmp_path_factory, monkeypatch, capsys, options):
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.e2e
 @repeated(40)
 @given(st.binary(max_size=200) | st.text(max_size=60).map(str.encode))
 @example(b"data: [")
@@ -137,6 +139,7 @@ def test_every_record_is_damaged_in_the_next_test():
     assert {name for name in READERS if name.endswith(".json")} == set(SHAPES)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", READERS)
 @repeated(12)
 @given(st.data())

@@ -62,6 +62,7 @@ def test_swap_attack(tmp_path, few):
     assert module.main(tmp_path, **TINY | {"epochs": 1}).keys() == module.ATTACKS.keys()
 
 
+@pytest.mark.e2e
 def test_export_to_robustbench(tmp_path, finished_run):
     run = shutil.copytree(finished_run, tmp_path / "run")
     info = example("export_to_robustbench").main(run, "Author2026Digits")

@@ -42,6 +42,7 @@ def command(out, *options):
     return [sys.executable, "-m", "acl_plugin", "pretrain", "--out", str(out), *OPTIONS, *options]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on(tmp_path, number):
     run = RunDir(tmp_path / "run")
@@ -94,6 +95,7 @@ def test_an_export_that_fails_does_not_hide_the_result(cause, tiny_config, tmp_p
     assert lines[0].startswith(str(tmp_path / "run"))
 
 
+@pytest.mark.e2e
 def test_an_interruption_of_the_export_is_one(finished_run, tiny_config, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

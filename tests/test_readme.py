@@ -18,6 +18,7 @@ def block_with(words):
     return found
 
 
+@pytest.mark.e2e
 def test_a_finished_run_is_loaded(tmp_path, monkeypatch, finished_run):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()

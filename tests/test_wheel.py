@@ -60,6 +60,7 @@ def run(script, *arguments, folder):
     return done.stdout
 
 
+@pytest.mark.e2e
 def test_the_wheel_is_whole_and_runs(environment, tmp_path):
     where = run(environment / "python", "-c", "import acl_plugin; print(acl_plugin.__file__)", folder=tmp_path)
     assert Path(where.strip()).is_relative_to(environment.parent)
@@ -71,6 +72,7 @@ def test_the_wheel_is_whole_and_runs(environment, tmp_path):
     assert "half_adversarial" not in (tmp_path / "run" / "config.yaml").read_text()
 
 
+@pytest.mark.e2e
 def test_an_objective_of_another_distribution(environment, tmp_path):
     shown = run(environment / "acl-plugin", "list", "objectives", folder=tmp_path)
     line = next(line for line in shown.splitlines() if line.startswith("half_adversarial"))

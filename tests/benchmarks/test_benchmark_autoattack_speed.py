@@ -1,3 +1,5 @@
+import pytest
+
 import benchmarks.__main__ as main
 from acl_plugin import pipeline
 from acl_plugin.config import preset
@@ -5,6 +7,7 @@ from benchmarks import compact
 from conftest import TINY
 
 
+@pytest.mark.e2e
 def test_both_are_run_on_the_same_and_become_a_row(results, few):
     pipeline.run(preset("digits", **TINY | {"epochs": 4, "limit_train": 64, "limit_test": 30}), results / "run")
     command = ["autoattack-speed", "tiny", str(results / "run"), "--limit", "30", "--turns", "2", "--eps", "0.01"]

@@ -85,6 +85,7 @@ def test_headline_takes_the_encoders_of_the_ablation_and_all_test_images():
             assert each.source.out == ablation[each.row.label].out
 
 
+@pytest.mark.e2e
 def test_runs_results_and_tables(results, tmp_path, few, monkeypatch):
     chosen = [experiments.ablation()[0], *(r for r in experiments.ablation() if r.label in ("benign", ALL.label))]
     monkeypatch.setitem(EXPERIMENTS, "ablation", lambda: [*chosen, SUPERVISED])
@@ -112,6 +113,7 @@ def test_runs_results_and_tables(results, tmp_path, few, monkeypatch):
     assert "hold in 20 of 20 cases" in table
 
 
+@pytest.mark.e2e
 def test_transfer_and_headline_run(results, tmp_path, few):
     where = ["--seeds", "[0]", "--runs", str(tmp_path / "runs"), "--at-a-time", "2", "--options.objective", "gsa_rsl"]
     for name in ("transfer", "headline"):
@@ -158,6 +160,7 @@ def test_mistakes_are_told(results, tmp_path, arguments, message, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.e2e
 def test_a_table_of_audits_groups_by_row():
     def row(label, run, loss, last=True):
         terms = dict.fromkeys(("benign_loss", *tables.TERMS), loss) | {"robust_loss": loss, "robust_accuracy": 0.5}
@@ -174,6 +177,7 @@ def test_a_table_of_audits_groups_by_row():
     assert any(line.startswith("| nce_adv | 1.00 [") for line in lines)
 
 
+@pytest.mark.e2e
 def test_workers_end_with_a_killed_parent(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(

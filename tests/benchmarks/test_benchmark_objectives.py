@@ -48,6 +48,7 @@ def test_encoder_forwards_of_whole_runs():
     assert forwards(objective="acl_ds", coreset="rcs") == pytest.approx(32 + 9 * 0.2 * 32 + 1.2 * 24)
 
 
+@pytest.mark.e2e
 def test_runs_results_and_table_by_one_command(results, tmp_path, few, monkeypatch):
     rows = '["deacl","advcl","simclr"]'
     command = ["objectives", "--rows", rows, "--seeds", "[0,1]", "--runs", str(tmp_path / "runs")]

@@ -18,6 +18,7 @@ def command(tmp_path, *more):
     return [*where, "--student-epochs", "2", *OPTIONS, *more]
 
 
+@pytest.mark.e2e
 def test_a_record_is_trained_probed_attacked_and_kept(results, few, capsys):
     assert main.main(command(results)) == 0
     kept = compact.read(results / "results" / "record_digits_val_cpu.json")

@@ -1,3 +1,5 @@
+import pytest
+
 import benchmarks.__main__ as main
 from acl_plugin.config import preset
 from benchmarks import compact, scaling
@@ -19,6 +21,7 @@ def test_on_paper_grows_with_the_batch():
     assert large["bytes_of_weight_gradients"] == small["bytes_of_weight_gradients"]
 
 
+@pytest.mark.ddp
 def test_ranks_are_measured_and_become_a_table(results):
     assert main.main(["scaling", "--batches", "[4]", "--repeats", "2"]) == 0
     kept = compact.read(results / "results" / "scaling_acl_ds.json")

@@ -20,6 +20,7 @@ def test_a_run_is_kept_and_becomes_a_row(tiny_config, tmp_path, few, results):
     assert row.startswith("| tiny | digits (16 images) | gsa_rsl | resnet10t | 2 | 0.1 | 12 | 0 |")
 
 
+@pytest.mark.e2e
 def test_a_suite_is_kept_and_becomes_a_table(tiny_config, tmp_path, few, results):
     import torch
 
@@ -52,6 +53,7 @@ def test_mistakes_have_status_2_and_write_nothing(arguments, results, capsys):
     assert not list((results / "results").iterdir())
 
 
+@pytest.mark.e2e
 def test_the_table_in_the_repository_is_that_of_its_files(results, monkeypatch):
     monkeypatch.setattr(benchmarks, "RESULTS", ROOT / "benchmarks" / "results")
     benchmarks.table()

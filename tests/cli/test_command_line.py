@@ -306,6 +306,7 @@ OF_A_RUN = [
 ]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("arguments", "message"), OF_A_RUN, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
 def test_mistakes_about_a_run_are_one_line_with_status_2_and_write_nothing(
     arguments, message, finished_run, tmp_path, capsys, monkeypatch
@@ -403,6 +404,7 @@ def printed(capsys, *arguments):
     return yaml.safe_load(capsys.readouterr().out)
 
 
+@pytest.mark.e2e
 def test_eps_and_attack_go_with_the_norm(finished_run, tmp_path, capsys):
     def threat(*arguments):
         options = printed(capsys, *arguments)
@@ -434,6 +436,7 @@ def test_the_published_settings_are_those_of_the_runs_own_protocol(tmp_path, cap
     assert printed(capsys, "probe", run, "--published", "--probe-protocol", "slf")["probe_epochs"] == 25
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "arguments",
     [["list", "backbones"], ["list", "data"], ["--help"], ["run", "--help"], ["--version"], ["status", "run"]],
@@ -449,6 +452,7 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(arguments, finishe
     assert done.stderr == b""
 
 
+@pytest.mark.e2e
 def test_progress_that_nobody_reads_ends_a_command_quietly(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)

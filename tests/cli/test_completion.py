@@ -24,6 +24,7 @@ def completed(line, tmp_path):
     return [word.strip() for word in (tmp_path / "offered").read_text().split("\n") if word.strip()]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("line", "offered"),
     [

@@ -172,6 +172,7 @@ def test_a_report_of_an_evaluation_alone(here, few, capsys):
     assert main(["report", "own", "nowhere"]) == 2
 
 
+@pytest.mark.e2e
 def test_overwrite_of_a_run(finished_run, tmp_path, few, capsys):
     import shutil
 

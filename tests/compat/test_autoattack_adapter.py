@@ -23,6 +23,7 @@ def shorten(adversary):
     return adversary
 
 
+@pytest.mark.e2e
 def test_same_images_as_pyautoattack_for_the_same_seed(problem):
     model, x, y = problem
     ours = shorten(AutoAttack(model, norm="Linf", eps=0.03, seed=3, verbose=False, device="cpu"))

@@ -14,6 +14,7 @@ def python(code, **environment):
     return result.stdout.strip()
 
 
+@pytest.mark.e2e
 def test_autoattack_and_its_submodules_are_answered_for_after_import():
     code = """
 import acl_plugin
@@ -29,6 +30,7 @@ print(robustbench.benchmark.__module__)
     assert python(code).splitlines()[-1] == "robustbench.eval"
 
 
+@pytest.mark.e2e
 def test_the_real_package_is_not_shadowed(tmp_path):
     (tmp_path / "autoattack").mkdir()
     (tmp_path / "autoattack" / "__init__.py").write_text("AutoAttack = 'the real one'")
@@ -46,6 +48,7 @@ except ModuleNotFoundError as error:
     assert python(code) == "autoattack"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("order", ["import timm, acl_plugin", "import acl_plugin, timm"])
 def test_a_damaged_index_of_exports_breaks_nothing(order, tmp_path):
     (tmp_path / "exports.json").write_text("{")
@@ -62,6 +65,7 @@ OLD = {
 }  # fmt: skip
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("kind", OLD)
 def test_an_old_copy_of_robustbench_is_refused_with_its_cure(kind, tmp_path):
     for file, text in OLD[kind].items():
@@ -89,6 +93,7 @@ def test_an_old_copy_that_was_imported_before_is_told(tmp_path):
     assert told.endswith("robustbench==1.1.1")
 
 
+@pytest.mark.e2e
 def test_another_fault_of_robustbench_keeps_its_own_message(tmp_path):
     (tmp_path / "robustbench").mkdir()
     text = "import no_such_package\nfrom .eval import benchmark"

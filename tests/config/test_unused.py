@@ -71,6 +71,7 @@ def test_what_each_data_set_reads(name, request):
     assert used(unused.RUN, vars(config), ("data_dir", "download")) == read & {"data_dir", "download"}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", PROTOCOLS.names())
 def test_what_each_protocol_reads(name, finished_run, tmp_path):
     small = {"probe_epochs": 1, "aft_epochs": 1, "batch_size": 8, "probe_holdout": 0.5}
@@ -122,6 +123,7 @@ def test_which_attacks_take_steps():
     assert without == unused.WITHOUT_STEPS
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("name", "folder"), [("autoattack", None), ("standard", None), ("corruptions", None), ("corruptions", Path("x"))]
 )
@@ -211,6 +213,7 @@ def test_every_option_that_is_not_always_used_is_tried():
     assert {name for name, *_ in IGNORED} == set(unused.RUN) - {"augment"}  # no recipe goes without views
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("command", "name"),
     [

@@ -89,6 +89,7 @@ def test_images_that_were_normalised_outside_are_refused(model, images):
         check_classifier(model, (images - 0.5) / 0.25)
 
 
+@pytest.mark.e2e
 def test_the_batch_size_falls_with_what_a_network_keeps(model):
     assert largest_batch(model, (1, 8, 8), CPU) == MOST
     large = Classifier(spec((3, 64, 64), "resnet18", {}, "01", "native")).eval()

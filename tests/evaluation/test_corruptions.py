@@ -52,6 +52,7 @@ def library():
     return imagecorruptions
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", NAMES)
 def test_each_corruption_is_the_librarys_and_grows_with_severity(name, images, library):
     state = np.random.get_state()[1].tolist()

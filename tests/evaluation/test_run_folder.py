@@ -65,6 +65,7 @@ def run(tmp_path):
     return folder
 
 
+@pytest.mark.e2e
 def test_verdicts_agree_with_the_reference_package_on_a_linear_model(images):
     """A linear model's exact Linf robustness is known: margin > eps ||w_y - w_c||_1 for each c (off the box)."""
     model = Nearest().eval()
@@ -279,6 +280,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.ddp
 def test_two_processes_share_out_the_images_and_find_the_same(run, tmp_path):
     script = tmp_path / "shared.py"
     script.write_text(SHARED)

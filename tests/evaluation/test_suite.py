@@ -156,6 +156,7 @@ def test_attacks_that_cannot_be_are_refused(run, attacks, message):
     assert not run.suite.exists()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("classes", [2, 3, 4, 12])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_attack_with_any_number_of_classes(tmp_path, monkeypatch, quick, classes, channels):
@@ -195,6 +196,7 @@ def test_a_row_of_another_budget_is_measured_again(run, quick, monkeypatch):
     assert again["rows"]["PGD-20"]["steps"] == 3
 
 
+@pytest.mark.e2e
 def test_budgets_are_the_usual_ones_and_the_table_states_them(run):
     assert {name: SUITE[name].steps for name in ("APGD", "APGDT", "FAB", "Square", "CW")} == {
         "APGD": 100, "APGDT": 100, "FAB": 100, "Square": 5000, "CW": 100,

@@ -232,6 +232,7 @@ torch.save(model(torch.load(x)).detach(), out)
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("with_checkpoint", [True, False])
 def test_robustbench_loads_it_in_a_new_process(run, tmp_path, with_checkpoint):
     folder, model = run

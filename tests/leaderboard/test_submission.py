@@ -68,6 +68,7 @@ torch.save(model(torch.load(sys.argv[2])).detach(), sys.argv[3])
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("backbone", "kwargs", "stem"), BACKBONES)
 def test_the_stub_rebuilds_the_model_without_this_package(tmp_path, backbone, kwargs, stem):
     folder, model = exported(tmp_path, backbone, kwargs, stem)
@@ -192,6 +193,7 @@ def merged(folder, name, repository):
     zoo.write_text(f"{added}\n{text[:start]}{entry}\n{text[start:]}")
 
 
+@pytest.mark.e2e
 def test_a_maintainer_merges_it(tmp_path):
     folder, model = exported(tmp_path, name="Author2026-Paper", **PAPER)
     repository = tmp_path / "repository"
@@ -223,6 +225,7 @@ def repeated(folder, *arguments, bash=("bash", "repeat.sh")):
     return subprocess.run([*bash, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.e2e
 def test_repeat_repeats_the_evaluation_from_a_copy_of_the_folder_alone(tmp_path, capfd):
     """With AutoAttack as it is, as the script starts it in another process."""
     run = str(tmp_path / "run")
@@ -262,6 +265,7 @@ def test_repeat_finds_what_differs(submitted, few, capsys):
     assert repeat.main([str(submitted)]) == 2
 
 
+@pytest.mark.e2e
 def test_the_whole_run_has_the_settings_of_its_later_stages(tmp_path, few):
     run = str(tmp_path / "run")
     assert main(["run", "--out", run, *FINISHED, "--epochs=1"]) == 0

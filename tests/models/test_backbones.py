@@ -33,6 +33,7 @@ FAMILIES = {  # name: (small arguments, norm banks)
 }
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("backbone", FAMILIES)
 def test_each_family_is_pretrained_probed_and_attacked(backbone):
     kwargs, banks = FAMILIES[backbone]

@@ -34,6 +34,7 @@ def test_no_batch_norm_is_left_and_the_function_is_the_same():
     torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3 * two.abs().max().item())
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("backbone", "kwargs"),
     [("vit_tiny_patch16_224", {"depth": 1}), ("mobilenetv3_small_050", {}), ("convnext_atto", {}), ("densenet121", {})],

@@ -65,6 +65,7 @@ def like(value):
     return torch.empty(value.shape, dtype=value.dtype, device=DEVICE)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", available())
 def test_a_step_stays_on_the_device(name, settings_of, monkeypatch):
     monkeypatch.setattr(inner_attack, "noise_seed", lambda generator: 0)  # of generators, which a fake has none of

@@ -53,6 +53,7 @@ def test_short_trainings_write_nothing(tmp_path):
     assert not (tmp_path / "probing").exists()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("protocol", [name for name in PROTOCOLS.names() if name != "slf_exact"])
 def test_every_protocol_goes_on_where_it_was_stopped(protocol, tiny_config, tmp_path, every_step, monkeypatch):
     config = dataclasses.replace(

@@ -26,6 +26,7 @@ def run(tiny_config, tmp_path):
     return pretrain(config, tmp_path / "run"), config
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("protocol", ["dynacl++", "air++"])
 @pytest.mark.parametrize("fidelity", ["paper", "released"])
 def test_protocols_finetune_the_encoder_and_probe_it(run, protocol, fidelity):

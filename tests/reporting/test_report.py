@@ -74,6 +74,7 @@ def runs(tmp_path_factory):
     return whole, pretrain(preset("digits", **SETTINGS, objective="simclr"), folder / "begun")
 
 
+@pytest.mark.e2e
 def test_a_page_has_every_section_and_nothing_from_outside(runs):
     whole, _ = runs
     assert main(["report", str(whole.path)]) == 0
@@ -106,6 +107,7 @@ def test_what_is_missing_tells_the_command(runs, tmp_path):
     assert "nce_clean" not in words  # it is in a figure, whose text is drawn
 
 
+@pytest.mark.e2e
 def test_several_runs_are_compared(runs, tmp_path):
     assert main(["report", *(str(run.path) for run in runs), "--out", str(tmp_path / "page.html")]) == 0
     page = Page((tmp_path / "page.html").read_text())
@@ -114,6 +116,7 @@ def test_several_runs_are_compared(runs, tmp_path):
     assert all(str(run.path) in page.words for run in runs)
 
 
+@pytest.mark.e2e
 def test_strings_from_files_are_shown_and_not_obeyed(runs, tmp_path):
     whole, _ = runs
     copied = RunDir(tmp_path / "<img src=x onerror=alert(1)>")
@@ -189,6 +192,7 @@ def test_a_browser_shows_it(runs, tmp_path, width, dark):
     assert 0.01 < inked < 0.9
 
 
+@pytest.mark.e2e
 def test_what_is_partial_or_of_another_model_or_other_images_is_marked(finished_run, tmp_path):
     run = RunDir(tmp_path / "run")
     shutil.copytree(finished_run, run.path)
@@ -213,6 +217,7 @@ def test_what_is_partial_or_of_another_model_or_other_images_is_marked(finished_
     assert "Unfinished:" in page()
 
 
+@pytest.mark.e2e
 def test_runs_on_different_images_are_not_compared_in_silence(finished_run, tmp_path):
     runs = [RunDir(tmp_path / name) for name in "ab"]
     for run in runs:

@@ -48,6 +48,7 @@ def measured(folder):
     return found
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("writes", [0, 1, 2, 4])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_full_disk(run, few, stage, writes, monkeypatch, capsys):
@@ -91,6 +92,7 @@ def test_a_full_disk(run, few, stage, writes, monkeypatch, capsys):
     assert {name.parts[0] for name in again} >= {"encoder.pt", "classifier.pt", "evaluation.json", "audit.json"}
 
 
+@pytest.mark.e2e
 def test_a_file_that_the_system_refuses_to_let_grow(tmp_path):
     """The kernel's own error, not a pretended one."""
 
@@ -144,6 +146,7 @@ def test_a_read_only_disk(run, monkeypatch, capsys):
     assert contents(run.path) == before
 
 
+@pytest.mark.ddp
 def test_a_process_of_several_that_dies(run, few, monkeypatch, capsys):
     """AutoAttack by two processes, one of which is killed by the system."""
 

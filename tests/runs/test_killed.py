@@ -100,6 +100,7 @@ def restore(folder, stage):
         shutil.copytree(folder / f"before-{stage}", folder / "run")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_is_killed_anywhere_ends_as_an_undisturbed_one(undisturbed, stage):
     (server, took), generator = undisturbed, random.Random(stage)
@@ -119,6 +120,7 @@ def test_a_stage_that_is_killed_anywhere_ends_as_an_undisturbed_one(undisturbed,
     assert not list((folder / "run").rglob(".*.tmp"))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "export"])
 def test_a_stage_that_is_interrupted_leaves_soon_and_goes_on(undisturbed, stage, number):

@@ -79,6 +79,7 @@ def test_stages_may_be_nested_and_an_exception_gives_it_back(tmp_path):
     assert (tmp_path / ".lock").read_text() == ""
 
 
+@pytest.mark.ddp
 def test_ranks_beside_the_first_leave_the_lock_to_it(other, monkeypatch):
     run, _ = other
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -114,6 +115,7 @@ def in_another_thread(work):
     return found[0]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("folder", ["run", "other"])
 def test_a_second_thread_is_refused_before_anything_is_written_and_the_first_ends_as_alone(folder, tmp_path):
     config = preset("digits", **TINY)
@@ -141,6 +143,7 @@ def test_a_second_thread_is_refused_before_anything_is_written_and_the_first_end
     assert in_another_thread(lambda: pretrain(config, tmp_path / "later")).encoder.is_file()
 
 
+@pytest.mark.e2e
 def test_another_threads_private_numbers_do_not_disturb_a_training(tmp_path):
     """Such as those of ``load_encoder``, which builds a model."""
     config = preset("digits", **TINY | {"epochs": 4})

@@ -93,6 +93,7 @@ def commands(folder):
     }
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("how", TOLD)
 @pytest.mark.parametrize("stage", ["probe", "audit", "evaluate"])
 def test_a_stage_refuses_other_images(there, stage, how, capsys, few):
@@ -192,6 +193,7 @@ def test_a_run_records_what_it_has_seen(there):
     assert load_classifier(there / "run").spec.classes == CLASSES
 
 
+@pytest.mark.e2e
 def test_runs_on_other_images_are_not_audited_together(there, finished_run, capsys):
     assert main(["audit", str(there / "run"), str(finished_run), "--out", str(there / "joint"), "--limit", "8"]) == 2
     told = capsys.readouterr().err
@@ -244,6 +246,7 @@ def test_test_images_that_are_training_images_are_counted(there, capsys):
     assert "2 of 16 test images are training images as well" in capsys.readouterr().err
 
 
+@pytest.mark.e2e
 def test_output_may_be_redirected_into_the_runs_folder(tmp_path):
     """By any name: the file is the standard output, or error, of the command."""
     command = [sys.executable, "-m", "acl_plugin", "pretrain", "--out", "run", *OPTIONS, "--objective", "simclr"]

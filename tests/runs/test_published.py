@@ -578,6 +578,7 @@ def test_a_wide_resnet_is_named_as_one_whatever_else_it_looks_like(prefix, norm,
         read(saved(tmp_path, state))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("kind", ["encoder", "projector"])
 def test_our_own_files_are_named(kind, finished_run):
     with pytest.raises(UsageError, match="is a model of acl_plugin already; use the run folder"):

@@ -22,6 +22,7 @@ def source(tmp_path_factory):
     return pretrain(config, tmp_path_factory.mktemp("runs") / "low")
 
 
+@pytest.mark.e2e
 def test_from_five_digits_to_the_others(source, tmp_path, capsys, few):
     out = str(tmp_path / "high")
     command = ["transfer", str(source.path), "--data", "digits_5_9", "--out", out, "--limit-test", "12"]
@@ -50,6 +51,7 @@ def test_threat_model_and_probe_are_the_new_data_sets(source):
     assert (config.backbone_kwargs, config.objective) == (TINY["backbone_kwargs"], "acl_ds")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", ["cifar100", "stl10", "image_folder"])
 def test_from_cifar10_to_other_images(name, fabricated, fabricated_others, tmp_path, few):
     config = preset("cifar10", **CIFAR, data_dir=fabricated)

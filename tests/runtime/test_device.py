@@ -44,6 +44,7 @@ def test_what_was_decided_is_recorded(tiny_config, tmp_path, monkeypatch):
     assert all(w.isfinite().all() for w in read_model(run.encoder)[1].values())
 
 
+@pytest.mark.e2e
 def test_a_compiled_encoder_has_the_same_keys_and_values(encoder):
     x = torch.rand(6, 1, 8, 8)
     encoder.eval()

@@ -116,6 +116,7 @@ def trajectories(tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (-1, 0, 1)]
 
 
+@pytest.mark.ddp
 @pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join([name, *kwargs]) for name, kwargs in CASES])
 def test_two_ranks_are_one_process_with_the_joint_batch(case, trajectories):
     one, first, second = (each[case] for each in trajectories)
@@ -153,6 +154,7 @@ BARE, GUARDED = "work()", "if __name__ == '__main__':\n    print('first')\n    w
 REFUSED = "devices 2 (1,)"
 
 
+@pytest.mark.ddp
 @pytest.mark.parametrize(
     ("how", "call", "guarded", "told"),
     [

@@ -33,6 +33,7 @@ def test_tildes_are_expanded(home):
         assert (error.value.parameter, error.value.given) == ("out", wrong)
 
 
+@pytest.mark.e2e
 def test_every_path_from_python_is_expanded(home, finished_run, monkeypatch):
     shutil.copytree(finished_run, home / "run")
     assert RunDir("~/run").read_config() == RunDir(home / "run").read_config()
@@ -47,6 +48,7 @@ def test_every_path_from_python_is_expanded(home, finished_run, monkeypatch):
     assert index_path() == home / "share" / "acl_plugin" / "exports.json"
 
 
+@pytest.mark.e2e
 def test_no_command_makes_a_folder_called_tilde(home, few, capsys, monkeypatch):
     monkeypatch.setenv("ACL_PLUGIN_HOME", "~/acl")
     Path("settings.yaml").write_text("objective: simclr\n")
@@ -72,6 +74,7 @@ def test_no_command_makes_a_folder_called_tilde(home, few, capsys, monkeypatch):
     assert not list(home.rglob("~*"))
 
 
+@pytest.mark.e2e
 def test_the_page_and_the_data_go_home_too(home, finished_run, capsys, monkeypatch):
     monkeypatch.setattr("acl_plugin.reporting.report._Run.pictures", lambda self: [])
     shutil.copytree(finished_run, home / "run")

@@ -49,6 +49,7 @@ def audited(runs, tmp_path_factory):
     return out, audit.audit(list(runs.values()), out, "all", 48, CPU)
 
 
+@pytest.mark.e2e
 def test_a_row_for_each_checkpoint_of_each_run(runs, audited):
     out, result = audited
     kept = [[int(kept.path.name[-5:]) for kept in run.snapshots()] for run in runs.values()]
@@ -92,6 +93,7 @@ def test_terms_of_the_last_checkpoint_are_measured_again_by_hand(runs, audited):
     assert row["terms"]["probe_norm"] == pytest.approx(norm, rel=1e-3)
 
 
+@pytest.mark.e2e
 def test_nothing_is_audited_twice_and_the_random_state_stays(runs, audited, monkeypatch):
     out, result = audited
     monkeypatch.setattr(audit, "audit_encoder", lambda *_: pytest.fail("audited again"))
@@ -100,6 +102,7 @@ def test_nothing_is_audited_twice_and_the_random_state_stays(runs, audited, monk
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.e2e
 @pytest.mark.usefixtures("audited")
 def test_an_audit_that_was_stopped_goes_on_to_the_same_rows(runs, monkeypatch):
     run = runs["acl_ds"]
@@ -192,6 +195,7 @@ def test_table_and_figure(audited):
     assert len(figures.audit(result | {"correlation": {}}).axes) == 1
 
 
+@pytest.mark.e2e
 def test_command_line(runs, tmp_path, capsys):
     folders = [str(run.path) for run in runs.values()]
     command = ["audit", *folders, "--limit", "48", "--checkpoints", "all"]

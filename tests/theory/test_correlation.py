@@ -22,6 +22,7 @@ def test_it_is_scipys_and_inside_its_interval():
     assert spearman(x, y) == found  # a function of its seed
 
 
+@pytest.mark.e2e
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     # for a bivariate normal law with correlation r, Spearman's is 6 / pi asin(r / 2)
     r = 1 / np.sqrt(2)

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from conftest import TINY
 
 SCRIPT = """
@@ -52,6 +54,7 @@ def train(folder, how, name):
     return status, [json.loads((folder / f"{name}.rank{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.ddp
 def test_two_ranks_share_the_images_and_keep_the_same_weights(tmp_path):
     out = tmp_path / "run"
     status, ranks = train(tmp_path, "ours", "run")

@@ -40,6 +40,7 @@ def scramble(seed):
     random.seed(seed)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_neither_sees_nor_touches_the_random_state_around_it(finished_run, stage, tmp_path, monkeypatch, few):
     monkeypatch.chdir(tmp_path)
@@ -60,6 +61,7 @@ def test_a_stage_neither_sees_nor_touches_the_random_state_around_it(finished_ru
     assert set(written) <= {name.parts[0] for name in found[0]}
 
 
+@pytest.mark.e2e
 def test_two_processes_with_other_hashes_write_the_same_bytes(tmp_path):
     found = []
     for number in ("1", "2"):
@@ -72,6 +74,7 @@ def test_two_processes_with_other_hashes_write_the_same_bytes(tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("stage", ["pretrain", "probe", "audit", "pseudo-labels"])
 def test_the_seed_reaches_every_stage(finished_run, stage, tmp_path, monkeypatch, few):
     """With another seed something of what a stage writes is another."""
@@ -101,6 +104,7 @@ def test_the_seed_reaches_every_stage(finished_run, stage, tmp_path, monkeypatch
     }
 
 
+@pytest.mark.e2e
 def test_the_seed_reaches_every_attack_of_an_evaluation(finished_run, tmp_path, monkeypatch):
     """Two images may break in the same way by any seed, so the seeds themselves are compared."""
     seeds = []

@@ -36,6 +36,7 @@ def test_it_is_the_vote_of_the_nearest_by_cosine():
     assert right / int(asked.sum()) > 0.8
 
 
+@pytest.mark.e2e
 def test_it_is_logged_now_and_then_and_changes_nothing(tiny_config, tmp_path):
     config = dataclasses.replace(tiny_config, objective="dynacl", limit_train=40, epochs=4)
     plain = pretrain(config, tmp_path / "plain")

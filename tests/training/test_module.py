@@ -39,6 +39,7 @@ def config(tiny_config):
     return dataclasses.replace(tiny_config, epochs=2, batch_size=4, accumulate_grad_batches=3)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("own", [{}, CORESET, {"objective": "dynacl"}])
 @pytest.mark.parametrize("epochs", [1, 2, 4])
 def test_any_number_of_epochs_gives_the_weights_of_our_own_trainer(own, epochs, config, tmp_path):
@@ -46,6 +47,7 @@ def test_any_number_of_epochs_gives_the_weights_of_our_own_trainer(own, epochs, 
     assert plain(config, tmp_path, max_epochs=epochs) == ours(config, tmp_path, epochs)
 
 
+@pytest.mark.e2e
 def test_steps_or_time_decide_where_there_are_no_epochs(config, tmp_path):
     whole = ours(config, tmp_path, 2)  # two steps an epoch, of 3 batches and of 1
     assert plain(config, tmp_path / "steps", max_steps=4) == whole
@@ -76,6 +78,7 @@ def test_the_rate_reaches_its_end_after_max_steps(own, steps, config, tmp_path):
     assert rates[-1] == pytest.approx(config.lr * learning_rate((batches - 1) / batches, config.warmup), abs=1e-3)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("length", [{"max_epochs": 3}, {"max_steps": 10}])
 @pytest.mark.parametrize("own", [{}, CORESET])
 def test_it_resumes_from_any_checkpoint_of_lightnings_own(own, length, config, tmp_path):

@@ -64,6 +64,7 @@ def same_weights(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("objective", [*acl_plugin.available(), "coreset"])
 def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_config, tmp_path, paths_of):
     own = {"objective": objective, "objective_kwargs": paths_of(objective)}
@@ -82,6 +83,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_con
     assert metrics == other_metrics
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("coreset", ["none", "rcs"])
 def test_an_interrupted_run_keeps_the_step_and_goes_on_after_it(tiny_config, tmp_path, healthy, number, coreset):
@@ -305,6 +307,7 @@ def test_seconds_are_those_of_all_starts(tiny_config, tmp_path):
     assert 1000 <= again["seconds"] < 1100
 
 
+@pytest.mark.e2e
 def test_real_training_does_not_look_collapsed(tiny_config, tmp_path):
     pretrain(dataclasses.replace(tiny_config, epochs=20, eps_ramp=0.0, lr=1e-3), tmp_path / "run")
 
