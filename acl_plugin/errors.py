@@ -1,4 +1,4 @@
-"""The ways a command may end early, each told in one line."""
+"""Errors, each with a message of one line."""
 
 import difflib
 import re

@@ -1,6 +1,6 @@
 """The whole job: pretrain, probe, evaluate, export. Each stage that is done already is skipped."""
 
-import sys
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from acl_plugin.runs.lock import alone
 from acl_plugin.runtime.device import training_device
 from acl_plugin.runtime.distributed import require_script
 from acl_plugin.training.pretrain import pretrain
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -53,5 +55,5 @@ def _export(folder: RunDir, config: RunConfig) -> None:
     try:
         export(folder, config)
     except Exception as error:
-        told = " ".join(str(error).split()) or type(error).__name__
-        print(f"{folder.path}: the export is skipped: {told}", file=sys.stderr)
+        details = " ".join(str(error).split()) or type(error).__name__
+        logger.warning(f"{folder.path}: the export is skipped: {details}")

@@ -1,4 +1,8 @@
-"""Objectives by name: our recipes, and those that other distributions bring as entry points."""
+"""What users refer to by name: ours, and what other distributions bring as entry points.
+
+``OBJECTIVES``, ``DATASETS`` and ``PROTOCOLS`` are registries of the same kind. Another distribution adds to one of them
+by an entry point of the group that it names, and a script by ``register``.
+"""
 
 import inspect
 import re
@@ -8,97 +12,117 @@ from typing import Any, TypeVar
 
 from acl_plugin.errors import UsageError, unknown
 
-GROUP = "acl_plugin.objectives"
-NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+NAME = re.compile(r"[A-Za-z]\w*[+]*", re.ASCII)
 Factory = TypeVar("Factory", bound=Callable[..., Any])
-_factories: dict[str, Callable[..., Any]] = {}
 
 
-def register(name: str) -> Callable[[Factory], Factory]:
-    """Register an objective class (or any factory of one) under ``name``.
+class Registry:
+    """Classes or functions of one kind by name.
 
-    Raises:
-        UsageError: when ``name`` is taken by something else, or no name (it also names folders).
+    Args:
+        kind: in the singular, for messages.
+        group: of the entry points.
+        parameter: the option that takes such a name.
 
     Example:
-        >>> @acl_plugin.register("my_objective")
-        ... class MyObjective(acl_plugin.Objective): ...
+        >>> acl_plugin.registry.OBJECTIVES.get("simclr")
+        <class 'acl_plugin.objectives.simclr.SimCLR'>
     """
-    if not NAME.fullmatch(name):
-        allowed = "letters, digits and _, starting with a letter"
-        raise UsageError(
-            f"objective name {name!r}: allowed are {allowed}", parameter="name", given=name, allowed=allowed
-        )
 
-    def add(factory: Factory) -> Factory:
-        taken = _factories.get(name, factory)
-        if taken is not factory:
+    def __init__(self, kind: str, group: str, parameter: str) -> None:
+        self.kind, self.group, self.parameter = kind, group, parameter
+        self._factories: dict[str, Callable[..., Any]] = {}
+
+    def register(self, name: str) -> Callable[[Factory], Factory]:
+        """Register the decorated class or function under ``name``.
+
+        Raises:
+            UsageError: when ``name`` is taken by something else, or no name (it also names folders).
+        """
+        if not NAME.fullmatch(name):
+            allowed = "letters, digits and _, starting with a letter, and + at the end"
+            message = f"{self.kind} name {name!r}: allowed are {allowed}"
+            raise UsageError(message, parameter="name", given=name, allowed=allowed)
+
+        def add(factory: Factory) -> Factory:
+            taken = self._factories.get(name, factory)
+            if taken is not factory:
+                raise UsageError(
+                    f"{self.kind} {name!r} is already registered by {_origin(taken)}",
+                    parameter="name", given=name, allowed="a name that is free",
+                )  # fmt: skip
+            self._factories[name] = factory
+            return factory
+
+        return add
+
+    def unregister(self, name: str) -> None:
+        """Remove a registered name (for tests, and for notebooks that define a class again)."""
+        self._factories.pop(name, None)
+
+    def names(self) -> list[str]:
+        """Return all names, sorted. Entry points are named but not loaded."""
+        return sorted({*self._factories, *(entry.name for entry in self._entry_points())})
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._factories or (isinstance(name, str) and bool(self._entry_points(name)))
+
+    def get(self, name: str) -> Callable[..., Any]:
+        """Return the class or function registered under ``name``; load its entry point if it is one.
+
+        Raises:
+            UsageError: for an unknown name, an entry point that cannot be loaded (with its distribution's name), or a
+                name that several distributions have registered, in whatever order.
+        """
+        entries = self._entry_points(name)
+        if name not in self._factories and not entries:
+            raise unknown(self.kind, name, self.names(), parameter=self.parameter)
+        found = [(self._load(entry), _distribution(entry)) for entry in entries]
+        if name in self._factories:
+            found.append((self._factories[name], _origin(self._factories[name])))
+        owners = {id(factory): owner for factory, owner in reversed(found)}
+        if len(owners) > 1:
+            several = " and ".join(sorted(owners.values()))
             raise UsageError(
-                f"objective {name!r} is already registered by {_origin(taken)}",
-                parameter="name", given=name, allowed="a name that is free",
+                f"{self.kind} {name!r} is registered by {several}; uninstall one of them, or register it under another "
+                f"name",
+                parameter=self.parameter, given=name, allowed=tuple(other for other in self.names() if other != name),
             )  # fmt: skip
-        _factories[name] = factory
-        return factory
+        return self._factories.setdefault(name, found[0][0])
 
-    return add
+    def broken(self, message: str, name: str, cause: UsageError | None = None) -> UsageError:
+        """Return the error about what is registered, with the fields of its ``cause`` if there is one."""
+        if cause is not None:
+            return UsageError(message, parameter=cause.parameter, given=cause.given, allowed=cause.allowed)
+        return UsageError(message, parameter=self.parameter, given=name, allowed="a class or function")
 
+    def _entry_points(self, name: str | None = None) -> list[EntryPoint]:
+        """Of all distributions, or those called ``name``, in an order that is not that of their installation."""
+        found = [e for e in entry_points(group=self.group) if NAME.fullmatch(e.name) and name in (None, e.name)]
+        return sorted(found, key=lambda entry: (entry.name, _distribution(entry), entry.value))
 
-def unregister(name: str) -> None:
-    """Forget a registered objective (for tests and notebooks that define one again)."""
-    _factories.pop(name, None)
-
-
-def _entry_points(name: str | None = None) -> list[EntryPoint]:
-    """Of all distributions, or those called ``name``, in an order that is not that of their installation."""
-    found = [e for e in entry_points(group=GROUP) if NAME.fullmatch(e.name) and name in (None, e.name)]
-    return sorted(found, key=lambda entry: (entry.name, _distribution(entry), entry.value))
-
-
-def _distribution(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist else "an unknown distribution"
-
-
-def available() -> list[str]:
-    """Return the names of all objectives, sorted. Entry points are named but not loaded."""
-    return sorted({*_factories, *(entry.name for entry in _entry_points())})
+    def _load(self, entry: EntryPoint) -> Callable[..., Any]:
+        what = f"{self.kind} {entry.name!r} of {_distribution(entry)}"
+        try:
+            loaded: Callable[..., Any] = entry.load()
+        except Exception as error:
+            raise self.broken(f"{what} cannot be loaded: {_line(error)}", entry.name) from error
+        if not callable(loaded):
+            raise self.broken(f"{what} is {type(loaded).__name__}, no class or function", entry.name)
+        return loaded
 
 
-def factory_of(name: str) -> Callable[..., Any]:
-    """Return the class or factory registered under ``name``; loads its entry point if it is one.
+OBJECTIVES = Registry("objective", "acl_plugin.objectives", "objective")
+"""Subclasses of ``acl_plugin.Objective``, or functions that return one."""
+DATASETS = Registry("dataset", "acl_plugin.datasets", "data")
+"""Functions that load a dataset: ``acl_plugin.config.DataConfig`` -> ``acl_plugin.data.images.DataSet``.
 
-    Raises:
-        UsageError: for an unknown name, an entry point that cannot be loaded (with its distribution's name), or a name
-            that stands for several objectives, whichever of them came first.
-    """
-    entries = _entry_points(name)
-    if name not in _factories and not entries:
-        raise unknown("objective", name, available())
-    found = [(_load(entry), _distribution(entry)) for entry in entries]
-    if name in _factories:
-        found.append((_factories[name], _origin(_factories[name])))
-    owners = {id(factory): owner for factory, owner in reversed(found)}
-    if len(owners) > 1:
-        told = " and ".join(sorted(owners.values()))
-        raise UsageError(
-            f"objective {name!r} is registered by {told}; uninstall one of them, or register it under another name",
-            parameter="objective", given=name, allowed=tuple(other for other in available() if other != name),
-        )  # fmt: skip
-    return _factories.setdefault(name, found[0][0])
+A function may have an attribute ``defaults``, a mapping of options to their defaults on this dataset.
+"""
+PROTOCOLS = Registry("probe protocol", "acl_plugin.protocols", "probe_protocol")
+"""Functions that train a classifier: ``acl_plugin.probing.protocols.Probing`` -> what to record of it."""
 
-
-def _origin(factory: Callable[..., Any]) -> str:
-    return f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"
-
-
-def _load(entry: EntryPoint) -> Callable[..., Any]:
-    dist = _distribution(entry)
-    try:
-        loaded: Callable[..., Any] = entry.load()
-    except Exception as error:
-        raise _broken(f"objective {entry.name!r} of {dist} cannot be loaded: {_line(error)}", entry.name) from error
-    if not callable(loaded):
-        raise _broken(f"objective {entry.name!r} of {dist} is {type(loaded).__name__}, no class or factory", entry.name)
-    return loaded
+register, unregister, available = OBJECTIVES.register, OBJECTIVES.unregister, OBJECTIVES.names
 
 
 def create_objective(name: str, **settings: Any) -> Any:
@@ -112,7 +136,7 @@ def create_objective(name: str, **settings: Any) -> Any:
         UsageError: for an unknown name or setting, a value that the objective refuses, or an objective that breaks the
             contract of ``Objective``.
     """
-    factory = factory_of(name)
+    factory = OBJECTIVES.get(name)
     parameters: Mapping[str, inspect.Parameter] = {}
     try:
         parameters = inspect.signature(factory).parameters
@@ -129,20 +153,22 @@ def create_objective(name: str, **settings: Any) -> Any:
             parameter="objective_kwargs", given=settings, allowed=tuple(parameters),
         ) from error  # fmt: skip
     if not hasattr(objective, "check_contract"):
-        raise _broken(f"objective {name!r} is {type(objective).__name__}, no acl_plugin.Objective", name)
+        message = f"objective {name!r} is {type(objective).__name__}, no acl_plugin.Objective"
+        raise OBJECTIVES.broken(message, name)
     try:
         objective.check_contract()
     except UsageError as error:
-        raise _broken(f"objective {name!r} is broken: {error}", name, error) from error
+        raise OBJECTIVES.broken(f"objective {name!r} is broken: {error}", name, error) from error
     return objective
+
+
+def _distribution(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else "an unknown distribution"
+
+
+def _origin(factory: Callable[..., Any]) -> str:
+    return f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"
 
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _broken(message: str, name: str, cause: UsageError | None = None) -> UsageError:
-    """The error about what is registered, with the fields of its ``cause`` if there is one."""
-    if cause is not None:
-        return UsageError(message, parameter=cause.parameter, given=cause.given, allowed=cause.allowed)
-    return UsageError(message, parameter="objective", given=name, allowed="a class or factory of acl_plugin.Objective")

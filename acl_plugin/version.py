@@ -1,3 +1,3 @@
 """The version, where the build reads it without importing torch."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

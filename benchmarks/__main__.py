@@ -21,9 +21,9 @@ from acl_plugin import config as configuration
 from acl_plugin.errors import UsageError, as_flags, unknown
 from acl_plugin.reporting import figures
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runtime.files import read_json, write_atomic, write_json
+from acl_plugin.runtime.files import read_json, write_atomic
 from benchmarks import autoattack_speed as measured_autoattack
-from benchmarks import experiments, tables
+from benchmarks import compact, experiments, tables
 from benchmarks import objectives as benchmarked
 from benchmarks import record as recorded
 from benchmarks import scaling as measured_scaling
@@ -42,7 +42,7 @@ def collect(name: str, *runs: str) -> None:
     """One file with settings, environment, results and RobustBench JSON of each run."""
     if not runs:
         raise UsageError("collect NAME RUN [RUN ...]: no run given")
-    write_json(RESULTS / f"{name}.json", [kept(RunDir(path)) for path in runs])
+    compact.write(RESULTS / f"{name}.json", [kept(RunDir(path)) for path in runs])
 
 
 def kept(run: RunDir) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def suite(name: str, path: str) -> None:
     found = read_json(run.require(run.suite, f"evaluate {path} --suite standard"))
     rows = {row: {k: v for k, v in values.items() if k != "broken"} for row, values in found["rows"].items()}
     corruptions = read_json(run.corruptions) if run.corruptions.is_file() else None
-    write_json(
+    compact.write(
         RESULTS / f"suite_{name}.json", kept(run) | {"suite": found | {"rows": rows}, "corruptions": corruptions}
     )
 
@@ -76,7 +76,7 @@ def suite(name: str, path: str) -> None:
 def objectives(*arguments: str) -> None:
     """Every objective on one data set, see ``benchmarks.objectives``."""
     data, runs = benchmarked.run_all(*arguments)
-    write_json(RESULTS / f"objectives_{data}.json", [_kept_row(row, RunDir(path)) for row, path in runs])
+    compact.write(RESULTS / f"objectives_{data}.json", [_kept_row(row, RunDir(path)) for row, path in runs])
     table()
 
 
@@ -89,7 +89,7 @@ def experiment(name: str, *arguments: str) -> None:
     """One experiment on GSA-RSL, see ``benchmarks.experiments``."""
     data, jobs = experiments.run_all(name, *arguments)
     runs = [_kept_job(job) for job in jobs]
-    write_json(RESULTS / f"experiment_{name}_{data}.json", {"name": name, "data": data, "runs": runs})
+    compact.write(RESULTS / f"experiment_{name}_{data}.json", {"name": name, "data": data, "runs": runs})
     table()
 
 
@@ -102,7 +102,7 @@ def _kept_job(job: Job) -> dict[str, Any]:
 def correlation(*arguments: str) -> None:
     """Every kept checkpoint of the ablation audited."""
     data, result = experiments.audit_ablation(*arguments)
-    write_json(RESULTS / f"correlation_{data}.json", {"data": data, **result})
+    compact.write(RESULTS / f"correlation_{data}.json", {"data": data, **result})
     table()
 
 
@@ -110,20 +110,20 @@ def speed(*arguments: str) -> None:
     """A training step against a plain one and the device's ceiling, see ``benchmarks.speed``."""
     name, result = measured_speed.run(*arguments)
     print("\n".join(measured_speed.shown(result)))
-    write_json(RESULTS / f"{name}.json", result)
+    compact.write(RESULTS / f"{name}.json", result)
     table()
 
 
 def scaling(*arguments: str) -> None:
     """How a step grows with batch and ranks, see ``benchmarks.scaling``."""
     name, result = measured_scaling.run(*arguments)
-    write_json(RESULTS / f"{name}.json", result)
+    compact.write(RESULTS / f"{name}.json", result)
     table()
 
 
 def autoattack_speed(name: str, *arguments: str) -> None:
     """AutoAttack against the reference package on a run's classifier, see ``benchmarks.autoattack_speed``."""
-    write_json(RESULTS / f"autoattack_speed_{name}.json", measured_autoattack.run(*arguments))
+    compact.write(RESULTS / f"autoattack_speed_{name}.json", measured_autoattack.run(*arguments))
     table()
 
 
@@ -131,13 +131,13 @@ def record(*arguments: str) -> None:
     """The quickest way to a robust encoder, see ``benchmarks.record``; the result is kept once it is complete."""
     name, result = recorded.run(*arguments)
     if result is not None:
-        write_json(RESULTS / f"record_{name}.json", result)
+        compact.write(RESULTS / f"record_{name}.json", result)
         table()
 
 
 def table() -> None:
     """Everything in ``results/``, as tables; and the figure of the training steps."""
-    steps = [read_json(path) for path in sorted(RESULTS.glob("speed_*.json"))]
+    steps = [compact.read(path) for path in sorted(RESULTS.glob("speed_*.json"))]
     if steps:
         write_atomic(HERE / "speed.svg", figures.svg(measured_speed.figure(steps)))
     write_atomic(HERE / "RESULTS.md", tables.document(RESULTS).encode())

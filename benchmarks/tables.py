@@ -1,12 +1,12 @@
 """RESULTS.md, made from the files of results alone."""
 
-import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from acl_plugin.theory.audit import correlations
+from benchmarks import compact
 
 HEADER = """# Results
 
@@ -26,10 +26,10 @@ def document(results: Path) -> str:
     lines = [*HEADER.splitlines(), "", *overview([path for path in files if path not in taken])]
     for prefix, section in SECTIONS.items():
         for path in of_kind[prefix]:
-            lines += ["", *section(json.loads(path.read_text())), *notes(path)]
+            lines += ["", *section(compact.read(path)), *notes(path)]
     for prefix, section in TOGETHER.items():
         if together[prefix]:
-            read = [json.loads(path.read_text()) for path in together[prefix]]
+            read = [compact.read(path) for path in together[prefix]]
             lines += ["", *section(read), *notes(results / f"{prefix}all.json")]
     return "\n".join(lines) + "\n"
 
@@ -39,7 +39,7 @@ def overview(files: list[Path]) -> list[str]:
     names = ("file", "data", "objective", "backbone", "epochs", "eps", "test images", "seeds", "clean", "AutoAttack")
     lines = head(*names, "pretrain s", "AutoAttack s", "device")
     for path in files:
-        runs = json.loads(path.read_text())
+        runs = compact.read(path)
         settings, evaluation = runs[0]["settings"], runs[0]["evaluation"]
         limit = f" ({settings['limit_train']} images)" if settings["limit_train"] else ""
         lines += row(

@@ -20,11 +20,11 @@ from acl_plugin.attacks import inner_attack
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.cli.main import main
-from acl_plugin.losses import divergences
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.objectives.pseudo_labels import PseudoLabels
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels, write_pseudo_labels
+from acl_plugin.runtime.messages import on_stderr
 from acl_plugin.theory import audit, divergence_estimates
 from acl_plugin.training.pretrain import pretrain
 
@@ -54,6 +54,8 @@ def _quiet_and_apart(tmp_path, monkeypatch):
     """No test reads or writes the user's index of exported models; Lightning keeps to warnings."""
     monkeypatch.setenv("ACL_PLUGIN_HOME", str(tmp_path / "home"))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with on_stderr():
+        yield
 
 
 @pytest.fixture
@@ -136,7 +138,7 @@ def shorten(patch):
         self.square.n_queries, self.apgd.n_iter, self.apgd_targeted.n_iter, self.fab.n_iter = 50, 5, 5, 5
 
     patch(pyautoattack.AutoAttack, "_set_version", fast)
-    for module in (divergences, audit):
+    for module in (divergence_estimates, audit):
         patch(module, "MEASURED_WITH", divergence_estimates.MEASURED_WITH | {"steps": 10})
 
 

@@ -26,8 +26,9 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 PURE = (
-    "losses models attacks objectives evaluation.autoattack evaluation.checks evaluation.verdicts evaluation.suite "
-    "evaluation.corruptions"
+    "losses models attacks objectives evaluation.autoattack evaluation.adversarial_images evaluation.batches "
+    "evaluation.checks evaluation.corruptions evaluation.inputs evaluation.isolation evaluation.suite "
+    "evaluation.verdicts"
 ).split()
 """What works in anybody's loop."""
 HEAVY = ("timm", "torchattacks", "robustbench", "lightning", "matplotlib", "kornia", "sklearn", "autoattack")
@@ -105,3 +106,22 @@ def test_import_is_light():
     code = f"import sys, acl_plugin; print([m for m in {HEAVY!r} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
+
+
+def test_the_package_can_be_imported_where_there_is_no_fcntl():
+    """As on Windows; the files that lock are imported as well."""
+    code = (
+        "import sys; sys.modules['fcntl'] = None; import acl_plugin.runs.lock, acl_plugin.leaderboard.index; "
+        "import acl_plugin.cli.main; print(acl_plugin.runtime.file_locks.fcntl)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "None"
+
+
+def test_the_library_prints_nothing():
+    """It logs; what the user asked to see is printed by the command line, and by the script of submissions."""
+    for path in FILES:
+        if name_of(path) not in ("runtime.messages", "runtime.progress", "leaderboard.repeat"):
+            calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+            prints = [n.lineno for n in calls if isinstance(n.func, ast.Name) and n.func.id == "print"]
+            assert not prints or name_of(path).startswith("cli."), f"{name_of(path)}: lines {prints}"

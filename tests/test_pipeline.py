@@ -12,6 +12,7 @@ import torch
 from acl_plugin import load_classifier, pipeline
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingUnfinished
+from acl_plugin.registry import DATASETS
 from acl_plugin.runs.folder import RunDir
 from conftest import OPTIONS
 
@@ -75,12 +76,12 @@ def test_cifar10_end_to_end_on_real_images(tmp_path, cifar10_dir, few):
 @pytest.mark.parametrize("cause", ["classes", "home", "error"])
 def test_an_export_that_fails_does_not_hide_the_result(cause, tiny_config, tmp_path, few, capsys, monkeypatch):
     if cause == "classes":
-        source = datasets.SOURCES["digits"]
+        source = DATASETS.get("digits")
 
         def two(config):
             return datasets._of_classes(source(config), range(2), "digits")
 
-        monkeypatch.setitem(datasets.SOURCES, "digits", two)
+        monkeypatch.setitem(DATASETS._factories, "digits", two)
     elif cause == "home":
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("ACL_PLUGIN_HOME", str(tmp_path / "file" / "home"))

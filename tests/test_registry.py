@@ -31,9 +31,9 @@ def third_party(monkeypatch, tmp_path, forget):
         name = "third-party"
 
     entries = [
-        EntryPoint("not_callable", "third_party_acl:__name__", registry.GROUP)._for(Distribution),
-        EntryPoint("theirs", "third_party_acl:Theirs", registry.GROUP)._for(Distribution),
-        EntryPoint("broken", "third_party_acl.missing:Theirs", registry.GROUP)._for(Distribution),
+        EntryPoint("not_callable", "third_party_acl:__name__", registry.OBJECTIVES.group)._for(Distribution),
+        EntryPoint("theirs", "third_party_acl:Theirs", registry.OBJECTIVES.group)._for(Distribution),
+        EntryPoint("broken", "third_party_acl.missing:Theirs", registry.OBJECTIVES.group)._for(Distribution),
     ]
     monkeypatch.setattr(registry, "entry_points", lambda group: entries)
     forget("theirs")
@@ -60,7 +60,7 @@ def test_register_and_create(forget):
 def test_duplicates_are_refused():
     with pytest.raises(ValueError, match=r"'simclr' is already registered by acl_plugin.objectives.simclr.SimCLR"):
         acl_plugin.register("simclr")(object)
-    assert registry.factory_of("simclr") is SimCLR
+    assert registry.OBJECTIVES.get("simclr") is SimCLR
 
 
 def test_unknown_names_and_settings_are_told_with_the_nearest():
@@ -112,7 +112,7 @@ def several(monkeypatch, tmp_path, forget):
 
     def install(order):
         kinds = [type("Distribution", (), {"name": name}) for name in order]
-        entries = [EntryPoint("theirs", ENTRIES[k.name], registry.GROUP)._for(k) for k in kinds]
+        entries = [EntryPoint("theirs", ENTRIES[k.name], registry.OBJECTIVES.group)._for(k) for k in kinds]
         monkeypatch.setattr(registry, "entry_points", lambda group: entries)
 
     yield install
@@ -200,7 +200,7 @@ def test_settings_that_are_missing_or_wrong_are_refused_by_name(forget):
 
 
 def test_an_entry_point_that_is_no_class_is_refused(third_party):
-    with pytest.raises(UsageError, match="'not_callable' of third-party is str, no class"):
+    with pytest.raises(UsageError, match="'not_callable' of third-party is str, no class or function"):
         acl_plugin.create_objective("not_callable")
 
 

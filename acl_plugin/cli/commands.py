@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from acl_plugin import config as configuration
+from acl_plugin.cli.evaluate import evaluate
 from acl_plugin.cli.parser import (
     PROGRAM,
     defaults_of_data,
@@ -15,13 +16,13 @@ from acl_plugin.cli.parser import (
     parse,
     parser_of,
 )
-from acl_plugin.config import EvaluationConfig, MachineConfig, ProbeConfig, ThreatConfig, check, unused
+from acl_plugin.config import MachineConfig, ProbeConfig, ThreatConfig, check, unused
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError, unknown
-from acl_plugin.evaluation import corruptions, run_folder, suite
 from acl_plugin.leaderboard import export, provenance
 from acl_plugin.objectives import pseudo_labels
 from acl_plugin.probing import protocols
+from acl_plugin.registry import DATASETS
 from acl_plugin.reporting import report, tables
 from acl_plugin.runs import published, transfer
 from acl_plugin.runs.folder import RunDir
@@ -68,21 +69,14 @@ def run(name: str, arguments: list[str]) -> None:
 
 def stage(name: str, arguments: list[str]) -> None:
     """``probe``, ``evaluate`` and ``export`` of a run folder, whose configuration gives the defaults."""
+    if name == "evaluate":
+        evaluate(arguments)
+        return
     parser = parser_of(name)
     parser.add_argument("run", type=Path, help="The run's folder.")
     if name == "probe":
         parser.add_class_arguments(ProbeConfig)
         parser.add_argument("--published", type=bool, help="Take the settings published for the objective and data.")
-    elif name == "evaluate":
-        parser.add_class_arguments(ThreatConfig)
-        parser.add_class_arguments(EvaluationConfig)
-        parser.add_argument("--limit-test", type=int | None, default=None, help="Evaluate on N test images only.")
-        suites = Literal["autoattack", "standard", "corruptions"]
-        told = "standard: torchattacks, one by one; corruptions: the 15 common ones."
-        parser.add_argument("--suite", type=suites, default="autoattack", help=told)
-        told = "Folder that holds CIFAR-10-C or CIFAR-100-C; without it corruptions are made on the fly."
-        parser.add_argument("--corruptions-dir", type=Path | None, default=None, help=told)
-        parser.add_argument("--attacks", type=list[str] | None, default=None, help="Only these of --suite standard.")
     if name == "export":
         for option, line in {
             "name": "The model's name on the leaderboard; by default objective and backbone.",
@@ -97,9 +91,8 @@ def stage(name: str, arguments: list[str]) -> None:
         parser.add_argument("--overwrite", type=bool, help="Take over a name that the export of another run has.")
     else:
         parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the data set is now.")
-        skipped = {"num_nodes", "compile"} | ({"precision"} if name == "evaluate" else {"devices"})
-        parser.add_class_arguments(MachineConfig, skip=skipped)
-    uses = {"probe": unused.PROBE, "evaluate": unused.EVALUATE, "export": {}}[name]
+        parser.add_class_arguments(MachineConfig, skip={"num_nodes", "compile", "devices"})
+    uses = {"probe": unused.PROBE, "export": {}}[name]
     options = parse(parser, arguments, defaults_of_run, uses)
     run = RunDir(options.pop("run"))
     config = replace(run.read_config(), **known_options(options))
@@ -108,18 +101,6 @@ def stage(name: str, arguments: list[str]) -> None:
     if name == "probe":
         protocols.probe(run, config, training_device(config.accelerator))
         print(f"classifier: {run.classifier}")
-    elif name == "evaluate" and options["suite"] == "standard":
-        print(
-            "\n".join(
-                tables.suite(suite.evaluate(run, config, training_device(config.accelerator), options["attacks"]))
-            )
-        )
-    elif name == "evaluate" and options["suite"] == "corruptions":
-        result = corruptions.evaluate(run, config, training_device(config.accelerator), options["corruptions_dir"])
-        print("\n".join(tables.corruptions(result)))
-    elif name == "evaluate":
-        result = run_folder.evaluate(run, config, training_device(config.accelerator))
-        print("\n".join(tables.accuracies([(config.objective, result)])))
     else:
         given = {k: v for k, v in options.items() if v is not None and k != "config"}
         print(f"model_info: {export.export(run, config, **given)}")
@@ -266,9 +247,7 @@ def show_list(arguments: list[str]) -> None:
             views = " ".join(v for v in ALL_VIEWS if attack in attack_names(view=v))
             print(f"{attack:12}{norms:10}{views}")
     elif given.what == "data":
-        from acl_plugin.data.datasets import SOURCES
-
-        print("\n".join(f"{name:10}{tables.first_line(source)}" for name, source in SOURCES.items()))
+        print("\n".join(f"{name:10}{tables.first_line(DATASETS.get(name))}" for name in DATASETS.names()))
     elif given.what == "formats":
         print("\n".join(f"{name:12}{layout.papers}" for name, layout in LAYOUTS.items()))
     else:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from acl_plugin import registry
-from acl_plugin.config import PRESETS
 
 
 def wanted() -> bool:
@@ -67,10 +66,11 @@ def _attacks() -> Iterable[str]:
 
 
 VALUES: dict[str, Any] = {
-    "objective": registry.available,
-    "compare": registry.available,
+    "objective": registry.OBJECTIVES.names,
+    "compare": registry.OBJECTIVES.names,
     "backbone": _backbones,
     "attack": _attacks,
-    "data": lambda: PRESETS,
+    "data": registry.DATASETS.names,
+    "probe_protocol": registry.PROTOCOLS.names,
 }
 """By the option's name."""

@@ -24,15 +24,28 @@ from acl_plugin.cli.commands import (
 )
 from acl_plugin.cli.parser import COMMANDS, PROGRAM
 from acl_plugin.errors import EvaluationStopped, TrainingStopped, UsageError, as_flags, unknown
+from acl_plugin.runtime.messages import on_stderr
 from acl_plugin.runtime.progress import Progress
 from acl_plugin.runtime.signals import interrupt
+
+ALONE = {
+    "audit": audit_runs,
+    "import": import_checkpoint,
+    "list": show_list,
+    "pseudo-labels": make_pseudo_labels,
+    "report": write_report,
+    "status": show_status,
+    "transfer": transfer_run,
+}
+"""Commands with a function of their own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status; 141 if nobody reads what it prints, as for any program."""
     try:
         try:
-            return _main(arguments)
+            with on_stderr():
+                return _main(arguments)
         finally:
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
@@ -92,22 +105,11 @@ def _dispatch(arguments: list[str]) -> None:
     name, *rest = arguments
     if name not in COMMANDS:
         raise unknown("command", name, COMMANDS)
-    if name == "list":
-        show_list(rest)
+    command = ALONE.get(name)
+    if command is not None:
+        command(rest)
     elif name in ("run", "pretrain"):
         run(name, rest)
-    elif name == "import":
-        import_checkpoint(rest)
-    elif name == "audit":
-        audit_runs(rest)
-    elif name == "report":
-        write_report(rest)
-    elif name == "status":
-        show_status(rest)
-    elif name == "transfer":
-        transfer_run(rest)
-    elif name == "pseudo-labels":
-        make_pseudo_labels(rest)
     else:
         stage(name, rest)
 

@@ -1,7 +1,7 @@
-"""What ``import acl_plugin`` adds to Python's import system; it costs nothing until something asks for it.
+"""Finders that ``import acl_plugin`` adds to Python's import system; they cost nothing until they are used.
 
 - ``import autoattack`` gives our adapter of pyautoattack, if no package of that name is installed: our finder is
-  asked last.
+  consulted last.
 - Once timm is imported, models that ``acl-plugin export`` has exported are registered with it, which is where
   ``robustbench.load_model`` looks for them.
 - ``import robustbench`` fails with the cure where an old copy of robustbench, which the wheel of torchattacks carries,
@@ -10,11 +10,15 @@
 
 import importlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+
+logger = logging.getLogger(__name__)
+
 
 OLD_ROBUSTBENCH = (
     "the installed robustbench is not whole: installing or removing torchattacks, whose wheel carries an old copy of "
@@ -118,7 +122,7 @@ def install(after_timm: Callable[[], None]) -> None:
         sys.meta_path.insert(0, OnImport("timm.models", then))
     there = sys.modules.get("robustbench")
     if there is not None and not hasattr(there, "benchmark"):
-        print(f"acl_plugin: {OLD_ROBUSTBENCH}", file=sys.stderr)
+        logger.warning(OLD_ROBUSTBENCH)
     sys.meta_path.insert(0, OnImport("robustbench", check_robustbench))
 
 

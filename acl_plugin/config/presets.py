@@ -8,6 +8,7 @@ from acl_plugin.config import unused
 from acl_plugin.config.ranges import check
 from acl_plugin.config.sections import RunConfig
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.registry import DATASETS
 
 CIFAR: dict[str, Any] = {
     "eps": "8/255",
@@ -34,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "stl10": CIFAR,
     "image_folder": CIFAR | {"image_size": 32},
 }
-"""Options whose default differs from the digits', by data set."""
+"""Options whose default differs from the digits', by dataset; those of others are CIFAR's, and what they define."""
 
 WHERE_AND_HOW = frozenset(
     {"data_dir", "download", "accelerator", "eval_batch_size", "checkpoint_every", "keep_every", "knn_every"}
@@ -81,15 +82,18 @@ def defaults(data: str, backbone: str | None = None, norm: str | None = None) ->
     Raises:
         UsageError: for an unknown data set.
     """
-    if not isinstance(data, str) or data not in PRESETS:
-        error = unknown("data set", str(data), PRESETS, parameter="data")
+    if data in PRESETS:
+        found = dict(PRESETS[data])
+    elif data in DATASETS:
+        found = CIFAR | dict(getattr(DATASETS.get(data), "defaults", {}))
+    else:
+        error = unknown("dataset", str(data), DATASETS.names(), parameter="data")
         error.given = data
         raise error
-    found = dict(PRESETS[data])
     if backbone not in (None, found.get("backbone", RunConfig.backbone)):
         found |= {"backbone_kwargs": {}}
     if norm == "L2":
-        found |= L2[data]
+        found |= L2.get(data, L2["cifar10"])
     return found
 
 

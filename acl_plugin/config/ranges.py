@@ -3,7 +3,8 @@
 from functools import cache
 from typing import Any, get_type_hints
 
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import UsageError, unknown
+from acl_plugin.registry import PROTOCOLS
 from acl_plugin.validation import Range, check_value, require_eps
 
 RANGES = {
@@ -34,6 +35,8 @@ def check(config: Any) -> None:
     for name, kind in _annotations(options).items():
         check_value(name, getattr(config, name), kind, RANGES.get(name))
     require_eps(config.norm, config.eps)
+    if config.probe_protocol not in PROTOCOLS:
+        raise unknown("probe protocol", config.probe_protocol, PROTOCOLS.names(), parameter="probe_protocol")
     falls = config.probe_milestones
     if falls != sorted(falls) or any(share not in Range(0, 1, open=True) for share in falls):
         allowed = f"a rising list, each {Range(0, 1, open=True)}"

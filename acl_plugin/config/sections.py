@@ -121,7 +121,7 @@ class CoresetConfig:
 class ProbeConfig:
     """Probe: from an encoder to a classifier"""
 
-    probe_protocol: Literal["slf", "slf_exact", "alf", "aff_trades", "aff_pgd", "semi", "dynacl++", "air++"] = "slf"
+    probe_protocol: str = "slf"
     """slf: linear head; slf_exact: solved by L-BFGS; alf: on adversarial images; aff_trades, aff_pgd: all weights;
     semi: from few labels; dynacl++, air++: slf after adversarial finetuning on pseudo-labels (LP-AFT)."""
     probe_holdout: float = 0.0

@@ -66,7 +66,7 @@ def refuse(runs: Sequence[Options], usual: Options, uses: Uses) -> None:
 
 
 def _example(options: Options) -> Any:
-    """The objective, to look at its attributes; None if it cannot be created, which is told where it is needed."""
+    """The objective, to look at its attributes; None if it cannot be created, which is an error elsewhere."""
     try:
         with seeding.private(0):
             return create_objective(options["objective"], **options["objective_kwargs"])
@@ -88,12 +88,16 @@ WITHOUT_STEPS = frozenset({"FGSM", "FFGSM"})
 """Classes of torchattacks that take one step."""
 DOWNLOADED = frozenset({"cifar10", "cifar10_val", "cifar100", "stl10"})
 FILES = DOWNLOADED | {"image_folder"}
+SOLVED = frozenset({"slf_exact"})
 BY_SGD = frozenset({"slf", "alf", "aff_trades", "aff_pgd", "semi", "dynacl++", "air++"})
 LPAFT = frozenset({"dynacl++", "air++"})
+WITHOUT_FILES = frozenset({"digits", "digits_0_4", "digits_5_9", "digits_val"})
+FROM_FILES = Use("data", lambda o: o["data"] not in WITHOUT_FILES, ", ".join(sorted(FILES)))
+TRAINED = Use("probe_protocol", lambda o: o["probe_protocol"] not in SOLVED, ", ".join(sorted(BY_SGD)))
 ATTACKED = Use("objective", _has_attack, "objectives that have an inner attack")
 
 RUN: Uses = {
-    "data_dir": (Use("data", FILES),),
+    "data_dir": (FROM_FILES,),
     "download": (Use("data", DOWNLOADED),),
     "attack_steps": (ATTACKED, Use("attack", lambda o: o["attack"] not in WITHOUT_STEPS, "attacks of several steps")),
     "augment": (Use("objective", _has_views, "objectives that draw views"),),
@@ -103,20 +107,18 @@ for names, use in {
     "attack attack_kwargs eps_ramp": ATTACKED,
     "coreset_fraction coreset_warmup coreset_every coreset_fidelity": Use("coreset", frozenset({"rcs"})),
     "aft_epochs aft_lr aft_fidelity": Use("probe_protocol", LPAFT),
-    "probe_holdout probe_epochs probe_milestones probe_batch_size probe_lr probe_augment": Use(
-        "probe_protocol", BY_SGD
-    ),
+    "probe_holdout probe_epochs probe_milestones probe_batch_size probe_lr probe_augment": TRAINED,
 }.items():
     RUN |= dict.fromkeys(names.split(), (use,))
 """Of ``run``, ``pretrain``, ``import`` and ``transfer``, whose folders keep the options of a later probe."""
-PROBE = RUN | {"precision": (Use("probe_protocol", BY_SGD),)}
+PROBE = RUN | {"precision": (TRAINED,)}
 EVALUATE: Uses = {
-    "data_dir": (Use("data", FILES),),
+    "data_dir": (FROM_FILES,),
     **dict.fromkeys(("norm", "eps", "eval_batch_size"), (Use("suite", frozenset({"autoattack", "standard"})),)),
     "devices": (Use("suite", frozenset({"autoattack"})),),
     "attacks": (Use("suite", frozenset({"standard"})),),
     "corruptions_dir": (Use("suite", frozenset({"corruptions"})),),
     "seed": (Use("corruptions_dir", lambda o: o["corruptions_dir"] is None, "corruptions that are made here"),),
 }
-PSEUDO_LABELS: Uses = {"data_dir": (Use("data", FILES),)}
+PSEUDO_LABELS: Uses = {"data_dir": (FROM_FILES,)}
 LIST: Uses = {"pattern": (Use("what", frozenset({"backbones"})),)}

@@ -1,7 +1,7 @@
 """Labelled images as uint8 tensors, and batches of them that are the same after every restart."""
 
-import sys
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,19 @@ from acl_plugin.data.image_files import read_images, require_memory, require_var
 from acl_plugin.data.image_folders import LAYOUT, Split, list_splits
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.data.subsets import missing_classes, stratified, subset_rows
-from acl_plugin.errors import UsageError, unknown
+from acl_plugin.errors import UsageError
+from acl_plugin.registry import DATASETS
+
+logger = logging.getLogger(__name__)
 
 
 def load(config: DataConfig) -> DataSet:
-    """The data set that ``config`` names, cut to its limits and brought to the size asked for.
+    """The data set that ``config`` names, cut to its limits and resized.
 
     Raises:
         UsageError: for an unknown name, a missing folder, or files that are missing or damaged.
     """
-    if config.data not in SOURCES:
-        raise unknown("data set", config.data, SOURCES)
-    data = SOURCES[config.data](config)
+    data = DATASETS.get(config.data)(config)
     _require_rows(config, len(data.train), len(data.test))
     for split, images in (("training", data.train), ("test", data.test)):
         require_varied(images.pixels, f"{split} images of {data.name}")
@@ -33,11 +34,11 @@ def load(config: DataConfig) -> DataSet:
     for split, images in (("training", train), ("test", test)):
         missing = missing_classes(images.labels, data.classes)
         if missing:
-            told = f"{len(missing)} of {len(data.classes)} classes are missing: {', '.join(missing[:5])}"
-            print(f"{data.name}: in the {len(images)} {split} images {told}", file=sys.stderr)
+            details = f"{len(missing)} of {len(data.classes)} classes are missing: {', '.join(missing[:5])}"
+            logger.warning(f"{data.name}: in the {len(images)} {split} images {details}")
     seen = int(torch.isin(test.hashes, train.hashes).sum())
     if seen > len(test) / 100:  # a few are in many published data sets
-        print(f"{data.name}: {seen} of {len(test)} test images are training images as well", file=sys.stderr)
+        logger.warning(f"{data.name}: {seen} of {len(test)} test images are training images as well")
     return replace(data, train=train.resized(config.image_size), test=test.resized(config.image_size))
 
 
@@ -51,6 +52,7 @@ def _require_rows(config: DataConfig, train: int, test: int) -> None:
             )  # fmt: skip
 
 
+@DATASETS.register("digits")
 def _digits(config: DataConfig) -> DataSet:
     """scikit-learn's 1,797 digits, 1 x 8 x 8; 500 of them, the same in all runs and stratified, are for testing."""
     import numpy as np
@@ -69,21 +71,25 @@ def _digits(config: DataConfig) -> DataSet:
     return DataSet("digits", images(train), images(test), tuple("0123456789"), (0.305,), (0.376,))
 
 
+@DATASETS.register("digits_0_4")
 def _digits_0_4(config: DataConfig) -> DataSet:
     """The digits 0 to 4 of the same split, to transfer from or to the others."""
     return _of_classes(_digits(config), range(5), "digits_0_4")
 
 
+@DATASETS.register("digits_5_9")
 def _digits_5_9(config: DataConfig) -> DataSet:
     """The digits 5 to 9 of the same split."""
     return _of_classes(_digits(config), range(5, 10), "digits_5_9")
 
 
+@DATASETS.register("digits_val")
 def _digits_val(config: DataConfig) -> DataSet:
     """The training images of the digits alone, a tenth of them for testing: to choose settings by."""
     return _held_out(_digits(config), "digits_val")
 
 
+@DATASETS.register("cifar10_val")
 def _cifar10_val(config: DataConfig) -> DataSet:
     """The training images of CIFAR-10 alone, a tenth of them for testing: to choose settings by."""
     return _held_out(_cifar10(replace(config, data="cifar10")), "cifar10_val")
@@ -104,6 +110,7 @@ def _of_classes(data: DataSet, classes: range, name: str) -> DataSet:
     return replace(data, name=name, train=images(data.train), test=images(data.test), classes=names)
 
 
+@DATASETS.register("cifar10")
 def _cifar10(config: DataConfig) -> DataSet:
     """CIFAR-10: 50,000 and 10,000 images, 3 x 32 x 32."""
     from torchvision.datasets import CIFAR10
@@ -111,6 +118,7 @@ def _cifar10(config: DataConfig) -> DataSet:
     return _cifar(config, CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
+@DATASETS.register("cifar100")
 def _cifar100(config: DataConfig) -> DataSet:
     """CIFAR-100: 50,000 and 10,000 images, 3 x 32 x 32."""
     from torchvision.datasets import CIFAR100
@@ -118,6 +126,7 @@ def _cifar100(config: DataConfig) -> DataSet:
     return _cifar(config, CIFAR100, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
 
 
+@DATASETS.register("stl10")
 def _stl10(config: DataConfig) -> DataSet:
     """STL-10: 5,000 and 8,000 labelled images, 3 x 96 x 96; --image-size 32 is the usual size to transfer to."""
     from torchvision.datasets import STL10
@@ -143,6 +152,7 @@ def _stl10(config: DataConfig) -> DataSet:
     return DataSet(config.data, train, test, tuple(classes), (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713))
 
 
+@DATASETS.register("image_folder")
 def _image_folder(config: DataConfig) -> DataSet:
     """Your own images in --data-dir, train/CLASS/* and test/CLASS/* (or val/CLASS/*), brought to --image-size."""
     root, side = config.data_dir, config.image_size
@@ -228,17 +238,3 @@ def _check_files(expected: Sequence[tuple[str, str]], root: Path, folder: str) -
         if not check_integrity(str(path), md5):
             message = f"{path} is damaged (its MD5 is not {md5}); delete it and use `download`"
             raise UsageError(message, parameter="data_dir", given=str(path), allowed=f"a file with MD5 {md5}")
-
-
-SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {
-    "digits": _digits,
-    "digits_0_4": _digits_0_4,
-    "digits_5_9": _digits_5_9,
-    "digits_val": _digits_val,
-    "cifar10": _cifar10,
-    "cifar10_val": _cifar10_val,
-    "cifar100": _cifar100,
-    "stl10": _stl10,
-    "image_folder": _image_folder,
-}
-"""Data sets by name."""

@@ -1,7 +1,7 @@
 """Folders of images, ``train/CLASS/*`` and ``test/CLASS/*``: which files are there, and of which class."""
 
+import logging
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,9 @@ from torch import Tensor
 from acl_plugin.data.image_files import SUFFIXES
 from acl_plugin.data.subsets import missing_classes
 from acl_plugin.errors import UsageError
+
+logger = logging.getLogger(__name__)
+
 
 LAYOUT = "train/CLASS/* and test/CLASS/* (or val/CLASS/*), with the same two or more classes in both"
 """Layout that is needed."""
@@ -76,7 +79,7 @@ def list_splits(root: Path) -> tuple[Split, Split]:
     skipped = train.skipped + test.skipped
     if skipped:
         what = f"{len(skipped)} files that are no images or in no folder of a class, such as {skipped[0]}"
-        print(f"image_folder: skipped {what}", file=sys.stderr)
+        logger.warning(f"image_folder: skipped {what}")
     return train, test
 
 

@@ -122,11 +122,11 @@ class DataSet:
             return self.test
         names = [class_map.get(name, name) for name in self.classes]
         if not class_map or not set(names) <= set(classes):
-            told = class_differences(self.classes if not class_map else names, classes)
+            details = class_differences(self.classes if not class_map else names, classes)
             example = {name: name if name in classes else classes[0] for name in self.classes[:2]}
             raise UsageError(
-                f"the classes of {self.name} are not the classifier's ({told.replace('there', 'in the classifier')}); "
-                f"pass `class_map`, such as '{json.dumps(example)}', from the names here to the classifier's",
+                f"the classes of {self.name} are not the classifier's ({details.replace('there', 'in the classifier')})"
+                f"; pass `class_map`, such as '{json.dumps(example)}', from the names here to the classifier's",
                 parameter="class_map", given=dict(class_map) or None, allowed=tuple(classes),
             )  # fmt: skip
         positions = torch.tensor([list(classes).index(name) for name in names])

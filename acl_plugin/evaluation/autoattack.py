@@ -1,7 +1,7 @@
-"""AutoAttack on a batch of images, with one verdict per image."""
+"""AutoAttack on any classifier, with one verdict per image: a generator of states that can be stored and resumed."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -9,16 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from acl_plugin.attacks.threat_model import ThreatModel
-from acl_plugin.data.images import Images
 from acl_plugin.evaluation.adversarial_images import check_threat
+from acl_plugin.evaluation.batches import ImageSource, batch, device_of
 from acl_plugin.evaluation.verdicts import STANDARD, Verdict
+from acl_plugin.models import norm_banks
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.seeding import EVALUATION, mixed_seed
+
+STANDARD_VERSION, REDUCED_VERSION = "standard", "AA-reduced"
+"""AutoAttack standard; and the same without its targeted APGD, whose loss compares four logits."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """How far the attacks on a chunk of test images have come.
+    """Hold the state of the attacks on a chunk of test images.
 
     Attributes:
         start: position of its first image.
@@ -34,83 +38,160 @@ class Chunk:
     done: int = 0
     flags: tuple[str, ...] = ()
 
+    @property
+    def finished(self) -> bool:
+        """Return whether all attacks have been run."""
+        return self.done == len(STANDARD)
 
-def attack_chunk(
+
+@dataclass(frozen=True)
+class Step:
+    """Hold the result of one attack on one chunk.
+
+    Attributes:
+        chunk: the state after the attack.
+        positions: (M,) among all test images, of those that the attack broke; on the CPU.
+        x_adv: (M, C, H, W) adversarial images that broke the model.
+    """
+
+    chunk: Chunk
+    positions: Tensor
+    x_adv: Tensor
+
+    @property
+    def attack(self) -> str:
+        """Return the name of the attack."""
+        return STANDARD[self.chunk.done - 1]
+
+
+def autoattack(
     model: nn.Module,
-    images: Images,
-    where: slice,
+    images: ImageSource,
+    labels: Tensor,
     threat: ThreatModel,
-    seed: int,
-    after: Callable[[Chunk, Tensor, Tensor], object] = lambda *_: None,
-    earlier: Chunk | None = None,
-    attacked: nn.Module | None = None,
-) -> Chunk:
-    """Run the attacks of AutoAttack standard on a chunk, each on what the ones before it left robust.
+    *,
+    batch_size: int,
+    seed: int = 0,
+    starts: Sequence[int] | None = None,
+    earlier: Mapping[int, Chunk] | None = None,
+    faster: nn.Module | None = None,
+) -> Iterator[Step]:
+    """Run the attacks of AutoAttack standard, each on the images that the ones before it left robust.
 
-    A verdict is counted from the adversarial images that the attack returned, with ``model``.
+    The random numbers of an attack depend on ``seed``, attack and chunk alone: a generator that continues from
+    ``earlier`` states yields the states that an uninterrupted one would. Between two states the model's modes and flags
+    and torch's random state are as before. A verdict is counted with ``model``, from the adversarial images that the
+    attack returned.
 
     Args:
-        model: classifier on [0, 1], in eval mode.
-        images: the test images; ``where`` is the range of them to attack.
+        model: classifier of images in [0, 1] that returns (B, K) logits; it is attacked in eval mode.
+        images: N images, (N, C, H, W) floats in [0, 1] or ``Stored``.
+        labels: (N,) int64.
         threat: norm and eps.
-        seed: of the evaluation.
-        after: called after each attack with the state, the images (M, C, H, W) that broke the model, and their
-            positions (M,) among all.
-        earlier: the state of an earlier start, to go on from.
-        attacked: the same function as ``model``, faster, for the attacks to call; ``model`` itself for None.
+        batch_size: number of images in a chunk, which are attacked together.
+        seed: of all attacks.
+        starts: positions of the first images of the chunks to attack; None for all.
+        earlier: states of an earlier start, by position.
+        faster: the same function as ``model`` for the attacks to call; ``model`` itself for None.
 
-    Returns:
-        The state after all attacks.
+    Yields:
+        The state after each attack on each chunk.
 
     Raises:
         EvaluationStopped: when an attack leaves the threat model.
+
+    Source: Croce and Hein, arXiv 2003.01690.
+
+    Example:
+        >>> for step in autoattack(model, x, y, threat, batch_size=100):  # doctest: +SKIP
+        ...     print(step.attack, len(step.positions))
     """
-    assert not any(m.training for m in model.modules()), "the model is not in eval mode"
-    device = next(model.parameters()).device
-    x, y = images.floats(where.start, where.stop).to(device), images.labels[where].to(device)
-    attacked = (model if attacked is None else attacked).requires_grad_(False)
-    model.requires_grad_(False)
-    flags: list[str] = []
-    with seeding.private(seed, device), autoattack_warnings(flags), torch.no_grad():
+    earlier = earlier or {}
+    for start in range(0, len(images), batch_size) if starts is None else starts:
+        chunk = earlier.get(start)
+        if chunk is None or not chunk.finished:
+            where = slice(start, min(start + batch_size, len(images)))
+            yield from _attack_chunk(model, faster or model, images, labels, where, threat, seed, chunk)
+
+
+def _attack_chunk(
+    model: nn.Module,
+    faster: nn.Module,
+    images: ImageSource,
+    labels: Tensor,
+    where: slice,
+    threat: ThreatModel,
+    seed: int,
+    chunk: Chunk | None,
+) -> Iterator[Step]:
+    """Yield the state after each attack on the images of ``where`` that ``chunk`` has not done."""
+    device = device_of(model)
+    with _undisturbed(model, faster, seed, device):
+        x, y = batch(images, where.start, where.stop, device), labels[where].to(device)
         logits = model(x)
-        chunk = earlier or Chunk(where.start, logits.argmax(1).tolist(), [None] * len(y))
-        for number in range(chunk.done, len(STANDARD)):
-            name = STANDARD[number]
-            robust = (logits.argmax(1) == y).cpu() & torch.tensor([b is None for b in chunk.broken_by])
-            left = robust.nonzero().squeeze(1)
-            broken, moved = left[:0], x[:0]
-            if len(left) and (name != "apgd-t" or logits.shape[1] > 3):
+        clean, classes = (logits.argmax(1) == y).cpu(), logits.shape[1]
+        chunk = chunk or Chunk(where.start, logits.argmax(1).tolist(), [None] * len(y))
+    for number in range(chunk.done, len(STANDARD)):
+        name, flags = STANDARD[number], list[str]()
+        with _undisturbed(model, faster, seed, device), autoattack_warnings(flags):
+            left = (clean & torch.tensor([attack is None for attack in chunk.broken_by])).nonzero().squeeze(1)
+            broken, x_adv = left[:0], x[:0]
+            if len(left) and (name != "apgd-t" or classes > 3):
                 attack_seed = mixed_seed(seed, EVALUATION, number, where.start) % 2**31
-                moved = run_attack(attacked, name, x[left], y[left], threat, attack_seed, logits.shape[1])
-                check_threat(name, moved, x[left], threat)
-                broken, moved = _fooled(model, moved, y, left)
-            broken_by = list(chunk.broken_by)
-            for i in broken.tolist():
-                broken_by[i] = name
-            chunk = replace(chunk, broken_by=broken_by, done=number + 1, flags=(*chunk.flags, *flags))
-            flags.clear()
-            after(chunk, moved, broken + where.start)
-    return chunk
+                there = left.to(device)
+                x_adv = run_attack(faster, name, x[there], y[there], threat, attack_seed, classes)
+                check_threat(name, x_adv, x[there], threat)
+                broken, x_adv = _fooled(model, x_adv, y, left)
+        broken_by = list(chunk.broken_by)
+        for i in broken.tolist():
+            broken_by[i] = name
+        chunk = replace(chunk, broken_by=broken_by, done=number + 1, flags=(*chunk.flags, *flags))
+        yield Step(chunk, broken + where.start, x_adv)
 
 
-def chunk_verdicts(images: Images, chunk: Chunk) -> list[Verdict]:
-    """One verdict per image of a finished chunk."""
+@contextmanager
+def _undisturbed(model: nn.Module, faster: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
+    """Put both models into eval mode without gradients of weights, and torch's generators at ``seed``, for a while."""
+    modes = norm_banks.inference(model), norm_banks.inference(faster)
+    with torch.inference_mode(False), torch.no_grad(), seeding.private(seed, device), modes[0], modes[1]:
+        yield
+
+
+def chunk_verdicts(chunk: Chunk, labels: Tensor, indices: Tensor) -> list[Verdict]:
+    """Return one verdict per image of a finished chunk.
+
+    Args:
+        chunk: the state.
+        labels: (N,) of all test images.
+        indices: (N,) positions of all test images in the dataset's own order.
+    """
     where = slice(chunk.start, chunk.start + len(chunk.predictions))
-    rows, labels = images.rows[where].tolist(), images.labels[where].tolist()
-    return [Verdict(*values) for values in zip(rows, labels, chunk.predictions, chunk.broken_by, strict=True)]
+    columns = (indices[where].tolist(), labels[where].tolist(), chunk.predictions, chunk.broken_by)
+    return [Verdict(*values) for values in zip(*columns, strict=True)]
 
 
-def _fooled(model: nn.Module, moved: Tensor, y: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of the moved images break the model, counted on just those, as they are kept.
+def all_flags(chunks: Sequence[Chunk], found: Sequence[Verdict]) -> list[str]:
+    """Return AutoAttack's warnings, sorted, and one of ours about images that only the black-box attack broke."""
+    flags = {flag for chunk in chunks for flag in chunk.flags}
+    if sum(v.broken_by == "square" for v in found) > 0.002 * len(found):
+        flags.add("Square broke more than 0.2 % of the images after the white-box attacks: these may be unreliable")
+    return sorted(flags)
+
+
+def _fooled(model: nn.Module, x_adv: Tensor, y: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which of the adversarial images break the model, counted on just those, as they are kept.
 
     An image at the boundary may change sides by rounding when the batch around it changes; then it is robust.
     """
     broken = left
     while True:
-        wrong = (model(moved).argmax(1) != y[broken]).cpu() if len(broken) else torch.ones(0, dtype=torch.bool)
+        if len(broken):
+            wrong = (model(x_adv).argmax(1) != y[broken.to(y.device)]).cpu()
+        else:
+            wrong = torch.ones(0, dtype=torch.bool)
         if wrong.all():
-            return broken, moved
-        broken, moved = broken[wrong], moved[wrong.to(moved.device)]
+            return broken, x_adv
+        broken, x_adv = broken[wrong], x_adv[wrong.to(x_adv.device)]
 
 
 def run_attack(
@@ -129,7 +210,7 @@ def run_attack(
 
 @contextmanager
 def autoattack_warnings(flags: list[str]) -> Iterator[None]:
-    """Append to ``flags`` what AutoAttack warns of inside."""
+    """Append AutoAttack's warnings to ``flags`` inside."""
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

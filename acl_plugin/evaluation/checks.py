@@ -1,4 +1,4 @@
-"""Whether a classifier can be evaluated rightly, and how many images it can be attacked on at a time."""
+"""Check that attacks on a classifier give right numbers, and choose how many images to attack at a time."""
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ def _unsound(message: str, given: object = None) -> UsageError:
 
 
 def largest_batch(model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> int:
-    """How many images fit into a quarter of the device's memory in a forward and a backward, at most ``MOST``.
+    """Return how many images fit into a quarter of the device's memory in a forward and a backward, at most ``MOST``.
 
     Measured as the bytes that autograd keeps for one image. It depends on the machine, and not on its load.
 

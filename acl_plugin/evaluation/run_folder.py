@@ -1,31 +1,36 @@
-"""AutoAttack on a probed model, one verdict per test image, which a later start continues.
+"""Evaluations of a run's classifier, whose results and states are files of the run folder.
 
-The random state of an attack is a function of seed, attack and chunk of images, so that an evaluation that was
-stopped and started again ends with the verdicts of one that was not. What broke an image is kept, and counted again
-at the end.
+The random state of an attack is a function of seed, attack and chunk of images, so that an interrupted evaluation
+resumes with the verdicts of one that was not. The images that broke the model are kept, and counted again at the end.
 """
 
-import shutil
-import sys
+import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
-from acl_plugin.data.fingerprint import setting_differences
-from acl_plugin.data.images import Images
+from acl_plugin.data.images import DataSet, Images
 from acl_plugin.errors import EvaluationStopped, UsageError
-from acl_plugin.evaluation import verdicts
-from acl_plugin.evaluation.adversarial_images import keep, recount
-from acl_plugin.evaluation.autoattack import Chunk, attack_chunk, autoattack_version, chunk_verdicts
+from acl_plugin.evaluation import corruption_files, corruptions
+from acl_plugin.evaluation.adversarial_images import recount
+from acl_plugin.evaluation.autoattack import (
+    REDUCED_VERSION,
+    STANDARD_VERSION,
+    all_flags,
+    autoattack,
+    autoattack_version,
+    chunk_verdicts,
+)
 from acl_plugin.evaluation.checks import check_classifier, largest_batch
+from acl_plugin.evaluation.storage import FolderStates, attacks_done, earlier_record, write_verdicts
+from acl_plugin.evaluation.suite import CURVE, attack_suite, chosen_attacks
 from acl_plugin.evaluation.verdicts import STANDARD, summary
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.fusion import folded
@@ -38,12 +43,19 @@ from acl_plugin.runtime.distributed import require_script
 from acl_plugin.runtime.files import write_json
 from acl_plugin.runtime.progress import Progress
 
+logger = logging.getLogger(__name__)
+
 
 @exclusive
-def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, Any]:
-    """Attack the classifier of ``run``; writes and returns ``evaluation.json``.
+def evaluate(run: RunDir, config: RunConfig, device: torch.device, *, overwrite: bool = False) -> dict[str, Any]:
+    """Run AutoAttack on the classifier of ``run``; write and return ``evaluation.json``.
 
-    With ``config.devices`` above 1, as many processes share out the chunks of images.
+    With ``config.devices`` above 1, as many processes share the chunks of images.
+
+    Args:
+        run, config: the run; ``config`` gives threat model, test images and seed.
+        device: to compute on.
+        overwrite: replace an earlier evaluation, whatever its settings.
 
     Raises:
         UsageError: when there is no classifier, or it cannot be evaluated rightly; or when the folder holds the
@@ -51,53 +63,34 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
         EvaluationStopped: when the count of what was kept is not that of the attacks.
     """
     require_script(config.devices, guarded=True)
-    model = channels_last(load_classifier(run.path)).to(device)
-    threat = ThreatModel.parse(config.norm, config.eps)
-    data = datasets.load(config)
-    images = data.test_for(model.spec.classes, config.class_map)
+    model, data, images = _read(run, config, device)
     if not len(images):
         raise UsageError(f"{config.data} has no test images to evaluate on", parameter="data", given=config.data)
-    settings: dict[str, Any] = {
-        "dataset": config.data,
-        "threat_model": threat.norm,
-        "eps": threat.eps,
-        "n": len(images),
-        "seed": config.seed,
-        "version": "standard" if len(model.spec.classes) > 3 else "AA-reduced",
-        "images": images.fingerprint(data.classes).to_dict(),
-        "weights_sha256": weights_hash(model),
-    }
-    batch_size = settings["batch_size"] = _batch_size(run, config, model, device, len(images))
-    begun = _check_key(run, settings)
+    threat = ThreatModel(config.norm, config.eps)
+    settings = _settings(config, model, data, images, threat)
+    settings["version"] = STANDARD_VERSION if len(model.spec.classes) > 3 else REDUCED_VERSION
+    batch_size = settings["batch_size"] = _batch_size(run, config, model, device, len(images), overwrite)
+    begun = earlier_record(run.evaluation_key, settings, overwrite) is not None
     if begun and run.evaluation.is_file():
         return read_record(run.evaluation)
     check_classifier(model, images.floats(0, 64).to(device))
-    started, folders = time.monotonic(), (run.evaluation_chunks, run.adversarial)
-    if not begun:
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
-        write_json(run.evaluation_key, settings)
-    for folder in folders:
-        folder.mkdir(exist_ok=True)
+    started, states = time.monotonic(), FolderStates(run)
+    states.begin(settings, overwrite)
     starts = range(0, len(images), batch_size)
-    with Progress("AutoAttack", len(starts) * len(STANDARD), _attacks_done(run, starts), unit="attack") as progress:
+    with Progress("AutoAttack", len(starts) * len(STANDARD), attacks_done(states, starts), unit="attack") as progress:
         if config.devices == 1:
-            attack_chunks(run, model, images, starts, threat, config.seed, progress.advance)
+            attack_chunks(states, model, images, starts, threat, config.seed, progress.advance)
         else:
-            _share_out(run, config, device, starts, progress)
-    chunks = [_read_chunk(run, start) for start in starts]
-    assert all(chunk is not None and chunk.done == len(STANDARD) for chunk in chunks), chunks
-    finished = [chunk for chunk in chunks if chunk is not None]
-    found = [verdict for chunk in finished for verdict in chunk_verdicts(images, chunk)]
-    verdicts.write(run.evaluation_lines, found)
-    recount(run, model, images, found, threat, batch_size)
-    flags = {flag for chunk in finished for flag in chunk.flags}
-    if sum(v.broken_by == "square" for v in found) > 0.002 * len(found):
-        flags.add("Square broke more than 0.2 % of the images after the white-box attacks: these may be unreliable")
+            _share_out(states, config, device, starts, progress)
+    chunks = [chunk for start in starts if (chunk := states.chunk(start)) is not None]
+    assert [chunk.finished for chunk in chunks] == [True] * len(starts), chunks
+    found = [verdict for chunk in chunks for verdict in chunk_verdicts(chunk, images.labels, images.rows)]
+    write_verdicts(run.evaluation_lines, found)
+    recount(states, model, images, images.labels, found, threat, batch_size)
     result = {
         **settings,
         **summary(found),
-        "flags": sorted(flags),
+        "flags": all_flags(chunks, found),
         "autoattack": autoattack_version(),
         "device": str(device),
         "seconds": round(time.monotonic() - started, 1),
@@ -108,7 +101,7 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device) -> dict[str, 
 
 
 def attack_chunks(
-    run: RunDir,
+    states: FolderStates,
     model: Classifier,
     images: Images,
     starts: Sequence[int],
@@ -120,90 +113,177 @@ def attack_chunks(
 
     ``advance`` is called after each attack.
     """
-    size, device = read_record(run.evaluation_key)["batch_size"], next(model.parameters()).device
+    size, device = read_record(states.run.evaluation_key)["batch_size"], next(model.parameters()).device
     faster = folded(model, images.floats(0, 64).to(device))
-
-    def after(chunk: Chunk, moved: Tensor, broken: Tensor) -> None:
-        _store(run, chunk, moved, broken)
+    earlier = {start: chunk for start in starts if (chunk := states.chunk(start)) is not None}
+    for step in autoattack(
+        model,
+        images,
+        images.labels,
+        threat,
+        batch_size=size,
+        seed=seed,
+        starts=starts,
+        earlier=earlier,
+        faster=faster,
+    ):
+        states.store(step)
         advance()
 
-    for start in starts:
-        earlier = _read_chunk(run, start)
-        if earlier is None or earlier.done < len(STANDARD):
-            where = slice(start, min(start + size, len(images)))
-            attack_chunk(model, images, where, threat, seed, after, earlier, faster)
+
+@exclusive
+def evaluate_suite(
+    run: RunDir,
+    config: RunConfig,
+    device: torch.device,
+    attacks: Sequence[str] | None = None,
+    *,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Run the suite of standard attacks on the classifier of ``run``; write and return ``suite.json``.
+
+    Args:
+        run, config: the run; ``config`` gives threat model, test images and seed.
+        device: to compute on.
+        attacks: names in ``suite.SUITE``; None for all that are valid for the images and the number of classes.
+        overwrite: replace the rows of an earlier start, whatever its settings.
+
+    Returns:
+        The settings, and the last state of ``suite.attack_suite``.
+
+    Raises:
+        UsageError: when there is no classifier, an attack is unknown or not valid here, or the folder holds a suite
+            with other settings.
+    """
+    model, data, images = _read(run, config, device)
+    threat, classes, shape = ThreatModel(config.norm, config.eps), len(model.spec.classes), model.spec.shape
+    chosen, _ = chosen_attacks(attacks, threat, shape, classes)
+    settings = _settings(config, model, data, images, threat)
+    check_classifier(model, images.floats(0, 64).to(device))
+    before = earlier_record(run.suite, settings, overwrite) or {}
+    states = attack_suite(
+        model,
+        images,
+        images.labels,
+        threat,
+        shape=shape,
+        classes=classes,
+        batch_size=config.eval_batch_size or largest_batch(model, shape, device),
+        seed=config.seed,
+        attacks=attacks,
+        earlier=before.get("rows"),
+    )
+    result: dict[str, Any] = {}
+    with Progress("suite", len(chosen) + len(CURVE), unit="attack") as progress:
+        for state in states:
+            result = settings | state
+            write_json(run.suite, result)
+            progress.advance()
+    return result
 
 
-def _attacks_done(run: RunDir, starts: Sequence[int]) -> int:
-    """Of all chunks together."""
-    return sum(chunk.done for start in starts if (chunk := _read_chunk(run, start)) is not None)
+@exclusive
+def evaluate_corruptions(
+    run: RunDir,
+    config: RunConfig,
+    device: torch.device,
+    folder: Path | None = None,
+    names: Sequence[str] | None = None,
+    *,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Measure the accuracy of the classifier of ``run`` under corruptions; write and return ``corruptions.json``.
+
+    Args:
+        run, config: the run; ``config`` gives the test images and the seed.
+        device: to compute on.
+        folder: holds CIFAR-10-C or CIFAR-100-C; None makes the corruptions on the fly.
+        names: of ``corruptions.NAMES``; None for all.
+        overwrite: replace the accuracies of an earlier start, whatever its settings.
+
+    Returns:
+        ``source`` (the folder's name, or the package that made them), ``accuracy`` by corruption, a list over
+        severities 1 to 5, and ``mean`` over all.
+
+    Raises:
+        UsageError: for unknown names, a missing folder or package, or images that cannot be corrupted (they must have
+            3 channels and at least 32 x 32 pixels); or when the folder holds accuracies with other settings.
+    """
+    chosen = corruptions.chosen_corruptions(names)
+    model, data, images = _read(run, config, device)
+    source, corrupted = corruption_files.corrupted(data, images, folder, config.seed)
+    settings = _settings(config, model, data, images) | {"source": source}
+    check_classifier(model, images.floats(0, 64).to(device))
+    started = time.monotonic()
+    before = earlier_record(run.corruptions, settings, overwrite) or {}
+    result: dict[str, Any] = {}
+    with Progress("corruptions", len(chosen)) as progress:
+        for state in corruptions.accuracy_by_corruption(model, corrupted, names=names, earlier=before.get("accuracy")):
+            result = settings | state | {"seconds": round(time.monotonic() - started, 1)}
+            write_json(run.corruptions, result)
+            progress.advance()
+    return result
 
 
-def _share_out(run: RunDir, config: RunConfig, device: torch.device, starts: Sequence[int], progress: Progress) -> None:
-    """The chunks over as many processes as there are devices; the first mistake of one stops all."""
+def _read(run: RunDir, config: RunConfig, device: torch.device) -> tuple[Classifier, DataSet, Images]:
+    """Return the classifier of a run, its dataset, and the test images with labels of the classifier."""
+    model = channels_last(load_classifier(run.path)).to(device)
+    data = datasets.load(config)
+    return model, data, data.test_for(model.spec.classes, config.class_map)
+
+
+def _settings(
+    config: RunConfig, model: Classifier, data: DataSet, images: Images, threat: ThreatModel | None = None
+) -> dict[str, Any]:
+    """Return what decides an evaluation's result."""
+    return {
+        "dataset": config.data,
+        **({} if threat is None else {"threat_model": threat.norm, "eps": threat.eps}),
+        "n": len(images),
+        "seed": config.seed,
+        "images": images.fingerprint(data.classes).to_dict(),
+        "weights_sha256": weights_hash(model),
+    }
+
+
+def _share_out(
+    states: FolderStates, config: RunConfig, device: torch.device, starts: Sequence[int], progress: Progress
+) -> None:
+    """Divide the chunks among as many processes as there are devices; the first error of one stops all."""
     context = start_processes(
-        _attack_share, (str(run.path), config, device.type), config.devices, join=False, start_method="spawn"
+        _attack_share, (str(states.run.path), config, device.type), config.devices, join=False, start_method="spawn"
     )
     try:
         while not context.join(timeout=1):
-            new = _attacks_done(run, starts) - progress.done
+            new = attacks_done(states, starts) - progress.done
             if new:
                 progress.advance(new)
     except ProcessException as error:  # the others are ended by then
-        told = str(error).strip().splitlines()[-1]
-        ended = f"one of {config.devices} processes has ended early ({told})"
-        raise EvaluationStopped(f"{ended}; the same command goes on from what was kept") from error
+        reason = str(error).strip().splitlines()[-1]
+        ended = f"one of {config.devices} processes has ended early ({reason})"
+        raise EvaluationStopped(f"{ended}; the same command resumes from the attacks that were kept") from error
 
 
 def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:
-    """One process of several: every chunk whose number is ``rank`` modulo their count."""
+    """Attack, in one process of several, every chunk whose number is ``rank`` modulo their count."""
     if kind == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))
     run, device = RunDir(path), torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
-    model = channels_last(load_classifier(path)).to(device)
-    images = datasets.load(config).test_for(model.spec.classes, config.class_map)
+    model, _, images = _read(run, config, device)
     starts = range(0, len(images), read_record(run.evaluation_key)["batch_size"])[rank :: config.devices]
-    attack_chunks(run, model, images, starts, ThreatModel.parse(config.norm, config.eps), config.seed)
+    attack_chunks(FolderStates(run), model, images, starts, ThreatModel(config.norm, config.eps), config.seed)
 
 
-def _batch_size(run: RunDir, config: RunConfig, model: Classifier, device: torch.device, count: int) -> int:
+def _batch_size(
+    run: RunDir, config: RunConfig, model: Classifier, device: torch.device, count: int, overwrite: bool
+) -> int:
     """Return what an earlier start chose; else what is configured, or as many as a device's memory holds."""
     given = config.eval_batch_size
-    if run.evaluation_key.is_file():
+    if run.evaluation_key.is_file() and not overwrite:
         kept = int(read_record(run.evaluation_key)["batch_size"])
         if given not in (None, kept):
-            print(f"{run.path}: the evaluation began with batches of {kept} images, and keeps them", file=sys.stderr)
+            logger.warning("%s: the evaluation began with batches of %d images, and keeps them", run.path, kept)
         return kept
     if given is not None:
         return given
     return min(largest_batch(model, model.spec.shape, device), -(-count // config.devices))
-
-
-def _check_key(run: RunDir, settings: dict[str, Any]) -> bool:
-    """Whether an earlier start had the same settings; False if there was none."""
-    if not run.evaluation_key.is_file():
-        return False
-    before = read_record(run.evaluation_key)
-    other = setting_differences(settings, before)
-    if other:
-        raise UsageError(
-            f"{run.path} already contains an evaluation with different settings ({'; '.join(other)}); delete "
-            f"{run.evaluation_key.name} and {run.evaluation.name} to replace it",
-            parameter="run", given=settings, allowed=before,
-        )  # fmt: skip
-    return True
-
-
-def _read_chunk(run: RunDir, start: int) -> Chunk | None:
-    """The state of the chunk that begins at ``start``, if it was begun."""
-    path = run.evaluation_chunk(start)
-    if not path.is_file():
-        return None
-    values = read_record(path)
-    return Chunk(**{f.name: values[f.name] for f in fields(Chunk)} | {"flags": tuple(values["flags"])})
-
-
-def _store(run: RunDir, chunk: Chunk, moved: Tensor, broken: Tensor) -> None:
-    """First the images, then the state that tells of them."""
-    keep(run, chunk.start, STANDARD[chunk.done - 1], broken, moved)
-    write_json(run.evaluation_chunk(chunk.start), asdict(chunk))

@@ -4,9 +4,8 @@ A number of this suite is an upper bound of the robust accuracy; the one to repo
 """
 
 import math
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,23 +14,10 @@ from torch import Tensor, nn
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
-from acl_plugin.config import RunConfig
-from acl_plugin.data import datasets
-from acl_plugin.data.fingerprint import setting_differences
-from acl_plugin.data.images import Images
 from acl_plugin.errors import UsageError, unknown
-from acl_plugin.evaluation.checks import check_classifier, largest_batch
-from acl_plugin.models.encoder import Classifier
-from acl_plugin.models.features import predictions
-from acl_plugin.models.memory_format import channels_last
-from acl_plugin.models.spec import ModelSpec
-from acl_plugin.runs.folder import RunDir
-from acl_plugin.runs.lock import exclusive
-from acl_plugin.runs.models import load_classifier, weights_hash
-from acl_plugin.runs.records import read_record
+from acl_plugin.evaluation.batches import ImageSource, batch, device_of, predicted
+from acl_plugin.models import norm_banks
 from acl_plugin.runtime import seeding
-from acl_plugin.runtime.files import write_json
-from acl_plugin.runtime.progress import Progress
 from acl_plugin.runtime.seeding import mixed_seed
 
 CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
@@ -107,78 +93,99 @@ def radius(norm: str, threat: ThreatModel, shape: Sequence[int]) -> float:
     return min(eps, 1.0) if norm == "Linf" else eps
 
 
-@exclusive
-def evaluate(
-    run: RunDir, config: RunConfig, device: torch.device, attacks: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """Run the suite on the classifier of ``run``; writes and returns ``suite.json``.
-
-    Each attack starts from the images themselves, whatever the others did. Rows of an earlier start with the same
-    settings and the same budget are kept.
+def attack_suite(
+    model: nn.Module,
+    images: ImageSource,
+    labels: Tensor,
+    threat: ThreatModel,
+    *,
+    shape: tuple[int, int, int],
+    classes: int,
+    batch_size: int,
+    seed: int = 0,
+    attacks: Sequence[str] | None = None,
+    earlier: Mapping[str, Any] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Run the suite; each attack starts from the images themselves, whatever the others did.
 
     Args:
-        run, config: the run; ``config`` gives threat model, test images and seed.
-        device: to compute on.
+        model: classifier of images in [0, 1] that returns (B, K) logits; it is attacked in eval mode.
+        images: N images, (N, C, H, W) floats in [0, 1] or ``Stored``.
+        labels: (N,) int64.
+        threat: norm and eps.
+        shape: (C, H, W).
+        classes: K.
+        batch_size: number of images attacked together.
+        seed: of all attacks.
         attacks: names in ``SUITE``; None for all that are valid for the images and the number of classes.
+        earlier: rows of an earlier start, by attack; those with the same budget are kept.
 
-    Returns:
-        ``rows`` (accuracy, budget and seconds of each attack; positions of the images it broke; for CW and DeepFool
-        the share that it broke at any size, and the median norm of these), ``left_out`` (the reason, by attack),
-        ``worst_case`` over the rows of the threat model, and ``curve``.
+    Yields:
+        After each attack and each point of the curve: ``clean_accuracy``, ``rows`` (accuracy, budget and seconds of
+        each attack; positions of the images it broke; for CW and DeepFool the share that it broke at any size, and the
+        median norm of these), ``left_out`` (the reason, by attack), ``worst_case`` over the rows of the threat model,
+        ``curve`` and ``complete``.
 
     Raises:
-        UsageError: when there is no classifier, or an attack is unknown or not valid here.
+        UsageError: when an attack is unknown or not valid here; at the first state.
     """
-    model = channels_last(load_classifier(run.path)).to(device)
-    threat = ThreatModel.parse(config.norm, config.eps)
-    data = datasets.load(config)
-    images = data.test_for(model.spec.classes, config.class_map)
-    chosen, left_out = _chosen(attacks, model.spec, threat)
-    settings = {
-        "dataset": config.data,
-        "threat_model": threat.norm,
-        "eps": threat.eps,
-        "n": len(images),
-        "seed": config.seed,
-        "images": images.fingerprint(data.classes).to_dict(),
-        "weights_sha256": weights_hash(model),
+    target = _Target(model, images, shape, classes, threat, seed, batch_size)
+    chosen, left_out = chosen_attacks(attacks, threat, shape, classes)
+    rows = {name: row for name, row in (earlier or {}).items() if _is_same(name, row, target)}
+    with torch.inference_mode(False), norm_banks.inference(model):
+        clean = predicted(model, images, batch_size) == labels
+    curve: list[dict[str, float]] = []
+    for name in chosen:
+        if name not in rows:
+            rows[name] = _row(name, target, labels, clean)
+        yield _state(clean, rows, left_out, curve)
+    for multiple in CURVE:
+        curve.append({"eps": multiple * threat.eps, "accuracy": _at(multiple, target, labels, clean)})
+        yield _state(clean, rows, left_out, curve)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What is attacked, and how."""
+
+    model: nn.Module
+    images: ImageSource
+    shape: tuple[int, int, int]
+    classes: int
+    threat: ThreatModel
+    seed: int
+    batch_size: int
+
+
+def _state(
+    clean: Tensor, rows: Mapping[str, Any], left_out: Mapping[str, str], curve: Sequence[Mapping[str, float]]
+) -> dict[str, Any]:
+    return {
+        "clean_accuracy": clean.double().mean().item(),
+        "rows": dict(rows),
+        "curve": list(curve),
+        "left_out": dict(left_out),
+        "complete": len(curve) == len(CURVE),
+        "worst_case": _worst_case(clean, rows),
     }
-    check_classifier(model, images.floats(0, 64).to(device))
-    batch_size = config.eval_batch_size or largest_batch(model, model.spec.shape, device)
-    before = read_record(run.suite) if run.suite.is_file() else {}
-    other = setting_differences(settings, before) if before else []
-    if other:
-        print(f"{run.suite}: the attacks with different settings ({'; '.join(other)}) are replaced", file=sys.stderr)
-        before = {}
-    kept = {name: row for name, row in before.get("rows", {}).items() if _is_same(name, row, model.spec, threat)}
-    clean = predictions(model, images, batch_size) == images.labels
-    result: dict[str, Any] = {**settings, "clean_accuracy": clean.double().mean().item(), "rows": kept, "curve": []}
-    result |= {"left_out": left_out, "complete": False}
-    with Progress("suite", len(chosen) + len(CURVE), unit="attack") as progress:
-        for name in chosen:
-            if name not in result["rows"]:
-                result["rows"][name] = _row(name, model, images, clean, threat, config.seed, batch_size)
-            result["worst_case"] = _worst_case(clean, result["rows"])
-            write_json(run.suite, result)
-            progress.advance()
-        for multiple in CURVE:
-            accuracy = _at(multiple, model, images, clean, threat, config.seed, batch_size)
-            result["curve"].append({"eps": multiple * threat.eps, "accuracy": accuracy})
-            progress.advance()
-    write_json(run.suite, result | {"complete": True})
-    return result | {"complete": True}
 
 
-def _chosen(attacks: Sequence[str] | None, spec: ModelSpec, threat: ThreatModel) -> tuple[list[str], dict[str, str]]:
-    """The attacks to run; and why the others are left out, where the suite chooses."""
+def chosen_attacks(
+    attacks: Sequence[str] | None, threat: ThreatModel, shape: tuple[int, int, int], classes: int
+) -> tuple[list[str], dict[str, str]]:
+    """Return the attacks to run; and why the others are left out, where the suite chooses.
+
+    Raises:
+        UsageError: when an attack is unknown or not valid here.
+    """
     for name in attacks or ():
         if name not in SUITE:
             raise unknown("attack of the suite", name, SUITE, parameter="attacks")
     chosen, left_out = [], {}
     for name in SUITE if attacks is None else dict.fromkeys(attacks):
-        attack = _attack_of(SUITE[name], threat, radius(_norm_of(SUITE[name], threat), threat, spec.shape))
+        attack = _attack_of(SUITE[name], threat, radius(_norm_of(SUITE[name], threat), threat, shape))
         try:
-            attack.check(None, spec.shape[0], len(spec.classes))
+            attack.check(None, shape[0], classes)
         except UsageError as error:
             if attacks is not None:
                 message = f"`attacks`: {error}"
@@ -193,7 +200,7 @@ def _chosen(attacks: Sequence[str] | None, spec: ModelSpec, threat: ThreatModel)
 
 
 def _norm_of(setting: Setting, threat: ThreatModel) -> str:
-    """The threat model's if the attack has it."""
+    """Return the threat model's norm if the attack has it, and the attack's own otherwise."""
     return threat.norm if threat.norm in setting.norms else setting.norms[0]
 
 
@@ -202,35 +209,33 @@ def _attack_of(setting: Setting, threat: ThreatModel, eps: float) -> InnerAttack
     return InnerAttack(ThreatModel(_norm_of(setting, threat), eps), setting.attack, setting.steps, kwargs)
 
 
-def _budget(setting: Setting, spec: ModelSpec, threat: ThreatModel) -> dict[str, Any]:
-    """All that decides how strong a row is."""
-    norm = _norm_of(setting, threat)
-    eps = radius(norm, threat, spec.shape)
+def _budget(setting: Setting, target: _Target) -> dict[str, Any]:
+    """Return all that decides how strong a row is."""
+    norm = _norm_of(setting, target.threat)
+    eps = radius(norm, target.threat, target.shape)
     return {
         **{k: v for k, v in asdict(setting).items() if k != "norms"},
         "norm": norm,
         "eps": eps,
         "step_size": None if setting.step is None else setting.step * eps,
         "restarts": 1,
-        "of_threat_model": norm == threat.norm,
+        "of_threat_model": norm == target.threat.norm,
     }
 
 
-def _is_same(name: str, row: dict[str, Any], spec: ModelSpec, threat: ThreatModel) -> bool:
-    """Whether a row of an earlier start has the budget that it would have now."""
+def _is_same(name: str, row: Mapping[str, Any], target: _Target) -> bool:
+    """Return whether a row of an earlier start has the budget that it would have now."""
     if name not in SUITE:
         return False
-    budget = _budget(SUITE[name], spec, threat)
+    budget = _budget(SUITE[name], target)
     return {k: row.get(k) for k in budget} == budget
 
 
-def _row(
-    name: str, model: Classifier, images: Images, clean: Tensor, threat: ThreatModel, seed: int, batch_size: int
-) -> dict[str, Any]:
+def _row(name: str, target: _Target, labels: Tensor, clean: Tensor) -> dict[str, Any]:
     setting, started = SUITE[name], time.monotonic()
-    budget = _budget(setting, model.spec, threat)
-    attack, number = _attack_of(setting, threat, budget["eps"]), list(SUITE).index(name)
-    correct, norms = _under(attack, model, images, clean, seed, number, batch_size, setting.smallest)
+    budget = _budget(setting, target)
+    attack, number = _attack_of(setting, target.threat, budget["eps"]), list(SUITE).index(name)
+    correct, norms = _under(attack, target, labels, clean, number, setting.smallest)
     broken = clean & ~correct
     within = broken & (norms <= attack.threat.eps) if setting.smallest else broken
     row = {
@@ -247,48 +252,39 @@ def _row(
     return row
 
 
-def _at(
-    multiple: float, model: Classifier, images: Images, clean: Tensor, threat: ThreatModel, seed: int, batch_size: int
-) -> float:
-    """Accuracy under PGD-20 (PGDL2 for L2) of a multiple of eps; eps is at most 1 for Linf."""
-    correct = clean
+def _at(multiple: float, target: _Target, labels: Tensor, clean: Tensor) -> float:
+    """Return the accuracy under PGD-20 (PGDL2 for L2) of a multiple of eps; eps is at most 1 for Linf."""
+    correct, threat = clean, target.threat
     if multiple:
         setting = SUITE["PGD-20" if threat.norm == "Linf" else "PGDL2"]
         eps = multiple * threat.eps if threat.norm == "L2" else min(1.0, multiple * threat.eps)
         attack = _attack_of(setting, threat, eps)
-        correct, _ = _under(attack, model, images, clean, seed, len(SUITE) + CURVE.index(multiple), batch_size)
+        correct, _ = _under(attack, target, labels, clean, len(SUITE) + CURVE.index(multiple))
     return correct.double().mean().item()
 
 
 def _under(
-    attack: InnerAttack,
-    model: nn.Module,
-    images: Images,
-    clean: Tensor,
-    seed: int,
-    number: int,
-    batch_size: int,
-    smallest: bool = False,
+    attack: InnerAttack, target: _Target, labels: Tensor, clean: Tensor, number: int, smallest: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Which images stay right under an attack, (N,) bool, and the L2 norms of the perturbations, (N,)."""
-    device = next(model.parameters()).device
-    correct, norms = clean.clone(), torch.zeros(len(images))
-    for start in range(0, len(images), batch_size):
-        left = clean[start : start + batch_size].nonzero().squeeze(1)
+    """Return which images stay right under an attack, (N,) bool, and the L2 norms of the perturbations, (N,)."""
+    model, size, device = target.model, target.batch_size, device_of(target.model)
+    correct, norms = clean.clone(), torch.zeros(len(labels))
+    for start in range(0, len(labels), size):
+        left = clean[start : start + size].nonzero().squeeze(1)
         if not len(left):
             continue
-        x = images.floats(start, start + batch_size).to(device)[left]
-        y = images.labels[start : start + batch_size][left].to(device)
-        with seeding.private(mixed_seed(seed, seeding.SUITE, number, start), device):
-            moved = attack.classifier(model, x, y, bounded=not smallest)
-        with torch.no_grad():
-            correct[start + left] = (model(moved).argmax(1) == y).cpu()
-        norms[start + left] = (moved - x).flatten(1).norm(dim=1).cpu()
+        x = batch(target.images, start, start + size, device)[left.to(device)]
+        y = labels[start : start + size][left].to(device)
+        with seeding.private(mixed_seed(target.seed, seeding.SUITE, number, start), device):
+            x_adv = attack.classifier(model, x, y, bounded=not smallest)
+            with torch.inference_mode(False), torch.no_grad(), norm_banks.inference(model):
+                correct[start + left] = (model(x_adv).argmax(1) == y).cpu()
+        norms[start + left] = (x_adv - x).flatten(1).norm(dim=1).float().cpu()
     return correct, norms
 
 
-def _worst_case(clean: Tensor, rows: dict[str, dict[str, Any]]) -> float:
-    """Accuracy when each image meets the attack of the threat model that is worst for it."""
+def _worst_case(clean: Tensor, rows: Mapping[str, Mapping[str, Any]]) -> float:
+    """Return the accuracy when each image meets the attack of the threat model that is worst for it."""
     robust = clean.clone()
     for row in rows.values():
         if row["of_threat_model"]:

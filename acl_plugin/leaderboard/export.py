@@ -1,7 +1,7 @@
 """RobustBench: results in its format, and models that ``robustbench.load_model`` finds.
 
-``load_model(NAME, dataset, threat_model)`` asks timm for ``name_dataset_threat`` in lower case. An index in the user's
-data folder tells where the exported models are, and they are registered with timm when it is imported.
+``load_model(NAME, dataset, threat_model)`` looks up ``name_dataset_threat`` in lower case. An index in the user's
+data folder lists the exported models, and they are registered with timm when it is imported.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError
@@ -17,6 +18,7 @@ from acl_plugin.leaderboard import provenance, submission
 from acl_plugin.leaderboard.index import index_locked, index_path, read_index, timm_name
 from acl_plugin.leaderboard.model_info import FIELDS, check_info, local_reason, model_info
 from acl_plugin.leaderboard.registration import register_with_timm
+from acl_plugin.models.encoder import Classifier
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import exclusive
 from acl_plugin.runs.models import load_classifier, weights_hash
@@ -61,33 +63,11 @@ def export(
     name = name or f"{config.objective}_{config.backbone}"
     if not re.fullmatch(NAME, name):
         raise _name_error(name, "allowed are letters, digits, - and _, starting with a letter", NAME)
-    evaluation = read_record(run.require(run.evaluation, f"evaluate {run.path}"))
-    if evaluation["version"] != "standard":
-        raise UsageError(
-            f"{run.path} was evaluated with {evaluation['version']}, as AutoAttack standard needs at least 4 classes; "
-            f"such a result cannot be exported",
-            parameter="run",
-            given=str(run.path),
-            allowed="a run evaluated with AutoAttack standard",
-        )
-    model = load_classifier(run.path)
-    if weights_hash(model) != evaluation["weights_sha256"]:
-        raise UsageError(
-            f"{run.evaluation} is of another classifier; delete it and run: acl-plugin evaluate {run.path}",
-            parameter="run",
-            given=str(run.path),
-            allowed="a run whose classifier was evaluated",
-        )
+    evaluation, model = _evaluated(run)
     dataset, threat = evaluation["dataset"], evaluation["threat_model"]
     more, reason = provenance.additional_data(run, dataset, additional_data)
-    info = model_info(evaluation, model.spec, more, reason)
-    info |= {"link": paper_url, "name": paper_title, "authors": authors, "venue": venue}
-    absent = submission.missing(info)
-    if absent:
-        notes = (f"draft: {', '.join(absent)} missing", info.get("footnote"))
-        info["footnote"] = "; ".join(note for note in notes if note)
-    info = {field: info[field] for field in FIELDS if field in info}
-    check_info(info)
+    paper = {"link": paper_url, "name": paper_title, "authors": authors, "venue": venue}
+    info = _with_paper(model_info(evaluation, model.spec, more, reason), paper)
     content = submission.state_dict_bytes(model)
     digest = hashlib.sha256(content).hexdigest()
     local = local_reason(evaluation, model.spec)
@@ -109,6 +89,40 @@ def export(
     if "timm.models" in sys.modules:
         register_with_timm(timm_name(name, dataset, threat), described.resolve())
     return info_file
+
+
+def _evaluated(run: RunDir) -> tuple[dict[str, Any], Classifier]:
+    """Return the evaluation of a run, by AutoAttack standard, and the classifier that it is of."""
+    evaluation = read_record(run.require(run.evaluation, f"evaluate {run.path}"))
+    if evaluation["version"] != "standard":
+        raise UsageError(
+            f"{run.path} was evaluated with {evaluation['version']}, as AutoAttack standard needs at least 4 classes; "
+            f"such a result cannot be exported",
+            parameter="run",
+            given=str(run.path),
+            allowed="a run evaluated with AutoAttack standard",
+        )
+    model = load_classifier(run.path)
+    if weights_hash(model) != evaluation["weights_sha256"]:
+        raise UsageError(
+            f"{run.evaluation} is of another classifier; delete it and run: acl-plugin evaluate {run.path}",
+            parameter="run",
+            given=str(run.path),
+            allowed="a run whose classifier was evaluated",
+        )
+    return evaluation, model
+
+
+def _with_paper(info: dict[str, Any], paper: dict[str, str]) -> dict[str, Any]:
+    """Return the checked fields of ``model_info`` with those of the paper, in RobustBench's order."""
+    info = info | paper
+    absent = submission.missing(info)
+    if absent:
+        notes = (f"draft: {', '.join(absent)} missing", info.get("footnote"))
+        info["footnote"] = "; ".join(note for note in notes if note)
+    info = {field: info[field] for field in FIELDS if field in info}
+    check_info(info)
+    return info
 
 
 def _check_free(timms: str, name: str, dataset: str, described: Path, overwrite: bool) -> None:

@@ -1,6 +1,5 @@
 """The user's exported models by the names that timm has for them, in an index in the user's data folder."""
 
-import fcntl
 import json
 import os
 import warnings
@@ -9,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from acl_plugin.errors import UsageError
+from acl_plugin.runtime import file_locks
 from acl_plugin.runtime.paths import user_path
 
 
 def timm_name(name: str, dataset: str, threat_model: str) -> str:
-    """Return the name by which ``robustbench.load_model`` asks timm for a model."""
+    """Return the name under which ``robustbench.load_model`` looks for a model."""
     return f"{name}_{dataset}_{threat_model}".lower().replace("-", "_")
 
 
@@ -57,5 +57,5 @@ def index_locked() -> Iterator[None]:
             allowed="a folder that can be written",
         ) from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        file_locks.lock(lock, wait=True)
         yield

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluation import verdicts
 from acl_plugin.evaluation.run_folder import evaluate
+from acl_plugin.evaluation.storage import read_verdicts
 from acl_plugin.leaderboard.model_info import percent
 from acl_plugin.leaderboard.registration import load_exported
 from acl_plugin.runs.folder import RunDir
@@ -80,7 +80,7 @@ def _info(folder: Path) -> dict[str, Any]:
 
 def _other_verdicts(one: RunDir, other: RunDir) -> int:
     """How many images have another verdict, clean or robust."""
-    theirs, ours = ({v.index: (v.clean, v.robust) for v in verdicts.read(run.evaluation_lines)} for run in (one, other))
+    theirs, ours = ({v.index: (v.clean, v.robust) for v in read_verdicts(run.evaluation_lines)} for run in (one, other))
     return sum(theirs.get(index) != verdict for index, verdict in ours.items())
 
 

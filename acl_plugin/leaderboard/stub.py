@@ -23,8 +23,6 @@ def stub(model: Classifier, name: str, dataset: str, threat_model: str, digest: 
     spec, network = model.spec, model.backbone
     plain = _plain_timm(network, spec.backbone)
     changes = [f"        {line}" for line in _changes(plain, network)]
-    height, width = model.preprocess.size
-    antialias = ", antialias=True" if getattr(model.preprocess, "antialias", False) else ""
     arguments = ", ".join(f"{k}={v!r}" for k, v in _created_with(network).items())
     elsewhere = defined_in(spec.backbone)
     lines = [
@@ -44,18 +42,7 @@ def stub(model: Classifier, name: str, dataset: str, threat_model: str, digest: 
         f'SHA256 = "{digest}"',
         "",
         "",
-        "class Preprocess(nn.Module):",
-        "    def __init__(self):",
-        "        super().__init__()",
-        f'        self.register_buffer("mean", torch.tensor({list(spec.mean)}).view(-1, 1, 1))',
-        f'        self.register_buffer("std", torch.tensor({list(spec.std)}).view(-1, 1, 1))',
-        "",
-        "    def forward(self, x):",
-        f"        if x.shape[-2:] != ({height}, {width}):",
-        f'            x = F.interpolate(x, ({height}, {width}), mode="bilinear", align_corners=False{antialias})',
-        "        return (x - self.mean) / self.std",
-        "",
-        "",
+        *_preprocess(model),
         f"class {class_name(name)}(nn.Module):",
         "    def __init__(self):",
         "        super().__init__()",
@@ -68,7 +55,35 @@ def stub(model: Classifier, name: str, dataset: str, threat_model: str, digest: 
         "        return self.head(self.backbone(self.preprocess(x)))",
         "",
         "",
-        f"def {timm_name(name, dataset, threat_model)}(pretrained=False, **kwargs):",
+        *_entry(name, timm_name(name, dataset, threat_model)),
+    ]
+    return "\n".join(lines)
+
+
+def _preprocess(model: Classifier) -> list[str]:
+    """Lines of the class that resizes and normalizes."""
+    spec, (height, width) = model.spec, model.preprocess.size
+    antialias = ", antialias=True" if getattr(model.preprocess, "antialias", False) else ""
+    return [
+        "class Preprocess(nn.Module):",
+        "    def __init__(self):",
+        "        super().__init__()",
+        f'        self.register_buffer("mean", torch.tensor({list(spec.mean)}).view(-1, 1, 1))',
+        f'        self.register_buffer("std", torch.tensor({list(spec.std)}).view(-1, 1, 1))',
+        "",
+        "    def forward(self, x):",
+        f"        if x.shape[-2:] != ({height}, {width}):",
+        f'            x = F.interpolate(x, ({height}, {width}), mode="bilinear", align_corners=False{antialias})',
+        "        return (x - self.mean) / self.std",
+        "",
+        "",
+    ]
+
+
+def _entry(name: str, entry: str) -> list[str]:
+    """Lines of the function that timm calls."""
+    return [
+        f"def {entry}(pretrained=False, **kwargs):",
         "    from safetensors.torch import load",
         "",
         f"    model = {class_name(name)}()",
@@ -79,10 +94,9 @@ def stub(model: Classifier, name: str, dataset: str, threat_model: str, digest: 
         "",
         "",
         "if WEIGHTS.is_file():  # robustbench.load_model then finds the model by its name",
-        f"    register_model({timm_name(name, dataset, threat_model)})",
+        f"    register_model({entry})",
         "",
     ]
-    return "\n".join(lines)
 
 
 def class_name(name: str) -> str:

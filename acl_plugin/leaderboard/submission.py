@@ -17,7 +17,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from acl_plugin.evaluation import verdicts
+from acl_plugin.evaluation.storage import read_verdicts
+from acl_plugin.evaluation.verdicts import Verdict
 from acl_plugin.leaderboard import whole_run
 from acl_plugin.leaderboard.stub import class_name, defined_in, fault, stub
 from acl_plugin.models.encoder import Classifier
@@ -27,7 +28,7 @@ from acl_plugin.runtime.files import torch_bytes, write_atomic, write_json
 IMAGES = {"cifar10": 10_000, "cifar100": 10_000}
 """Test images of RobustBench's datasets that this package has."""
 THRESHOLDS = {"cifar10": 70.0, "cifar100": 45.0}
-"""Clean accuracy on the first 200 test images that RobustBench's test of a new model asks for, in percent."""
+"""Clean accuracy on the first 200 test images that RobustBench's test of a new model requires, in percent."""
 TOLERANCE = 0.05
 """How far ``clean_acc`` may be from the clean accuracy on all test images in that test, in percentage points."""
 
@@ -120,7 +121,7 @@ def acceptance(run: RunDir, evaluation: dict[str, Any], clean_acc: str) -> list[
     dataset = evaluation["dataset"]
     if dataset not in THRESHOLDS:
         return [f"none: RobustBench has no test on {dataset}"]
-    found = verdicts.read(run.evaluation_lines)
+    found = read_verdicts(run.evaluation_lines)
     first, needed, total = [v for v in found if v.index < 200], THRESHOLDS[dataset], IMAGES[dataset]
     quick = f"clean accuracy on the first 200 test images, which must be above {needed:.0f} %: "
     exact = f"clean accuracy on all {total} test images, which must be within {TOLERANCE} percentage points of "
@@ -167,6 +168,42 @@ from robustbench.model_zoo.architectures.{module} import {class_name(name)}
 """
 
 
+FORM = """# [New Model] {name}
+{notes}
+# Paper Information
+
+- **Paper Title**: {title}
+- **Paper URL**: {link}
+- **Paper authors**: {authors}
+
+# Leaderboard Claim(s)
+
+## Model 1
+
+- **Architecture**: {architecture}
+- **Dataset**: {dataset}
+- **Threat Model**: {threat_model}
+- **eps**: {eps}
+- **Clean accuracy**: {clean}
+- **Robust accuracy**: {robust}
+- **Additional data**: {additional_data} ({data_reason})
+- **Evaluation method**: AutoAttack {version} ({package}) on
+  {images}, seed {seed}; flags: {flags}
+- **Checkpoint and code**: (insert here the URL of this folder) {digests}; {code}
+
+RobustBench's own tests of a new model (tests/test_clean_acc.py), by the verdicts in evaluation.jsonl:
+{accepted}
+
+# Model Zoo:
+
+- [ ] I want to add my models to the Model Zoo (check if true)
+- [{within}] I use an architecture that is included among
+  those [here](https://github.com/RobustBench/robustbench/tree/master/robustbench/model_zoo/architectures) or in `timm`. If not, I added the link to the architecture implementation so that it can be added.
+- [ ] I agree to release my model(s) under MIT license (check if true) **OR** under a custom license, located here: (put the custom license URL here if a custom license is needed. If no URL is specified, we assume that you are fine with MIT)
+"""  # noqa: E501 (RobustBench's own lines)
+"""RobustBench's form for a new model."""
+
+
 def form(
     run: RunDir,
     model: Classifier,
@@ -199,39 +236,30 @@ def form(
     code += f"; it needs the module {elsewhere}, which defines {model.spec.backbone}" if elsewhere else ""
     robust = info.get("autoattack_acc") or f"{info['reported']} (not for the leaderboard: {local})"
     accepted = "\n".join(f"- {line}" for line in acceptance(run, evaluation, info["clean_acc"]))
-    return f"""# [New Model] {name}
-{"".join(notes)}
-# Paper Information
-
-- **Paper Title**: {info["name"]}
-- **Paper URL**: {info["link"]}
-- **Paper authors**: {info["authors"]}
-
-# Leaderboard Claim(s)
-
-## Model 1
-
-- **Architecture**: {info["architecture"]}
-- **Dataset**: {info["dataset"]}
-- **Threat Model**: {evaluation["threat_model"]}
-- **eps**: {info["eps"]}
-- **Clean accuracy**: {info["clean_acc"]}
-- **Robust accuracy**: {robust}
-- **Additional data**: {str(info["additional_data"]).lower()} ({data_reason})
-- **Evaluation method**: AutoAttack {evaluation["version"]} ({evaluation.get("autoattack", "")}) on
-  {images_text(evaluation)}, seed {evaluation["seed"]}; flags: {"; ".join(evaluation.get("flags", ())) or "none"}
-- **Checkpoint and code**: (insert here the URL of this folder) {digests}; {code}
-
-RobustBench's own tests of a new model (tests/test_clean_acc.py), by the verdicts in evaluation.jsonl:
-{accepted}
-
-# Model Zoo:
-
-- [ ] I want to add my models to the Model Zoo (check if true)
-- [{within}] I use an architecture that is included among
-  those [here](https://github.com/RobustBench/robustbench/tree/master/robustbench/model_zoo/architectures) or in `timm`. If not, I added the link to the architecture implementation so that it can be added.
-- [ ] I agree to release my model(s) under MIT license (check if true) **OR** under a custom license, located here: (put the custom license URL here if a custom license is needed. If no URL is specified, we assume that you are fine with MIT)
-"""  # noqa: E501 (RobustBench's own lines)
+    return FORM.format(
+        name=name,
+        notes="".join(notes),
+        title=info["name"],
+        link=info["link"],
+        authors=info["authors"],
+        architecture=info["architecture"],
+        dataset=info["dataset"],
+        threat_model=evaluation["threat_model"],
+        eps=info["eps"],
+        clean=info["clean_acc"],
+        robust=robust,
+        additional_data=str(info["additional_data"]).lower(),
+        data_reason=data_reason,
+        version=evaluation["version"],
+        package=evaluation.get("autoattack", ""),
+        images=images_text(evaluation),
+        seed=evaluation["seed"],
+        flags="; ".join(evaluation.get("flags", ())) or "none",
+        digests=digests,
+        code=code,
+        accepted=accepted,
+        within=within,
+    )
 
 
 def missing(info: dict[str, Any]) -> list[str]:
@@ -240,7 +268,7 @@ def missing(info: dict[str, Any]) -> list[str]:
     return [text for key, text in needed.items() if not info[key]]
 
 
-def _percent(found: list[verdicts.Verdict]) -> float:
+def _percent(found: list[Verdict]) -> float:
     """Clean accuracy, rounded as in RobustBench's tests."""
     return round(100 * sum(v.clean for v in found) / max(1, len(found)), 2)
 

@@ -88,8 +88,8 @@ def _elsewhere(run: RunDir) -> list[str]:
     config = run.read_config()
     record = read_record(run.pretraining) if run.pretraining.is_file() else {}
     if config.objective == "imported":
-        told = ", ".join(f"{key} {value}" for key, value in config.objective_kwargs.items())
-        return [f"the encoder was imported ({told})"]
+        details = ", ".join(f"{key} {value}" for key, value in config.objective_kwargs.items())
+        return [f"the encoder was imported ({details})"]
     if "transferred_from" in record:
         whose = f"of a run on {record['transferred_from']} (objective {config.objective}"
         return [f"the encoder was transferred, {whose}, weights_sha256 {record.get('encoder_sha256')})"]

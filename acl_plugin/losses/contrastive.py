@@ -87,7 +87,7 @@ class HardNegatives:
         beta: how much more close negatives count, at least 0.
         code: whose arithmetic. ``paper``; or A-InfoNCE's code. In both of its forms a negative j is weighed by the mean
             of row j instead of the anchor's, over all VB columns; in ``advcl``, pair (i, p) takes the denominator of p
-            besides, and the floor of the estimate is e^(1 / tau) times higher.
+            as well, and the floor of the estimate is e^(1 / tau) times higher.
     """
 
     tau_plus: float

@@ -119,7 +119,7 @@ class Learned(Divergence):
         return self._adam
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Adam's state, so that a resumed run goes on exactly."""
+        """Adam's state, so that a run resumes exactly."""
         return self._optimizer().state_dict()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""What a probe leaves while it runs, so that a later start of it goes on: RUN/probing, gone when it is done."""
+"""Checkpoints of a probe in RUN/probing, which are removed when it is done."""
 
+import logging
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,13 +9,15 @@ from typing import Any
 
 from acl_plugin.runtime.files import read_intact, torch_bytes, write_atomic
 
+logger = logging.getLogger(__name__)
+
 
 class ProbeCheckpoints:
     """One file for each training that a probe is made of, written again every minute.
 
     Args:
         folder: to keep them in; made when there is something to keep.
-        key: all that decides the result, in plain types; what was kept under another key is not gone on from.
+        key: all that decides the result, in plain types; a checkpoint with another key is ignored.
     """
 
     often = 60.0
@@ -26,11 +28,11 @@ class ProbeCheckpoints:
         self.saved = self.started
 
     def seconds(self) -> float:
-        """Of this start, and of the earlier ones up to what was gone on from."""
+        """Return the time of this start, and of earlier ones up to the checkpoint that was resumed."""
         return self.seconds_before + time.monotonic() - self.started
 
     def load(self, what: str) -> dict[str, Any] | None:
-        """The state that was kept of the training ``what``; None to begin. Damage is told."""
+        """Return the state of the training ``what``; None to begin. Log a damaged file."""
         path = self.folder / f"{what}.pt"
         if not path.is_file():
             return None
@@ -41,7 +43,7 @@ class ProbeCheckpoints:
             self.seconds_before = max(self.seconds_before, content["seconds"])
             return content["state"]
         except Exception as error:  # the unpickler raises all kinds
-            print(f"{path} is damaged ({' '.join(str(error).split())[:80]}); beginning it anew", file=sys.stderr)
+            logger.warning(f"{path} is damaged ({' '.join(str(error).split())[:80]}); starting over")
             return None
 
     def save(self, what: str, state: Callable[[], dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ alf         a linear head on the frozen encoder, by SGD on PGD-10 images
 aff_trades  all weights, by TRADES; with two norm banks, benign images go through the benign one
 aff_pgd     all weights, by cross-entropy on PGD-10 images
 semi        all weights, from few labels and the encoder's own predictions on the other images
-dynacl++    LP-AFT on pseudo-labels, then slf; air++ likewise
+dynacl++    LP-AFT on pseudo-labels, then slf; air++ too
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from acl_plugin.config import WHERE_AND_HOW, ProbeConfig, RunConfig, to_dict
 from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.data.subsets import stratified
-from acl_plugin.errors import UsageError, unknown
+from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import predictions
@@ -32,6 +32,7 @@ from acl_plugin.probing.adversarial_finetuning import adversarial_loss, attack_o
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
 from acl_plugin.probing.linear_head import head_loss, solve_head, zero_head
 from acl_plugin.probing.loop import Step, descend, probe_schedule
+from acl_plugin.registry import PROTOCOLS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import exclusive
 from acl_plugin.runs.models import load_encoder, write_model
@@ -46,13 +47,12 @@ def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
 
     ``encoder.pt`` stays as it is. With ``probe_holdout`` a share of the training images is held out, and the epoch is
     kept that does best on them: by accuracy, on PGD-10 images where the protocol trains on adversarial ones. A start
-    that follows one which was stopped goes on from its last minute, and ends with the same numbers.
+    that follows one which was stopped resumes from its last checkpoint with identical results.
 
     Raises:
         UsageError: when the encoder is missing, the data cannot be read, or the protocol does not go with them.
     """
-    if config.probe_protocol not in PROTOCOLS:
-        raise unknown("probe protocol", str(config.probe_protocol), PROTOCOLS, parameter="probe_protocol")
+    protocol = PROTOCOLS.get(config.probe_protocol)
     encoder = load_encoder(run.path)
     data = datasets.load(config)
     run.check_images(data)
@@ -66,7 +66,6 @@ def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
         model = Classifier(replace(encoder.spec, classes=data.classes)).to(device)
     model.backbone.load_state_dict(encoder.backbone.state_dict())
     zero_head(model)
-    protocol = PROTOCOLS[config.probe_protocol]
     record = protocol(Probing(run, config, replace(data, train=train), held_out, model, device, checkpoints))
     accuracy = (predictions(model.eval(), train) == train.labels).double().mean().item()
     write_model(run.classifier, model.spec, {k: v.cpu() for k, v in model.state_dict().items()})
@@ -138,22 +137,26 @@ class Probing:
         return accuracy
 
 
+@PROTOCOLS.register("slf")
 def slf(p: Probing) -> dict[str, Any]:
     """Standard linear finetuning."""
     return p.descend("SLF", p.model.head, lambda x, y, _: head_loss(p.model, x, y))
 
 
+@PROTOCOLS.register("slf_exact")
 def slf_exact(p: Probing) -> dict[str, Any]:
     """Standard linear finetuning, solved."""
     return {"loss": solve_head(p.model.eval(), p.data.train, p.config.probe_weight_decay)}
 
 
+@PROTOCOLS.register("alf")
 def alf(p: Probing) -> dict[str, Any]:
     """Adversarial linear finetuning."""
     attack = p.pgd
     return p.descend("ALF", p.model.head, lambda x, y, _: head_loss(p.model, x, y, attack), attack)
 
 
+@PROTOCOLS.register("aff_trades")
 def aff_trades(p: Probing) -> dict[str, Any]:
     """Adversarial full finetuning by TRADES."""
     attack = attack_of(p.threat, "TPGD")
@@ -165,36 +168,27 @@ def aff_trades(p: Probing) -> dict[str, Any]:
     return _finetune(p, lambda x, y, _: trades_loss(p.model, x, y, attack, route, route))
 
 
+@PROTOCOLS.register("aff_pgd")
 def aff_pgd(p: Probing) -> dict[str, Any]:
     """Adversarial full finetuning on cross-entropy."""
     attack = p.pgd
     return _finetune(p, lambda x, y, _: adversarial_loss(p.model, x, y, attack))
 
 
+@PROTOCOLS.register("semi")
 def semi(p: Probing) -> dict[str, Any]:
     """Few labels: see ``acl_plugin.probing.semi_supervised``."""
     loss = semi_supervised.prepare(p.run, p.config, p.data, p.pgd, p.model, p.device, p.checkpoints)
     return _finetune(p, loss) | {"labelled": semi_supervised.count(p.config, p.data.train)}
 
 
+@PROTOCOLS.register("dynacl++")
+@PROTOCOLS.register("air++")
 def after_lpaft(p: Probing) -> dict[str, Any]:
     """LP-AFT, then standard linear finetuning."""
     weights, record = lpaft.finetune(p.run, p.config, p.data, p.device, p.checkpoints)
     p.model.backbone.load_state_dict(weights)
     return slf(p) | record
-
-
-PROTOCOLS: dict[str, Callable[[Probing], dict[str, Any]]] = {
-    "slf": slf,
-    "slf_exact": slf_exact,
-    "alf": alf,
-    "aff_trades": aff_trades,
-    "aff_pgd": aff_pgd,
-    "semi": semi,
-    "dynacl++": after_lpaft,
-    "air++": after_lpaft,
-}
-"""Protocols by name."""
 
 
 def split(images: Images, share: float, seed: int) -> tuple[Images, Images | None]:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Wong's palette, which colour-blind readers can tell apart."""
+"""Wong's palette, which color-blind readers can distinguish."""
 
 
 def svg(figure: "Figure") -> bytes:
@@ -117,12 +117,12 @@ def accuracy_by_eps(by_run: Mapping[str, Sequence[Mapping[str, float]]]) -> "Fig
     return figure
 
 
-def image_grid(images: Tensor, adversarial: Tensor, told: Sequence[tuple[str, str]], eps: float) -> "Figure":
+def image_grid(images: Tensor, adversarial: Tensor, details: Sequence[tuple[str, str]], eps: float) -> "Figure":
     """Images, adversarial images, and perturbations magnified so that eps is black or white; M columns.
 
     Args:
         images, adversarial: (M, C, H, W) in [0, 1].
-        told: of each image, what stands above the image and above the adversarial one.
+        details: of each image, what stands above the image and above the adversarial one.
         eps: size that is shown as black or white.
     """
     from matplotlib.figure import Figure
@@ -135,7 +135,7 @@ def image_grid(images: Tensor, adversarial: Tensor, told: Sequence[tuple[str, st
             ax.imshow(picture.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             ax.set_xticks([])
             ax.set_yticks([])
-    for column, titles in enumerate(told):
+    for column, titles in enumerate(details):
         for line, title in enumerate(titles):
             axes[line][column].set_title(title, fontsize=8)
     for line, name in enumerate(("image", "adversarial", "perturbation")):

@@ -1,6 +1,6 @@
 """One self-contained HTML page of one or several runs: settings, curves, accuracies, pictures, and the audit.
 
-The page has no script and asks for nothing from the network. What was not measured yet says by which command it is.
+The page has no script and loads nothing from the network. For a missing part it names the command that makes it.
 """
 
 import base64
@@ -54,14 +54,14 @@ def report(runs: Sequence[RunDir], out: Path) -> None:
     Raises:
         UsageError: when a folder is no run.
     """
-    pages = [_Run(run) for run in runs]
+    pages = [_Evaluation(run) if _has_evaluation_alone(run) else _Run(run) for run in runs]
     title = "acl_plugin: " + ", ".join(page.name for page in pages)
     body = [f"<h1>{html.escape(title)}</h1>"]
     if len(pages) > 1:
         body += _comparison(pages)
     for page in pages:
         body += [f"<h1>{html.escape(page.name)}</h1>"] if len(pages) > 1 else []
-        body += [*page.summary(), *page.attacks(), *page.pictures(), *page.audit(), *page.curves(), *page.settings()]
+        body += page.sections()
     text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -81,6 +81,15 @@ class _Run:
         self.suite = read_record(run.suite) if run.suite.is_file() else None
         there = run.classifier.is_file() and (self.evaluation or self.suite)
         self.classifier = weights_hash(load_classifier(run.path)) if there else None
+        c = self.config
+        self.threat, self.of_what = f"{c.norm} {c.eps}", (c.data, c.objective, c.backbone)
+        self.command = f"acl-plugin evaluate {run.path}"
+
+    def sections(self) -> list[str]:
+        """Return all sections, one after the other."""
+        return [
+            *self.summary(), *self.attacks(), *self.pictures(), *self.audit(), *self.curves(), *self.settings()
+        ]  # fmt: skip
 
     def stale(self, record: dict[str, Any], what: str) -> list[str]:
         """Return a warning where ``record`` is about another classifier than the run has now, or other images."""
@@ -92,16 +101,21 @@ class _Run:
         return [f"<p class=missing>{line}</p>" for line in lines]
 
     def summary(self) -> list[str]:
-        c, e = self.config, self.evaluation
-        told = f"{c.objective} on {c.data}, {c.backbone}, {c.epochs} epochs, {c.norm} eps {c.eps}, seed {c.seed}"
-        lines = [f"<p>{html.escape(told)}.</p>"]
+        c = self.config
+        details = f"{c.objective} on {c.data}, {c.backbone}, {c.epochs} epochs, {c.norm} eps {c.eps}, seed {c.seed}"
+        lines = [f"<p>{html.escape(details)}.</p>"]
         if not self.run.encoder.is_file():
             lines.append(_missing(f"acl-plugin pretrain --out {self.run.path} ...", "Unfinished: to resume it, repeat"))
+        return lines + self.accuracies()
+
+    def accuracies(self) -> list[str]:
+        """Return the table of clean and AutoAttack accuracy, with what is to be said about it."""
+        e = self.evaluation
         if e is None:
-            return [*lines, _missing(f"acl-plugin evaluate {self.run.path}")]
+            return [_missing(self.command)]
         rows = [("clean", e["clean_accuracy"]), ("AutoAttack", e["robust_accuracy"])]
         values = [[name, f"{100 * v:.2f} %", "{:.1f} to {:.1f} %".format(*interval(v, e["n"]))] for name, v in rows]
-        lines += _table(["", f"accuracy on {e['n']} test images", "95 % interval"], values)
+        lines = _table(["", f"accuracy on {e['n']} test images", "95 % interval"], values)
         lines += self.stale(e, "The evaluation")
         return lines + [f"<p class=missing>{html.escape(flag)}</p>" for flag in e["flags"]]
 
@@ -110,11 +124,9 @@ class _Run:
         if self.evaluation is not None:
             lines += _figure(figures.accuracies(*_steps([self])), "Accuracy after each attack of AutoAttack")
         if self.suite is None:
-            return [*lines, _missing(f"acl-plugin evaluate {self.run.path} --suite standard")]
+            return [*lines, _missing(f"{self.command} --suite standard")]
         if not self.suite["complete"]:
-            lines.append(
-                _missing(f"acl-plugin evaluate {self.run.path} --suite standard", "Partial: to finish it, run")
-            )
+            lines.append(_missing(f"{self.command} --suite standard", "Partial: to finish it, run"))
         lines += self.stale(self.suite, "The suite of attacks")
         if self.suite["curve"]:
             lines += _figure(figures.accuracy_by_eps({self.name: self.suite["curve"]}), "Accuracy against eps")
@@ -138,11 +150,11 @@ class _Run:
             f, f_adv = model.features(x), model.features(moved)
             before, after = model.head(f).argmax(1), model.head(f_adv).argmax(1)
         shown = subset_rows(images.labels, SHOWN)
-        told = [
+        details = [
             (f"{classes[y]}: {classes[b]}", classes[a])
             for y, b, a in zip(images.labels[shown], before[shown], after[shown], strict=True)
         ]
-        grid = figures.image_grid(x[shown], moved[shown], told, threat.eps if threat.norm == "Linf" else 0.1)
+        grid = figures.image_grid(x[shown], moved[shown], details, threat.eps if threat.norm == "Linf" else 0.1)
         axes = torch.linalg.svd(torch.cat([f, f_adv]) - f.mean(0), full_matrices=False).Vh[:2].T
         flat, flat_adv = ((z - f.mean(0)) @ axes for z in (f, f_adv))
         caption = (
@@ -190,6 +202,30 @@ class _Run:
         ]
 
 
+class _Evaluation(_Run):
+    """The sections of a folder with the evaluation of a model of one's own, and no run."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run, self.name, self.classifier = run, str(run.path), None
+        self.evaluation = read_record(run.evaluation) if run.evaluation.is_file() else None
+        self.suite = read_record(run.suite) if run.suite.is_file() else None
+        found: dict[str, Any] = self.evaluation or self.suite or {}
+        data = found["dataset"] or "own images"
+        self.threat, self.of_what = f"{found['threat_model']} {found['eps']:.4g}", (data, "", "")
+        self.about = f"{data}, {found['threat_model']} eps {found['eps']:.4g}"
+        self.about += f", {found['n']} test images, seed {found['seed']}"
+        self.command = f"acl-plugin evaluate --model ... --out {run.path}"
+
+    def sections(self) -> list[str]:
+        """Return what an evaluation has."""
+        return [f"<p>{html.escape(self.about)}.</p>", *self.accuracies(), *self.attacks()]
+
+
+def _has_evaluation_alone(run: RunDir) -> bool:
+    """Return whether a folder has an evaluation, and is no run folder."""
+    return not run.config.is_file() and any(file.is_file() for file in (run.evaluation, run.suite))
+
+
 def interval(share: float, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share of n images, in per cent.
 
@@ -205,16 +241,17 @@ def _comparison(pages: Sequence[_Run]) -> list[str]:
     head = ["run", "data", "threat", "objective", "backbone", "clean", "AutoAttack", "95 % interval", "test images"]
     rows = []
     for page in pages:
-        c, e = page.config, page.evaluation
+        e = page.evaluation
         cells = ["", "", "", ""]
         if e is not None:
             within = "{:.1f} to {:.1f} %".format(*interval(e["robust_accuracy"], e["n"]))
             cells = [f"{100 * e['clean_accuracy']:.2f} %", f"{100 * e['robust_accuracy']:.2f} %", within, str(e["n"])]
-        threat = f"{c.norm} {c.eps}" if e is None else f"{e['threat_model']} {e['eps']:.4g}"
-        rows.append([page.name, c.data, threat, c.objective, c.backbone, *cells])
+        threat = page.threat if e is None else f"{e['threat_model']} {e['eps']:.4g}"
+        data, *made_by = page.of_what
+        rows.append([page.name, data, threat, *made_by, *cells])
     lines = _table(head, rows)
-    told = [(e["images"], e["threat_model"], e["eps"]) for page in pages if (e := page.evaluation) is not None]
-    if any(each != told[0] for each in told):
+    details = [(e["images"], e["threat_model"], e["eps"]) for page in pages if (e := page.evaluation) is not None]
+    if any(each != details[0] for each in details):
         lines.append("<p class=missing>These runs were evaluated on different images or threat models.</p>")
     evaluated = [page for page in pages if page.evaluation is not None]
     if evaluated:

@@ -24,11 +24,11 @@ def status(run: RunDir) -> list[str]:
         "probe": _probe(run),
         "evaluate": _evaluate(run),
         "suite": _done(run.suite, _suite),
-        "corruptions": _done(run.corruptions, lambda v: f"mean {100 * v['mean']:.2f} %"),
+        "corruptions": _done(run.corruptions, lambda v: f"{_partial(v)}mean {100 * v['mean']:.2f} %"),
         "audit": _done(run.audit, lambda v: f"{_partial(v)}{len(v['rows'])} checkpoints"),
         "export": ", ".join(p.stem for p in sorted(run.robustbench.rglob("model_info/*/*/*.json"))) or "not yet",
     }
-    return lines + [f"  {name:12}{told}" for name, told in stages.items()]
+    return lines + [f"  {name:12}{details}" for name, details in stages.items()]
 
 
 def _pretrain(run: RunDir, config: RunConfig) -> str:
@@ -64,8 +64,8 @@ def _suite(values: dict[str, Any]) -> str:
 
 
 def _partial(values: dict[str, Any]) -> str:
-    return "" if values["complete"] else "unfinished: "
+    return "" if values.get("complete", True) else "unfinished: "
 
 
-def _done(path: Any, told: Any) -> str:
-    return told(read_record(path)) if path.is_file() else "not yet"
+def _done(path: Any, details: Any) -> str:
+    return details(read_record(path)) if path.is_file() else "not yet"

@@ -10,9 +10,9 @@ from acl_plugin.runs.records import COLUMNS
 def objectives() -> list[str]:
     """A line for each objective; a broken one says why."""
     lines = [f"{'':12}{'F':>4}  {'attack':8}{'banks':16}(F: encoder forwards per image, with 5 attack steps)"]
-    for name in registry.available():
+    for name in registry.OBJECTIVES.names():
         try:
-            factory = registry.factory_of(name)
+            factory = registry.OBJECTIVES.get(name)
             objective = factory()
         except (UsageError, TypeError) as error:
             lines.append(f"{name:12}{error}")

@@ -1,28 +1,12 @@
 """Versions, device and threads of a process."""
 
-import hashlib
-import io
-import json
-import os
 import platform
 import subprocess
-import zipfile
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
 import torch
-from torch import Tensor, nn
-from acl_plugin import config as configuration
-from acl_plugin.models.encoder import Classifier
-from acl_plugin.models.encoder import Encoder
-from acl_plugin.models.spec import ModelSpec
-from acl_plugin.config import RunConfig
-from acl_plugin.data.images import DataSet
-from acl_plugin.errors import UsageError
-from acl_plugin.runtime.paths import user_path
-
-
 
 PACKAGES = (
     "acl_plugin torch torchvision timm torchattacks robustbench autoattack pyautoattack lightning kornia "

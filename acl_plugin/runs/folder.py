@@ -8,10 +8,10 @@ RUN/checkpoints/last.ckpt  to resume pretraining; before.ckpt is the one before 
 RUN/checkpoints/epoch-*/  the encoder after some epochs, to be audited: a folder with an encoder.pt and so on each
 RUN/encoder.pt           the pretrained encoder: one norm bank, timm's keys; benign_encoder.pt is the bank for benign
                          images, where it is another one; projector.pt the projector
-RUN/classifier.pt        encoder and head; probe.json tells how the head was trained
-RUN/probing/             what a later start of an unfinished probe goes on from
-RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up, evaluation_key.json tells of what;
-                         evaluation_chunks/ is what a later start goes on from
+RUN/classifier.pt        encoder and head; probe.json holds the settings of its training
+RUN/probing/             the state that an unfinished probe resumes from
+RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up, evaluation_key.json holds its settings;
+                         an interrupted evaluation resumes from evaluation_chunks/
 RUN/adversarial/         the images that broke the classifier, by chunk and attack
 RUN/suite.json           the standard attacks one by one, and accuracy against eps
 RUN/corruptions.json     accuracy under common corruptions
@@ -20,36 +20,16 @@ RUN/report.html          all of it on one page
 RUN/robustbench/         what `acl-plugin export` wrote
 """
 
-from acl_plugin.runs.environment import environment
-from acl_plugin.runtime.files import damaged
-from acl_plugin.runtime.files import read_json
-from acl_plugin.runtime.files import write_atomic
-from acl_plugin.runtime.files import write_json
-
-import hashlib
-import io
-import json
 import os
-import platform
-import subprocess
-import zipfile
-from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
-from torch import Tensor, nn
 
 from acl_plugin import config as configuration
-from acl_plugin.models.encoder import Classifier
-from acl_plugin.models.encoder import Encoder
-from acl_plugin.models.spec import ModelSpec
 from acl_plugin.config import RunConfig
 from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError
+from acl_plugin.runs.environment import environment
+from acl_plugin.runtime.files import damaged, read_json, write_atomic, write_json
 from acl_plugin.runtime.paths import user_path
-
 
 
 class RunDir:
@@ -175,7 +155,7 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(configuration.to_dict(config), sort_keys=False)
-            write_atomic(self.config, text.encode())  # first, as it tells what the folder is
+            write_atomic(self.config, text.encode())  # first, as it marks the folder as a run
             self.checkpoint.parent.mkdir(exist_ok=True)
             write_json(self.path / "environment.json", environment())
         except OSError as error:
@@ -183,8 +163,6 @@ class RunDir:
             raise UsageError(
                 message, parameter="out", given=str(self.path), allowed="a folder that can be written"
             ) from error
-
-
 
 
 def _is_log(path: Path) -> bool:
@@ -202,41 +180,3 @@ def _is_open(number: int) -> bool:
     except OSError:
         return False
     return True
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

@@ -1,10 +1,8 @@
 """The linear head of a classifier in a published checkpoint: found, and judged before anything is concluded from it.
 
 A layer of the right shape is not yet a classifier: RoCL saves one that no training step reaches, DynACL++ one whose
-outputs are clusters. Only images can tell.
+outputs are clusters. Images decide.
 """
-
-from acl_plugin.runtime import seeding
 
 import math
 from collections.abc import Mapping
@@ -14,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from acl_plugin.data.images import DataSet
 from acl_plugin.models.encoder import Classifier
+from acl_plugin.models.features import predictions
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.runs.checkpoint_file import tensors_of
-from acl_plugin.data.images import DataSet
-from acl_plugin.models.features import predictions
+from acl_plugin.runtime import seeding
 
 CHECKED, ENOUGH = 1000, 100
 """Training images on which the accuracy of an imported head is measured, and how many it takes to leave it out."""
@@ -88,27 +87,27 @@ def judge(head: Head | None, spec: ModelSpec, backbone: dict[str, Tensor], data:
     size = feature_size(backbone)
     if head.weight.shape != (len(data.classes), size):
         outputs, inputs = head.weight.shape
-        told = f"{outputs} outputs on {inputs} features, here {len(data.classes)} classes and {size} features"
-        return Judged(None, f"left out: the linear head {head.name!r} ({told})")
+        details = f"{outputs} outputs on {inputs} features, here {len(data.classes)} classes and {size} features"
+        return Judged(None, f"left out: the linear head {head.name!r} ({details})")
     with seeding.private(0):
         model = Classifier(replace(spec, classes=data.classes)).eval()
     model.backbone.load_state_dict(backbone)
     model.head.load_state_dict({"weight": head.weight, "bias": head.bias})
     images = data.train.subset(CHECKED)
     accuracy, chance, assigned = accuracies(predictions(model, images), images.labels)
-    told = f"right on {100 * accuracy:.1f} % of {len(images)} training images"
+    details = f"right on {100 * accuracy:.1f} % of {len(images)} training images"
     enough = len(images) >= ENOUGH
     if enough and assigned > 0.5 and accuracy < 0.8 * assigned:
         why = f"its outputs are other classes, such as pseudo-labels ({100 * assigned:.1f} % by the best assignment)"
-        return Judged(None, f"left out: the linear head {head.name!r}, {told}: {why}; probe the encoder")
+        return Judged(None, f"left out: the linear head {head.name!r}, {details}: {why}; probe the encoder")
     if enough and accuracy <= chance:
         why = "which is chance: no training step has reached it"
-        return Judged(None, f"left out: the linear head {head.name!r}, {told}, {why}; probe the encoder")
+        return Judged(None, f"left out: the linear head {head.name!r}, {details}, {why}; probe the encoder")
     if accuracy <= chance:
-        told += ", which is chance on so few"
+        details += ", which is chance on so few"
     record = {"protocol": "imported", "head": head.name, "n": len(images), "train_accuracy": accuracy}
     record["images"] = data.train.fingerprint(data.classes).to_dict()
-    return Judged(model, f"the linear head {head.name!r} is the classifier, {told}", record)
+    return Judged(model, f"the linear head {head.name!r} is the classifier, {details}", record)
 
 
 def accuracies(found: Tensor, labels: Tensor) -> tuple[float, float, float]:

@@ -1,10 +1,9 @@
 """Allow one process at a time in a run folder, and one thread at a time in a process."""
 
 import contextlib
-import fcntl
 import functools
+import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,10 @@ from typing import IO, Concatenate, ParamSpec, TypeVar
 
 from acl_plugin.errors import UsageError
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.runtime import file_locks
+
+logger = logging.getLogger(__name__)
+
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,7 +46,7 @@ def alone() -> Iterator[None]:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes out of ``folder``, and other threads as ``alone``; a folder that is missing is not locked.
 
-    The lock is the kernel's, and ends with the process, however it ends. The file ``.lock`` tells whose it is.
+    The lock is the kernel's, and ends with the process, however it ends. The file ``.lock`` holds the process's id.
     Processes that a launcher started beside the first one (``RANK`` or ``LOCAL_RANK`` above 0) leave it to that one.
 
     Raises:
@@ -64,14 +67,14 @@ def _locked(folder: Path) -> Iterator[None]:
         file.seek(0)
         owner = file.read().strip()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file_locks.lock(file, wait=False)
         except BlockingIOError as error:
             raise UsageError(
                 f"process {owner} works in {folder}; wait for it, or choose another folder",
                 parameter="run", given=str(folder), allowed="a folder in which no other process works",
             ) from error  # fmt: skip
         if owner:
-            print(f"{folder}: the lock of process {owner}, which has ended, is taken over", file=sys.stderr)
+            logger.warning(f"{folder}: the lock of process {owner}, which has ended, is taken over")
         _write(file, str(os.getpid()))
         _sweep(folder)
         _HELD.add(path)

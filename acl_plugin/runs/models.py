@@ -1,38 +1,22 @@
 """Encoders and classifiers of run folders, written and read."""
 
-from acl_plugin.runs.folder import RunDir
-from acl_plugin.runtime import seeding
-from acl_plugin.runtime.files import damaged
-from acl_plugin.runtime.files import read_intact
-from acl_plugin.runtime.files import torch_bytes
-from acl_plugin.runtime.files import write_atomic
-
 import copy
 import hashlib
-import io
-import json
-import os
-import platform
-import subprocess
-import zipfile
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar, overload
+
 import torch
 from torch import Tensor, nn
-from acl_plugin import config as configuration
-from acl_plugin.models.encoder import Classifier
-from acl_plugin.models.encoder import Encoder
+
+from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
+from acl_plugin.models.encoder import Classifier, Encoder
 from acl_plugin.models.protocol import EncoderProtocol, require_encoder
 from acl_plugin.models.spec import ModelSpec, spec_of
-from acl_plugin.config import RunConfig
-from acl_plugin.data.images import DataSet
-from acl_plugin.errors import UsageError
-from acl_plugin.runtime.paths import user_path
-
-
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runtime import seeding
+from acl_plugin.runtime.files import damaged, read_intact, torch_bytes, write_atomic
 
 Module = TypeVar("Module", bound=nn.Module)
 OwnEncoder = TypeVar("OwnEncoder", bound=EncoderProtocol)
@@ -99,7 +83,9 @@ def load_encoder(run: Path | str, *, benign: bool = False, encoder: Any = None) 
     return contiguous(encoder.eval())
 
 
-def _filled(encoder: OwnEncoder, spec: ModelSpec, weights: Mapping[str, Any], projector: Mapping[str, Any]) -> OwnEncoder:
+def _filled(
+    encoder: OwnEncoder, spec: ModelSpec, weights: Mapping[str, Any], projector: Mapping[str, Any]
+) -> OwnEncoder:
     """Return a copy of the user's encoder with one norm bank, and the weights of a run."""
     here = spec_of(require_encoder(encoder, "encoder"), spec.shape)
     names = ("backbone", "kwargs", "shape", "mean", "std")

@@ -1,18 +1,12 @@
 """Checkpoints of the published repositories as plain timm encoders.
 
-Weights alone do not tell the function: each layout has its own stem, normalisation and norm banks. Every key of a file
+Weights alone do not define a function: each layout has its own stem, normalisation and norm banks. Every key of a file
 is used, or dropped by a rule that is written here; a key that is left over, or missing, is an error.
 """
 
-from acl_plugin.data import datasets
-from acl_plugin.models.projectors import PROJECTORS
-from acl_plugin.runs import imported_head
-from acl_plugin.runtime import seeding
-
 import hashlib
-import math
+import logging
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,23 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acl_plugin.models.spec import ModelSpec
-from acl_plugin.models.backbones import create_backbone
-from acl_plugin.runs.checkpoint_file import read_file
-from acl_plugin.runs.checkpoint_file import weights_of
 from acl_plugin.config import RunConfig
-from acl_plugin.errors import UsageError
-from acl_plugin.errors import unknown
-from acl_plugin.runs.layouts import LAYOUTS
-from acl_plugin.runs.layouts import NONE
-from acl_plugin.runs.layouts import NORMALISATIONS
-from acl_plugin.runs.layouts import Layout
-from acl_plugin.runs.layouts import Normalisation
-from acl_plugin.runtime.paths import user_path
+from acl_plugin.data import datasets
+from acl_plugin.errors import UsageError, unknown
+from acl_plugin.models.backbones import create_backbone
+from acl_plugin.models.projectors import PROJECTORS
+from acl_plugin.models.spec import ModelSpec
+from acl_plugin.runs import imported_head
+from acl_plugin.runs.checkpoint_file import read_file, weights_of
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runs.models import write_encoder
+from acl_plugin.runs.layouts import LAYOUTS, NONE, Layout
+from acl_plugin.runs.models import write_encoder, write_model
+from acl_plugin.runs.normalization import misfit, normalization_of
+from acl_plugin.runtime import seeding
 from acl_plugin.runtime.files import write_json
-from acl_plugin.runs.models import write_model
+from acl_plugin.runtime.paths import user_path
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,7 +112,7 @@ def import_run(
     if published.left_out:
         notes.append(f"left out: {', '.join(published.left_out)}")
     if notes:
-        print(f"{path}: {'; '.join(notes)}", file=sys.stderr)
+        logger.warning(f"{path}: {'; '.join(notes)}")
     return published.layout
 
 
@@ -156,7 +150,7 @@ def read(
     kept_keys = {k: _rename(k, known.renamed) for k in state if k not in dropped}
     if len(set(kept_keys.values())) < len(kept_keys):
         names = list(kept_keys.values())
-        raise _misfit(path, name, f"twice: {', '.join(sorted({k for k in names if names.count(k) > 1}))}")
+        raise misfit(path, name, f"twice: {', '.join(sorted({k for k in names if names.count(k) > 1}))}")
     state = {new: state[old] for old, new in kept_keys.items()}
     head, unused = imported_head.take(content, state, known.head)
     used = {"classifier"} if head is not None and head.name == "classifier" else set()
@@ -171,7 +165,7 @@ def read(
         k for k in state if (bank := re.search(r"(?:^|\.)bn_list\.(\d+)\.", k)) and int(bank[1]) >= len(known.routes)
     ]
     if strangers:
-        raise _misfit(path, name, f"a norm bank beside {', '.join(known.routes)}: {', '.join(strangers[:3])}, ...")
+        raise misfit(path, name, f"a norm bank beside {', '.join(known.routes)}: {', '.join(strangers[:3])}, ...")
     backbone_state, projector_state = _split(state, known)
     banks = {
         bank: _plain(path, spec.backbone, backbone_state, number, expected) for number, bank in enumerate(known.routes)
@@ -182,7 +176,7 @@ def read(
         with seeding.private(0):
             expected = PROJECTORS[kind](imported_head.feature_size(expected)).state_dict()
         kept = (kind, {b: _plain(path, kind, projector_state, n, expected) for n, b in enumerate(known.routes)})
-    mean, std = _normalisation(path, known, bottleneck, stored, normalization)
+    mean, std = normalization_of(path, known, bottleneck, stored, normalization)
     return Published(name, replace(spec, mean=mean, std=std), banks, kept, head, tuple(left_out))
 
 
@@ -211,46 +205,6 @@ def _rename(key: str, rules: Sequence[tuple[str, str]]) -> str:
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
     return key
-
-
-def _normalisation(
-    path: Path, layout: Layout, bottleneck: bool, stored: dict[str, Tensor], said: str | None
-) -> Normalisation:
-    """Return the mean and std that the file stores, else those of the layout.
-
-    Raises:
-        UsageError: where neither is known and nothing is ``said``, what is said is not what the file stores, or what
-            it stores is not a mean and a std by channel.
-    """
-    if said is not None and said not in NORMALISATIONS:
-        raise unknown("normalization", said, NORMALISATIONS)
-    if stored:
-        values = [tuple(buffer.flatten().tolist()) for buffer in stored.values()]
-        whole = len(values) == 2 and len(values[0]) == len(values[1]) and all(map(math.isfinite, values[0]))
-        if not whole or not all(0 < value < math.inf for value in values[1]):
-            raise _misfit(
-                path, "a normalization by mean and std", f"it stores {dict(zip(stored, values, strict=True))}"
-            )
-        if said is not None and not _close(values, NORMALISATIONS[said]):
-            raise UsageError(
-                f"`normalization` {said}: {path} stores another one, {tuple(values)}; leave the option out",
-                parameter="normalization", given=said, allowed=tuple(values),
-            )  # fmt: skip
-        return values[0], values[1]
-    known = layout.normalisation_of(bottleneck) if said is None else NORMALISATIONS[said]
-    if known is None:
-        raise UsageError(
-            f"{path} does not store how its images are normalized, as the files of its authors do; say it by "
-            f"`normalization`: {', '.join(NORMALISATIONS)}",
-            parameter="normalization", given=None, allowed=tuple(NORMALISATIONS),
-        )  # fmt: skip
-    return known
-
-
-def _close(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> bool:
-    return all(len(a) == len(b) for a, b in zip(one, other, strict=True)) and torch.allclose(
-        torch.tensor(one), torch.tensor(other), atol=1e-4
-    )
 
 
 def _split(state: dict[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -285,14 +239,9 @@ def _plain(
         "not finite": [k for k in expected if k in plain and not plain[k].isfinite().all()],
     }
     if any(faults.values()):
-        told = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in faults.items() if keys)
-        raise _misfit(path, network, told)
+        details = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in faults.items() if keys)
+        raise misfit(path, network, details)
     return {key: plain[key].clone() for key in expected}
-
-
-def _misfit(path: Path, what: str, told: str) -> UsageError:
-    message = f"{path} does not fit {what}: {told}"
-    return UsageError(message, parameter="file", given=str(path), allowed=f"the weights of {what}")
 
 
 def _timm_version() -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from acl_plugin.config import PRESETS
 from acl_plugin.errors import UsageError
 from acl_plugin.runtime.files import read_json
 
@@ -42,7 +41,7 @@ ATTACKED = {
 }  # fmt: skip
 IMAGES = {"n": COUNT, "size": [int, 3], "classes": [str, 1], "pixels": str, "labels": str, "content": str}
 OF_WHAT = {
-    "images": IMAGES, "dataset": frozenset(PRESETS), "threat_model": frozenset(("Linf", "L2")),
+    "images": IMAGES, "dataset": (str, None), "threat_model": frozenset(("Linf", "L2")),
     "eps": NUMBER, "n": COUNT, "seed": int,
 }  # fmt: skip
 KEY = OF_WHAT | {"version": str, "weights_sha256": str}
@@ -60,7 +59,7 @@ SHAPES: dict[str, Any] = {
         "rows": {str: ATTACKED}, "left_out?": {str: str},
         "curve": [{"eps": NUMBER, "accuracy": SHARE}],
     },
-    "corruptions.json": {"mean": SHARE, "accuracy": {str: [SHARE]}},
+    "corruptions.json": {"complete?": bool, "mean": SHARE, "accuracy": {str: [SHARE]}},
     "audit.json": {"complete": bool, "rows": [AUDITED, 1], "correlation": {str: (CORRELATION, None)}},
 }  # fmt: skip
 """By name: a dict gives the keys that must be there, or may be (``?``); ``{str: S}`` is any dict of S, ``[S]`` a list
@@ -70,7 +69,7 @@ CHUNK = {"start": int, "predictions": [int], "broken_by": [(str, None)], "done":
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A file of results, whose name tells what it must hold.
+    """A file of results, whose name decides what it must hold.
 
     Raises:
         UsageError: when it is damaged, naming what is wrong.
@@ -105,13 +104,13 @@ def _damaged(path: Path, wrong: str, hint: str) -> UsageError:
 
 def _fault(name: str, value: Any, shape: Any) -> str | None:
     """What is wrong with ``value``, or None."""
-    told = f"{name} is {str(value)[:40]!r}, not "
+    details = f"{name} is {str(value)[:40]!r}, not "
     if isinstance(shape, tuple):
         faults = [_fault(name, value, each) for each in shape]
         return None if None in faults else faults[0]
     if isinstance(shape, dict):
         if not isinstance(value, dict):
-            return told + "a mapping"
+            return details + "a mapping"
         if str in shape:
             return _first(_fault(f"{name}.{key}", each, shape[str]) for key, each in value.items())
         missing = next((key for key in shape if key not in value and not key.endswith("?")), None)
@@ -121,19 +120,19 @@ def _fault(name: str, value: Any, shape: Any) -> str | None:
         return _first(_fault(key, value[key], each) for key, each in there if key in value)
     if isinstance(shape, list):
         if not isinstance(value, list):
-            return told + "a list"
+            return details + "a list"
         if len(value) < sum(shape[1:]):
             return f"{name} has {len(value)} entries, not {shape[1]}"
         return _first(_fault(f"{name}[{number}]", each, shape[0]) for number, each in enumerate(value))
     if isinstance(shape, frozenset):
-        return None if isinstance(value, str) and value in shape else told + f"one of {', '.join(sorted(shape))}"
+        return None if isinstance(value, str) and value in shape else details + f"one of {', '.join(sorted(shape))}"
     if isinstance(shape, str):
         right = type(value) in (int, float) and math.isfinite(value)
         right = right and (shape != COUNT or (type(value) is int and value > 0))
-        return None if right and (shape != SHARE or 0 <= value <= 1) else told + shape
+        return None if right and (shape != SHARE or 0 <= value <= 1) else details + shape
     if shape is None:
-        return None if value is None else told + "null"
-    return None if type(value) is shape else told + str(shape.__name__)
+        return None if value is None else details + "null"
+    return None if type(value) is shape else details + str(shape.__name__)
 
 
 def _first(faults: Iterable[str | None]) -> str | None:

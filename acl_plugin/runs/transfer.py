@@ -1,23 +1,17 @@
 """A run's encoder on another data set: a run folder of its own, ready to be probed and evaluated."""
 
-from acl_plugin.data import datasets
-
 import shutil
 from dataclasses import fields, replace
 from typing import Any
 
 from acl_plugin import config as configuration
-from acl_plugin.config import DataConfig
-from acl_plugin.config import ProbeConfig
-from acl_plugin.config import RunConfig
-from acl_plugin.config import ThreatConfig
+from acl_plugin.config import DataConfig, ProbeConfig, RunConfig, ThreatConfig, check
+from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
-from acl_plugin.runs.records import read_record
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runs.models import load_encoder
-from acl_plugin.runs.models import weights_hash
+from acl_plugin.runs.models import load_encoder, weights_hash
+from acl_plugin.runs.records import read_record
 from acl_plugin.runtime.files import write_json
-from acl_plugin.config import check
 
 
 def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:

@@ -1,12 +1,14 @@
-"""The device at hand, and what makes a training step fast on it: bfloat16 where it is quick, and torch.compile."""
+"""The device of this machine, mixed precision and ``torch.compile``."""
 
+import logging
 import os
-import sys
 
 import torch
 from torch import nn
 
 from acl_plugin.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 
 def training_device(accelerator: str) -> torch.device:
@@ -26,20 +28,26 @@ def training_device(accelerator: str) -> torch.device:
     raise UsageError(message, parameter="accelerator", given=accelerator, allowed=allowed)
 
 
+UNKNOWN_MEMORY = 8 << 30
+"""Bytes to count on where the system does not name its memory."""
+
+
 def memory(device: torch.device) -> int:
     """Bytes that a device has in all, whatever is in use of them."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if hasattr(os, "sysconf"):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return UNKNOWN_MEMORY  # Windows
 
 
-def precision(asked: str, device: torch.device) -> str:
+def precision(requested: str, device: torch.device) -> str:
     """Lightning's name of a precision, with ``auto`` decided for the device.
 
     bfloat16 is taken where the hardware multiplies in it, which is twice as fast as float32 or more.
     """
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     if device.type == "cuda":
         quick = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -48,9 +56,9 @@ def precision(asked: str, device: torch.device) -> str:
     return "bf16-mixed" if quick else "32-true"
 
 
-def autocast(asked: str, device: torch.device) -> torch.autocast:
-    """Inside, networks multiply in bfloat16, if that is the ``precision`` of what was asked for."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision(asked, device) == "bf16-mixed")
+def autocast(requested: str, device: torch.device) -> torch.autocast:
+    """Inside, networks multiply in bfloat16, if that is the ``precision`` requested."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(requested, device) == "bf16-mixed")
 
 
 def compile_encoder(model: nn.Module, device: torch.device) -> bool:
@@ -68,7 +76,7 @@ def compile_encoder(model: nn.Module, device: torch.device) -> bool:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:  # of a missing compiler, an unsupported device, ...
         reason = str(error).strip().split("\n")[0]
-        print(f"--compile: no compiler works here ({reason}); going on without it", file=sys.stderr)
+        logger.warning(f"--compile: no compiler works here ({reason}); going on without it")
         return False
     torch._dynamo.config.recompile_limit = 64  # modes, gradients and norm banks each make a variant
     for part in ("backbone", "projector"):

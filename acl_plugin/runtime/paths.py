@@ -23,5 +23,5 @@ def user_path(path: Any, parameter: str = "path") -> Path:
     except (TypeError, RuntimeError):  # no path, or no such user
         pass
     allowed = "a path; ~ is your home, and ~USER another's"
-    told = repr(str(path) if isinstance(path, Path) else path)
-    raise UsageError(f"`{parameter}` {told}: allowed is {allowed}", parameter=parameter, given=path, allowed=allowed)
+    details = repr(str(path) if isinstance(path, Path) else path)
+    raise UsageError(f"`{parameter}` {details}: allowed is {allowed}", parameter=parameter, given=path, allowed=allowed)

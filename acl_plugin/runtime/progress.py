@@ -25,7 +25,7 @@ class Progress:
     def __init__(self, what: str, total: int, done: int = 0, unit: str = "step", quiet: bool = False) -> None:
         self.what, self.total, self.done, self.unit = what, total, done, unit
         self.first, self.started = done, time.monotonic()
-        self.next_line = done + max(1, min(10, total // 20))  # early, to tell how long it will take
+        self.next_line = done + max(1, min(10, total // 20))  # early, to show the time left
         self.quiet = quiet = quiet or self.silent
         self.bar = tqdm(desc=what, total=total, initial=done, unit=unit) if sys.stderr.isatty() and not quiet else None
 

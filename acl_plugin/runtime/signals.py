@@ -17,10 +17,10 @@ def interrupt(number: int, frame: Any) -> None:
 
 @contextlib.contextmanager
 def deferred(patience: float = PATIENCE) -> Iterator[Callable[[], bool]]:
-    """Inside, an interruption is a question to be asked: whether SIGINT or SIGTERM came.
+    """Defer interruptions inside: yield a function that returns whether SIGINT or SIGTERM came.
 
     If nobody leaves within ``patience`` seconds, or the signal comes again, or the work ends, it becomes a
-    ``KeyboardInterrupt``. Outside of the main thread, which alone is told of signals, nothing changes.
+    ``KeyboardInterrupt``. Outside of the main thread, which alone receives signals, nothing changes.
 
     Args:
         patience: seconds.
@@ -28,22 +28,22 @@ def deferred(patience: float = PATIENCE) -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked = False
+    requested = False
 
-    def told(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
+    def note(number: int, frame: Any) -> None:
+        nonlocal requested
+        if requested:
             interrupt(number, frame)
-        asked = True
+        requested = True
         signal.setitimer(signal.ITIMER_REAL, patience)
 
-    handlers = {signal.SIGINT: told, signal.SIGTERM: told, signal.SIGALRM: interrupt}
+    handlers = {signal.SIGINT: note, signal.SIGTERM: note, signal.SIGALRM: interrupt}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
-    if asked:
+    if requested:
         raise KeyboardInterrupt

@@ -210,11 +210,11 @@ def label_shift(
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]
     halves, found = (order[::2], order[1::2]), []
-    for fitted, asked in (halves, halves[::-1]):
+    for fitted, held_out in (halves, halves[::-1]):
         laws = []
         for features in (benign, adversarial):
             weight, bias = fit_head(features[fitted], labels[fitted], classes, weight_decay)
-            laws.append((adversarial[asked].double() @ weight.T + bias).softmax(1))
+            laws.append((adversarial[held_out].double() @ weight.T + bias).softmax(1))
         found.append((laws[0] - laws[1]).abs().sum(1).mean().item())
     return sum(found) / 2
 
@@ -269,7 +269,7 @@ def _benign_nce(encoder: Encoder, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _settings(config: RunConfig, data: DataSet, limit: int) -> dict[str, Any]:
-    """Return what a kept row depends on besides the encoder."""
+    """Return what a kept row depends on apart from the encoder."""
     threat = ThreatModel.parse(config.norm, config.eps)
     return {
         "dataset": config.data, "n": limit, "train_images": data.train.fingerprint(data.classes).to_dict(),

@@ -88,10 +88,10 @@ def divergence_bound(
     benign = benign_losses.double().clamp(max=limit).mean().item()
     variation = min(1.0, math.sqrt(2 * js))
     if label_shift is None:
-        told = f"JS of (features, labels) is not above its estimate; losses clipped at {limit:.3f}"
-        return Bound("joint divergence", left, benign + limit * variation, False, told)
-    told = f"JS and label shift are not above their estimates; losses clipped at {limit:.3f}"
-    return Bound("global divergence", left, benign + limit * (variation + label_shift), False, told)
+        details = f"JS of (features, labels) is not above its estimate; losses clipped at {limit:.3f}"
+        return Bound("joint divergence", left, benign + limit * variation, False, details)
+    details = f"JS and label shift are not above their estimates; losses clipped at {limit:.3f}"
+    return Bound("global divergence", left, benign + limit * (variation + label_shift), False, details)
 
 
 def two_class_loss(z: Tensor, labels: Tensor, loss: Literal["logistic", "hinge"] = "logistic") -> float:
@@ -151,8 +151,8 @@ def view_contrastive_bound(
     scores = za.double() @ zb.double().T
     average = _convex(scores.diagonal().unsqueeze(1) - scores, loss).mean().item()
     right = _without_collisions(average, labels)
-    told = "the views of an image are drawn like the images of its class"
-    return Bound("contrastive, views as positives", two_class_loss(z, labels, loss), right, False, told)
+    details = "the views of an image are drawn like the images of its class"
+    return Bound("contrastive, views as positives", two_class_loss(z, labels, loss), right, False, details)
 
 
 def collision(labels: Tensor) -> float:

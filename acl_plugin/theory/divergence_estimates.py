@@ -15,8 +15,8 @@ MEASURED_WITH: dict[str, Any] = {"hidden": 128, "lr": 1e-3, "steps": 300}
 def measure(name: str, benign: Tensor, adversarial: Tensor, seed: int, **options: Any) -> float:
     """Estimate of a divergence between two samples, with everything random from ``seed``.
 
-    A learned one is trained on one half of the rows and asked on the other, both ways, so that its network cannot know
-    the rows by heart: the mean is a lower bound of the divergence but for sampling noise. Before, the features are
+    A learned one is trained on one half of the samples and evaluated on the other, both ways, so that its network
+    cannot memorize them: the mean is a lower bound of the divergence but for sampling noise. Before, the features are
     brought to the scale that suits a network, which JS does not see and Wasserstein-1 is scaled back by.
 
     Args:

@@ -1,6 +1,6 @@
 """Pretraining by Lightning in a run folder, which a later start resumes."""
 
-import sys
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from acl_plugin.training.callbacks import AtomicCheckpointIO, Checkpoints, ShowP
 from acl_plugin.training.metrics import CsvLogger
 from acl_plugin.training.module import Pretraining
 from acl_plugin.training.trainer_options import as_list, check_options, create_trainer
+
+logger = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -119,7 +121,7 @@ def _checkpoint(run: RunDir) -> Path | None:
                 epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
             except Exception as error:  # the unpickler raises all kinds
                 told = " ".join(str(error).split())[:80]
-                print(f"{path} is damaged ({told}); going on from what is before it", file=sys.stderr)
+                logger.warning(f"{path} is damaged ({told}); going on from what is before it")
                 continue
             if epochs != logged + 1:
                 return path

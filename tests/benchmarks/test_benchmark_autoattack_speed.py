@@ -1,8 +1,7 @@
-import json
-
 import benchmarks.__main__ as main
 from acl_plugin import pipeline
 from acl_plugin.config import preset
+from benchmarks import compact
 from conftest import TINY
 
 
@@ -10,7 +9,7 @@ def test_both_are_run_on_the_same_and_become_a_row(results, few):
     pipeline.run(preset("digits", **TINY | {"epochs": 4, "limit_train": 64, "limit_test": 30}), results / "run")
     command = ["autoattack-speed", "tiny", str(results / "run"), "--limit", "30", "--turns", "2", "--eps", "0.01"]
     assert main.main(command) == 0
-    kept = json.loads((results / "results" / "autoattack_speed_tiny.json").read_text())
+    kept = compact.read(results / "results" / "autoattack_speed_tiny.json")
     assert (kept["n"], kept["eps"], len(kept["seconds"])) == (30, 0.01, 2)
     assert kept["ratio_range"][0] <= kept["ratio"] <= kept["ratio_range"][1]
     assert 0 < kept["reference_share_of_ceiling"] == kept["reference_flops_per_second"] / kept["ceiling"]

@@ -14,7 +14,7 @@ from acl_plugin import create_objective
 from acl_plugin.errors import TrainingStopped
 from acl_plugin.losses.divergences import DIVERGENCES
 from acl_plugin.runs.folder import RunDir
-from benchmarks import experiments, tables
+from benchmarks import compact, experiments, tables
 from benchmarks.experiments import ALL, EXPERIMENTS, SUPERVISED, config_hash, job
 from conftest import TINY
 
@@ -90,7 +90,7 @@ def test_runs_results_and_tables(results, tmp_path, few, monkeypatch):
     monkeypatch.setitem(EXPERIMENTS, "ablation", lambda: [*chosen, SUPERVISED])
     where = ["--seeds", "[0, 1]", "--runs", str(tmp_path / "runs"), "--at-a-time", "1", "--options.epochs", "2"]
     assert main.main(["ablation", *where]) == 0
-    kept = json.loads((results / "results" / "experiment_ablation_digits.json").read_text())
+    kept = compact.read(results / "results" / "experiment_ablation_digits.json")
     assert [(run["row"], run["settings"]["seed"]) for run in kept["runs"]] == [
         (row.label, seed) for seed in (0, 1) for row in [*chosen, SUPERVISED]
     ]
@@ -104,7 +104,7 @@ def test_runs_results_and_tables(results, tmp_path, few, monkeypatch):
     assert times == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("encoder.pt")}
 
     assert main.main(["correlation", *where]) == 0
-    audited = json.loads((results / "results" / "correlation_digits.json").read_text())
+    audited = compact.read(results / "results" / "correlation_digits.json")
     assert len(audited["rows"]) == 2 * (1 + 2 + 2)  # the untrained encoder, and two checkpoints of two rows
     assert [row["last"] for row in audited["rows"][:3]] == [True, False, True]
     table = (results / "RESULTS.md").read_text()
@@ -116,10 +116,10 @@ def test_transfer_and_headline_run(results, tmp_path, few):
     where = ["--seeds", "[0]", "--runs", str(tmp_path / "runs"), "--at-a-time", "2", "--options.objective", "gsa_rsl"]
     for name in ("transfer", "headline"):
         assert main.main([name, *where]) == 0
-        kept = json.loads((results / "results" / f"experiment_{name}_digits.json").read_text())
+        kept = compact.read(results / "results" / f"experiment_{name}_digits.json")
         assert len(kept["runs"]) == len(EXPERIMENTS[name]())
-    transferred = RunDir(tmp_path / "runs" / json.loads(
-        (results / "results" / "experiment_transfer_digits.json").read_text())["runs"][0]["hash"] / "0")  # fmt: skip
+    first = compact.read(results / "results" / "experiment_transfer_digits.json")["runs"][0]
+    transferred = RunDir(tmp_path / "runs" / first["hash"] / "0")
     assert json.loads(transferred.pretraining.read_text())["transferred_from"] == "digits_0_4"
 
 
@@ -136,7 +136,7 @@ def test_a_run_that_collapses_is_a_result(results, tmp_path, few, monkeypatch):
     )
     where = ["--seeds", "[0]", "--runs", str(tmp_path / "runs"), "--at-a-time", "1"]
     assert main.main(["ablation", *where]) == 0
-    kept = json.loads((results / "results" / "experiment_ablation_digits.json").read_text())
+    kept = compact.read(results / "results" / "experiment_ablation_digits.json")
     assert kept["runs"][0]["stopped"] == "the encoder has collapsed"
     assert "collapsed in all 1 runs" in (results / "RESULTS.md").read_text()
     monkeypatch.setattr(experiments.pipeline, "run", lambda *_: pytest.fail("run again"))

@@ -1,6 +1,5 @@
 """The comparison of all objectives: its rows, its runs and its table."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 import benchmarks.__main__ as main
 from acl_plugin import available
 from acl_plugin.config import preset, to_dict
-from benchmarks import objectives, tables
+from benchmarks import compact, objectives, tables
 from conftest import TINY
 
 
@@ -53,7 +52,7 @@ def test_runs_results_and_table_by_one_command(results, tmp_path, few, monkeypat
     rows = '["deacl","advcl","simclr"]'
     command = ["objectives", "--rows", rows, "--seeds", "[0,1]", "--runs", str(tmp_path / "runs")]
     assert main.main(command) == 0
-    kept = json.loads((results / "results" / "objectives_digits.json").read_text())
+    kept = compact.read(results / "results" / "objectives_digits.json")
     assert [(run["row"], run["settings"]["seed"]) for run in kept] == [
         (row, seed) for seed in (0, 1) for row in ("simclr", "deacl", "advcl")
     ]

@@ -7,7 +7,7 @@ import pytest
 import benchmarks.__main__ as main
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.signals import deferred
-from benchmarks import record, tables
+from benchmarks import compact, record, tables
 from conftest import TINY
 
 OPTIONS = [f"--options.{k}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in TINY.items() if k != "epochs"]
@@ -20,7 +20,7 @@ def command(tmp_path, *more):
 
 def test_a_record_is_trained_probed_attacked_and_kept(results, few, capsys):
     assert main.main(command(results)) == 0
-    kept = json.loads((results / "results" / "record_digits_val_cpu.json").read_text())
+    kept = compact.read(results / "results" / "record_digits_val_cpu.json")
     student = RunDir(results / "record" / "student")
     assert kept["evaluation"] == json.loads(student.evaluation.read_text())
     assert kept["training_seconds"] == pytest.approx(sum(kept["seconds"].values()))

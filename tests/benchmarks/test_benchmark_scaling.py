@@ -1,8 +1,6 @@
-import json
-
 import benchmarks.__main__ as main
 from acl_plugin.config import preset
-from benchmarks import scaling
+from benchmarks import compact, scaling
 
 
 def test_what_is_sent_is_counted_from_shapes():
@@ -23,7 +21,7 @@ def test_on_paper_grows_with_the_batch():
 
 def test_ranks_are_measured_and_become_a_table(results):
     assert main.main(["scaling", "--batches", "[4]", "--repeats", "2"]) == 0
-    kept = json.loads((results / "results" / "scaling_acl_ds.json").read_text())
+    kept = compact.read(results / "results" / "scaling_acl_ds.json")
     assert [(row["batch_size"], row["ranks"]) for row in kept["rows"]] == [(4, 1), (4, 2)]
     one, two = kept["rows"]
     assert one["seconds_of_exchange"] == 0 < two["seconds_of_exchange"] < two["seconds_per_step"]

@@ -9,7 +9,7 @@ import torch
 import benchmarks.__main__ as main
 from acl_plugin.config import preset, used
 from acl_plugin.training.build import build
-from benchmarks import speed
+from benchmarks import compact, speed
 from conftest import TINY
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def test_a_result_is_kept_and_becomes_a_row(results, monkeypatch, capsys):
     command = ["speed", "--backbone", "resnet10t", "--backbone-kwargs", kwargs, "--side", "12", "--batch-size", "6"]
     assert main.main([*command, "--precision", "32-true", "--repeats", "2"]) == 0
     assert "ratio" in capsys.readouterr().out
-    result = json.loads((results / "results" / "speed_cpu_acl_ds_resnet10t_6_float32.json").read_text())
+    result = compact.read(results / "results" / "speed_cpu_acl_ds_resnet10t_6_float32.json")
     assert result["encoder_forwards_per_image"] == 32
     assert set(result["parts"]) == set(speed.PARTS)
     assert sum(result["parts"].values()) < 1.5 * result["seconds_per_step"]

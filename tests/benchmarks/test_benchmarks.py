@@ -1,18 +1,16 @@
-import json
-
 import pytest
 
 import benchmarks.__main__ as benchmarks
 from acl_plugin import pipeline
-from acl_plugin.evaluation import suite
-from benchmarks import tables
+from acl_plugin.evaluation.run_folder import evaluate_suite
+from benchmarks import compact, tables
 from conftest import ROOT
 
 
 def test_a_run_is_kept_and_becomes_a_row(tiny_config, tmp_path, few, results):
     evaluation = pipeline.run(tiny_config, tmp_path / "run")
     assert benchmarks.main(["collect", "tiny", str(tmp_path / "run")]) == 0
-    (kept,) = json.loads((results / "results" / "tiny.json").read_text())
+    (kept,) = compact.read(results / "results" / "tiny.json")
     assert kept["evaluation"] == evaluation
     assert kept["environment"]["packages"]["torch"]
     assert "data_dir" not in kept["settings"]
@@ -29,9 +27,9 @@ def test_a_suite_is_kept_and_becomes_a_table(tiny_config, tmp_path, few, results
 
     pipeline.run(tiny_config, tmp_path / "run")
     assert benchmarks.main(["suite", "tiny", str(tmp_path / "run")]) == 2
-    found = suite.evaluate(RunDir(tmp_path / "run"), tiny_config, torch.device("cpu"), ["FGSM", "DeepFool"])
+    found = evaluate_suite(RunDir(tmp_path / "run"), tiny_config, torch.device("cpu"), ["FGSM", "DeepFool"])
     assert benchmarks.main(["suite", "tiny", str(tmp_path / "run")]) == 0
-    kept = json.loads((results / "results" / "suite_tiny.json").read_text())
+    kept = compact.read(results / "results" / "suite_tiny.json")
     assert kept["suite"]["rows"]["FGSM"]["accuracy"] == found["rows"]["FGSM"]["accuracy"]
     assert "broken" not in kept["suite"]["rows"]["FGSM"]
     benchmarks.table()

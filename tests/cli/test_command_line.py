@@ -14,12 +14,12 @@ from acl_plugin import UsageError, __version__, available, create_objective, loa
 from acl_plugin import config as configuration
 from acl_plugin.cli.main import main
 from acl_plugin.cli.parser import parser_of
-from acl_plugin.data import datasets
 from acl_plugin.models.backbones import create_backbone
 from acl_plugin.models.spec import ModelSpec
-from acl_plugin.runs.pseudo_labels import read_pseudo_labels
+from acl_plugin.registry import DATASETS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import weights_hash
+from acl_plugin.runs.pseudo_labels import read_pseudo_labels
 from acl_plugin.training import pretrain
 from conftest import OPTIONS
 
@@ -155,7 +155,7 @@ def test_a_teacher_and_pseudo_labels_by_command(tmp_path, capsys):
 
 def test_a_published_checkpoint_is_imported_and_probed(tmp_path, capsys, monkeypatch):
 
-    digits = datasets.SOURCES["digits"]
+    digits = DATASETS.get("digits")
 
     def coloured(config):
         """Digits of 3 x 32 x 32 pixels in place of CIFAR-10."""
@@ -167,7 +167,7 @@ def test_a_published_checkpoint_is_imported_and_probed(tmp_path, capsys, monkeyp
 
         return replace(source, name="cifar10", train=images(source.train), test=images(source.test))
 
-    monkeypatch.setitem(datasets.SOURCES, "cifar10", coloured)
+    monkeypatch.setitem(DATASETS._factories, "cifar10", coloured)
     kwargs = {"channels": [8, 8, 8, 8]}
     encoder = ModelSpec("resnet18", kwargs, "cifar", (3, 32, 32), (0,) * 3, (1,) * 3)
     weights = {f"module.{k}": v for k, v in create_backbone(encoder)[0].state_dict().items()}

@@ -6,7 +6,7 @@ import pytest
 
 from acl_plugin import available
 from acl_plugin.cli.parser import COMMANDS
-from acl_plugin.config import PRESETS
+from acl_plugin.registry import DATASETS
 
 
 def completed(line, tmp_path):
@@ -34,7 +34,7 @@ def completed(line, tmp_path):
         ("acl-plugin run --compare ", available()),
         ("acl-plugin run --attack MIF", ["MIFGSM"]),
         ("acl-plugin run --backbone vit_tiny_p", ["vit_tiny_patch16_224", "vit_tiny_patch16_384"]),
-        ("acl-plugin run --data ", list(PRESETS)),
+        ("acl-plugin run --data ", DATASETS.names()),
         ("acl-plugin probe run --probe-protocol aff", ["aff_trades", "aff_pgd"]),
         ("acl-plugin evaluate run --limit-test ", []),
         ("acl-plugin evaluate ru", ["run/"]),

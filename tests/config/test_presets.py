@@ -60,5 +60,5 @@ def test_eps_and_attack_go_with_the_norm(data):
 
 
 def test_unknown_data_set():
-    with pytest.raises(UsageError, match="unknown data set 'cifar11'; the nearest: cifar10, cifar100"):
+    with pytest.raises(UsageError, match="unknown dataset 'cifar11'; the nearest: cifar10, cifar100"):
         config.preset("cifar11")

@@ -18,10 +18,11 @@ from acl_plugin.cli.main import main
 from acl_plugin.config import CoresetConfig, ProbeConfig, RunConfig, TrainingConfig, preset
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluation import corruptions, run_folder, suite
+from acl_plugin.evaluation import corruption_files, run_folder
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
-from acl_plugin.probing.protocols import PROTOCOLS, Probing
+from acl_plugin.probing.protocols import Probing
+from acl_plugin.registry import DATASETS, PROTOCOLS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_encoder
 from acl_plugin.training.build import build
@@ -57,20 +58,20 @@ def names_of(*groups):
     return {f.name for group in groups for f in group.__dict__["__dataclass_fields__"].values()}
 
 
-@pytest.mark.parametrize("name", datasets.SOURCES)
+@pytest.mark.parametrize("name", DATASETS.names())
 def test_what_each_data_set_reads(name, request):
     folder = None
     if not name.startswith("digits"):
         folder = request.getfixturevalue("fabricated" if name.startswith("cifar10") else "fabricated_others")
         folder = request.getfixturevalue("fabricated_others") if name == "cifar100" else folder
     config, read = recording(replace(preset(name), data_dir=folder))
-    datasets.SOURCES[name](config)
+    DATASETS.get(name)(config)
     if name == "image_folder":
         read -= {"download"}  # looked at for a message
     assert used(unused.RUN, vars(config), ("data_dir", "download")) == read & {"data_dir", "download"}
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", PROTOCOLS.names())
 def test_what_each_protocol_reads(name, finished_run, tmp_path):
     small = {"probe_epochs": 1, "aft_epochs": 1, "batch_size": 8, "probe_holdout": 0.5}
     config, read = recording(replace(preset("digits"), limit_train=24, probe_protocol=name, **small))
@@ -80,7 +81,7 @@ def test_what_each_protocol_reads(name, finished_run, tmp_path):
     checkpoints = ProbeCheckpoints(tmp_path / "probing", {})
     read.clear()
     probing = Probing(RunDir(finished_run), config, replace(images, train=train), held_out, model, CPU, checkpoints)
-    record = PROTOCOLS[name](probing)
+    record = PROTOCOLS.get(name)(probing)
     read = read - {"probe_protocol"} | ({"probe_holdout"} if "score" in record else set())
     options = names_of(ProbeConfig) - {"probe_protocol"} | {"precision"}
     assert used(unused.PROBE, vars(config), options) == read & options
@@ -131,18 +132,18 @@ def test_what_each_suite_reads(name, folder, finished_run, tmp_path, few, monkey
     if name == "autoattack":
         run_folder.evaluate(run, config, CPU)
     elif name == "standard":
-        suite.evaluate(run, config, CPU, ["FGSM"])
+        run_folder.evaluate_suite(run, config, CPU, ["FGSM"], overwrite=True)
     else:
         images = datasets.load(config).test
 
         def made(*_):
             return lambda corruption, severity: (images.floats(), images.labels)
 
-        for reader in ("_made", "_read"):
-            monkeypatch.setattr(corruptions, reader, made)
-        monkeypatch.setitem(corruptions.FOLDERS, "digits", "digits-C")
+        for reader in ("generated", "read_folder"):
+            monkeypatch.setattr(corruption_files, reader, made)
+        monkeypatch.setitem(corruption_files.FOLDERS, "digits", "digits-C")
         read.clear()
-        corruptions.evaluate(run, config, CPU, folder)
+        run_folder.evaluate_corruptions(run, config, CPU, folder)
         read -= {"seed"} if folder else set()  # it is written down with the result
     options = {"norm", "eps", "eval_batch_size", "devices", "seed"}
     given = vars(config) | {"suite": name, "corruptions_dir": folder}
@@ -166,7 +167,7 @@ def another(name):
 
 CHOICES = {
     "data": list(configuration.PRESETS),
-    "probe_protocol": list(PROTOCOLS),
+    "probe_protocol": PROTOCOLS.names(),
     "coreset": ["none", "rcs"],
     "objective": ["simclr", "gsa_rsl"],
     "attack": ["FGSM", "FFGSM", "PGD"],

@@ -14,9 +14,11 @@ from acl_plugin.config import preset
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
 from acl_plugin.evaluation import autoattack, run_folder
-from acl_plugin.evaluation.autoattack import attack_chunk, chunk_verdicts
+from acl_plugin.evaluation.autoattack import chunk_verdicts
+from acl_plugin.evaluation.storage import FolderStates
 from acl_plugin.evaluation.verdicts import STANDARD
 from acl_plugin.models.encoder import Classifier
+from acl_plugin.registry import DATASETS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import write_model
 from acl_plugin.runtime.files import read_json
@@ -40,10 +42,11 @@ class Nearest(nn.Module):
         return 2 * x.flatten(1) @ self.means.T - (self.means**2).sum(1)
 
 
-def attacked(model, images, where, threat, seed, *rest):
+def attacked(model, images, where, threat, seed):
     """Verdicts and warnings of a chunk."""
-    chunk = attack_chunk(model, images, where, threat, seed, *rest)
-    return chunk_verdicts(images, chunk), set(chunk.flags)
+    part = images.take(torch.arange(len(images))[where])
+    *_, last = autoattack.autoattack(model, part, part.labels, threat, batch_size=len(part), seed=seed)
+    return chunk_verdicts(last.chunk, part.labels, part.rows), set(last.chunk.flags)
 
 
 @pytest.fixture
@@ -94,12 +97,11 @@ def test_verdicts_carry_rows_labels_and_predictions(images, few):
 def test_one_image_and_images_that_are_all_wrong(images, few):
     assert len(attacked(Nearest().eval(), images, slice(3, 4), THREAT, seed=0)[0]) == 1
     wrong = dataclasses.replace(images, labels=(images.labels + 1) % 10)
-    calls = []
     model = Nearest().eval()
     right = (model(images.floats()).argmax(1) == wrong.labels).sum()
-    verdicts, _ = attacked(model, wrong, slice(0, 40), THREAT, 0, lambda *_: calls.append(1))
-    assert sum(v.clean for v in verdicts) == right
-    assert len(calls) == 4
+    steps = list(autoattack.autoattack(model, wrong, wrong.labels, THREAT, batch_size=40))
+    assert [step.attack for step in steps] == list(STANDARD)
+    assert sum(v.clean for v in chunk_verdicts(steps[-1].chunk, wrong.labels, wrong.rows)) == right
 
 
 def test_global_randomness_is_left_alone_and_does_not_matter(images, few):
@@ -123,9 +125,13 @@ def test_few_classes_have_fewer_targets_and_three_no_apgd_t(images, few):
             assert not any(v.broken_by == "apgd-t" for v in verdicts)
 
 
-def test_training_mode_is_our_own_mistake(images):
-    with pytest.raises(AssertionError, match="not in eval mode"):
-        attacked(Nearest(), images, slice(0, 2), THREAT, 0)
+def test_modes_and_flags_are_as_before_at_each_state(images, few):
+    model = Nearest()
+    before = torch.get_rng_state()
+    for step in autoattack.autoattack(model, images.floats(), images.labels, THREAT, batch_size=40):
+        assert model.training, step.attack
+        assert model.means.requires_grad
+        assert torch.equal(before, torch.get_rng_state())
 
 
 def test_autoattacks_warnings_are_kept(images, few):
@@ -137,7 +143,7 @@ def test_autoattacks_warnings_are_kept(images, few):
 @pytest.mark.parametrize("how", ["far", "outside", "nan"])
 def test_an_attack_that_leaves_the_threat_model_stops_the_evaluation(images, monkeypatch, how):
     change = {"far": lambda x: (x + 0.2).clamp(0, 1), "outside": lambda x: x - 0.01, "nan": lambda x: x * float("nan")}
-    monkeypatch.setattr(autoattack, "_attack", lambda model, name, x, *rest: change[how](x))
+    monkeypatch.setattr(autoattack, "run_attack", lambda model, name, x, *rest: change[how](x))
     with pytest.raises(RuntimeError, match="apgd-ce left the threat model"):
         attacked(Nearest().eval(), images, slice(0, 5), THREAT, 0)
 
@@ -172,7 +178,7 @@ def test_an_evaluation_that_stops_anywhere_ends_with_the_same_verdicts(run, few,
     lines = run.evaluation_lines.read_bytes()
     kept = {p.name: p.read_bytes() for p in run.adversarial.iterdir()}
     forget(run)
-    original, calls = run_folder._store, []
+    original, calls = FolderStates.store, []
 
     def stop(*arguments):
         calls.append(arguments)
@@ -180,11 +186,11 @@ def test_an_evaluation_that_stops_anywhere_ends_with_the_same_verdicts(run, few,
             raise KeyboardInterrupt
         original(*arguments)
 
-    monkeypatch.setattr(run_folder, "_store", stop)
+    monkeypatch.setattr(FolderStates, "store", stop)
     with pytest.raises(KeyboardInterrupt):
         run_folder.evaluate(run, config, CPU)
     assert not run.evaluation.exists()
-    monkeypatch.setattr(run_folder, "_store", original)
+    monkeypatch.setattr(FolderStates, "store", original)
     again = run_folder.evaluate(run, config, CPU)
     assert run.evaluation_lines.read_bytes() == lines
     assert {p.name: p.read_bytes() for p in run.adversarial.iterdir()} == kept
@@ -198,11 +204,13 @@ def test_the_evaluation_of_something_else_is_refused(run, few):
     result = run_folder.evaluate(run, config, CPU)
     assert run_folder.evaluate(run, config, CPU) == result
     for options in ({"eps": 0.2}, {"seed": 1}, {"limit_test": 5}, {"norm": "L2"}):
-        with pytest.raises(
-            UsageError, match=r"with different settings .*delete evaluation_key.json and evaluation.json to"
-        ):
+        with pytest.raises(UsageError, match=r"with different settings .*Pass `overwrite` to replace it"):
             run_folder.evaluate(run, dataclasses.replace(config, **options), CPU)
     assert run_folder.evaluate(run, dataclasses.replace(config, eval_batch_size=3), CPU) == result  # and says so
+    other = dataclasses.replace(config, eps=0.2)
+    replaced = run_folder.evaluate(run, other, CPU, overwrite=True)
+    assert (replaced["eps"], replaced["resumed"]) == (0.2, False)
+    assert run_folder.evaluate(run, other, CPU) == replaced
 
 
 def test_a_damaged_chunk_is_told(run, few):
@@ -262,12 +270,12 @@ SHARED = """
 import sys
 sys.path.insert(0, sys.argv[2])
 import conftest, torch
-from acl_plugin import evaluate
 from acl_plugin.config import preset
-from acl_plugin.run_dir import RunDir
+from acl_plugin.evaluation.run_folder import evaluate
+from acl_plugin.runs.folder import RunDir
 if __name__ == "__main__":
     config = preset("digits", **conftest.TINY, eval_batch_size=5, devices=int(sys.argv[3]))
-    print(evaluate.evaluate(RunDir(sys.argv[1]), config, torch.device("cpu")))
+    print(evaluate(RunDir(sys.argv[1]), config, torch.device("cpu")))
 """
 
 
@@ -314,14 +322,14 @@ def test_an_image_that_only_rounding_breaks_is_robust():
 def test_three_classes_are_a_reduced_evaluation_that_cannot_be_exported(run, few, monkeypatch):
     from acl_plugin.leaderboard.export import export
 
-    digits = datasets.SOURCES["digits"]
+    digits = DATASETS.get("digits")
 
     def of_three(config):
         source = digits(config)
         train, test = (dataclasses.replace(part, labels=part.labels % 3) for part in (source.train, source.test))
         return dataclasses.replace(source, train=train, test=test, classes=tuple("abc"))
 
-    monkeypatch.setitem(datasets.SOURCES, "digits", of_three)
+    monkeypatch.setitem(DATASETS._factories, "digits", of_three)
     torch.manual_seed(0)
     model = Classifier(spec(classes="abc"))
     nn.init.normal_(model.head.weight, std=3.0)

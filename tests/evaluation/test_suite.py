@@ -12,7 +12,8 @@ from acl_plugin.config import preset
 from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluation import suite
+from acl_plugin.evaluation import run_folder, suite
+from acl_plugin.evaluation.run_folder import evaluate_suite
 from acl_plugin.evaluation.suite import CURVE, SUITE
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.reporting import tables
@@ -62,7 +63,7 @@ def config(**options):
 
 def test_the_whole_suite(run, quick):
     state = torch.get_rng_state()
-    result = suite.evaluate(run, config(), CPU)
+    result = evaluate_suite(run, config(), CPU)
     assert torch.equal(state, torch.get_rng_state())
     assert json.loads(run.suite.read_text()) == result
     assert list(result["rows"]) == [name for name in SUITE if name != "TIFGSM"]
@@ -86,15 +87,15 @@ def test_the_whole_suite(run, quick):
 
 
 def test_a_row_is_torchattacks_with_the_documented_settings(run):
-    result = suite.evaluate(run, config(eval_batch_size=16), CPU, ["PGD-20"])
+    result = evaluate_suite(run, config(eval_batch_size=16), CPU, ["PGD-20"])
     from acl_plugin import load_classifier
-    from acl_plugin.attacks.bridge import _noise_seed
+    from acl_plugin.attacks.bridge import noise_seed
 
     model, images = load_classifier(run.path), datasets.load(config()).test
     x, y = images.floats(), images.labels
     right = model(x).argmax(1) == y
     with seeding.private(seeding.mixed_seed(0, seeding.SUITE, list(SUITE).index("PGD-20"), 0)):
-        torch.manual_seed(_noise_seed(None))
+        torch.manual_seed(noise_seed(None))
         moved = torchattacks.PGD(model, eps=0.1, alpha=0.025, steps=20)(x[right], y[right])
     still = (model(moved).argmax(1) == y[right]).sum().item()
     assert result["rows"]["PGD-20"]["accuracy"] == still / 16
@@ -116,21 +117,23 @@ def test_smallest_perturbations_have_a_median_and_a_closed_form():
     torch.testing.assert_close(norms, 1.02 * distance, rtol=2e-2, atol=1e-4)
 
 
-def test_what_is_done_is_not_done_again_and_other_settings_begin_anew(run, quick, monkeypatch):
-    first = suite.evaluate(run, config(), CPU, ["FGSM"])
+def test_rows_are_kept_and_other_settings_are_refused_or_overwrite(run, quick, monkeypatch):
+    first = evaluate_suite(run, config(), CPU, ["FGSM"])
     calls = []
     original = suite._row
     monkeypatch.setattr(suite, "_row", lambda name, *rest: calls.append(name) or original(name, *rest))
-    again = suite.evaluate(run, config(), CPU, ["FGSM", "MIFGSM"])
+    again = evaluate_suite(run, config(), CPU, ["FGSM", "MIFGSM"])
     assert calls == ["MIFGSM"]
     assert again["rows"]["FGSM"] == first["rows"]["FGSM"]
-    suite.evaluate(run, config(eps=0.05), CPU, ["FGSM"])
+    with pytest.raises(UsageError, match="different settings .eps 0.05, there 0.1.. Pass `overwrite` to replace it"):
+        evaluate_suite(run, config(eps=0.05), CPU, ["FGSM"])
+    evaluate_suite(run, config(eps=0.05), CPU, ["FGSM"], overwrite=True)
     assert calls == ["MIFGSM", "FGSM"]
     assert list(json.loads(run.suite.read_text())["rows"]) == ["FGSM"]
 
 
 def test_l2_has_its_own_rows_in_the_worst_case(run, quick):
-    result = suite.evaluate(run, config(norm="L2", eps=0.4), CPU, ["FGSM", "PGDL2", "CW", "APGD"])
+    result = evaluate_suite(run, config(norm="L2", eps=0.4), CPU, ["FGSM", "PGDL2", "CW", "APGD"])
     of_threat = {name for name, row in result["rows"].items() if row["of_threat_model"]}
     assert of_threat == {"PGDL2", "CW", "APGD"}
     assert result["rows"]["FGSM"]["norm"] == "Linf"
@@ -148,7 +151,7 @@ def test_l2_has_its_own_rows_in_the_worst_case(run, quick):
 )
 def test_attacks_that_cannot_be_are_refused(run, attacks, message):
     with pytest.raises(UsageError, match=message) as error:
-        suite.evaluate(run, config(), CPU, attacks)
+        evaluate_suite(run, config(), CPU, attacks)
     assert error.value.parameter == "attacks"
     assert not run.suite.exists()
 
@@ -163,28 +166,30 @@ def test_every_attack_with_any_number_of_classes(tmp_path, monkeypatch, quick, c
     with torch.no_grad():
         labels = model(pixels / 255).argmax(1)
     images = Images(pixels, labels, torch.arange(4), levels=255)
-    monkeypatch.setattr(suite.datasets, "load", lambda config: DataSet("digits", images, images, names, (0.5,), (0.5,)))
+    monkeypatch.setattr(
+        run_folder.datasets, "load", lambda config: DataSet("digits", images, images, names, (0.5,), (0.5,))
+    )
     folder = RunDir(tmp_path / "run")
     folder.start(config())
     write_model(folder.classifier, model.spec, model.state_dict())
-    result = suite.evaluate(folder, config(), CPU)
+    result = evaluate_suite(folder, config(), CPU)
     left_out = {"TIFGSM": channels == 1, "APGDT": classes < 4}
     assert set(result["left_out"]) == {name for name, is_left_out in left_out.items() if is_left_out}
     assert [*result["rows"]] == [name for name in SUITE if name not in result["left_out"]]
     for name in result["left_out"]:
         with pytest.raises(UsageError) as error:
-            suite.evaluate(folder, config(), CPU, [name])
+            evaluate_suite(folder, config(), CPU, [name])
         assert error.value.parameter == "attacks"
     assert len(tables.suite(result)) > len(SUITE)
 
 
 def test_a_row_of_another_budget_is_measured_again(run, quick, monkeypatch):
-    first = suite.evaluate(run, config(), CPU, ["FGSM", "PGD-20"])
+    first = evaluate_suite(run, config(), CPU, ["FGSM", "PGD-20"])
     monkeypatch.setitem(SUITE, "PGD-20", dataclasses.replace(SUITE["PGD-20"], steps=3))
     calls = []
     original = suite._row
     monkeypatch.setattr(suite, "_row", lambda name, *rest: calls.append(name) or original(name, *rest))
-    again = suite.evaluate(run, config(), CPU, ["FGSM", "PGD-20"])
+    again = evaluate_suite(run, config(), CPU, ["FGSM", "PGD-20"])
     assert calls == ["PGD-20"]
     assert again["rows"]["FGSM"] == first["rows"]["FGSM"]
     assert again["rows"]["PGD-20"]["steps"] == 3
@@ -194,7 +199,7 @@ def test_budgets_are_the_usual_ones_and_the_table_states_them(run):
     assert {name: SUITE[name].steps for name in ("APGD", "APGDT", "FAB", "Square", "CW")} == {
         "APGD": 100, "APGDT": 100, "FAB": 100, "Square": 5000, "CW": 100,
     }  # fmt: skip
-    lines = tables.suite(suite.evaluate(run, config(), CPU, ["PGD-20", "DeepFool"]))
+    lines = tables.suite(evaluate_suite(run, config(), CPU, ["PGD-20", "DeepFool"]))
     (pgd,) = (line.split() for line in lines if line.startswith("PGD-20 ") and "by eps" not in line)
     assert pgd[2:] == ["Linf", "0.1", "20", "1", "0.025"]
     (deepfool,) = (line for line in lines if line.startswith("DeepFool"))

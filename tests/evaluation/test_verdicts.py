@@ -1,7 +1,7 @@
 import pytest
 
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluation import verdicts
+from acl_plugin.evaluation.storage import read_verdicts, write_verdicts
 from acl_plugin.evaluation.verdicts import Verdict, summary
 
 FOUR = [Verdict(0, 1, 1, None), Verdict(1, 1, 1, "apgd-ce"), Verdict(2, 1, 1, "fab-t"), Verdict(3, 1, 0, None)]
@@ -19,9 +19,9 @@ def test_summary_is_the_count_of_the_verdicts():
 
 def test_lines_are_written_and_read(tmp_path):
     path = tmp_path / "evaluation.jsonl"
-    assert verdicts.read(path) == []
-    verdicts.write(path, FOUR)
-    assert verdicts.read(path) == FOUR
+    assert read_verdicts(path) == []
+    write_verdicts(path, FOUR)
+    assert read_verdicts(path) == FOUR
     assert path.read_text().splitlines()[1] == '{"index": 1, "label": 1, "clean_prediction": 1, "broken_by": "apgd-ce"}'
 
 
@@ -30,4 +30,4 @@ def test_damaged_lines_are_told(tmp_path, text):
     path = tmp_path / "evaluation.jsonl"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UsageError, match="evaluation.jsonl is damaged"):
-        verdicts.read(path)
+        read_verdicts(path)

@@ -16,7 +16,7 @@ from acl_plugin.cli.main import main
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluation import verdicts
+from acl_plugin.evaluation.storage import write_verdicts
 from acl_plugin.evaluation.verdicts import Verdict
 from acl_plugin.leaderboard import index, registration
 from acl_plugin.leaderboard.architectures import architecture
@@ -75,7 +75,7 @@ def evaluated(folder, **evaluation):
     nn.init.normal_(model.head.weight)
     write_model(folder.classifier, model.spec, model.state_dict())
     write_json(folder.evaluation, {**EVALUATION, "weights_sha256": weights_hash(model), **evaluation})
-    verdicts.write(folder.evaluation_lines, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
+    write_verdicts(folder.evaluation_lines, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
     return folder, model
 
 

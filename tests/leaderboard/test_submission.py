@@ -18,7 +18,7 @@ from torch import nn
 
 from acl_plugin.cli.main import main
 from acl_plugin.config import preset
-from acl_plugin.evaluation import verdicts
+from acl_plugin.evaluation.storage import write_verdicts
 from acl_plugin.evaluation.verdicts import Verdict
 from acl_plugin.leaderboard import repeat, submission, whole_run
 from acl_plugin.leaderboard.export import export
@@ -51,7 +51,7 @@ def exported(tmp_path, backbone="resnet10t", kwargs=None, stem="cifar", **option
     write_json(
         folder.evaluation, {**EVALUATION, "weights_sha256": weights_hash(model), **options.pop("evaluation", {})}
     )
-    verdicts.write(folder.evaluation_lines, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
+    write_verdicts(folder.evaluation_lines, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
     export(folder, preset("cifar10"), **{"name": "Author2026Paper", **options})
     return folder, model
 
@@ -146,10 +146,10 @@ def test_robustbenchs_own_tests(tmp_path, dataset, right, clean_acc, expected):
     run = RunDir(tmp_path)
     wrong = {i for i in range(1000) if i * (1000 - right) // 1000 != (i + 1) * (1000 - right) // 1000}
     lines = [Verdict(i, 0, int(i % 1000 in wrong), None) for i in range(10_000)]
-    verdicts.write(run.evaluation_lines, lines)
+    write_verdicts(run.evaluation_lines, lines)
     found = submission.acceptance(run, {"dataset": dataset}, clean_acc)
     assert tuple(line.rsplit(": ", 1)[1] for line in found) == expected
-    verdicts.write(run.evaluation_lines, lines[100:400])
+    write_verdicts(run.evaluation_lines, lines[100:400])
     assert all("not known" in line for line in submission.acceptance(run, {"dataset": dataset}, clean_acc))
     run.evaluation_lines.unlink()
     assert all("not known" in line for line in submission.acceptance(run, {"dataset": dataset}, clean_acc))

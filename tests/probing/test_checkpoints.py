@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
-from acl_plugin.probing.protocols import PROTOCOLS, probe
+from acl_plugin.probing.protocols import probe
+from acl_plugin.registry import PROTOCOLS
 from acl_plugin.runs.models import load_classifier
 from acl_plugin.runtime.files import read_json
 from acl_plugin.training.pretrain import pretrain
@@ -43,7 +44,7 @@ def test_damage_is_told_and_begun_anew(tmp_path, every_step, capsys):
     kept.save("SLF", lambda: {"w": torch.ones(1000)})
     damage(tmp_path / "SLF.pt")
     assert kept.load("SLF") is None
-    assert "SLF.pt is damaged (a checksum is not right); beginning it anew" in capsys.readouterr().err
+    assert "SLF.pt is damaged (a checksum is not right); starting over" in capsys.readouterr().err
 
 
 def test_short_trainings_write_nothing(tmp_path):
@@ -52,7 +53,7 @@ def test_short_trainings_write_nothing(tmp_path):
     assert not (tmp_path / "probing").exists()
 
 
-@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS if name != "slf_exact"])
+@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS.names() if name != "slf_exact"])
 def test_every_protocol_goes_on_where_it_was_stopped(protocol, tiny_config, tmp_path, every_step, monkeypatch):
     config = dataclasses.replace(
         tiny_config,

@@ -10,7 +10,8 @@ from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import predictions
-from acl_plugin.probing.protocols import PROTOCOLS, probe, split
+from acl_plugin.probing.protocols import probe, split
+from acl_plugin.registry import PROTOCOLS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import write_model
 from acl_plugin.training.pretrain import pretrain
@@ -51,7 +52,7 @@ def test_probe_learns_and_writes_what_it_did(run):
     assert model.spec.classes == tuple("0123456789")
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROTOCOLS.names())
 def test_every_protocol_gives_a_classifier_and_its_record(two_banks, protocol):
     folder, config = two_banks
     config = dataclasses.replace(config, probe_protocol=protocol)

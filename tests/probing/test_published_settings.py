@@ -2,11 +2,11 @@ import pytest
 
 from acl_plugin import available
 from acl_plugin.config import preset
-from acl_plugin.probing.protocols import PROTOCOLS
 from acl_plugin.probing.published_settings import probe_settings
+from acl_plugin.registry import PROTOCOLS
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROTOCOLS.names())
 @pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100"])
 @pytest.mark.parametrize("objective", [*available(), "imported"])
 def test_every_objective_has_settings_that_are_options(objective, data, protocol):

@@ -15,7 +15,7 @@ from PIL import Image
 from acl_plugin import pipeline
 from acl_plugin.cli.main import main
 from acl_plugin.config import preset
-from acl_plugin.evaluation.suite import evaluate
+from acl_plugin.evaluation.run_folder import evaluate_suite
 from acl_plugin.reporting import figures, report
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.files import read_json, write_json
@@ -69,7 +69,7 @@ def runs(tmp_path_factory):
         patch.setenv("ACL_PLUGIN_HOME", str(folder / "home"))
         pipeline.run(config, folder / "whole")
     whole = RunDir(folder / "whole")
-    evaluate(whole, config, CPU, ["FGSM", "PGD-20"])
+    evaluate_suite(whole, config, CPU, ["FGSM", "PGD-20"])
     audit.audit([whole], whole, "all", 24, CPU)
     return whole, pretrain(preset("digits", **SETTINGS, objective="simclr"), folder / "begun")
 

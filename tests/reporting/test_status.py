@@ -1,7 +1,7 @@
 import pytest
 
 from acl_plugin.cli.main import main
-from acl_plugin.evaluation import run_folder
+from acl_plugin.evaluation.storage import FolderStates
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
 from acl_plugin.runs.folder import RunDir
 from conftest import OPTIONS, TINY
@@ -49,20 +49,20 @@ def test_a_run_from_its_first_epoch_to_its_export(tmp_path, capsys, few, monkeyp
     assert told["pretrain"].startswith("done, ")
     assert told["probe"] == "begun: SLF"
 
-    original = run_folder._store
+    original = FolderStates.store
 
-    def stop(run, chunk, *rest):
-        original(run, chunk, *rest)
-        if chunk.done == 3:
+    def stop(states, step):
+        original(states, step)
+        if step.chunk.done == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_folder, "_store", stop)
+    monkeypatch.setattr(FolderStates, "store", stop)
     assert main(["run", "--out", str(run), *OPTIONS]) == 130
     _, told = lines(run, capsys)
     assert told["probe"].startswith("slf, train accuracy ")
     assert told["evaluate"] == "3 of 4 attacks"
 
-    monkeypatch.setattr(run_folder, "_store", original)
+    monkeypatch.setattr(FolderStates, "store", original)
     assert main(["run", "--out", str(run), *OPTIONS]) == 0
     _, told = lines(run, capsys)
     assert told["evaluate"].endswith("% of 12 images")

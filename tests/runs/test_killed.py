@@ -12,12 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from run_files import check_whole, contents
 
-from conftest import ROOT, OPTIONS
+from conftest import OPTIONS, ROOT
 
 KILLS = int(os.environ.get("ACL_PLUGIN_KILLS", "5"))
 SERVER = """
@@ -26,14 +25,14 @@ import torch
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 import lightning, kornia, timm, torchattacks, sklearn.linear_model, matplotlib.figure
-from acl_plugin import cli, pipeline, audit
+from acl_plugin.cli.main import main
 from conftest import shorten
 
 shorten(setattr)
 for line in sys.stdin:  # each command in a process of its own, which need not import everything again
     child = os.fork()
     if not child:
-        os._exit(cli.main(json.loads(line)))
+        os._exit(main(json.loads(line)))
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """

@@ -11,7 +11,7 @@ import torch
 from acl_plugin import pipeline
 from acl_plugin.config import preset
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluation import run_folder, suite
+from acl_plugin.evaluation import run_folder
 from acl_plugin.leaderboard import export
 from acl_plugin.probing import protocols
 from acl_plugin.runs.folder import RunDir
@@ -23,7 +23,7 @@ from conftest import TINY
 HOLDS = """
 import sys, time
 from pathlib import Path
-from acl_plugin.lock import locked
+from acl_plugin.runs.lock import locked
 with locked(Path(sys.argv[1])):
     print("holds", flush=True)
     time.sleep(60)
@@ -50,7 +50,7 @@ def test_two_processes_do_not_work_in_one_folder(other):
         lambda: pretrain(config, run.path),
         lambda: protocols.probe(run, config, cpu),
         lambda: run_folder.evaluate(run, config, cpu),
-        lambda: suite.evaluate(run, config, cpu),
+        lambda: run_folder.evaluate_suite(run, config, cpu),
         lambda: export.export(run, config),
     ]
     for stage in stages:
@@ -128,7 +128,8 @@ def test_a_second_thread_is_refused_before_anything_is_written_and_the_first_end
                 found.append(in_another_thread(lambda: pretrain(config, run.path)))
                 found.append(in_another_thread(lambda: pipeline.run(config, run.path)))
                 found.extend(
-                    in_another_thread(lambda s=s: s(whole, config, cpu)) for s in (protocols.probe, suite.evaluate)
+                    in_another_thread(lambda s=s: s(whole, config, cpu))
+                    for s in (protocols.probe, run_folder.evaluate_suite)
                 )
                 assert sorted(tmp_path.rglob("*")) == before
 

@@ -193,7 +193,9 @@ def test_names_of_entry_points(tmp_path, monkeypatch, capsys, name):
     info = tmp_path / "evil-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{name} = acl_plugin.objectives.simclr:SimCLR\n")
+    (info / "entry_points.txt").write_text(
+        f"[{registry.OBJECTIVES.group}]\n{name} = acl_plugin.objectives.simclr:SimCLR\n"
+    )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     assert name not in registry.available()
     assert main(["list", "objectives"]) == 0

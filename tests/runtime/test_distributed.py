@@ -16,9 +16,9 @@ import json, sys
 import torch, torch.distributed as dist
 from torch import nn
 import acl_plugin
-from acl_plugin.distributed import average
-from acl_plugin.inner_attack import InnerAttack, ThreatModel
-from acl_plugin.objective import Views
+from acl_plugin.runtime.distributed import average
+from acl_plugin.attacks.inner_attack import InnerAttack, ThreatModel
+from acl_plugin.objectives.base import Views
 
 rank, port, out, cases = int(sys.argv[1]), sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
 torch.set_num_threads(1)
@@ -137,7 +137,8 @@ def test_one_process_changes_nothing():
 MAIN = """
 import sys
 from pathlib import Path
-from acl_plugin import distributed, errors
+from acl_plugin import errors
+from acl_plugin.runtime import distributed
 
 def work():
     try:

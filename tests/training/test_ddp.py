@@ -14,8 +14,9 @@ from pathlib import Path
 
 import lightning, torch
 from acl_plugin.config import preset
-from acl_plugin.data import load
-from acl_plugin.trainer import build, pretrain
+from acl_plugin.data.datasets import load
+from acl_plugin.training.build import build
+from acl_plugin.training.pretrain import pretrain
 
 class Record(lightning.Callback):
     rows = []

@@ -109,7 +109,7 @@ def test_the_seed_reaches_every_attack_of_an_evaluation(finished_run, tmp_path, 
         seeds.append(seed)
         return x
 
-    monkeypatch.setattr(autoattack, "_attack", attack)
+    monkeypatch.setattr(autoattack, "run_attack", attack)
     by_seed = []
     for seed in ("0", "1"):
         run = tmp_path / seed

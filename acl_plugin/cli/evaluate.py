@@ -1,0 +1,140 @@
+"""``acl-plugin evaluate``: the classifier of a run folder, or a model of your own."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from acl_plugin import config as configuration
+from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.cli.model_source import SOURCES, load_model
+from acl_plugin.cli.parser import Parser, defaults_of_run, known_options, parse, parser_of
+from acl_plugin.config import DataConfig, EvaluationConfig, MachineConfig, ThreatConfig, check, unused
+from acl_plugin.data import datasets
+from acl_plugin.data.images import DataSet
+from acl_plugin.errors import UsageError
+from acl_plugin.evaluation import corruption_files, own_model, run_folder
+from acl_plugin.evaluation.results import CorruptionEvaluation, Evaluation, SuiteEvaluation
+from acl_plugin.reporting import tables
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runtime.device import training_device
+
+MODEL_HELP = f"A model of your own in place of a run: {SOURCES}."
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Evaluate the classifier of a run folder; or, with ``--model``, a model of the user's own."""
+    if any(argument == "--model" or argument.startswith("--model=") for argument in arguments):
+        _own_model(arguments)
+    else:
+        _run_folder(arguments)
+
+
+def _run_folder(arguments: list[str]) -> None:
+    parser = parser_of("evaluate")
+    parser.add_argument("run", type=Path, help="The run's folder.")
+    _add_options(parser)
+    parser.add_class_arguments(EvaluationConfig)
+    parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the dataset is now.")
+    parser.add_argument("--model", type=str | None, default=None, help=f"{MODEL_HELP} Its options: --model X --help.")
+    parser.add_class_arguments(MachineConfig, skip={"num_nodes", "compile", "precision"})
+    options = parse(parser, arguments, defaults_of_run, unused.EVALUATE)
+    run, overwrite = RunDir(options.pop("run")), options.pop("overwrite")
+    config = replace(run.read_config(), **known_options(options))
+    check(config)
+
+    device = training_device(config.accelerator)
+    if options["suite"] == "standard":
+        found = run_folder.evaluate_suite(run, config, device, options["attacks"], overwrite=overwrite)
+        print("\n".join(tables.suite(found)))
+    elif options["suite"] == "corruptions":
+        place = options["corruptions_dir"]
+        found = run_folder.evaluate_corruptions(run, config, device, place, overwrite=overwrite)
+        print("\n".join(tables.corruptions(found)))
+    else:
+        found = run_folder.evaluate(run, config, device, overwrite=overwrite)
+        print("\n".join(tables.accuracies([(config.objective, found)])))
+
+
+def _add_options(parser: Parser) -> None:
+    """Add the options that both forms have."""
+    parser.add_class_arguments(ThreatConfig)
+    parser.add_argument("--limit-test", type=int | None, default=None, help="Evaluate on N test images only.")
+    suites = Literal["autoattack", "standard", "corruptions"]
+    text = "standard: torchattacks, one by one; corruptions: the 15 common ones."
+    parser.add_argument("--suite", type=suites, default="autoattack", help=text)
+    text = "Folder that holds CIFAR-10-C or CIFAR-100-C; without it corruptions are made on the fly."
+    parser.add_argument("--corruptions-dir", type=Path | None, default=None, help=text)
+    parser.add_argument("--attacks", type=list[str] | None, default=None, help="Only these of --suite standard.")
+    parser.add_argument("--overwrite", type=bool, help="Replace an evaluation that is there, whatever its settings.")
+
+
+def _own_model(arguments: list[str]) -> None:
+    parser = parser_of("evaluate")
+    parser.add_argument("--model", type=str, required=True, help=MODEL_HELP)
+    parser.add_argument("--out", type=Path, required=True, help="Folder of the results (resumable), or a .json file.")
+    parser.add_argument("--data", type=str, required=True, help="Dataset by name (`acl-plugin list data`).")
+    parser.add_class_arguments(DataConfig, skip={"data", "limit_train", "limit_test"})
+    _add_options(parser)
+    parser.add_class_arguments(EvaluationConfig, skip={"class_map"})
+    parser.add_class_arguments(MachineConfig, skip={"num_nodes", "compile", "precision", "devices"})
+    options = parse(parser, arguments, _defaults_of_dataset, unused.EVALUATE)
+
+    config = replace(configuration.preset(options["data"]), **known_options(options))
+    check(config)
+    out, overwrite = options["out"], options["overwrite"]
+    is_file = out.suffix == ".json"
+    if is_file and (out.is_dir() or (out.exists() and not overwrite)):
+        message = f"`out` {out} exists; pass `overwrite` to replace it, or choose another file"
+        raise UsageError(message, parameter="out", given=str(out), allowed="a new file")
+    if is_file and not out.parent.is_dir():
+        message = f"`out` {out}: there is no folder {out.parent}"
+        raise UsageError(message, parameter="out", given=str(out), allowed="a file in a folder that is there")
+    device, data = training_device(config.accelerator), datasets.load(config)
+    model = load_model(options["model"], config.data, config.norm, len(data.classes)).to(device)
+    given = {
+        "seed": config.seed,
+        "batch_size": config.eval_batch_size,
+        "folder": None if is_file else out,
+        "overwrite": overwrite,
+        "classes": data.classes,
+        "dataset": config.data,
+    }
+    result = _result(model, data, config, options, given)
+    if is_file:
+        result.save(out)
+    _show(result, options["model"])
+    print(f"results: {out}")
+
+
+def _defaults_of_dataset(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults that go with the dataset and the norm of the command line."""
+    norm = given.get("norm")
+    return {"norm": norm} | configuration.defaults(given["data"], norm=norm)
+
+
+def _result(
+    model: Any, data: DataSet, config: configuration.RunConfig, options: Mapping[str, Any], given: dict[str, Any]
+) -> Evaluation | SuiteEvaluation | CorruptionEvaluation:
+    """Return the evaluation that ``--suite`` names."""
+    images, threat = data.test, ThreatModel(config.norm, config.eps)
+    if options["suite"] == "standard":
+        return own_model.evaluate_suite(
+            model, images.floats(), images.labels, threat, attacks=options["attacks"], **given
+        )
+    if options["suite"] == "corruptions":
+        place = options["corruptions_dir"]
+        source = None if place is None else corruption_files.corrupted(data, images, place, config.seed)
+        return own_model.evaluate_corruptions(model, images.floats(), images.labels, source=source, **given)
+    return own_model.evaluate(model, images.floats(), images.labels, threat, **given)
+
+
+def _show(result: Evaluation | SuiteEvaluation | CorruptionEvaluation, name: str) -> None:
+    """Print the table of a result."""
+    if isinstance(result, Evaluation):
+        lines = tables.accuracies([(name, result.values)])
+    elif isinstance(result, SuiteEvaluation):
+        lines = tables.suite(result.values)
+    else:
+        lines = tables.corruptions(result.values)
+    print("\n".join(lines))

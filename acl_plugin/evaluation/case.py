@@ -1,0 +1,148 @@
+"""A user's model and images, checked and ready to be evaluated, with the folder that keeps the states."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acl_plugin.data.fingerprint import Fingerprint, image_hashes
+from acl_plugin.errors import UsageError
+from acl_plugin.evaluation import inputs
+from acl_plugin.evaluation.batches import predicted
+from acl_plugin.evaluation.checks import largest_batch
+from acl_plugin.evaluation.isolation import isolated
+from acl_plugin.evaluation.storage import earlier_record, state_hash
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.lock import alone, locked
+from acl_plugin.runs.records import read_record
+
+
+@dataclass(frozen=True)
+class Case:
+    """Hold a model and images that were checked.
+
+    Attributes:
+        model: in eval mode, on ``device``.
+        images: (N, C, H, W) in [0, 1], on the CPU.
+        labels: (N,) int64.
+        classes: names of the K classes.
+        seed: of the evaluation.
+        batch_size: that was given; None to choose it.
+        device: to compute on.
+        dataset: name of a dataset of this package, for the record.
+        run: the folder that keeps the states; None to keep none.
+    """
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    seed: int
+    batch_size: int | None
+    device: torch.device
+    dataset: str | None
+    run: RunDir | None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (C, H, W)."""
+        c, h, w = self.images.shape[1:]
+        return c, h, w
+
+    def size(self, run: RunDir | None = None, overwrite: bool = False) -> int:
+        """Return the number of images in a batch: what was given, what an earlier start in ``run`` had, or the most."""
+        if self.batch_size is not None:
+            return self.batch_size
+        if run is not None and run.evaluation_key.is_file() and not overwrite:
+            return int(read_record(run.evaluation_key)["batch_size"])
+        return min(largest_batch(self.model, self.shape, self.device), len(self.images))
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the result, but for the attacks."""
+        print_of_images = Fingerprint.of(image_hashes(self.images), self.labels, self.shape, self.classes)
+        return {
+            "dataset": self.dataset,
+            "n": len(self.images),
+            "seed": self.seed,
+            "images": print_of_images.to_dict(),
+            "weights_sha256": state_hash(self.model),
+        }
+
+    def clean_accuracy(self) -> float:
+        """Return the accuracy on the images themselves."""
+        return (predicted(self.model, self.images, self.size()) == self.labels).double().mean().item()
+
+    def earlier(self, name: str, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+        """Return what an earlier start with the same settings has written; empty if there is none."""
+        found = None if self.run is None else earlier_record(self.run.path / name, settings, overwrite)
+        return found or {}
+
+    @contextmanager
+    def opened(self) -> Iterator[RunDir]:
+        """Make the folder, and keep other processes out of it."""
+        assert self.run is not None
+        try:
+            self.run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"{self.run.path} cannot be written: {error.strerror}"
+            raise UsageError(message, parameter="folder", given=str(self.run.path), allowed="a folder") from error
+        with locked(self.run.path):
+            yield self.run
+
+
+@contextmanager
+def prepared(
+    model: nn.Module,
+    images: inputs.ImageData,
+    labels: Any,
+    seed: int,
+    batch_size: int | None,
+    device: torch.device | str | None,
+    classes: Sequence[str] | None,
+    dataset: str | None,
+    folder: Path | str | None,
+) -> Iterator[Case]:
+    """Check model and images; inside, the model is isolated, and afterwards it and the process are as before."""
+    _require_whole("seed", seed, 0)
+    if batch_size is not None:
+        _require_whole("batch_size", batch_size, 1)
+    run = None if folder is None else _results_folder(folder)
+    target, place = inputs.on_device(model, device)
+    with alone(), isolated(target, seed, place):
+        x, y = inputs.collect(images, labels)
+        names = inputs.check_user_model(target, x, y, classes)
+        case = Case(target, x, y, names, seed, batch_size, place, dataset, run)
+        inputs.check_finite(target, x, case.size())
+        yield case
+
+
+def _results_folder(folder: Path | str) -> RunDir:
+    """Return a folder for results, which is new, empty, or has results already.
+
+    Raises:
+        UsageError: for a file, a run folder, or a folder of other things.
+    """
+    run = RunDir(folder)
+    results = (run.evaluation_key, run.suite, run.corruptions)
+    if run.config.is_file():
+        wrong = "is a run folder, whose own classifier `acl-plugin evaluate RUN` evaluates; choose another folder"
+    elif run.path.exists() and not run.path.is_dir():
+        wrong = "is a file; choose a folder"
+    elif run.path.is_dir() and not any(file.is_file() for file in results):
+        if all(file.name.startswith(".") for file in run.path.iterdir()):
+            return run
+        wrong = "is not empty and has no evaluation; choose another folder"
+    else:
+        return run
+    allowed = "a new or empty folder, or one with an evaluation"
+    raise UsageError(f"{run.path} {wrong}", parameter="folder", given=str(run.path), allowed=allowed)
+
+
+def _require_whole(name: str, value: Any, low: int) -> None:
+    if type(value) is not int or not low <= value < 2**63:
+        message = f"`{name}` {value!r}: allowed is a whole number from {low}"
+        raise UsageError(message, parameter=name, given=value, allowed=f"a whole number from {low}")

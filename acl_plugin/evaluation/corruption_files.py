@@ -1,0 +1,76 @@
+"""Corrupted test images: the published folders CIFAR-10-C and CIFAR-100-C, or the same corruptions made on the fly."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from acl_plugin.data.images import DataSet, Images
+from acl_plugin.errors import UsageError
+from acl_plugin.evaluation.corruptions import NAMES, Corrupted, generated, generator_version
+from acl_plugin.runtime.paths import user_path
+
+FOLDERS = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"}
+
+
+def corrupted(data: DataSet, images: Images, folder: Path | None, seed: int) -> tuple[str, Corrupted]:
+    """Return the source of the corruptions, by name, and the corruptions of the test images of ``data``.
+
+    Args:
+        data: the dataset.
+        images: its test images that are in use, whose labels count the classifier's classes.
+        folder: holds the published folders; None makes the corruptions on the fly.
+        seed: of the noise.
+
+    Raises:
+        UsageError: for a missing folder or package, or images that cannot be corrupted.
+    """
+    if folder is None:
+        made = generated(images.pixels, images.labels, images.rows, seed, images.levels)
+        return generator_version(), made
+    read = read_folder(data, folder, images.labels)
+    return FOLDERS[data.name], read
+
+
+def read_folder(data: DataSet, folder: Path, labels: Tensor) -> Corrupted:
+    """Return the corrupted test images of a published folder that are in use.
+
+    Args:
+        data: CIFAR-10 or CIFAR-100.
+        folder: holds CIFAR-10-C or CIFAR-100-C.
+        labels: (N,) of the test images, as the classifier counts the classes.
+
+    Raises:
+        UsageError: for another dataset, or files that are missing or of other images.
+    """
+    if data.name not in FOLDERS:
+        raise UsageError(
+            f"there are corruption folders of {', '.join(FOLDERS)} only, not of {data.name}",
+            parameter="corruptions_dir", given=str(folder), allowed=tuple(FOLDERS),
+        )  # fmt: skip
+    folder = user_path(folder, "corruptions_dir")
+    place, rows = folder / FOLDERS[data.name], data.test.rows
+    missing = [f"{name}.npy" for name in ("labels", *NAMES) if not (place / f"{name}.npy").is_file()]
+    if missing:
+        raise UsageError(
+            f"{place} lacks {', '.join(missing[:3])}; `corruptions_dir` is the folder that holds {FOLDERS[data.name]}",
+            parameter="corruptions_dir", given=str(folder), allowed=f"a folder with {FOLDERS[data.name]}",
+        )  # fmt: skip
+
+    def read(name: str, severity: int) -> tuple[Tensor, Tensor]:
+        try:
+            from robustbench.data import load_cifar10c, load_cifar100c
+        except ImportError as error:
+            raise UsageError(str(error), parameter="robustbench", given=None, allowed="robustbench 1.1.1") from error
+
+        load = {"cifar10": load_cifar10c, "cifar100": load_cifar100c}[data.name]
+        x, y = load(n_examples=int(rows.max()) + 1, severity=severity, data_dir=str(folder), corruptions=[name])
+        if not torch.equal(y.long()[rows], data.test.labels):
+            raise UsageError(
+                f"{place}/labels.npy does not have the labels of the test images of {data.name}; the files "
+                f"are damaged or in another order",
+                parameter="corruptions_dir", given=str(folder), allowed=f"{FOLDERS[data.name]} as published",
+            )  # fmt: skip
+        return x[rows], labels
+
+    return read

@@ -1,0 +1,190 @@
+"""A user's model and test images: checked, and brought into the form that evaluations take."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from acl_plugin.attacks.inputs import check_images, check_values
+from acl_plugin.errors import UsageError, reason
+from acl_plugin.evaluation.batches import device_of
+from acl_plugin.evaluation.checks import check_classifier
+from acl_plugin.runtime.autograd import check_autograd, constant
+
+ImageData = Tensor | Dataset[Any] | DataLoader[Any]
+SOURCES = "a tensor (N, C, H, W) in [0, 1] with `labels`, a Dataset of (image, label), or a DataLoader of it"
+CHECKED = 64
+"""Images on which the model is checked before anything else."""
+
+
+def on_device(model: Any, device: torch.device | str | None) -> tuple[nn.Module, torch.device]:
+    """Return the model to attack and its device: the model itself, or a copy on ``device`` if that is another.
+
+    Raises:
+        UsageError: for something that is no module, weights that no gradient passes, or a device that is not there.
+    """
+    if not isinstance(model, nn.Module):
+        message = f"`model` is {type(model).__name__}; allowed is a torch.nn.Module that returns (B, K) logits"
+        raise UsageError(message, parameter="model", given=type(model).__name__, allowed="a torch.nn.Module")
+    if any(is_lazy(tensor) for tensor in chain(model.parameters(), model.buffers())):  # type: ignore[no-untyped-call]
+        message = "`model` has weights that are not initialized; call it on a batch of images first"
+        raise UsageError(message, parameter="model", given="lazy weights", allowed="initialized weights")
+    check_autograd(model)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    if dtype != torch.float32:
+        message = f"`model` has weights in {dtype}; attacks compute in float32: call float() on it"
+        raise UsageError(message, parameter="model", given=dtype, allowed=torch.float32)
+    if device is None:
+        return model, device_of(model)
+    try:
+        place = torch.empty(0, device=device).device
+    except (RuntimeError, TypeError, AssertionError) as error:
+        message = f"`device` {device}: this machine has none, or it is unknown ({reason(error)})"
+        raise UsageError(message, parameter="device", given=str(device), allowed="a device of this machine") from error
+    if place == device_of(model):
+        return model, place
+    try:
+        return copy.deepcopy(model).to(place), place
+    except Exception as error:  # a module can refuse a copy in any way
+        message = f"`device` {device}: the model cannot be copied to it ({reason(error)}); move it there yourself"
+        raise UsageError(message, parameter="device", given=str(device), allowed=str(device_of(model))) from error
+
+
+def collect(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    """Return test images (N, C, H, W) float32 in [0, 1] and labels (N,) int64, on the CPU.
+
+    Args:
+        images: a tensor, a Dataset of (image, label), or a DataLoader of (images, labels).
+        labels: (N,) whole numbers with a tensor; None with a Dataset or DataLoader.
+
+    Raises:
+        UsageError: for images that are not floats in [0, 1] or labels that are not whole numbers, with what was given;
+            for no images at all.
+    """
+    if isinstance(images, Dataset | DataLoader):
+        if labels is not None:
+            message = f"`labels` are given with a {type(images).__name__}, whose items have labels; leave them out"
+            raise UsageError(message, parameter="labels", given=type(labels).__name__, allowed=None)
+        images, labels = _gathered(images)
+    elif not isinstance(images, Tensor):
+        message = f"`images` is {type(images).__name__}; allowed is {SOURCES}"
+        raise UsageError(message, parameter="images", given=type(images).__name__, allowed=SOURCES)
+    elif labels is None:
+        message = "`labels` are missing; a tensor of images needs (N,) whole numbers"
+        raise UsageError(message, parameter="labels", given=None, allowed="(N,) whole numbers")
+    check_images(images, "images")
+    if not images.numel():
+        raise UsageError("`images` is empty; allowed is one image or more", parameter="images", given=0, allowed="1")
+    labels = _whole_numbers(labels, len(images))
+    check_values(images, "images")
+    return constant(images).to("cpu", torch.float32), constant(labels).to("cpu", torch.int64)
+
+
+def _whole_numbers(labels: Any, count: int) -> Tensor:
+    if isinstance(labels, list | tuple):
+        labels = torch.tensor(labels) if all(type(label) is int for label in labels) else labels
+    whole = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    if not isinstance(labels, Tensor) or labels.dtype not in whole or labels.shape != (count,):
+        given = f"{tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
+        allowed = f"({count},) whole numbers, one for each image"
+        raise UsageError(f"`labels`: {given}; allowed are {allowed}", parameter="labels", given=given, allowed=allowed)
+    return labels
+
+
+def _gathered(source: "Dataset[Any] | DataLoader[Any]") -> tuple[Tensor, Tensor]:
+    """Return all images and labels of a Dataset or DataLoader, read once; its generators are then as before."""
+    name, images, labels = type(source).__name__, [], []
+    for item in _items(source):
+        if not isinstance(item, list | tuple) or len(item) != 2:
+            message = f"`images`: an item of the {name} is {type(item).__name__}; allowed is a pair (image, label)"
+            raise UsageError(message, parameter="images", given=type(item).__name__, allowed="(image, label)")
+        image, label = item
+        single = not isinstance(source, DataLoader)
+        if not isinstance(image, Tensor) or (single and image.dim() != 3):
+            given = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+            hint = "" if isinstance(image, Tensor) else "; add torchvision.transforms.ToTensor() to it"
+            message = f"`images`: an image of the {name} has {given}; allowed is a tensor (C, H, W){hint}"
+            raise UsageError(message, parameter="images", given=given, allowed="a tensor (C, H, W)")
+        images.append(image[None] if single else image)
+        labels.append(torch.as_tensor(label).reshape(-1) if single else torch.as_tensor(label))
+    if not images:
+        raise UsageError(f"`images`: the {name} is empty", parameter="images", given=0, allowed="one image or more")
+    try:
+        return torch.cat(images), torch.cat(labels)
+    except (RuntimeError, TypeError) as error:
+        message = f"`images`: the images of the {name} are of several sizes or types ({reason(error)})"
+        raise UsageError(message, parameter="images", given=name, allowed="images of one size") from error
+
+
+def _items(source: "Dataset[Any] | DataLoader[Any]") -> Iterator[Any]:
+    if isinstance(source, IterableDataset):
+        yield from source
+    elif isinstance(source, Dataset):
+        for position in range(len(source)):  # type: ignore[arg-type]
+            yield source[position]
+    else:
+        samplers = (source, source.sampler, source.batch_sampler)
+        found = [g for each in samplers if (g := getattr(each, "generator", None)) is not None]
+        states = [(generator, generator.get_state()) for generator in found]
+        try:
+            yield from source
+        finally:
+            for generator, state in states:
+                generator.set_state(state)
+
+
+def check_user_model(model: nn.Module, images: Tensor, labels: Tensor, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the classes of a model in eval mode, which are checked against logits and labels.
+
+    Args:
+        model: to be evaluated.
+        images: (N, C, H, W) in [0, 1].
+        labels: (N,) int64.
+        names: of the classes; None for their numbers.
+
+    Raises:
+        UsageError: for a model that fails on the images, or whose logits make attacks or numbers wrong; for labels
+            outside of the classes, or another number of names.
+    """
+    device = device_of(model)
+    first = images[:CHECKED].to(device)
+    try:
+        with torch.no_grad():
+            logits = model(first)
+    except UsageError:
+        raise
+    except Exception as error:  # a user's module can fail in any way
+        shape = " x ".join(map(str, images.shape[1:]))
+        message = f"`model` fails on images of {shape}: {reason(error)}"
+        raise UsageError(message, parameter="model", given=reason(error), allowed="(B, K) logits") from error
+    check_classifier(model, first)
+    classes = logits.shape[1]
+    if names is not None and len(names) != classes:
+        message = f"the model has logits of {classes} classes; {len(names)} names of classes are given"
+        raise UsageError(message, parameter="classes", given=len(names), allowed=classes)
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        message = f"`labels` from {low} to {high}: the model has {classes} classes, from 0 to {classes - 1}"
+        raise UsageError(message, parameter="labels", given=(low, high), allowed=(0, classes - 1))
+    return tuple(map(str, range(classes))) if names is None else tuple(map(str, names))
+
+
+@torch.no_grad()
+def check_finite(model: nn.Module, images: Tensor, batch_size: int) -> None:
+    """Refuse a model whose logits of any image are not finite.
+
+    Raises:
+        UsageError: naming the image.
+    """
+    device = device_of(model)
+    for start in range(0, len(images), batch_size):
+        finite = model(images[start : start + batch_size].to(device)).isfinite().all(1)
+        if not finite.all():
+            position = start + int((~finite).nonzero()[0])
+            message = f"`model` gives logits that are not finite for image {position}"
+            raise UsageError(message, parameter="model", given=position, allowed="finite logits")

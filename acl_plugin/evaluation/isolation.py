@@ -1,0 +1,52 @@
+"""Leave a user's model and process as they were, whatever an evaluation does in between."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from acl_plugin.models import norm_banks
+from acl_plugin.runtime import seeding
+
+
+@contextmanager
+def isolated(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
+    """Inside, ``model`` is in eval mode, its weights take no gradient, and torch's generators start from ``seed``.
+
+    Afterwards, also after an error, modes, flags, gradients and buffers of the model are as before, and so are the
+    random states of torch, numpy and Python.
+
+    Args:
+        model: any module.
+        seed: of torch's generators, of numpy's and of Python's.
+        device: of the computation.
+    """
+    import numpy as np
+
+    gradients = [(p, p.grad) for p in model.parameters()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    states = random.getstate(), np.random.get_state()
+    for p, _ in gradients:
+        p.grad = None
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        with torch.inference_mode(False), seeding.private(seed, device), norm_banks.inference(model):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for p, gradient in gradients:
+            p.grad = gradient
+        with torch.no_grad():
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)

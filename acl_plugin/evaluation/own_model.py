@@ -1,0 +1,276 @@
+"""Evaluate a model of your own: any module, on tensors, a Dataset or a DataLoader."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.errors import EvaluationStopped, UsageError
+from acl_plugin.evaluation import corruptions
+from acl_plugin.evaluation.adversarial_images import recount
+from acl_plugin.evaluation.autoattack import (
+    REDUCED_VERSION,
+    STANDARD_VERSION,
+    all_flags,
+    autoattack,
+    autoattack_version,
+    chunk_verdicts,
+)
+from acl_plugin.evaluation.case import Case, prepared
+from acl_plugin.evaluation.inputs import ImageData
+from acl_plugin.evaluation.results import CorruptionEvaluation, Evaluation, SuiteEvaluation
+from acl_plugin.evaluation.storage import (
+    FolderStates,
+    MemoryStates,
+    States,
+    attacks_done,
+    earlier_record,
+    write_verdicts,
+)
+from acl_plugin.evaluation.suite import CURVE, attack_suite, chosen_attacks
+from acl_plugin.evaluation.verdicts import STANDARD, summary
+from acl_plugin.runs.records import read_record
+from acl_plugin.runtime.files import write_json
+from acl_plugin.runtime.progress import Progress
+
+
+def evaluate(
+    model: nn.Module,
+    images: ImageData,
+    labels: Tensor | Sequence[int] | None = None,
+    threat: ThreatModel | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    folder: Path | str | None = None,
+    overwrite: bool = False,
+    classes: Sequence[str] | None = None,
+    dataset: str | None = None,
+) -> Evaluation:
+    """Measure a classifier's robust accuracy with AutoAttack standard, one verdict per image.
+
+    The model is attacked in eval mode. Afterwards, also after an error, the modes, flags, gradients and buffers of the
+    model and the random states of torch, numpy and Python are as before. A model of fewer than four classes has the
+    reduced AutoAttack, without the targeted APGD, whose loss compares four logits; ``version`` is then ``AA-reduced``.
+
+    Args:
+        model: any module of float32 weights that maps (B, C, H, W) in [0, 1] to (B, K) logits, each a
+            function of its image alone. What it needs of normalization is part of it.
+        images: (N, C, H, W) floats in [0, 1] with ``labels``; or a Dataset of (image, label), or a DataLoader, all of
+            whose images are read into memory once.
+        labels: (N,) whole numbers from 0 to K - 1, for a tensor of images.
+        threat: norm and eps.
+        seed: of all attacks.
+        batch_size: images attacked together, on which the attacks' random numbers depend; None for as many as fit into
+            the memory, at most 500.
+        device: to compute on, for another one on a copy of the model; None for the model's own.
+        folder: keeps every state. An interrupted call resumes from it with the same settings, model and images; a
+            finished one is returned.
+        overwrite: replace an evaluation that ``folder`` has, whatever its settings.
+        classes: names of the K classes.
+        dataset: name of a dataset of this package, for the record.
+
+    Raises:
+        UsageError: for a model, images or labels that cannot be evaluated rightly; or when ``folder`` has an evaluation
+            with different settings, naming them.
+        EvaluationStopped: when an attack leaves the threat model, or a count of the verdicts is not the attacks'.
+
+    Source: Croce and Hein, arXiv 2003.01690.
+
+    Example:
+        >>> threat = acl_plugin.ThreatModel("Linf", "8/255")
+        >>> print(acl_plugin.evaluate(model, x, y, threat, folder="evaluation"))  # doctest: +SKIP
+    """
+    threat = _threat(threat)
+    with prepared(model, images, labels, seed, batch_size, device, classes, dataset, folder) as case:
+        version = STANDARD_VERSION if len(case.classes) > 3 else REDUCED_VERSION
+        settings = case.settings() | {"threat_model": threat.norm, "eps": threat.eps, "version": version}
+        if case.run is None:
+            return _autoattack(case, threat, settings, MemoryStates(), resumed=False)
+        settings["batch_size"] = case.size(case.run, overwrite)
+        earlier_record(case.run.evaluation_key, settings, overwrite)
+        with case.opened() as run:
+            states = FolderStates(run)
+            resumed = states.begin(settings, overwrite)
+            try:
+                return _autoattack(case, threat, settings, states, resumed)
+            except EvaluationStopped as error:
+                if not resumed:
+                    raise
+                message = f"{run.path} has the evaluation of another model, or was changed: {error}. Pass `overwrite`"
+                raise UsageError(f"{message} to replace it.", parameter="overwrite", given=str(run.path)) from error
+
+
+def evaluate_suite(
+    model: nn.Module,
+    images: ImageData,
+    labels: Tensor | Sequence[int] | None = None,
+    threat: ThreatModel | None = None,
+    *,
+    attacks: Sequence[str] | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    folder: Path | str | None = None,
+    overwrite: bool = False,
+    classes: Sequence[str] | None = None,
+    dataset: str | None = None,
+) -> SuiteEvaluation:
+    """Measure a classifier's accuracy under each of the standard attacks of torchattacks, and against eps.
+
+    The worst case is an upper bound of the robust accuracy; report AutoAttack's, see ``evaluate``.
+
+    Args:
+        model, images, labels, threat, seed, batch_size, device, classes, dataset: as in ``evaluate``.
+        attacks: names in ``acl_plugin.evaluation.suite.SUITE``; None for all that are valid for the images and the
+            number of classes.
+        folder: keeps the accuracy after each attack; a later call with the same settings runs those that are missing.
+        overwrite: replace a suite that ``folder`` has, whatever its settings.
+
+    Raises:
+        UsageError: as ``evaluate``, and for an attack that is unknown or not valid here.
+
+    Example:
+        >>> acl_plugin.evaluate_suite(model, x, y, threat, attacks=["FGSM", "PGD-20"]).worst_case  # doctest: +SKIP
+    """
+    threat = _threat(threat)
+    with prepared(model, images, labels, seed, batch_size, device, classes, dataset, folder) as case:
+        shape, settings = case.shape, case.settings() | {"threat_model": threat.norm, "eps": threat.eps}
+        settings["clean_accuracy"] = case.clean_accuracy()
+        chosen, _ = chosen_attacks(attacks, threat, shape, len(case.classes))
+        before = case.earlier("suite.json", settings, overwrite)
+        states = attack_suite(
+            case.model,
+            case.images,
+            case.labels,
+            threat,
+            shape=shape,
+            classes=len(case.classes),
+            batch_size=case.size(),
+            seed=seed,
+            attacks=attacks,
+            earlier=before.get("rows"),
+        )
+        return SuiteEvaluation(_written(case, "suite.json", settings, states, len(chosen) + len(CURVE)))
+
+
+def evaluate_corruptions(
+    model: nn.Module,
+    images: ImageData,
+    labels: Tensor | Sequence[int] | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    source: tuple[str, corruptions.Corrupted] | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    folder: Path | str | None = None,
+    overwrite: bool = False,
+    classes: Sequence[str] | None = None,
+    dataset: str | None = None,
+) -> CorruptionEvaluation:
+    """Measure a classifier's accuracy under the 15 common corruptions.
+
+    By default the corruptions are made of the images, which are rounded to 8 bits first; their noise is not that of the
+    published files.
+
+    Args:
+        model, images, labels, batch_size, device, classes, dataset: as in ``evaluate``; images have 3 channels and
+            32 x 32 pixels or more.
+        names: of ``acl_plugin.evaluation.corruptions.NAMES``; None for all.
+        source: name of other corruptions, such as those of published files, and a function from a corruption and a
+            severity to (N, C, H, W) images in [0, 1] and (N,) labels; None makes them.
+        seed: of the corruptions' noise.
+        folder: keeps the accuracy under each corruption; a later call with the same settings measures the others.
+        overwrite: replace the accuracies that ``folder`` has, whatever their settings.
+
+    Raises:
+        UsageError: as ``evaluate``, and when the extra ``corruptions`` is not installed.
+
+    Source: Hendrycks and Dietterich, arXiv 1903.12261.
+
+    Example:
+        >>> acl_plugin.evaluate_corruptions(model, x, y, names=["fog", "snow"]).mean  # doctest: +SKIP
+    """
+    chosen = corruptions.chosen_corruptions(names)
+    with prepared(model, images, labels, seed, batch_size, device, classes, dataset, folder) as case:
+        name, corrupted = source or _made_of(case)
+        settings = case.settings() | {"source": name}
+        settings["clean_accuracy"] = case.clean_accuracy()
+        before = case.earlier("corruptions.json", settings, overwrite)
+        states = corruptions.accuracy_by_corruption(
+            case.model, corrupted, names=names, batch_size=case.size(), earlier=before.get("accuracy")
+        )
+        return CorruptionEvaluation(_written(case, "corruptions.json", settings, states, len(chosen)))
+
+
+def _made_of(case: Case) -> tuple[str, corruptions.Corrupted]:
+    """Return the name of the package that makes corruptions, and those of the images."""
+    pixels = (255 * case.images).round().to(torch.uint8)
+    made = corruptions.generated(pixels, case.labels, torch.arange(len(pixels)), case.seed)
+    return corruptions.generator_version(), made
+
+
+def _autoattack(case: Case, threat: ThreatModel, settings: dict[str, Any], states: States, resumed: bool) -> Evaluation:
+    """Attack what is left, count the verdicts again, and write the result where ``states`` are files."""
+    settings.setdefault("batch_size", case.size())
+    size, started, n = settings["batch_size"], time.monotonic(), len(case.images)
+    starts = range(0, n, size)
+    earlier = {start: chunk for start in starts if (chunk := states.chunk(start)) is not None}
+    with Progress("AutoAttack", len(starts) * len(STANDARD), attacks_done(states, starts), unit="attack") as progress:
+        for step in autoattack(
+            case.model, case.images, case.labels, threat, batch_size=size, seed=case.seed, earlier=earlier
+        ):
+            states.store(step)
+            progress.advance()
+    chunks = [chunk for start in starts if (chunk := states.chunk(start)) is not None]
+    found = [verdict for chunk in chunks for verdict in chunk_verdicts(chunk, case.labels, torch.arange(n))]
+    run = states.run if isinstance(states, FolderStates) else None
+    if run is not None:
+        write_verdicts(run.evaluation_lines, found)
+    recount(states, case.model, case.images, case.labels, found, threat, size)
+    if run is not None and run.evaluation.is_file():
+        return Evaluation(read_record(run.evaluation), tuple(found))
+    values = {
+        **settings,
+        **summary(found),
+        "flags": all_flags(chunks, found),
+        "autoattack": autoattack_version(),
+        "device": str(case.device),
+        "seconds": round(time.monotonic() - started, 1),
+        "resumed": resumed,
+    }
+    if run is not None:
+        write_json(run.evaluation, values)
+    return Evaluation(values, tuple(found))
+
+
+def _written(
+    case: Case, name: str, settings: dict[str, Any], states: Iterator[dict[str, Any]], total: int
+) -> dict[str, Any]:
+    """Return the last of ``states`` with the settings; each is written to the file ``name`` of the folder, if any."""
+    started, values = time.monotonic(), dict[str, Any]()
+    with (
+        nullcontext() if case.run is None else case.opened(),
+        Progress(name.partition(".")[0], total, unit="attack") as progress,
+    ):
+        for state in states:
+            values = settings | state | {"seconds": round(time.monotonic() - started, 1)}
+            if case.run is not None:
+                write_json(case.run.path / name, values)
+            progress.advance()
+    return values
+
+
+def _threat(threat: ThreatModel | None) -> ThreatModel:
+    if not isinstance(threat, ThreatModel):
+        given = "missing" if threat is None else type(threat).__name__
+        message = f'`threat` is {given}; allowed is a ThreatModel, such as acl_plugin.ThreatModel("Linf", "8/255")'
+        raise UsageError(message, parameter="threat", given=given, allowed="a ThreatModel")
+    return threat

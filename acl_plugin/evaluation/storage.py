@@ -1,0 +1,181 @@
+"""The states of evaluations: kept in memory, or in a folder from which a later start resumes.
+
+All evaluations share one policy: a start with the settings of an earlier one resumes it, or returns its result; a start
+with other settings is refused, unless it is to overwrite the earlier one.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from acl_plugin.data.fingerprint import setting_differences
+from acl_plugin.errors import EvaluationStopped, UsageError
+from acl_plugin.evaluation.autoattack import Chunk, Step
+from acl_plugin.evaluation.verdicts import Verdict
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.records import read_record
+from acl_plugin.runtime.files import write_atomic, write_json
+
+
+def earlier_record(file: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """Return what an earlier start with the same settings wrote; None if there is none, or it is to be replaced.
+
+    Args:
+        file: the record, whose name decides its form.
+        settings: of this start.
+        overwrite: leave the earlier start alone.
+
+    Raises:
+        UsageError: when the earlier start had other settings, naming them; or when the file is damaged.
+    """
+    if overwrite or not file.is_file():
+        return None
+    before = read_record(file)
+    other = setting_differences(settings, before)
+    if other:
+        raise UsageError(
+            f"{file.parent} already contains an evaluation with different settings ({'; '.join(other)}). Pass "
+            f"`overwrite` to replace it.",
+            parameter="overwrite", given=dict(settings), allowed={name: before.get(name) for name in settings},
+        )  # fmt: skip
+    return before
+
+
+class MemoryStates:
+    """Keep the states of AutoAttack, and the images that broke the model, as long as the object lives."""
+
+    lines = "the evaluation"
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, Chunk] = {}
+        self._images: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+
+    def chunk(self, start: int) -> Chunk | None:
+        """Return the state of the chunk that begins at ``start``; None if it was not begun."""
+        return self._chunks.get(start)
+
+    def store(self, step: Step) -> None:
+        """Keep the result of an attack on a chunk."""
+        self._images[step.chunk.start, step.attack] = (step.positions, step.x_adv.cpu())
+        self._chunks[step.chunk.start] = step.chunk
+
+    def adversarial(self, start: int, name: str) -> tuple[Tensor, Tensor]:
+        """Return positions (M,) and images (M, C, H, W) of attack ``name`` on the chunk that begins at ``start``."""
+        return self._images[start, name]
+
+    def described(self, start: int, name: str) -> str:
+        """Return the name of these images in messages."""
+        return f"{name} on the images from position {start}"
+
+
+class FolderStates:
+    """Keep the states of AutoAttack, and the images that broke the model, in the files of a folder."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run, self.lines = run, str(run.evaluation_lines)
+
+    def begin(self, settings: Mapping[str, Any], overwrite: bool) -> bool:
+        """Make the folder ready, and return whether an earlier start with the same settings is resumed.
+
+        Raises:
+            UsageError: see ``earlier_record``.
+        """
+        run, folders = self.run, (self.run.evaluation_chunks, self.run.adversarial)
+        resumed = earlier_record(run.evaluation_key, settings, overwrite) is not None
+        if not resumed:
+            for file in (run.evaluation, run.evaluation_key, run.evaluation_lines):
+                file.unlink(missing_ok=True)
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
+            write_json(run.evaluation_key, dict(settings))
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+        return resumed
+
+    def chunk(self, start: int) -> Chunk | None:
+        """Return the state of the chunk that begins at ``start``; None if it was not begun."""
+        path = self.run.evaluation_chunk(start)
+        if not path.is_file():
+            return None
+        values = read_record(path)
+        return Chunk(**{f.name: values[f.name] for f in fields(Chunk)} | {"flags": tuple(values["flags"])})
+
+    def store(self, step: Step) -> None:
+        """Write the images first, then the state that refers to them."""
+        import numpy as np
+
+        buffer, start = io.BytesIO(), step.chunk.start
+        np.savez(buffer, positions=step.positions.cpu().numpy(), images=step.x_adv.float().cpu().numpy())
+        write_atomic(self._path(start, step.attack), buffer.getvalue())
+        write_json(self.run.evaluation_chunk(start), asdict(step.chunk))
+
+    def adversarial(self, start: int, name: str) -> tuple[Tensor, Tensor]:
+        """Return positions (M,) and images (M, C, H, W) of attack ``name`` on the chunk that begins at ``start``.
+
+        Raises:
+            EvaluationStopped: when the file is missing or damaged.
+        """
+        import numpy as np
+
+        path = self._path(start, name)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return torch.from_numpy(file["positions"]), torch.from_numpy(file["images"])
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise EvaluationStopped(f"{path} is missing or damaged: {type(error).__name__}") from error
+
+    def described(self, start: int, name: str) -> str:
+        """Return the name of these images in messages."""
+        return str(self._path(start, name))
+
+    def _path(self, start: int, name: str) -> Path:
+        return Path(self.run.adversarial / f"{start:06}-{name}.npz")
+
+
+States = MemoryStates | FolderStates
+
+
+def attacks_done(states: States, starts: Sequence[int]) -> int:
+    """Return how many attacks were run, over all chunks."""
+    return sum(chunk.done for start in starts if (chunk := states.chunk(start)) is not None)
+
+
+def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
+    """Write one line for each verdict, the whole file at once."""
+    write_atomic(path, "".join(json.dumps(asdict(v)) + "\n" for v in verdicts).encode())
+
+
+def read_verdicts(path: Path) -> list[Verdict]:
+    """Return the verdicts in a file, none when there is no such file.
+
+    Raises:
+        UsageError: when it is damaged.
+    """
+    if not path.is_file():
+        return []
+    try:
+        return [Verdict(**json.loads(line)) for line in path.read_text().splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        message = f"{path} is damaged ({error}); delete it to evaluate again"
+        raise UsageError(message, parameter="run", given=str(path), allowed="a file as it was written") from error
+
+
+def state_hash(model: nn.Module) -> str:
+    """Return a SHA-256 over names and bytes of a model's state, whatever its dtypes and extra entries are."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()

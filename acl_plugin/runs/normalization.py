@@ -1,0 +1,55 @@
+"""The normalization of images that a published network expects."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from acl_plugin.errors import UsageError, unknown
+from acl_plugin.runs.layouts import NORMALISATIONS, Layout, Normalisation
+
+
+def normalization_of(
+    path: Path, layout: Layout, bottleneck: bool, stored: dict[str, Tensor], said: str | None
+) -> Normalisation:
+    """Return the mean and std that the file stores, else those of the layout.
+
+    Raises:
+        UsageError: where neither is known and nothing is ``said``, what is said is not what the file stores, or what
+            it stores is not a mean and a std by channel.
+    """
+    if said is not None and said not in NORMALISATIONS:
+        raise unknown("normalization", said, NORMALISATIONS)
+    if stored:
+        values = [tuple(buffer.flatten().tolist()) for buffer in stored.values()]
+        whole = len(values) == 2 and len(values[0]) == len(values[1]) and all(map(math.isfinite, values[0]))
+        if not whole or not all(0 < value < math.inf for value in values[1]):
+            raise misfit(path, "a normalization by mean and std", f"it stores {dict(zip(stored, values, strict=True))}")
+        if said is not None and not _close(values, NORMALISATIONS[said]):
+            raise UsageError(
+                f"`normalization` {said}: {path} stores another one, {tuple(values)}; leave the option out",
+                parameter="normalization", given=said, allowed=tuple(values),
+            )  # fmt: skip
+        return values[0], values[1]
+    known = layout.normalisation_of(bottleneck) if said is None else NORMALISATIONS[said]
+    if known is None:
+        raise UsageError(
+            f"{path} does not store how its images are normalized, as the files of its authors do; say it by "
+            f"`normalization`: {', '.join(NORMALISATIONS)}",
+            parameter="normalization", given=None, allowed=tuple(NORMALISATIONS),
+        )  # fmt: skip
+    return known
+
+
+def _close(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> bool:
+    return all(len(a) == len(b) for a, b in zip(one, other, strict=True)) and torch.allclose(
+        torch.tensor(one), torch.tensor(other), atol=1e-4
+    )
+
+
+def misfit(path: Path, what: str, details: str) -> UsageError:
+    """Return the error about a file that does not fit a network."""
+    message = f"{path} does not fit {what}: {details}"
+    return UsageError(message, parameter="file", given=str(path), allowed=f"the weights of {what}")

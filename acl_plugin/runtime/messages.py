@@ -1,0 +1,31 @@
+"""Messages of this package, which it logs and never prints."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class _Stderr(logging.Handler):
+    """Write messages as they are to whatever ``sys.stderr`` is at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def on_stderr() -> Iterator[None]:
+    """Write the messages of this package to standard error inside, whatever the application's own logging does.
+
+    Example:
+        >>> with on_stderr():
+        ...     logging.getLogger("acl_plugin").warning("a message")
+    """
+    logger, handler = logging.getLogger("acl_plugin"), _Stderr()
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate

@@ -1,0 +1,61 @@
+"""The README's table of methods, from the registry and the kept results.
+
+python -m benchmarks.methods   prints it
+"""
+
+import inspect
+import re
+from typing import Any
+
+from acl_plugin import registry
+from benchmarks import compact, tables
+from benchmarks.__main__ import RESULTS
+
+STEPS = 5
+"""Of the inner attack, in column F."""
+NEEDED = {"teacher": "teacher", "pseudo_labels": "pseudo-labels"}
+"""Settings without which an objective cannot be trained, and their names in the table."""
+SHOWN = {"a_infonce": "a_infonce, advcl ip"}
+"""The row of the results that an objective's defaults are, where its name is not the row's."""
+PAPER = re.compile(r"(?P<title>[^,]+), (?:(?P<venue>.+) )?(?P<year>20\d\d), arXiv (?P<number>\S+)")
+
+
+def table() -> list[str]:
+    """Return a line for each objective of this package, by year and name."""
+    runs = tables.grouped(compact.read(RESULTS / "objectives_digits.json"))
+    objectives = {name: registry.factory_of(name)() for name in registry.available() if ours(name)}
+    papers = {name: cited(objective.paper) for name, objective in objectives.items()}
+    lines = tables.head("method", "paper", "year", "norm banks", "needs", "F", "AutoAttack")
+    for name in sorted(objectives, key=lambda name: (papers[name]["year"], name)):
+        objective, paper = objectives[name], papers[name]
+        lines += tables.row(
+            f"`{name}`",
+            f"[{paper['title']}](https://arxiv.org/abs/{paper['number']})" + paper["venue"],
+            paper["year"],
+            ", ".join(objective.routes),
+            ", ".join(shown for setting, shown in NEEDED.items() if takes(objective, setting)),
+            objective.cost.encoder_forwards(STEPS),
+            tables.spread(tables.robust(runs[SHOWN.get(name, name)])),
+        )
+    return lines
+
+
+def ours(name: str) -> bool:
+    """Return whether an objective is part of this package."""
+    return registry.factory_of(name).__module__.startswith("acl_plugin.objectives.")
+
+
+def cited(paper: str) -> dict[str, str]:
+    """Return title, venue (with its comma), year and arXiv number of an objective's ``paper``."""
+    found = PAPER.fullmatch(paper)
+    assert found is not None, paper
+    return found.groupdict() | {"venue": f", {found['venue']}" if found["venue"] else ""}
+
+
+def takes(objective: Any, setting: str) -> bool:
+    """Return whether an objective's class, or one that it extends, has a setting."""
+    return any(setting in inspect.signature(kind.__init__).parameters for kind in type(objective).__mro__)
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))

@@ -1,0 +1,183 @@
+"""``acl-plugin evaluate --model``: models of files, modules, timm and RobustBench."""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import acl_plugin
+from acl_plugin.cli.main import main
+from acl_plugin.cli.model_source import Normalized, load_model
+from acl_plugin.config import preset
+from acl_plugin.data import datasets
+from acl_plugin.errors import UsageError
+
+SOURCE = """
+import torch
+from torch import nn
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+def text():
+    return "no module"
+
+def broken():
+    raise KeyError("weights.pt")
+
+def narrow():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+def noisy():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), Noise())
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.rand_like(x)
+"""
+GIVEN = ["--data", "digits", "--limit-test", "12", "--accelerator", "cpu", "--eval-batch-size", "6"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with a module and a file, in which the command is run."""
+    (tmp_path / "my_networks.py").write_text(SOURCE)
+    (tmp_path / "failing.py").write_text("import no_such_package")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    sys.modules.pop("my_networks", None)
+
+
+def built():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+
+
+@pytest.mark.parametrize("source", ["my_networks:build", "my_networks.py:build"])
+def test_a_function_of_a_module_or_file(here, few, capsys, source):
+    assert main(["evaluate", "--model", source, *GIVEN, "--out", "own"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "digits, Linf, eps 0.1, 12 test images, seed 0"
+    assert printed[2].split()[0] == source
+    assert printed[-1] == "results: own"
+    values = json.loads((here / "own" / "evaluation.json").read_text())
+    test = datasets.load(preset("digits", limit_test=12)).test
+    expected = acl_plugin.evaluate(
+        built(), test.floats(), test.labels, acl_plugin.ThreatModel("Linf", 0.1), batch_size=6
+    )
+    same = ("clean_accuracy", "robust_accuracy", "n", "eps", "seed", "weights_sha256", "version")
+    assert {name: values[name] for name in same} == {name: expected.values[name] for name in same}
+    assert values["dataset"] == "digits"
+    assert main(["evaluate", f"--model={source}", *GIVEN, "--out", "own", "--seed", "1"]) == 2
+    assert "seed 1, there 0). Pass --overwrite to replace it." in capsys.readouterr().err
+    assert main(["evaluate", f"--model={source}", *GIVEN, "--out", "own", "--seed", "1", "--overwrite"]) == 0
+
+
+def test_a_file_of_results_and_the_suite(here, few, capsys):
+    source = ["evaluate", "--model", "my_networks:build", *GIVEN]
+    assert main([*source, "--out", "result.json", "--norm", "L2", "--eps", "1/2"]) == 0
+    values = json.loads((here / "result.json").read_text())
+    assert (values["threat_model"], values["eps"], len(values["verdicts"])) == ("L2", 0.5, 12)
+    assert main([*source, "--out", "result.json"]) == 2
+    assert "--out result.json exists; pass --overwrite" in capsys.readouterr().err
+    assert main([*source, "--out", "folder", "--suite", "standard", "--attacks", '["FGSM"]']) == 0
+    assert "FGSM" in capsys.readouterr().out
+    assert json.loads((here / "folder" / "suite.json").read_text())["dataset"] == "digits"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "my_networks:bild"], "unknown function of my_networks: 'bild'; the nearest: build"),
+        (["--model", "my_networks"], "--model my_networks has no name after a colon; allowed: my_module:build or"),
+        (["--model", "no_such_module:build"], "cannot be imported: ModuleNotFoundError: No module named"),
+        (["--model", "missing.py:build"], "is not there: no file missing.py"),
+        (["--model", "failing.py:build"], "cannot be executed: ModuleNotFoundError: No module named 'no_such_package'"),
+        (["--model", "my_networks:text"], "returns str, not an nn.Module"),
+        (["--model", "my_networks:broken"], "gives no model: KeyError: 'weights.pt'"),
+        (["--model", "my_networks:torch.__version__"], "not a function"),
+        (["--model", "my_networks:narrow"], "the model has logits of 3 classes; 10 names of classes are given"),
+        (["--model", "my_networks:noisy"], "other logits for the same images"),
+        (["--model", "timm:resnett18"], "unknown network of timm: 'resnett18'; the nearest: "),
+        (["--model", "robustbench:Any"], "--data digits: RobustBench has models of cifar10"),
+        (["--model", "my_networks:build", "--data", "digit"], "unknown dataset 'digit'; the nearest: digits"),
+        (["--model", "my_networks:build", "--eps", "2"], "--eps"),
+        (["--model", "my_networks:build", "--out", "no/result.json"], "there is no folder no"),
+        (["--model", "my_networks:build", "--attacks", '["FGSM"]'], "--attacks ['FGSM'] is not used with --suite"),
+        (
+            ["--model=my_networks:build", "--suite=corruptions", "--eval-batch-size=null"],
+            "images of 1 x 8 x 8 cannot be corrupted",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(here, capsys, arguments, message):
+    before = sorted(path for path in here.rglob("*") if "__pycache__" not in path.parts)
+    assert main(["evaluate", *GIVEN, "--out", "new", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert sorted(path for path in here.rglob("*") if "__pycache__" not in path.parts) == before
+
+
+@pytest.mark.parametrize("missing", ["--out", "--data"])
+def test_what_is_missing_is_named(here, capsys, missing):
+    options = {"--out": "new", "--data": "digits"}
+    del options[missing]
+    rest = [part for pair in options.items() for part in pair]
+    assert main(["evaluate", "--model", "my_networks:build", *rest]) == 2
+    assert missing.strip("-") in capsys.readouterr().err
+
+
+def test_a_network_of_timm_has_its_own_normalization(monkeypatch):
+    import timm
+
+    class Network(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Flatten(), nn.Linear(64, 10))
+            self.pretrained_cfg, self.num_classes = {"mean": (0.5,), "std": (0.25,)}, 10
+
+    monkeypatch.setattr(timm, "is_model", lambda name: True)
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: Network())
+    model, x = load_model("timm:any.weights", "digits", "Linf", 10), torch.rand(2, 1, 8, 8)
+    assert isinstance(model, Normalized)
+    assert not model.training
+    torch.testing.assert_close(model(x), model.network((x - 0.5) / 0.25))
+    with pytest.raises(UsageError, match="has 10 classes, the dataset 3"):
+        load_model("timm:any.weights", "digits", "Linf", 3)
+
+
+def test_a_model_of_robustbench(monkeypatch):
+    import robustbench
+
+    calls, network = [], nn.Linear(2, 2)
+    monkeypatch.setattr(robustbench, "load_model", lambda name, **options: calls.append((name, options)) or network)
+    assert load_model("robustbench:Carmon2019Unlabeled", "cifar10", "L2", 10) is network
+    assert calls == [("Carmon2019Unlabeled", {"dataset": "cifar10", "threat_model": "L2"})]
+
+
+def test_a_report_of_an_evaluation_alone(here, few, capsys):
+    command = ["evaluate", "--model", "my_networks:build", *GIVEN, "--out", "own"]
+    assert main(command) == 0
+    assert main(["report", "own"]) == 0
+    page = (here / "own" / "report.html").read_text()
+    assert "digits, Linf eps 0.1, 12 test images, seed 0" in page
+    assert "accuracy on 12 test images" in page
+    assert "acl-plugin probe" not in page
+    assert main([*command, "--suite", "standard", "--attacks", '["FGSM"]']) == 0
+    assert main(["report", "own"]) == 0
+    assert "FGSM" in (here / "own" / "report.html").read_text()
+    assert main(["report", "own", "nowhere"]) == 2
+
+
+def test_overwrite_of_a_run(finished_run, tmp_path, few, capsys):
+    import shutil
+
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    command = ["evaluate", str(run), "--eps", "0.05"]
+    assert main(command) == 2
+    assert "eps 0.05, there 0.1). Pass --overwrite to replace it." in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+    assert json.loads((run / "evaluation.json").read_text())["eps"] == 0.05

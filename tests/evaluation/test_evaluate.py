@@ -1,0 +1,434 @@
+"""A model of one's own: plain torch modules, evaluated and left as they were."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import acl_plugin
+from acl_plugin import Evaluation, ThreatModel, UsageError
+from acl_plugin.config import preset
+from acl_plugin.data import datasets
+from acl_plugin.evaluation import run_folder
+from acl_plugin.evaluation.storage import FolderStates
+from acl_plugin.models.encoder import Classifier
+from acl_plugin.models.memory_format import channels_last
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import load_classifier, write_model
+from conftest import TINY, spec
+
+THREAT = ThreatModel("Linf", 0.1)
+
+
+@pytest.fixture
+def data():
+    test = datasets.load(preset("digits", limit_test=20)).test
+    return test.floats(), test.labels
+
+
+@pytest.fixture
+def model():
+    """A linear classifier by the means of the digits, in training mode, with a layer of each kind of state."""
+    train = datasets.load(preset("digits")).train
+    x, y = train.floats().flatten(1), train.labels
+    means = torch.stack([x[y == c].mean(0) for c in range(10)])
+    network = nn.Sequential(nn.BatchNorm2d(1, affine=False), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+    with torch.no_grad():
+        network[3].weight.copy_(2 * means)
+        network[3].bias.copy_(-(means**2).sum(1))
+    return network.train()
+
+
+def state_of(model):
+    """Everything of model and process that an evaluation leaves as it was."""
+    return {
+        "modes": [m.training for m in model.modules()],
+        "flags": [p.requires_grad for p in model.parameters()],
+        "gradients": [None if p.grad is None else (id(p.grad), p.grad.clone()) for p in model.parameters()],
+        "weights": {name: value.clone() for name, value in model.state_dict().items()},
+        "buffers": [id(buffer) for buffer in model.buffers()],
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state()[1].tolist(),
+        "python": random.getstate(),
+    }
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.fixture
+def unchanged(model):
+    """The model in a mixed state, which is compared at the end of the test."""
+    model[2].eval()
+    model[3].bias.requires_grad_(False)
+    model[3].weight.grad = torch.ones(10, 64)
+    before = state_of(model)
+    yield model
+    assert same(before, state_of(model))
+
+
+def test_verdicts_and_accuracies_are_those_of_the_model(unchanged, data, few):
+    x, y = data
+    found = acl_plugin.evaluate(unchanged, x, y, THREAT)
+    clean = nn.Sequential(*unchanged).eval()(x).argmax(1)
+    unchanged.train()
+    unchanged[2].eval()
+    assert [v.index for v in found.verdicts] == list(range(20))
+    assert [v.label for v in found.verdicts] == y.tolist()
+    assert [v.clean_prediction for v in found.verdicts] == clean.tolist()
+    assert found.clean_accuracy == (clean == y).double().mean().item()
+    assert found.robust_accuracy == sum(v.robust for v in found.verdicts) / 20 < found.clean_accuracy
+    assert (found.n, found.threat, found.values["version"]) == (20, THREAT, "standard")
+    assert found.flags == tuple(found.values["flags"])
+    assert found.seconds >= 0
+    assert f"robust   {100 * found.robust_accuracy:6.2f} %" in str(found)
+    assert str(found).startswith("AutoAttack standard, Linf eps 0.1, 20 images, seed 0")
+
+
+def test_the_result_is_that_of_the_run_folder(tmp_path, few, monkeypatch):
+    """The same network on the same images, in the same batches and layout."""
+    torch.manual_seed(0)
+    run, config = RunDir(tmp_path / "run"), preset("digits", **TINY, eval_batch_size=5)
+    run.start(config)
+    classifier = Classifier(spec(classes="0123456789"))
+    nn.init.normal_(classifier.head.weight, std=3.0)
+    write_model(run.classifier, classifier.spec, classifier.state_dict())
+    monkeypatch.setattr(run_folder, "folded", lambda model, images: model)
+    theirs = run_folder.evaluate(run, config, torch.device("cpu"))
+    test = datasets.load(config).test
+    own = acl_plugin.evaluate(
+        channels_last(load_classifier(run.path)),
+        test.floats(),
+        test.labels,
+        ThreatModel(config.norm, config.eps),
+        batch_size=5,
+        classes=tuple("0123456789"),
+        folder=tmp_path / "own",
+    )
+    names = ("clean_accuracy", "robust_accuracy", "cumulative_accuracy", "n", "version", "weights_sha256", "flags")
+    assert {name: own.values[name] for name in names} == {name: theirs[name] for name in names}
+    lines = [json.loads(line) for line in run.evaluation_lines.read_text().splitlines()]
+    assert [(v.clean_prediction, v.broken_by) for v in own.verdicts] == [
+        (line["clean_prediction"], line["broken_by"]) for line in lines
+    ]
+    for file in run.adversarial.iterdir():
+        with np.load(file) as one, np.load(tmp_path / "own" / "adversarial" / file.name) as other:
+            assert np.array_equal(one["images"], other["images"])
+
+
+def test_tensors_datasets_and_loaders_give_the_same(unchanged, data, few):
+    x, y = data
+    generator = torch.Generator().manual_seed(3)
+    state = generator.get_state()
+    pairs = TensorDataset(x, y)
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter((image, int(label)) for image, label in pairs)
+
+    sources = [pairs, Stream(), DataLoader(pairs, batch_size=7)]
+    whole = acl_plugin.evaluate(unchanged, x, y.tolist(), THREAT)
+    for source in sources:
+        assert acl_plugin.evaluate(unchanged, source, threat=THREAT).verdicts == whole.verdicts
+    shuffled = DataLoader(pairs, batch_size=7, shuffle=True, generator=generator)
+    first = acl_plugin.evaluate(unchanged, shuffled, threat=THREAT)
+    assert torch.equal(generator.get_state(), state)
+    assert acl_plugin.evaluate(unchanged, shuffled, threat=THREAT).verdicts == first.verdicts
+    assert sorted(v.label for v in first.verdicts) == sorted(y.tolist())
+
+
+def test_work_under_no_grad_and_inference_mode(unchanged, data, few):
+    x, y = data
+    outside = acl_plugin.evaluate(unchanged, x, y, THREAT)
+    with torch.no_grad():
+        assert acl_plugin.evaluate(unchanged, x, y, THREAT).verdicts == outside.verdicts
+    with torch.inference_mode():
+        assert acl_plugin.evaluate(unchanged, x.clone(), y.clone(), THREAT).verdicts == outside.verdicts
+        assert acl_plugin.evaluate_suite(unchanged, x.clone(), y, THREAT, attacks=["FGSM"]).n == 20
+
+
+def test_a_model_without_weights(data, few):
+    class Rows(nn.Module):
+        def forward(self, x):
+            return x.mean(3).flatten(1)
+
+    x, y = data
+    assert acl_plugin.evaluate(Rows(), x[:4], y[:4] % 8, THREAT).n == 4
+
+
+def test_save_writes_all_of_it(model, data, few, tmp_path):
+    x, y = data
+    found = acl_plugin.evaluate(model, x[:4], y[:4], THREAT, classes=list("abcdefghij"))
+    found.save(tmp_path / "result.json")
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written == json.loads(json.dumps(found.to_dict()))
+    assert len(written["verdicts"]) == 4
+    assert written["images"]["classes"] == list("abcdefghij")
+    with pytest.raises(UsageError, match="cannot be written: No such file"):
+        found.save(tmp_path / "missing" / "result.json")
+
+
+def test_few_classes_have_the_reduced_autoattack(data, few):
+    x, y = data
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    found = acl_plugin.evaluate(network, x[:6], y[:6] % 3, THREAT)
+    assert found.values["version"] == "AA-reduced"
+    assert str(found).startswith("AA-reduced (AutoAttack without apgd-t)")
+    assert all(v.broken_by != "apgd-t" for v in found.verdicts)
+
+
+@pytest.mark.parametrize("at", [1, 4, 6, 8])
+def test_an_interrupted_call_resumes(unchanged, data, few, monkeypatch, tmp_path, at):
+    x, y = data
+    whole = acl_plugin.evaluate(unchanged, x, y, THREAT, batch_size=10)
+    original, calls = FolderStates.store, []
+
+    def stop(*arguments):
+        calls.append(arguments)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        original(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FolderStates, "store", stop)
+        acl_plugin.evaluate(unchanged, x, y, THREAT, batch_size=10, folder=tmp_path / "kept")
+    monkeypatch.setattr(FolderStates, "store", lambda *arguments: calls.append(arguments) or original(*arguments))
+    again = acl_plugin.evaluate(unchanged, x, y, THREAT, folder=tmp_path / "kept")
+    assert len(calls) == 9  # 8 attacks on chunks, one of them twice
+    assert again.verdicts == whole.verdicts
+    assert again.values["resumed"]
+    finished = acl_plugin.evaluate(unchanged, x, y, THREAT, folder=tmp_path / "kept")
+    assert len(calls) == 9
+    assert (finished.values, finished.verdicts) == (again.values, again.verdicts)
+
+
+def test_other_settings_are_refused_or_overwrite(model, data, few, tmp_path):
+    x, y = data
+    folder = tmp_path / "kept"
+    acl_plugin.evaluate(model, x, y, THREAT, batch_size=10, folder=folder)
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    others = {
+        "seed 1, there 0": {"seed": 1},
+        "eps 0.2, there 0.1": {"threat": ThreatModel("Linf", 0.2)},
+        "threat_model L2": {"threat": ThreatModel("L2", 0.1)},
+        "batch_size 5, there 10": {"batch_size": 5},
+        "classes a": {"classes": list("abcdefghij")},
+        "the order of the images": {"images": x.flip(0), "labels": y.flip(0)},
+        "number of images 12": {"images": x[:12], "labels": y[:12]},
+    }
+    for difference, options in others.items():
+        given = {"images": x, "labels": y, "threat": THREAT, "folder": folder} | options
+        with pytest.raises(UsageError, match="different settings .*Pass `overwrite` to replace it") as error:
+            acl_plugin.evaluate(model, **given)
+        assert difference.split(" a")[0] in str(error.value)
+        assert error.value.parameter == "overwrite"
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+    with torch.no_grad():
+        model[3].bias[0] += 0.1
+    with pytest.raises(UsageError, match="weights_sha256"):
+        acl_plugin.evaluate(model, x, y, THREAT, folder=folder)
+    replaced = acl_plugin.evaluate(model, x[:12], y[:12], THREAT, folder=folder, overwrite=True)
+    assert (replaced.n, replaced.values["resumed"]) == (12, False)
+    assert acl_plugin.evaluate(model, x[:12], y[:12], THREAT, folder=folder).verdicts == replaced.verdicts
+
+
+def test_a_function_that_changed_without_its_weights_is_not_taken_for_the_same(model, data, few, tmp_path):
+    class Scaled(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.model, self.scale = model, scale
+
+        def forward(self, x):
+            return self.scale * self.model(x)
+
+    x, y = data
+    acl_plugin.evaluate(Scaled(1), x, y, THREAT, folder=tmp_path / "kept")
+    with pytest.raises(UsageError, match="of another model, or was changed: clean predictions .*Pass `overwrite`"):
+        acl_plugin.evaluate(Scaled(-1), x, y, THREAT, folder=tmp_path / "kept")
+
+
+def test_folders_of_other_things_are_refused(model, data, tmp_path):
+    x, y = data
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "run").mkdir()
+    RunDir(tmp_path / "run").start(preset("digits", **TINY))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    for name, message in {"file": "is a file", "run": "is a run folder", "other": "not empty and has no"}.items():
+        with pytest.raises(UsageError, match=message) as error:
+            acl_plugin.evaluate(model, x, y, THREAT, folder=tmp_path / name, overwrite=True)
+        assert error.value.parameter == "folder"
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :10] + torch.rand(len(x), 10)
+
+
+class Failing(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("no such\nlayer")
+
+
+class LateNan(nn.Module):
+    """Gives NaN for dark images, of which there is none among the first ones."""
+
+    def forward(self, x):
+        return x.flatten(1)[:, :10] / (x.flatten(1).amax(1, keepdim=True) > 0)
+
+
+def inference_weights():
+    with torch.inference_mode():
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+LINEAR = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+X, Y = torch.linspace(0, 1, 4 * 64).view(4, 1, 8, 8), torch.arange(4)
+DARK = torch.cat([X.repeat(20, 1, 1, 1), torch.zeros(1, 1, 8, 8)])
+
+
+@pytest.mark.parametrize(
+    ("given", "parameter", "message"),
+    [
+        ({"model": lambda x: x}, "model", "is function; allowed is a torch.nn.Module"),
+        ({"model": inference_weights}, "model", "made under torch.inference_mode"),
+        ({"model": nn.LazyLinear(10)}, "model", "not initialized; call it on a batch"),
+        (
+            {"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).half()},
+            "model",
+            "float16; attacks compute in float32",
+        ),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()}, "model", "float64; attacks .* call float"),
+        ({"model": Noisy()}, "model", "other logits for the same images"),
+        ({"model": Failing()}, "model", "fails on images of 1 x 8 x 8: RuntimeError: no such layer"),
+        ({"model": nn.Flatten(0)}, "model", r"gives \(256,\) for 4 images"),
+        ({"model": nn.Sequential(LINEAR, nn.Softmax(1))}, "model", "gives probabilities"),
+        ({"model": LateNan(), "images": DARK, "labels": torch.zeros(81, dtype=torch.long)}, "model", "for image 80"),
+        ({"images": (255 * X).to(torch.uint8)}, "images", "divide 8-bit images by 255"),
+        ({"images": X - 0.5}, "images", r"images in \[-0.5, 0.5\]: allowed is \[0, 1\]; normalize inside the model"),
+        ({"images": X * float("nan")}, "images", r"\[nan, nan\]"),
+        ({"images": X[0]}, "images", r"\(1, 8, 8\) of torch.float32; allowed are \(B, C, H, W\)"),
+        ({"images": X.numpy()}, "images", "is ndarray; allowed is a tensor"),
+        ({"images": X[:0], "labels": Y[:0]}, "images", "is empty"),
+        ({"images": TensorDataset(X[:0], Y[:0]), "labels": None}, "images", "TensorDataset is empty"),
+        ({"images": TensorDataset(X, Y)}, "labels", "are given with a TensorDataset"),
+        ({"images": TensorDataset(X), "labels": None}, "images", "allowed is a pair"),
+        ({"images": TensorDataset(X[:, 0, 0], Y), "labels": None}, "images", r"has shape \(8,\); .*\(C, H, W\)"),
+        ({"labels": None}, "labels", "are missing"),
+        ({"labels": Y[:3]}, "labels", r"\(3,\) of torch.int64; allowed are \(4,\) whole numbers"),
+        ({"labels": Y.float()}, "labels", "of torch.float32; allowed are"),
+        ({"labels": ["a"] * 4}, "labels", "list; allowed are"),
+        ({"labels": Y + 7}, "labels", "from 7 to 10: the model has 10 classes"),
+        ({"labels": Y - 1}, "labels", "from -1 to 2"),
+        ({"threat": None}, "threat", "is missing; allowed is a ThreatModel"),
+        ({"threat": "Linf"}, "threat", "is str; allowed"),
+        ({"seed": -1}, "seed", "allowed is a whole number from 0"),
+        ({"batch_size": 0}, "batch_size", "allowed is a whole number from 1"),
+        ({"device": "toaster"}, "device", "this machine has none, or it is unknown"),
+        ({"classes": ["a", "b"]}, "classes", "logits of 10 classes; 2 names of classes are given"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_in_one_line(given, parameter, message, tmp_path):
+    arguments = {"model": LINEAR, "images": X, "labels": Y, "threat": THREAT, "folder": tmp_path / "new"} | given
+    if arguments["model"] is inference_weights:
+        arguments["model"] = inference_weights()
+    is_module = isinstance(arguments["model"], nn.Module) and given.get("model") is not inference_weights
+    before = [torch.get_rng_state(), [m.training for m in arguments["model"].modules()] if is_module else None]
+    with pytest.raises(UsageError, match=message) as error:
+        acl_plugin.evaluate(**arguments)
+    assert error.value.parameter == parameter
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "new").exists()
+    after = [torch.get_rng_state(), [m.training for m in arguments["model"].modules()] if is_module else None]
+    assert same(before, after)
+
+
+def test_images_that_are_no_tensors_name_the_transform():
+    from PIL import Image
+
+    pairs = [(Image.new("L", (8, 8)), 0)] * 2
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, position):
+            return pairs[position]
+
+    with pytest.raises(UsageError, match=r"has Image; allowed .*add torchvision.transforms.ToTensor\(\)"):
+        acl_plugin.evaluate(LINEAR, Pictures(), threat=THREAT)
+
+
+def test_an_error_in_the_middle_leaves_model_and_process_as_they_were(unchanged, data, few, monkeypatch):
+    x, y = data
+
+    def fail(*arguments):
+        unchanged[0].running_mean.add_(1)
+        unchanged.train()
+        torch.rand(3)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("acl_plugin.evaluation.autoattack.run_attack", fail)
+    with pytest.raises(ZeroDivisionError):
+        acl_plugin.evaluate(unchanged, x, y, THREAT)
+
+
+def test_the_suite_keeps_rows_and_has_the_policy_of_all(unchanged, data, tmp_path):
+    x, y = data
+    folder = tmp_path / "kept"
+    first = acl_plugin.evaluate_suite(unchanged, x, y, THREAT, attacks=["FGSM"], folder=folder)
+    assert first.worst_case == first.values["rows"]["FGSM"]["accuracy"]
+    assert json.loads((folder / "suite.json").read_text()) == first.values
+    more = acl_plugin.evaluate_suite(unchanged, x, y, THREAT, attacks=["FGSM", "PGD-20"], folder=folder)
+    assert more.values["rows"]["FGSM"] == first.values["rows"]["FGSM"]
+    assert "  PGD-20" in str(more)
+    with pytest.raises(UsageError, match="seed 1, there 0.*Pass `overwrite`"):
+        acl_plugin.evaluate_suite(unchanged, x, y, THREAT, attacks=["FGSM"], folder=folder, seed=1)
+    other = acl_plugin.evaluate_suite(unchanged, x, y, THREAT, attacks=["FGSM"], folder=folder, seed=1, overwrite=True)
+    assert list(other.values["rows"]) == ["FGSM"]
+    with pytest.raises(UsageError, match="TIFGSM' takes images of 3 channels") as error:
+        acl_plugin.evaluate_suite(unchanged, x, y, THREAT, attacks=["TIFGSM"])
+    assert error.value.parameter == "attacks"
+
+
+def test_corruptions_of_ones_own_images(tmp_path):
+    pytest.importorskip("imagecorruptions")
+    torch.manual_seed(0)
+    network, x, y = (
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)),
+        torch.rand(6, 3, 32, 32),
+        torch.arange(6) % 4,
+    )
+    found = acl_plugin.evaluate_corruptions(network, x, y, names=["fog", "pixelate"], folder=tmp_path / "kept")
+    assert list(found.values["accuracy"]) == ["fog", "pixelate"]
+    assert found.mean == pytest.approx(sum(sum(row) for row in found.values["accuracy"].values()) / 10)
+    assert found.clean_accuracy == (network(x).argmax(1) == y).double().mean().item()
+    assert "  fog" in str(found)
+    assert network.training
+    again = acl_plugin.evaluate_corruptions(network, x, y, names=["fog"], folder=tmp_path / "kept")
+    assert again.values["accuracy"] == found.values["accuracy"]
+    with pytest.raises(UsageError, match="different settings .*Pass `overwrite`"):
+        acl_plugin.evaluate_corruptions(network, x[:4], y[:4], folder=tmp_path / "kept")
+    with pytest.raises(UsageError, match="unknown corruption 'frog'"):
+        acl_plugin.evaluate_corruptions(network, x, y, names=["frog"])
+    published = {severity: torch.full((6, 3, 32, 32), severity / 5) for severity in range(1, 6)}
+    own = acl_plugin.evaluate_corruptions(
+        network, x, y, names=["snow"], source=("mine", lambda name, severity: (published[severity], y))
+    )
+    expected = [(network(published[s]).argmax(1) == y).double().mean().item() for s in range(1, 6)]
+    assert (own.values["source"], own.values["accuracy"]["snow"]) == ("mine", expected)
+
+
+def test_the_public_names():
+    assert isinstance(acl_plugin.evaluate, type(test_the_public_names))
+    assert {"evaluate", "evaluate_suite", "evaluate_corruptions", "Evaluation"} <= set(acl_plugin.__all__)
+    assert acl_plugin.Evaluation is Evaluation
