@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 class EpochLoader:
     """Yield the batches of whichever epoch the Trainer is in, so that one loader serves all epochs.
 
-    An epoch begins when its first batch is asked for: Lightning calls ``on_train_epoch_start`` only where it does not
-    resume within an epoch.
+    An epoch begins when its first batch is drawn, and not in ``on_train_epoch_start``: Lightning skips that hook where
+    it resumes within an epoch, so that objective, coreset and means would keep the state of another epoch. Its
+    ``set_epoch`` reaches the samplers of a ``DataLoader`` alone, which this loader does not have.
     """
 
     def __init__(self, module: "Pretraining") -> None:
