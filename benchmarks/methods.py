@@ -7,7 +7,7 @@ import inspect
 import re
 from typing import Any
 
-from acl_plugin import registry
+from acl_plugin.registry import OBJECTIVES
 from benchmarks import compact, tables
 from benchmarks.__main__ import RESULTS
 
@@ -23,7 +23,7 @@ PAPER = re.compile(r"(?P<title>[^,]+), (?:(?P<venue>.+) )?(?P<year>20\d\d), arXi
 def table() -> list[str]:
     """Return a line for each objective of this package, by year and name."""
     runs = tables.grouped(compact.read(RESULTS / "objectives_digits.json"))
-    objectives = {name: registry.factory_of(name)() for name in registry.available() if ours(name)}
+    objectives = {name: OBJECTIVES.get(name)() for name in OBJECTIVES.names() if ours(name)}
     papers = {name: cited(objective.paper) for name, objective in objectives.items()}
     lines = tables.head("method", "paper", "year", "norm banks", "needs", "F", "AutoAttack")
     for name in sorted(objectives, key=lambda name: (papers[name]["year"], name)):
@@ -42,7 +42,7 @@ def table() -> list[str]:
 
 def ours(name: str) -> bool:
     """Return whether an objective is part of this package."""
-    return registry.factory_of(name).__module__.startswith("acl_plugin.objectives.")
+    return OBJECTIVES.get(name).__module__.startswith("acl_plugin.objectives.")
 
 
 def cited(paper: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 python examples/digits.py runs/digits
 
-`acl_plugin.pipeline.run` and `acl-plugin run` do the same in one call.
+`acl_plugin.run` and `acl-plugin run` do the same in one call.
 """
 
 import sys
@@ -12,19 +12,16 @@ from typing import Any
 import torch
 
 import acl_plugin
-from acl_plugin.config import preset
 from acl_plugin.evaluation.run_folder import evaluate
-from acl_plugin.probing.protocols import probe
-from acl_plugin.training.pretrain import pretrain
 
 
 def main(out: Path, **options: Any) -> dict[str, Any]:
     """Return the contents of ``evaluation.json``; ``options`` are those of a run, such as ``epochs=2``."""
-    config = preset("digits", objective="acl_ds", **options)
+    config = acl_plugin.preset("digits", objective="acl_ds", **options)
     device = torch.device("cpu")
 
-    run = pretrain(config, out)  # writes out/encoder.pt
-    probe(run, config, device)  # writes out/classifier.pt
+    run = acl_plugin.pretrain(config, out)  # writes out/encoder.pt
+    acl_plugin.probe(run, config, device)  # writes out/classifier.pt
     result = evaluate(run, config, device)  # writes out/evaluation.json
     print(f"clean {result['clean_accuracy']:.3f}, AutoAttack {result['robust_accuracy']:.3f}")
 

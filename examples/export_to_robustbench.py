@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 
 import acl_plugin
-from acl_plugin.leaderboard.export import export
 from acl_plugin.runs.folder import RunDir
 
 
 def main(folder: Path, name: str) -> Path:
     """Return the ``model_info`` file of the run in ``folder``, exported as ``name``."""
     run = RunDir(folder)
-    info = export(
+    info = acl_plugin.export_to_robustbench(
         run,
         run.read_config(),
         name=name,

@@ -6,11 +6,9 @@ python examples/own_objective.py
 import torch
 
 import acl_plugin
-from acl_plugin.config import preset
-from acl_plugin.data import augment, datasets
+from acl_plugin.data import augment
 from acl_plugin.data.batches import ShuffledBatches
 from acl_plugin.losses.contrastive import nt_xent
-from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.spec import ModelSpec
 
 
@@ -31,11 +29,11 @@ class OneAdversarialView(acl_plugin.Objective):
 def main(epochs: int = 8, batch_size: int = 128, limit_train: int | None = None) -> list[float]:
     """Train on the digits; return the mean loss of each epoch."""
     torch.manual_seed(0)
-    data = datasets.load(preset("digits", limit_train=limit_train))
+    data = acl_plugin.datasets.load(acl_plugin.preset("digits", limit_train=limit_train))
     network = {"stem_width": 8, "channels": [16, 32, 64, 128]}
     spec = ModelSpec("resnet10t", network, "cifar", data.shape, data.mean, data.std)
     objective = OneAdversarialView(temperature=0.5)
-    model = Encoder(spec, objective.routes, objective.projector)
+    model = acl_plugin.Encoder(spec, objective.routes, objective.projector)
     objective.setup(model)
     attack = acl_plugin.InnerAttack(acl_plugin.ThreatModel("Linf", 0.1), "PGD", steps=5)
     optimizer = torch.optim.AdamW(objective.param_groups(model), lr=2e-3)

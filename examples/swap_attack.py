@@ -9,11 +9,9 @@ from typing import Any
 
 import torch
 
+import acl_plugin
 from acl_plugin.attacks.catalogue import attack_names
-from acl_plugin.config import preset
 from acl_plugin.evaluation.run_folder import evaluate
-from acl_plugin.probing.protocols import probe
-from acl_plugin.training.pretrain import pretrain
 
 ATTACKS: dict[str, dict[str, Any]] = {"PGD": {"attack_steps": 5}, "MIFGSM": {"attack_steps": 3}, "FGSM": {}}
 """Options by class name. The step size follows from eps and the number of steps."""
@@ -24,9 +22,9 @@ def main(out: Path, **options: Any) -> dict[str, float]:
     print(f"ACL(DS) with Linf takes: {', '.join(attack_names('Linf', view='joint'))}")
     robust = {}
     for attack, own in ATTACKS.items():
-        config = preset("digits", objective="acl_ds", attack=attack, **own, **options)
-        run = pretrain(config, out / attack)
-        probe(run, config, torch.device("cpu"))
+        config = acl_plugin.preset("digits", objective="acl_ds", attack=attack, **own, **options)
+        run = acl_plugin.pretrain(config, out / attack)
+        acl_plugin.probe(run, config, torch.device("cpu"))
         robust[attack] = evaluate(run, config, torch.device("cpu"))["robust_accuracy"]
         print(f"{attack}: AutoAttack {robust[attack]:.3f}")
     return robust

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from acl_plugin import pipeline
-from acl_plugin.config import preset
+import acl_plugin
 
 BACKBONES: dict[str, dict[str, Any]] = {
     "mobilenetv3_small_050": {"lr": 5e-3},
@@ -21,8 +20,8 @@ def main(out: Path, **options: Any) -> dict[str, float]:
     """Return the AutoAttack accuracy of each backbone; ``options`` apply to all of them."""
     robust = {}
     for backbone, own in BACKBONES.items():
-        config = preset("digits", backbone=backbone, **own, **options)
-        robust[backbone] = pipeline.run(config, out / backbone)["robust_accuracy"]
+        config = acl_plugin.preset("digits", backbone=backbone, **own, **options)
+        robust[backbone] = acl_plugin.run(config, out / backbone)["robust_accuracy"]
         print(f"{backbone}: AutoAttack {robust[backbone]:.3f}")
     return robust
 

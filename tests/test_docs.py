@@ -156,7 +156,7 @@ def test_the_tutorial_runs(folder, few):
 @pytest.mark.parametrize(
     "name",
     re.findall(
-        r"`((?:acl_plugin|tests|benchmarks|examples|docs)(?:/\w+)*(?:\.\w+)?|\.ci/run)`",
+        r"`((?:acl_plugin|tests|benchmarks|examples|docs)(?:/\w+)+(?:\.\w+)?|\.ci/run)`",
         (ROOT / "CONTRIBUTING.md").read_text() + (ROOT / "docs" / "decisions.md").read_text(),
     ),
 )
