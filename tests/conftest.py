@@ -49,6 +49,17 @@ FINISHED = [*OPTIONS, "--limit-test=24", "--keep-every=1"]
 """Of ``finished_run``."""
 
 
+TIERS = ("e2e", "ddp", "slow")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A test of no other tier is a unit test."""
+    for item in items:
+        if not any(item.get_closest_marker(tier) for tier in TIERS):
+            item.add_marker(pytest.mark.unit)
+
+
 @pytest.fixture(autouse=True)
 def _quiet_and_apart(tmp_path, monkeypatch):
     """No test reads or writes the user's index of exported models; Lightning keeps to warnings."""
