@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from acl_plugin.config import RunConfig
+from acl_plugin.errors import UsageError
 from acl_plugin.evaluation.run_folder import evaluate
 from acl_plugin.leaderboard.export import export
 from acl_plugin.probing.protocols import probe
@@ -39,6 +40,9 @@ def run(
     Raises:
         UsageError, TrainingStopped: as the stages do; nothing follows a pretraining that is not finished.
     """
+    if trainer_options.get("encoder") is not None:
+        message = "`encoder`: the probe rebuilds networks of timm by name. Pass your own encoder to `pretrain` instead"
+        raise UsageError(message, parameter="encoder", given=type(trainer_options["encoder"]).__name__, allowed=None)
     require_script(config.devices, guarded=True)
     place = training_device(config.accelerator) if device is None else torch.device(device)
     with alone():

@@ -74,7 +74,7 @@ def suite(name: str, path: str) -> None:
 
 
 def objectives(*arguments: str) -> None:
-    """Every objective on one data set, see ``benchmarks.objectives``."""
+    """Every objective on one dataset, see ``benchmarks.objectives``."""
     data, runs = benchmarked.run_all(*arguments)
     compact.write(RESULTS / f"objectives_{data}.json", [_kept_row(row, RunDir(path)) for row, path in runs])
     table()

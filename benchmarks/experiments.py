@@ -3,13 +3,13 @@
     python -m benchmarks ablation       every subset of {adversarial, benign, SAM, global}, and two reference rows
     python -m benchmarks divergences    the estimators of the global divergence
     python -m benchmarks sweeps         rho, and the weight of the divergence
-    python -m benchmarks transfer       pretrained on one data set, probed on another
+    python -m benchmarks transfer       pretrained on one dataset, probed on another
     python -m benchmarks correlation    every checkpoint that the ablation kept, audited
     python -m benchmarks headline       all components, and supervised adversarial training, on every test image
 
 Digits, 5 seeds and two runs at a time by default; ``--data cifar10 --data-dir data`` takes CIFAR-10 with ResNet-18, and
 ``--options.epochs 20`` changes any option of a run. A run that is there already is not repeated, one that was stopped
-goes on, and experiments share the runs that they have in common. Settings are those of the data set's preset.
+goes on, and experiments share the runs that they have in common. Settings are those of the dataset's preset.
 """
 
 import hashlib
@@ -50,8 +50,8 @@ class Row:
         label: its name.
         objective: own settings of ``gsa_rsl``.
         options: options of the run.
-        untrained: leave the encoder as it was initialised.
-        probed_on: another data set to probe and evaluate on.
+        untrained: leave the encoder as it was initialized.
+        probed_on: another dataset to probe and evaluate on.
         encoder_of: take the encoders of this row's runs.
     """
 
@@ -115,14 +115,14 @@ EXPERIMENTS = {
     "headline": headline,
 }
 SETTINGS: dict[str, dict[str, Any]] = {"digits": {"limit_test": 250, "keep_every": 8}, "cifar10": {"limit_test": 1000}}
-"""Options of all rows, by data set."""
+"""Options of all rows, by dataset."""
 AUDITED = 500
 """Test images of an audit, if there are as many."""
 TRANSFERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "digits": ({"data": "digits_0_4", "epochs": 64}, "digits_5_9", {}),  # half the images: as many steps
     "cifar10": ({"data": "cifar10"}, "cifar100", {"limit_test": 1000}),
 }
-"""Of an experiment on a data set: options of the pretraining, data set of the probe, its options."""
+"""Of an experiment on a dataset: options of the pretraining, dataset of the probe, its options."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Job:
 
 
 def run_all(name: str, *arguments: str) -> tuple[str, list[Job]]:
-    """Do the runs of an experiment; returns the data set and the runs."""
+    """Do the runs of an experiment; returns the dataset and the runs."""
     data_name, jobs, at_a_time = planned(name, *arguments)
     configs = [(each.source or each).config for each in jobs]
     for config in {config.data: config for config in configs}.values():  # a mistake is told before the first run
@@ -153,7 +153,7 @@ def run_all(name: str, *arguments: str) -> tuple[str, list[Job]]:
 
 
 def audit_ablation(*arguments: str) -> tuple[str, dict[str, Any]]:
-    """Audit every checkpoint that the ablation kept; returns the data set, and rows with settings."""
+    """Audit every checkpoint that the ablation kept; returns the dataset, and rows with settings."""
     data_name, jobs, at_a_time = planned("ablation", *arguments)
     jobs = [each for each in jobs if each.row != SUPERVISED and not (each.out / "stopped.json").is_file()]
     for each in jobs:
@@ -177,10 +177,10 @@ def audit_one(each: Job) -> None:
 
 
 def planned(name: str, *arguments: str) -> tuple[str, list[Job], int]:
-    """The data set, the runs, and how many at a time."""
+    """The dataset, the runs, and how many at a time."""
     parser = Parser(prog=f"benchmarks {name}", exit_on_error=False)
     parser.add_argument("--data", type=str, default="digits", help="digits or cifar10.")
-    parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds the data sets.")
+    parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds the datasets.")
     parser.add_argument("--seeds", type=list[int], default=[0, 1, 2, 3, 4], help="Seeds.")
     parser.add_argument(
         "--options", type=dict[str, Any], default={}, help="Options of every run, such as --options.epochs 20."
@@ -189,7 +189,7 @@ def planned(name: str, *arguments: str) -> tuple[str, list[Job], int]:
     parser.add_argument("--at-a-time", type=int, default=2, help="Runs at a time, with one thread each; 1 takes all.")
     given = parser.parse(arguments)
     if given.data not in SETTINGS:
-        raise unknown("data set", given.data, SETTINGS)
+        raise unknown("dataset", given.data, SETTINGS)
     shared = SETTINGS[given.data] | dict(given.options) | {"data_dir": given.data_dir}
     runs = given.runs or Path("runs/experiments") / given.data
     jobs = [job(row, seed, given.data, shared, runs) for seed in given.seeds for row in EXPERIMENTS[name]()]
@@ -277,7 +277,7 @@ def do(each: Job) -> None:
 
 
 def _encoder(each: Job) -> None:
-    """Pretrain, or leave the encoder as it is initialised."""
+    """Pretrain, or leave the encoder as it is initialized."""
     run = RunDir(each.out)
     if not each.row.untrained:
         pipeline.pretrain(each.config, each.out)

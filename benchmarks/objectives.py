@@ -3,7 +3,7 @@
     python -m benchmarks objectives                                    digits, 3 seeds: 63 runs of one to three minutes
     python -m benchmarks objectives --data cifar10 --data-dir data     part of CIFAR-10, to see that all of it works
 
-A run that is there already is not repeated, and one that was stopped goes on. Settings are those of the data set's
+A run that is there already is not repeated, and one that was stopped goes on. Settings are those of the dataset's
 preset for every objective; none was tuned for one of them.
 """
 
@@ -65,7 +65,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "coreset_every": 3,
     },
 }
-"""Options that are the same in all rows, by data set."""
+"""Options that are the same in all rows, by dataset."""
 
 
 def config_of(row: str, seed: int, runs: Path, data_name: str, **options: Any) -> RunConfig:
@@ -91,7 +91,7 @@ def labels_of(seed: int, runs: Path) -> Path:
 
 
 def run_all(*arguments: str) -> tuple[str, list[tuple[str, Path]]]:
-    """Do the runs; returns the data set and each run's row and folder."""
+    """Do the runs; returns the dataset and each run's row and folder."""
     parser = Parser(prog="benchmarks objectives", exit_on_error=False)
     parser.add_argument("--data", type=str, default="digits", help="digits or cifar10.")
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds cifar-10-batches-py.")
@@ -100,7 +100,7 @@ def run_all(*arguments: str) -> tuple[str, list[tuple[str, Path]]]:
     parser.add_argument("--runs", type=Path | None, default=None, help="Folder of the runs; runs/objectives/DATA.")
     given = parser.parse(arguments)
     if given.data not in SETTINGS:
-        raise unknown("data set", given.data, SETTINGS)
+        raise unknown("dataset", given.data, SETTINGS)
     for row in given.rows:
         if row not in ROWS:
             raise unknown("row", row, ROWS)

@@ -32,7 +32,7 @@ from acl_plugin.training.pretrain import pretrain
 SETTINGS: dict[str, Any] = {"batch_size": 512, "lr": 4e-3, "precision": "auto", "keep_every": 0, "probe_epochs": 25}
 """Of teacher and student, unless ``--options`` says otherwise."""
 GOALS = {"ACL, 1000 epochs": 39.17, "best published linear probe": 46.99}
-"""Published AutoAttack accuracies under SLF, in per cent."""
+"""Published AutoAttack accuracies under SLF, in percent."""
 
 
 def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:

@@ -29,7 +29,7 @@ from acl_plugin.data.images import DataSet, Images
 from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
 from acl_plugin.objectives.base import Views
-from acl_plugin.reporting.figures import COLOURS
+from acl_plugin.reporting.figures import COLORS
 from acl_plugin.runs.environment import environment
 from acl_plugin.runtime.device import autocast, compile_encoder, precision, training_device
 from acl_plugin.training.build import build
@@ -38,7 +38,7 @@ from acl_plugin.training.module import Pretraining
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PARTS = ("data", "views", "attack", "forward and backward", "optimiser")
+PARTS = ("data", "views", "attack", "forward and backward", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def plain(module: Pretraining) -> Pretraining:
 
 
 def pil_views(pixels: Tensor, names: tuple[str, ...]) -> Views:
-    """Random views by torchvision's transforms, one image at a time: crop, flip, colour, grey."""
+    """Random views by torchvision's transforms, one image at a time: crop, flip, color, grey."""
     from torchvision.transforms import v2
 
     size = pixels.shape[-1]
@@ -144,9 +144,9 @@ class Stepper:
         with self._timed() as whole, self._autocast():
             self.optimizer.zero_grad()
             self.module.objective.backward(self.module.model, drawn, self.module.attack)
-        with self._timed() as optimiser:
+        with self._timed() as optimizer:
             self.optimizer.step()
-        values = data[0], views[0], self.attacking, whole[0] - self.attacking, optimiser[0]
+        values = data[0], views[0], self.attacking, whole[0] - self.attacking, optimizer[0]
         for name, value in zip(PARTS, values, strict=True):
             self.seconds[name].append(value)
         return time.perf_counter() - began
@@ -213,7 +213,7 @@ def flops(module: Pretraining, device: torch.device) -> float:
 
 
 def random_data(side: int, channels: int, count: int) -> DataSet:
-    """Random images in a data set's form."""
+    """Random images in a dataset's form."""
     pixels = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)
     images = Images(pixels, torch.arange(count) % 10, torch.arange(count), levels=255)
     return DataSet("random", images, images, tuple("0123456789"), (0.5,) * channels, (0.25,) * channels)
@@ -307,9 +307,9 @@ def figure(results: Sequence[dict[str, Any]]) -> "Figure":
         named = f"{result['objective']}, {result['backbone']}, batch {result['batch_size']}"
         for below, (who, parts) in enumerate((("plain", "plain_parts"), (result["precision"], "parts"))):
             left, place = 0.0, 3 * number + below
-            for part, colour in zip(PARTS, COLOURS, strict=False):
+            for part, color in zip(PARTS, COLORS, strict=False):
                 share = result[parts][part] / sum(result["plain_parts"].values())
-                axes.barh(place, share, left=left, color=colour, label=part if not names else None)
+                axes.barh(place, share, left=left, color=color, label=part if not names else None)
                 left += share
             names.append((place, f"{named}: {who}"))
     axes.set_yticks(*zip(*names, strict=True), fontsize=8)

@@ -11,7 +11,7 @@ from benchmarks import compact
 HEADER = """# Results
 
 Made by `python -m benchmarks table` from the files in `results/`, which hold settings, seeds, versions and
-device of every run. AutoAttack is the reference package's *standard* version. Numbers are per cent, mean ±
+device of every run. AutoAttack is the reference package's *standard* version. Numbers are in %, mean ±
 standard deviation over seeds; seconds are of the device named."""
 
 Runs = list[dict[str, Any]]
@@ -109,7 +109,7 @@ def suite(run: dict[str, Any]) -> list[str]:
         lines += row(name, of["steps"], f"{100 * of['accuracy']:.1f}", "; ".join(told), f"{of['seconds']:.1f}")
     lines += [f"| *worst case* | | {100 * found['worst_case']:.1f} | | |", ""]
     points = ", ".join(f"{p['eps']:.3g}: {100 * p['accuracy']:.1f}" for p in found["curve"])
-    lines.append(f"Accuracy under PGD-20 by eps, per cent: {points}.")
+    lines.append(f"Accuracy under PGD-20 by eps, percent: {points}.")
     if run["corruptions"]:
         average, source = 100 * run["corruptions"]["mean"], run["corruptions"]["source"]
         lines += ["", f"Under the 15 common corruptions ({source}), the mean over severities: {average:.1f} %."]
@@ -210,7 +210,7 @@ def speeds(results: Runs) -> list[str]:
     ]
     for r in results:
         parts, shape = r["parts"], "x".join(map(str, r["shape"]))
-        rest = sum(parts[name] for name in ("data", "forward and backward", "optimiser"))
+        rest = sum(parts[name] for name in ("data", "forward and backward", "optimizer"))
         lines += row(
             r["objective"],
             f"{r['backbone']}, {shape}",
@@ -273,7 +273,7 @@ def evaluation_speeds(results: Runs) -> list[str]:
         "",
         "Ours against the reference package called plainly (batch 100, float32, contiguous memory), in turns on the "
         "same classifier and images, with the same attacks, iterations and restarts, float32; medians. Robust "
-        "accuracies are per cent, over the seeds of the turns. Share: what the reference's input gradients reach "
+        "accuracies are in %, over the seeds of the turns. Share: what the reference's input gradients reach "
         "of the device's ceiling for matrix products, about the least ratio that faster code can have.",
         "",
         *head(
@@ -317,7 +317,7 @@ def record(result: dict[str, Any]) -> list[str]:
         f"({student['attack_steps']} steps of {student['attack']}), {student['probe_protocol']}; "
         f"{result['environment']['device']}. {result['training_seconds']:.0f} s of training ({parts}). "
         f"Clean {100 * evaluation['clean_accuracy']:.2f}, AutoAttack "
-        f"{100 * evaluation['robust_accuracy']:.2f} per cent of {evaluation['n']} test images. "
+        f"{100 * evaluation['robust_accuracy']:.2f} % of {evaluation['n']} test images. "
         f"Published, with all of ResNet-18: {goals}.",
     ]
 
@@ -364,12 +364,12 @@ def grouped(runs: Runs) -> dict[str, Runs]:
 
 
 def clean(runs: Runs) -> list[float]:
-    """Clean accuracies in per cent."""
+    """Clean accuracies in percent."""
     return [100 * run["evaluation"]["clean_accuracy"] for run in runs]
 
 
 def robust(runs: Runs) -> list[float]:
-    """AutoAttack accuracies in per cent."""
+    """AutoAttack accuracies in percent."""
     return [100 * run["evaluation"]["robust_accuracy"] for run in runs]
 
 

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from acl_plugin import load_classifier, pipeline
+from acl_plugin import UsageError, load_classifier, pipeline, wrap_encoder
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingUnfinished
 from acl_plugin.registry import DATASETS
@@ -126,3 +126,10 @@ def test_probe_and_evaluation_take_the_device_of_the_configuration(tiny_config, 
     pipeline.run(tiny_config, tmp_path / "run")
     pipeline.run(tiny_config, tmp_path / "run", "cpu")
     assert used == [torch.device("meta")] * 2 + [torch.device("cpu")] * 2
+
+
+def test_an_own_encoder_is_refused_before_anything_is_written(tiny_config, tmp_path):
+    encoder = wrap_encoder(torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU()), (1, 8, 8))
+    with pytest.raises(UsageError, match="Pass your own encoder to `pretrain` instead"):
+        pipeline.run(tiny_config, tmp_path / "run", encoder=encoder)
+    assert not (tmp_path / "run").exists()

@@ -90,7 +90,7 @@ def stage(name: str, arguments: list[str]) -> None:
         parser.add_argument("--additional-data", type=bool | None, default=None, help=told)
         parser.add_argument("--overwrite", type=bool, help="Take over a name that the export of another run has.")
     else:
-        parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the data set is now.")
+        parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the dataset is now.")
         parser.add_class_arguments(MachineConfig, skip={"num_nodes", "compile", "devices"})
     uses = {"probe": unused.PROBE, "export": {}}[name]
     options = parse(parser, arguments, defaults_of_run, uses)
@@ -209,7 +209,7 @@ def make_pseudo_labels(arguments: list[str]) -> None:
     parser.add_argument(
         "--clusters", type=list[int], default=list(pseudo_labels.PUBLISHED_SIZES), help="Their numbers."
     )
-    parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the data set is now.")
+    parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the dataset is now.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of k-means.")
     options = parse(parser, arguments, defaults_of_run, unused.PSEUDO_LABELS)
     config = replace(RunDir(options["run"]).read_config(), **known_options(options))

@@ -30,9 +30,9 @@ COMMANDS = {
     "report": "write one HTML page of one or several runs",
     "export": "write a run's result in RobustBench's format and register its model",
     "import": "make a run folder of a published checkpoint, ready to be probed",
-    "transfer": "make a run folder of a run's encoder on another data set, ready to be probed",
+    "transfer": "make a run folder of a run's encoder on another dataset, ready to be probed",
     "pseudo-labels": "cluster the training images by a run's features, for objectives that need it",
-    "list": "list objectives, backbones, attacks, data sets or formats of checkpoints",
+    "list": "list objectives, backbones, attacks, datasets or formats of checkpoints",
 }
 
 

@@ -44,17 +44,17 @@ WHERE_AND_HOW = frozenset(
 
 
 L2 = {data: {"attack": "PGDL2", "eps": 0.25 if data.startswith("digits") else 0.5} for data in PRESETS}
-"""Options whose default differs when the norm is L2, by data set. RobustBench has eps 0.5 for CIFAR; digits have the
+"""Options whose default differs when the norm is L2, by dataset. RobustBench has eps 0.5 for CIFAR; digits have the
 same share of what Linf's eps can move: 0.5 / (8/255 sqrt(3072)) of 0.1 sqrt(64), rounded."""
 FOLLOWING = {"norm": ("eps", "attack"), "backbone": ("backbone_kwargs",)}
-"""Options whose default goes with another option than the data set."""
+"""Options whose default goes with another option than the dataset."""
 
 
 def preset(data: str = "digits", **options: Any) -> RunConfig:
     """Return the resolved configuration of a run on ``data``, with ``options`` in place of the defaults.
 
     Raises:
-        UsageError: for an unknown data set or option, a value out of range, or an option that is not used.
+        UsageError: for an unknown dataset or option, a value out of range, or an option that is not used.
     """
     config = from_dict({"data": data, **options})
     unused.refuse([vars(config)], vars(usual(config)), unused.RUN)
@@ -72,7 +72,7 @@ def used(data: str = "digits", **options: Any) -> dict[str, Any]:
 
 
 def usual(config: RunConfig) -> RunConfig:
-    """Return the defaults that go with the data set, backbone and norm of ``config``."""
+    """Return the defaults that go with the dataset, backbone and norm of ``config``."""
     return RunConfig(data=config.data, **defaults(config.data, config.backbone, config.norm))
 
 
@@ -80,7 +80,7 @@ def defaults(data: str, backbone: str | None = None, norm: str | None = None) ->
     """Return what differs from the general defaults on ``data``, and with another backbone or norm than usual there.
 
     Raises:
-        UsageError: for an unknown data set.
+        UsageError: for an unknown dataset.
     """
     if data in PRESETS:
         found = dict(PRESETS[data])
@@ -118,7 +118,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     """Return the configuration that ``to_dict`` gave; options that are missing have their defaults.
 
     Raises:
-        UsageError: for an unknown data set or option, or a value out of range.
+        UsageError: for an unknown dataset or option, or a value out of range.
     """
     if not isinstance(values, dict):
         raise UsageError(f"{str(values)[:40]!r} is no mapping of options", parameter="config", given=values)

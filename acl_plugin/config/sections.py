@@ -13,17 +13,17 @@ class DataConfig:
     """Images"""
 
     data: str = "digits"
-    """Data set by name (`acl-plugin list data`)."""
+    """Dataset by name (`acl-plugin list data`)."""
     data_dir: Path | None = None
     """Folder in torchvision's layout, such as the one that holds cifar-10-batches-py."""
     download: bool = False
-    """Let torchvision download the data set into --data-dir when it is not there."""
+    """Let torchvision download the dataset into --data-dir when it is not there."""
     limit_train: int | None = None
     """Use only N training images, chosen so that the classes keep their shares; the same ones in all runs."""
     limit_test: int | None = None
     """Evaluate on N test images only, chosen in the same way."""
     image_size: int | None = None
-    """Side in pixels that every image is brought to; null keeps the data set's own."""
+    """Side in pixels that every image is brought to; null keeps the dataset's own."""
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
@@ -80,25 +80,25 @@ class TrainingConfig:
     epochs: int = 32
     """Passes over the training images."""
     batch_size: int = 128
-    """Images per optimiser step and device (two views each)."""
+    """Images per optimizer step and device (two views each)."""
     optimizer: Literal["adamw", "sgd", "lars", "lamb", "lion"] = "adamw"
-    """timm's optimiser, or LARS as in the published ACL codes; sgd and lars with momentum 0.9."""
+    """timm's optimizer, or LARS as in the published ACL codes; sgd and lars with momentum 0.9."""
     lr: float = 2e-2
     """Peak learning rate; follows a cosine to 0."""
     weight_decay: float = 1e-4
-    """Weight decay, as the optimiser defines it."""
+    """Weight decay, as the optimizer defines it."""
     warmup: float = 0.05
     """Share of the training steps over which the learning rate grows linearly."""
     augment: Literal["digits", "simclr"] = "digits"
-    """Views: digits (small affine changes), simclr (crop, flip, colour)."""
+    """Views: digits (small affine changes), simclr (crop, flip, color)."""
     checkpoint_every: int = 1
     """Epochs between two checkpoints."""
     keep_every: int = 4
     """Epochs between two copies of the encoder that are kept to be audited; 0 keeps none."""
     knn_every: int = 0
-    """While pretraining, log the accuracy of nearest neighbours on training images every N epochs; 0 never."""
+    """While pretraining, log the accuracy of nearest neighbors on training images every N epochs; 0 never."""
     accumulate_grad_batches: int = 1
-    """Batches whose gradients are averaged for one optimiser step."""
+    """Batches whose gradients are averaged for one optimizer step."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class EvaluationConfig:
     """Evaluation"""
 
     class_map: dict[str, str] = field(default_factory=dict)
-    """Names of the data set's classes that the classifier knows by other names, such as '{"kitty": "cat"}'."""
+    """Names of the dataset's classes that the classifier knows by other names, such as '{"kitty": "cat"}'."""
     eval_batch_size: int | None = None
     """Images attacked at a time; null for as many as fit into the memory, at most 500."""
 

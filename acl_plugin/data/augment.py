@@ -16,10 +16,10 @@ def views(images: Tensor, augment: str, strength: float = 1.0) -> Tensor:
     Args:
         images: (B, C, H, W) in [0, 1].
         augment: ``digits``: rotation up to 15 degrees, shift up to 10 %, scale 0.85 to 1.15, and contrast;
-            ``simclr``: crop of 10 to 100 % of the area, flip, colour jitter and grey, as published for ACL;
+            ``simclr``: crop of 10 to 100 % of the area, flip, color jitter and grey, as published for ACL;
             ``shift``: crop of the image padded by an eighth of its side; ``weak``: the same, and flip;
             ``none``: the image.
-        strength: from 0 (weakest) to 1; scales crop and colour, and how often the image is made grey.
+        strength: from 0 (weakest) to 1; scales crop and color, and how often the image is made grey.
 
     Returns:
         (B, C, H, W) in [0, 1]. Randomness comes from torch's global generators.

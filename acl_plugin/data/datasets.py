@@ -1,4 +1,4 @@
-"""Labelled images as uint8 tensors, and batches of them that are the same after every restart."""
+"""Labeled images as uint8 tensors, and batches of them that are the same after every restart."""
 
 import logging
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def load(config: DataConfig) -> DataSet:
-    """The data set that ``config`` names, cut to its limits and resized.
+    """The dataset that ``config`` names, cut to its limits and resized.
 
     Raises:
         UsageError: for an unknown name, a missing folder, or files that are missing or damaged.
@@ -37,7 +37,7 @@ def load(config: DataConfig) -> DataSet:
             details = f"{len(missing)} of {len(data.classes)} classes are missing: {', '.join(missing[:5])}"
             logger.warning(f"{data.name}: in the {len(images)} {split} images {details}")
     seen = int(torch.isin(test.hashes, train.hashes).sum())
-    if seen > len(test) / 100:  # a few are in many published data sets
+    if seen > len(test) / 100:  # a few are in many published datasets
         logger.warning(f"{data.name}: {seen} of {len(test)} test images are training images as well")
     return replace(data, train=train.resized(config.image_size), test=test.resized(config.image_size))
 
@@ -128,7 +128,7 @@ def _cifar100(config: DataConfig) -> DataSet:
 
 @DATASETS.register("stl10")
 def _stl10(config: DataConfig) -> DataSet:
-    """STL-10: 5,000 and 8,000 labelled images, 3 x 96 x 96; --image-size 32 is the usual size to transfer to."""
+    """STL-10: 5,000 and 8,000 labeled images, 3 x 96 x 96; --image-size 32 is the usual size to transfer to."""
     from torchvision.datasets import STL10
 
     root = _folder(config)

@@ -1,4 +1,4 @@
-"""What a set of labelled images is, in a few hashes that are the same on every machine."""
+"""What a set of labeled images is, in a few hashes that are the same on every machine."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def bytes_hash(content: bytes) -> int:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A set of labelled images, in a form that two sets can be compared by.
+    """A set of labeled images, in a form that two sets can be compared by.
 
     Attributes:
         n: number of images.

@@ -134,7 +134,7 @@ def require_varied(pixels: Tensor, name: str) -> None:
 
     Args:
         pixels: (N, C, H, W) uint8; fewer than two images always pass.
-        name: name of the data set and the part of it, for the message.
+        name: name of the dataset and the part of it, for the message.
 
     Raises:
         UsageError: when they are.

@@ -22,7 +22,7 @@ class Images:
     Attributes:
         pixels: (N, C, H, W) uint8.
         labels: (N,) int64.
-        rows: (N,) int64, each image's row in the data set's own order.
+        rows: (N,) int64, each image's row in the dataset's own order.
         levels: pixel value of white; ``pixels / levels`` lies in [0, 1].
         hashes: (N,) int64, what each image is on every machine: a hash of its file, or of its pixels at their own
             size. None takes the pixels given.
@@ -84,7 +84,7 @@ class DataSet:
     """Train and test images, with what the models need to know of them.
 
     Attributes:
-        name: name on the command line, and RobustBench's where it has the data set.
+        name: name on the command line, and RobustBench's where it has the dataset.
         classes: names of the classes.
         mean, std: per channel, of training images in [0, 1].
     """
@@ -146,7 +146,7 @@ def batched(
     """``function`` of all images, un-augmented, a batch at a time and without gradient: (N, ...) on the CPU.
 
     Args:
-        images: of a data set, or (N, C, H, W) in [0, 1].
+        images: of a dataset, or (N, C, H, W) in [0, 1].
     """
     starts = [slice(i, i + batch_size) for i in range(0, len(images), batch_size)]
     parts = (images[s] if isinstance(images, Tensor) else images.floats(s.start, s.stop) for s in starts)

@@ -1,4 +1,4 @@
-"""Parts of a labelled data set that keep the shares of its classes."""
+"""Parts of a labeled dataset that keep the shares of its classes."""
 
 import torch
 from torch import Tensor

@@ -21,7 +21,7 @@ def check_classifier(model: nn.Module, images: Tensor) -> None:
         images: some (B, C, H, W) test images.
 
     Raises:
-        UsageError: for a module in training mode (such as a dropout left on), images outside [0, 1] (normalisation is
+        UsageError: for a module in training mode (such as a dropout left on), images outside [0, 1] (normalization is
             part of the model), logits that are not finite, are probabilities, change from call to call, or depend on
             the other images of a batch.
     """

@@ -1,6 +1,6 @@
 """Contrastive losses as pure functions, in float32 (or float64) inside, also under autocast.
 
-Letters: V views of each of B images, P embedding size; embeddings need not be normalised. Logits are cosines over
+Letters: V views of each of B images, P embedding size; embeddings need not be normalized. Logits are cosines over
 the temperature: s[i, j] = cos(z_i, z_j) / tau.
 """
 

@@ -39,7 +39,7 @@ class Divergence(nn.Module):
             benign, adversarial: (B, D) features.
 
         Returns:
-            () loss to minimise over the encoder, and () estimate, at least 0, without gradient.
+            () loss to minimize over the encoder, and () estimate, at least 0, without gradient.
         """
         raise NotImplementedError
 
@@ -58,7 +58,7 @@ class Divergence(nn.Module):
 class Learned(Divergence):
     """A divergence that is the maximum over a network h of a bound from below; h learns along.
 
-    h has two hidden layers with spectral norm and its own optimiser (Adam); all of it is part of the module's state.
+    h has two hidden layers with spectral norm and its own optimizer (Adam); all of it is part of the module's state.
 
     Args:
         size: D, size of the features.

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: look at the loss from a little way up its gradient."""
+"""Sharpness-aware minimization: look at the loss from a little way up its gradient."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ def sharpness(
 ) -> tuple[float, float]:
     """The loss at theta, and the largest that projected gradient ascent finds for ||d||_2 <= rho around it.
 
-    Each step goes rho / 4 up the normalised gradient at theta + d, and back into the ball. The weights are restored
+    Each step goes rho / 4 up the normalized gradient at theta + d, and back into the ball. The weights are restored
     exactly. What is found is a lower bound of the maximum.
 
     Args:

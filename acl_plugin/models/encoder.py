@@ -104,7 +104,7 @@ class Encoder(BackboneAndProjector):
 
 
 class Classifier(nn.Module):
-    """A plain network on images in [0, 1]: normalisation, timm backbone, linear head. (B, C, H, W) -> (B, classes)."""
+    """A plain network on images in [0, 1]: normalization, timm backbone, linear head. (B, C, H, W) -> (B, classes)."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()

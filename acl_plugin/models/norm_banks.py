@@ -1,4 +1,4 @@
-"""Several banks of batch normalisation in one network, chosen by name at each forward pass.
+"""Several banks of batch normalization in one network, chosen by name at each forward pass.
 
 Adversarial images have other statistics than benign ones; published ACL keeps one bank of BatchNorm for each
 and shares all other weights. Here any network gets its banks by replacing its BatchNorm layers, and one bank

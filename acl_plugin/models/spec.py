@@ -20,7 +20,7 @@ class ModelSpec:
         kwargs: arguments of ``timm.create_model``.
         stem: ``cifar``, ``cifar_padding_2`` or ``native``.
         shape: (C, H, W) of the images.
-        mean, std: normalisation of images in [0, 1], per channel.
+        mean, std: normalization of images in [0, 1], per channel.
         classes: names of the classes of the linear head; empty for an encoder.
         timm_version: version of timm that built it.
         module: Python module that registered the backbone with timm, where it is not timm itself.

@@ -1,4 +1,4 @@
-"""AIR: adversarial invariant regularisation of ACL (Xu et al., NeurIPS 2023, arXiv 2305.00374)."""
+"""AIR: adversarial invariant regularization of ACL (Xu et al., NeurIPS 2023, arXiv 2305.00374)."""
 
 from typing import Literal
 
@@ -12,16 +12,16 @@ from acl_plugin.objectives.schedules import staircase
 from acl_plugin.registry import register
 from acl_plugin.validation import require_not_negative, require_one_of
 
-Fidelity = Literal["paper", "released", "normalised"]
+Fidelity = Literal["paper", "released", "normalized"]
 
 
 def invariance(log_p: Tensor, log_q: Tensor, fidelity: Fidelity) -> Tensor:
     """KL(q || p) = sum_n q_n (log q_n - log p_n) of two laws over the batch, (B,) and (B,) -> ().
 
-    ``released`` is sum_n q_n (log q_n - p_n), a probability in place of a logarithm; ``normalised`` scales both to
+    ``released`` is sum_n q_n (log q_n - p_n), a probability in place of a logarithm; ``normalized`` scales both to
     sum 1 first.
     """
-    if fidelity == "normalised":
+    if fidelity == "normalized":
         log_p, log_q = log_p.log_softmax(0), log_q.log_softmax(0)
     return (log_q.exp() * (log_q - (log_p.exp() if fidelity == "released" else log_p))).sum()
 
@@ -38,7 +38,7 @@ class InvariantACL(Objective):
         standard, adversarial: lambda_1 and lambda_2.
         fidelity: ``released`` takes KL's first argument for a probability where a logarithm is due (see
             ``invariance``), so that SIR is near -log B and AIR near 0; ``paper`` is the KL of the products as they
-            stand, which do not sum to 1 and are O(1/B^2); ``normalised`` makes them laws.
+            stand, which do not sum to 1 and are O(1/B^2); ``normalized`` makes them laws.
 
     Published: LARS lr 5, batch 512, 1000 epochs. `--probe-protocol air++` adds its post-processing.
 
@@ -61,7 +61,7 @@ class InvariantACL(Objective):
     ) -> None:
         super().__init__(temperature=temperature)
         require_not_negative(standard=standard, adversarial=adversarial)
-        require_one_of(("paper", "released", "normalised"), fidelity=fidelity)
+        require_one_of(("paper", "released", "normalized"), fidelity=fidelity)
         self.standard, self.adversarial, self.fidelity = standard, adversarial, fidelity
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:

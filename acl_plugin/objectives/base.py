@@ -36,7 +36,7 @@ class Views:
     Args:
         a, b: (B, C, H, W) random strong views in [0, 1].
         images: (B, C, H, W) the images themselves.
-        rows: (B,) each image's row in the data set.
+        rows: (B,) each image's row in the dataset.
         weak: (B, C, H, W) a random weak view.
 
     Raises:
@@ -99,7 +99,7 @@ class Terms:
     """A loss and what it is made of.
 
     Attributes:
-        total: () loss to minimise.
+        total: () loss to minimize.
         parts: () each, by name, without gradient.
         collapsed: by name of a part, its value when all embeddings are the same. The trainer stops a run in which one
             of these parts stays there; parts without such a value are not watched.
@@ -181,7 +181,7 @@ class Objective(nn.Module):
         require_positive(temperature=getattr(self, "temperature", None))
 
     def setup(self, model: EncoderProtocol) -> None:
-        """Build what depends on the encoder; called once, before the optimiser is."""
+        """Build what depends on the encoder; called once, before the optimizer is."""
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         """The loss of one batch."""
@@ -194,7 +194,7 @@ class Objective(nn.Module):
         return terms
 
     def param_groups(self, model: EncoderProtocol) -> list[dict[str, Any]]:
-        """What the trainer's optimiser updates, as torch.optim takes it."""
+        """What the trainer's optimizer updates, as torch.optim takes it."""
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
     def check_images(self, images: Images) -> None:

@@ -19,10 +19,10 @@ PUBLISHED_SIZES = (2, 10, 50, 100, 500)
 
 
 class PseudoLabels(nn.Module):
-    """Clusterings of training images, looked up by the images' rows in the data set.
+    """Clusterings of training images, looked up by the images' rows in the dataset.
 
     Args:
-        rows: (N,) rows of the data set that have labels.
+        rows: (N,) rows of the dataset that have labels.
         labels: by number K of clusters, (N,) labels from 0 to K - 1 each.
         provenance: where they are from.
         hashes: (N,) what each image is, see ``data.Images``; None where that is not known.
@@ -61,7 +61,7 @@ class PseudoLabels(nn.Module):
 
     @classmethod
     def by_row(cls, labels: Tensor) -> "PseudoLabels":
-        """Return clusterings of all images of a data set.
+        """Return clusterings of all images of a dataset.
 
         Args:
             labels: (N,) or (number of clusterings, N) whole numbers from 0; column n is of row n. Each clustering has
@@ -123,7 +123,7 @@ class ClusterHeads(nn.Module):
     def __init__(self, labels: PseudoLabels, size: int) -> None:
         super().__init__()
         if not isinstance(labels, PseudoLabels):
-            allowed = "PseudoLabels, or whole numbers by row of the data set as a tensor"
+            allowed = "PseudoLabels, or whole numbers by row of the dataset as a tensor"
             shown = labels if isinstance(labels, str | PathLike) else type(labels).__name__
             message = f"`pseudo_labels` {shown}: allowed is {allowed}; read a file with read_pseudo_labels(path)"
             raise UsageError(message, parameter="pseudo_labels", given=labels, allowed=allowed)

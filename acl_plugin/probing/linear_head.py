@@ -38,7 +38,7 @@ def head_loss(model: Classifier, x: Tensor, y: Tensor, attack: InnerAttack | Non
 
 
 def solve_head(model: Classifier, images: Images, weight_decay: float) -> float:
-    """The head that minimises mean cross-entropy + weight_decay / 2 ||W||^2 on un-augmented images, by L-BFGS.
+    """The head that minimizes mean cross-entropy + weight_decay / 2 ||W||^2 on un-augmented images, by L-BFGS.
 
     The same objective as SGD's with that weight decay, but for the bias, which is not decayed.
 
@@ -73,7 +73,7 @@ def fit_head(features: Tensor, labels: Tensor, classes: int, weight_decay: float
     mean = x.mean(0)
     fit = LogisticRegression(C=1 / (weight_decay * len(x)), tol=1e-8, max_iter=20_000)
     with threadpool_limits(1):  # many small products: threads would wait for each other
-        fit.fit((x - mean).numpy(), labels.cpu().numpy())  # centred, it takes half the steps
+        fit.fit((x - mean).numpy(), labels.cpu().numpy())  # centered, it takes half the steps
     weight = torch.from_numpy(fit.coef_)
     bias = torch.from_numpy(fit.intercept_) - weight @ mean
     if len(fit.classes_) == 2:  # one row for the second class

@@ -57,7 +57,7 @@ def descend(
     score: Callable[[], float] | None = None,
     checkpoints: ProbeCheckpoints | None = None,
 ) -> dict[str, Any]:
-    """Minimise the loss of ``step`` over ``parameters``.
+    """Minimize the loss of ``step`` over ``parameters``.
 
     Args:
         what: the work's name.

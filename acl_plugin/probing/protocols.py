@@ -88,7 +88,7 @@ class Probing:
 
     Attributes:
         run, config, device: of the probe.
-        data: the data set, without the images that are held out.
+        data: the dataset, without the images that are held out.
         held_out: to choose the epoch by; None to take the last.
         model: classifier with the pretrained backbone and a zero head, to be trained in place.
         checkpoints: of the trainings.
@@ -113,7 +113,7 @@ class Probing:
         return attack_of(self.threat, self.threat.pgd)
 
     def descend(self, what: str, trained: nn.Module, step: Step, attack: InnerAttack | None = None) -> dict[str, Any]:
-        """Minimise the loss of ``step`` over the weights of ``trained``; ``attack`` is for the choice of the epoch."""
+        """Minimize the loss of ``step`` over the weights of ``trained``; ``attack`` is for the choice of the epoch."""
         schedule = probe_schedule(self.config, PROBE)
         score = self._score(attack)
         return descend(what, self.model, trained.parameters(), self.data.train, step, schedule, score, self.checkpoints)
@@ -179,7 +179,7 @@ def aff_pgd(p: Probing) -> dict[str, Any]:
 def semi(p: Probing) -> dict[str, Any]:
     """Few labels: see ``acl_plugin.probing.semi_supervised``."""
     loss = semi_supervised.prepare(p.run, p.config, p.data, p.pgd, p.model, p.device, p.checkpoints)
-    return _finetune(p, loss) | {"labelled": semi_supervised.count(p.config, p.data.train)}
+    return _finetune(p, loss) | {"labeled": semi_supervised.count(p.config, p.data.train)}
 
 
 @PROTOCOLS.register("dynacl++")

@@ -16,7 +16,7 @@ def probe_settings(objective: str, data: str, protocol: str) -> dict[str, Any]:
 
     Args:
         objective: its name; those without settings of their own have RobustSSL's general ones.
-        data: data set; off CIFAR the rates are those for CIFAR-10.
+        data: dataset; off CIFAR the rates are those for CIFAR-10.
         protocol: ``config.ProbeConfig.probe_protocol``.
 
     Source: the benchmark code of RobustSSL, and of ACL, DynACL, AIR, AdvCL and DeACL.

@@ -1,9 +1,9 @@
 """Finetuning from few labels: the encoder's own predictions stand in for the others, as in ACL.
 
-1. A classifier on the benign bank is finetuned on the labelled images, benign, and predicts all images.
+1. A classifier on the benign bank is finetuned on the labeled images, benign, and predicts all images.
 2. From the adversarial bank, all weights are trained on adversarial images, with
    L = 1/B [ 1/2 sum_L CE(x', y) + 1/2 sum_L CE(x', p) + sum_U CE(x', p) + 6 sum KL(x || x') ],
-   where L are the labelled images of the batch and U the others, p the predictions of stage 1 as soft labels, and x'
+   where L are the labeled images of the batch and U the others, p the predictions of stage 1 as soft labels, and x'
    raises the cross-entropy with y, or with the likeliest class of p.
 """
 
@@ -28,14 +28,14 @@ from acl_plugin.runs.models import load_encoder
 from acl_plugin.runtime.seeding import LABELS, mixed_seed
 
 
-def labelled(config: RunConfig, images: Images) -> Tensor:
+def labeled(config: RunConfig, images: Images) -> Tensor:
     """(N,) bool: the images whose labels are used."""
     return stratified(images.labels, config.label_fraction, mixed_seed(config.seed, LABELS))
 
 
 def count(config: RunConfig, images: Images) -> int:
     """How many labels are used."""
-    return int(labelled(config, images).sum())
+    return int(labeled(config, images).sum())
 
 
 def prepare(
@@ -52,16 +52,16 @@ def prepare(
     Args:
         run: with a pretrained encoder.
         config: ``label_fraction``, rates and seed; stage 1 has the epochs, rate and decay of the probe.
-        data: its training images; labels off the labelled ones are not used.
+        data: its training images; labels off the labeled ones are not used.
         attack: of stage 2, on cross-entropy.
         model: with the weights of the adversarial bank, trained by the loss.
         device: to compute on.
         checkpoints: see ``sgd.descend``.
 
-    Source: ACL (arXiv 2010.13337), as in its code, whose batches have the labelled share of all images;
+    Source: ACL (arXiv 2010.13337), as in its code, whose batches have the labeled share of all images;
     the direction of the divergence is that of TRADES.
     """
-    images, known = data.train, labelled(config, data.train)
+    images, known = data.train, labeled(config, data.train)
     few = images.take(known.nonzero().squeeze(1))
     first = copy.deepcopy(model)
     first.backbone.load_state_dict(load_encoder(run.path, benign=True).backbone.state_dict())
@@ -88,7 +88,7 @@ def prepare(
 
 
 def _tables(model: Classifier, images: Images, known: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Soft labels, and which are labelled, by the images' rows in the data set."""
+    """Soft labels, and which are labeled, by the images' rows in the dataset."""
     size = int(images.rows.max()) + 1
     soft = torch.zeros(size, len(model.spec.classes))
     soft[images.rows] = batched(lambda x: model(x).softmax(1), images, device)

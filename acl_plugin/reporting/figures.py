@@ -9,7 +9,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Wong's palette, which color-blind readers can distinguish."""
 
 
@@ -36,12 +36,12 @@ def audit(result: dict[str, Any]) -> "Figure":
     figure = Figure(figsize=(11, 5) if known else (6, 5))
     axes = figure.subplots(1, 2 if known else 1, squeeze=False)[0]
     both = []
-    for number, (bound, colour) in enumerate(zip(rows[0]["bounds"], COLOURS, strict=False)):
+    for number, (bound, color) in enumerate(zip(rows[0]["bounds"], COLORS, strict=False)):
         pairs = [(row["bounds"][number]["left"], row["bounds"][number]["right"]) for row in rows]
         both += [value for pair in pairs for value in pair if value > 0]
         kind = "certain" if bound["certain"] else "estimate"
         marker = "o" if bound["certain"] else "x"
-        axes[0].scatter(*zip(*pairs, strict=True), s=28, c=colour, marker=marker, label=f"{bound['name']} ({kind})")
+        axes[0].scatter(*zip(*pairs, strict=True), s=28, c=color, marker=marker, label=f"{bound['name']} ({kind})")
     ends = [0.8 * min(both, default=1.0), 1.25 * max(both, default=1.0)]
     axes[0].plot(ends, ends, color="grey", linewidth=1)
     axes[0].set(xscale="log", yscale="log", xlabel="loss that is bounded", ylabel="right side of the bound")
@@ -51,8 +51,8 @@ def audit(result: dict[str, Any]) -> "Figure":
         names = sorted(known, key=lambda name: known[name]["rho"])
         for place, name in enumerate(names):
             value = known[name]
-            axes[1].plot([value["low"], value["high"]], [place, place], color=COLOURS[0], linewidth=2, alpha=0.5)
-            axes[1].plot(value["rho"], place, "o", color=COLOURS[0])
+            axes[1].plot([value["low"], value["high"]], [place, place], color=COLORS[0], linewidth=2, alpha=0.5)
+            axes[1].plot(value["rho"], place, "o", color=COLORS[0])
         axes[1].axvline(0, color="grey", linewidth=1)
         axes[1].set_yticks(range(len(names)), names, fontsize=8)
         n = max(value["n"] for value in known.values())
@@ -72,7 +72,7 @@ def losses(epochs: Sequence[int], terms: Mapping[str, Sequence[float | None]]) -
     axes = figure.subplots(lines, columns, squeeze=False).flatten()
     for ax, (name, values) in zip(axes, terms.items(), strict=False):
         points = [(e, v) for e, v in zip(epochs, values, strict=True) if v is not None]
-        ax.plot(*zip(*points, strict=True), color=COLOURS[0])
+        ax.plot(*zip(*points, strict=True), color=COLORS[0])
         ax.set_title(name, fontsize=9)
         ax.tick_params(labelsize=7)
     for ax in axes[len(terms) :]:
@@ -83,7 +83,7 @@ def losses(epochs: Sequence[int], terms: Mapping[str, Sequence[float | None]]) -
 
 
 def accuracies(steps: Sequence[str], by_run: Mapping[str, Sequence[float]]) -> "Figure":
-    """Accuracy after each attack, in per cent; one group of bars for each step."""
+    """Accuracy after each attack, in percent; one group of bars for each step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3))
@@ -91,7 +91,7 @@ def accuracies(steps: Sequence[str], by_run: Mapping[str, Sequence[float]]) -> "
     width = 0.8 / len(by_run)
     for number, (name, values) in enumerate(by_run.items()):
         places = [i + (number - (len(by_run) - 1) / 2) * width for i in range(len(steps))]
-        bars = ax.bar(places, [100 * v for v in values], width, label=name, color=COLOURS[number % len(COLOURS)])
+        bars = ax.bar(places, [100 * v for v in values], width, label=name, color=COLORS[number % len(COLORS)])
         ax.bar_label(bars, fmt="%.1f", fontsize=7)
     ax.set_xticks(range(len(steps)), steps)
     ax.set(ylim=(0, 108), ylabel="accuracy, %")
@@ -109,7 +109,7 @@ def accuracy_by_eps(by_run: Mapping[str, Sequence[Mapping[str, float]]]) -> "Fig
     ax = figure.subplots()
     for number, (name, points) in enumerate(by_run.items()):
         eps, values = [p["eps"] for p in points], [100 * p["accuracy"] for p in points]
-        ax.plot(eps, values, "o-", label=name, color=COLOURS[number % len(COLOURS)])
+        ax.plot(eps, values, "o-", label=name, color=COLORS[number % len(COLORS)])
     ax.set(ylim=(0, 105), xlabel="eps", ylabel="accuracy under PGD-20, %")
     if len(by_run) > 1:
         ax.legend(fontsize=8)
@@ -151,11 +151,11 @@ def feature_map(benign: Tensor, adversarial: Tensor, labels: Tensor, classes: Se
 
     figure = Figure(figsize=(7, 5))
     ax = figure.subplots()
-    colours = matplotlib.colormaps["tab10"]
+    colors = matplotlib.colormaps["tab10"]
     for c, name in enumerate(classes[:10]):
         (x, y), (x_adv, y_adv) = (points[labels == c].T.numpy() for points in (benign, adversarial))
-        ax.scatter(x, y, s=14, color=colours(c), label=name)
-        ax.scatter(x_adv, y_adv, s=18, color=colours(c), marker="x", linewidths=0.8)
+        ax.scatter(x, y, s=14, color=colors(c), label=name)
+        ax.scatter(x_adv, y_adv, s=18, color=colors(c), marker="x", linewidths=0.8)
     ax.set(xlabel="first principal axis", ylabel="second", title="benign (dots) and adversarial (crosses) features")
     ax.legend(fontsize=7, ncols=2)
     figure.set_layout_engine("tight")

@@ -227,7 +227,7 @@ def _has_evaluation_alone(run: RunDir) -> bool:
 
 
 def interval(share: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of n images, in per cent.
+    """Wilson's 95 % interval of a share of n images, in percent.
 
     Source: Wilson, Probable Inference, JASA 1927.
     """

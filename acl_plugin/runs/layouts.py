@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 Rules = tuple[tuple[str, str], ...]
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
-IMAGENET: Normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-CIFAR: Normalisation = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
-NONE: Normalisation = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR: Normalization = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
+NONE: Normalization = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -18,30 +18,30 @@ class Layout:
         papers: whose checkpoints they are.
         marks: patterns of keys; a file that has all of them has this layout.
         routes: names of the norm banks in the file's order, which calls bank N ``bn_list.N``.
-        normalisation: mean and std that the code applies where the file does not have them; None where the authors'
+        normalization: mean and std that the code applies where the file does not have them; None where the authors'
             network always stores them, so that nothing can be said of a file without.
         dropped: pattern of the keys that are no part of backbone, projector or head.
         renamed: patterns and replacements, in turn, from the file's names to timm's.
         stem: of the network, unless the first convolution is that of large images.
         projector: its kind, and patterns and replacements from the file's names to its own.
         head: name of the linear layer that a classifier has, after ``renamed``.
-        bottleneck: ``normalisation`` of networks with bottleneck blocks, such as ResNet-50, if it is another.
+        bottleneck: ``normalization`` of networks with bottleneck blocks, such as ResNet-50, if it is another.
     """
 
     papers: str
     marks: tuple[str, ...]
     routes: tuple[str, ...]
-    normalisation: Normalisation | None
+    normalization: Normalization | None
     dropped: str | None
     renamed: Rules = ()
     stem: Literal["cifar", "cifar_padding_2", "native"] = "cifar"
     projector: tuple[str, Rules] | None = None
     head: str | None = None
-    bottleneck: Normalisation | None = None
+    bottleneck: Normalization | None = None
 
-    def normalisation_of(self, bottleneck: bool) -> Normalisation | None:
+    def normalization_of(self, bottleneck: bool) -> Normalization | None:
         """Return what the code applies where the file stores nothing, for a network with or without bottlenecks."""
-        return self.bottleneck if bottleneck and self.bottleneck is not None else self.normalisation
+        return self.bottleneck if bottleneck and self.bottleneck is not None else self.normalization
 
 
 _DOWNSAMPLE: Rules = ((r"downsample\.conv\.", "downsample.0."), (r"downsample\.bn\.", "downsample.1."))
@@ -49,7 +49,7 @@ _THREE_LAYER: tuple[str, Rules] = (
     "three_layer",
     tuple((rf"^fc\.{old}\.", f"{new}.") for old, new in zip("fc1 bn1 fc2 bn2 fc3 bn3".split(), "013467", strict=True)),
 )
-NORMALISATIONS = {"none": NONE, "cifar": CIFAR, "imagenet": IMAGENET}
+NORMALIZATIONS = {"none": NONE, "cifar": CIFAR, "imagenet": IMAGENET}
 """What may be said of a file that does not have its own."""
 
 LAYOUTS: dict[str, Layout] = {

@@ -25,8 +25,8 @@ OwnEncoder = TypeVar("OwnEncoder", bound=EncoderProtocol)
 def load_classifier(run: Path | str) -> Classifier:
     """The probed model of a run folder.
 
-    It is in eval mode and takes images of the data set's own shape, (B, C, H, W) in [0, 1]; whatever resizing or
-    normalising it needs is inside.
+    It is in eval mode and takes images of the dataset's own shape, (B, C, H, W) in [0, 1]; whatever resizing or
+    normalizing it needs is inside.
 
     Args:
         run: a folder in which ``acl-plugin run`` or ``acl-plugin probe`` has finished.

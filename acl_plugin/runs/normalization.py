@@ -8,37 +8,37 @@ import torch
 from torch import Tensor
 
 from acl_plugin.errors import UsageError, unknown
-from acl_plugin.runs.layouts import NORMALISATIONS, Layout, Normalisation
+from acl_plugin.runs.layouts import NORMALIZATIONS, Layout, Normalization
 
 
 def normalization_of(
     path: Path, layout: Layout, bottleneck: bool, stored: dict[str, Tensor], said: str | None
-) -> Normalisation:
+) -> Normalization:
     """Return the mean and std that the file stores, else those of the layout.
 
     Raises:
         UsageError: where neither is known and nothing is ``said``, what is said is not what the file stores, or what
             it stores is not a mean and a std by channel.
     """
-    if said is not None and said not in NORMALISATIONS:
-        raise unknown("normalization", said, NORMALISATIONS)
+    if said is not None and said not in NORMALIZATIONS:
+        raise unknown("normalization", said, NORMALIZATIONS)
     if stored:
         values = [tuple(buffer.flatten().tolist()) for buffer in stored.values()]
         whole = len(values) == 2 and len(values[0]) == len(values[1]) and all(map(math.isfinite, values[0]))
         if not whole or not all(0 < value < math.inf for value in values[1]):
             raise misfit(path, "a normalization by mean and std", f"it stores {dict(zip(stored, values, strict=True))}")
-        if said is not None and not _close(values, NORMALISATIONS[said]):
+        if said is not None and not _close(values, NORMALIZATIONS[said]):
             raise UsageError(
                 f"`normalization` {said}: {path} stores another one, {tuple(values)}; leave the option out",
                 parameter="normalization", given=said, allowed=tuple(values),
             )  # fmt: skip
         return values[0], values[1]
-    known = layout.normalisation_of(bottleneck) if said is None else NORMALISATIONS[said]
+    known = layout.normalization_of(bottleneck) if said is None else NORMALIZATIONS[said]
     if known is None:
         raise UsageError(
             f"{path} does not store how its images are normalized, as the files of its authors do; say it by "
-            f"`normalization`: {', '.join(NORMALISATIONS)}",
-            parameter="normalization", given=None, allowed=tuple(NORMALISATIONS),
+            f"`normalization`: {', '.join(NORMALIZATIONS)}",
+            parameter="normalization", given=None, allowed=tuple(NORMALIZATIONS),
         )  # fmt: skip
     return known
 

@@ -1,6 +1,6 @@
 """Checkpoints of the published repositories as plain timm encoders.
 
-Weights alone do not define a function: each layout has its own stem, normalisation and norm banks. Every key of a file
+Weights alone do not define a function: each layout has its own stem, normalization and norm banks. Every key of a file
 is used, or dropped by a rule that is written here; a key that is left over, or missing, is an error.
 """
 
@@ -40,7 +40,7 @@ class Published:
 
     Attributes:
         layout: name in ``layouts.LAYOUTS``.
-        spec: the network, with its stem and normalisation.
+        spec: the network, with its stem and normalization.
         banks: weights of the backbone, by norm bank; the first is for benign images.
         projectors: its kind, and weights by norm bank; None if the file has no projector that we know.
         head: the linear layer of a classifier, if the file has one; of which classes, and whether trained, is not said.
@@ -81,7 +81,7 @@ def import_run(
     Args:
         path: the checkpoint.
         run: folder, new or empty.
-        config: data set and backbone.
+        config: dataset and backbone.
         layout, bank, allow_pickle, normalization: see ``read`` and ``Published.bank``.
 
     Returns:
@@ -133,7 +133,7 @@ def read(
         backbone, backbone_kwargs: timm's name of the network, and arguments.
         shape: (C, H, W) of the images.
         allow_pickle: let the file execute code while it is read.
-        normalization: one of ``layouts.NORMALISATIONS``, for a file that does not store what its network applies.
+        normalization: one of ``layouts.NORMALIZATIONS``, for a file that does not store what its network applies.
 
     Raises:
         UsageError: for a file that is no checkpoint, or needs ``allow_pickle``; for an unknown layout; and for any

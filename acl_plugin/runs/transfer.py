@@ -1,4 +1,4 @@
-"""A run's encoder on another data set: a run folder of its own, ready to be probed and evaluated."""
+"""A run's encoder on another dataset: a run folder of its own, ready to be probed and evaluated."""
 
 import shutil
 from dataclasses import fields, replace
@@ -15,9 +15,9 @@ from acl_plugin.runtime.files import write_json
 
 
 def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
-    """Make the folder ``run`` of the encoder of ``source``, to be probed on the data set of ``config``.
+    """Make the folder ``run`` of the encoder of ``source``, to be probed on the dataset of ``config``.
 
-    The encoder keeps the normalisation of the images that it was trained on.
+    The encoder keeps the normalization of the images that it was trained on.
 
     Args:
         source: pretrained.
@@ -54,10 +54,10 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
 
 
 def transferred(before: RunConfig, data: str, **options: Any) -> RunConfig:
-    """Return the configuration of a run on another data set: its presets for the norm of ``before``, and its probe.
+    """Return the configuration of a run on another dataset: its presets for the norm of ``before``, and its probe.
 
     Raises:
-        UsageError: for an unknown data set, or an option out of range.
+        UsageError: for an unknown dataset, or an option out of range.
     """
     taken = {f.name for group in (DataConfig, ThreatConfig, ProbeConfig) for f in fields(group)}
     own = {"norm": before.norm} | {name: value for name, value in options.items() if name in taken}

@@ -1,4 +1,4 @@
-"""k nearest neighbours: a quick look at an encoder without training anything."""
+"""k nearest neighbors: a quick look at an encoder without training anything."""
 
 import torch
 
@@ -13,7 +13,7 @@ NEIGHBOURS = 20
 def knn_accuracy(
     encoder: EncoderProtocol, images: Images, seed: int, route: str | None = None, most: int = 5000
 ) -> float:
-    """Accuracy of the vote of 20 neighbours by cosine, on a tenth of ``images`` by the other nine.
+    """Accuracy of the vote of 20 neighbors by cosine, on a tenth of ``images`` by the other nine.
 
     Args:
         encoder: in eval mode.

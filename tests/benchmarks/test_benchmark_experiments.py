@@ -148,7 +148,7 @@ def test_a_run_that_collapses_is_a_result(results, tmp_path, few, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ablation", "--data", "digit"], "unknown data set 'digit'; the nearest: digits"),
+        (["ablation", "--data", "digit"], "unknown dataset 'digit'; the nearest: digits"),
         (["sweeps", "--data", "cifar10"], "cifar10 needs --data-dir"),
         (["sweeps", "--options.epcohs", "1"], "unknown option 'epcohs'; the nearest: epochs"),
         (["correlation"], "has no encoder; run first: python -m benchmarks ablation --data digits"),

@@ -71,7 +71,7 @@ def test_runs_results_and_table_by_one_command(results, tmp_path, few, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "digit"], "unknown data set 'digit'; the nearest: digits"),
+        (["--data", "digit"], "unknown dataset 'digit'; the nearest: digits"),
         (["--rows", '["simcrl"]'], "unknown row 'simcrl'; the nearest: simclr"),
         (["--rows", '["advcl"]'], "is missing; run first: python -m benchmarks objectives --rows"),
         (["--sedes", "[0]"], "unknown argument '--sedes'; the nearest: --seeds"),

@@ -157,7 +157,7 @@ def test_a_published_checkpoint_is_imported_and_probed(tmp_path, capsys, monkeyp
 
     digits = DATASETS.get("digits")
 
-    def coloured(config):
+    def colored(config):
         """Digits of 3 x 32 x 32 pixels in place of CIFAR-10."""
         source = digits(config)
 
@@ -167,7 +167,7 @@ def test_a_published_checkpoint_is_imported_and_probed(tmp_path, capsys, monkeyp
 
         return replace(source, name="cifar10", train=images(source.train), test=images(source.test))
 
-    monkeypatch.setitem(DATASETS._factories, "cifar10", coloured)
+    monkeypatch.setitem(DATASETS._factories, "cifar10", colored)
     kwargs = {"channels": [8, 8, 8, 8]}
     encoder = ModelSpec("resnet18", kwargs, "cifar", (3, 32, 32), (0,) * 3, (1,) * 3)
     weights = {f"module.{k}": v for k, v in create_backbone(encoder)[0].state_dict().items()}
@@ -200,7 +200,7 @@ MISTAKES = [
     (["run", "--out", "x", "--compare", "simcrl"], "unknown objective 'simcrl'; the nearest: simclr"),
     (["run", "--out", "x", "--backbone", "resnt18"], "unknown backbone 'resnt18'; the nearest: resnet18"),
     (["run", "--out", "x", "--attack", "PDG"], "unknown attack 'PDG'; the nearest: PGD"),
-    (["run", "--out", "x", "--data", "cifar11"], "unknown data set 'cifar11'; the nearest: cifar10"),
+    (["run", "--out", "x", "--data", "cifar11"], "unknown dataset 'cifar11'; the nearest: cifar10"),
     (["run", "--out", "x", "--backbne", "y"], "unknown argument '--backbne'; the nearest: --backbone"),
     (["run", "--out", "x", "--data", "cifar10"], "cifar10 needs --data-dir FOLDER"),
     (["run", "--out", "x", "--data", "cifar10", "--data-dir", "nowhere"], "--data-dir nowhere: no such folder"),

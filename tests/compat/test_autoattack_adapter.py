@@ -44,8 +44,8 @@ def test_custom_attacks_individually(problem):
     assert list(results) == ["apgd-ce", "square"]
     assert all(r.shape == x.shape for r in results.values())
     assert adversary.attacks_to_run == ["apgd-ce", "square"]
-    labelled = adversary.run_standard_evaluation_individual(x, y, bs=6, return_labels=True)
-    assert torch.equal(labelled["square"][0], results["square"])
+    labeled = adversary.run_standard_evaluation_individual(x, y, bs=6, return_labels=True)
+    assert torch.equal(labeled["square"][0], results["square"])
 
 
 def test_progress_goes_to_the_log_and_instances_do_not_share_it(problem, tmp_path, capsys):

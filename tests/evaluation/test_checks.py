@@ -44,7 +44,7 @@ class Infinite(Noisy):
 
 
 class ByBatch(Noisy):
-    """Normalises by the batch, as a norm layer without running statistics does."""
+    """Normalizes by the batch, as a norm layer without running statistics does."""
 
     def forward(self, x):
         return self.model(x - x.mean())
@@ -84,7 +84,7 @@ def test_unsound_classifiers_are_refused(model, images, change, message):
     assert error.value.parameter == "model"
 
 
-def test_images_that_were_normalised_outside_are_refused(model, images):
+def test_images_that_were_normalized_outside_are_refused(model, images):
     with pytest.raises(UsageError, match=r"test images in .*: allowed is \[0, 1\]; normalize inside the model"):
         check_classifier(model, (images - 0.5) / 0.25)
 

@@ -85,7 +85,7 @@ def test_a_fixed_patch_gets_larger_images_and_a_free_one_smaller_patches():
     assert create_backbone(spec((3, 32, 32), "vit_tiny_patch16_224", kwargs))[1] == (48, 48)
 
 
-def test_preprocess_normalises_after_resizing():
+def test_preprocess_normalizes_after_resizing():
     x = torch.rand(2, 3, 8, 8)
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     out = Preprocess(mean, std, (8, 8))(x)

@@ -52,7 +52,7 @@ def test_a_network_without_batch_norm_has_one_bank_for_all_routes():
         routed(torch.rand(2, 3))
 
 
-def test_frozen_statistics_normalise_by_the_batch_and_change_no_buffer(encoder):
+def test_frozen_statistics_normalize_by_the_batch_and_change_no_buffer(encoder):
     x = torch.rand(4, 1, 8, 8)
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
     with norm_banks.frozen_statistics(encoder):

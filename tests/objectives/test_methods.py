@@ -195,7 +195,7 @@ def test_released_rocl_passes_its_pair_through_the_statistics_first(encoder, att
         torch.testing.assert_close(ours, theirs, msg=name)
 
 
-def labelled(rows, sizes=(2, 3)):
+def labeled(rows, sizes=(2, 3)):
     torch.manual_seed(5)
     labels = {size: torch.randint(size, (len(rows),)) for size in sizes}
     return PseudoLabels(rows, labels), labels
@@ -230,7 +230,7 @@ def advcl_loss(model, views, attack, objective, labels, weight, detached=lambda 
 
 
 def test_advcl(model, views, attack):
-    given, labels = labelled(views.rows)
+    given, labels = labeled(views.rows)
     objective = create_objective("advcl", temperature=TAU, pseudo_labels=given)
     terms, gradients = run(objective, model, views, attack)
     check(terms, gradients, *advcl_loss(model, views, attack, objective, labels, lambda a, b: 1 / 12), scale=10)
@@ -321,7 +321,7 @@ def crossed(a, b):
 
 @pytest.mark.parametrize("variant", ["ip", "hn", "iphn"])
 def test_a_infonce_on_advcl(model, views, attack, variant):
-    given, labels = labelled(views.rows)
+    given, labels = labeled(views.rows)
     settings = {"alpha": 0.3, "adversarial_weight": 1.5, "tau_plus": 0.2, "beta": 0.7}
     objective = create_objective("a_infonce", variant=variant, temperature=TAU, pseudo_labels=given, **settings)
     objective.on_epoch(0, 100)
@@ -349,7 +349,7 @@ def test_a_infonce_on_advcl(model, views, attack, variant):
 @pytest.mark.parametrize("variant", ["ip", "hn"])
 def test_released_a_infonce_on_advcl(model, views, attack, variant):
     """An assignment in place weighs adversarial anchors by aw + aw^2 and benign ones by 0, in the attack and in hn."""
-    given, labels = labelled(views.rows)
+    given, labels = labeled(views.rows)
     settings = {"alpha": 0.3, "adversarial_weight": 1.5, "tau_plus": 0.2, "beta": 0.7, "fidelity": "released"}
     objective = create_objective("a_infonce", variant=variant, temperature=TAU, pseudo_labels=given, **settings)
     terms, gradients = run(objective, model, views, attack)
@@ -428,7 +428,7 @@ def test_dynacl(model, views, attack):
         return (0.6 * clean + 1.4 * reference.nt_xent(m(a.double(), "adv"), fixed(b.double(), "adv"), TAU)) / 2
 
     check(terms, gradients, *in_float64(model, loss))
-    # the copy has followed the weights of before the optimiser's step
+    # the copy has followed the weights of before the optimizer's step
     torch.testing.assert_close(objective.copy.encoder.w, 0.9 * k.w + 0.1 * model.w)
     assert objective.downstream(model) is objective.copy.encoder
 
@@ -458,7 +458,7 @@ def test_schedules_of_dynacl_air(epoch, strength):
 
 
 @pytest.mark.parametrize("name", ["acl_air", "dynacl_air"])
-@pytest.mark.parametrize("fidelity", ["paper", "released", "normalised"])
+@pytest.mark.parametrize("fidelity", ["paper", "released", "normalized"])
 def test_air(model, views, attack, name, fidelity):
     objective = create_objective(name, temperature=TAU, standard=0.4, adversarial=0.7, fidelity=fidelity)
     objective.on_epoch(8, 10)
@@ -468,7 +468,7 @@ def test_air(model, views, attack, name, fidelity):
     moved = attack.joint(model, views.a, views.b, route="adv", temperature=TAU)
 
     def divergence(p, q):
-        if fidelity == "normalised":
+        if fidelity == "normalized":
             p, q = p / p.sum(), q / q.sum()
         return sum(
             b * (torch.log(b) - (a if fidelity == "released" else torch.log(a))) for a, b in zip(p, q, strict=True)
@@ -625,7 +625,7 @@ def test_gsa_rsl_passes_through_the_norm_statistics_only_what_it_trains_on(encod
     assert norm.num_batches_tracked.item() == before + passes
 
 
-def test_gsa_rsl_leaves_the_weights_to_the_optimiser(encoder, attack):
+def test_gsa_rsl_leaves_the_weights_to_the_optimizer(encoder, attack):
     objective = create_objective("gsa_rsl")
     objective.setup(encoder)
     torch.manual_seed(0)
@@ -677,7 +677,7 @@ COLLAPSED = [
     ("a_infonce", {"base": "rocl", "variant": "hn", "regularizer": 0}, 2 * math.log(3 * (B - 1) + 1)),
     ("dynacl", {}, PAIR),
     ("acl_air", {}, 2 * PAIR),
-    ("acl_air", {"fidelity": "normalised"}, 2 * PAIR),
+    ("acl_air", {"fidelity": "normalized"}, 2 * PAIR),
     ("acl_air", {"fidelity": "released", "adversarial": 0}, 2 * PAIR + 0.5 * (-math.log(B) - 1 / B)),
     ("dynacl_air", {}, 2 * PAIR),
     ("deacl", {"beta": 3.0}, 1 + 3),
@@ -718,7 +718,7 @@ def test_every_objective_has_a_closed_form():
         ("a_infonce", {"base": "rocl", "pseudo_labels": "x"}, "setting of a_infonce on rocl: 'pseudo_labels'"),
         ("dynacl", {"momentum": 1.5}, "momentum 1.5: allowed is a share from 0 to 1"),
         ("acl_air", {"standard": -1}, "standard -1"),
-        ("dynacl_air", {"fidelity": "kl"}, "unknown fidelity 'kl'; allowed: normalised, paper, released"),
+        ("dynacl_air", {"fidelity": "kl"}, "unknown fidelity 'kl'; allowed: normalized, paper, released"),
         ("deacl", {"beta": "much"}, "beta 'much'"),
         ("profeat", {"projector_weight": 2}, "projector_weight 2: allowed is a share from 0 to 1"),
         ("simclr", {"temperature": 0}, "temperature 0: allowed is a number above 0"),

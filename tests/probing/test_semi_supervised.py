@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1])
-def test_a_share_of_each_class_is_labelled(share):
+def test_a_share_of_each_class_is_labeled(share):
     labels = datasets.load(preset("digits")).train.labels
     chosen = stratified(labels, share, seed=0)
     for c in range(10):
@@ -75,7 +75,7 @@ def test_the_loss_is_the_formula(prepared, monkeypatch, same_noise):
 def test_labels_of_the_others_are_not_used(prepared):
     run, config, images, model = prepared
     model.eval()
-    known = semi_supervised.labelled(config, images.train)
+    known = semi_supervised.labeled(config, images.train)
     attack = attack_of(ThreatModel("Linf", 0.1), "PGD")
     x, rows = images.train.floats(0, 12), images.train.rows[:12]
     values = []

@@ -62,9 +62,9 @@ def bank_of(first, other):
     return {k: other[k] if "bn" in k or "downsample.1" in k else v for k, v in first.items()}
 
 
-def forward(state, x, normalisation, padding=1):
+def forward(state, x, normalization, padding=1):
     """ResNet-18 in eval mode, written out: (B, 3, H, W) in [0, 1] -> (B, D)."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalisation)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalization)
 
     def norm(h, name):
         weights = [state[f"{name}.{leaf}"] for leaf in ("running_mean", "running_var", "weight", "bias")]
@@ -110,7 +110,7 @@ def prefixed(prefix, state):
     return {f"{prefix}{key}": value for key, value in state.items()}
 
 
-def normalisation_buffers(values):
+def normalization_buffers(values):
     mean, std = values
     return {"normalize.mean": torch.tensor(mean), "normalize.std": torch.tensor(std)}
 
@@ -123,14 +123,14 @@ def made(layout):
     heads = [three_layer(16, 0), shared_linear(three_layer(16, 0), three_layer(16, 1))]
     projector, two = published_projector(heads), {"normal": clean, "pgd": adv}
     if layout == "banks":
-        weights = banked([clean, adv]) | projector | normalisation_buffers(((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
+        weights = banked([clean, adv]) | projector | normalization_buffers(((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)))
         return {"epoch": 1000, "state_dict": prefixed("module.", weights), "optim": {}}, two, heads[1]
     if layout == "banks, pseudo-label head":
-        return banked([clean, adv]) | head | normalisation_buffers(IMAGENET), two, None
+        return banked([clean, adv]) | head | normalization_buffers(IMAGENET), two, None
     if layout == "momentum":
         other = banked([network(3), network(4)])
         whole = prefixed("encoder_q.", other | projector) | prefixed(
-            "encoder_k.", banked([clean, adv]) | projector | normalisation_buffers(IMAGENET)
+            "encoder_k.", banked([clean, adv]) | projector | normalization_buffers(IMAGENET)
         )
         return whole, two, heads[1]
     if layout == "clustered":
@@ -150,7 +150,7 @@ def made(layout):
             for key, value in banked([state]).items():
                 suffix = "_adv." if number else "."
                 weights[key.replace(".bn_list.0.", suffix)] = value
-        extra = {"fc.0.weight": torch.randn(3, 3)} | normalisation_buffers(IMAGENET)
+        extra = {"fc.0.weight": torch.randn(3, 3)} | normalization_buffers(IMAGENET)
         return {"state_dict": weights | extra}, two, None
     if layout == "shortcut":
         weights = {k.replace("downsample", "shortcut"): v for k, v in clean.items()}
@@ -158,10 +158,10 @@ def made(layout):
     if layout == "student":
         teacher = prefixed("momentum_backbone.", network(5))
         extra = {"classifier.weight": torch.randn(10, 16), "classifier_adv.bias": torch.randn(10)}
-        stored = prefixed("backbone.", clean | normalisation_buffers(CIFAR))
+        stored = prefixed("backbone.", clean | normalization_buffers(CIFAR))
         return {"state_dict": stored | teacher | extra}, {"shared": clean}, None
     assert layout == "plain"
-    return {"state_dict": clean | head | normalisation_buffers(IMAGENET)}, {"shared": clean}, None
+    return {"state_dict": clean | head | normalization_buffers(IMAGENET)}, {"shared": clean}, None
 
 
 EXPECTED = {
@@ -262,7 +262,7 @@ class Evil:
 
 
 def bad(tmp_path, kind):
-    state = network(0) | normalisation_buffers(IMAGENET)
+    state = network(0) | normalization_buffers(IMAGENET)
     path = tmp_path / "checkpoint.pt"
     if kind == "missing file":
         return tmp_path / "nowhere.pt"
@@ -363,7 +363,7 @@ def test_a_normalization_that_is_not_stored_is_decided_by_the_layout_or_refused(
         with pytest.raises(UsageError, match="does not store how its images are normalized") as error:
             read(path, backbone_kwargs=SMALL)
         assert (error.value.parameter, error.value.allowed) == ("normalization", ("none", "cifar", "imagenet"))
-    for said, expected in layouts.NORMALISATIONS.items():
+    for said, expected in layouts.NORMALIZATIONS.items():
         spec = read(path, backbone_kwargs=SMALL, normalization=said).spec
         assert (spec.mean, spec.std) == expected
     with pytest.raises(UsageError) as error:

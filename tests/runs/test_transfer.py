@@ -66,7 +66,7 @@ def test_from_cifar10_to_other_images(name, fabricated, fabricated_others, tmp_p
     model = load_classifier(out)
     assert model.spec.classes == loaded.classes
     assert model(loaded.test.floats(0, 2)).shape == (2, len(loaded.classes))
-    # the encoder keeps its own normalisation
+    # the encoder keeps its own normalization
     assert tuple(round(v, 4) for v in model.preprocess.mean.flatten().tolist()) == (0.4914, 0.4822, 0.4465)
 
 
@@ -79,7 +79,7 @@ def test_mistakes(source, fabricated_others, tmp_path, capsys):
 
     run = str(source.path)
     assert "nowhere: no such run folder" in told("nowhere", "--data", "digits")
-    assert "unknown data set 'digit'; the nearest: digits" in told(run, "--data", "digit")
+    assert "unknown dataset 'digit'; the nearest: digits" in told(run, "--data", "digit")
     assert "stl10 needs --data-dir" in told(run, "--data", "stl10")
     folder = str(fabricated_others)
     assert "are 3x96x96, and" in told(run, "--data", "stl10", "--data-dir", folder)
