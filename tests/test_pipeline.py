@@ -54,7 +54,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, number):
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "acl-plugin: interrupted; the same command goes on from the last checkpoint"
+    assert err.splitlines()[-1] == "acl-plugin: interrupted; the same command resumes from the last checkpoint"
 
 
 def test_cifar10_end_to_end_on_real_images(tmp_path, cifar10_dir, few):

@@ -257,10 +257,10 @@ class InnerAttack:
         self._check_values(x)
         benign_logits = constant(benign_logits)
         law = benign_logits.softmax(1)
-        asked_first = [benign_logits] if self.name == "TPGD" else []  # TPGD asks for the benign logits first
+        first = [benign_logits] if self.name == "TPGD" else []  # TPGD takes the benign logits first
 
         def answer(images: Tensor) -> Tensor:
-            return asked_first.pop() if asked_first else check_output(logits(images), tuple(law.shape), "logits")
+            return first.pop() if first else check_output(logits(images), tuple(law.shape), "logits")
 
         return self._run(model, x, law, answer, classes=law.shape[1], generator=generator)
 

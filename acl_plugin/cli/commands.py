@@ -38,9 +38,11 @@ LISTS = ("objectives", "backbones", "attacks", "data", "formats")
 def run(name: str, arguments: list[str]) -> None:
     """``run`` and ``pretrain``: a new folder, or one to go on with."""
     parser = parser_of(name)
-    parser.add_argument("--out", type=Path, required=True, help="The run's folder; an unfinished run goes on.")
+    parser.add_argument("--out", type=Path, required=True, help="The run's folder; an unfinished run is resumed.")
     if name == "run":
-        parser.add_argument("--compare", type=str | None, default=None, help="A second objective to run likewise.")
+        parser.add_argument(
+            "--compare", type=str | None, default=None, help="A second objective to run with the same settings."
+        )
     for group in configuration.GROUPS:
         parser.add_class_arguments(group)
     options = parse(parser, arguments, defaults_of_data, {})
@@ -58,7 +60,7 @@ def run(name: str, arguments: list[str]) -> None:
         return
     runs = [(config, out)]
     for other in configs[1:]:
-        build.build(other, datasets.load(other))  # a mistake in the second run is told before the first
+        build.build(other, datasets.load(other))  # a mistake in the second run is found before the first starts
         runs.append((other, out / "compare" / other.objective))
     results = [
         (each.objective, pipeline.run(each, folder, training_device(config.accelerator))) for each, folder in runs
@@ -86,8 +88,8 @@ def stage(name: str, arguments: list[str]) -> None:
             "venue": "Where the paper appeared, with the year.",
         }.items():
             parser.add_argument(f"--{option}", type=str | None, default=None, help=line)
-        told = "Whether more images were used than the dataset's training images; needed where no file decides it."
-        parser.add_argument("--additional-data", type=bool | None, default=None, help=told)
+        text = "Whether more images were used than the dataset's training images; needed where no file decides it."
+        parser.add_argument("--additional-data", type=bool | None, default=None, help=text)
         parser.add_argument("--overwrite", type=bool, help="Take over a name that the export of another run has.")
     else:
         parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the dataset is now.")
@@ -113,8 +115,8 @@ def import_checkpoint(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="The new run's folder.")
     parser.add_argument("--format", type=str, default="auto", help="Its layout (`acl-plugin list formats`).")
     parser.add_argument("--bank", type=str | None, default=None, help="Norm bank to probe; the adversarial one if any.")
-    told = "How its network normalizes images, where the file does not store it: none, cifar or imagenet."
-    parser.add_argument("--normalization", type=str | None, default=None, help=told)
+    text = "How its network normalizes images, where the file does not store it: none, cifar or imagenet."
+    parser.add_argument("--normalization", type=str | None, default=None, help=text)
     parser.add_argument("--allow-pickle", type=bool, help="Read a file that could execute any code.")
     parser.add_class_arguments(configuration.DataConfig)
     parser.add_class_arguments(configuration.BackboneConfig, skip={"stem"})
@@ -138,8 +140,8 @@ def audit_runs(arguments: list[str]) -> None:
     """Measure the terms of the bounds on the checkpoints of runs."""
     parser = parser_of("audit")
     parser.add_argument("runs", type=Path, nargs="+", help="Run folders.")
-    told = "last: the pretrained encoder; all: those of --keep-every as well, and correlations over them."
-    parser.add_argument("--checkpoints", type=Literal["last", "all"], default="last", help=told)
+    text = "last: the pretrained encoder; all: those of --keep-every as well, and correlations over them."
+    parser.add_argument("--checkpoints", type=Literal["last", "all"], default="last", help=text)
     parser.add_argument("--limit", type=int, default=500, help="Test images that are looked at.")
     parser.add_argument("--out", type=Path | None, default=None, help="Folder of the joint result of several runs.")
     kinds = Literal["auto", "cpu", "gpu", "cuda", "mps"]

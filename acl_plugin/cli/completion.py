@@ -11,7 +11,7 @@ from acl_plugin import registry
 
 
 def wanted() -> bool:
-    """Whether the shell asks for completions, and not for a command."""
+    """Return whether the shell requests completions instead of running a command."""
     return "_ARGCOMPLETE" in os.environ
 
 

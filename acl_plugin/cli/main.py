@@ -1,6 +1,6 @@
 """The command line: it parses, calls, and prints.
 
-Exit status 0: done. 2: the user's mistake, told in one line; nothing was written. 1: anything else.
+Exit status 0: done. 2: the user's mistake, in one line; nothing was written. 1: anything else.
 """
 
 import os
@@ -79,7 +79,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         print(f"{PROGRAM}: stopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:
         raise
@@ -93,7 +93,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 def _dispatch(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
-            f"usage: {PROGRAM} COMMAND [OPTIONS]   ({PROGRAM} COMMAND --help tells the options; --quiet: no progress)\n"
+            f"usage: {PROGRAM} COMMAND [OPTIONS]   ({PROGRAM} COMMAND --help lists the options; --quiet: no progress)\n"
         )
         print("\n".join(f"  {name:15}{line}" for name, line in COMMANDS.items()))
         return

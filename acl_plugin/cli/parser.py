@@ -26,7 +26,7 @@ COMMANDS = {
     "probe": "train a classifier on a run's encoder: linear on the frozen encoder, or by another protocol",
     "evaluate": "attack a run's classifier with AutoAttack standard, or a suite of standard attacks",
     "audit": "measure every term of the bounds on the robust loss, on a run's checkpoints",
-    "status": "tell how far a run has come",
+    "status": "show how far a run has come",
     "report": "write one HTML page of one or several runs",
     "export": "write a run's result in RobustBench's format and register its model",
     "import": "make a run folder of a published checkpoint, ready to be probed",
@@ -78,8 +78,8 @@ class Parser(jsonargparse.ArgumentParser):
         file = re.search(r"Unexpected config: (.*)", message)
         if file:
             allowed = "a mapping of options to values"
-            told = f"`config`: {file[1]!r} is not {allowed}"
-            return UsageError(told, parameter="config", given=file[1], allowed=allowed)
+            message = f"`config`: {file[1]!r} is not {allowed}"
+            return UsageError(message, parameter="config", given=file[1], allowed=allowed)
         if message.startswith("Problems parsing config: Parser key"):  # of an option in the file
             message = message.removeprefix("Problems parsing config: ")
         message = message.replace("Problems parsing config:", 'Parser key "config":')
@@ -152,7 +152,7 @@ def defaults_of_data(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def defaults_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's configuration, what goes with another norm, and the published settings of its probe if asked for."""
+    """The run's configuration, what goes with another norm, and the published settings of its probe if requested."""
     config = RunDir(given["run"]).read_config()
     found = configuration.to_dict(config)
     if "norm" in given:

@@ -175,7 +175,7 @@ class AsymmetricAdvCL(AdvCL):
             self.sum += distance
             self.count += 1
         share = self.alpha
-        if not self.warm:  # the one value that an accelerator is asked for in a step
+        if not self.warm:  # the one value that a step waits for an accelerator to send
             share = self._share(*torch.stack([distance.double(), self.sum / self.count]).tolist())
         self.weights = asymmetric_weights(4, 0, share, self.weight)
 

@@ -27,7 +27,7 @@ from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.validation import refused_value, require_positive, require_share
 
 RANDOM_VIEWS = ("a", "b", "weak")
-"""Fields of ``Views`` that are drawn anew for each batch."""
+"""Fields of ``Views`` that are drawn for each batch."""
 
 
 class Views:
@@ -78,7 +78,7 @@ class Cost:
         attacked: views that the inner attack moves; each takes a forward and an input gradient per step.
         forwards: all other forwards, with or without gradient.
         backwards: backwards that give gradients of the weights.
-        repeated: views that the inner attack encodes in each step besides, without gradient.
+        repeated: views that the inner attack encodes in each step as well, without gradient.
     """
 
     attacked: int
@@ -131,7 +131,7 @@ class Terms:
 class Objective(nn.Module):
     """Base of all objectives: an author writes ``terms``, and sets the class attributes.
 
-    The objective owns all that its method needs besides the encoder (discriminator, queue, teacher, momentum
+    The objective owns all that its method needs apart from the encoder (discriminator, queue, teacher, momentum
     encoder, schedule), so that its state dict completes a checkpoint.
 
     Attributes:

@@ -91,8 +91,8 @@ def _filled(
     names = ("backbone", "kwargs", "shape", "mean", "std")
     other = [name for name in names if getattr(here, name) != getattr(spec, name)]
     if other:
-        told = "; ".join(f"{name} {getattr(here, name)}, there {getattr(spec, name)}" for name in other)
-        message = f"`encoder` is another one than the run was pretrained with: {told}"
+        details = "; ".join(f"{name} {getattr(here, name)}, there {getattr(spec, name)}" for name in other)
+        message = f"`encoder` is another one than the run was pretrained with: {details}"
         raise UsageError(message, parameter="encoder", given=here, allowed=spec)
     filled: Any = copy.deepcopy(encoder)
     try:

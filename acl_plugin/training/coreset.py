@@ -27,7 +27,7 @@ RATE = 0.01
 
 
 class Coreset:
-    """The images that a run trains on: all of a pool at first, then a part of it that is chosen anew now and then.
+    """The images that a run trains on: all of a pool at first, then a part of it that is chosen again now and then.
 
     Attributes:
         pool: the training images but 1 % (at least 2), which are held out to choose by.
@@ -65,7 +65,7 @@ class Coreset:
         return whole * (len(self.pool) // self.config.batch_size) + (epoch - whole) * self.budget
 
     def is_due(self, epoch: int) -> bool:
-        """Whether to choose anew before this epoch; not twice, as a resumed run first asks for the epoch before."""
+        """Return whether to choose again before this epoch; not twice, as a resumed run visits the epoch before first."""
         since = epoch - self.first_epoch
         return since >= 0 and since % self.config.coreset_every == 0 and self.chosen_at != epoch
 

@@ -27,9 +27,9 @@ def knn_accuracy(
     from sklearn.neighbors import KNeighborsClassifier
 
     images = images.subset(most)
-    asked = stratified(images.labels, 0.1, seed)
+    queries = stratified(images.labels, 0.1, seed)
     features = torch.nn.functional.normalize(features_of(encoder, images, route), dim=1).numpy()
-    labels, known = images.labels.numpy(), (~asked).numpy()
+    labels, known = images.labels.numpy(), (~queries).numpy()
     vote = KNeighborsClassifier(min(NEIGHBOURS, int(known.sum())), metric="cosine", algorithm="brute")
     vote.fit(features[known], labels[known])
     return float(vote.score(features[~known], labels[~known]))

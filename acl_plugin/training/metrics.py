@@ -1,4 +1,4 @@
-"""The mean of each logged value over an epoch, which an interrupted run goes on with."""
+"""Means of the logged values of an epoch, kept in checkpoints, and their CSV file."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from acl_plugin.runtime.files import write_atomic
 
 
 class EpochMeans:
-    """Sums and counts of the values of one epoch; another epoch begins anew."""
+    """Sums and counts of the values of one epoch; another epoch starts from zero."""
 
     def __init__(self) -> None:
         self.epoch = -1
@@ -46,7 +46,7 @@ class EpochMeans:
 
 
 class CsvLogger(Logger):
-    """One CSV file with a row per epoch, which a resumed run continues. (Lightning's own starts it anew.)"""
+    """One CSV file with a row per epoch, which a resumed run continues. (Lightning's own logger overwrites it.)"""
 
     name, version = "csv", ""
 

@@ -109,7 +109,7 @@ def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoin
 def _checkpoint(run: RunDir) -> Path | None:
     """The last checkpoint, or the one before it, to go on from; None to begin.
 
-    The last is left where it is damaged, which is told; and where only the row of its last epoch is not in
+    The last is skipped where it is damaged, with a message; and where only the row of its last epoch is not in
     ``metrics.csv``, as the process was killed between the two.
     """
     logged = len(read_metrics(run.metrics)) if run.metrics.is_file() else 0
@@ -120,8 +120,8 @@ def _checkpoint(run: RunDir) -> Path | None:
                 content["means"]
                 epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
             except Exception as error:  # the unpickler raises all kinds
-                told = " ".join(str(error).split())[:80]
-                logger.warning(f"{path} is damaged ({told}); going on from what is before it")
+                details = " ".join(str(error).split())[:80]
+                logger.warning(f"{path} is damaged ({details}); resuming from the checkpoint before it")
                 continue
             if epochs != logged + 1:
                 return path

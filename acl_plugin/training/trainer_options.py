@@ -128,9 +128,9 @@ def create_trainer(options: dict[str, Any], given: Iterable[str]) -> lightning.T
     try:
         return lightning.Trainer(**signature_defaults() | options)
     except (MisconfigurationException, ValueError, TypeError) as error:
-        names, told = ", ".join(given), " ".join(str(error).split())
+        names, details = ", ".join(given), " ".join(str(error).split())
         if not names:
             raise
-        allowed, values = f"what lightning.Trainer takes: {told}", [options[name] for name in given]
-        message = f"lightning.Trainer refuses {names}: {told}"
+        allowed, values = f"what lightning.Trainer takes: {details}", [options[name] for name in given]
+        message = f"lightning.Trainer refuses {names}: {details}"
         raise UsageError(message, parameter=names, given=values, allowed=allowed) from error

@@ -242,7 +242,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_leads_to_the_same_we
     pretrain(config, tmp_path / "run")
     told = [line for line in capsys.readouterr().err.splitlines() if "is damaged" in line]
     assert len(told) == damaged
-    assert told[0] == f"{run.checkpoint} is damaged (a checksum is not right); going on from what is before it"
+    assert told[0] == f"{run.checkpoint} is damaged (a checksum is not right); resuming from the checkpoint before it"
     assert run.encoder.read_bytes() == whole
 
 
