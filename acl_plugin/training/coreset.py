@@ -65,7 +65,7 @@ class Coreset:
         return whole * (len(self.pool) // self.config.batch_size) + (epoch - whole) * self.budget
 
     def is_due(self, epoch: int) -> bool:
-        """Return whether to choose again before this epoch; not twice, as a resumed run visits the epoch before first."""
+        """Return whether to choose again before this epoch; not twice, as a resumed run begins with the epoch before."""
         since = epoch - self.first_epoch
         return since >= 0 and since % self.config.coreset_every == 0 and self.chosen_at != epoch
 
