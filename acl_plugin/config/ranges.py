@@ -36,7 +36,7 @@ def check(config: Any) -> None:
         check_value(name, getattr(config, name), kind, RANGES.get(name))
     require_eps(config.norm, config.eps)
     if config.probe_protocol not in PROTOCOLS:
-        raise unknown("probe protocol", config.probe_protocol, PROTOCOLS.names(), parameter="probe_protocol")
+        raise unknown("`probe_protocol`", config.probe_protocol, PROTOCOLS.names(), parameter="probe_protocol")
     falls = config.probe_milestones
     if falls != sorted(falls) or any(share not in Range(0, 1, open=True) for share in falls):
         allowed = f"a rising list, each {Range(0, 1, open=True)}"

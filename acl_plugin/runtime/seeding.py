@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 (
-    INITIALISATION,
+    INITIALIZATION,
     ORDER,
     STEP,
     PROBE,

@@ -18,7 +18,7 @@ from acl_plugin.runs.models import load_encoder
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.device import training_device
-from acl_plugin.runtime.seeding import INITIALISATION, mixed_seed
+from acl_plugin.runtime.seeding import INITIALIZATION, mixed_seed
 from acl_plugin.training.batch_size import check_sizes
 from acl_plugin.training.module import Pretraining
 
@@ -40,7 +40,7 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
     objective = _objective(config)
     attack.check(objective.attack_view, data.shape[0])
     check_sizes(config, data)
-    with seeding.private(mixed_seed(config.seed, INITIALISATION)):
+    with seeding.private(mixed_seed(config.seed, INITIALIZATION)):
         if encoder is None:
             model: EncoderProtocol = Encoder(model_spec(config, data), objective.routes, objective.projector)
         else:

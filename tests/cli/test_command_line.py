@@ -237,7 +237,7 @@ MISTAKES = [
         ["run", "--out", "x", "--coreset", "rcs", "--coreset-fraction", "2"],
         "--coreset-fraction 2.0: allowed is a share",
     ),
-    (["run", "--out", "x", "--probe-protocol", "dynacl"], "--probe-protocol: allowed: 'slf', 'slf_exact', 'alf'"),
+    (["run", "--out", "x", "--probe-protocol", "dynacl"], "unknown --probe-protocol 'dynacl'; the nearest: dynacl++"),
     (["import"], "required: file"),
     (["import", "nowhere.pt"], "required: out"),
     (["import", "nowhere.pt", "--out", "x", "--data", "digits"], "nowhere.pt: no such file"),
@@ -273,7 +273,7 @@ def test_mistakes_are_one_line_with_status_2_and_write_nothing(arguments, messag
 
 OF_A_RUN = [
     (["probe", "run", "--probe-lr=-1"], "--probe-lr -1.0: allowed is a number from 0"),
-    (["probe", "run", "--probe-protocol", "lp"], "--probe-protocol: allowed: 'slf', 'slf_exact'"),
+    (["probe", "run", "--probe-protocol", "lp"], "unknown --probe-protocol 'lp'; allowed: aff_pgd"),
     (["probe", "run", "--probe-epochs", "0"], "--probe-epochs 0: allowed is a number from 1"),
     (["probe", "run", "--probe-holdout", "2"], "--probe-holdout 2.0: allowed is a share from 0 to 1"),
     (["probe", "run", "--backbone", "resnet18"], "unknown argument '--backbone'"),
