@@ -65,7 +65,7 @@ class Registry:
         return sorted({*self._factories, *(entry.name for entry in self._entry_points())})
 
     def __contains__(self, name: object) -> bool:
-        return name in self._factories or (isinstance(name, str) and bool(self._entry_points(name)))
+        return isinstance(name, str) and (name in self._factories or bool(self._entry_points(name)))
 
     def get(self, name: str) -> Callable[..., Any]:
         """Return the class or function registered under ``name``; load its entry point if it is one.

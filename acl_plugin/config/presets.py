@@ -82,7 +82,7 @@ def defaults(data: str, backbone: str | None = None, norm: str | None = None) ->
     Raises:
         UsageError: for an unknown dataset.
     """
-    if data in PRESETS:
+    if isinstance(data, str) and data in PRESETS:
         found = dict(PRESETS[data])
     elif data in DATASETS:
         found = CIFAR | dict(getattr(DATASETS.get(data), "defaults", {}))

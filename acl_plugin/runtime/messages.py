@@ -22,6 +22,9 @@ def on_stderr() -> Iterator[None]:
         ...     logging.getLogger("acl_plugin").warning("a message")
     """
     logger, handler = logging.getLogger("acl_plugin"), _Stderr()
+    if any(isinstance(other, _Stderr) for other in logger.handlers):  # within another call
+        yield
+        return
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:

@@ -12,8 +12,7 @@ def logger():
 
 def test_messages_are_written_as_they_are_and_once(logger, capsys):
     with on_stderr():  # within that of all tests
-        pass
-    logger.warning("%s is damaged", "a.json")
+        logger.warning("%s is damaged", "a.json")
     logger.info("not worth a line")
     assert capsys.readouterr().err == "a.json is damaged\n"
 
