@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from acl_plugin.errors import UsageError
+from acl_plugin.registry import DATASETS, Registry
 from acl_plugin.runtime.files import read_json
 
 COLUMNS = {
@@ -41,7 +42,7 @@ ATTACKED = {
 }  # fmt: skip
 IMAGES = {"n": COUNT, "size": [int, 3], "classes": [str, 1], "pixels": str, "labels": str, "content": str}
 OF_WHAT = {
-    "images": IMAGES, "dataset": (str, None), "threat_model": frozenset(("Linf", "L2")),
+    "images": IMAGES, "dataset": (DATASETS, None), "threat_model": frozenset(("Linf", "L2")),
     "eps": NUMBER, "n": COUNT, "seed": int,
 }  # fmt: skip
 KEY = OF_WHAT | {"version": str, "weights_sha256": str}
@@ -124,6 +125,8 @@ def _fault(name: str, value: Any, shape: Any) -> str | None:
         if len(value) < sum(shape[1:]):
             return f"{name} has {len(value)} entries, not {shape[1]}"
         return _first(_fault(f"{name}[{number}]", each, shape[0]) for number, each in enumerate(value))
+    if isinstance(shape, Registry):
+        return None if value in shape else details + f"one of {', '.join(shape.names())}"
     if isinstance(shape, frozenset):
         return None if isinstance(value, str) and value in shape else details + f"one of {', '.join(sorted(shape))}"
     if isinstance(shape, str):
