@@ -1,4 +1,4 @@
-"""A user's model and images, checked and ready to be evaluated, with the folder that keeps the states."""
+"""Prepare a user's model and images for evaluation, with the folder that stores the states."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from acl_plugin.data.fingerprint import Fingerprint, image_hashes
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import UsageError, unknown
 from acl_plugin.evaluation import inputs
 from acl_plugin.evaluation.batches import predicted
 from acl_plugin.evaluation.checks import largest_batch
 from acl_plugin.evaluation.isolation import isolated
 from acl_plugin.evaluation.storage import earlier_record, state_hash
+from acl_plugin.registry import DATASETS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import alone, locked
 from acl_plugin.runs.records import read_record
@@ -23,18 +24,18 @@ from acl_plugin.runs.records import read_record
 
 @dataclass(frozen=True)
 class Case:
-    """Hold a model and images that were checked.
+    """Model and images that passed all checks.
 
     Attributes:
-        model: in eval mode, on ``device``.
+        model: classifier in eval mode, on ``device``.
         images: (N, C, H, W) in [0, 1], on the CPU.
         labels: (N,) int64.
         classes: names of the K classes.
-        seed: of the evaluation.
-        batch_size: that was given; None to choose it.
-        device: to compute on.
+        seed: seed of the evaluation.
+        batch_size: the given batch size; None to choose it.
+        device: device to compute on.
         dataset: name of a dataset of this package, for the record.
-        run: the folder that keeps the states; None to keep none.
+        run: folder that stores the states; None to store none.
     """
 
     model: nn.Module
@@ -54,7 +55,7 @@ class Case:
         return c, h, w
 
     def size(self, run: RunDir | None = None, overwrite: bool = False) -> int:
-        """Return the number of images in a batch: what was given, what an earlier start in ``run`` had, or the most."""
+        """Return the batch size: the given one, that of an interrupted evaluation in ``run``, or the largest."""
         if self.batch_size is not None:
             return self.batch_size
         if run is not None and run.evaluation_key.is_file() and not overwrite:
@@ -62,7 +63,7 @@ class Case:
         return min(largest_batch(self.model, self.shape, self.device), len(self.images))
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the result, but for the attacks."""
+        """Return the settings that determine the result, except for the attacks."""
         print_of_images = Fingerprint.of(image_hashes(self.images), self.labels, self.shape, self.classes)
         return {
             "dataset": self.dataset,
@@ -73,17 +74,17 @@ class Case:
         }
 
     def clean_accuracy(self) -> float:
-        """Return the accuracy on the images themselves."""
+        """Return the accuracy on the clean images."""
         return (predicted(self.model, self.images, self.size()) == self.labels).double().mean().item()
 
     def earlier(self, name: str, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
-        """Return what an earlier start with the same settings has written; empty if there is none."""
+        """Return the record of an earlier evaluation with the same settings; empty if there is none."""
         found = None if self.run is None else earlier_record(self.run.path / name, settings, overwrite)
         return found or {}
 
     @contextmanager
     def opened(self) -> Iterator[RunDir]:
-        """Make the folder, and keep other processes out of it."""
+        """Create the folder and lock it against other processes."""
         assert self.run is not None
         try:
             self.run.path.mkdir(parents=True, exist_ok=True)
@@ -106,10 +107,12 @@ def prepared(
     dataset: str | None,
     folder: Path | str | None,
 ) -> Iterator[Case]:
-    """Check model and images; inside, the model is isolated, and afterwards it and the process are as before."""
+    """Check model and images, isolate the model inside the context, and restore model and process on exit."""
     _require_whole("seed", seed, 0)
     if batch_size is not None:
         _require_whole("batch_size", batch_size, 1)
+    if dataset is not None and dataset not in DATASETS:
+        raise unknown("`dataset`", dataset, DATASETS.names(), parameter="dataset")
     run = None if folder is None else _results_folder(folder)
     target, place = inputs.on_device(model, device)
     with alone(), isolated(target, seed, place):
@@ -121,10 +124,10 @@ def prepared(
 
 
 def _results_folder(folder: Path | str) -> RunDir:
-    """Return a folder for results, which is new, empty, or has results already.
+    """Return a results folder, which is new, empty, or already contains results.
 
     Raises:
-        UsageError: for a file, a run folder, or a folder of other things.
+        UsageError: for a file, a run folder, or a folder with other contents.
     """
     run = RunDir(folder)
     results = (run.evaluation_key, run.suite, run.corruptions)

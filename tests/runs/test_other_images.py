@@ -135,7 +135,7 @@ def test_a_finished_run_is_not_taken_for_one_on_other_images(there, split, few):
     change(there, "pixels", split)
     with pytest.raises(UsageError) as error:
         pipeline.run(settings(there), there / "run")
-    assert error.value.parameter in ("data_dir", "run")
+    assert error.value.parameter in ("data_dir", "overwrite")
 
 
 def test_the_same_images_elsewhere_are_the_same(there, few):
@@ -144,10 +144,12 @@ def test_the_same_images_elsewhere_are_the_same(there, few):
     assert (there / "run" / "evaluation.json").read_bytes() == before
 
 
-def test_a_suite_on_other_images_begins_from_the_first_attack(there, capsys):
+def test_a_suite_on_other_images_is_refused_or_overwritten(there, capsys):
     change(there, "pixels", "test")
     where = ["--data-dir", str(there / "images"), "--suite", "standard"]
-    assert main(["evaluate", str(there / "run"), *where, "--attacks", '["FGSM"]']) == 0
+    command = ["evaluate", str(there / "run"), *where, "--attacks", '["FGSM"]']
+    assert main(command) == 2
+    assert main([*command, "--overwrite"]) == 0
     suite = json.loads((there / "run" / "suite.json").read_text())
     assert list(suite["rows"]) == ["FGSM"]  # none of the other images
     assert "other images: the pixels of the images" in capsys.readouterr().err
