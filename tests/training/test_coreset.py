@@ -200,7 +200,7 @@ def test_the_run_trains_on_the_part(tiny_config, tmp_path, monkeypatch):
             seen.append(views.rows.tolist())
             return Terms.weighted(sum=(1.0, sum(p.sum() ** 2 for p in model.parameters())))
 
-    monkeypatch.setattr("acl_plugin.training.pretrain.create_objective", lambda *_, **__: Rows())
+    monkeypatch.setattr("acl_plugin.training.build.create_objective", lambda *_, **__: Rows())
     options = {"coreset": "rcs", "coreset_warmup": 0.25, "coreset_every": 2, "coreset_fraction": 0.6, "epochs": 4}
     pretrain(dataclasses.replace(tiny_config, **options, batch_size=4), tmp_path / "run")
     # whole; selection, with the first that is taken once more; two epochs of the part; selection; one epoch
