@@ -69,7 +69,7 @@ _LATER = {
     "report": ("acl_plugin.reporting.report", "report"),
     "run": ("acl_plugin.pipeline", "run"),
 }
-"""Names whose modules import Lightning, or what else takes seconds: they are imported when they are used."""
+"""Names imported on first use, as their modules import Lightning or other slow packages."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""``python -m acl_plugin`` is ``acl-plugin``."""
+"""Run ``acl-plugin`` as ``python -m acl_plugin``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Errors, each with a message of one line."""
+"""Exceptions, each with a one-line message."""
 
 import difflib
 import re
@@ -9,14 +9,14 @@ from typing import Any
 
 
 class UsageError(ValueError):
-    """Raised for a mistake of the user, in one line.
+    """Raised for an invalid argument, setting or file.
 
     Args:
-        message: what failed and what was given, what is allowed, and what to do. Parameters stand in backticks, as
-            in `` `limit_test` 20: digits has 10 test images ``; the command line shows them as flags.
-        parameter: name of the parameter that is wrong.
+        message: failure and given value, allowed values, and remedy, in one line. Parameters are in backticks, as in
+            `` `limit_test` 20: digits has 10 test images ``; the command line shows them as flags.
+        parameter: name of the invalid parameter.
         given: its value.
-        allowed: the values or the range that it may have.
+        allowed: allowed values or range.
 
     Example:
         >>> try:
@@ -32,16 +32,16 @@ class UsageError(ValueError):
 
 
 class TrainingStopped(RuntimeError):
-    """Raised when a pretraining cannot usefully continue; the last good checkpoint is kept."""
+    """Raised when pretraining cannot continue with useful results; the last good checkpoint is kept."""
 
 
 class TrainingUnfinished(TrainingStopped):
-    """Raised when something ended a pretraining before its last step; the same call resumes it.
+    """Raised when pretraining is interrupted before its last step; the same call resumes it.
 
     Args:
-        message: what ended it, and where.
-        done: steps of the optimizer that are done.
-        total: steps that the whole pretraining has.
+        message: cause and position of the interruption.
+        done: number of completed optimizer steps.
+        total: number of optimizer steps of the whole pretraining.
     """
 
     def __init__(self, message: str, done: int, total: int) -> None:
@@ -50,18 +50,18 @@ class TrainingUnfinished(TrainingStopped):
 
 
 class EvaluationStopped(RuntimeError):
-    """What an attack gave, or what was kept of it, cannot be right; nothing is concluded from it."""
+    """Raised when the results of an attack, new or saved, are invalid; no accuracy is derived from them."""
 
 
 def unknown(what: str, given: str, allowed: Iterable[str], shown: int = 12, parameter: str | None = None) -> UsageError:
-    """Return the error for a name that is not known, with the nearest valid ones.
+    """Return the error for an unknown name, with the closest valid names.
 
     Args:
-        what: the kind of name, such as ``"objective"``.
-        given: the name that was given.
-        allowed: every valid name.
-        shown: how many names to list when none is near.
-        parameter: name of the parameter; ``what`` if it is the same.
+        what: kind of name, such as ``"objective"``.
+        given: the unknown name.
+        allowed: all valid names.
+        shown: number of names to list when none is close.
+        parameter: name of the parameter; None for ``what``.
     """
     names = sorted(allowed)
     folded = {name.lower(): name for name in names}
@@ -74,7 +74,7 @@ def unknown(what: str, given: str, allowed: Iterable[str], shown: int = 12, para
 
 
 def reason(error: BaseException) -> str:
-    """Return an exception's type and text in one line; where it has no text, the line of code outside torch."""
+    """Return type and text of an exception in one line; without a text, the line of code outside torch."""
     text = " ".join(str(error).split())[:200]
     frames = traceback.extract_tb(error.__traceback__)
     if not text and frames:
@@ -84,5 +84,5 @@ def reason(error: BaseException) -> str:
 
 
 def as_flags(message: str) -> str:
-    """Return an error's text with its parameters as command-line flags: `` `limit_test` `` becomes ``--limit-test``."""
+    """Replace parameters in a message by command-line flags: `` `limit_test` `` becomes ``--limit-test``."""
     return re.sub(r"`([a-z]\w*)((?:\.\w+)*)`", lambda name: f"--{name[1].replace('_', '-')}{name[2]}", message)

@@ -1,4 +1,4 @@
-"""The whole job: pretrain, probe, evaluate, export. Each stage that is done already is skipped."""
+"""The full pipeline: pretrain, probe, evaluate, export. Completed stages are skipped."""
 
 import logging
 from pathlib import Path
@@ -23,22 +23,22 @@ logger = logging.getLogger(__name__)
 def run(
     config: RunConfig, out: Path, device: torch.device | str | None = None, **trainer_options: Any
 ) -> dict[str, Any]:
-    """Do the whole job of ``config`` in the folder ``out``, or what is left of it.
+    """Run all stages of ``config`` in the folder ``out``; skip completed ones.
 
-    A result that cannot be exported, such as one on fewer than four classes, is returned all the same; one line on
-    stderr says why.
+    If the export fails, for example with fewer than four classes, the result is still returned and a line on stderr
+    gives the reason.
 
     Args:
         config: see ``acl_plugin.config.preset``.
-        out: run folder, new or of the same configuration.
-        device: for probe and evaluation; None for that of ``config.accelerator``, as pretraining takes.
+        out: run folder, new or with the same configuration.
+        device: device of probe and evaluation; None for that of ``config.accelerator``, as in pretraining.
         trainer_options: see ``acl_plugin.training.pretrain.pretrain``.
 
     Returns:
         The contents of ``evaluation.json``.
 
     Raises:
-        UsageError, TrainingStopped: as the stages do; nothing follows a pretraining that is not finished.
+        UsageError, TrainingStopped: see the stages. An unfinished pretraining ends the pipeline.
     """
     if trainer_options.get("encoder") is not None:
         message = "`encoder`: the probe rebuilds networks of timm by name. Pass your own encoder to `pretrain` instead"
@@ -55,7 +55,7 @@ def run(
 
 
 def _export(folder: RunDir, config: RunConfig) -> None:
-    """Export, which is optional: whatever goes wrong there does not hide the result."""
+    """Export the classifier. The export is optional, so that a failure does not hide the result."""
     try:
         export(folder, config)
     except Exception as error:

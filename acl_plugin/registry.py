@@ -1,7 +1,7 @@
-"""What users refer to by name: ours, and what other distributions bring as entry points.
+"""Registries of objectives, datasets and probe protocols by name.
 
-``OBJECTIVES``, ``DATASETS`` and ``PROTOCOLS`` are registries of the same kind. Another distribution adds to one of them
-by an entry point of the group that it names, and a script by ``register``.
+To add to ``OBJECTIVES``, ``DATASETS`` or ``PROTOCOLS``, define an entry point of the registry's group in a
+distribution, or call ``register`` in a script.
 """
 
 import inspect
@@ -20,9 +20,9 @@ class Registry:
     """Classes or functions of one kind by name.
 
     Args:
-        kind: in the singular, for messages.
-        group: of the entry points.
-        parameter: the option that takes such a name.
+        kind: kind in the singular, for messages.
+        group: group of the entry points.
+        parameter: option whose value is such a name.
 
     Example:
         >>> acl_plugin.registry.OBJECTIVES.get("simclr")
@@ -37,7 +37,7 @@ class Registry:
         """Register the decorated class or function under ``name``.
 
         Raises:
-            UsageError: when ``name`` is taken by something else, or no name (it also names folders).
+            UsageError: when ``name`` is already taken, or invalid (it also names folders).
         """
         if not NAME.fullmatch(name):
             allowed = "letters, digits and _, starting with a letter, and + at the end"
@@ -57,22 +57,22 @@ class Registry:
         return add
 
     def unregister(self, name: str) -> None:
-        """Remove a registered name (for tests, and for notebooks that define a class again)."""
+        """Remove a registered name, for tests and for notebooks that redefine a class."""
         self._factories.pop(name, None)
 
     def names(self) -> list[str]:
-        """Return all names, sorted. Entry points are named but not loaded."""
+        """Return all names, sorted, without loading entry points."""
         return sorted({*self._factories, *(entry.name for entry in self._entry_points())})
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and (name in self._factories or bool(self._entry_points(name)))
 
     def get(self, name: str) -> Callable[..., Any]:
-        """Return the class or function registered under ``name``; load its entry point if it is one.
+        """Return the class or function registered under ``name``; load its entry point if necessary.
 
         Raises:
             UsageError: for an unknown name, an entry point that cannot be loaded (with its distribution's name), or a
-                name that several distributions have registered, in whatever order.
+                name registered by several distributions, in any order.
         """
         entries = self._entry_points(name)
         if name not in self._factories and not entries:
@@ -91,13 +91,13 @@ class Registry:
         return self._factories.setdefault(name, found[0][0])
 
     def broken(self, message: str, name: str, cause: UsageError | None = None) -> UsageError:
-        """Return the error about what is registered, with the fields of its ``cause`` if there is one."""
+        """Return the error for an invalid registration, with the fields of its ``cause`` if there is one."""
         if cause is not None:
             return UsageError(message, parameter=cause.parameter, given=cause.given, allowed=cause.allowed)
         return UsageError(message, parameter=self.parameter, given=name, allowed="a class or function")
 
     def _entry_points(self, name: str | None = None) -> list[EntryPoint]:
-        """Of all distributions, or those called ``name``, in an order that is not that of their installation."""
+        """Return all entry points, or those called ``name``, in an order independent of the installation order."""
         found = [e for e in entry_points(group=self.group) if NAME.fullmatch(e.name) and name in (None, e.name)]
         return sorted(found, key=lambda entry: (entry.name, _distribution(entry), entry.value))
 
@@ -113,14 +113,14 @@ class Registry:
 
 
 OBJECTIVES = Registry("objective", "acl_plugin.objectives", "objective")
-"""Subclasses of ``acl_plugin.Objective``, or functions that return one."""
+"""Subclasses of ``acl_plugin.Objective``, or functions that return an objective."""
 DATASETS = Registry("dataset", "acl_plugin.datasets", "data")
 """Functions that load a dataset: ``acl_plugin.config.DataConfig`` -> ``acl_plugin.data.images.DataSet``.
 
 A function may have an attribute ``defaults``, a mapping of options to their defaults on this dataset.
 """
 PROTOCOLS = Registry("probe protocol", "acl_plugin.protocols", "probe_protocol")
-"""Functions that train a classifier: ``acl_plugin.probing.protocols.Probing`` -> what to record of it."""
+"""Functions that train a classifier: ``acl_plugin.probing.protocols.Probing`` -> values to record."""
 
 register, unregister, available = OBJECTIVES.register, OBJECTIVES.unregister, OBJECTIVES.names
 
@@ -129,12 +129,12 @@ def create_objective(name: str, **settings: Any) -> Any:
     """Create the objective registered under ``name``.
 
     Args:
-        name: one of ``available``.
-        settings: the objective's own settings, such as ``temperature=0.5``.
+        name: one of ``available()``.
+        settings: settings of the objective, such as ``temperature=0.5``.
 
     Raises:
-        UsageError: for an unknown name or setting, a value that the objective refuses, or an objective that breaks the
-            contract of ``Objective``.
+        UsageError: for an unknown name or setting, a value that the objective rejects, or an objective that violates
+            the contract of ``Objective``.
     """
     factory = OBJECTIVES.get(name)
     parameters: Mapping[str, inspect.Parameter] = {}

@@ -1,4 +1,4 @@
-"""Values of options: plain YAML types, checked against the option's annotation and its range."""
+"""Validation of option values by annotation and range."""
 
 import math
 import numbers
@@ -14,7 +14,7 @@ WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or f
 
 
 class Range(NamedTuple):
-    """Numbers that an option may have: ``low`` to ``high``, without ``low`` itself if it is ``open``."""
+    """Interval of allowed numbers from ``low`` to ``high``; ``open`` excludes ``low`` itself."""
 
     low: float
     high: float = math.inf
@@ -32,7 +32,7 @@ class Range(NamedTuple):
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` in the types that a YAML file gives back: sequences as lists, paths as text, numpy's numbers."""
+    """Convert ``value`` to YAML types: sequences to lists, paths to strings, NumPy numbers to Python numbers."""
     if isinstance(value, Mapping):
         return {key: plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -45,16 +45,16 @@ def plain(value: Any) -> Any:
 
 
 def check_value(name: str, value: Any, kind: Any, allowed: Range | None = None) -> None:
-    """Refuse a value that is not of an annotated type, or out of range.
+    """Check type and range of the value of an option.
 
     Args:
-        name: of the option.
-        value: to check.
+        name: name of the option.
+        value: value to check.
         kind: annotation of the option.
-        allowed: of a number, which may be of a union with other types.
+        allowed: range of numbers; values of other types in a union are not compared with it.
 
     Raises:
-        UsageError: naming the option, what was given and what is allowed.
+        UsageError: naming the option, the given value and the allowed ones.
     """
     if get_origin(kind) is Literal:
         if not _fits(value, kind):
@@ -67,7 +67,7 @@ def check_value(name: str, value: Any, kind: Any, allowed: Range | None = None) 
 
 
 def described(kind: Any) -> str:
-    """Return an annotation in words."""
+    """Return a description of an annotation for messages."""
     inside = get_args(kind)
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(described(each) for each in inside)
@@ -79,7 +79,7 @@ def described(kind: Any) -> str:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether ``value`` is of the annotated type to the letter: true is no number, and 3.0 is not whole."""
+    """Return whether ``value`` has exactly the annotated type: true is not a number, 3.0 not an integer."""
     inside = get_args(kind)
     if kind is Any:
         kinds = (NoneType, bool, int, float, str, list[Any], dict[str, Any])
@@ -98,10 +98,10 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def require_one_of(allowed: tuple[str, ...], **settings: Any) -> None:
-    """Refuse settings that are none of ``allowed``.
+    """Check that all settings are among ``allowed``.
 
     Raises:
-        UsageError: naming the setting, with the nearest allowed value.
+        UsageError: naming the setting, with the closest allowed value.
     """
     for name, value in settings.items():
         if value not in allowed:
@@ -111,7 +111,7 @@ def require_one_of(allowed: tuple[str, ...], **settings: Any) -> None:
 
 
 def require_positive(**settings: Any) -> None:
-    """Refuse settings that are not above 0.
+    """Check that all settings are above 0.
 
     Raises:
         UsageError: naming the setting.
@@ -120,7 +120,7 @@ def require_positive(**settings: Any) -> None:
 
 
 def require_not_negative(**settings: Any) -> None:
-    """Refuse settings below 0.
+    """Check that all settings are at least 0.
 
     Raises:
         UsageError: naming the setting.
@@ -129,7 +129,7 @@ def require_not_negative(**settings: Any) -> None:
 
 
 def require_share(**settings: Any) -> None:
-    """Refuse settings outside [0, 1].
+    """Check that all settings are in [0, 1].
 
     Raises:
         UsageError: naming the setting.
@@ -144,12 +144,12 @@ def _require(allowed: str, right: Callable[[float], bool], settings: dict[str, A
 
 
 def refused_value(name: str, value: Any, allowed: str) -> UsageError:
-    """Return the error about a value that is not allowed."""
+    """Return the error for a value that is not allowed."""
     return UsageError(f"{name} {value!r}: allowed is {allowed}", parameter=name, given=value, allowed=allowed)
 
 
 NORMS = ("Linf", "L2")
-"""Of perturbations."""
+"""Norms of perturbations."""
 
 
 def require_eps(norm: str, eps: float | str) -> float:

@@ -1,3 +1,3 @@
-"""The version, where the build reads it without importing torch."""
+"""The version, in a module that the build can read without importing torch."""
 
 VERSION = "0.2.0"

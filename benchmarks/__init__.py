@@ -1,1 +1,1 @@
-"""Results of real runs, and the tables made from them."""
+"""Collect results of real runs, and generate tables from them."""

@@ -1,15 +1,15 @@
-"""Keep the results of run folders, and make the tables of RESULTS.md from what is kept.
+"""Collect the results of run folders, and generate the tables of RESULTS.md from them.
 
-python -m benchmarks collect NAME RUN [RUN ...]   writes benchmarks/results/NAME.json
-python -m benchmarks objectives [--data NAME]     runs every objective, writes results/objectives_NAME.json and tables
-python -m benchmarks ablation | divergences | sweeps | transfer | headline   writes results/experiment_NAME_DATA.json
-python -m benchmarks correlation                  audits the ablation's runs, writes results/correlation_DATA.json
-python -m benchmarks speed                        measures a training step, writes results/speed_*.json
-python -m benchmarks scaling                      the same by batch and ranks, writes results/scaling_*.json
-python -m benchmarks autoattack-speed NAME RUN    AutoAttack against the reference, autoattack_speed_NAME.json
-python -m benchmarks record                       trains against the clock, writes results/record_*.json
-python -m benchmarks suite NAME RUN               writes results/suite_NAME.json: the standard attacks, corruptions
-python -m benchmarks table                        writes benchmarks/RESULTS.md
+python -m benchmarks collect NAME RUN [RUN ...]   collect runs in benchmarks/results/NAME.json
+python -m benchmarks objectives [--data NAME]     run every objective; write results/objectives_NAME.json and tables
+python -m benchmarks ablation | divergences | sweeps | transfer | headline   write results/experiment_NAME_DATA.json
+python -m benchmarks correlation                  audit the ablation's runs; write results/correlation_DATA.json
+python -m benchmarks speed                        measure a training step; write results/speed_*.json
+python -m benchmarks scaling                      measure it by batch and ranks; write results/scaling_*.json
+python -m benchmarks autoattack-speed NAME RUN    compare AutoAttack to the reference; write autoattack_speed_NAME.json
+python -m benchmarks record                       train against the clock; write results/record_*.json
+python -m benchmarks suite NAME RUN               write the standard attacks and corruptions to results/suite_NAME.json
+python -m benchmarks table                        write benchmarks/RESULTS.md
 """
 
 import sys
@@ -33,20 +33,20 @@ from benchmarks.experiments import Job
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 ELSEWHERE = {"data_dir", "download"}
-"""Options that tell of a machine, and not of a result."""
+"""Options that describe the machine, not the result."""
 PRETRAINED = {"seed", "precision"}
-"""Options that are kept as the pretraining had them."""
+"""Options whose values are taken from the pretraining."""
 
 
 def collect(name: str, *runs: str) -> None:
-    """One file with settings, environment, results and RobustBench JSON of each run."""
+    """Write settings, environment, results and RobustBench JSON of each run to one file."""
     if not runs:
         raise UsageError("collect NAME RUN [RUN ...]: no run given")
     compact.write(RESULTS / f"{name}.json", [kept(RunDir(path)) for path in runs])
 
 
 def kept(run: RunDir) -> dict[str, Any]:
-    """What is kept of an evaluated run."""
+    """Return the collected data of an evaluated run."""
     evaluation = read_json(run.require(run.evaluation, f"evaluate {run.path}"))
     probe = read_json(run.probe)
     settings = configuration.to_dict(run.read_config())
@@ -63,7 +63,7 @@ def kept(run: RunDir) -> dict[str, Any]:
 
 
 def suite(name: str, path: str) -> None:
-    """The standard attacks one by one, and corruptions if they were measured, of a run."""
+    """Collect the standard attacks of a run, and its corruptions if they were measured."""
     run = RunDir(path)
     found = read_json(run.require(run.suite, f"evaluate {path} --suite standard"))
     rows = {row: {k: v for k, v in values.items() if k != "broken"} for row, values in found["rows"].items()}
@@ -74,7 +74,7 @@ def suite(name: str, path: str) -> None:
 
 
 def objectives(*arguments: str) -> None:
-    """Every objective on one dataset, see ``benchmarks.objectives``."""
+    """Run every objective on one dataset, see ``benchmarks.objectives``."""
     data, runs = benchmarked.run_all(*arguments)
     compact.write(RESULTS / f"objectives_{data}.json", [_kept_row(row, RunDir(path)) for row, path in runs])
     table()
@@ -86,7 +86,7 @@ def _kept_row(row: str, run: RunDir) -> dict[str, Any]:
 
 
 def experiment(name: str, *arguments: str) -> None:
-    """One experiment on GSA-RSL, see ``benchmarks.experiments``."""
+    """Run one experiment on GSA-RSL, see ``benchmarks.experiments``."""
     data, jobs = experiments.run_all(name, *arguments)
     runs = [_kept_job(job) for job in jobs]
     compact.write(RESULTS / f"experiment_{name}_{data}.json", {"name": name, "data": data, "runs": runs})
@@ -100,14 +100,14 @@ def _kept_job(job: Job) -> dict[str, Any]:
 
 
 def correlation(*arguments: str) -> None:
-    """Every kept checkpoint of the ablation audited."""
+    """Audit every stored checkpoint of the ablation."""
     data, result = experiments.audit_ablation(*arguments)
     compact.write(RESULTS / f"correlation_{data}.json", {"data": data, **result})
     table()
 
 
 def speed(*arguments: str) -> None:
-    """A training step against a plain one and the device's ceiling, see ``benchmarks.speed``."""
+    """Compare a training step to a plain one and to the device's ceiling, see ``benchmarks.speed``."""
     name, result = measured_speed.run(*arguments)
     print("\n".join(measured_speed.shown(result)))
     compact.write(RESULTS / f"{name}.json", result)
@@ -115,20 +115,20 @@ def speed(*arguments: str) -> None:
 
 
 def scaling(*arguments: str) -> None:
-    """How a step grows with batch and ranks, see ``benchmarks.scaling``."""
+    """Measure how the cost of a step grows with batch and ranks, see ``benchmarks.scaling``."""
     name, result = measured_scaling.run(*arguments)
     compact.write(RESULTS / f"{name}.json", result)
     table()
 
 
 def autoattack_speed(name: str, *arguments: str) -> None:
-    """AutoAttack against the reference package on a run's classifier, see ``benchmarks.autoattack_speed``."""
+    """Compare AutoAttack to the reference package on a run's classifier, see ``benchmarks.autoattack_speed``."""
     compact.write(RESULTS / f"autoattack_speed_{name}.json", measured_autoattack.run(*arguments))
     table()
 
 
 def record(*arguments: str) -> None:
-    """The quickest way to a robust encoder, see ``benchmarks.record``; the result is kept once it is complete."""
+    """Train a robust encoder against the clock, see ``benchmarks.record``; store the result when it is complete."""
     name, result = recorded.run(*arguments)
     if result is not None:
         compact.write(RESULTS / f"record_{name}.json", result)
@@ -136,7 +136,7 @@ def record(*arguments: str) -> None:
 
 
 def table() -> None:
-    """Everything in ``results/``, as tables; and the figure of the training steps."""
+    """Write the tables of everything in ``results/``, and the figure of the training steps."""
     steps = [compact.read(path) for path in sorted(RESULTS.glob("speed_*.json"))]
     if steps:
         write_atomic(HERE / "speed.svg", figures.svg(measured_speed.figure(steps)))
@@ -158,7 +158,7 @@ COMMANDS: dict[str, Any] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run one command; returns the exit status."""
+    """Run one command and return the exit status."""
     try:
         if not arguments or arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0] if arguments else "", COMMANDS)

@@ -1,10 +1,10 @@
-"""How long AutoAttack takes here, against the reference package called plainly, on the same classifier and images.
+"""Compare the speed of AutoAttack here to the unmodified reference package, on the same classifier and images.
 
     python -m benchmarks autoattack-speed digits runs/digits --limit 250
 
-The reference has batches of 100, contiguous memory and the network as it is. Ours has the chunks of ``evaluate``, a
+The reference uses batches of 100, contiguous memory and the original network. Ours uses the chunks of ``evaluate``, a
 copy with folded norms, and channels last. Both run the same attacks with all iterations and restarts, in turns, each
-turn with a seed of its own. How far the reference's passes are from the device's ceiling tells what is left to gain.
+turn with its own seed. The gap between the reference's passes and the device's ceiling is the possible speedup.
 """
 
 import copy
@@ -33,11 +33,11 @@ from acl_plugin.runtime.device import training_device
 from benchmarks.speed import ceiling
 
 BATCH = 100
-"""Images at a time of the reference."""
+"""Batch size of the reference."""
 
 
 def run(*arguments: str) -> dict[str, Any]:
-    """What the command line asks for."""
+    """Run the comparison that the command line describes."""
     parser = Parser(prog="benchmarks autoattack-speed", exit_on_error=False)
     parser.add_argument("run", type=Path, help="The run's folder, probed.")
     parser.add_argument("--limit", type=int, default=250, help="Test images.")
@@ -51,7 +51,7 @@ def run(*arguments: str) -> dict[str, Any]:
     images = datasets.load(config).test
     pairs = [(ours(model, images, threat, seed), reference(model, images, threat, seed)) for seed in range(given.turns)]
     ratios = [a[0] / b[0] for a, b in pairs]
-    left = max(1, round(min(BATCH, len(images)) * pairs[0][1][1]))  # of a batch: those that most passes are made for
+    left = max(1, round(min(BATCH, len(images)) * pairs[0][1][1]))  # robust images of a batch, in most of the passes
     reached = flops_per_second(contiguous(model), images.floats(0, left).to(device))
     limit = ceiling(device, torch.float32)
     return {
@@ -76,7 +76,7 @@ def run(*arguments: str) -> dict[str, Any]:
 
 
 def ours(model: Any, images: Images, threat: ThreatModel, seed: int) -> tuple[float, float]:
-    """Seconds, and robust accuracy."""
+    """Return seconds and robust accuracy of our AutoAttack."""
     device = next(model.parameters()).device
     size, began, found = largest_batch(model, model.spec.shape, device), time.perf_counter(), []
     faster = folded(model, images.floats(0, 64).to(device))
@@ -87,7 +87,7 @@ def ours(model: Any, images: Images, threat: ThreatModel, seed: int) -> tuple[fl
 
 
 def reference(model: Any, images: Images, threat: ThreatModel, seed: int) -> tuple[float, float]:
-    """Seconds, and robust accuracy."""
+    """Return seconds and robust accuracy of the reference."""
     from pyautoattack import AutoAttack
 
     device = next(model.parameters()).device
@@ -105,12 +105,12 @@ def reference(model: Any, images: Images, threat: ThreatModel, seed: int) -> tup
 
 
 def contiguous(model: nn.Module) -> nn.Module:
-    """A copy with its weights in PyTorch's usual layout."""
+    """Return a copy with weights in PyTorch's default memory layout."""
     return copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def flops_per_second(model: nn.Module, images: Tensor, repeats: int = 5) -> float:
-    """The best of a few input gradients, the passes of all attacks but Square: as many operations as two forwards."""
+    """Return the best FLOP/s of a few input gradients (the passes of all attacks but Square), each of two forwards."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(images)
     seconds = []

@@ -1,10 +1,10 @@
-"""Files of results in a compact form, without loss: each shared setting and each name is stored once.
+"""Store result files in a compact, lossless form: each shared setting and each name is stored once.
 
 A list of records is packed by column:
 
 - ``{"same": v}`` is a value that all records share, and ``{"each": [...]}`` one value per record;
 - ``{"fields": {name: column}}`` is a dictionary, and ``{"items": [column]}`` a list of dictionaries;
-- ``"of"`` gives the numbers of the records that have a field, where some lack it.
+- ``"of"`` lists the numbers of the records that have a field, if some lack it.
 """
 
 import json
@@ -16,17 +16,17 @@ from acl_plugin.errors import UsageError
 from acl_plugin.runtime.files import read_json, write_atomic
 
 TABLE = "records"
-"""Marks a packed list, beside its number of records."""
+"""Key that marks a packed list, with its number of records."""
 Column = dict[str, Any]
 
 
 def write(path: Path, values: Any) -> None:
-    """Write ``values`` as JSON, with every list of records packed; one column a line."""
+    """Write ``values`` as JSON, with every list of records packed; one column per line."""
     write_atomic(path, (lines(pack(values)) + "\n").encode())
 
 
 def read(path: Path) -> Any:
-    """Return what ``write`` was given; JSON without packed lists is returned as it is."""
+    """Return the values that ``write`` stored; JSON without packed lists is returned unchanged."""
     return unpack(read_json(path))
 
 
@@ -88,7 +88,7 @@ def _values(column: Column, count: int) -> list[Any]:
 
 
 def lines(values: Any, depth: int = 0) -> str:
-    """JSON with a line for each column, or for each field of a plain dictionary."""
+    """Return JSON with one line per column, or per field of a plain dictionary."""
     if isinstance(values, dict) and values and depth < 6 and "same" not in values and "each" not in values:
         inner = ",\n".join(f"{json.dumps(name)}:{lines(value, depth + 1)}" for name, value in values.items())
         return "{\n" + inner + "\n}"

@@ -1,4 +1,4 @@
-"""The experiments on GSA-RSL's method: which runs, and how they are done.
+"""Define and run the experiments on GSA-RSL's method.
 
     python -m benchmarks ablation       every subset of {adversarial, benign, SAM, global}, and two reference rows
     python -m benchmarks divergences    the estimators of the global divergence
@@ -7,9 +7,9 @@
     python -m benchmarks correlation    every checkpoint that the ablation kept, audited
     python -m benchmarks headline       all components, and supervised adversarial training, on every test image
 
-Digits, 5 seeds and two runs at a time by default; ``--data cifar10 --data-dir data`` takes CIFAR-10 with ResNet-18, and
-``--options.epochs 20`` changes any option of a run. A run that is there already is not repeated, one that was stopped
-goes on, and experiments share the runs that they have in common. Settings are those of the dataset's preset.
+The default is digits with 5 seeds, two runs in parallel. ``--data cifar10 --data-dir data`` selects CIFAR-10 with
+ResNet-18, and ``--options.epochs 20`` changes any option of a run. Finished runs are skipped, interrupted runs resume,
+and experiments share their common runs. Settings are those of the dataset's preset.
 """
 
 import hashlib
@@ -44,15 +44,15 @@ NOT_OF_THE_ROW = ("seed", "data_dir", "download", "accelerator")
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table.
+    """Row of a table.
 
     Attributes:
-        label: its name.
-        objective: own settings of ``gsa_rsl``.
+        label: name of the row.
+        objective: settings of ``gsa_rsl``; the others keep their defaults.
         options: options of the run.
-        untrained: leave the encoder as it was initialized.
+        untrained: keep the initial encoder.
         probed_on: another dataset to probe and evaluate on.
-        encoder_of: take the encoders of this row's runs.
+        encoder_of: row whose runs provide the encoders.
     """
 
     label: str
@@ -64,13 +64,13 @@ class Row:
 
 
 def components(adversarial: bool, benign: bool, sam: bool, global_: bool) -> dict[str, float]:
-    """Settings of ``gsa_rsl`` with these components alone; what is on has its default strength."""
+    """Return settings of ``gsa_rsl`` with only these components; an active one has its default strength."""
     on = {"adversarial": adversarial, "benign": benign, "rho": sam, "global_": global_}
     return {name: 0.0 for name, used in on.items() if not used}
 
 
 def ablation() -> list[Row]:
-    """Every subset; SAM is of the benign term, and nothing without it."""
+    """Return every subset of components. SAM acts on the benign term, so it is left out without that term."""
     rows = [Row("untrained encoder", untrained=True)]
     for benign, sam in ((False, False), (True, False), (True, True)):
         for adversarial in (False, True):
@@ -117,12 +117,12 @@ EXPERIMENTS = {
 SETTINGS: dict[str, dict[str, Any]] = {"digits": {"limit_test": 250, "keep_every": 8}, "cifar10": {"limit_test": 1000}}
 """Options of all rows, by dataset."""
 AUDITED = 500
-"""Test images of an audit, if there are as many."""
+"""Largest number of test images in an audit."""
 TRANSFERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "digits": ({"data": "digits_0_4", "epochs": 64}, "digits_5_9", {}),  # half the images: as many steps
     "cifar10": ({"data": "cifar10"}, "cifar100", {"limit_test": 1000}),
 }
-"""Of an experiment on a dataset: options of the pretraining, dataset of the probe, its options."""
+"""For each dataset of a transfer: options of the pretraining, dataset of the probe, its options."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ class Job:
     """One run.
 
     Attributes:
-        row, seed: of the table.
-        config: of the folder ``out``.
-        source: the run whose encoder is taken, with its own configuration; None to pretrain.
+        row, seed: row of the table and seed.
+        config: configuration of the folder ``out``.
+        source: run that provides the encoder, with its own configuration; None to pretrain.
     """
 
     row: Row
@@ -143,17 +143,17 @@ class Job:
 
 
 def run_all(name: str, *arguments: str) -> tuple[str, list[Job]]:
-    """Do the runs of an experiment; returns the dataset and the runs."""
+    """Run an experiment; return the dataset and the runs."""
     data_name, jobs, at_a_time = planned(name, *arguments)
     configs = [(each.source or each).config for each in jobs]
-    for config in {config.data: config for config in configs}.values():  # a mistake is told before the first run
+    for config in {config.data: config for config in configs}.values():  # find errors before the first run
         datasets.load(config)
     do_all(do, jobs, at_a_time)
     return data_name, jobs
 
 
 def audit_ablation(*arguments: str) -> tuple[str, dict[str, Any]]:
-    """Audit every checkpoint that the ablation kept; returns the dataset, and rows with settings."""
+    """Audit every checkpoint that the ablation kept; return the dataset, and rows with settings."""
     data_name, jobs, at_a_time = planned("ablation", *arguments)
     jobs = [each for each in jobs if each.row != SUPERVISED and not (each.out / "stopped.json").is_file()]
     for each in jobs:
@@ -177,7 +177,7 @@ def audit_one(each: Job) -> None:
 
 
 def planned(name: str, *arguments: str) -> tuple[str, list[Job], int]:
-    """The dataset, the runs, and how many at a time."""
+    """Return the dataset, the runs, and the number of parallel runs."""
     parser = Parser(prog=f"benchmarks {name}", exit_on_error=False)
     parser.add_argument("--data", type=str, default="digits", help="digits or cifar10.")
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds the datasets.")
@@ -197,7 +197,7 @@ def planned(name: str, *arguments: str) -> tuple[str, list[Job], int]:
 
 
 def job(row: Row, seed: int, data_name: str, shared: dict[str, Any], runs: Path) -> Job:
-    """The run of a row with a seed."""
+    """Return the run of a row with a seed."""
     if row.probed_on is not None:
         first, there, options = TRANSFERS[data_name]
         settings = first | {k: v for k, v in shared.items() if k != "limit_test"} | _of_row(row, seed)
@@ -222,7 +222,7 @@ def _job(row: Row, seed: int, config: RunConfig, runs: Path, source: Job | None 
 
 
 def config_hash(config: RunConfig, untrained: bool = False) -> str:
-    """Eight digits that tell how a row's configuration differs from the defaults, without seed and place."""
+    """Return a hash of eight digits of a configuration's differences from the defaults, without seed and paths."""
     usual = to_dict(RunConfig())
     settings = {k: v for k, v in to_dict(config).items() if k not in NOT_OF_THE_ROW and v != usual[k]}
     settings |= {"untrained": untrained}
@@ -230,7 +230,7 @@ def config_hash(config: RunConfig, untrained: bool = False) -> str:
 
 
 def do_all(what: Callable[[Job], None], jobs: Sequence[Job], at_a_time: int) -> None:
-    """Do ``what`` with the runs, several at a time; the shares of the machine's threads are equal."""
+    """Call ``what`` on the runs, several in parallel, with equal shares of the machine's threads."""
     jobs = list({each.out: each for each in jobs}.values())
     if at_a_time == 1:
         for each in jobs:
@@ -244,7 +244,7 @@ def do_all(what: Callable[[Job], None], jobs: Sequence[Job], at_a_time: int) -> 
 
 
 def _begin_worker(threads: int) -> None:
-    """It ends with its parent, even a killed one, and leaves what it was at to the next start."""
+    """End this worker when its parent ends, even if it is killed; the next start resumes the worker's run."""
     torch.set_num_threads(threads)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -257,7 +257,7 @@ def _begin_worker(threads: int) -> None:
 
 
 def do(each: Job) -> None:
-    """Do one run, or what is left of it. A pretraining that collapses is a result too: ``stopped.json`` tells it."""
+    """Start or resume one run. A collapsed pretraining is also a result, recorded in ``stopped.json``."""
     out, stopped = RunDir(each.out), each.out / "stopped.json"
     if stopped.is_file():
         return
@@ -277,7 +277,7 @@ def do(each: Job) -> None:
 
 
 def _encoder(each: Job) -> None:
-    """Pretrain, or leave the encoder as it is initialized."""
+    """Pretrain, or store the initial encoder."""
     run = RunDir(each.out)
     if not each.row.untrained:
         pipeline.pretrain(each.config, each.out)

@@ -1,4 +1,4 @@
-"""The README's table of methods, from the registry and the kept results.
+"""Generate the README's table of methods from the registry and the stored results.
 
 python -m benchmarks.methods   prints it
 """
@@ -12,16 +12,16 @@ from benchmarks import compact, tables
 from benchmarks.__main__ import RESULTS
 
 STEPS = 5
-"""Of the inner attack, in column F."""
+"""Number of steps of the inner attack, for column F."""
 NEEDED = {"teacher": "teacher", "pseudo_labels": "pseudo-labels"}
-"""Settings without which an objective cannot be trained, and their names in the table."""
+"""Settings that an objective requires for training, and their names in the table."""
 SHOWN = {"a_infonce": "a_infonce, advcl ip"}
-"""The row of the results that an objective's defaults are, where its name is not the row's."""
+"""Row of the results that has an objective's defaults, if its name differs from the objective's."""
 PAPER = re.compile(r"(?P<title>[^,]+), (?:(?P<venue>.+) )?(?P<year>20\d\d), arXiv (?P<number>\S+)")
 
 
 def table() -> list[str]:
-    """Return a line for each objective of this package, by year and name."""
+    """Return one line per objective of this package, by year and name."""
     runs = tables.grouped(compact.read(RESULTS / "objectives_digits.json"))
     objectives = {name: OBJECTIVES.get(name)() for name in OBJECTIVES.names() if ours(name)}
     papers = {name: cited(objective.paper) for name, objective in objectives.items()}
@@ -46,14 +46,14 @@ def ours(name: str) -> bool:
 
 
 def cited(paper: str) -> dict[str, str]:
-    """Return title, venue (with its comma), year and arXiv number of an objective's ``paper``."""
+    """Return title, venue (preceded by a comma), year and arXiv number of an objective's ``paper``."""
     found = PAPER.fullmatch(paper)
     assert found is not None, paper
     return found.groupdict() | {"venue": f", {found['venue']}" if found["venue"] else ""}
 
 
 def takes(objective: Any, setting: str) -> bool:
-    """Return whether an objective's class, or one that it extends, has a setting."""
+    """Return whether an objective's class or a base class has a setting."""
     return any(setting in inspect.signature(kind.__init__).parameters for kind in type(objective).__mro__)
 
 

@@ -1,10 +1,10 @@
-"""Every objective on the same images, backbone and epochs: settings, runs and table.
+"""Compare all objectives on the same images, backbone and epochs: settings, runs and table.
 
     python -m benchmarks objectives                                    digits, 3 seeds: 63 runs of one to three minutes
-    python -m benchmarks objectives --data cifar10 --data-dir data     part of CIFAR-10, to see that all of it works
+    python -m benchmarks objectives --data cifar10 --data-dir data     part of CIFAR-10, to check that everything works
 
-A run that is there already is not repeated, and one that was stopped goes on. Settings are those of the dataset's
-preset for every objective; none was tuned for one of them.
+Finished runs are skipped, and interrupted runs resume. Settings are those of the dataset's preset for every objective;
+none was tuned for a single objective.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from acl_plugin.runs.pseudo_labels import write_pseudo_labels
 FINETUNING_COST = 27
 """Encoder forwards per image of a step of TRADES: ten of the attack, each with a gradient, and 7 of target and loss."""
 TEACHER = "simclr"
-"""The row whose runs teach, and give features for pseudo-labels, in the runs of the same seed."""
+"""Row whose runs provide teachers, and features for pseudo-labels, to the runs of the same seed."""
 
 ROWS: dict[str, dict[str, Any]] = {
     "simclr": {},
@@ -49,7 +49,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "profeat": {},
     "gsa_rsl": {},
 }
-"""Rows of the table: options of a run and settings of its objective. The row's name is the objective unless given."""
+"""Rows of the table: options of a run and settings of its objective. The default objective is the row's name."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"limit_test": 250},
@@ -65,11 +65,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "coreset_every": 3,
     },
 }
-"""Options that are the same in all rows, by dataset."""
+"""Options that all rows share, by dataset."""
 
 
 def config_of(row: str, seed: int, runs: Path, data_name: str, **options: Any) -> RunConfig:
-    """The run of ``row`` with ``seed``, whose teacher is in the folder ``runs``."""
+    """Return the configuration of ``row`` with ``seed``, whose teacher is in the folder ``runs``."""
     given = {"objective": row, **ROWS[row]}
     own = {k: given.pop(k) for k in ("base", "variant") if k in given}
     if given["objective"] in ("deacl", "profeat"):
@@ -81,17 +81,17 @@ def config_of(row: str, seed: int, runs: Path, data_name: str, **options: Any) -
 
 
 def folder_of(row: str, seed: int, runs: Path) -> Path:
-    """Where a run lies."""
+    """Return the folder of a run."""
     return runs / row.replace(", ", "-").replace(" ", "-") / str(seed)
 
 
 def labels_of(seed: int, runs: Path) -> Path:
-    """Where the pseudo-labels of the teacher's features lie."""
+    """Return the file of the pseudo-labels from the teacher's features."""
     return runs / f"pseudo_labels_{seed}.npz"
 
 
 def run_all(*arguments: str) -> tuple[str, list[tuple[str, Path]]]:
-    """Do the runs; returns the dataset and each run's row and folder."""
+    """Run all objectives; return the dataset and each run's row and folder."""
     parser = Parser(prog="benchmarks objectives", exit_on_error=False)
     parser.add_argument("--data", type=str, default="digits", help="digits or cifar10.")
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds cifar-10-batches-py.")
@@ -120,9 +120,9 @@ def run_all(*arguments: str) -> tuple[str, list[tuple[str, Path]]]:
 
 
 def encoder_forwards(settings: dict[str, Any]) -> float | None:
-    """Encoder forwards (F) of a whole run per training image: of pretraining, coreset selection and finetuning.
+    """Return encoder forwards (F) per training image over a run: pretraining, coreset selection and finetuning.
 
-    The teacher's run, where there is one, is not in it.
+    The run of a teacher is not included.
     """
     cost = registry.create_objective(settings["objective"], **settings["objective_kwargs"]).cost
     if cost is None:

@@ -1,12 +1,12 @@
-"""The CIFAR-10 record: a robust encoder against the clock, decoupled into a benign teacher and an adversarial student.
+"""Train a robust encoder on CIFAR-10 against the clock, as a benign teacher followed by an adversarial student.
 
     python -m benchmarks record --data-dir data --out runs/record                  to the end
-    python -m benchmarks record --data-dir data --out runs/record --minutes 9.5    stops in time; again, it goes on
+    python -m benchmarks record --data-dir data --out runs/record --minutes 9.5    stop in time; repeat to resume
 
-ResNet-18 with CIFAR's stem, or what ``--options`` says; no extra data. SimCLR, then ProFeAT from it, each for the
-epochs given, the linear head (SLF), and AutoAttack standard on all test images. What counts as training is the two
-pretrainings and the probe, of all starts. Settings are chosen with ``--data cifar10_val``, which holds out a part of
-the training images; never on the test images.
+The network is ResNet-18 with CIFAR's stem unless ``--options`` changes it; there is no extra data. The stages are
+SimCLR, then ProFeAT from it, each for the given epochs, the linear head (SLF), and AutoAttack standard on all test
+images. Training time is that of the two pretrainings and the probe, over all starts. Choose settings with
+``--data cifar10_val``, which holds out a part of the training images; never on the test images.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ from acl_plugin.runtime.signals import interrupt
 from acl_plugin.training.pretrain import pretrain
 
 SETTINGS: dict[str, Any] = {"batch_size": 512, "lr": 4e-3, "precision": "auto", "keep_every": 0, "probe_epochs": 25}
-"""Of teacher and student, unless ``--options`` says otherwise."""
+"""Settings of teacher and student, unless ``--options`` overrides them."""
 GOALS = {"ACL, 1000 epochs": 39.17, "best published linear probe": 46.99}
 """Published AutoAttack accuracies under SLF, in percent."""
 
 
 def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
-    """What the command line asks for: the result's name, and the result, or None when the time was up before."""
+    """Run what the command line describes; return the result's name, and the result or None if the time ran out."""
     parser = Parser(prog="benchmarks record", exit_on_error=False)
     parser.add_argument("--data", type=str, default="cifar10", help="cifar10, or cifar10_val to choose settings by.")
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds cifar-10-batches-py.")
@@ -54,7 +54,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
     teacher = preset(given.data, **used(given.data, objective="simclr", epochs=given.teacher_epochs, **shared))
     own = {"teacher": str(given.out / "teacher")}
     student = preset(given.data, objective=given.student, objective_kwargs=own, epochs=given.student_epochs, **shared)
-    datasets.load(teacher)  # a mistake is told before anything is written
+    datasets.load(teacher)  # find errors before anything is written
     device = training_device(student.accelerator)
     name = f"{given.data}_{device.type}"
     try:
@@ -70,7 +70,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
     seconds = {part: read_json(RunDir(given.out / part).pretraining)["seconds"] for part in configs}
     seconds["probe"] = read_json(RunDir(given.out / "student").probe)["seconds"]
     settings = {part: {k: v for k, v in to_dict(c).items() if k != "data_dir"} for part, c in configs.items()}
-    settings["student"]["objective_kwargs"] = {"teacher": "teacher"}  # beside it, wherever that is
+    settings["student"]["objective_kwargs"] = {"teacher": "teacher"}  # in the same folder, wherever that is
     result = {
         "training_seconds": sum(seconds.values()),
         "seconds": seconds,
@@ -89,9 +89,9 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
 
 @contextlib.contextmanager
 def stopped_after(minutes: float | None) -> Iterator[None]:
-    """Inside, SIGTERM comes after so many minutes, and SIGTERM is a KeyboardInterrupt; never for None.
+    """Send SIGTERM after so many minutes (never for None), and raise it as a KeyboardInterrupt, inside the context.
 
-    A pretraining ends its step on that signal. An alarm it would take back, as it has one of its own.
+    On that signal, a pretraining finishes its step. It would reset an alarm, because it uses its own.
     """
 
     if minutes is None:

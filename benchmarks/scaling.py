@@ -1,9 +1,9 @@
-"""How the cost of a step grows with the batch and the ranks: measured here, and on paper for many GPUs.
+"""Measure how the cost of a step grows with batch and ranks, and estimate it for many GPUs.
 
     python -m benchmarks scaling        a small ResNet, batch 32 to 256 a rank, 1 and 2 ranks of one thread each
 
-Every rank takes the loss of the joint batch: it gathers the embeddings of all, and sums their gradients and those of
-the weights over all. What that sends is counted from shapes; what it takes beside the step is measured.
+Every rank computes the loss of the joint batch. It gathers the embeddings of all ranks, and sums their gradients and
+those of the weights over all ranks. Traffic is counted from shapes; the additional time of a step is measured.
 """
 
 import socket
@@ -27,11 +27,11 @@ from acl_plugin.training.build import build
 from benchmarks.speed import flops, random_data
 
 PAPER = {"nodes": 8, "gpus": 8, "flops_per_second": 4e14, "bytes_per_second": 5e10}
-"""Of a cluster of H100: 40 % of bfloat16's peak, and 400 Gbit/s for each GPU."""
+"""Properties of a cluster of H100: 40 % of bfloat16's peak, and 400 Gbit/s for each GPU."""
 
 
 def run(*arguments: str) -> tuple[str, dict[str, Any]]:
-    """What the command line asks for; returns the name of its file and the result."""
+    """Run what the command line describes; return the name of its file and the result."""
     parser = Parser(prog="benchmarks scaling", exit_on_error=False)
     parser.add_argument("--objective", type=str, default="acl_ds", help="Objective.")
     parser.add_argument("--batches", type=list[int], default=[32, 64, 128, 256], help="Images per rank.")
@@ -50,7 +50,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any]]:
 
 
 def measured(config: RunConfig, ranks: int, repeats: int) -> dict[str, Any]:
-    """Seconds of a step on each of ``ranks`` processes, and of what it waits for the others in it."""
+    """Return the seconds of a step on each of ``ranks`` processes, and of its waiting for the others."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -70,24 +70,27 @@ def measured(config: RunConfig, ranks: int, repeats: int) -> dict[str, Any]:
 
 
 def sent(config: RunConfig, ranks: int, streams: int, embedding: int, parameters: int) -> dict[str, int]:
-    """Bytes that a rank takes from the others in one step, in float32.
+    """Return the bytes that a rank receives from the others in one step, in float32.
 
     Args:
-        streams: contrastive losses of two views each.
+        streams: number of contrastive losses of two views each.
         embedding: P.
-        parameters: of encoder and projector.
+        parameters: number of parameters of encoder and projector.
     """
     others = ranks - 1
     gathered = streams * 2 * config.batch_size * embedding * 4 * others
     return {
         "bytes_of_embeddings": gathered,
-        "bytes_of_their_gradients": gathered * 2,  # a sum over the joint batch, there and back
+        "bytes_of_their_gradients": gathered * 2,  # a sum over the joint batch: reduce, then distribute
         "bytes_of_weight_gradients": 2 * parameters * 4 * others // max(1, ranks),
     }
 
 
 def on_paper(batch: int = 64) -> dict[str, Any]:
-    """ResNet-18 under ACL(DS) on 64 GPUs: seconds of computing and of sending in one step, neither overlapping."""
+    """Return the seconds of computation and of communication in a step of ResNet-18 under ACL(DS) on 64 GPUs.
+
+    The two do not overlap in this estimate.
+    """
     config = preset("cifar10", objective="acl_ds", batch_size=batch)
     module = build(config, random_data(32, 3, batch))
     parameters = sum(p.numel() for p in module.model.parameters())

@@ -1,11 +1,11 @@
-"""How fast a training step is, and against what: a step written plainly, and the device's own ceiling.
+"""Compare the speed of a training step to a plain implementation and to the device's ceiling.
 
     python -m benchmarks speed                                          ResNet-18, CIFAR-10's shape, batch 64
     python -m benchmarks speed --objective gsa_rsl --batch-size 256 --precision bf16-mixed --device cuda
 
-The plain step is the textbook's: float32, contiguous memory, weight gradients taken in the attack as well, views made
-one image at a time with PIL. Ours and the plain one take turns, A B A B, on the same images and weights. The images are
-random: nothing here depends on what they show.
+The plain step follows the textbook: float32, contiguous memory, weight gradients also in the attack, views made one
+image at a time with PIL. Ours and the plain step alternate, A B A B, on the same images and weights. The images are
+random, because their content does not affect the speed.
 """
 
 import resource
@@ -43,7 +43,7 @@ PARTS = ("data", "views", "attack", "forward and backward", "optimizer")
 
 @dataclass(frozen=True)
 class PlainAttack(InnerAttack):
-    """PGD as the published codes write it: ``loss.backward()``, which takes the gradients of all weights as well."""
+    """PGD as in published code: ``loss.backward()``, which also computes the gradients of all weights."""
 
     def _run(
         self,
@@ -76,7 +76,7 @@ class PlainAttack(InnerAttack):
 
 
 def plain(module: Pretraining) -> Pretraining:
-    """The same run, weights and images, with contiguous memory and the plain attack."""
+    """Return the same run, weights and images, with contiguous memory and the plain attack."""
     other = build(module.config, module.data)
     other.model.load_state_dict(module.model.state_dict())
     other.objective.load_state_dict(module.objective.state_dict())
@@ -87,7 +87,7 @@ def plain(module: Pretraining) -> Pretraining:
 
 
 def pil_views(pixels: Tensor, names: tuple[str, ...]) -> Views:
-    """Random views by torchvision's transforms, one image at a time: crop, flip, color, grey."""
+    """Return random views by torchvision's transforms, one image at a time: crop, flip, color, gray."""
     from torchvision.transforms import v2
 
     size = pixels.shape[-1]
@@ -107,8 +107,8 @@ class Stepper:
 
     Attributes:
         module: objective, encoder, attack and configuration.
-        plainly: views by PIL, and no autocast.
-        seconds: by part, one value for each step.
+        plainly: use views by PIL and no autocast.
+        seconds: by part, one value per step.
     """
 
     module: Pretraining
@@ -124,7 +124,7 @@ class Stepper:
             compile_encoder(self.module.model, self.device)
         self.attacking = 0.0
         self.module.attack = replace(self.module.attack, on_moved=None)
-        whole = self.module.attack._run  # the one place that every view of the attack goes through
+        whole = self.module.attack._run  # the only place that every view of the attack passes through
 
         def timed(*arguments: Any, **options: Any) -> Tensor:
             with self._timed() as took:
@@ -135,7 +135,7 @@ class Stepper:
         object.__setattr__(self.module.attack, "_run", timed)
 
     def step(self, pixels: Tensor) -> float:
-        """One step on (B, C, H, W) uint8 images; seconds without the copy to the device."""
+        """Run one step on (B, C, H, W) uint8 images; return the seconds without the copy to the device."""
         began, self.attacking = time.perf_counter(), 0.0
         with self._timed() as data:
             pixels = pixels if self.plainly else pixels.to(self.device)
@@ -180,7 +180,7 @@ def _wait(device: torch.device) -> None:
 
 
 def ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """The best FLOP/s of square matrix products of several sizes, by both libraries that make them.
+    """Return the best FLOP/s of square matrix products of several sizes, by both libraries that compute them.
 
     A convolution with one pixel is a matrix product too, and on some CPUs much faster than ``a @ b`` in float32.
     """
@@ -199,7 +199,7 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def flops(module: Pretraining, device: torch.device) -> float:
-    """Floating-point operations of one step: those of an encoder's forward, counted by torch, times F and the batch.
+    """Return the floating-point operations of a step: torch's count for an encoder's forward, times F and the batch.
 
     F counts an input gradient as one forward and a gradient of input and weights as two (``Cost.encoder_forwards``).
     """
@@ -213,21 +213,21 @@ def flops(module: Pretraining, device: torch.device) -> float:
 
 
 def random_data(side: int, channels: int, count: int) -> DataSet:
-    """Random images in a dataset's form."""
+    """Return random images as a dataset."""
     pixels = torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8)
     images = Images(pixels, torch.arange(count) % 10, torch.arange(count), levels=255)
     return DataSet("random", images, images, tuple("0123456789"), (0.5,) * channels, (0.25,) * channels)
 
 
 def measure(config: RunConfig, data: DataSet, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Ours and the plain step in turns on the same images; seconds, parts, operations, and the ratio of each pair."""
+    """Alternate our step and the plain one on the same images; return seconds, parts, operations, and paired ratios."""
     module = build(config, data)
     other = plain(module)
     ours, theirs = Stepper(module, device, plainly=False), Stepper(other, device, plainly=True)
     batches = [data.train.pixels[torch.randperm(len(data.train))[: config.batch_size]] for _ in range(repeats + 1)]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    for stepper in (ours, theirs):  # to warm up
+    for stepper in (ours, theirs):  # warm up
         stepper.step(batches[0])
     pairs = [(ours.step(pixels), theirs.step(pixels)) for pixels in batches[1:]]
     ratios = sorted(b / a for a, b in pairs)
@@ -263,14 +263,14 @@ def measure(config: RunConfig, data: DataSet, device: torch.device, repeats: int
 
 
 def _peak(device: torch.device) -> int:
-    """Bytes: of the device, or of this process with both modules."""
+    """Return peak memory in bytes: of the device, or of this process with both modules."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def run(*arguments: str) -> tuple[str, dict[str, Any]]:
-    """What the command line asks for; returns the name of its file and the result."""
+    """Run what the command line describes; return the name of its file and the result."""
     parser = Parser(prog="benchmarks speed", exit_on_error=False)
     parser.add_argument("--objective", type=str, default="acl_ds", help="Objective.")
     parser.add_argument("--objective-kwargs", type=dict[str, Any], default={}, help="Its settings.")
@@ -297,7 +297,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any]]:
 
 
 def figure(results: Sequence[dict[str, Any]]) -> "Figure":
-    """Where the seconds of a step go, ours and the plain one below each other, as shares of the plain one."""
+    """Plot the seconds of a step by part, ours below the plain one's, as shares of the plain step."""
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(9, 1.2 + 0.8 * len(results)))
@@ -321,7 +321,7 @@ def figure(results: Sequence[dict[str, Any]]) -> "Figure":
 
 
 def shown(result: dict[str, Any]) -> list[str]:
-    """What is printed."""
+    """Return the lines to print."""
     lines = [
         f"{result['objective']}, {result['backbone']}, batch {result['batch_size']}, {result['precision']}, "
         f"{result['environment']['device']}, {result['environment']['threads']} threads",

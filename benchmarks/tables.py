@@ -1,4 +1,4 @@
-"""RESULTS.md, made from the files of results alone."""
+"""Generate RESULTS.md from the result files alone."""
 
 import statistics
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ Runs = list[dict[str, Any]]
 
 
 def document(results: Path) -> str:
-    """Runs that were kept one by one, then a section for each file of another kind, with what was written about it."""
+    """Return the page: collected runs, then a section for each file of another kind, with its notes."""
     files = sorted(results.glob("*.json"))
     together = {prefix: [path for path in files if path.name.startswith(prefix)] for prefix in TOGETHER}
     of_kind = {prefix: [path for path in files if path.name.startswith(prefix)] for prefix in SECTIONS}
@@ -35,7 +35,7 @@ def document(results: Path) -> str:
 
 
 def overview(files: list[Path]) -> list[str]:
-    """A row for each kept file: mean and standard deviation over its runs."""
+    """Return one row per collected file: mean and standard deviation over its runs."""
     names = ("file", "data", "objective", "backbone", "epochs", "eps", "test images", "seeds", "clean", "AutoAttack")
     lines = head(*names, "pretrain s", "AutoAttack s", "device")
     for path in files:
@@ -58,7 +58,7 @@ def overview(files: list[Path]) -> list[str]:
 
 
 def objectives(runs: Runs) -> list[str]:
-    """A row for each objective, on the same images, backbone and epochs."""
+    """Return one row per objective, on the same images, backbone and epochs."""
     settings, by_row = runs[0]["settings"], grouped(runs)
     best = max(by_row.values(), key=lambda group: statistics.mean(robust(group)))
     lines = [
@@ -74,7 +74,7 @@ def objectives(runs: Runs) -> list[str]:
     ]
     for name, group in by_row.items():
         gain = "" if "simclr" not in by_row else f"{mean(robust(group)) - mean(robust(by_row['simclr'])):+.1f}"
-        forwards = group[0]["encoder_forwards_per_image"]  # as it was counted then
+        forwards = group[0]["encoder_forwards_per_image"]  # as counted at the time of the run
         lines += row(
             name,
             spread(clean(group)),
@@ -89,7 +89,7 @@ def objectives(runs: Runs) -> list[str]:
 
 
 def suite(run: dict[str, Any]) -> list[str]:
-    """A row for each standard attack on one classifier."""
+    """Return one row per standard attack on one classifier."""
     settings, found, evaluation = run["settings"], run["suite"], run["evaluation"]
     threat = f"{found['threat_model']}, eps {found['eps']:.4g}"
     lines = [
@@ -117,7 +117,7 @@ def suite(run: dict[str, Any]) -> list[str]:
 
 
 def experiment(kept: dict[str, Any]) -> list[str]:
-    """A row for each setting of an experiment on GSA-RSL."""
+    """Return one row per setting of an experiment on GSA-RSL."""
     by_row = grouped(kept["runs"])
     evaluated = {name: [r for r in group if "evaluation" in r] for name, group in by_row.items()}
     probed = [group for group in evaluated.values() if group and group[0]["settings"]["probe_protocol"] == "slf"]
@@ -153,7 +153,7 @@ def experiment(kept: dict[str, Any]) -> list[str]:
 
 
 def correlation(kept: dict[str, Any]) -> list[str]:
-    """Terms of the audit by row of the ablation, and their correlations with the robust loss."""
+    """Return terms of the audit by row of the ablation, and their correlations with the robust loss."""
     rows = kept["rows"]
     lasts = [r for r in rows if r["last"]]
     adversarial = [r for r in lasts if "adversarial" in r["row"]]
@@ -197,7 +197,7 @@ def correlation(kept: dict[str, Any]) -> list[str]:
 
 
 def speeds(results: Runs) -> list[str]:
-    """A row for each measured training step."""
+    """Return one row per measured training step."""
     names = ("objective", "backbone", "batch", "precision", "images/s", "s per step", "plain s", "plain / ours", "F")
     lines = [
         "## Speed of a training step",
@@ -233,7 +233,7 @@ def speeds(results: Runs) -> list[str]:
 
 
 def scaling(kept: dict[str, Any]) -> list[str]:
-    """A row for each batch and number of ranks, and what is to be expected of many GPUs."""
+    """Return one row per batch and number of ranks, and the estimate for many GPUs."""
     rows, paper = kept["rows"], kept["paper"]
     lines = [
         f"## How a step of {rows[0]['objective']} grows",
@@ -267,7 +267,7 @@ def scaling(kept: dict[str, Any]) -> list[str]:
 
 
 def evaluation_speeds(results: Runs) -> list[str]:
-    """A row for each classifier that both were run on."""
+    """Return one row per classifier that both were run on."""
     lines = [
         "## Speed of AutoAttack",
         "",
@@ -304,7 +304,7 @@ def evaluation_speeds(results: Runs) -> list[str]:
 
 
 def record(result: dict[str, Any]) -> list[str]:
-    """A run against the clock."""
+    """Return the table of a run against the clock."""
     settings, evaluation, seconds = result["settings"], result["evaluation"], result["seconds"]
     teacher, student = settings["teacher"], settings["student"]
     network = student["backbone"] + (f", {student['backbone_kwargs']}" if student["backbone_kwargs"] else "")
@@ -323,7 +323,7 @@ def record(result: dict[str, Any]) -> list[str]:
 
 
 TERMS = "nce_adv nce_clean sharpness js mmd sliced_wasserstein wasserstein coupling_distance probe_norm".split()
-"""Of an audit, shown by row."""
+"""Terms of an audit that are shown by row."""
 LABELS = {"robust_loss": "R", "benign_loss": "B", "sliced_wasserstein": "sliced W1", "wasserstein": "W1"}
 """Short names of columns."""
 SECTIONS = {
@@ -334,29 +334,29 @@ SECTIONS = {
     "record_": record,
     "suite_": suite,
 }
-"""Kinds of files by the beginnings of their names, in the order of the sections; each file has one."""
+"""Kinds of files by the prefix of their names, in the order of the sections; each file has its own section."""
 TOGETHER = {"speed_": speeds, "autoattack_speed_": evaluation_speeds}
 """Kinds of files that share one section."""
 
 
 def notes(path: Path) -> list[str]:
-    """What was written by hand about a file of results, in a file of the same name."""
+    """Return the handwritten notes on a result file, from a file of the same name."""
     written = path.with_suffix(".md")
     return ["", *written.read_text().rstrip().splitlines()] if written.is_file() else []
 
 
 def head(*names: str) -> list[str]:
-    """The first two lines of a table."""
+    """Return the first two lines of a table."""
     return [*row(*names), "|" + "---|" * len(names)]
 
 
 def row(*cells: object) -> list[str]:
-    """A line of a table."""
+    """Return a line of a table."""
     return ["| " + " | ".join(str(cell) for cell in cells) + " |"]
 
 
 def grouped(runs: Runs) -> dict[str, Runs]:
-    """Runs by their row."""
+    """Group runs by row."""
     by_row: dict[str, Runs] = {}
     for run in runs:
         by_row.setdefault(run["row"], []).append(run)
@@ -364,45 +364,45 @@ def grouped(runs: Runs) -> dict[str, Runs]:
 
 
 def clean(runs: Runs) -> list[float]:
-    """Clean accuracies in percent."""
+    """Return clean accuracies in percent."""
     return [100 * run["evaluation"]["clean_accuracy"] for run in runs]
 
 
 def robust(runs: Runs) -> list[float]:
-    """AutoAttack accuracies in percent."""
+    """Return AutoAttack accuracies in percent."""
     return [100 * run["evaluation"]["robust_accuracy"] for run in runs]
 
 
 def seeds(runs: Runs) -> str:
-    """The seeds of the runs."""
+    """Return the seeds of the runs."""
     return ", ".join(str(run["settings"]["seed"]) for run in runs)
 
 
 def device(runs: Runs) -> str:
-    """The device of the first run."""
+    """Return the device of the first run."""
     environment = runs[0]["environment"]
     return f"{environment['device']}, {environment['threads']} threads"
 
 
 def beside(group: Runs, best: Runs) -> str:
-    """Robust accuracies, and whether they are the best or tied with them."""
+    """Return robust accuracies, marked if they are the best or tied with the best."""
     same = "best" if group is best else "*tie*" if tied(robust(group), robust(best)) else ""
     return f"{spread(robust(group))} {same}".strip()
 
 
 def tied(values: list[float], others: list[float]) -> bool:
-    """Whether two means differ by no more than the larger standard deviation."""
+    """Return whether two means differ by no more than the larger standard deviation."""
     deviation = max(statistics.stdev(v) if len(v) > 1 else 0.0 for v in (values, others))
     return abs(mean(values) - mean(others)) <= deviation
 
 
 def mean(values: Iterable[float]) -> float:
-    """The mean of one value or more."""
+    """Return the mean of one value or more."""
     return statistics.mean(values)
 
 
 def spread(values: Iterable[float]) -> str:
-    """Mean, and standard deviation where there are several values."""
+    """Return the mean, with the standard deviation if there are several values."""
     all_values = list(values)
     deviation = f" ± {statistics.stdev(all_values):.1f}" if len(all_values) > 1 else ""
     return f"{mean(all_values):.1f}{deviation}"

@@ -1,1 +1,1 @@
-"""Adversaries: threat models, the attacks of torchattacks, and their bridge to contrastive losses."""
+"""Threat models, torchattacks' attacks, and their adaptation to contrastive losses."""

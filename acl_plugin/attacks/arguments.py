@@ -1,4 +1,4 @@
-"""Settings of an inner attack: which are valid for its class, and the arguments that torchattacks takes."""
+"""Validation of an inner attack's settings, and the arguments of its torchattacks class."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,17 +17,17 @@ from acl_plugin.errors import UsageError, unknown
 
 
 def check_settings(norm: str, name: str, steps: int, kwargs: Mapping[str, Any], scale: float) -> None:
-    """Refuse the settings of an attack that are unknown, of another norm, or out of range.
+    """Check the settings of an attack.
 
     Args:
-        norm: of the threat model.
+        norm: norm of the threat model.
         name: class name in torchattacks.
-        steps: of the attack.
+        steps: number of attack steps, at least 1.
         kwargs: further arguments of the class.
-        scale: share of eps, in (0, 1].
+        scale: fraction of eps to use, in (0, 1].
 
     Raises:
-        UsageError: naming the setting.
+        UsageError: for a setting that is unknown, out of range, or for another norm.
     """
     if name not in attack_names():
         raise unknown("attack", name, attack_names(), parameter="name")
@@ -44,10 +44,10 @@ def check_settings(norm: str, name: str, steps: int, kwargs: Mapping[str, Any], 
 
 
 def check_view(norm: str, name: str, view: str | None, channels: int | None) -> None:
-    """Refuse a view or a number of channels that a class is not valid for; None stands for any.
+    """Check that a class supports a view and a number of channels; None stands for any.
 
     Raises:
-        UsageError: with the classes that are valid.
+        UsageError: listing the valid classes.
     """
     if name in RGB_ONLY and channels not in (None, 3):
         message = f"attack {name!r} takes images of 3 channels, not {channels}; use PGD or MIFGSM"
@@ -64,10 +64,10 @@ def check_view(norm: str, name: str, view: str | None, channels: int | None) -> 
 
 
 def check_classes(name: str, kwargs: Mapping[str, Any], classes: int | None) -> None:
-    """Refuse fewer classes than a class's loss compares; None stands for any number.
+    """Check that the classifier has as many classes as the attack's loss compares; None stands for any number.
 
     Raises:
-        UsageError: with the fewest.
+        UsageError: with the minimum number of classes.
     """
     fewest = fewest_classes(name, kwargs)
     if classes is not None and classes < fewest:
@@ -78,16 +78,16 @@ def check_classes(name: str, kwargs: Mapping[str, Any], classes: int | None) -> 
 def class_arguments(
     name: str, given: Mapping[str, Any], steps: int, scale: float, threat: ThreatModel, classes: int, seed: int
 ) -> dict[str, Any]:
-    """Return the arguments of a class of torchattacks.
+    """Return the arguments of a torchattacks class.
 
     Args:
-        name: of the class.
-        given: the user's own arguments, which come first.
-        steps: where ``given`` has none.
-        scale: share of eps; a step size ``alpha`` in ``given`` is scaled with it.
-        threat: with eps already scaled.
-        classes: columns of the logits.
-        seed: of the class's noise.
+        name: name of the class.
+        given: the user's arguments, which take precedence.
+        steps: number of steps, unless ``given`` sets it.
+        scale: fraction of eps, in (0, 1]; also scales a step size ``alpha`` in ``given``.
+        threat: threat model with eps already scaled.
+        classes: number of logits.
+        seed: seed of the attack's noise.
     """
     count = next((given[each] for each in STEPS if each in given), steps)
     count = 1 if name in ("FGSM", "FFGSM") else count
@@ -97,7 +97,7 @@ def class_arguments(
         "alpha": 1.25 * threat.eps / count,
         **dict.fromkeys(STEPS, count),
         "norm": threat.norm,
-        "n_classes": min(classes, 10),  # nine targets at most, as AutoAttack has
+        "n_classes": min(classes, 10),  # at most nine targets, as in AutoAttack
         "seed": seed,
     }
     accepted = defaults(name)

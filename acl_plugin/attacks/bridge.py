@@ -1,4 +1,4 @@
-"""What torchattacks sees of a contrastive loss: a model that gives logits."""
+"""Adapters that present a contrastive loss to torchattacks as a model with logits."""
 
 from collections.abc import Callable
 
@@ -12,22 +12,22 @@ from acl_plugin.models.protocol import Network
 
 
 class Bridge(nn.Module):
-    """What torchattacks takes for the model: it finds a device, and cannot reach the encoder's modes."""
+    """Model passed to torchattacks: it has a device, and hides the encoder, so that its modes stay unchanged."""
 
     def __init__(self, logits: Callable[[Tensor], Tensor], like: Tensor) -> None:
         super().__init__()
         self.device_marker = nn.Parameter(like.new_empty(0))
-        self.logits = logits  # a closure, so the encoder is no submodule
+        self.logits = logits  # a closure, so that the encoder is not a submodule
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.requires_grad:  # some classes flatten the gradient by view(), which fails on channels_last
+        if x.requires_grad:  # some attacks flatten the gradient by view(), which fails for channels_last
             x = x.view_as(x)
             x.register_hook(lambda gradient: gradient.contiguous())
         return self.logits(x)
 
 
 def loss_logits(rows: Tensor) -> Tensor:
-    """Return two logits per row whose cross-entropy with label 0 is the row's loss: (B,) above 0 -> (B, 2)."""
+    """Return two logits per sample whose cross-entropy with label 0 is its loss: (B,) above 0 -> (B, 2)."""
     rows = rows.float().clamp_min(1e-6)
     # -log(expm1(l)) = -l - log(1 - exp(-l)), which does not overflow
     wrong = -rows - torch.log(-torch.expm1(-rows))
@@ -35,7 +35,7 @@ def loss_logits(rows: Tensor) -> Tensor:
 
 
 def count_classes(model: Network, image: Tensor) -> int:
-    """Return how many logits a classifier gives for an image (1, C, H, W), in eval mode.
+    """Return the number of logits of a classifier in eval mode for an image (1, C, H, W).
 
     Raises:
         UsageError: for an output that is not (1, classes), or fewer than two classes.
@@ -49,6 +49,6 @@ def count_classes(model: Network, image: Tensor) -> int:
 
 
 def noise_seed(generator: torch.Generator | None) -> int:
-    """Draw a seed; from the global CPU generator for None."""
+    """Draw a seed from ``generator``; None for torch's global CPU generator."""
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(2**63 - 1, (), generator=generator, device=device))

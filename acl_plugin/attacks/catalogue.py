@@ -1,4 +1,4 @@
-"""The classes of torchattacks: where each is valid, and what arguments it takes."""
+"""Catalogue of torchattacks' classes: supported norms and views, and valid arguments."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -21,8 +21,8 @@ _ROW_BY_ROW = {
 }
 RGB_ONLY = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 STEPS = ("steps", "num_iter_set", "nb_iter", "n_queries")
-"""Names that torchattacks has for the number of steps."""
-_FIXED = ("model", "eps", "max_epsilon", "norm", "n_classes")  # by the threat model and the classifier
+"""Arguments of torchattacks that set the number of steps."""
+_FIXED = ("model", "eps", "max_epsilon", "norm", "n_classes")  # set by the threat model and the classifier
 _COUNTS = (*STEPS, "n_restarts", "eot_iter", "N", "m", "nb_sample", "max_batch_size", "noise_batch_size", "batch_max",
            "len_kernel")  # fmt: skip
 _ABOVE_0 = ("alpha", "lr", "delta", "c", "nsig", "alpha_max", "amplification")
@@ -37,7 +37,7 @@ _CHOICES = {
 
 
 def attack_names(norm: str | None = None, view: str | None = None) -> list[str]:
-    """Return the torchattacks classes that are valid for a norm and a view (any, for None)."""
+    """Return the names of the torchattacks classes that support a norm and a view; None stands for any."""
     names = set()
     for table, views in ((_WHOLE_BATCH, ALL_VIEWS), (_ROW_BY_ROW, ("bank",))):
         for table_norm, classes in table.items():
@@ -47,26 +47,26 @@ def attack_names(norm: str | None = None, view: str | None = None) -> list[str]:
 
 
 def class_of(name: str) -> type:
-    """Return the class."""
+    """Return the torchattacks class of this name."""
     import torchattacks
 
     return getattr(torchattacks, name)
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """Return the arguments of a class with their defaults."""
+    """Return the arguments of a torchattacks class with their defaults."""
     return {p.name: p.default for p in signature(class_of(name)).parameters.values()}
 
 
 def fewest_classes(name: str, arguments: Mapping[str, Any]) -> int:
-    """Return how many classes a classifier must have: the targeted DLR loss compares four logits, the other three."""
+    """Return the minimum number of classes: the DLR loss compares three logits, the targeted DLR loss four."""
     if name == "APGDT":
         return 4
     return 3 if arguments.get("loss") == "dlr" else 2
 
 
 def check_count(name: str, value: Any) -> None:
-    """Refuse what is not a whole number of 1 or more.
+    """Check that a value is an integer of at least 1.
 
     Raises:
         UsageError: naming the parameter.
@@ -77,10 +77,10 @@ def check_count(name: str, value: Any) -> None:
 
 
 def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that a class does not have, or whose type or range it does not take.
+    """Check names, types and ranges of the arguments of a torchattacks class.
 
     Raises:
-        UsageError: naming the argument, and what is allowed.
+        UsageError: naming the argument and the allowed values.
     """
     if not isinstance(arguments, Mapping):
         message = f"arguments of attack {name!r}: {arguments!r}; allowed is a dict by name"
@@ -96,7 +96,7 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
 
 
 def _rule(name: str, argument: str, default: Any) -> tuple[str, Callable[[Any], bool]]:
-    """What is allowed, in words, and as a test."""
+    """Return a description of the allowed values, and a function that checks a value."""
     if isinstance(default, bool):
         return "true or false", lambda value: isinstance(value, bool)
     if (name, argument) in _CHOICES:

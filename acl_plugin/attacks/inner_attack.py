@@ -1,12 +1,12 @@
 """Run any torchattacks class on a contrastive loss.
 
-torchattacks wants a model that gives logits, and labels. A contrastive loss is a classification loss in three ways:
+torchattacks requires a model with logits, and labels. A contrastive loss becomes a classification loss in three ways:
 
-- ``joint``: logits (2B, 2B), the similarities of two views that both move; label: the partner. The mean
-  cross-entropy is NT-Xent. All rows depend on all images, so only attacks that follow the gradient of the whole
-  batch are valid.
-- ``bank``: logits (B, K) against fixed keys; label: the own key. Rows are independent, so any attack is valid.
-- ``scalar``: any loss l > 0 per row, as the two logits (-log(expm1(l)), 0) with label 0, whose cross-entropy is l.
+- ``joint``: logits (2B, 2B), the similarities of two views that are both perturbed; label: the other view. The mean
+  cross-entropy is NT-Xent. The loss couples the whole batch, so only attacks that follow its gradient are valid.
+- ``bank``: logits (B, K) against fixed keys; label: the sample's own key. Samples are independent, so any attack is
+  valid.
+- ``scalar``: any loss l > 0 per sample, as the two logits (-log(expm1(l)), 0) with label 0, whose cross-entropy is l.
   Attacks that follow the gradient of the whole batch are valid.
 """
 
@@ -32,29 +32,29 @@ from acl_plugin.runtime.autograd import check_autograd, constant, gradients
 
 @dataclass(frozen=True)
 class InnerAttack:
-    """Aim a torchattacks class at a classifier, or at a contrastive loss in one of three ways.
+    """Apply a torchattacks class to a classifier or a contrastive loss.
 
-    The model is in eval mode during the attack and its weights take no gradient; afterwards modes, buffers and
-    gradients are as before. Each call draws one seed for all noise of the attack, from torch's global CPU generator
-    or from ``generator``, and leaves the random state otherwise as it was: two calls differ, and the same state
-    gives the same result. The attack works in the same way under ``torch.no_grad`` and ``torch.inference_mode``.
+    During the attack the model is in eval mode and its weights take no gradient. Modes, buffers and gradients are then
+    restored. Each call draws one seed for all noise of the attack, from torch's global CPU generator or from
+    ``generator``, and changes no other random state. Two calls therefore differ, and the same state gives the same
+    result. The attack also works under ``torch.no_grad`` and ``torch.inference_mode``.
 
-    Every call checks types and shapes. It checks values as well (images in [0, 1], labels among the classes), for
-    which it waits for an accelerator once; see ``trusted``. An empty batch is returned as it is.
+    Every call checks types, shapes and values (images in [0, 1], labels among the classes). The check of values
+    synchronizes with an accelerator once; see ``trusted``. An empty batch is returned unchanged.
 
     Args:
         threat: norm and eps.
         name: class name in torchattacks.
-        steps: steps, where the class has them. The step size is 1.25 eps / steps: 2/255 for 8/255 in 5 steps.
+        steps: number of steps, for classes with steps. The step size is 1.25 eps / steps: 2/255 for 8/255 in 5 steps.
         kwargs: further arguments of the class.
-        scale: share of eps (and step size) in use, in (0, 1].
-        on_moved: called after each attack with the share of rows that it changed, a () tensor; classes that
-            look for misclassified rows leave those alone, which is normal early in pretraining.
-        trusted: do not check values that lie on an accelerator. The trainer sets it after the first batch of an
-            epoch, so that a step never waits.
+        scale: fraction of eps (and step size) to use, in (0, 1].
+        on_moved: called after each attack with the fraction of perturbed samples, a () tensor. Some classes do not
+            perturb samples that are already misclassified, which is common early in pretraining.
+        trusted: skip the check of values on an accelerator. The trainer sets it after the first batch of an epoch, so
+            that no step synchronizes.
 
     Raises:
-        UsageError: for an unknown class or argument, a class of another norm, or a value out of range.
+        UsageError: for an unknown class or argument, a class for another norm, or a value out of range.
     """
 
     threat: ThreatModel
@@ -69,16 +69,16 @@ class InnerAttack:
         check_settings(self.threat.norm, self.name, self.steps, self.kwargs, self.scale)
 
     def check(self, view: str | None, channels: int | None = None, classes: int | None = None) -> None:
-        """Refuse a view, a number of channels or a number of classes that this class is not valid for.
+        """Check that the attack supports a view, a number of channels and a number of classes; None stands for any.
 
         Raises:
-            UsageError: with the classes that are.
+            UsageError: listing the valid classes.
         """
         check_view(self.threat.norm, self.name, view, channels)
         check_classes(self.name, self.kwargs, classes)
 
     def scaled(self, scale: float) -> "InnerAttack":
-        """The same attack with a share of its eps and step size."""
+        """Return the same attack with ``scale`` in (0, 1] as the fraction of eps and step size."""
         return replace(self, scale=scale)
 
     def joint(
@@ -91,21 +91,21 @@ class InnerAttack:
         temperature: float = 0.5,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Move both views to raise NT-Xent between them.
+        """Perturb both views to maximize NT-Xent between them.
 
         Args:
             model: encoder, called as ``model(images, route)`` -> (2B, P).
             a, b: (B, C, H, W) views in [0, 1].
-            route: norm bank.
-            temperature: tau.
+            route: name of the norm bank; None for the first.
+            temperature: tau > 0.
             generator: source of the noise; None for torch's global CPU generator.
 
         Returns:
-            Two (B, C, H, W) adversarial views, detached, in ball and box.
+            Two (B, C, H, W) adversarial views, detached, in the eps ball and in [0, 1].
 
         Raises:
-            UsageError: for a class that is not valid here, for images that are not in [0, 1], or for outputs of
-                another shape; so for the methods below.
+            UsageError: for a class that does not support this view, images outside [0, 1], or a model output of
+                another shape. The other methods raise it for the same reasons.
         """
         check_images(a, "a")
         check_images(b, "b")
@@ -133,16 +133,16 @@ class InnerAttack:
         temperature: float = 0.5,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Move each image away from its own key and towards the others'.
+        """Perturb each image away from its own key, toward those of other images.
 
         Args:
             model: encoder, called as ``model(images, route)`` -> (B, P).
             x: (B, C, H, W) in [0, 1].
-            keys: (K, P) fixed embeddings, K >= B; row i is image i's own.
-            route, temperature, generator: as in ``joint``.
+            keys: (K, P) fixed embeddings, K >= B; keys[i] belongs to image i.
+            route, temperature, generator: see ``joint``.
 
         Returns:
-            (B, C, H, W), detached, in ball and box.
+            (B, C, H, W) adversarial examples, detached, in the eps ball and in [0, 1].
         """
         check_images(x)
         check_output(keys, (None, None), "keys")
@@ -168,16 +168,16 @@ class InnerAttack:
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Move images to raise the mean of any positive loss per row.
+        """Perturb images to maximize the mean of any positive loss per sample.
 
         Args:
-            model: every module that ``row_losses`` uses, for its modes and flags.
+            model: contains every module that ``row_losses`` uses; it is put into eval mode.
             x: (B, C, H, W) in [0, 1].
             row_losses: (B, C, H, W) -> (B,) losses above 0.
-            generator: as in ``joint``.
+            generator: see ``joint``.
 
         Returns:
-            (B, C, H, W), detached, in ball and box.
+            (B, C, H, W) adversarial examples, detached, in the eps ball and in [0, 1].
         """
         check_images(x)
         self.check("scalar", x.shape[1])
@@ -192,17 +192,17 @@ class InnerAttack:
     def classifier(
         self, model: Network, x: Tensor, y: Tensor, *, bounded: bool = True, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Move images away from their class, as an evaluation does; any class is valid.
+        """Perturb images so that a classifier misclassifies them; any torchattacks class is valid.
 
         Args:
-            model: (B, C, H, W) in [0, 1] -> (B, classes) logits, of two classes or more.
+            model: (B, C, H, W) in [0, 1] -> (B, classes) logits, at least two classes.
             x: (B, C, H, W) in [0, 1].
             y: (B,) labels in [0, classes).
-            bounded: project onto the ball; False for attacks that look for the smallest perturbation.
-            generator: as in ``joint``.
+            bounded: project onto the eps ball; False for attacks that search for the smallest perturbation.
+            generator: see ``joint``.
 
         Returns:
-            (B, C, H, W), detached, in the box, and in the ball if ``bounded``.
+            (B, C, H, W) adversarial examples, detached, in [0, 1], and in the eps ball if ``bounded``.
 
         Example:
             >>> pgd = acl_plugin.InnerAttack(acl_plugin.ThreatModel("Linf", "8/255"), "PGD", steps=20)
@@ -232,20 +232,20 @@ class InnerAttack:
         *,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Move images to raise KL(softmax benign_logits || softmax logits(x')).
+        """Perturb images to maximize KL(softmax benign_logits || softmax logits(x')).
 
-        Torchattacks' TPGD does that from beside the image. PGD is given the benign law as soft labels, whose
-        cross-entropy is the same divergence and a constant.
+        torchattacks' TPGD maximizes it from a start near the image. PGD takes the benign softmax as soft labels; their
+        cross-entropy is the same divergence plus a constant.
 
         Args:
-            model: every module that ``logits`` uses, for its modes and flags.
+            model: contains every module that ``logits`` uses; it is put into eval mode.
             x: (B, C, H, W) in [0, 1].
             logits: (B, C, H, W) -> (B, classes).
             benign_logits: (B, classes), constant.
-            generator: as in ``joint``.
+            generator: see ``joint``.
 
         Returns:
-            (B, C, H, W), detached, in ball and box.
+            (B, C, H, W) adversarial examples, detached, in the eps ball and in [0, 1].
 
         Source: TRADES (arXiv 1901.08573), Algorithm 1.
         """
@@ -257,7 +257,7 @@ class InnerAttack:
         self._check_values(x)
         benign_logits = constant(benign_logits)
         law = benign_logits.softmax(1)
-        first = [benign_logits] if self.name == "TPGD" else []  # TPGD takes the benign logits first
+        first = [benign_logits] if self.name == "TPGD" else []  # TPGD calls the model on the benign images first
 
         def answer(images: Tensor) -> Tensor:
             return first.pop() if first else check_output(logits(images), tuple(law.shape), "logits")
@@ -283,11 +283,11 @@ class InnerAttack:
         check_autograd(model)
         threat, seed = replace(self.threat, eps=self.threat.eps * self.scale), noise_seed(generator)
         with gradients(), norm_banks.inference(model), seeding.private(seed, x.device):
-            x, labels = constant(x).contiguous(), constant(labels)  # some classes use view()
+            x, labels = constant(x).contiguous(), constant(labels)  # some attacks use view()
             arguments = class_arguments(self.name, self.kwargs, self.steps, self.scale, threat, classes, seed)
             attack = class_of(self.name)(Bridge(logits, x), **arguments)
             moved = attack(x, labels).detach()
-            # some classes leave the ball (CW, DeepFool), and some divide by a gradient that may be zero
+            # some attacks leave the ball (CW, DeepFool), and some divide by a gradient that can be zero
             moved = torch.where(moved.isfinite(), moved, x)
             moved = threat.project(moved, x) if bounded else moved.clamp(0, 1)
             if self.on_moved is not None:

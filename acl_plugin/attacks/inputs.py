@@ -1,4 +1,4 @@
-"""Whether images, labels and a model's outputs are what an attack takes: checks of shape and type, and of values."""
+"""Checks of the images, labels and model outputs of an attack: types, shapes and values."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ IMAGES = "(B, C, H, W) floats in [0, 1]"
 
 
 def check_images(x: Any, parameter: str = "x") -> None:
-    """Refuse what cannot be a batch of images, by type and shape alone.
+    """Check type and shape of a batch of images (B, C, H, W), not its values.
 
     Raises:
-        UsageError: with what was given.
+        UsageError: with the given type or shape.
     """
     if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
         hint = "; divide 8-bit images by 255" if isinstance(x, Tensor) and x.dtype == torch.uint8 else ""
@@ -22,10 +22,10 @@ def check_images(x: Any, parameter: str = "x") -> None:
 
 
 def check_labels(y: Any, rows: int) -> None:
-    """Refuse labels that are not (B,) whole numbers, by type and shape alone.
+    """Check that labels are (B,) integers with B = ``rows``, not their values.
 
     Raises:
-        UsageError: with what was given.
+        UsageError: with the given type or shape.
     """
     whole = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
     if not isinstance(y, Tensor) or y.shape != (rows,) or y.dtype not in whole:
@@ -33,10 +33,10 @@ def check_labels(y: Any, rows: int) -> None:
 
 
 def check_output(output: Any, shape: tuple[int | None, ...], parameter: str = "model") -> Any:
-    """Return a model's output, if it has the shape that an attack takes; None allows any size.
+    """Return a model's output if it has the given shape; None allows any size.
 
     Raises:
-        UsageError: with what the model returned.
+        UsageError: with the type or shape of the output.
     """
     fits = isinstance(output, Tensor) and output.dim() == len(shape)
     if not fits or any(size not in (None, given) for size, given in zip(shape, output.shape, strict=True)):
@@ -46,10 +46,10 @@ def check_output(output: Any, shape: tuple[int | None, ...], parameter: str = "m
 
 
 def check_values(x: Tensor, parameter: str = "x", y: Tensor | None = None, classes: int = 0) -> None:
-    """Refuse images outside [0, 1] and labels outside [0, classes); waits for the device once.
+    """Check that images lie in [0, 1] and labels in [0, classes); synchronizes with the device once.
 
     Raises:
-        UsageError: with the range that was given.
+        UsageError: with the range of the given values.
     """
     bounds = [x.amin(), x.amax(), *([] if y is None else [y.min().to(x.device), y.max().to(x.device)])]
     low, high, *of_labels = torch.stack([bound.float() for bound in bounds]).tolist()
@@ -63,10 +63,10 @@ def check_values(x: Tensor, parameter: str = "x", y: Tensor | None = None, class
 
 
 def require_unit_range(images: Tensor, what: str = "images") -> None:
-    """Refuse images outside [0, 1]; torchattacks would clip them in silence.
+    """Check that images lie in [0, 1]; torchattacks would clip them silently.
 
     Raises:
-        UsageError: with the range that was given.
+        UsageError: with the range of the given values.
     """
     if images.numel():
         check_values(images, what)

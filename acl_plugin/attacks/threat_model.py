@@ -1,4 +1,4 @@
-"""What an adversary may do: norm and radius."""
+"""The threat model: norm and radius of a perturbation."""
 
 from dataclasses import dataclass
 
@@ -38,11 +38,13 @@ class ThreatModel:
 
     @property
     def pgd(self) -> str:
-        """The torchattacks class of projected gradient descent in this norm."""
+        """Name of torchattacks' class for projected gradient descent (PGD) in this norm."""
         return "PGD" if self.norm == "Linf" else "PGDL2"
 
     def project(self, adversarial: Tensor, images: Tensor) -> Tensor:
-        """Return the nearest point of ball and box, for Linf; for L2 scale the perturbation down, then clip.
+        """Project adversarial examples onto the eps ball and [0, 1].
+
+        For Linf the result is the nearest such point. For L2 the perturbation is scaled down, then clipped.
 
         Args:
             adversarial, images: (B, C, H, W).

@@ -1,4 +1,4 @@
-"""The commands."""
+"""Implement the commands."""
 
 import logging
 from dataclasses import replace
@@ -36,7 +36,7 @@ LISTS = ("objectives", "backbones", "attacks", "data", "formats")
 
 
 def run(name: str, arguments: list[str]) -> None:
-    """``run`` and ``pretrain``: a new folder, or one to go on with."""
+    """Run ``run`` or ``pretrain``, in a new folder or to resume an interrupted run."""
     parser = parser_of(name)
     parser.add_argument("--out", type=Path, required=True, help="The run's folder; an unfinished run is resumed.")
     if name == "run":
@@ -53,14 +53,14 @@ def run(name: str, arguments: list[str]) -> None:
 
     from acl_plugin import pipeline
 
-    for logger in ("lightning.pytorch", "lightning.fabric"):  # imported by now, which sets their level
+    for logger in ("lightning.pytorch", "lightning.fabric"):  # after their import, which sets the level
         logging.getLogger(logger).setLevel(logging.ERROR)
     if name == "pretrain":
         print(f"encoder: {pretrain.pretrain(config, out).encoder}")
         return
     runs = [(config, out)]
     for other in configs[1:]:
-        build.build(other, datasets.load(other))  # a mistake in the second run is found before the first starts
+        build.build(other, datasets.load(other))  # find errors in the second run before the first starts
         runs.append((other, out / "compare" / other.objective))
     results = [
         (each.objective, pipeline.run(each, folder, training_device(config.accelerator))) for each, folder in runs
@@ -70,7 +70,7 @@ def run(name: str, arguments: list[str]) -> None:
 
 
 def stage(name: str, arguments: list[str]) -> None:
-    """``probe``, ``evaluate`` and ``export`` of a run folder, whose configuration gives the defaults."""
+    """Run ``probe``, ``evaluate`` or ``export`` on a run folder, whose configuration provides the defaults."""
     if name == "evaluate":
         evaluate(arguments)
         return
@@ -109,7 +109,7 @@ def stage(name: str, arguments: list[str]) -> None:
 
 
 def import_checkpoint(arguments: list[str]) -> None:
-    """Make a run folder of a published checkpoint."""
+    """Create a run folder from a published checkpoint."""
     parser = parser_of("import")
     parser.add_argument("file", type=Path, help="The checkpoint.")
     parser.add_argument("--out", type=Path, required=True, help="The new run's folder.")
@@ -161,7 +161,7 @@ def audit_runs(arguments: list[str]) -> None:
 
 
 def write_report(arguments: list[str]) -> None:
-    """Write the page of one or several runs."""
+    """Write the report of one or several runs."""
     parser = parser_of("report")
     parser.add_argument("runs", type=Path, nargs="+", help="Run folders; several are compared.")
     parser.add_argument("--out", type=Path | None, default=None, help="The file; report.html of the first run.")
@@ -174,7 +174,7 @@ def write_report(arguments: list[str]) -> None:
 
 
 def show_status(arguments: list[str]) -> None:
-    """Print how far runs have come."""
+    """Print the progress of runs."""
     parser = parser_of("status")
     parser.add_argument("runs", type=Path, nargs="+", help="Run folders.")
 
@@ -185,7 +185,7 @@ def show_status(arguments: list[str]) -> None:
 
 
 def transfer_run(arguments: list[str]) -> None:
-    """Make a run folder of a run's encoder on another dataset."""
+    """Create a run folder for a run's encoder on another dataset."""
     parser = parser_of("transfer")
     parser.add_argument("run", type=Path, help="The run's folder.")
     parser.add_argument("--out", type=Path, required=True, help="The new run's folder.")
@@ -228,7 +228,7 @@ def make_pseudo_labels(arguments: list[str]) -> None:
 
 
 def show_list(arguments: list[str]) -> None:
-    """Print the names that an option takes."""
+    """Print the allowed names of an option."""
     parser = parser_of("list")
     parser.add_argument("what", type=str, help=f"One of {', '.join(LISTS)}.")
     parser.add_argument("--pattern", type=str, default="", help="Backbones: only names that match, such as 'vit*'.")

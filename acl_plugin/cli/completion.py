@@ -1,4 +1,4 @@
-"""Tab completion in the shell, by argcomplete: ``eval "$(register-python-argcomplete acl-plugin)"``."""
+"""Complete commands and options in the shell by argcomplete: ``eval "$(register-python-argcomplete acl-plugin)"``."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ def wanted() -> bool:
 
 
 def command(commands: Iterable[str]) -> str | None:
-    """The command whose options are to be completed; None if there is none.
+    """Return the command whose options are to be completed; None if there is none.
 
     The command's own name is completed here, which ends the process.
     """
@@ -34,7 +34,7 @@ def command(commands: Iterable[str]) -> str | None:
 
 
 def name_values(parser: argparse.ArgumentParser) -> None:
-    """Let values be completed that are names, or files; of others nothing is offered."""
+    """Complete option values that are names or files, and no others."""
     from argcomplete.completers import FilesCompleter
 
     for action in parser._actions:
@@ -73,4 +73,4 @@ VALUES: dict[str, Any] = {
     "data": registry.DATASETS.names,
     "probe_protocol": registry.PROTOCOLS.names,
 }
-"""By the option's name."""
+"""Completion functions by option name."""

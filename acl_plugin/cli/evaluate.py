@@ -1,4 +1,4 @@
-"""``acl-plugin evaluate``: the classifier of a run folder, or a model of your own."""
+"""Implement ``acl-plugin evaluate`` for the classifier of a run folder or your own model."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,7 +23,7 @@ MODEL_HELP = f"A model of your own in place of a run: {SOURCES}."
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Evaluate the classifier of a run folder; or, with ``--model``, a model of the user's own."""
+    """Evaluate the classifier of a run folder, or with ``--model`` the user's own model."""
     if any(argument == "--model" or argument.startswith("--model=") for argument in arguments):
         _own_model(arguments)
     else:
@@ -57,7 +57,7 @@ def _run_folder(arguments: list[str]) -> None:
 
 
 def _add_options(parser: Parser) -> None:
-    """Add the options that both forms have."""
+    """Add the options that both forms share."""
     parser.add_class_arguments(ThreatConfig)
     parser.add_argument("--limit-test", type=int | None, default=None, help="Evaluate on N test images only.")
     suites = Literal["autoattack", "standard", "corruptions"]
@@ -108,7 +108,7 @@ def _own_model(arguments: list[str]) -> None:
 
 
 def _defaults_of_dataset(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults that go with the dataset and the norm of the command line."""
+    """Return the defaults for the dataset and the norm of the command line."""
     norm = given.get("norm")
     return {"norm": norm} | configuration.defaults(given["data"], norm=norm)
 
@@ -116,7 +116,7 @@ def _defaults_of_dataset(given: Mapping[str, Any]) -> dict[str, Any]:
 def _result(
     model: Any, data: DataSet, config: configuration.RunConfig, options: Mapping[str, Any], given: dict[str, Any]
 ) -> Evaluation | SuiteEvaluation | CorruptionEvaluation:
-    """Return the evaluation that ``--suite`` names."""
+    """Return the evaluation that ``--suite`` selects."""
     images, threat = data.test, ThreatModel(config.norm, config.eps)
     if options["suite"] == "standard":
         return own_model.evaluate_suite(

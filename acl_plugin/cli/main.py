@@ -1,6 +1,6 @@
-"""The command line: it parses, calls, and prints.
+"""Dispatch the commands of the command line.
 
-Exit status 0: done. 2: the user's mistake, in one line; nothing was written. 1: anything else.
+Exit status 0: success. 2: usage error, reported in one line; nothing was written. 1: any other error.
 """
 
 import os
@@ -41,7 +41,7 @@ ALONE = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status; 141 if nobody reads what it prints, as for any program."""
+    """Run one command and return the exit status; 141 if the reader of the output closes the pipe, as by convention."""
     try:
         try:
             with on_stderr():
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
-    except BrokenPipeError:  # `| head` has seen enough; the interpreter would flush again, and complain
+    except BrokenPipeError:  # as by `| head`; redirect stdout, because the interpreter would flush it again and fail
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for number in (1, 2):
             os.dup2(nowhere, number)
@@ -64,7 +64,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             _dispatch([name])
         return 0
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)  # a scheduler's way to say what SIGINT says
+        signal.signal(signal.SIGTERM, interrupt)  # schedulers send SIGTERM; treat it as SIGINT
     given = list(sys.argv[1:] if arguments is None else arguments)
     Progress.silent = "--quiet" in given
     try:
@@ -115,7 +115,7 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _quiet() -> None:
-    """What other libraries say that a user of this one cannot act on."""
+    """Silence messages of other libraries that users cannot act on."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")

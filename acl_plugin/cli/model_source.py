@@ -1,4 +1,4 @@
-"""Models that the command line names: a function of a module or file, a timm name, or a RobustBench name."""
+"""Load models that the command line names: a function of a module or file, a timm name, or a RobustBench name."""
 
 import importlib
 import importlib.util
@@ -18,10 +18,10 @@ SOURCES = "my_module:build or file.py:build (a function that returns an nn.Modul
 
 
 class Normalized(nn.Module):
-    """Normalize images in [0, 1] as a pretrained network takes them.
+    """Module that normalizes images in [0, 1] before a pretrained network.
 
     Args:
-        network: gives logits of normalized images.
+        network: returns logits of normalized images.
         mean, std: per channel.
     """
 
@@ -44,13 +44,13 @@ def load_model(source: str, data: str, norm: str, classes: int) -> nn.Module:
     """Return the model that ``source`` names, for images in [0, 1], in eval mode.
 
     Args:
-        source: see ``SOURCES``. A network of timm comes with its pretrained weights and its own normalization.
-        data: dataset that a model of RobustBench was trained on.
-        norm: threat model that it was trained for.
-        classes: number of classes of a network of timm.
+        source: see ``SOURCES``. A timm network has its pretrained weights and its own normalization.
+        data: training dataset of a RobustBench model.
+        norm: threat model of a RobustBench model.
+        classes: number of classes of a timm network.
 
     Raises:
-        UsageError: for a source that is not there, that fails, or that gives no module.
+        UsageError: for a source that is missing, fails, or does not return a module.
     """
     kind, separator, name = source.rpartition(":")
     if not (kind and separator and name):
@@ -81,7 +81,7 @@ def _function(source: str, place: str, name: str) -> Callable[[], Any]:
 
 def _module(source: str, name: str) -> ModuleType:
     here = str(Path.cwd())
-    if here not in sys.path:  # a console script does not have the current folder there, as python -m does
+    if here not in sys.path:  # console scripts lack the current folder there, unlike python -m
         sys.path.insert(0, here)
     importlib.invalidate_caches()
     try:
@@ -94,14 +94,14 @@ def _file(source: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise _refused(source, f"is not there: no file {path}")
     folder = str(path.resolve().parent)
-    if folder not in sys.path:  # as for a script, so that it finds the files beside it
+    if folder not in sys.path:  # as for a script, so that it can import neighboring files
         sys.path.insert(0, folder)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     before = sys.modules.get(path.stem)
-    sys.modules[path.stem] = module  # where pickle and dataclasses look for it
+    sys.modules[path.stem] = module  # required by pickle and dataclasses
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # a user's file can fail in any way

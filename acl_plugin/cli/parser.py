@@ -1,4 +1,4 @@
-"""The parser of the command line."""
+"""Parse the command line."""
 
 import argparse
 import re
@@ -37,7 +37,7 @@ COMMANDS = {
 
 
 class Parser(jsonargparse.ArgumentParser):
-    """Options with dashes, and errors as ``UsageError``."""
+    """Parser whose options have dashes and whose errors are ``UsageError``."""
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
         if options.get("type") is bool:  # a flag
@@ -46,7 +46,7 @@ class Parser(jsonargparse.ArgumentParser):
         return super().add_argument(*ours, **options)
 
     def parse(self, arguments: Sequence[str]) -> jsonargparse.Namespace:
-        """The options given and the defaults of the others.
+        """Return the given options and the defaults of the others.
 
         Raises:
             UsageError: for anything that is not allowed.
@@ -68,7 +68,7 @@ class Parser(jsonargparse.ArgumentParser):
         return options
 
     def _mistake(self, message: str) -> UsageError:
-        """What jsonargparse says, in one line of ours, with as many fields as it names."""
+        """Convert jsonargparse's message to a one-line error, with all fields that it names."""
         stray = re.search(r"[Uu]nrecognized arguments: (\S+)", message)
         if stray:
             return unknown("argument", stray[1].split("=")[0], self._option_string_actions)
@@ -80,7 +80,7 @@ class Parser(jsonargparse.ArgumentParser):
             allowed = "a mapping of options to values"
             message = f"`config`: {file[1]!r} is not {allowed}"
             return UsageError(message, parameter="config", given=file[1], allowed=allowed)
-        if message.startswith("Problems parsing config: Parser key"):  # of an option in the file
+        if message.startswith("Problems parsing config: Parser key"):  # an option in the file
             message = message.removeprefix("Problems parsing config: ")
         message = message.replace("Problems parsing config:", 'Parser key "config":')
         named = re.search(
@@ -108,7 +108,7 @@ class Parser(jsonargparse.ArgumentParser):
 
 
 def parser_of(name: str) -> Parser:
-    """Return the parser of a command, still without its options."""
+    """Return the parser of a command, without options."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog=f"{PROGRAM} {name}", description=COMMANDS[name], exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with options, as --print_config prints them.")
@@ -121,10 +121,10 @@ def parse(
     defaults: Callable[[Mapping[str, Any]], dict[str, Any]],
     uses: unused.Uses,
 ) -> dict[str, Any]:
-    """Parse, with ``defaults(options)`` in place of the general defaults, until they go with what is given.
+    """Parse, with ``defaults(options)`` in place of the general defaults, until they agree with the given options.
 
     Raises:
-        UsageError: for anything that is not allowed, and for options that ``uses`` finds without use.
+        UsageError: for anything that is not allowed, and for options that ``uses`` reports as unused.
     """
     shows = [a for a in arguments if a in ("-h", "--help") or a.startswith("--print_config")]
     known, before, found = {action.dest for action in parser._actions}, None, {}
@@ -146,13 +146,13 @@ def parse(
 
 
 def defaults_of_data(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults that go with the dataset, backbone and norm of the command line."""
+    """Return the defaults for the dataset, backbone and norm of the command line."""
     norm = given.get("norm")
     return {"norm": norm} | configuration.defaults(given["data"], given["backbone"], norm)
 
 
 def defaults_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's configuration, what goes with another norm, and the published settings of its probe if requested."""
+    """Return the run's configuration, with the defaults of another norm or the probe's published settings if given."""
     config = RunDir(given["run"]).read_config()
     found = configuration.to_dict(config)
     if "norm" in given:
@@ -163,11 +163,11 @@ def defaults_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def defaults_of_transfer(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults of the dataset that an encoder is transferred to."""
+    """Return the defaults for the target dataset of a transfer."""
     source = RunDir(given["run"]).read_config()
     return {"norm": source.norm} | configuration.defaults(given["data"], norm=given["norm"])
 
 
 def known_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return those options that are fields of a configuration."""
+    """Return the options that are fields of a configuration."""
     return {f.name: options[f.name] for f in fields(RunConfig) if f.name in options}

@@ -1,1 +1,1 @@
-"""Repairs of other packages, which go when those are mended."""
+"""Work around defects of other packages, until these are fixed."""

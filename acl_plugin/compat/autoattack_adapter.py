@@ -1,8 +1,8 @@
-"""AutoAttack's original interface over the package pyautoattack.
+"""Provide AutoAttack's original interface for the package pyautoattack.
 
-RobustBench imports ``autoattack``; PyPI has the same attacks as ``pyautoattack``, with other names for the
-arguments and another return value. This class is what ``from autoattack import AutoAttack`` gives when no package
-``autoattack`` is installed (see ``acl_plugin.compat.import_hook``).
+RobustBench imports ``autoattack``. PyPI has the same attacks as ``pyautoattack``, with other argument names and another
+return value. ``from autoattack import AutoAttack`` imports this class when no package ``autoattack`` is installed (see
+``acl_plugin.compat.import_hook``).
 """
 
 import logging
@@ -19,19 +19,19 @@ __version__ = f"(pyautoattack {pyautoattack.__version__})"
 
 
 class AutoAttack(pyautoattack.AutoAttack):  # type: ignore[misc]
-    """The ensemble of APGD-CE, APGD-T, FAB-T and Square.
+    """Ensemble of APGD-CE, APGD-T, FAB-T and Square.
 
     Args:
-        model: gives logits for images in [0, 1].
+        model: returns logits (N, K) for images (N, C, H, W) in [0, 1].
         norm: ``Linf``, ``L2`` or ``L1``.
-        eps: size of the ball.
-        seed: None takes the time.
+        eps: radius of the ball.
+        seed: random seed; None uses the time.
         verbose: print the progress.
-        attacks_to_run: with ``version="custom"``.
+        attacks_to_run: names of attacks, for ``version="custom"``.
         version: ``standard``, ``plus``, ``rand`` or ``custom``.
-        is_tf_model: not supported here.
-        device: of the model; by default the GPU if there is one.
-        log_path: write the progress to this file as well.
+        is_tf_model: not supported.
+        device: device of the model; by default the GPU if there is one.
+        log_path: file to write the progress to as well.
 
     Source: arXiv 2003.01690; the interface is that of the authors' package.
     """
@@ -67,14 +67,14 @@ class AutoAttack(pyautoattack.AutoAttack):  # type: ignore[misc]
         return_labels: bool = False,
         state_path: Path | None = None,
     ) -> Any:
-        """The adversarial images (N, C, H, W), and their predicted labels (N,) if ``return_labels``."""
+        """Return adversarial images (N, C, H, W), and their predicted labels (N,) if ``return_labels``."""
         x_adv, y_adv = super().run_standard_evaluation(x_orig, y_orig, batch_size=bs, state_path=state_path)
         return (x_adv, y_adv) if return_labels else x_adv
 
     def run_standard_evaluation_individual(
         self, x_orig: Tensor, y_orig: Tensor, bs: int = 250, return_labels: bool = False
     ) -> dict[str, Any]:
-        """Each attack on all images: its name -> adversarial images, and labels if ``return_labels``."""
+        """Run each attack on all images; return name -> adversarial images, and labels if ``return_labels``."""
         names: list[str] = list(self.attacks_to_run)  # type: ignore[has-type]
         verbose, results = self.verbose, {}
         self.verbose = False
@@ -86,7 +86,7 @@ class AutoAttack(pyautoattack.AutoAttack):  # type: ignore[misc]
 
 
 def _logger(verbose: bool, log_path: str | Path | None) -> logging.Logger:
-    logger = logging.Logger("auto-attack", logging.DEBUG)  # its own, so that instances do not share handlers
+    logger = logging.Logger("auto-attack", logging.DEBUG)  # one per instance, so that handlers are not shared
     if verbose:
         logger.addHandler(logging.StreamHandler(sys.stdout))
     if log_path is not None:

@@ -1,10 +1,10 @@
-"""Finders that ``import acl_plugin`` adds to Python's import system; they cost nothing until they are used.
+"""Add finders to Python's import system on ``import acl_plugin``; they have no cost until they are used.
 
-- ``import autoattack`` gives our adapter of pyautoattack, if no package of that name is installed: our finder is
+- ``import autoattack`` imports our adapter of pyautoattack, if no package of that name is installed: our finder is
   consulted last.
-- Once timm is imported, models that ``acl-plugin export`` has exported are registered with it, which is where
-  ``robustbench.load_model`` looks for them.
-- ``import robustbench`` fails with the cure where an old copy of robustbench, which the wheel of torchattacks carries,
+- When timm is imported, models exported by ``acl-plugin export`` are registered with it, so that
+  ``robustbench.load_model`` finds them.
+- ``import robustbench`` fails with instructions if an old copy of robustbench, contained in the wheel of torchattacks,
   was installed over the real one.
 """
 
@@ -30,7 +30,7 @@ Execute = Callable[[ModuleType], None]
 
 
 class _Copy(Loader):
-    """Makes a module with the contents of another."""
+    """Loader that creates a module with the contents of another."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -44,7 +44,7 @@ class _Copy(Loader):
 
 
 class _Refuse(Loader):
-    """In place of the loader of a package whose ``__init__.py`` is gone."""
+    """Loader for a package whose ``__init__.py`` is missing."""
 
     def create_module(self, spec: ModuleSpec) -> None:
         return None
@@ -54,7 +54,7 @@ class _Refuse(Loader):
 
 
 class AutoAttackFinder(MetaPathFinder):
-    """Answers for ``autoattack`` and its submodules."""
+    """Finder for ``autoattack`` and its submodules."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -67,7 +67,7 @@ class AutoAttackFinder(MetaPathFinder):
 
 
 class OnImport(MetaPathFinder):
-    """Calls ``around(module, execute)`` in place of executing the module ``name``."""
+    """Finder that calls ``around(module, execute)`` instead of executing the module ``name``."""
 
     def __init__(self, name: str, around: Callable[[ModuleType, Execute], None]) -> None:
         self.name, self.around = name, around
@@ -91,10 +91,10 @@ class OnImport(MetaPathFinder):
 
 
 def check_robustbench(module: ModuleType, execute: Execute) -> None:
-    """Execute ``robustbench``, and refuse a copy that is old or has lost files.
+    """Execute ``robustbench``, and refuse a copy that is old or incomplete.
 
     Raises:
-        ImportError: naming the cure.
+        ImportError: with instructions.
     """
     try:
         execute(module)
@@ -107,7 +107,7 @@ def check_robustbench(module: ModuleType, execute: Execute) -> None:
 
 
 def install(after_timm: Callable[[], None]) -> None:
-    """Put all finders in place, once."""
+    """Install all finders once."""
     if any(isinstance(finder, AutoAttackFinder) for finder in sys.meta_path):
         return
     sys.meta_path.append(AutoAttackFinder())
@@ -127,7 +127,7 @@ def install(after_timm: Callable[[], None]) -> None:
 
 
 def _imports(module: ModuleType) -> list[str]:
-    """The names that the import statements of a module's source bind."""
+    """Return the names bound by the import statements of a module's source."""
     import ast
 
     with open(str(module.__file__), encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""The options of a run: sections, defaults by dataset, and the values that are allowed."""
+"""The options of a run: sections, defaults by dataset, and allowed values."""
 
 from acl_plugin.config.presets import (
     FOLLOWING,

@@ -1,4 +1,4 @@
-"""Resolved configurations: what changes with the dataset, the norm and the backbone."""
+"""Resolved configurations: defaults that depend on the dataset, the norm and the backbone."""
 
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -35,23 +35,27 @@ PRESETS: dict[str, dict[str, Any]] = {
     "stl10": CIFAR,
     "image_folder": CIFAR | {"image_size": 32},
 }
-"""Options whose default differs from the digits', by dataset; those of others are CIFAR's, and what they define."""
+"""Defaults that differ from those of digits, by dataset. Other datasets have CIFAR's, updated by their own."""
 
 WHERE_AND_HOW = frozenset(
     {"data_dir", "download", "accelerator", "eval_batch_size", "checkpoint_every", "keep_every", "knn_every"}
 )
-"""Options that may change between two starts of the same run, as they decide no number of it."""
+"""Options that may change when a run resumes, as they do not affect its results."""
 
 
 L2 = {data: {"attack": "PGDL2", "eps": 0.25 if data.startswith("digits") else 0.5} for data in PRESETS}
-"""Options whose default differs when the norm is L2, by dataset. RobustBench has eps 0.5 for CIFAR; digits have the
-same share of what Linf's eps can move: 0.5 / (8/255 sqrt(3072)) of 0.1 sqrt(64), rounded."""
+"""Defaults that differ for the L2 norm, by dataset. CIFAR has RobustBench's eps of 0.5. The eps of digits is the same
+fraction of the largest L2 norm within Linf's eps: 0.5 / (8/255 sqrt(3072)) of 0.1 sqrt(64), rounded."""
 FOLLOWING = {"norm": ("eps", "attack"), "backbone": ("backbone_kwargs",)}
-"""Options whose default goes with another option than the dataset."""
+"""Options whose default depends on an option other than the dataset."""
 
 
 def preset(data: str = "digits", **options: Any) -> RunConfig:
-    """Return the resolved configuration of a run on ``data``, with ``options`` in place of the defaults.
+    """Return the resolved configuration of a run.
+
+    Args:
+        data: name of the dataset.
+        options: fields of ``RunConfig`` that replace the defaults.
 
     Raises:
         UsageError: for an unknown dataset or option, a value out of range, or an option that is not used.
@@ -62,7 +66,7 @@ def preset(data: str = "digits", **options: Any) -> RunConfig:
 
 
 def used(data: str = "digits", **options: Any) -> dict[str, Any]:
-    """Return those of ``options`` that the choices among them use, to share settings between unlike runs."""
+    """Return the ``options`` that a run with them uses, to share settings between different runs."""
     config = from_dict({"data": data, **options})
 
     def is_used(name: str) -> bool:
@@ -72,12 +76,12 @@ def used(data: str = "digits", **options: Any) -> dict[str, Any]:
 
 
 def usual(config: RunConfig) -> RunConfig:
-    """Return the defaults that go with the dataset, backbone and norm of ``config``."""
+    """Return the defaults for the dataset, backbone and norm of ``config``."""
     return RunConfig(data=config.data, **defaults(config.data, config.backbone, config.norm))
 
 
 def defaults(data: str, backbone: str | None = None, norm: str | None = None) -> dict[str, Any]:
-    """Return what differs from the general defaults on ``data``, and with another backbone or norm than usual there.
+    """Return the defaults that differ from the general ones for a dataset, backbone and norm.
 
     Raises:
         UsageError: for an unknown dataset.
@@ -98,24 +102,24 @@ def defaults(data: str, backbone: str | None = None, norm: str | None = None) ->
 
 
 def following(config: RunConfig, **chosen: Any) -> dict[str, Any]:
-    """Return the defaults that change with ``chosen`` (``norm`` or ``backbone``), where it differs from ``config``."""
+    """Return the defaults that depend on ``chosen`` (``norm`` or ``backbone``), where it differs from ``config``."""
     found = vars(RunConfig(**defaults(config.data, **chosen)))
     changed = [name for name, value in chosen.items() if value != getattr(config, name)]
     return {option: found[option] for name in changed for option in FOLLOWING[name]}
 
 
 def option_name(name: str) -> str:
-    """A field's name as it is typed on the command line."""
+    """Return the command-line flag of a field."""
     return "--" + name.replace("_", "-")
 
 
 def to_dict(config: RunConfig) -> dict[str, Any]:
-    """The configuration in plain YAML types."""
+    """Return the configuration as YAML types."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
-    """Return the configuration that ``to_dict`` gave; options that are missing have their defaults.
+    """Return the configuration from the result of ``to_dict``; missing options have their defaults.
 
     Raises:
         UsageError: for an unknown dataset or option, or a value out of range.
@@ -133,6 +137,6 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
 
 
 def differences(one: RunConfig, other: RunConfig) -> list[str]:
-    """Return the options in which a run is not the same as the one that is there."""
+    """Return the options in which a configuration differs from that of the existing run, one phrase each."""
     a, b = to_dict(one), to_dict(other)
     return [f"`{k}` {a[k]}, there {b[k]}" for k in a if k not in WHERE_AND_HOW and a[k] != b[k]]

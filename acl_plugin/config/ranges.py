@@ -1,4 +1,4 @@
-"""The values that options may have."""
+"""Allowed values of options."""
 
 from functools import cache
 from typing import Any, get_type_hints
@@ -19,17 +19,17 @@ RANGES = {
     ),
     **{"batch_size": Range(2), "limit_train": Range(2), "image_size": Range(8), "seed": Range(0, 2**63 - 1)},
 }
-"""Of the options that are numbers."""
+"""Ranges of the numeric options."""
 
 
 def check(config: Any) -> None:
-    """Refuse values of another type than annotated, out of range, or that do not go together.
+    """Check types, ranges and combinations of the values of a configuration.
 
     Args:
         config: a ``config.RunConfig``.
 
     Raises:
-        UsageError: naming the option, what was given and what is allowed.
+        UsageError: naming the option, the given value and the allowed ones.
     """
     options: type = type(config)
     for name, kind in _annotations(options).items():

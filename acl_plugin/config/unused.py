@@ -1,7 +1,7 @@
-"""Options that the choices of a command do not use are refused, as they would change nothing in silence.
+"""Checks for options that a command would silently ignore.
 
-``RUN`` and its like list the options that are not always used, each with the choice that decides. What stands here is
-compared in tests with what each choice reads.
+``RUN`` and the similar tables list the options that are used only with certain values of another option. Tests compare
+these tables with the options that the code reads.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +17,12 @@ Options = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Use:
-    """When an option is used.
+    """Condition under which an option is used.
 
     Attributes:
-        choice: the option that decides.
-        when: its values with which the other is used, or a function of all options.
-        users: ``when`` in words.
+        choice: option that decides.
+        when: values of ``choice`` with which the option is used, or a function of all options.
+        users: description of ``when``, if it is a function.
     """
 
     choice: str
@@ -30,7 +30,7 @@ class Use:
     users: str = ""
 
     def holds(self, options: Options) -> bool:
-        """Return whether the option is used with these choices."""
+        """Return whether the option is used together with these options."""
         return self.when(options) if callable(self.when) else options[self.choice] in self.when
 
     def __str__(self) -> str:
@@ -38,16 +38,16 @@ class Use:
 
 
 Uses = dict[str, tuple[Use, ...]]
-"""By option, when it is used: under all of these conditions."""
+"""Conditions by option; the option is used if all of them hold."""
 
 
 def refuse(runs: Sequence[Options], usual: Options, uses: Uses) -> None:
-    """Refuse an option that is not as usual, and not used.
+    """Check that every option with a value other than its default is used.
 
     Args:
-        runs: all options of each run of the command; one of the runs must use the option.
-        usual: the options to look at, with their defaults.
-        uses: of the command.
+        runs: all options of each run of the command; at least one run must use the option.
+        usual: defaults of the options to check.
+        uses: conditions of the command's options.
 
     Raises:
         UsageError: naming the choice that ignores the option, and those that use it.
@@ -66,7 +66,7 @@ def refuse(runs: Sequence[Options], usual: Options, uses: Uses) -> None:
 
 
 def _example(options: Options) -> Any:
-    """The objective, to look at its attributes; None if it cannot be created, which is an error elsewhere."""
+    """Create the objective to read its attributes; None if that fails, which raises an error elsewhere."""
     try:
         with seeding.private(0):
             return create_objective(options["objective"], **options["objective_kwargs"])
@@ -85,7 +85,7 @@ def _has_views(options: Options) -> bool:
 
 
 WITHOUT_STEPS = frozenset({"FGSM", "FFGSM"})
-"""Classes of torchattacks that take one step."""
+"""torchattacks classes with a single step."""
 DOWNLOADED = frozenset({"cifar10", "cifar10_val", "cifar100", "stl10"})
 FILES = DOWNLOADED | {"image_folder"}
 SOLVED = frozenset({"slf_exact"})
@@ -110,7 +110,7 @@ for names, use in {
     "probe_holdout probe_epochs probe_milestones probe_batch_size probe_lr probe_augment": TRAINED,
 }.items():
     RUN |= dict.fromkeys(names.split(), (use,))
-"""Of ``run``, ``pretrain``, ``import`` and ``transfer``, whose folders keep the options of a later probe."""
+"""Conditions for ``run``, ``pretrain``, ``import`` and ``transfer``, whose folders store options of a later probe."""
 PROBE = RUN | {"precision": (TRAINED,)}
 EVALUATE: Uses = {
     "data_dir": (FROM_FILES,),

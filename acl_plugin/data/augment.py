@@ -1,4 +1,4 @@
-"""Random views of a batch of images, computed on the batch's own device."""
+"""Random views of a batch of images, computed on the device of the batch."""
 
 from functools import lru_cache
 from typing import Literal
@@ -7,22 +7,22 @@ import torch
 from torch import Tensor, nn
 
 WEAK: dict[str, Literal["shift", "weak"]] = {"digits": "shift", "simclr": "weak"}
-"""The weak augmentation that goes with each strong one: a digit's mirror image is no digit."""
+"""Weak augmentation for each strong one. Digits are not flipped, as a mirrored digit is not a digit."""
 
 
 def views(images: Tensor, augment: str, strength: float = 1.0) -> Tensor:
-    """One random view of each image.
+    """Return one random view of each image, drawn from torch's global generators.
 
     Args:
         images: (B, C, H, W) in [0, 1].
         augment: ``digits``: rotation up to 15 degrees, shift up to 10 %, scale 0.85 to 1.15, and contrast;
-            ``simclr``: crop of 10 to 100 % of the area, flip, color jitter and grey, as published for ACL;
-            ``shift``: crop of the image padded by an eighth of its side; ``weak``: the same, and flip;
-            ``none``: the image.
-        strength: from 0 (weakest) to 1; scales crop and color, and how often the image is made grey.
+            ``simclr``: crop of 10 to 100 % of the area, flip, color jitter and grayscale, as published for ACL;
+            ``shift``: crop of the image padded by an eighth of its side; ``weak``: ``shift`` and flip;
+            ``none``: the image itself.
+        strength: from 0 (weakest) to 1; scales crop, color jitter and the probability of grayscale.
 
     Returns:
-        (B, C, H, W) in [0, 1]. Randomness comes from torch's global generators.
+        (B, C, H, W) in [0, 1].
     """
     assert 0 <= strength <= 1, strength
     if augment == "none":
@@ -52,19 +52,19 @@ def _pipeline(augment: str, channels: int, height: int, width: int, strength: fl
 
 
 def high_pass(images: Tensor) -> Tensor:
-    """The images without their low frequencies, those below a quarter of the side.
+    """Remove the low frequencies of images, those below a quarter of the side.
 
     Args:
         images: (B, C, H, W).
 
     Returns:
-        (B, C, H, W) with both signs, not clipped.
+        (B, C, H, W), positive and negative, not clipped.
 
-    Source: AdvCL (arXiv 2111.01124), which takes radius 8 for 32 x 32 images.
+    Source: AdvCL (arXiv 2111.01124), which uses radius 8 for 32 x 32 images.
     """
     height, width = images.shape[-2:]
     rows = torch.fft.fftfreq(height, 1 / height, device=images.device).view(-1, 1)
     columns = torch.fft.fftfreq(width, 1 / width, device=images.device)
     high = (rows**2 + columns**2).sqrt() >= min(height, width) / 4
-    exact = images.to(torch.promote_types(images.dtype, torch.float32))  # there is no transform in bfloat16
+    exact = images.to(torch.promote_types(images.dtype, torch.float32))  # torch has no FFT in bfloat16
     return torch.fft.ifft2(torch.fft.fft2(exact) * high).real.to(images.dtype)

@@ -1,4 +1,4 @@
-"""Labeled images as uint8 tensors, and batches of them that are the same after every restart."""
+"""Datasets by name, loaded as uint8 tensors."""
 
 import logging
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 def load(config: DataConfig) -> DataSet:
-    """The dataset that ``config`` names, cut to its limits and resized.
+    """Load the dataset of ``config``, limited and resized as it specifies.
 
     Raises:
-        UsageError: for an unknown name, a missing folder, or files that are missing or damaged.
+        UsageError: for an unknown name, a missing folder, or missing or damaged files.
     """
     data = DATASETS.get(config.data)(config)
     _require_rows(config, len(data.train), len(data.test))
@@ -37,13 +37,13 @@ def load(config: DataConfig) -> DataSet:
             details = f"{len(missing)} of {len(data.classes)} classes are missing: {', '.join(missing[:5])}"
             logger.warning(f"{data.name}: in the {len(images)} {split} images {details}")
     seen = int(torch.isin(test.hashes, train.hashes).sum())
-    if seen > len(test) / 100:  # a few are in many published datasets
+    if seen > len(test) / 100:  # many published datasets contain a few
         logger.warning(f"{data.name}: {seen} of {len(test)} test images are training images as well")
     return replace(data, train=train.resized(config.image_size), test=test.resized(config.image_size))
 
 
 def _require_rows(config: DataConfig, train: int, test: int) -> None:
-    """Refuse limits above the numbers of training and of test images."""
+    """Check that the limits do not exceed the numbers of training and test images."""
     for option, limit, count in (("limit_train", config.limit_train, train), ("limit_test", config.limit_test, test)):
         if limit is not None and limit > count:
             raise UsageError(
@@ -54,7 +54,7 @@ def _require_rows(config: DataConfig, train: int, test: int) -> None:
 
 @DATASETS.register("digits")
 def _digits(config: DataConfig) -> DataSet:
-    """scikit-learn's 1,797 digits, 1 x 8 x 8; 500 of them, the same in all runs and stratified, are for testing."""
+    """scikit-learn's 1,797 digits, 1 x 8 x 8; a fixed, stratified test set of 500."""
     import numpy as np
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -73,25 +73,25 @@ def _digits(config: DataConfig) -> DataSet:
 
 @DATASETS.register("digits_0_4")
 def _digits_0_4(config: DataConfig) -> DataSet:
-    """The digits 0 to 4 of the same split, to transfer from or to the others."""
+    """Digits 0 to 4 of the same split, for transfer from or to the others."""
     return _of_classes(_digits(config), range(5), "digits_0_4")
 
 
 @DATASETS.register("digits_5_9")
 def _digits_5_9(config: DataConfig) -> DataSet:
-    """The digits 5 to 9 of the same split."""
+    """Digits 5 to 9 of the same split."""
     return _of_classes(_digits(config), range(5, 10), "digits_5_9")
 
 
 @DATASETS.register("digits_val")
 def _digits_val(config: DataConfig) -> DataSet:
-    """The training images of the digits alone, a tenth of them for testing: to choose settings by."""
+    """Training images of digits, with a tenth held out as a test set for tuning."""
     return _held_out(_digits(config), "digits_val")
 
 
 @DATASETS.register("cifar10_val")
 def _cifar10_val(config: DataConfig) -> DataSet:
-    """The training images of CIFAR-10 alone, a tenth of them for testing: to choose settings by."""
+    """Training images of CIFAR-10, with a tenth held out as a test set for tuning."""
     return _held_out(_cifar10(replace(config, data="cifar10")), "cifar10_val")
 
 
@@ -112,7 +112,7 @@ def _of_classes(data: DataSet, classes: range, name: str) -> DataSet:
 
 @DATASETS.register("cifar10")
 def _cifar10(config: DataConfig) -> DataSet:
-    """CIFAR-10: 50,000 and 10,000 images, 3 x 32 x 32."""
+    """CIFAR-10: 50,000 training and 10,000 test images, 3 x 32 x 32."""
     from torchvision.datasets import CIFAR10
 
     return _cifar(config, CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
@@ -120,7 +120,7 @@ def _cifar10(config: DataConfig) -> DataSet:
 
 @DATASETS.register("cifar100")
 def _cifar100(config: DataConfig) -> DataSet:
-    """CIFAR-100: 50,000 and 10,000 images, 3 x 32 x 32."""
+    """CIFAR-100: 50,000 training and 10,000 test images, 3 x 32 x 32."""
     from torchvision.datasets import CIFAR100
 
     return _cifar(config, CIFAR100, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))
@@ -128,7 +128,7 @@ def _cifar100(config: DataConfig) -> DataSet:
 
 @DATASETS.register("stl10")
 def _stl10(config: DataConfig) -> DataSet:
-    """STL-10: 5,000 and 8,000 labeled images, 3 x 96 x 96; --image-size 32 is the usual size to transfer to."""
+    """STL-10: 5,000 training and 8,000 test images, labeled, 3 x 96 x 96; use --image-size 32 for transfer."""
     from torchvision.datasets import STL10
 
     root = _folder(config)
@@ -154,7 +154,7 @@ def _stl10(config: DataConfig) -> DataSet:
 
 @DATASETS.register("image_folder")
 def _image_folder(config: DataConfig) -> DataSet:
-    """Your own images in --data-dir, train/CLASS/* and test/CLASS/* (or val/CLASS/*), brought to --image-size."""
+    """Your own images in --data-dir, train/CLASS/* and test/CLASS/* (or val/CLASS/*), resized to --image-size."""
     root, side = config.data_dir, config.image_size
     if root is None or side is None:
         name, allowed = ("data_dir", f"a folder with {LAYOUT}") if root is None else ("image_size", "8 pixels or more")
@@ -184,7 +184,7 @@ def _image_folder(config: DataConfig) -> DataSet:
 
 
 def _mean_and_std(images: Images) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return both of each channel, of pixels in [0, 1]; images in float32 might not fit into memory all at once."""
+    """Return mean and std per channel for pixels in [0, 1], from counts, as float32 images may exceed memory."""
     channels = images.pixels.transpose(0, 1)
     counts = torch.stack([channel.flatten().bincount(minlength=images.levels + 1) for channel in channels]).double()
     values = torch.arange(images.levels + 1, dtype=torch.float64) / images.levels
@@ -227,7 +227,7 @@ def _folder(config: DataConfig) -> Path:
 
 
 def _check_files(expected: Sequence[tuple[str, str]], root: Path, folder: str) -> None:
-    """Say which file is missing or damaged: torchvision only says that one is. Names and MD5 in ``root / folder``."""
+    """Check names and MD5 of the files in ``root / folder``; unlike torchvision, name the missing or damaged one."""
     from torchvision.datasets.utils import check_integrity
 
     for name, md5 in expected:

@@ -1,4 +1,4 @@
-"""What a set of labeled images is, in a few hashes that are the same on every machine."""
+"""Fingerprints of labeled images: hashes that are equal on every machine."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -27,15 +27,15 @@ def bytes_hash(content: bytes) -> int:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A set of labeled images, in a form that two sets can be compared by.
+    """Fingerprint of a set of labeled images, to compare two sets.
 
     Attributes:
         n: number of images.
-        size: [C, H, W] as the model sees them.
+        size: [C, H, W] of the model's input images.
         classes: names of the classes.
-        pixels: SHA-256 over the hashes of the images, in their order and at their own size.
+        pixels: SHA-256 over the image hashes, in order and at the original size.
         labels: SHA-256 over the labels.
-        content: SHA-256 over the pairs of image and label, in whatever order.
+        content: SHA-256 over the pairs of image and label, independent of their order.
     """
 
     n: int
@@ -54,11 +54,11 @@ class Fingerprint:
         return cls(len(labels), list(size), list(classes), _sha(hashes), _sha(labels), _sha(pairs))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it in plain JSON types."""
+        """Return the fields as JSON types."""
         return asdict(self)
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
-        """Name what is not the same as in ``other``, which ``to_dict`` gave."""
+        """Return the differences from ``other``, a result of ``to_dict``, one phrase each."""
         found = [
             f"{name} {_shown(value)}, there {_shown(other.get(key))}"
             for key, name, value in (("n", "number of images", self.n), ("size", "image size", self.size))
@@ -75,10 +75,15 @@ class Fingerprint:
         return found
 
     def require(self, other: Mapping[str, Any] | None, what: str, remedy: str) -> None:
-        """Refuse images that are not those of ``other``; None, of a time when nothing was recorded, is not compared.
+        """Check that the images are those of ``other``; None, where no fingerprint was recorded, passes.
+
+        Args:
+            other: result of ``to_dict``, or None.
+            what: the images, for the message, such as "the training images".
+            remedy: advice at the end of the message.
 
         Raises:
-            UsageError: ``what`` (such as "the training images") differs, with what differs and the ``remedy``.
+            UsageError: listing the differences.
         """
         found = [] if other is None else self.differences(other)
         if found:
@@ -89,7 +94,7 @@ class Fingerprint:
 
 
 def setting_differences(settings: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """Name the settings of a result that are not those of ``before``; ``images`` is a fingerprint."""
+    """Return the settings of a result that differ from ``before``, one phrase each; ``images`` is a fingerprint."""
     found = []
     for name, value in settings.items():
         there = before.get(name)
@@ -103,7 +108,7 @@ def setting_differences(settings: Mapping[str, Any], before: Mapping[str, Any]) 
 
 
 def class_differences(ours: Sequence[str], theirs: Sequence[str], shown: int = 5) -> str:
-    """Name the classes that one side has and the other does not, or say that their order is another."""
+    """Return a phrase that lists the classes found on one side only, or states that the order differs."""
     new, gone = [c for c in ours if c not in theirs], [c for c in theirs if c not in ours]
     parts = [
         f"{', '.join(names[:shown])} {where}" for names, where in ((new, "only here"), (gone, "only there")) if names

@@ -1,4 +1,4 @@
-"""Images from files: decoded to 8-bit RGB, or refused with the name of the file."""
+"""Images from files, decoded to 8-bit RGB; errors name the file."""
 
 import os
 import warnings
@@ -19,46 +19,46 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow's names of the formats that are read, whatever a file's suffix."""
+"""Supported formats by Pillow's names, independent of the suffix."""
 
 SUFFIXES = tuple(".bmp .gif .jfif .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split())
-"""Suffixes of the files that are taken for images, in small or capital letters."""
+"""Suffixes of image files, case-insensitive."""
 
 MAX_PIXELS = 2**26
-"""Pixels of the largest image that is decoded: 8,192 x 8,192. A larger one is an accident or an attack."""
+"""Maximum number of pixels of an image, 8,192 x 8,192. A larger one is a mistake or an attack."""
 
 MAX_ASPECT = 100
-"""Largest ratio of an image's sides. A longer strip has no content left once it is a square."""
+"""Maximum aspect ratio. A longer strip has no content left once it is resized to a square."""
 
 BACKGROUND = "white"
-"""Color behind transparent pixels: that of the page, for which most images with transparency are drawn."""
+"""Color behind transparent pixels: that of a page, for which most images with transparency are drawn."""
 
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT, WHITE_IS_ZERO = 258, 262, 339, 0  # three tags of a TIFF, and a value
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT, WHITE_IS_ZERO = 258, 262, 339, 0  # three TIFF tags and a value
 
 QUIET = 1000
-"""Images up to which decoding is so quick that no progress is shown."""
+"""Number of images below which no progress is shown, as decoding is fast."""
 
 
 def read_image(path: Path) -> Tensor:
-    """Return the image in a file as 8-bit RGB, upright as its EXIF orientation says.
+    """Read an image file as 8-bit RGB, upright by its EXIF orientation.
 
-    Gray values are repeated in all channels. 16-bit gray is scaled to 8 bits with rounding; of 16-bit color, the upper
-    8 bits are kept. Transparent pixels are composited over white. Color profiles are not applied.
+    Gray values are repeated in all channels. 16-bit gray is scaled to 8 bits with rounding; 16-bit color keeps the
+    upper 8 bits. Transparent pixels are composited over white. Color profiles are not applied.
 
     Args:
-        path: file in one of ``FORMATS``, with one frame; of a JPEG with several (MPO), the first is the photograph.
+        path: file in one of ``FORMATS``, with one frame; for a JPEG with several (MPO), the first is read.
 
     Returns:
         (3, H, W) uint8.
 
     Raises:
-        UsageError: when the file has no image that can be read without a guess. It names the file.
+        UsageError: naming the file, when it has no image that can be read unambiguously.
     """
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     try:
         return pil_to_tensor(_decoded(path))
-    except Exception as error:  # Pillow's decoders raise whatever a broken file makes them run into
+    except Exception as error:  # Pillow's decoders raise exceptions of any type for damaged files
         raise UsageError(
             f"`data_dir`: {path} cannot be used: {_reason(path, error)}. Replace or delete it.",
             parameter="data_dir",
@@ -68,19 +68,19 @@ def read_image(path: Path) -> Tensor:
 
 
 def read_images(paths: Sequence[Path], side: int) -> tuple[Tensor, Tensor]:
-    """Return the images in files, each brought to a square by antialiased interpolation, and a hash of each file.
+    """Read image files, resized to squares by antialiased interpolation, with a hash of each file.
 
-    As many threads as PyTorch uses decode them, at most 16.
+    Decoding uses as many threads as PyTorch, at most 16.
 
     Args:
         paths: N files.
-        side: of the square, in pixels.
+        side: side of the square in pixels.
 
     Returns:
         (N, 3, side, side) uint8 and (N,) int64, in the order of ``paths``.
 
     Raises:
-        UsageError: for the first file that cannot be read, or when the images would not fit into memory.
+        UsageError: for the first file that cannot be read, or when the images exceed the memory limit.
     """
     from torchvision.transforms.v2.functional import resize
 
@@ -94,8 +94,8 @@ def read_images(paths: Sequence[Path], side: int) -> tuple[Tensor, Tensor]:
 
     progress = Progress("reading images", len(paths), unit="image", quiet=len(paths) < QUIET)
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool, progress:
-        warnings.filterwarnings("ignore", module="PIL")  # whatever they warn of is refused, or is no pixel
-        step = 16 * threads  # an interruption waits for these alone
+        warnings.filterwarnings("ignore", module="PIL")  # warnings concern files that raise an error, or metadata
+        step = 16 * threads  # an interruption waits for one chunk only
         for start in range(0, len(paths), step):
             for row, (image, file_hash) in enumerate(pool.map(square, paths[start : start + step]), start):
                 pixels[row], hashes[row] = image, file_hash
@@ -104,15 +104,15 @@ def read_images(paths: Sequence[Path], side: int) -> tuple[Tensor, Tensor]:
 
 
 def require_memory(count: int, channels: int, side: int) -> None:
-    """Refuse images that would take more than a quarter of this machine's memory.
+    """Check that images take at most a quarter of this machine's memory.
 
     Args:
         count: number of images.
-        channels: channels of each.
+        channels: number of channels.
         side: height and width in pixels.
 
     Raises:
-        UsageError: when they would.
+        UsageError: with the largest side that fits.
     """
     size, available = count * channels * side**2, memory(torch.device("cpu"))
     if size > available / 4:
@@ -127,17 +127,16 @@ def require_memory(count: int, channels: int, side: int) -> None:
 
 
 def require_varied(pixels: Tensor, name: str) -> None:
-    """Refuse images that are all the same, or of which more than half have a single color.
+    """Check that images are not all equal and that at most half of them have a single color.
 
-    Such images come from a broken conversion, and nothing can be learned from them. A few blank images among others are
-    usual.
+    Otherwise the conversion of the images failed, and a model cannot learn from them. A few blank images are common.
 
     Args:
         pixels: (N, C, H, W) uint8; fewer than two images always pass.
-        name: name of the dataset and the part of it, for the message.
+        name: dataset and split, for the message.
 
     Raises:
-        UsageError: when they are.
+        UsageError: when the images fail the check.
     """
     if len(pixels) < 2:
         return
@@ -158,12 +157,12 @@ def require_varied(pixels: Tensor, name: str) -> None:
 
 
 def _decoded(path: Path) -> "Image":
-    """Return an upright RGB image. Whatever cannot be read raises some exception."""
+    """Return an upright RGB image; raise an exception of any type if the file cannot be read."""
     from PIL import Image, ImageOps
 
     if not path.is_file():
         raise ValueError("it is no file, or a link to a file that is missing")
-    # Of a file that is opened by its name, Pillow 13 maps a TIFF on its side into memory with its sides swapped.
+    # Opened by name, a rotated TIFF is mapped into memory by Pillow 13 with height and width swapped.
     with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
@@ -181,12 +180,12 @@ def _decoded(path: Path) -> "Image":
 
 
 def _as_rgb(upright: "Image", source: "Image", stored: object) -> "Image":
-    """Return the image in RGB.
+    """Convert an image to RGB.
 
     Args:
         upright: decoded pixels.
         source: the opened file.
-        stored: Pillow's name of a PNG's samples as they are stored, such as ``L;4``.
+        stored: Pillow's name of the stored sample format of a PNG, such as ``L;4``.
     """
     from PIL import Image
 
@@ -197,7 +196,7 @@ def _as_rgb(upright: "Image", source: "Image", stored: object) -> "Image":
     key = upright.info.get("transparency")
     if stored == "RGB;16B" and key is not None:
         raise ValueError("it has 16-bit color with a transparent color, which others resemble in 8 bits")
-    if stored in ("L;2", "L;4") and key is not None:  # Pillow scales the pixels, and not the transparent color
+    if stored in ("L;2", "L;4") and key is not None:  # Pillow scales the pixels but not the transparent color
         upright.info["transparency"] = key * {"L;2": 85, "L;4": 17}[str(stored)]
     if upright.mode in ("La", "RGBa"):
         upright = upright.convert({"La": "LA", "RGBa": "RGBA"}[upright.mode])
@@ -208,7 +207,7 @@ def _as_rgb(upright: "Image", source: "Image", stored: object) -> "Image":
 
 
 def _from_16_bits(upright: "Image", tags: Mapping[int, Any]) -> "Image":
-    """Return 8-bit gray, rounded; a TIFF may have 12 bits, or count down from white, and a PNG a transparent value."""
+    """Return 8-bit gray, rounded. A TIFF may have 12 bits or white at 0, and a PNG a transparent value."""
     import numpy as np
     from PIL import Image, ImageColor
 
@@ -221,7 +220,7 @@ def _from_16_bits(upright: "Image", tags: Mapping[int, Any]) -> "Image":
 
 
 def _tags(image: "Image") -> Mapping[int, Any]:
-    """Return the tags of a TIFF; other files have none."""
+    """Return the tags of a TIFF; empty for other formats."""
     return getattr(image, "tag_v2", {})
 
 

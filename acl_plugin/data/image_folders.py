@@ -1,4 +1,4 @@
-"""Folders of images, ``train/CLASS/*`` and ``test/CLASS/*``: which files are there, and of which class."""
+"""Folders of images, ``train/CLASS/*`` and ``test/CLASS/*``: their files and classes."""
 
 import logging
 import os
@@ -16,23 +16,23 @@ logger = logging.getLogger(__name__)
 
 
 LAYOUT = "train/CLASS/* and test/CLASS/* (or val/CLASS/*), with the same two or more classes in both"
-"""Layout that is needed."""
+"""Required layout."""
 
 NO_CONTENT = frozenset("__macosx @eadir #recycle $recycle.bin lost+found thumbs.db desktop.ini".split())
-"""Names, in small letters, of what systems leave in folders. It is skipped, as is every name that starts with a dot."""
+"""Lower-case names of files and folders that operating systems create. They are skipped, as are hidden names."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Files of the training or of the test images.
+    """Files of the training or the test images.
 
     Attributes:
-        folder: that holds one folder for each class.
+        folder: folder with one subfolder per class.
         classes: names of the class folders, sorted.
-        paths: N files, sorted within each class; the classes follow each other.
-        labels: (N,) int64, positions in ``classes``.
-        skipped: files that are no images by their suffix, or in no class folder.
-        origins: where the folders, and the links among the files, really are.
+        paths: N image files, ordered by class and sorted within each class.
+        labels: (N,) int64 indices into ``classes``.
+        skipped: files without an image suffix or outside the class folders.
+        origins: resolved paths of the folders and of the symbolic links among the files.
     """
 
     folder: Path
@@ -44,17 +44,17 @@ class Split:
 
 
 def list_splits(root: Path) -> tuple[Split, Split]:
-    """Return the training and the test images in ``root``, without opening one.
+    """List the training and test images in ``root`` without opening them.
 
-    Hidden files and folders, and those that systems leave behind, are skipped, and links are followed. One line on
-    stderr counts other files that are skipped.
+    Symbolic links are followed. Hidden files and folders and those of operating systems are skipped. One line on stderr
+    reports the number of other skipped files.
 
     Args:
-        root: folder with ``train`` and ``test``, or ``val`` where there is no ``test``.
+        root: folder with ``train`` and ``test``, or ``val`` if there is no ``test``.
 
     Raises:
-        UsageError: when the layout is another one, a class is missing from a split or has no image, there is only one
-            class, or the same files are in both splits.
+        UsageError: for another layout, a class that is missing from a split or has no image, a single class, or files
+            that are in both splits.
     """
     try:
         train, test = _list_split(_split_folder(root, "train")), _list_split(_split_folder(root, "test", "val"))
@@ -84,7 +84,7 @@ def list_splits(root: Path) -> tuple[Split, Split]:
 
 
 def _split_folder(root: Path, *names: str) -> Path:
-    """Return the first folder of these names."""
+    """Return the first of the named folders that exists."""
     if not root.is_dir():
         raise _refused(root, "is no folder")
     for name in names:
@@ -124,7 +124,7 @@ def _list_split(folder: Path) -> Split:
 
 
 def _walk(top: Path) -> tuple[list[Path], set[str]]:
-    """Return the files in a folder and the folders in it, and where the folders and links among them really are."""
+    """Return all files below a folder, and the resolved paths of its folders and symbolic links."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -152,7 +152,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _some(names: list[str]) -> str:
-    """Return up to five names in one phrase."""
+    """Join up to five names into one phrase."""
     return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
 
 

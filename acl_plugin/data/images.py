@@ -17,15 +17,15 @@ from acl_plugin.errors import UsageError, unknown
 
 @dataclass(frozen=True)
 class Images:
-    """N images in memory.
+    """N labeled images in memory.
 
     Attributes:
         pixels: (N, C, H, W) uint8.
         labels: (N,) int64.
-        rows: (N,) int64, each image's row in the dataset's own order.
+        rows: (N,) int64 indices of the images in the original order of the dataset.
         levels: pixel value of white; ``pixels / levels`` lies in [0, 1].
-        hashes: (N,) int64, what each image is on every machine: a hash of its file, or of its pixels at their own
-            size. None takes the pixels given.
+        hashes: (N,) int64, equal on every machine: hashes of the files, or of the pixels at the original size. None
+            computes them from ``pixels``.
     """
 
     pixels: Tensor
@@ -42,28 +42,28 @@ class Images:
         return len(self.labels)
 
     def take(self, chosen: Tensor) -> "Images":
-        """Return the images at ``chosen``, (M,) positions."""
+        """Return the images at the indices ``chosen``, (M,)."""
         taken = {name: getattr(self, name)[chosen] for name in ("pixels", "labels", "rows", "hashes")}
         return replace(self, **taken)
 
     def subset(self, n: int | None) -> "Images":
-        """Return n images that keep the shares of the classes, see ``subsets.subset_rows``; all of them for None."""
+        """Return n images in the class proportions of all; None for all images. See ``subsets.subset_rows``."""
         return self if n is None or n >= len(self) else self.take(subset_rows(self.labels, n))
 
     def to(self, device: torch.device) -> "Images":
-        """Return the same images in a device's memory; their order of rows stays."""
+        """Return the same images, in the same order, on a device."""
         moved = {name: getattr(self, name).to(device) for name in ("pixels", "labels", "rows")}
         return replace(self, **moved)
 
     def fingerprint(self, classes: Sequence[str]) -> Fingerprint:
-        """Return what these images of ``classes`` are, to be compared with those of another start."""
+        """Return the fingerprint of these images, to compare with that of another run."""
         return Fingerprint.of(self.hashes, self.labels, self.pixels.shape[1:], classes)
 
     def resized(self, side: int | None) -> "Images":
-        """Every image at ``side`` x ``side`` pixels, by antialiased bilinear interpolation; as it is for None.
+        """Resize to ``side`` x ``side`` pixels by antialiased bilinear interpolation; None keeps the size.
 
         Raises:
-            UsageError: when they would not fit into the machine's memory.
+            UsageError: when the result exceeds the memory limit.
         """
         if side is None or self.pixels.shape[2:] == (side, side):
             return self
@@ -75,18 +75,19 @@ class Images:
         return replace(self, pixels=torch.cat(parts))
 
     def floats(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """(stop - start, C, H, W) float32 in [0, 1]."""
+        """Return the images from ``start`` to ``stop``: (stop - start, C, H, W) float32 in [0, 1]."""
         return self.pixels[start:stop].float() / self.levels
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Train and test images, with what the models need to know of them.
+    """Training and test images, with their classes and normalization.
 
     Attributes:
-        name: name on the command line, and RobustBench's where it has the dataset.
+        name: name on the command line; for RobustBench's datasets, also the name there.
+        train, test: images of the two splits.
         classes: names of the classes.
-        mean, std: per channel, of training images in [0, 1].
+        mean, std: statistics of the training images in [0, 1], one value per channel.
     """
 
     name: str
@@ -97,7 +98,7 @@ class DataSet:
     std: tuple[float, ...]
 
     def fingerprints(self) -> dict[str, Any]:
-        """Return what the images are, and which of each split a limit has left (None: all), in plain JSON types."""
+        """Return the fingerprint and the rows (None for all) of each split, as JSON types."""
         found: dict[str, Any] = {"dataset": self.name}
         for split, images in (("train", self.train), ("test", self.test)):
             rows = images.rows.tolist()
@@ -106,14 +107,14 @@ class DataSet:
         return found
 
     def test_for(self, classes: Sequence[str], class_map: Mapping[str, str]) -> Images:
-        """Return the test images with labels that count the ``classes`` of a classifier.
+        """Return the test images with labels as indices into the ``classes`` of a classifier.
 
         Args:
-            classes: names of the classes of the classifier.
-            class_map: names of our classes, and of the classifier's that they are, where the names differ.
+            classes: names of the classifier's classes.
+            class_map: mapping from this dataset's class names to the classifier's, where they differ.
 
         Raises:
-            UsageError: when the names do not agree and no mapping is given, or when it names an unknown class.
+            UsageError: when the names differ without a mapping, or the mapping contains an unknown class.
         """
         for name in class_map:
             if name not in self.classes:
@@ -134,7 +135,7 @@ class DataSet:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """Shape (C, H, W) of the images."""
         c, h, w = self.train.pixels.shape[1:]
         return c, h, w
 
@@ -143,10 +144,16 @@ class DataSet:
 def batched(
     function: Callable[[Tensor], Tensor], images: Images | Tensor, device: torch.device, batch_size: int = 500
 ) -> Tensor:
-    """``function`` of all images, un-augmented, a batch at a time and without gradient: (N, ...) on the CPU.
+    """Apply ``function`` to all images in batches, without augmentation or gradient.
 
     Args:
-        images: of a dataset, or (N, C, H, W) in [0, 1].
+        function: (B, C, H, W) in [0, 1] -> (B, ...).
+        images: images of a dataset, or (N, C, H, W) in [0, 1].
+        device: device of the batches.
+        batch_size: B, images per batch.
+
+    Returns:
+        (N, ...) on the CPU.
     """
     starts = [slice(i, i + batch_size) for i in range(0, len(images), batch_size)]
     parts = (images[s] if isinstance(images, Tensor) else images.floats(s.start, s.stop) for s in starts)

@@ -1,22 +1,22 @@
-"""Parts of a labeled dataset that keep the shares of its classes."""
+"""Subsets of a labeled dataset that keep its class proportions."""
 
 import torch
 from torch import Tensor
 
 
 def subset_rows(labels: Tensor, n: int, seed: int = 0) -> Tensor:
-    """Return the positions of ``n`` images in which every class has its share, up to one image.
+    """Return the indices of ``n`` images in the class proportions of all, up to one image per class.
 
-    Images are taken in one random order that is balanced at every length, so that a smaller subset is part of a larger
-    one, and neither depends on the order in which the classes are stored.
+    All subsets are prefixes of one random order that is balanced at every length. A smaller subset is thus part of a
+    larger one, and neither depends on the order in which the classes are stored.
 
     Args:
         labels: (N,) class of each image.
-        n: how many to take, at most N; all of them come back as they are.
-        seed: of the order within each class. It is the same in all runs, whose numbers are then about the same images.
+        n: number of images; N or more returns all.
+        seed: seed of the order within each class. All runs use the same, so that their results are comparable.
 
     Returns:
-        (n,) positions, ascending.
+        (n,) indices, ascending.
     """
     if n >= len(labels):
         return torch.arange(len(labels))
@@ -29,7 +29,7 @@ def subset_rows(labels: Tensor, n: int, seed: int = 0) -> Tensor:
 
 
 def stratified(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Return a random share of each class, at least one image of it: (N,) labels -> (N,) bool."""
+    """Select a random fraction of each class, at least one image: (N,) labels -> (N,) bool."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for c in labels.unique():
@@ -39,6 +39,6 @@ def stratified(labels: Tensor, share: float, seed: int) -> Tensor:
 
 
 def missing_classes(labels: Tensor, classes: tuple[str, ...]) -> list[str]:
-    """Return the names of the classes that none of ``labels`` (N,) belongs to."""
+    """Return the names of the classes that do not occur in ``labels`` (N,)."""
     there = set(labels.tolist())
     return [name for number, name in enumerate(classes) if number not in there]

@@ -1,1 +1,1 @@
-"""Accuracy on adversarial and corrupted images."""
+"""Evaluate accuracy on adversarial and corrupted images."""

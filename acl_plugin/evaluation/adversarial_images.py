@@ -1,4 +1,4 @@
-"""Adversarial images: checked against the threat model, and counted again from what was kept."""
+"""Check adversarial images against the threat model, and recount the verdicts from the stored images."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -13,16 +13,16 @@ from acl_plugin.evaluation.verdicts import STANDARD, Verdict
 
 
 class Kept(Protocol):
-    """Describe a place that keeps the images that broke a model, by chunk of test images and attack."""
+    """Storage of successful adversarial examples, by chunk of test images and attack."""
 
     def adversarial(self, start: int, name: str) -> tuple[Tensor, Tensor]:
         """Return positions (M,) and images (M, C, H, W) of attack ``name`` on the chunk that begins at ``start``."""
 
     def described(self, start: int, name: str) -> str:
-        """Return the name of these images in messages."""
+        """Return the name of these images for error messages."""
 
     lines: str
-    """Name of the verdicts in messages."""
+    """Name of the verdicts for error messages."""
 
 
 @torch.no_grad()
@@ -35,19 +35,19 @@ def recount(
     threat: ThreatModel,
     batch_size: int,
 ) -> None:
-    """Count the verdicts again, from the images themselves and from those that were kept.
+    """Recount the verdicts from the test images and the stored adversarial examples.
 
     Args:
-        kept: the images that broke the model.
+        kept: the stored adversarial examples.
         model: classifier in eval mode.
         images, labels: N test images and their (N,) labels.
-        found: N verdicts.
+        found: N verdicts to verify.
         threat: norm and eps.
         batch_size: number of images in a chunk.
 
     Raises:
-        EvaluationStopped: for any that is another: a clean prediction, an image that does not break the model, or that
-            lies outside the threat model.
+        EvaluationStopped: when a clean prediction differs, or a stored image does not fool the model or lies outside
+            the threat model.
     """
     device = device_of(model)
     for start in range(0, len(images), batch_size):
@@ -69,7 +69,7 @@ def recount(
 
 
 def check_threat(name: str, x_adv: Tensor, x: Tensor, threat: ThreatModel) -> None:
-    """Refuse adversarial images (B, C, H, W) of ``x`` outside ball or box, or not finite.
+    """Raise an error for adversarial images (B, C, H, W) of ``x`` that leave the ball or the box, or are not finite.
 
     Raises:
         EvaluationStopped: naming the attack.

@@ -1,4 +1,4 @@
-"""AutoAttack on any classifier, with one verdict per image: a generator of states that can be stored and resumed."""
+"""Run AutoAttack on any classifier, as a generator of states that can be stored and resumed."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,18 +17,18 @@ from acl_plugin.runtime import seeding
 from acl_plugin.runtime.seeding import EVALUATION, mixed_seed
 
 STANDARD_VERSION, REDUCED_VERSION = "standard", "AA-reduced"
-"""AutoAttack standard; and the same without its targeted APGD, whose loss compares four logits."""
+"""AutoAttack standard, and the same without targeted APGD, whose loss compares four logits."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Hold the state of the attacks on a chunk of test images.
+    """State of the attacks on a chunk of test images.
 
     Attributes:
         start: position of its first image.
-        predictions: of the images themselves.
-        broken_by: the attack that broke each, so far.
-        done: how many of ``STANDARD`` have been run.
+        predictions: predicted classes of the clean images.
+        broken_by: for each image, the attack that fooled the model so far.
+        done: number of attacks of ``STANDARD`` that have run.
         flags: AutoAttack's warnings.
     """
 
@@ -46,12 +46,12 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Step:
-    """Hold the result of one attack on one chunk.
+    """Result of one attack on one chunk.
 
     Attributes:
-        chunk: the state after the attack.
-        positions: (M,) among all test images, of those that the attack broke; on the CPU.
-        x_adv: (M, C, H, W) adversarial images that broke the model.
+        chunk: state after the attack.
+        positions: (M,) positions among all test images where the attack succeeded, on the CPU.
+        x_adv: (M, C, H, W) successful adversarial examples.
     """
 
     chunk: Chunk
@@ -76,23 +76,22 @@ def autoattack(
     earlier: Mapping[int, Chunk] | None = None,
     faster: nn.Module | None = None,
 ) -> Iterator[Step]:
-    """Run the attacks of AutoAttack standard, each on the images that the ones before it left robust.
+    """Run the attacks of AutoAttack standard in order, each on the images that are still robust.
 
-    The random numbers of an attack depend on ``seed``, attack and chunk alone: a generator that continues from
-    ``earlier`` states yields the states that an uninterrupted one would. Between two states the model's modes and flags
-    and torch's random state are as before. A verdict is counted with ``model``, from the adversarial images that the
-    attack returned.
+    The random numbers of an attack depend only on ``seed``, attack and chunk. A generator that resumes from ``earlier``
+    therefore yields the same states as an uninterrupted one. Between two states, the model's modes and flags and
+    torch's random state are restored. Verdicts are counted with ``model`` on the adversarial examples.
 
     Args:
-        model: classifier of images in [0, 1] that returns (B, K) logits; it is attacked in eval mode.
+        model: classifier of images in [0, 1] that returns (B, K) logits. It is attacked in eval mode.
         images: N images, (N, C, H, W) floats in [0, 1] or ``Stored``.
         labels: (N,) int64.
         threat: norm and eps.
         batch_size: number of images in a chunk, which are attacked together.
-        seed: of all attacks.
+        seed: seed of all attacks.
         starts: positions of the first images of the chunks to attack; None for all.
-        earlier: states of an earlier start, by position.
-        faster: the same function as ``model`` for the attacks to call; ``model`` itself for None.
+        earlier: states to resume from, by position.
+        faster: the same function as ``model``, called by the attacks; None for ``model`` itself.
 
     Yields:
         The state after each attack on each chunk.
@@ -124,7 +123,7 @@ def _attack_chunk(
     seed: int,
     chunk: Chunk | None,
 ) -> Iterator[Step]:
-    """Yield the state after each attack on the images of ``where`` that ``chunk`` has not done."""
+    """Yield the state after each attack on the images of ``where`` that ``chunk`` still lacks."""
     device = device_of(model)
     with _undisturbed(model, faster, seed, device):
         x, y = batch(images, where.start, where.stop, device), labels[where].to(device)
@@ -151,7 +150,7 @@ def _attack_chunk(
 
 @contextmanager
 def _undisturbed(model: nn.Module, faster: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
-    """Put both models into eval mode without gradients of weights, and torch's generators at ``seed``, for a while."""
+    """Put both models into eval mode, without weight gradients, and seed torch; restore everything on exit."""
     modes = norm_banks.inference(model), norm_banks.inference(faster)
     with torch.inference_mode(False), torch.no_grad(), seeding.private(seed, device), modes[0], modes[1]:
         yield
@@ -161,8 +160,8 @@ def chunk_verdicts(chunk: Chunk, labels: Tensor, indices: Tensor) -> list[Verdic
     """Return one verdict per image of a finished chunk.
 
     Args:
-        chunk: the state.
-        labels: (N,) of all test images.
+        chunk: state after all attacks.
+        labels: (N,) labels of all test images.
         indices: (N,) positions of all test images in the dataset's own order.
     """
     where = slice(chunk.start, chunk.start + len(chunk.predictions))
@@ -171,7 +170,7 @@ def chunk_verdicts(chunk: Chunk, labels: Tensor, indices: Tensor) -> list[Verdic
 
 
 def all_flags(chunks: Sequence[Chunk], found: Sequence[Verdict]) -> list[str]:
-    """Return AutoAttack's warnings, sorted, and one of ours about images that only the black-box attack broke."""
+    """Return AutoAttack's warnings, sorted, and our warning about images that only the black-box attack broke."""
     flags = {flag for chunk in chunks for flag in chunk.flags}
     if sum(v.broken_by == "square" for v in found) > 0.002 * len(found):
         flags.add("Square broke more than 0.2 % of the images after the white-box attacks: these may be unreliable")
@@ -179,9 +178,9 @@ def all_flags(chunks: Sequence[Chunk], found: Sequence[Verdict]) -> list[str]:
 
 
 def _fooled(model: nn.Module, x_adv: Tensor, y: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which of the adversarial images break the model, counted on just those, as they are kept.
+    """Return which adversarial examples fool the model, evaluated on just those, as they are stored.
 
-    An image at the boundary may change sides by rounding when the batch around it changes; then it is robust.
+    Rounding may flip an image at the decision boundary when its batch changes. Such an image counts as robust.
     """
     broken = left
     while True:
@@ -210,7 +209,7 @@ def run_attack(
 
 @contextmanager
 def autoattack_warnings(flags: list[str]) -> Iterator[None]:
-    """Append AutoAttack's warnings to ``flags`` inside."""
+    """Collect AutoAttack's warnings in ``flags`` inside the context."""
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

@@ -1,4 +1,4 @@
-"""Batches of test images in a tensor or in 8-bit form, and the device and dtype that a model takes them in."""
+"""Read batches of test images from a tensor or 8-bit storage, on the device of a model."""
 
 from itertools import chain
 from typing import Protocol
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Stored(Protocol):
-    """Describe images that are not kept as floats, such as ``acl_plugin.data.images.Images``."""
+    """Images that are not stored as floats, such as ``acl_plugin.data.images.Images``."""
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -28,7 +28,7 @@ def batch(images: ImageSource, start: int, stop: int | None, device: torch.devic
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Return the device of a model's first weight or buffer; the CPU for a model that has none."""
+    """Return the device of the model's first weight or buffer, or the CPU if it has none."""
     first = next(chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 

@@ -1,4 +1,4 @@
-"""Check that attacks on a classifier give right numbers, and choose how many images to attack at a time."""
+"""Check that a classifier can be attacked reliably, and choose the batch size."""
 
 import torch
 from torch import Tensor, nn
@@ -9,21 +9,21 @@ from acl_plugin.runtime.autograd import gradients
 from acl_plugin.runtime.device import memory
 
 MOST = 500
-"""Images attacked at a time, at most."""
+"""Largest number of images to attack together."""
 
 
 @torch.no_grad()
 def check_classifier(model: nn.Module, images: Tensor) -> None:
-    """Refuse what would make attacks or numbers wrong.
+    """Refuse a classifier or images that would make attacks or results wrong.
 
     Args:
-        model: gives logits (B, classes).
+        model: classifier that returns (B, K) logits.
         images: some (B, C, H, W) test images.
 
     Raises:
-        UsageError: for a module in training mode (such as a dropout left on), images outside [0, 1] (normalization is
-            part of the model), logits that are not finite, are probabilities, change from call to call, or depend on
-            the other images of a batch.
+        UsageError: for a module in training mode (such as active dropout) or images outside [0, 1] (normalization is
+            part of the model); for logits that are not finite, are probabilities, change from call to call, or depend
+            on the other images of a batch.
     """
     trains = [name or type(m).__name__ for name, m in model.named_modules() if m.training]
     if trains:
@@ -60,12 +60,13 @@ def _unsound(message: str, given: object = None) -> UsageError:
 def largest_batch(model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> int:
     """Return how many images fit into a quarter of the device's memory in a forward and a backward, at most ``MOST``.
 
-    Measured as the bytes that autograd keeps for one image. It depends on the machine, and not on its load.
+    The memory of one image is measured as the bytes that autograd saves. The result depends on the machine, not on its
+    load.
 
     Args:
         model: classifier.
         shape: (C, H, W) of an image.
-        device: of the model.
+        device: device of the model.
     """
     kept = 0
 

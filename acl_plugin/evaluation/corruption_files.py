@@ -1,4 +1,4 @@
-"""Corrupted test images: the published folders CIFAR-10-C and CIFAR-100-C, or the same corruptions made on the fly."""
+"""Load corrupted test images from CIFAR-10-C and CIFAR-100-C, or generate them on the fly."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ FOLDERS = {"cifar10": "CIFAR-10-C", "cifar100": "CIFAR-100-C"}
 
 
 def corrupted(data: DataSet, images: Images, folder: Path | None, seed: int) -> tuple[str, Corrupted]:
-    """Return the source of the corruptions, by name, and the corruptions of the test images of ``data``.
+    """Return the corruptions of the test images of ``data``, preceded by the name of their source.
 
     Args:
         data: the dataset.
-        images: its test images that are in use, whose labels count the classifier's classes.
-        folder: holds the published folders; None makes the corruptions on the fly.
-        seed: of the noise.
+        images: the selected test images, with labels numbered as by the classifier.
+        folder: contains the published folders; None to generate the corruptions on the fly.
+        seed: seed of the noise.
 
     Raises:
         UsageError: for a missing folder or package, or images that cannot be corrupted.
@@ -33,15 +33,15 @@ def corrupted(data: DataSet, images: Images, folder: Path | None, seed: int) -> 
 
 
 def read_folder(data: DataSet, folder: Path, labels: Tensor) -> Corrupted:
-    """Return the corrupted test images of a published folder that are in use.
+    """Return the selected corrupted test images of a published folder.
 
     Args:
         data: CIFAR-10 or CIFAR-100.
-        folder: holds CIFAR-10-C or CIFAR-100-C.
-        labels: (N,) of the test images, as the classifier counts the classes.
+        folder: contains CIFAR-10-C or CIFAR-100-C.
+        labels: (N,) labels of the test images, numbered as by the classifier.
 
     Raises:
-        UsageError: for another dataset, or files that are missing or of other images.
+        UsageError: for another dataset, missing files, or files of other images.
     """
     if data.name not in FOLDERS:
         raise UsageError(

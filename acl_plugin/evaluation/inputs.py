@@ -1,4 +1,4 @@
-"""A user's model and test images: checked, and brought into the form that evaluations take."""
+"""Check a user's model and test images, and convert them for evaluation."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,14 @@ from acl_plugin.runtime.autograd import check_autograd, constant
 ImageData = Tensor | Dataset[Any] | DataLoader[Any]
 SOURCES = "a tensor (N, C, H, W) in [0, 1] with `labels`, a Dataset of (image, label), or a DataLoader of it"
 CHECKED = 64
-"""Images on which the model is checked before anything else."""
+"""Number of images for the initial check of the model."""
 
 
 def on_device(model: Any, device: torch.device | str | None) -> tuple[nn.Module, torch.device]:
-    """Return the model to attack and its device: the model itself, or a copy on ``device`` if that is another.
+    """Return the model to attack and its device: the model itself, or a copy when ``device`` is another one.
 
     Raises:
-        UsageError: for something that is no module, weights that no gradient passes, or a device that is not there.
+        UsageError: for an object that is not a module, weights without gradients, or an unavailable device.
     """
     if not isinstance(model, nn.Module):
         message = f"`model` is {type(model).__name__}; allowed is a torch.nn.Module that returns (B, K) logits"
@@ -60,11 +60,10 @@ def collect(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
 
     Args:
         images: a tensor, a Dataset of (image, label), or a DataLoader of (images, labels).
-        labels: (N,) whole numbers with a tensor; None with a Dataset or DataLoader.
+        labels: (N,) integers with a tensor; None with a Dataset or DataLoader.
 
     Raises:
-        UsageError: for images that are not floats in [0, 1] or labels that are not whole numbers, with what was given;
-            for no images at all.
+        UsageError: for images that are not floats in [0, 1], labels that are not integers, or no images at all.
     """
     if isinstance(images, Dataset | DataLoader):
         if labels is not None:
@@ -97,7 +96,7 @@ def _whole_numbers(labels: Any, count: int) -> Tensor:
 
 
 def _gathered(source: "Dataset[Any] | DataLoader[Any]") -> tuple[Tensor, Tensor]:
-    """Return all images and labels of a Dataset or DataLoader, read once; its generators are then as before."""
+    """Return all images and labels of a Dataset or DataLoader, read once; restore its random generators."""
     name, images, labels = type(source).__name__, [], []
     for item in _items(source):
         if not isinstance(item, list | tuple) or len(item) != 2:
@@ -139,17 +138,17 @@ def _items(source: "Dataset[Any] | DataLoader[Any]") -> Iterator[Any]:
 
 
 def check_user_model(model: nn.Module, images: Tensor, labels: Tensor, names: Sequence[str] | None) -> tuple[str, ...]:
-    """Return the names of the classes of a model in eval mode, which are checked against logits and labels.
+    """Check a model in eval mode against images and labels, and return the names of its classes.
 
     Args:
-        model: to be evaluated.
+        model: classifier to evaluate.
         images: (N, C, H, W) in [0, 1].
         labels: (N,) int64.
-        names: of the classes; None for their numbers.
+        names: names of the classes; None for their numbers.
 
     Raises:
-        UsageError: for a model that fails on the images, or whose logits make attacks or numbers wrong; for labels
-            outside of the classes, or another number of names.
+        UsageError: for a model that fails on the images, logits that make attacks or results wrong, labels outside the
+            range of classes, or a wrong number of names.
     """
     device = device_of(model)
     first = images[:CHECKED].to(device)
@@ -176,7 +175,7 @@ def check_user_model(model: nn.Module, images: Tensor, labels: Tensor, names: Se
 
 @torch.no_grad()
 def check_finite(model: nn.Module, images: Tensor, batch_size: int) -> None:
-    """Refuse a model whose logits of any image are not finite.
+    """Refuse a model with logits that are not finite.
 
     Raises:
         UsageError: naming the image.

@@ -1,4 +1,4 @@
-"""Leave a user's model and process as they were, whatever an evaluation does in between."""
+"""Restore a user's model and process after an evaluation."""
 
 import random
 from collections.abc import Iterator
@@ -13,15 +13,15 @@ from acl_plugin.runtime import seeding
 
 @contextmanager
 def isolated(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
-    """Inside, ``model`` is in eval mode, its weights take no gradient, and torch's generators start from ``seed``.
+    """Put ``model`` into eval mode without weight gradients, and seed the random generators, inside the context.
 
-    Afterwards, also after an error, modes, flags, gradients and buffers of the model are as before, and so are the
-    random states of torch, numpy and Python.
+    On exit, also after an error, restore the model's modes, flags, gradients and buffers, and the random states of
+    torch, numpy and Python.
 
     Args:
         model: any module.
-        seed: of torch's generators, of numpy's and of Python's.
-        device: of the computation.
+        seed: seed for torch, numpy and Python.
+        device: device of the computation.
     """
     import numpy as np
 

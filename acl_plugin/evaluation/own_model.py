@@ -1,4 +1,4 @@
-"""Evaluate a model of your own: any module, on tensors, a Dataset or a DataLoader."""
+"""Evaluate your own model: any module, on tensors, a Dataset or a DataLoader."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -56,30 +56,30 @@ def evaluate(
     """Measure a classifier's robust accuracy with AutoAttack standard, one verdict per image.
 
     The model is attacked in eval mode. Afterwards, also after an error, the modes, flags, gradients and buffers of the
-    model and the random states of torch, numpy and Python are as before. A model of fewer than four classes has the
-    reduced AutoAttack, without the targeted APGD, whose loss compares four logits; ``version`` is then ``AA-reduced``.
+    model and the random states of torch, numpy and Python are restored. A model of fewer than four classes is attacked
+    without targeted APGD, whose loss compares four logits; ``version`` is then ``AA-reduced``.
 
     Args:
-        model: any module of float32 weights that maps (B, C, H, W) in [0, 1] to (B, K) logits, each a
-            function of its image alone. What it needs of normalization is part of it.
-        images: (N, C, H, W) floats in [0, 1] with ``labels``; or a Dataset of (image, label), or a DataLoader, all of
-            whose images are read into memory once.
-        labels: (N,) whole numbers from 0 to K - 1, for a tensor of images.
+        model: any module with float32 weights that maps (B, C, H, W) in [0, 1] to (B, K) logits. The logits of an
+            image must not depend on the rest of the batch. Normalization is part of the model.
+        images: (N, C, H, W) floats in [0, 1] with ``labels``; or a Dataset of (image, label), or a DataLoader, which
+            are read into memory once.
+        labels: (N,) integers from 0 to K - 1, for a tensor of images.
         threat: norm and eps.
-        seed: of all attacks.
-        batch_size: images attacked together, on which the attacks' random numbers depend; None for as many as fit into
-            the memory, at most 500.
-        device: to compute on, for another one on a copy of the model; None for the model's own.
-        folder: keeps every state. An interrupted call resumes from it with the same settings, model and images; a
+        seed: seed of all attacks.
+        batch_size: images attacked together, which affects the attacks' random numbers; None for as many as fit into
+            memory, at most 500.
+        device: device to compute on; another device than the model's uses a copy. None for the model's own.
+        folder: stores every state. With the same settings, model and images, an interrupted call resumes and a
             finished one is returned.
-        overwrite: replace an evaluation that ``folder`` has, whatever its settings.
+        overwrite: replace an evaluation in ``folder``, whatever its settings.
         classes: names of the K classes.
         dataset: name of a dataset of this package, for the record.
 
     Raises:
-        UsageError: for a model, images or labels that cannot be evaluated rightly; or when ``folder`` has an evaluation
-            with different settings, naming them.
-        EvaluationStopped: when an attack leaves the threat model, or a count of the verdicts is not the attacks'.
+        UsageError: for a model, images or labels that cannot be evaluated correctly; or when ``folder`` contains an
+            evaluation with different settings, naming them.
+        EvaluationStopped: when an attack leaves the threat model, or the recount differs from the verdicts.
 
     Source: Croce and Hein, arXiv 2003.01690.
 
@@ -122,19 +122,19 @@ def evaluate_suite(
     classes: Sequence[str] | None = None,
     dataset: str | None = None,
 ) -> SuiteEvaluation:
-    """Measure a classifier's accuracy under each of the standard attacks of torchattacks, and against eps.
+    """Measure a classifier's accuracy under each standard attack of torchattacks, and as a function of eps.
 
-    The worst case is an upper bound of the robust accuracy; report AutoAttack's, see ``evaluate``.
+    The worst case is an upper bound of the robust accuracy. Report AutoAttack's instead, see ``evaluate``.
 
     Args:
         model, images, labels, threat, seed, batch_size, device, classes, dataset: as in ``evaluate``.
         attacks: names in ``acl_plugin.evaluation.suite.SUITE``; None for all that are valid for the images and the
             number of classes.
-        folder: keeps the accuracy after each attack; a later call with the same settings runs those that are missing.
-        overwrite: replace a suite that ``folder`` has, whatever its settings.
+        folder: stores the accuracy after each attack; a later call with the same settings runs the missing ones.
+        overwrite: replace a suite in ``folder``, whatever its settings.
 
     Raises:
-        UsageError: as ``evaluate``, and for an attack that is unknown or not valid here.
+        UsageError: as in ``evaluate``, and for an attack that is unknown or not valid here.
 
     Example:
         >>> acl_plugin.evaluate_suite(model, x, y, threat, attacks=["FGSM", "PGD-20"]).worst_case  # doctest: +SKIP
@@ -177,21 +177,21 @@ def evaluate_corruptions(
 ) -> CorruptionEvaluation:
     """Measure a classifier's accuracy under the 15 common corruptions.
 
-    By default the corruptions are made of the images, which are rounded to 8 bits first; their noise is not that of the
+    By default, the corruptions are generated from the images, rounded to 8 bits. Their noise differs from the
     published files.
 
     Args:
         model, images, labels, batch_size, device, classes, dataset: as in ``evaluate``; images have 3 channels and
-            32 x 32 pixels or more.
-        names: of ``acl_plugin.evaluation.corruptions.NAMES``; None for all.
-        source: name of other corruptions, such as those of published files, and a function from a corruption and a
-            severity to (N, C, H, W) images in [0, 1] and (N,) labels; None makes them.
-        seed: of the corruptions' noise.
-        folder: keeps the accuracy under each corruption; a later call with the same settings measures the others.
-        overwrite: replace the accuracies that ``folder`` has, whatever their settings.
+            at least 32 x 32 pixels.
+        names: subset of ``acl_plugin.evaluation.corruptions.NAMES``; None for all.
+        source: name of other corruptions, such as published files, and a function from a corruption and a severity
+            to (N, C, H, W) images in [0, 1] and (N,) labels; None to generate them.
+        seed: seed of the noise.
+        folder: stores the accuracy under each corruption; a later call with the same settings measures the others.
+        overwrite: replace the accuracies in ``folder``, whatever their settings.
 
     Raises:
-        UsageError: as ``evaluate``, and when the extra ``corruptions`` is not installed.
+        UsageError: as in ``evaluate``, and when the extra ``corruptions`` is not installed.
 
     Source: Hendrycks and Dietterich, arXiv 1903.12261.
 
@@ -211,14 +211,14 @@ def evaluate_corruptions(
 
 
 def _made_of(case: Case) -> tuple[str, corruptions.Corrupted]:
-    """Return the name of the package that makes corruptions, and those of the images."""
+    """Return corruptions generated from the images, preceded by the name of the package."""
     pixels = (255 * case.images).round().to(torch.uint8)
     made = corruptions.generated(pixels, case.labels, torch.arange(len(pixels)), case.seed)
     return corruptions.generator_version(), made
 
 
 def _autoattack(case: Case, threat: ThreatModel, settings: dict[str, Any], states: States, resumed: bool) -> Evaluation:
-    """Attack what is left, count the verdicts again, and write the result where ``states`` are files."""
+    """Run the remaining attacks, recount the verdicts, and write the result if ``states`` are files."""
     settings.setdefault("batch_size", case.size())
     size, started, n = settings["batch_size"], time.monotonic(), len(case.images)
     starts = range(0, n, size)
@@ -254,7 +254,7 @@ def _autoattack(case: Case, threat: ThreatModel, settings: dict[str, Any], state
 def _written(
     case: Case, name: str, settings: dict[str, Any], states: Iterator[dict[str, Any]], total: int
 ) -> dict[str, Any]:
-    """Return the last of ``states`` with the settings; each is written to the file ``name`` of the folder, if any."""
+    """Return the last of ``states`` with the settings; write each to the file ``name`` of the folder, if any."""
     started, values = time.monotonic(), dict[str, Any]()
     with (
         nullcontext() if case.run is None else case.opened(),

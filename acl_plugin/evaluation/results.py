@@ -1,4 +1,4 @@
-"""The results of evaluations: accuracies, verdicts per image, and all settings that they depend on."""
+"""Results of evaluations: accuracies, verdicts per image, and all settings that affect them."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from acl_plugin.runtime.paths import user_path
 
 @dataclass(frozen=True)
 class _Result:
-    """Hold what every evaluation has.
+    """Common part of all results.
 
     Attributes:
         values: settings and results in plain JSON types.
@@ -28,12 +28,12 @@ class _Result:
 
     @property
     def clean_accuracy(self) -> float:
-        """Return the accuracy on the images themselves, from 0 to 1."""
+        """Return the accuracy on the clean images, from 0 to 1."""
         return float(self.values["clean_accuracy"])
 
     @property
     def seconds(self) -> float:
-        """Return the seconds that the last start took."""
+        """Return the duration of the last call, in seconds."""
         return float(self.values["seconds"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class _Result:
         """Write ``to_dict()`` as JSON to the file ``path``.
 
         Raises:
-            UsageError: when it cannot be written.
+            UsageError: when the file cannot be written.
         """
         file = user_path(path, "path")
         try:
@@ -61,7 +61,7 @@ class _Result:
 
 @dataclass(frozen=True)
 class Evaluation(_Result):
-    """Hold AutoAttack's verdicts on a classifier, and the accuracies that are counted from them.
+    """AutoAttack's verdicts on a classifier, and the resulting accuracies.
 
     Attributes:
         values: settings and accuracies in plain JSON types.
@@ -104,16 +104,16 @@ class Evaluation(_Result):
 
 @dataclass(frozen=True)
 class SuiteEvaluation(_Result):
-    """Hold the accuracy under each attack of the suite.
+    """Accuracy under each attack of the suite.
 
     Attributes:
-        values: settings and ``rows`` (by attack: accuracy, budget, positions of the images it broke), ``curve`` and
+        values: settings, ``rows`` (by attack: accuracy, budget, positions of the misclassified images), ``curve`` and
             ``left_out`` in plain JSON types.
     """
 
     @property
     def worst_case(self) -> float:
-        """Return the accuracy when each image meets the worst attack of the threat model: an upper bound."""
+        """Return the accuracy under the worst attack of the threat model for each image: an upper bound."""
         return float(self.values["worst_case"])
 
     def __str__(self) -> str:
@@ -126,7 +126,7 @@ class SuiteEvaluation(_Result):
 
 @dataclass(frozen=True)
 class CorruptionEvaluation(_Result):
-    """Hold the accuracy under each corruption.
+    """Accuracy under each corruption.
 
     Attributes:
         values: settings and ``accuracy`` (by corruption, a list over severities 1 to 5) in plain JSON types.

@@ -1,7 +1,7 @@
-"""Evaluations of a run's classifier, whose results and states are files of the run folder.
+"""Evaluate a run's classifier, with results and states in the run folder.
 
-The random state of an attack is a function of seed, attack and chunk of images, so that an interrupted evaluation
-resumes with the verdicts of one that was not. The images that broke the model are kept, and counted again at the end.
+The random state of an attack depends only on seed, attack and chunk of images. An interrupted evaluation therefore
+resumes with identical verdicts. Successful adversarial examples are stored, and recounted at the end.
 """
 
 import logging
@@ -50,17 +50,17 @@ logger = logging.getLogger(__name__)
 def evaluate(run: RunDir, config: RunConfig, device: torch.device, *, overwrite: bool = False) -> dict[str, Any]:
     """Run AutoAttack on the classifier of ``run``; write and return ``evaluation.json``.
 
-    With ``config.devices`` above 1, as many processes share the chunks of images.
+    If ``config.devices`` is above 1, that many processes share the chunks of images.
 
     Args:
-        run, config: the run; ``config`` gives threat model, test images and seed.
-        device: to compute on.
+        run, config: the run; ``config`` specifies threat model, test images and seed.
+        device: device to compute on.
         overwrite: replace an earlier evaluation, whatever its settings.
 
     Raises:
-        UsageError: when there is no classifier, or it cannot be evaluated rightly; or when the folder holds the
-            evaluation of something else.
-        EvaluationStopped: when the count of what was kept is not that of the attacks.
+        UsageError: when there is no classifier, it cannot be evaluated correctly, or the folder contains an evaluation
+            with different settings.
+        EvaluationStopped: when the recount of the stored images differs from the attacks' verdicts.
     """
     require_script(config.devices, guarded=True)
     model, data, images = _read(run, config, device)
@@ -109,7 +109,7 @@ def attack_chunks(
     seed: int,
     advance: Callable[[], object] = lambda: None,
 ) -> None:
-    """Attack the chunks that begin at ``starts``, or what is left of them; each is kept after each attack.
+    """Attack the chunks that begin at ``starts``, or resume them, and store the state after each attack.
 
     ``advance`` is called after each attack.
     """
@@ -143,17 +143,17 @@ def evaluate_suite(
     """Run the suite of standard attacks on the classifier of ``run``; write and return ``suite.json``.
 
     Args:
-        run, config: the run; ``config`` gives threat model, test images and seed.
-        device: to compute on.
+        run, config: the run; ``config`` specifies threat model, test images and seed.
+        device: device to compute on.
         attacks: names in ``suite.SUITE``; None for all that are valid for the images and the number of classes.
-        overwrite: replace the rows of an earlier start, whatever its settings.
+        overwrite: replace the rows of an earlier suite, whatever its settings.
 
     Returns:
         The settings, and the last state of ``suite.attack_suite``.
 
     Raises:
-        UsageError: when there is no classifier, an attack is unknown or not valid here, or the folder holds a suite
-            with other settings.
+        UsageError: when there is no classifier, an attack is unknown or not valid here, or the folder contains a suite
+            with different settings.
     """
     model, data, images = _read(run, config, device)
     threat, classes, shape = ThreatModel(config.norm, config.eps), len(model.spec.classes), model.spec.shape
@@ -195,19 +195,19 @@ def evaluate_corruptions(
     """Measure the accuracy of the classifier of ``run`` under corruptions; write and return ``corruptions.json``.
 
     Args:
-        run, config: the run; ``config`` gives the test images and the seed.
-        device: to compute on.
-        folder: holds CIFAR-10-C or CIFAR-100-C; None makes the corruptions on the fly.
-        names: of ``corruptions.NAMES``; None for all.
-        overwrite: replace the accuracies of an earlier start, whatever its settings.
+        run, config: the run; ``config`` specifies the test images and the seed.
+        device: device to compute on.
+        folder: contains CIFAR-10-C or CIFAR-100-C; None to generate the corruptions on the fly.
+        names: subset of ``corruptions.NAMES``; None for all.
+        overwrite: replace earlier accuracies, whatever their settings.
 
     Returns:
-        ``source`` (the folder's name, or the package that made them), ``accuracy`` by corruption, a list over
+        ``source`` (name of the folder or of the generating package), ``accuracy`` by corruption, a list over
         severities 1 to 5, and ``mean`` over all.
 
     Raises:
         UsageError: for unknown names, a missing folder or package, or images that cannot be corrupted (they must have
-            3 channels and at least 32 x 32 pixels); or when the folder holds accuracies with other settings.
+            3 channels and at least 32 x 32 pixels); or when the folder contains accuracies with different settings.
     """
     chosen = corruptions.chosen_corruptions(names)
     model, data, images = _read(run, config, device)
@@ -226,7 +226,7 @@ def evaluate_corruptions(
 
 
 def _read(run: RunDir, config: RunConfig, device: torch.device) -> tuple[Classifier, DataSet, Images]:
-    """Return the classifier of a run, its dataset, and the test images with labels of the classifier."""
+    """Return the classifier of a run, its dataset, and the test images with the classifier's labels."""
     model = channels_last(load_classifier(run.path)).to(device)
     data = datasets.load(config)
     return model, data, data.test_for(model.spec.classes, config.class_map)
@@ -235,7 +235,7 @@ def _read(run: RunDir, config: RunConfig, device: torch.device) -> tuple[Classif
 def _settings(
     config: RunConfig, model: Classifier, data: DataSet, images: Images, threat: ThreatModel | None = None
 ) -> dict[str, Any]:
-    """Return what decides an evaluation's result."""
+    """Return the settings that determine the result of an evaluation."""
     return {
         "dataset": config.data,
         **({} if threat is None else {"threat_model": threat.norm, "eps": threat.eps}),
@@ -249,7 +249,7 @@ def _settings(
 def _share_out(
     states: FolderStates, config: RunConfig, device: torch.device, starts: Sequence[int], progress: Progress
 ) -> None:
-    """Divide the chunks among as many processes as there are devices; the first error of one stops all."""
+    """Divide the chunks among one process per device; the first error of one stops all."""
     context = start_processes(
         _attack_share, (str(states.run.path), config, device.type), config.devices, join=False, start_method="spawn"
     )
@@ -265,7 +265,7 @@ def _share_out(
 
 
 def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:
-    """Attack, in one process of several, every chunk whose number is ``rank`` modulo their count."""
+    """Attack every chunk whose number modulo the process count is ``rank``."""
     if kind == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))
     run, device = RunDir(path), torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
@@ -277,7 +277,7 @@ def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:
 def _batch_size(
     run: RunDir, config: RunConfig, model: Classifier, device: torch.device, count: int, overwrite: bool
 ) -> int:
-    """Return what an earlier start chose; else what is configured, or as many as a device's memory holds."""
+    """Return the batch size of an interrupted evaluation, the configured one, or as many images as fit into memory."""
     given = config.eval_batch_size
     if run.evaluation_key.is_file() and not overwrite:
         kept = int(read_record(run.evaluation_key)["batch_size"])

@@ -1,7 +1,7 @@
-"""The states of evaluations: kept in memory, or in a folder from which a later start resumes.
+"""Store the states of evaluations in memory, or in a folder to resume from.
 
-All evaluations share one policy: a start with the settings of an earlier one resumes it, or returns its result; a start
-with other settings is refused, unless it is to overwrite the earlier one.
+All evaluations share one policy. With the settings of an earlier evaluation, a call resumes it or returns its result.
+With different settings, the call is refused unless it is to overwrite the earlier one.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ from acl_plugin.runtime.files import write_atomic, write_json
 
 
 def earlier_record(file: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Return what an earlier start with the same settings wrote; None if there is none, or it is to be replaced.
+    """Return the record of an earlier evaluation with the same settings; None if there is none or it is replaced.
 
     Args:
-        file: the record, whose name decides its form.
-        settings: of this start.
-        overwrite: leave the earlier start alone.
+        file: the record; its suffix determines the format.
+        settings: settings of the current evaluation.
+        overwrite: ignore the earlier record.
 
     Raises:
-        UsageError: when the earlier start had other settings, naming them; or when the file is damaged.
+        UsageError: when the earlier settings differ, naming them; or when the file is damaged.
     """
     if overwrite or not file.is_file():
         return None
@@ -51,7 +51,7 @@ def earlier_record(file: Path, settings: Mapping[str, Any], overwrite: bool) -> 
 
 
 class MemoryStates:
-    """Keep the states of AutoAttack, and the images that broke the model, as long as the object lives."""
+    """Storage of AutoAttack's states and successful adversarial examples in memory."""
 
     lines = "the evaluation"
 
@@ -60,11 +60,11 @@ class MemoryStates:
         self._images: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
 
     def chunk(self, start: int) -> Chunk | None:
-        """Return the state of the chunk that begins at ``start``; None if it was not begun."""
+        """Return the state of the chunk that begins at ``start``; None if it has not been started."""
         return self._chunks.get(start)
 
     def store(self, step: Step) -> None:
-        """Keep the result of an attack on a chunk."""
+        """Store the result of an attack on a chunk."""
         self._images[step.chunk.start, step.attack] = (step.positions, step.x_adv.cpu())
         self._chunks[step.chunk.start] = step.chunk
 
@@ -73,18 +73,18 @@ class MemoryStates:
         return self._images[start, name]
 
     def described(self, start: int, name: str) -> str:
-        """Return the name of these images in messages."""
+        """Return the name of these images for error messages."""
         return f"{name} on the images from position {start}"
 
 
 class FolderStates:
-    """Keep the states of AutoAttack, and the images that broke the model, in the files of a folder."""
+    """Storage of AutoAttack's states and successful adversarial examples in the files of a folder."""
 
     def __init__(self, run: RunDir) -> None:
         self.run, self.lines = run, str(run.evaluation_lines)
 
     def begin(self, settings: Mapping[str, Any], overwrite: bool) -> bool:
-        """Make the folder ready, and return whether an earlier start with the same settings is resumed.
+        """Prepare the folder, and return whether an earlier evaluation with the same settings is resumed.
 
         Raises:
             UsageError: see ``earlier_record``.
@@ -102,7 +102,7 @@ class FolderStates:
         return resumed
 
     def chunk(self, start: int) -> Chunk | None:
-        """Return the state of the chunk that begins at ``start``; None if it was not begun."""
+        """Return the state of the chunk that begins at ``start``; None if it has not been started."""
         path = self.run.evaluation_chunk(start)
         if not path.is_file():
             return None
@@ -134,7 +134,7 @@ class FolderStates:
             raise EvaluationStopped(f"{path} is missing or damaged: {type(error).__name__}") from error
 
     def described(self, start: int, name: str) -> str:
-        """Return the name of these images in messages."""
+        """Return the name of these images for error messages."""
         return str(self._path(start, name))
 
     def _path(self, start: int, name: str) -> Path:
@@ -145,20 +145,20 @@ States = MemoryStates | FolderStates
 
 
 def attacks_done(states: States, starts: Sequence[int]) -> int:
-    """Return how many attacks were run, over all chunks."""
+    """Return the number of finished attacks over all chunks."""
     return sum(chunk.done for start in starts if (chunk := states.chunk(start)) is not None)
 
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
-    """Write one line for each verdict, the whole file at once."""
+    """Write one line per verdict, and replace the file atomically."""
     write_atomic(path, "".join(json.dumps(asdict(v)) + "\n" for v in verdicts).encode())
 
 
 def read_verdicts(path: Path) -> list[Verdict]:
-    """Return the verdicts in a file, none when there is no such file.
+    """Return the verdicts in a file; none when the file is missing.
 
     Raises:
-        UsageError: when it is damaged.
+        UsageError: when the file is damaged.
     """
     if not path.is_file():
         return []
@@ -170,7 +170,7 @@ def read_verdicts(path: Path) -> list[Verdict]:
 
 
 def state_hash(model: nn.Module) -> str:
-    """Return a SHA-256 over names and bytes of a model's state, whatever its dtypes and extra entries are."""
+    """Return the SHA-256 of names and bytes of a model's state, for any dtypes and extra entries."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())

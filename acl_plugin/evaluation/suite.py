@@ -1,6 +1,6 @@
-"""The standard attacks one by one, by torchattacks: a row each, the worst case over all, and accuracy against eps.
+"""Run the standard attacks of torchattacks one by one: accuracy per attack, worst case, and accuracy against eps.
 
-A number of this suite is an upper bound of the robust accuracy; the one to report is AutoAttack's.
+The accuracies of this suite are upper bounds of the robust accuracy. Report AutoAttack's instead.
 """
 
 import math
@@ -28,15 +28,15 @@ PAIR = {"Linf": 8 / 255, "L2": 0.5}
 
 @dataclass(frozen=True)
 class Setting:
-    """An attack of the suite.
+    """Settings of an attack of the suite.
 
     Attributes:
         attack: class of torchattacks.
-        norms: those that it has.
-        steps: its steps.
-        step: step size as a share of eps, for classes that take one.
+        norms: the norms it supports.
+        steps: number of steps.
+        step: step size as a fraction of eps, for classes that take one.
         kwargs: further arguments.
-        smallest: whether it looks for the smallest perturbation, whatever its size.
+        smallest: whether it minimizes the perturbation instead of staying within eps.
     """
 
     attack: str
@@ -71,19 +71,19 @@ SUITE: dict[str, Setting] = {
     "CW": Setting("CW", ("L2",), steps=100, kwargs={"c": 100.0, "lr": 0.01}, smallest=True),
     "DeepFool": Setting("DeepFool", ("L2",), steps=50, smallest=True),
 }
-"""The suite, with its settings, in order. Step sizes are shares of eps: 1/4 is 2/255 for 8/255. Each attack has one
-restart; APGD, FAB and Square have the budgets of AutoAttack."""
+"""The attacks of the suite with their settings, in order. Step sizes are fractions of eps: 1/4 is 2/255 for 8/255. Each
+attack has one restart; APGD, FAB and Square have the budgets of AutoAttack."""
 
 
 def radius(norm: str, threat: ThreatModel, shape: Sequence[int]) -> float:
-    """Return the eps of an attack of ``norm``: the threat model's own, or the one that goes with it.
+    """Return the eps of an attack of ``norm``: the threat model's own, or its equivalent in the other norm.
 
-    As L2 = 0.5 goes with Linf = 8/255 on d = 3,072 values, eps of the other norm is
-    L2 = 0.5 Linf / (8/255) sqrt(d / 3,072), and the inverse. Attacks of the other norm are no part of the worst case.
+    L2 = 0.5 corresponds to Linf = 8/255 on d = 3,072 values. The eps of the other norm is therefore
+    L2 = 0.5 Linf / (8/255) sqrt(d / 3,072), and the inverse. Attacks of the other norm do not count in the worst case.
 
     Args:
-        norm: of the attack.
-        threat: of the run.
+        norm: norm of the attack.
+        threat: threat model of the run.
         shape: (C, H, W) of an image.
     """
     if norm == threat.norm:
@@ -106,25 +106,25 @@ def attack_suite(
     attacks: Sequence[str] | None = None,
     earlier: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Run the suite; each attack starts from the images themselves, whatever the others did.
+    """Run the suite; each attack starts from the clean images, independently of the others.
 
     Args:
-        model: classifier of images in [0, 1] that returns (B, K) logits; it is attacked in eval mode.
+        model: classifier of images in [0, 1] that returns (B, K) logits. It is attacked in eval mode.
         images: N images, (N, C, H, W) floats in [0, 1] or ``Stored``.
         labels: (N,) int64.
         threat: norm and eps.
         shape: (C, H, W).
         classes: K.
         batch_size: number of images attacked together.
-        seed: of all attacks.
+        seed: seed of all attacks.
         attacks: names in ``SUITE``; None for all that are valid for the images and the number of classes.
-        earlier: rows of an earlier start, by attack; those with the same budget are kept.
+        earlier: rows of an earlier suite, by attack; those with the same budget are kept.
 
     Yields:
         After each attack and each point of the curve: ``clean_accuracy``, ``rows`` (accuracy, budget and seconds of
-        each attack; positions of the images it broke; for CW and DeepFool the share that it broke at any size, and the
-        median norm of these), ``left_out`` (the reason, by attack), ``worst_case`` over the rows of the threat model,
-        ``curve`` and ``complete``.
+        each attack; positions of the misclassified images; for CW and DeepFool the share that is misclassified at any
+        perturbation size, and the median norm of these), ``left_out`` (the reason, by attack), ``worst_case`` over the
+        rows of the threat model, ``curve`` and ``complete``.
 
     Raises:
         UsageError: when an attack is unknown or not valid here; at the first state.
@@ -146,7 +146,7 @@ def attack_suite(
 
 @dataclass(frozen=True)
 class _Target:
-    """What is attacked, and how."""
+    """Model, images and settings under attack."""
 
     model: nn.Module
     images: ImageSource
@@ -173,7 +173,7 @@ def _state(
 def chosen_attacks(
     attacks: Sequence[str] | None, threat: ThreatModel, shape: tuple[int, int, int], classes: int
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the attacks to run; and why the others are left out, where the suite chooses.
+    """Return the attacks to run, and why others are skipped when the suite chooses.
 
     Raises:
         UsageError: when an attack is unknown or not valid here.
@@ -200,7 +200,7 @@ def chosen_attacks(
 
 
 def _norm_of(setting: Setting, threat: ThreatModel) -> str:
-    """Return the threat model's norm if the attack has it, and the attack's own otherwise."""
+    """Return the threat model's norm if the attack supports it, else the attack's own."""
     return threat.norm if threat.norm in setting.norms else setting.norms[0]
 
 
@@ -210,7 +210,7 @@ def _attack_of(setting: Setting, threat: ThreatModel, eps: float) -> InnerAttack
 
 
 def _budget(setting: Setting, target: _Target) -> dict[str, Any]:
-    """Return all that decides how strong a row is."""
+    """Return all settings that determine the strength of an attack."""
     norm = _norm_of(setting, target.threat)
     eps = radius(norm, target.threat, target.shape)
     return {
@@ -224,7 +224,7 @@ def _budget(setting: Setting, target: _Target) -> dict[str, Any]:
 
 
 def _is_same(name: str, row: Mapping[str, Any], target: _Target) -> bool:
-    """Return whether a row of an earlier start has the budget that it would have now."""
+    """Return whether a row of an earlier suite has the current budget."""
     if name not in SUITE:
         return False
     budget = _budget(SUITE[name], target)
@@ -253,7 +253,7 @@ def _row(name: str, target: _Target, labels: Tensor, clean: Tensor) -> dict[str,
 
 
 def _at(multiple: float, target: _Target, labels: Tensor, clean: Tensor) -> float:
-    """Return the accuracy under PGD-20 (PGDL2 for L2) of a multiple of eps; eps is at most 1 for Linf."""
+    """Return the accuracy under PGD-20 (PGDL2 for L2) at a multiple of eps; eps is at most 1 for Linf."""
     correct, threat = clean, target.threat
     if multiple:
         setting = SUITE["PGD-20" if threat.norm == "Linf" else "PGDL2"]
@@ -266,7 +266,7 @@ def _at(multiple: float, target: _Target, labels: Tensor, clean: Tensor) -> floa
 def _under(
     attack: InnerAttack, target: _Target, labels: Tensor, clean: Tensor, number: int, smallest: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return which images stay right under an attack, (N,) bool, and the L2 norms of the perturbations, (N,)."""
+    """Return which images stay correct under an attack, (N,) bool, and the L2 norms of the perturbations, (N,)."""
     model, size, device = target.model, target.batch_size, device_of(target.model)
     correct, norms = clean.clone(), torch.zeros(len(labels))
     for start in range(0, len(labels), size):
@@ -284,7 +284,7 @@ def _under(
 
 
 def _worst_case(clean: Tensor, rows: Mapping[str, Mapping[str, Any]]) -> float:
-    """Return the accuracy when each image meets the attack of the threat model that is worst for it."""
+    """Return the accuracy under the worst attack of the threat model for each image."""
     robust = clean.clone()
     for row in rows.values():
         if row["of_threat_model"]:

@@ -1,4 +1,4 @@
-"""One verdict per test image, and the accuracies that are counted from them."""
+"""Record one verdict per test image, and compute accuracies from the verdicts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 @dataclass(frozen=True)
 class Verdict:
-    """Hold the result of the attacks on one test image.
+    """Result of the attacks on one test image.
 
     Attributes:
-        index: its position in the dataset's own order.
-        label: its class.
-        clean_prediction: the model's class for the image itself.
-        broken_by: the first attack that changed a right prediction; None if the image is robust, or if the
-            clean prediction is wrong already.
+        index: position in the dataset's own order.
+        label: true class.
+        clean_prediction: predicted class of the clean image.
+        broken_by: the first attack that changed a correct prediction; None if the image is robust, or if the clean
+            prediction is wrong.
     """
 
     index: int
@@ -27,17 +27,17 @@ class Verdict:
 
     @property
     def clean(self) -> bool:
-        """Return whether the clean prediction is right."""
+        """Return whether the clean prediction is correct."""
         return self.clean_prediction == self.label
 
     @property
     def robust(self) -> bool:
-        """Return whether the clean prediction is right and no attack has changed that."""
+        """Return whether the clean prediction is correct under every attack."""
         return self.clean and self.broken_by is None
 
 
 def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Return clean accuracy, robust accuracy, and the accuracy after each attack (cumulative), as fractions."""
+    """Return clean accuracy, robust accuracy, and the cumulative accuracy after each attack, as fractions."""
     n = len(verdicts)
     after, cumulative = sum(v.clean for v in verdicts), {}
     for name in STANDARD:

@@ -1,1 +1,1 @@
-"""Results and models in the format of RobustBench."""
+"""Export results and models in the format of RobustBench."""

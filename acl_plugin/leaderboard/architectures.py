@@ -1,4 +1,4 @@
-"""The names that RobustBench's files give to architectures."""
+"""Convert network names to RobustBench's spelling."""
 
 import re
 from collections.abc import Callable
@@ -23,10 +23,10 @@ _SPELLINGS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
 
 
 def architecture(spec: ModelSpec) -> str:
-    """Return a network's name as RobustBench spells it, such as ``ResNet-18``.
+    """Return a network's name in RobustBench's spelling, such as ``ResNet-18``.
 
-    Arguments that make it another network than the usual one stand in parentheses, such as
-    ``ResNet-18 (width 16-128)``; a name that RobustBench has no spelling for stays timm's.
+    Non-default arguments follow in parentheses, such as ``ResNet-18 (width 16-128)``. A name without a RobustBench
+    spelling stays timm's.
     """
     plain = spec.backbone.split(".")[0]
     found = ((re.fullmatch(pattern, plain), spell) for pattern, spell in _SPELLINGS)

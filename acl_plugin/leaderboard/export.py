@@ -1,7 +1,7 @@
-"""RobustBench: results in its format, and models that ``robustbench.load_model`` finds.
+"""Export results in RobustBench's format, and models for ``robustbench.load_model``.
 
 ``load_model(NAME, dataset, threat_model)`` looks up ``name_dataset_threat`` in lower case. An index in the user's
-data folder lists the exported models, and they are registered with timm when it is imported.
+data folder lists the exported models, which are registered with timm when it is imported.
 """
 
 import hashlib
@@ -40,25 +40,25 @@ def export(
     additional_data: bool | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write RobustBench's files for an evaluated run, and make its model known to ``robustbench.load_model``.
+    """Write RobustBench's files for an evaluated run, and register its model for ``robustbench.load_model``.
 
-    A result that is not for the leaderboard (another dataset, threat model, eps or image size, or part of the test
-    images) has its files under ``robustbench/local``.
+    Files of a result that does not qualify for the leaderboard (another dataset, threat model, eps or image size, or
+    part of the test images) are written under ``robustbench/local``.
 
     Args:
         run, config: the run.
         name: the model's name on the leaderboard; by default objective and backbone.
-        paper_url, paper_title, authors, venue: of the paper that the result belongs to.
-        additional_data: whether more images were used than the training images of the dataset; needed only where the
-            run's files do not decide it, as for an imported checkpoint.
-        overwrite: take over a name that the export of another run has.
+        paper_url, paper_title, authors, venue: the paper of the result.
+        additional_data: whether training used images beyond the dataset's training images; required only if the run's
+            files do not decide it, as for an imported checkpoint.
+        overwrite: replace the export of another run under the same name.
 
     Returns:
-        The ``model_info`` JSON file. ``models/DATASET/THREAT/NAME.pt`` holds the weights.
+        The ``model_info`` JSON file. ``models/DATASET/THREAT/NAME.pt`` contains the weights.
 
     Raises:
-        UsageError: when the run is not evaluated or evaluated another model; when the name is not valid or is taken;
-            or when ``additional_data`` is needed, or contradicts the run's files.
+        UsageError: when the run is not evaluated, or another model was evaluated; when the name is invalid or taken;
+            or when ``additional_data`` is required, or contradicts the run's files.
     """
     name = name or f"{config.objective}_{config.backbone}"
     if not re.fullmatch(NAME, name):
@@ -77,7 +77,7 @@ def export(
         described.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(described.with_suffix(".pt"), content)
         write_json(described, submission.description(model, name, dataset, threat, f"{name}.pt", digest))
-        for root in (run.robustbench, run.robustbench / "local"):  # an earlier export may have been of the other kind
+        for root in (run.robustbench, run.robustbench / "local"):  # an earlier export may have used the other folder
             (root / "model_info" / dataset / threat / f"{name}.json").unlink(missing_ok=True)
             shutil.rmtree(root / "submission" / name, ignore_errors=True)
         root = run.robustbench / "local" if local else run.robustbench
@@ -92,7 +92,7 @@ def export(
 
 
 def _evaluated(run: RunDir) -> tuple[dict[str, Any], Classifier]:
-    """Return the evaluation of a run, by AutoAttack standard, and the classifier that it is of."""
+    """Return the AutoAttack standard evaluation of a run, and the evaluated classifier."""
     evaluation = read_record(run.require(run.evaluation, f"evaluate {run.path}"))
     if evaluation["version"] != "standard":
         raise UsageError(
@@ -114,7 +114,7 @@ def _evaluated(run: RunDir) -> tuple[dict[str, Any], Classifier]:
 
 
 def _with_paper(info: dict[str, Any], paper: dict[str, str]) -> dict[str, Any]:
-    """Return the checked fields of ``model_info`` with those of the paper, in RobustBench's order."""
+    """Return the checked ``model_info`` fields with those of the paper, in RobustBench's order."""
     info = info | paper
     absent = submission.missing(info)
     if absent:
@@ -126,7 +126,7 @@ def _with_paper(info: dict[str, Any], paper: dict[str, str]) -> dict[str, Any]:
 
 
 def _check_free(timms: str, name: str, dataset: str, described: Path, overwrite: bool) -> None:
-    """Refuse a name that a model of RobustBench has, or the export of another run unless it is to be overwritten."""
+    """Refuse a name of a RobustBench model, or of another run's export unless it is to be overwritten."""
     if timms in {timm_name(other, dataset, timms.rsplit("_", 1)[1]) for other in _zoo(dataset)}:
         raise _name_error(name, f"RobustBench has a {dataset} model of this name", "a name of your own")
     holder = Path(read_index().get(timms, described))
@@ -136,7 +136,7 @@ def _check_free(timms: str, name: str, dataset: str, described: Path, overwrite:
 
 
 def _zoo(dataset: str) -> list[str]:
-    """The names in RobustBench's model zoo, read from its source: importing it takes seconds."""
+    """Return the names in RobustBench's model zoo, parsed from its source because the import takes seconds."""
     found = importlib.util.find_spec("robustbench")
     for folder in (found.submodule_search_locations or []) if found else []:
         source = Path(folder) / "model_zoo" / f"{dataset}.py"

@@ -1,4 +1,4 @@
-"""The user's exported models by the names that timm has for them, in an index in the user's data folder."""
+"""Maintain an index of exported models by timm name, in the user's data folder."""
 
 import json
 import os
@@ -13,19 +13,19 @@ from acl_plugin.runtime.paths import user_path
 
 
 def timm_name(name: str, dataset: str, threat_model: str) -> str:
-    """Return the name under which ``robustbench.load_model`` looks for a model."""
+    """Return the name that ``robustbench.load_model`` looks up."""
     return f"{name}_{dataset}_{threat_model}".lower().replace("-", "_")
 
 
 def index_path() -> Path:
-    """Return the index: ``exports.json`` in ``ACL_PLUGIN_HOME``, by default the user's data folder."""
+    """Return the index file: ``exports.json`` in ``ACL_PLUGIN_HOME``, by default the user's data folder."""
     home = os.environ.get("ACL_PLUGIN_HOME")
     data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return (user_path(home) if home else user_path(data) / "acl_plugin") / "exports.json"
 
 
 def read_index() -> dict[str, str]:
-    """Return timm's name -> path of the description; empty, with a warning, where the index is damaged."""
+    """Return timm's name -> path of the description; empty, with a warning, if the index is damaged."""
     path = index_path()
     if not path.is_file():
         return {}
@@ -39,7 +39,7 @@ def read_index() -> dict[str, str]:
 
 @contextmanager
 def index_locked() -> Iterator[None]:
-    """Keep other processes from changing the index inside; wait for those that do.
+    """Lock the index against changes by other processes; wait for the lock.
 
     Raises:
         UsageError: when the index's folder cannot be written.

@@ -1,4 +1,4 @@
-"""The ``model_info`` files of RobustBench."""
+"""Build and check the ``model_info`` files of RobustBench."""
 
 import re
 from fractions import Fraction
@@ -14,7 +14,7 @@ LEADERBOARDS = {("cifar10", "Linf"): 8 / 255, ("cifar10", "L2"): 0.5, ("cifar100
 
 
 SHAPE = (3, 32, 32)
-"""Images on these leaderboards."""
+"""Image shape on these leaderboards."""
 
 
 TEXT, PERCENT = r"[^\n]*", r"\d{1,3}\.\d{1,2}"
@@ -37,22 +37,22 @@ FIELDS: dict[str, tuple[str | type, bool]] = {
     "footnote": (TEXT, False),
     "external": (PERCENT, False),
 }
-"""The fields of RobustBench's merged files: type, or pattern of the text, and whether each must be there."""
+"""The fields of RobustBench's merged files: type or text pattern, and whether each is required."""
 
 
 def model_info(
     evaluation: dict[str, Any], spec: ModelSpec, additional_data: bool = False, reason: str = ""
 ) -> dict[str, Any]:
-    """Return the fields of RobustBench's ``model_info`` files that a run determines; numbers are text, in percent.
+    """Return the fields of RobustBench's ``model_info`` that a run determines; numbers are text, in percent.
 
-    A result that is not for the leaderboard has no ``autoattack_acc``: its robust accuracy is in ``reported``, and a
-    footnote says why.
+    A result that does not qualify for the leaderboard has no ``autoattack_acc``. Its robust accuracy is in
+    ``reported``, and a footnote gives the reason.
 
     Args:
-        evaluation: the contents of ``evaluation.json``.
-        spec: of the model.
-        additional_data: whether more images were used than the training images of the dataset.
-        reason: how that is known; stands in the footnote where it is true.
+        evaluation: contents of ``evaluation.json``.
+        spec: specification of the model.
+        additional_data: whether training used images beyond the dataset's training images.
+        reason: evidence for ``additional_data``, for the footnote when it is true.
     """
     flags = evaluation.get("flags", ())
     notes = [f"additional data: {reason}"] if additional_data and reason else []
@@ -76,7 +76,7 @@ def model_info(
 
 
 def local_reason(evaluation: dict[str, Any], spec: ModelSpec) -> str | None:
-    """Return why a result is not for RobustBench's leaderboard; None if it is."""
+    """Return why a result does not qualify for RobustBench's leaderboard; None if it does."""
     dataset, threat = evaluation["dataset"], evaluation["threat_model"]
     if dataset not in submission.IMAGES:
         return f"local: {dataset} is not on RobustBench"
@@ -93,7 +93,7 @@ def local_reason(evaluation: dict[str, Any], spec: ModelSpec) -> str | None:
 
 
 def check_info(info: dict[str, Any]) -> None:
-    """Refuse what is no ``model_info`` as RobustBench merges it: its fields, with numbers as text, and no nulls.
+    """Refuse an invalid ``model_info``: it needs RobustBench's fields, with numbers as text and without nulls.
 
     Raises:
         UsageError: naming the field.
@@ -111,11 +111,11 @@ def check_info(info: dict[str, Any]) -> None:
 
 
 def eps_text(eps: float) -> str:
-    """eps as RobustBench writes it: a fraction of 255 where it is one."""
+    """Return eps in RobustBench's notation, as a fraction of 255 if it is one."""
     pixels = Fraction(eps * 255).limit_denominator(1000)
     return f"{pixels}/255" if eps < 1 and pixels.denominator == 1 and abs(pixels / 255 - eps) < 1e-9 else f"{eps:g}"
 
 
 def percent(share: float) -> str:
-    """Return an accuracy as the ``model_info`` files have it: in percent, with two digits."""
+    """Return an accuracy in the format of ``model_info``: in percent, with two digits."""
     return f"{100 * share:.2f}"

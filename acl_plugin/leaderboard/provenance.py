@@ -1,4 +1,4 @@
-"""The images that a run's classifier was trained on, read from the run's own files."""
+"""Determine the training images of a run's classifier from the run's own files."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,30 +10,30 @@ from acl_plugin.runs.pseudo_labels import read_pseudo_labels
 from acl_plugin.runs.records import read_record
 
 PART_OF = {"cifar10_val": "cifar10", "digits_val": "digits", "digits_0_4": "digits", "digits_5_9": "digits"}
-"""Datasets whose images are all training images of another one."""
+"""Datasets whose images are all training images of another dataset."""
 
 
 @dataclass
 class Sources:
-    """The images behind an encoder.
+    """Images that an encoder was trained on.
 
     Attributes:
-        seen: dataset -> how its images were used.
-        unknown: sources whose images no file records.
+        seen: dataset -> use of its images.
+        unknown: sources whose images are not recorded.
     """
 
     seen: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
     def add(self, other: "Sources", how: str) -> None:
-        """Include the sources of a part of the training; ``how`` names the part."""
+        """Add the sources of another part of the training, which ``how`` names."""
         for name in other.seen:
             self.seen.setdefault(name, f"{how} a run trained on {name}")
         self.unknown += other.unknown
 
 
 def sources(run: RunDir) -> Sources:
-    """Return the images behind a run's encoder, those of teachers and pseudo-labels included.
+    """Return the training images of a run's encoder, including those of teachers and pseudo-labels.
 
     Raises:
         UsageError: when a file of the run is damaged.
@@ -62,12 +62,12 @@ def sources(run: RunDir) -> Sources:
 
 
 def additional_data(run: RunDir, data: str, given: bool | None = None) -> tuple[bool, str]:
-    """Return RobustBench's ``additional_data`` of a result on ``data``, with the reason.
+    """Return RobustBench's ``additional_data`` for a result on ``data``, with the reason.
 
     Args:
-        run: probed and evaluated.
-        data: the dataset that the run was evaluated on.
-        given: the author's own statement; needed only where the run's files do not decide.
+        run: a probed and evaluated run.
+        data: dataset of the evaluation.
+        given: the author's own statement; required only if the run's files do not decide.
 
     Raises:
         UsageError: when the files do not decide and ``given`` is None, or when they contradict ``given``.

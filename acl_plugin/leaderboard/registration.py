@@ -1,4 +1,4 @@
-"""Exported models, registered with timm so that ``robustbench.load_model`` finds them."""
+"""Register exported models with timm, so that ``robustbench.load_model`` finds them."""
 
 import hashlib
 import io
@@ -20,7 +20,7 @@ from acl_plugin.runtime.files import read_json
 
 
 def register_exports() -> None:
-    """Register all exported models that are still in place with timm. Skip a damaged index or export with a warning."""
+    """Register all available exported models with timm. Skip a damaged index or export with a warning."""
     from timm.models import is_model
 
     for name, path in read_index().items():
@@ -29,7 +29,7 @@ def register_exports() -> None:
 
 
 def register_with_timm(name: str, path: Path) -> None:
-    """Have timm load ``path`` under ``name``, whatever it loaded before."""
+    """Register ``path`` with timm as ``name``, replacing any earlier entry."""
     from timm.models import register_model
 
     known = name in REGISTERED
@@ -45,15 +45,15 @@ def register_with_timm(name: str, path: Path) -> None:
 
 
 def load_exported(path: Path, classes: int = 0) -> Classifier:
-    """Return an exported model, with its weights, in eval mode; its memory format is contiguous.
+    """Return an exported model with its weights, in eval mode and contiguous memory format.
 
     Args:
-        path: its description, which ``export`` wrote: ``models/DATASET/THREAT/NAME.json``, or ``export.json`` of a
+        path: description written by ``export``: ``models/DATASET/THREAT/NAME.json``, or ``export.json`` of a
             submission.
-        classes: how many are expected; 0 for any.
+        classes: expected number of classes; 0 for any.
 
     Raises:
-        UsageError: when files are missing or damaged, or the number of classes is another.
+        UsageError: when files are missing or damaged, or the number of classes differs.
     """
     from safetensors import SafetensorError
 
@@ -81,7 +81,7 @@ def _damaged(path: Path, what: str) -> UsageError:
 
 
 def _tensors(content: bytes, suffix: str) -> dict[str, Tensor]:
-    """The weights in a file's content; nothing in it is executed."""
+    """Return the weights in a file's content, without executing any of it."""
     from safetensors.torch import load
 
     if suffix == ".safetensors":

@@ -1,4 +1,4 @@
-"""``python -m acl_plugin.leaderboard.repeat FOLDER [DATA_DIR]``: evaluate a submission again, and compare."""
+"""Repeat the evaluation of a submission: ``python -m acl_plugin.leaderboard.repeat FOLDER [DATA_DIR]``."""
 
 import sys
 import tempfile
@@ -20,15 +20,15 @@ from acl_plugin.runtime.files import read_json
 
 
 def repeat(folder: Path, data_dir: Path | None = None, device: torch.device | None = None) -> list[str]:
-    """Evaluate the weights of a submission again with the same settings, in a scratch folder; prints both results.
+    """Evaluate the weights of a submission with the same settings, in a scratch folder, and print both results.
 
     Args:
-        folder: what ``acl-plugin export`` wrote as ``submission/NAME``, or a copy of it.
-        data_dir: where the dataset is.
-        device: to compute on; by default the accelerator if there is one.
+        folder: ``submission/NAME`` written by ``acl-plugin export``, or a copy of it.
+        data_dir: folder of the dataset.
+        device: device to compute on; by default the accelerator if there is one.
 
     Returns:
-        The differences; empty where the result is the same.
+        The differences; empty if the results are identical.
 
     Raises:
         UsageError: when files are missing or damaged, or the dataset cannot be read.
@@ -58,10 +58,10 @@ def repeat(folder: Path, data_dir: Path | None = None, device: torch.device | No
 
 
 def main(arguments: list[str]) -> int:
-    """Repeat the submission in the folder ``arguments[0]`` with the dataset in ``arguments[1]``, if one is given.
+    """Repeat the submission in the folder ``arguments[0]``, with the dataset in ``arguments[1]`` if given.
 
     Returns:
-        0 for the same result, 1 for another one, 2 for a mistake of the user.
+        0 for the same result, 1 for a different one, 2 for a usage error.
     """
     try:
         data_dir = Path(arguments[1]) if len(arguments) > 1 else None
@@ -79,7 +79,7 @@ def _info(folder: Path) -> dict[str, Any]:
 
 
 def _other_verdicts(one: RunDir, other: RunDir) -> int:
-    """How many images have another verdict, clean or robust."""
+    """Return the number of images with a different verdict, clean or robust."""
     theirs, ours = ({v.index: (v.clean, v.robust) for v in read_verdicts(run.evaluation_lines)} for run in (one, other))
     return sum(theirs.get(index) != verdict for index, verdict in ours.items())
 

@@ -1,4 +1,4 @@
-"""A classifier as one Python file that needs PyTorch and timm alone."""
+"""Write a classifier as one Python file that depends on PyTorch and timm alone."""
 
 import copy
 import re
@@ -13,11 +13,11 @@ from acl_plugin.runtime import seeding
 
 
 def stub(model: Classifier, name: str, dataset: str, threat_model: str, digest: str) -> str:
-    """Return Python code of the model's class, which registers the model with timm if its weights lie beside it.
+    """Return Python code of the model's class, which registers itself with timm if its weights are in the same folder.
 
     Args:
         model: the classifier.
-        name, dataset, threat_model: of the result.
+        name, dataset, threat_model: name, dataset and threat model of the result.
         digest: SHA-256 of ``NAME.safetensors``.
     """
     spec, network = model.spec, model.backbone
@@ -61,7 +61,7 @@ def stub(model: Classifier, name: str, dataset: str, threat_model: str, digest: 
 
 
 def _preprocess(model: Classifier) -> list[str]:
-    """Lines of the class that resizes and normalizes."""
+    """Return the code that resizes and normalizes."""
     spec, (height, width) = model.spec, model.preprocess.size
     antialias = ", antialias=True" if getattr(model.preprocess, "antialias", False) else ""
     return [
@@ -81,7 +81,7 @@ def _preprocess(model: Classifier) -> list[str]:
 
 
 def _entry(name: str, entry: str) -> list[str]:
-    """Lines of the function that timm calls."""
+    """Return the code of timm's entry point."""
     return [
         f"def {entry}(pretrained=False, **kwargs):",
         "    from safetensors.torch import load",
@@ -105,7 +105,7 @@ def class_name(name: str) -> str:
 
 
 def defined_in(backbone: str) -> str | None:
-    """Return the module that defines a network that is not timm's own; None for timm's."""
+    """Return the module that defines a custom network; None for timm's networks."""
     from timm.models import model_entrypoint
 
     module = str(model_entrypoint(backbone).__module__)
@@ -113,16 +113,16 @@ def defined_in(backbone: str) -> str | None:
 
 
 def fault(code: str, model: Classifier, name: str) -> str | None:
-    """Return why the code of ``stub`` does not rebuild the model, on random images; None where it does."""
+    """Return why the code of ``stub`` does not reproduce the model on random images; None if it does."""
     parts: dict[str, Any] = {"__file__": "/nowhere/stub.py", "__name__": f"stub_of_{class_name(name)}"}
     try:
         with seeding.private(0), torch.no_grad():
-            exec(compile(code, parts["__file__"], "exec"), parts)  # our own text
+            exec(compile(code, parts["__file__"], "exec"), parts)  # code that this module generated
             again = parts[class_name(name)]().eval()
             again.load_state_dict(model.state_dict())
             x = torch.rand(2, *model.spec.shape)
             expected, found = copy.deepcopy(model).cpu().eval()(x), again(x)
-    except Exception as error:  # a network that is not timm's can fail in any way
+    except Exception as error:  # a custom network can fail in any way
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     apart = (found - expected).abs().max().item()
     return None if apart <= 1e-4 * max(1.0, expected.abs().max().item()) else f"its logits differ by {apart:.1e}"
@@ -142,7 +142,7 @@ def _created_with(network: nn.Module) -> dict[str, Any]:
 
 
 def _changes(plain: nn.Module, network: nn.Module) -> list[str]:
-    """What our stem has in place of timm's, as lines of Python."""
+    """Return Python code that replaces timm's stem by ours."""
     ours, lines = dict(network.named_modules()), []
     for name, theirs in plain.named_modules():
         own = ours.get(name)

@@ -1,14 +1,14 @@
-"""A folder with all that a submission to RobustBench consists of.
+"""Write a folder with all files of a RobustBench submission.
 
 NAME.json           the model_info file
 NAME.pt             the weights for RobustBench's loader, to be uploaded to Google Drive
 NAME.safetensors    the same weights, with their SHA-256 in NAME.safetensors.sha256
-NAME.py             the model in plain PyTorch and timm, for those without this package
-model_zoo.py        the entry of RobustBench's model zoo, and where each file goes; of results for the leaderboard
+NAME.py             the model in plain PyTorch and timm, for use without this package
+model_zoo.py        the entry in RobustBench's model zoo, and the target of each file; for leaderboard results
 NEW_MODEL.md        RobustBench's form, filled in
 evaluation.json, evaluation.jsonl    the result, and its log by image
-export.json         all that rebuilds the model but its weights
-config.yaml         the configuration of the whole run; with teacher.yaml or pseudo_labels.npz where one was used
+export.json         the specification of the model, without weights
+config.yaml         the configuration of the whole run; with teacher.yaml or pseudo_labels.npz if used
 repeat.sh           repeats the evaluation of these weights, and the whole run
 """
 
@@ -26,11 +26,11 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.files import torch_bytes, write_atomic, write_json
 
 IMAGES = {"cifar10": 10_000, "cifar100": 10_000}
-"""Test images of RobustBench's datasets that this package has."""
+"""Number of test images of RobustBench's datasets in this package."""
 THRESHOLDS = {"cifar10": 70.0, "cifar100": 45.0}
 """Clean accuracy on the first 200 test images that RobustBench's test of a new model requires, in percent."""
 TOLERANCE = 0.05
-"""How far ``clean_acc`` may be from the clean accuracy on all test images in that test, in percentage points."""
+"""Largest difference in that test between ``clean_acc`` and the accuracy on all test images, in percentage points."""
 
 
 def write(
@@ -46,14 +46,14 @@ def write(
     """Write the submission of an evaluated run.
 
     Args:
-        folder: where to; what an earlier export left there is removed.
-        run: with its evaluation.
-        model: the classifier that was evaluated.
-        name: on the leaderboard.
-        info: the contents of ``model_info``.
-        evaluation: the contents of ``evaluation.json``.
-        local: why the result is not for the leaderboard; None if it is.
-        data_reason: where ``additional_data`` is from.
+        folder: target folder; files of an earlier export are removed.
+        run: the run, with its evaluation.
+        model: the evaluated classifier.
+        name: name on the leaderboard.
+        info: contents of ``model_info``.
+        evaluation: contents of ``evaluation.json``.
+        local: why the result does not qualify for the leaderboard; None if it does.
+        data_reason: evidence for ``additional_data``.
     """
     from safetensors.torch import save
 
@@ -90,7 +90,7 @@ def write(
 def description(
     model: Classifier, name: str, dataset: str, threat_model: str, weights: str, digest: str
 ) -> dict[str, Any]:
-    """Return what ``leaderboard.load_exported`` rebuilds a model from; ``weights`` is the file beside it."""
+    """Return the specification for ``leaderboard.load_exported``; ``weights`` is a file in the same folder."""
     return {
         "name": name,
         "dataset": dataset,
@@ -102,20 +102,20 @@ def description(
 
 
 def state_dict_bytes(model: Classifier) -> bytes:
-    """Return the file that RobustBench's loader reads: what ``torch.save`` writes of the weights alone."""
+    """Return the weights as ``torch.save`` writes them, for RobustBench's loader."""
     weights = {k: v.contiguous().cpu() for k, v in model.state_dict().items()}
-    # RobustBench removes these wherever they stand in a key
+    # RobustBench removes these substrings anywhere in a key
     bad = [k for k in weights if "module." in k or "model." in k]
     assert not bad, f"RobustBench could not load the keys {bad}"
     return torch_bytes(weights)
 
 
 def acceptance(run: RunDir, evaluation: dict[str, Any], clean_acc: str) -> list[str]:
-    """Return what RobustBench's two tests of a new model find (its ``tests/test_clean_acc.py``), one line each.
+    """Return the results of RobustBench's two tests of a new model (``tests/test_clean_acc.py``), one line each.
 
     Args:
-        run: with the verdicts by image.
-        evaluation: the contents of ``evaluation.json``.
+        run: the run, with its verdicts.
+        evaluation: contents of ``evaluation.json``.
         clean_acc: as in ``model_info``, in percent.
     """
     dataset = evaluation["dataset"]
@@ -140,7 +140,7 @@ def acceptance(run: RunDir, evaluation: dict[str, Any], clean_acc: str) -> list[
 
 
 def images_text(evaluation: dict[str, Any]) -> str:
-    """Return the words for the images that an evaluation was on, such as ``50 of 10000 test images``."""
+    """Return a phrase for the images of an evaluation, such as ``50 of 10000 test images``."""
     n, total = evaluation["n"], IMAGES.get(evaluation["dataset"])
     if total is None:
         return f"{n} test images"
@@ -150,7 +150,7 @@ def images_text(evaluation: dict[str, Any]) -> str:
 
 
 def zoo_entry(name: str, dataset: str, threat_model: str) -> str:
-    """Return the entry of RobustBench's model zoo, with the file, the dict and the import that it belongs to."""
+    """Return the entry in RobustBench's model zoo, with the target file, dictionary and import."""
     module, zoo = class_name(name).lower(), f"robustbench/model_zoo/{dataset}.py"
     return f"""# 1. Copy {name}.py to robustbench/model_zoo/architectures/{module}.py
 # 2. In {zoo}, add to the imports:
@@ -220,7 +220,7 @@ def form(
     Args:
         run, model, name, info, evaluation, local, data_reason: see ``write``.
         weights: SHA-256 of the safetensors file, and content of ``NAME.pt``.
-        wrong: why the folder has no ``NAME.py``; None if it has.
+        wrong: why the folder has no ``NAME.py``; None if it has one.
     """
     absent = missing(info)
     notes = [f"> Draft: {', '.join(absent)} missing; export again with the options of the paper.\n"] if absent else []
@@ -263,13 +263,13 @@ def form(
 
 
 def missing(info: dict[str, Any]) -> list[str]:
-    """Return what a ``model_info`` lacks of its paper."""
+    """Return the paper fields that a ``model_info`` lacks."""
     needed = {"link": "paper URL", "name": "paper title", "authors": "authors"}
     return [text for key, text in needed.items() if not info[key]]
 
 
 def _percent(found: list[Verdict]) -> float:
-    """Clean accuracy, rounded as in RobustBench's tests."""
+    """Return the clean accuracy, rounded as in RobustBench's tests."""
     return round(100 * sum(v.clean for v in found) / max(1, len(found)), 2)
 
 

@@ -1,4 +1,4 @@
-"""The script of a submission that repeats its result: from the weights, and from the beginning."""
+"""Write the script of a submission that repeats the evaluation of its weights, or the whole run."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,16 +11,16 @@ from acl_plugin.runs.records import read_record
 
 LABELS, TEACHER = "pseudo_labels.npz", "teacher"
 SHIPPED = {"pseudo_labels": LABELS, "teacher": TEACHER}
-"""Settings of objectives that are paths, and what stands for them in a submission."""
+"""Objective settings that are paths, and their replacements in a submission."""
 
 
 def script(run: RunDir, info: dict[str, Any], evaluation: dict[str, Any]) -> tuple[dict[str, bytes], str]:
     """Return the files that ``repeat.sh`` reads, by name, and its text.
 
     Args:
-        run: probed and evaluated.
-        info: the contents of ``model_info``.
-        evaluation: the contents of ``evaluation.json``.
+        run: a probed and evaluated run.
+        info: contents of ``model_info``.
+        evaluation: contents of ``evaluation.json``.
     """
     config = run.read_config()
     data = ' --data-dir "$data"' if config.data_dir is not None else ""
@@ -57,7 +57,7 @@ def script(run: RunDir, info: dict[str, Any], evaluation: dict[str, Any]) -> tup
 
 
 def _pretraining(run: RunDir, name: str, out: str, data: str) -> tuple[dict[str, bytes], list[str] | None]:
-    """The configuration ``name`` and what it needs, and the commands; None where the run was not pretrained here."""
+    """Return configuration ``name`` with its files, and the commands; None if the run was not pretrained here."""
     import yaml
 
     config, lines = run.read_config(), []
@@ -77,14 +77,14 @@ def _pretraining(run: RunDir, name: str, out: str, data: str) -> tuple[dict[str,
 
 
 def _shared(run: RunDir, config: RunConfig) -> RunConfig:
-    """The configuration with the settings that its probe was given later, and without what is of this machine."""
+    """Return the configuration with the probe's later settings and without machine-specific ones."""
     probed = read_record(run.probe) if run.probe.is_file() else {}
     given = {f.name: probed[f.name] for f in fields(ProbeConfig) if f.name in probed}
     return replace(config, **given, data_dir=None, download=False, accelerator="auto")
 
 
 def _elsewhere(run: RunDir) -> list[str]:
-    """Why the pretraining of a run cannot be repeated from its configuration, those of teachers included."""
+    """Return why the pretraining of a run or of its teachers cannot be repeated from the configuration."""
     config = run.read_config()
     record = read_record(run.pretraining) if run.pretraining.is_file() else {}
     if config.objective == "imported":
@@ -108,7 +108,7 @@ def _elsewhere(run: RunDir) -> list[str]:
 
 
 def _portable(setting: str, value: Any) -> Any:
-    """A setting of an objective without folders of this machine."""
+    """Return a setting of an objective without local folders."""
     if not isinstance(value, str):
         return value
     return SHIPPED[setting] if setting in SHIPPED else Path(value).name if Path(value).exists() else value

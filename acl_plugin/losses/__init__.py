@@ -1,1 +1,1 @@
-"""Losses as pure functions of tensors."""
+"""Contrastive losses, divergences and sharpness as pure functions of tensors."""

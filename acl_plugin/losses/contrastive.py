@@ -1,7 +1,7 @@
-"""Contrastive losses as pure functions, in float32 (or float64) inside, also under autocast.
+"""Contrastive losses as pure functions, computed in float32 (or float64) even under autocast.
 
-Letters: V views of each of B images, P embedding size; embeddings need not be normalized. Logits are cosines over
-the temperature: s[i, j] = cos(z_i, z_j) / tau.
+Notation: V views of each of B images, embedding size P. Embeddings need not be normalized. Logits are cosine
+similarities divided by the temperature: s[i, j] = cos(z_i, z_j) / tau.
 """
 
 import math
@@ -16,11 +16,11 @@ from torch import Tensor
 from acl_plugin.runtime.distributed import gathered, ranks
 
 SELF = -1e9
-"""Logit of a row with itself: finite, so that 0 * logit stays a number, and exp of it is exactly 0."""
+"""Logit of a sample with itself. It is finite, so that 0 * logit is not NaN, and its exp is exactly 0."""
 
 
 def similarity_logits(z: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """Cosines over temperature.
+    """Return cosine similarities divided by the temperature.
 
     Args:
         z: (M, P) embeddings.
@@ -36,16 +36,16 @@ def similarity_logits(z: Tensor, keys: Tensor, temperature: float) -> Tensor:
 
 
 def joint_logits(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Two views' embeddings as a classification problem: whose partner is this row?
+    """Cast two views as a classification problem: find the other view of each sample.
 
-    The mean cross-entropy of the result is NT-Xent exactly.
+    The mean cross-entropy of the result is exactly NT-Xent.
 
     Args:
-        z: (2B, P), the rows of view a above those of view b.
+        z: (2B, P) embeddings, those of view a first.
         temperature: tau > 0.
 
     Returns:
-        (2B, 2B) logits with the diagonal at ``SELF``, and (2B,) labels, the rows' partners.
+        (2B, 2B) logits with the diagonal at ``SELF``, and (2B,) labels, the index of each sample's other view.
     """
     rows = len(z)
     own = torch.eye(rows, dtype=torch.bool, device=z.device)
@@ -54,14 +54,16 @@ def joint_logits(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def nt_xent_rows(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
-    """NT-Xent of each row: l_i = -s[i, p(i)] + log sum_{k != i} exp s[i, k], partner p(i).
+    """Return the NT-Xent loss of each sample.
+
+    l_i = -s[i, p(i)] + log sum_{k != i} exp s[i, k], where p(i) is the other view of sample i.
 
     Args:
         za, zb: (B, P) embeddings of two views, B >= 2.
         temperature: tau > 0.
 
     Returns:
-        (2, B) losses in nats, each above 0: of the rows of a, then of b.
+        (2, B) losses in nats, each above 0: those of view a, then those of view b.
 
     Source: SimCLR (arXiv 2002.05709), equation 1.
     """
@@ -70,24 +72,28 @@ def nt_xent_rows(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
 
 
 def nt_xent(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
-    """NT-Xent, the mean of ``nt_xent_rows`` over both views, with the embeddings of all ranks.
+    """Return the NT-Xent loss: the mean of ``nt_xent_rows`` over both views and the batches of all ranks.
+
+    Args:
+        za, zb: (B, P) embeddings of two views on this rank, B >= 2.
+        temperature: tau > 0.
 
     Returns:
-        () loss in nats; log(2B - 1) when all embeddings are the same (on R ranks, of R B images).
+        () loss in nats; log(2B - 1) when all embeddings are equal (with R B images in place of B on R ranks).
     """
     return nt_xent_rows(gathered(za), gathered(zb), temperature).mean()
 
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """Negatives that count more the closer they are, corrected for false ones.
+    """Weighting of negatives by their similarity to the anchor, corrected for false negatives.
 
     Attributes:
-        tau_plus: prior probability that a negative is of the anchor's class, in [0, 1).
-        beta: how much more close negatives count, at least 0.
-        code: whose arithmetic. ``paper``; or A-InfoNCE's code. In both of its forms a negative j is weighed by the mean
-            of row j instead of the anchor's, over all VB columns; in ``advcl``, pair (i, p) takes the denominator of p
-            as well, and the floor of the estimate is e^(1 / tau) times higher.
+        tau_plus: prior probability that a negative has the anchor's class, in [0, 1).
+        beta: concentration on close negatives, at least 0; 0 weights them equally.
+        code: implementation to follow: ``paper``, or A-InfoNCE's code (``rocl``, ``advcl``). Both forms of the code
+            weight a negative j by the mean of row j instead of the anchor's, over all VB columns. In ``advcl``, pair
+            (i, p) also takes the denominator of p, and the floor of the estimate is e^(1 / tau) times higher.
     """
 
     tau_plus: float
@@ -98,13 +104,13 @@ class HardNegatives:
 def collapsed_nce(rows: int, views: int = 2, hard: HardNegatives | None = None) -> float:
     """Return the contrastive loss of an encoder that maps every image to one point.
 
-    It is log(VB - 1). With ``hard`` it is log(1 + (M' - tau+ M) / (1 - tau+)) for M = V(B - 1) negatives, where M' is M
-    in the paper's arithmetic, and VB in that of the code.
+    The loss is log(VB - 1). With ``hard`` it is log(1 + (M' - tau+ M) / (1 - tau+)) for M = V(B - 1) negatives, where
+    M' = M for ``paper`` and M' = VB for the code.
 
     Args:
-        rows: B, images in the batch of this rank; those of all ranks count, as in ``nt_xent``.
-        views: V.
-        hard: as in ``multi_view_nce_rows``.
+        rows: B, number of images in the batch of this rank; all ranks count, as in ``nt_xent``.
+        views: V, number of views.
+        hard: see ``multi_view_nce_rows``.
 
     Returns:
         The loss in nats.
@@ -125,24 +131,24 @@ def multi_view_nce_rows(
     detached: Tensor | bool = False,
     hard: HardNegatives | None = None,
 ) -> Tensor:
-    """Contrastive loss of V views of each image, each pair of views with a weight of its own.
+    """Return the contrastive loss of V views of each image, with one weight per pair of views.
 
     l_n = sum_{a != b} w[a, b] (log D[a, n] - s[(a, n), (b, n)]), where D[a, n] = sum_{k != (a, n)} exp s[(a, n), k]
-    runs over all VB - 1 other embeddings. With ``hard`` it is D = P + max((R - tau+ M P) / (1 - tau+), M e^(-1/tau)),
+    runs over all VB - 1 other embeddings. With ``hard``, D = P + max((R - tau+ M P) / (1 - tau+), M e^(-1/tau)),
     where P is the mean of exp s over the anchor's V - 1 positives, M = V(B - 1) counts its negatives, and
     R = sum_neg exp(s + beta s) / mean_neg exp(beta s).
 
     Args:
         views: V tensors (B, P), V >= 2, B >= 2.
         temperature: tau > 0.
-        weights: (V, V); a is the anchor's view, b its positive's. None: 1 / (V (V - 1)) each, so that V = 2 is
-            NT-Xent. The diagonal is left out.
+        weights: (V, V) weights w[a, b] of anchor view a and positive view b; the diagonal is ignored. None gives each
+            pair 1 / (V (V - 1)), so that V = 2 is NT-Xent.
         detached: (V, V) bool, or one for all: pairs whose gradient reaches the anchor only, not its keys.
-        hard: weigh the negatives.
+        hard: weighting of the negatives; None for equal weights.
 
     Returns:
-        (B,) losses in nats; their mean is the loss of the batch. All embeddings the same gives log(VB - 1) times the
-        sum of the weights (without ``hard``).
+        (B,) losses in nats; their mean is the loss of the batch. Equal embeddings give log(VB - 1) times the sum of
+        the weights (without ``hard``).
 
     Source: SupCon (arXiv 2004.11362), equation 2, without labels; HCL (arXiv 2010.04592) for ``hard``;
     A-InfoNCE (arXiv 2207.08374) for weights and stopped gradients by pair.
@@ -166,7 +172,10 @@ def multi_view_nce_rows(
 
 
 def multi_view_nce(views: Sequence[Tensor], temperature: float = 0.5, **options: Any) -> Tensor:
-    """The mean of ``multi_view_nce_rows`` over the batches of all ranks, with the same options.
+    """Return the mean of ``multi_view_nce_rows`` over the batches of all ranks.
+
+    Args:
+        views, temperature, options: see ``multi_view_nce_rows``.
 
     Returns:
         () loss in nats.
@@ -177,17 +186,17 @@ def multi_view_nce(views: Sequence[Tensor], temperature: float = 0.5, **options:
 def weighted_nce(
     views: Sequence[Tensor], temperature: float, scale: float, weights: Tensor | None, **options: Any
 ) -> tuple[float, Tensor]:
-    """``scale`` times ``multi_view_nce``, as a weight and a part for ``Terms.weighted``.
+    """Return ``scale`` times ``multi_view_nce``, as a weight and a term for ``Terms.weighted``.
 
-    The part is divided by the sum of the weights of the pairs, so that it sits at log(VB - 1) when all embeddings are
-    the same, whatever the weights.
+    The term is divided by the sum of the pair weights, so that it equals log(VB - 1) for equal embeddings with any
+    weights.
     """
     total = 1.0 if weights is None else weights.sum().item()
     return scale * total, multi_view_nce(views, temperature, weights=weights, **options) / total
 
 
 def _log_denominators(s: Tensor, temperature: float, hard: HardNegatives | None) -> Tensor:
-    """log D of each embedding. (V, B, V, B) logits -> (V, B)."""
+    """Return log D of each embedding: (V, B, V, B) logits -> (V, B)."""
     count, rows = s.shape[:2]
     same_image = torch.eye(rows, dtype=torch.bool, device=s.device).view(1, rows, 1, rows)
     own = same_image & torch.eye(count, dtype=torch.bool, device=s.device).view(count, 1, count, 1)
@@ -208,21 +217,23 @@ def _log_denominators(s: Tensor, temperature: float, hard: HardNegatives | None)
 
 
 def cosine_distance_rows(x: Tensor, y: Tensor) -> Tensor:
-    """1 - cos of each pair of rows. (B, D), (B, D) -> (B,) in [0, 2]."""
+    """Return the cosine distance 1 - cos of each pair of samples: (B, D), (B, D) -> (B,) in [0, 2]."""
     with torch.autocast(x.device.type, enabled=False):
         x, y = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, y))
         return 1 - F.cosine_similarity(x, y, dim=1)
 
 
 def log_batch_softmax(u: Tensor, v: Tensor, temperature: float = 0.5) -> Tensor:
-    """Logarithm of the law sigma_n(u, v) = softmax over the *images* n of cos(u_n, v_n) / tau.
+    """Return the log-probabilities of a distribution over the *images* of the batch.
+
+    sigma_n(u, v) = softmax over n of cos(u_n, v_n) / tau.
 
     Args:
         u, v: (B, P) embeddings.
         temperature: tau > 0.
 
     Returns:
-        (B,) log-probabilities of one law over the batch; (R B,) over the batches of all R ranks.
+        (B,) log-probabilities; (R B,) over the batches of all R ranks.
 
     Source: AIR (arXiv 2305.00374).
     """

@@ -1,7 +1,7 @@
-"""Global divergences between the law P of benign features and the law Q of adversarial ones, estimated on samples.
+"""Global divergences between the distributions P of benign and Q of adversarial features, estimated on batches.
 
-All have one signature: ``fit`` trains what the estimator learns, ``forward`` gives the encoder's loss and the
-estimate, ``adversarial_rows`` is what an attack raises. ``DIVERGENCES`` names them.
+All share one interface: ``fit`` trains the estimator, ``forward`` returns the encoder's loss and the estimate, and
+``adversarial_rows`` returns the loss that an attack maximizes. ``DIVERGENCES`` lists them by name.
 """
 
 import copy
@@ -19,7 +19,7 @@ LOG2 = math.log(2)
 
 
 class Divergence(nn.Module):
-    """Base of all divergences.
+    """Base class of all divergences.
 
     Args:
         size: D, size of the features.
@@ -30,10 +30,10 @@ class Divergence(nn.Module):
         self.size = size
 
     def fit(self, benign: Tensor, adversarial: Tensor) -> None:
-        """Train what the estimator learns on features (B, D); gives no gradient to the encoder."""
+        """Train the estimator on features (B, D), without gradient for the encoder."""
 
     def forward(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoder's loss and the estimate of the divergence.
+        """Return the encoder's loss and the estimate of the divergence.
 
         Args:
             benign, adversarial: (B, D) features.
@@ -44,27 +44,27 @@ class Divergence(nn.Module):
         raise NotImplementedError
 
     def adversarial_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
-        """What an attack raises to push adversarial features away from the benign law.
+        """Return the loss that an attack maximizes to push features away from the benign distribution.
 
         Args:
             benign, adversarial: (B, D) features.
 
         Returns:
-            (B,) losses above 0, of the adversarial rows.
+            (B,) losses above 0, one per adversarial sample.
         """
         raise NotImplementedError
 
 
 class Learned(Divergence):
-    """A divergence that is the maximum over a network h of a bound from below; h learns along.
+    """Divergence estimated by a network h, trained with the encoder to maximize a lower bound.
 
-    h has two hidden layers with spectral norm and its own optimizer (Adam); all of it is part of the module's state.
+    h has two hidden layers with spectral norm and its own optimizer (Adam). Both are part of the module's state.
 
     Args:
         size: D, size of the features.
         hidden: width of the hidden layers.
         lr: learning rate of Adam.
-        steps: steps of h per call of ``fit``.
+        steps: optimizer steps of h per call of ``fit``.
 
     Source: spectral norm (arXiv 1802.05957).
     """
@@ -80,11 +80,11 @@ class Learned(Divergence):
         self._adam_state: dict[str, Any] | None = None
 
     def bound(self, benign: Tensor, adversarial: Tensor) -> Tensor:
-        """The bound from below, () of the values of h on both samples, (B,) each."""
+        """Return the lower bound () from the values (B,) of h on each of the two batches."""
         raise NotImplementedError
 
     def values(self, features: Tensor) -> Tensor:
-        """h of each row. (B, D) -> (B,)."""
+        """Return h of each sample: (B, D) -> (B,)."""
         with torch.autocast(features.device.type, enabled=False):
             dtype = next(self.network.parameters()).dtype
             return self.network(features.to(dtype)).squeeze(1)
@@ -96,7 +96,7 @@ class Learned(Divergence):
             for _ in range(self.steps):
                 loss = -self.bound(self.values(benign), self.values(adversarial))
                 adam.zero_grad()
-                # autograd.grad leaves alone what .backward() of the encoder's loss has put into .grad
+                # autograd.grad does not touch the .grad that the encoder's loss has filled
                 gradients = torch.autograd.grad(loss, list(self.network.parameters()))
                 for p, g in zip(self.network.parameters(), gradients, strict=True):
                     p.grad = g
@@ -104,7 +104,7 @@ class Learned(Divergence):
                 adam.zero_grad()
 
     def values_of_both(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
-        """h of both samples, with gradient for the features alone."""
+        """Return h of both batches, with gradient for the features only."""
         self.network.requires_grad_(False)
         try:
             return self.values(benign), self.values(adversarial)
@@ -119,7 +119,7 @@ class Learned(Divergence):
         return self._adam
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Adam's state, so that a run resumes exactly."""
+        """Return Adam's state, so that a run resumes exactly."""
         return self._optimizer().state_dict()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -132,9 +132,8 @@ class JensenShannon(Learned):
     JS(P, Q) >= log 2 + (E_P[log sigma(h)] + E_Q[log(1 - sigma(h))]) / 2, in nats, between 0 and log 2.
 
     Args:
-        gradient: what reaches the encoder. ``reversed``: the gradient of the estimate;
-            ``non_saturating``: that of the loss with the two laws' labels exchanged, which does not vanish
-            when the discriminator wins.
+        gradient: gradient for the encoder. ``reversed``: of the estimate; ``non_saturating``: of the loss with the
+            labels of the two distributions swapped, which does not vanish for a perfect discriminator.
         size, options: see ``Learned``.
 
     Source: GAN (arXiv 1406.2661), theorem 1.
@@ -148,22 +147,22 @@ class JensenShannon(Learned):
         return LOG2 - (F.softplus(-benign).mean() + F.softplus(adversarial).mean()) / 2
 
     def forward(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
-        """See ``Divergence.forward``; the estimate is in nats, clipped to [0, log 2]."""
+        """Return loss and estimate as ``Divergence.forward``; the estimate is in nats, clipped to [0, log 2]."""
         p, q = self.values_of_both(benign, adversarial)
         bound = self.bound(p, q)
         loss = bound if self.gradient == "reversed" else -self.bound(q, p)
         return loss, bound.detach().clamp(0, LOG2)
 
     def adversarial_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
-        """-log sigma(h) of each row."""
+        """Return -log sigma(h) of each adversarial sample, (B,)."""
         return F.softplus(-self.values(adversarial))
 
 
 class Wasserstein(Learned):
-    """Wasserstein-1 distance, estimated by a critic h that is 1-Lipschitz by its spectral norms.
+    """Wasserstein-1 distance, estimated by a critic h that spectral norm makes 1-Lipschitz.
 
-    W1(P, Q) >= E_P[h] - E_Q[h], in the units of the features. (The power iteration behind the spectral norm makes the
-    Lipschitz constant 1 only up to its error.)
+    W1(P, Q) >= E_P[h] - E_Q[h], in the units of the features. (The Lipschitz constant is 1 only up to the error of the
+    power iteration behind the spectral norm.)
 
     Source: Wasserstein GAN (arXiv 1701.07875), equation 2.
     """
@@ -176,19 +175,19 @@ class Wasserstein(Learned):
         return bound, bound.detach().clamp_min(0)
 
     def adversarial_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
-        """log(1 + exp(mean h of the benign rows - h)) of each row."""
+        """Return log(1 + exp(mean of h over benign samples - h)) of each adversarial sample, (B,)."""
         return F.softplus(self.values(benign).mean() - self.values(adversarial))
 
 
 class SlicedWasserstein(Divergence):
-    """Sliced Wasserstein-1 distance: the mean over random directions of W1 between the projected samples.
+    """Sliced Wasserstein-1 distance: the mean W1 between projections onto random directions.
 
-    SW1 = mean_u mean_i |sort(u . p)_i - sort(u . q)_i|, |u| = 1, in the units of the features; at most W1. The
-    directions are new in every call, from torch's global generator.
+    SW1 = mean_u mean_i |sort(u . p)_i - sort(u . q)_i|, |u| = 1, in the units of the features; at most W1. Each call
+    draws new directions from torch's global generator.
 
     Args:
         size: D, size of the features.
-        directions: how many.
+        directions: number of directions.
 
     Source: sliced Wasserstein distances (arXiv 1902.00434).
     """
@@ -202,7 +201,7 @@ class SlicedWasserstein(Divergence):
         return distance, distance.detach()
 
     def adversarial_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
-        """The distance that each adversarial row is carried over, mean over the directions."""
+        """Return the transport distance of each adversarial sample, (B,), averaged over the directions."""
         return self._of_rows(benign, adversarial)
 
     def _of_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
@@ -210,16 +209,16 @@ class SlicedWasserstein(Divergence):
         p, q = benign.float(), adversarial.float()
         directions = F.normalize(torch.randn(self.size, self.directions, device=p.device), dim=0)
         along_p, along_q = p @ directions, q @ directions
-        rank = along_q.argsort(0).argsort(0)  # of each adversarial row along each direction
+        rank = along_q.argsort(0).argsort(0)  # of each adversarial sample along each direction
         return (along_q - along_p.sort(0).values.gather(0, rank)).abs().mean(1)
 
 
 class MaximumMeanDiscrepancy(Divergence):
-    """Squared maximum mean discrepancy with a Gaussian kernel, without bias.
+    """Squared maximum mean discrepancy (MMD) with a Gaussian kernel, unbiased estimate.
 
     MMD^2 = mean over i != j of k(p_i, p_j) + k(q_i, q_j) - k(p_i, q_j) - k(p_j, q_i), where k(x, y) =
-    exp(-||x - y||^2 / (2 h^2)) and h is the median distance between all rows; between 0 and 2 but for sampling noise.
-    Row i of both samples may be the same image.
+    exp(-||x - y||^2 / (2 h^2)) and h is the median distance between all samples. It lies between 0 and 2 up to sampling
+    noise. Sample i of both batches may be the same image.
 
     Source: Gretton et al., A Kernel Two-Sample Test, JMLR 2012.
     """
@@ -229,7 +228,7 @@ class MaximumMeanDiscrepancy(Divergence):
         return squared, squared.detach().clamp_min(0)
 
     def adversarial_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
-        """1 + the mean kernel to the other adversarial rows - the mean kernel to the benign rows, above 0."""
+        """Return 1 + mean kernel to other adversarial samples - mean kernel to benign ones, (B,), above 0."""
         within, across = self._kernels(benign, adversarial)
         return 1 + (within - across).sum(1) / (len(within) - 1)
 
@@ -239,7 +238,7 @@ class MaximumMeanDiscrepancy(Divergence):
         return (of_benign + of_adversarial - across - across.T).sum(1) / (len(across) - 1)
 
     def _kernels(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
-        """k(q_i, q_j) and k(q_i, p_j), (B, B) each, with zeros on the diagonal."""
+        """Return k(q_i, q_j) and k(q_i, p_j), (B, B) each, with zeros on the diagonal."""
         assert benign.shape == adversarial.shape, (benign.shape, adversarial.shape)
         p, q = benign.float(), adversarial.float()
         width = median_distance(torch.cat([p, q]))
@@ -254,11 +253,16 @@ DIVERGENCES: dict[str, type[Divergence]] = {
     "sliced_wasserstein": SlicedWasserstein,
     "wasserstein": Wasserstein,
 }
-"""Divergences by name."""
+"""Divergence classes by name."""
 
 
 def create_divergence(name: str, size: int, **options: Any) -> Divergence:
-    """A divergence of ``DIVERGENCES`` on features of D = ``size``.
+    """Create a divergence by name.
+
+    Args:
+        name: key of ``DIVERGENCES``.
+        size: D, size of the features.
+        options: arguments of the class.
 
     Raises:
         UsageError: for an unknown name or option.
@@ -274,7 +278,7 @@ def create_divergence(name: str, size: int, **options: Any) -> Divergence:
 
 
 def median_distance(rows: Tensor) -> Tensor:
-    """The median of ||x_i - x_j|| over i < j, above 0 and without gradient. (N, D) -> ()."""
+    """Return the median of ||x_i - x_j|| over i < j, above 0 and without gradient: (N, D) -> ()."""
     return torch.pdist(rows.detach()).median().clamp_min(1e-6)
 
 

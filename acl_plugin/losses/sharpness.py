@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization: look at the loss from a little way up its gradient."""
+"""Sharpness-aware minimization (SAM) and a measure of sharpness."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 @contextmanager
 def ascend(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], rho: float) -> Iterator[None]:
-    """Inside, the weights stand at theta + rho g / ||g||_2; afterwards they are restored exactly.
+    """Move the weights to theta + rho g / ||g||_2 inside the context, then restore them exactly.
 
     Args:
         parameters: theta.
-        gradients: g, one for each parameter; None counts as zero.
+        gradients: g, one per parameter; None counts as zero.
         rho: length of the step in weight space, at least 0.
 
     Source: SAM (arXiv 2010.01412), equation 2 with p = 2.
@@ -28,19 +28,19 @@ def ascend(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None
 def sharpness(
     parameters: Sequence[nn.Parameter], loss: Callable[[], Tensor], rho: float, steps: int = 10
 ) -> tuple[float, float]:
-    """The loss at theta, and the largest that projected gradient ascent finds for ||d||_2 <= rho around it.
+    """Return the loss at theta and the largest loss found in the ball ||d||_2 <= rho around it.
 
-    Each step goes rho / 4 up the normalized gradient at theta + d, and back into the ball. The weights are restored
-    exactly. What is found is a lower bound of the maximum.
+    Projected gradient ascent moves by rho / 4 along the normalized gradient at theta + d, then projects onto the ball.
+    The result is a lower bound of the maximum. The weights are restored exactly.
 
     Args:
-        parameters: theta; those that take no gradient stay where they are.
-        loss: () at the weights as they are.
+        parameters: theta; parameters without ``requires_grad`` stay fixed.
+        loss: returns the loss () at the current weights.
         rho: radius in weight space, above 0.
-        steps: of the ascent.
+        steps: number of ascent steps.
 
     Returns:
-        The loss at theta, and max_d loss(theta + d), which is not below it.
+        The loss at theta, and max_d loss(theta + d), which is at least as large.
     """
     moved = [p for p in parameters if p.requires_grad]
     found = []
@@ -60,7 +60,7 @@ def sharpness(
 
 @contextmanager
 def restored(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
-    """Inside, the weights may be changed; yields them as they were, and as they will be again, to the bit."""
+    """Restore the weights bit for bit on exit; yield copies of them."""
     before = [p.detach().clone() for p in parameters]
     try:
         yield before
@@ -71,13 +71,13 @@ def restored(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
 
 
 def norm(tensors: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of all entries of all tensors, ()."""
+    """Return the Euclidean norm () over all entries of all tensors."""
     return torch.stack([t.norm() for t in tensors]).norm()
 
 
 @torch.no_grad()
 def _move(moved: Sequence[tuple[nn.Parameter, Tensor]], length: float) -> None:
-    """Each parameter along its gradient, together by ``length``."""
+    """Move all parameters along their gradients, by ``length`` in total."""
     total = norm([g for _, g in moved]).clamp_min(1e-12)
     for p, g in moved:
         p.add_(g * (length / total))

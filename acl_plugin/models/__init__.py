@@ -1,1 +1,1 @@
-"""Encoders from timm's networks: stems, norm banks, projectors."""
+"""Encoders from timm models or any module: stems, norm banks and projectors."""

@@ -1,4 +1,4 @@
-"""Any timm model by name as an encoder of images in [0, 1], and as a plain classifier."""
+"""Backbones: any timm model by name, adapted to the size of the images."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,28 +15,31 @@ from acl_plugin.models.stems import small_image_stem
 from acl_plugin.models.timm_names import check_name
 
 ELSEWHERE = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
-"""Arguments of ``timm.create_model`` by which it reads files and addresses; as pickles, which can execute any code."""
+"""Arguments of ``timm.create_model`` that load files or URLs, possibly as pickles, which can execute any code."""
 
 TRIED = (64, 128, 224)
-"""Sides of images that a refusal tries, to say what works."""
+"""Image sizes in pixels that an error message tries, to suggest one that works."""
 
 
 def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
-    """Build the timm model without its classifier, (B, C, H', W') preprocessed -> (B, D); return it and (H', W').
+    """Create a timm model without its classifier.
 
-    The ``cifar`` stem keeps the resolution of small images: the first convolution has stride 1 (3 x 3 if it was
-    larger) and the pooling after it is gone; patches are an eighth of the side. A model whose patch cannot be
-    changed gets images of eight patches a side instead. ``cifar_padding_2`` pads the first convolution by 2, as DeACL's
-    code does. Norm layers that timm starts at zero start at one, as in every published ACL code.
+    The ``cifar`` stem keeps the resolution of small images: the first convolution has stride 1 (and a 3 x 3 kernel if
+    it was larger), the pooling after it is removed, and patches are an eighth of the side. A model with a fixed patch
+    size gets images of eight patches per side instead. ``cifar_padding_2`` pads the first convolution by 2, as DeACL's
+    code does. Norm layers that timm initializes to zero start at one, as in all published ACL code.
 
-    Images of which the network would leave out pixels, or whose size it does not take, are enlarged: to the next
-    multiple of 8 or 16, or to the next size that differs from the network's own by a multiple of 32.
+    Images are enlarged if the network would ignore some pixels or does not support their size: to the next multiple of
+    8 or 16, or to the next size that differs from the network's own by a multiple of 32.
 
     Args:
-        spec: the model; its classes do not matter.
+        spec: the model; its classes are ignored.
+
+    Returns:
+        The network, preprocessed images (B, C, H', W') -> (B, D), and (H', W').
 
     Raises:
-        UsageError: for an unknown name, arguments that timm refuses, or images that the model cannot take.
+        UsageError: for an unknown name, arguments that timm rejects, or images that the model does not support.
     """
     check_name(spec.backbone, spec.module)
     refused = sorted(ELSEWHERE & spec.kwargs.keys())
@@ -52,20 +55,21 @@ def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
             return _fitted(spec)
         except MemoryError:
             raise
-        except Exception as error:  # networks raise all kinds
+        except Exception as error:  # networks raise exceptions of any type
             raise _refusal(spec, error) from error
 
 
 def feature_size(network: nn.Module, channels: int, size: tuple[int, int]) -> int:
-    """Return D, measured with one black image."""
+    """Return D, the size of the features, measured with one black image."""
     with torch.no_grad(), norm_banks.inference(network):
         return network(torch.zeros(1, channels, *size)).shape[1]
 
 
 def sees_every_pixel(network: nn.Module, channels: int, size: tuple[int, int]) -> bool:
-    """Return whether every row and column of an image has an influence, whatever the weights.
+    """Return whether every row and column of an image can influence the features, independent of the weights.
 
-    Lines with a gradient have one. Of the others, which can be a matter of the weights, NaN must come out.
+    Rows and columns with a nonzero gradient do. For the others, where the gradient can vanish for these weights only,
+    NaN pixels must give NaN features.
 
     Args:
         network: (B, C, H, W) -> (B, D).
@@ -73,7 +77,7 @@ def sees_every_pixel(network: nn.Module, channels: int, size: tuple[int, int]) -
         size: (H, W).
 
     Raises:
-        ValueError: when the output is not (B, D), or it or its gradient is not finite, as those of SwinV2 with a window
+        ValueError: when the output is not (B, D), or when it or its gradient is not finite, as for SwinV2 with a window
             of one patch.
     """
     height, width = size
@@ -100,7 +104,7 @@ def _influences(network: nn.Module, image: Tensor, line: tuple[Any, Any]) -> boo
 
 
 def _fitted(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
-    """The network for the images' own size, or the next one of which it sees every pixel."""
+    """Return the network and the smallest supported size of which it uses every pixel."""
     first: Exception | None = None
     for size in _sizes(spec):
         try:
@@ -119,7 +123,7 @@ def _fitted(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
 
 
 def _sizes(spec: ModelSpec) -> list[tuple[int, int]]:
-    """The images' own size, and larger ones."""
+    """Return the sizes to try: the images' own, then larger ones."""
     _, height, width = spec.shape
     if not spec.every_pixel:
         return [(height, width)]
@@ -130,7 +134,7 @@ def _sizes(spec: ModelSpec) -> list[tuple[int, int]]:
 
 
 def _own_size(spec: ModelSpec) -> tuple[int, int]:
-    """(H, W) of the images that timm records for the network."""
+    """Return the image size (H, W) that timm records for the network."""
     import timm
 
     config = timm.models.get_pretrained_cfg(spec.backbone)
@@ -138,7 +142,7 @@ def _own_size(spec: ModelSpec) -> tuple[int, int]:
 
 
 def _build(spec: ModelSpec, size: tuple[int, int]) -> tuple[nn.Module, tuple[int, int]]:
-    """The network for images of ``size``, and the size that it takes."""
+    """Create the network for images of ``size``; return it and its input size."""
     import timm
 
     config = timm.models.get_pretrained_cfg(spec.backbone)
@@ -159,12 +163,12 @@ def _create(spec: ModelSpec, **sizes: Any) -> nn.Module:
 
     kwargs = {"num_classes": 0, "in_chans": spec.shape[0], **sizes, **spec.kwargs}
     network = timm.create_model(spec.backbone, pretrained=False, **kwargs)
-    network.created_with = kwargs  # for code that rebuilds it without us
+    network.created_with = kwargs  # for code that rebuilds it without this package
     return network
 
 
 def _create_fixed_size(spec: ModelSpec, size: tuple[int, int], native: int) -> tuple[nn.Module, tuple[int, int]]:
-    """A model that is built for one image size: patches are fitted to the images, or the images to the patches."""
+    """Create a model with a fixed image size; adapt its patches to the images, or the images to its patches."""
     from timm.layers import PatchEmbed
 
     given = spec.kwargs.get("img_size")
@@ -181,7 +185,7 @@ def _create_fixed_size(spec: ModelSpec, size: tuple[int, int], native: int) -> t
 
 
 def _refusal(spec: ModelSpec, error: Exception) -> UsageError:
-    """The error, with the first of some other stems and sizes that works."""
+    """Return the error for a network that does not support the images, with a stem and size that work."""
     channels, height, width = spec.shape
     message = (
         f"`backbone` {spec.backbone!r} with arguments {spec.kwargs} and `stem` {spec.stem!r} "

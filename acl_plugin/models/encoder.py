@@ -15,15 +15,15 @@ from acl_plugin.models.spec import ModelSpec
 
 
 class Preprocess(nn.Module):
-    """Resize if the network takes another size, then (x - mean) / std per channel, both as buffers.
+    """Resize images to the network's input size, then normalize: (x - mean) / std.
 
     (B, C, H, W) in [0, 1] -> (B, C, H', W').
 
     Args:
-        mean, std: per channel.
+        mean, std: one value per channel, stored as buffers.
         size: (H', W').
-        antialias: average over all pixels where images shrink; without it, those that shrink to less than half
-            lose pixels.
+        antialias: average over all pixels when downsampling. Without it, images that shrink to less than half lose
+            pixels.
     """
 
     mean: Tensor
@@ -44,12 +44,12 @@ class Preprocess(nn.Module):
 
 
 class BackboneAndProjector(nn.Module):
-    """Implement ``EncoderProtocol``: preprocessing, backbone f and projector g, with one bank of BatchNorm per route.
+    """Implement ``EncoderProtocol`` with preprocessing, backbone f and projector g, and one norm bank per route.
 
     Args:
         preprocess: (B, C, H, W) in [0, 1] -> (B, C, H', W').
-        backbone: (B, C, H', W') -> (B, D); its BatchNorm layers are replaced in place by one bank per route.
-        size: D.
+        backbone: (B, C, H', W') -> (B, D); each BatchNorm layer is replaced in place by one per route.
+        size: D, size of the features.
         routes: names of the norm banks; the first is the default.
         projector: one of ``projectors.PROJECTORS``.
     """
@@ -67,27 +67,27 @@ class BackboneAndProjector(nn.Module):
         self.projector = norm_banks.add_routes(PROJECTORS[projector](size), self.routes, shared=projector in SHARED)
 
     def features(self, x: Tensor, route: str | None = None) -> Tensor:
-        """f(x): (B, C, H, W) in [0, 1] -> (B, D)."""
+        """Return f(x): images (B, C, H, W) in [0, 1] -> features (B, D)."""
         with norm_banks.route(self.backbone, self.routes[0] if route is None else route):
             return self.backbone(self.preprocess(x))
 
     def project(self, features: Tensor, route: str | None = None) -> Tensor:
-        """g: (B, D) -> (B, P)."""
+        """Return g of features: (B, D) -> embeddings (B, P)."""
         with norm_banks.route(self.projector, self.routes[0] if route is None else route):
             return self.projector(features)
 
     def forward(self, x: Tensor, route: str | None = None) -> Tensor:
-        """z = g(f(x)): (B, C, H, W) in [0, 1] -> (B, P)."""
+        """Return z = g(f(x)): images (B, C, H, W) in [0, 1] -> embeddings (B, P)."""
         return self.project(self.features(x, route), route)
 
     def views(self, a: Tensor, b: Tensor, route: str | None = None) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, P) of two views, encoded as one batch."""
+        """Return the embeddings (B, P) of two views (B, C, H, W), encoded as one batch."""
         za, zb = self(torch.cat([a, b]), route).chunk(2)
         return za, zb
 
 
 class Encoder(BackboneAndProjector):
-    """Encode images in [0, 1] with a network of timm, with one bank of BatchNorm per route.
+    """Encode images in [0, 1] with a timm model, with one norm bank per route.
 
     Args:
         spec: the model, without classes.
@@ -104,7 +104,11 @@ class Encoder(BackboneAndProjector):
 
 
 class Classifier(nn.Module):
-    """A plain network on images in [0, 1]: normalization, timm backbone, linear head. (B, C, H, W) -> (B, classes)."""
+    """Classify images in [0, 1] with a timm backbone and a linear head: (B, C, H, W) -> (B, classes) logits.
+
+    Args:
+        spec: the model, with its classes.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -115,11 +119,11 @@ class Classifier(nn.Module):
         channels_last(self)
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> (B, D)."""
+        """Return features: images (B, C, H, W) in [0, 1] -> (B, D)."""
         return self.backbone(self.preprocess(x))
 
     def logits(self, features: Tensor) -> Tensor:
-        """(B, D) -> (B, classes), in the head's own precision, also under autocast."""
+        """Return logits: (B, D) -> (B, classes), in the precision of the head even under autocast."""
         with torch.autocast(features.device.type, enabled=False):
             return self.head(features.to(self.head.weight.dtype))
 

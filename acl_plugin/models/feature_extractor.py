@@ -1,4 +1,4 @@
-"""Features (B, D) of any module: its output, that of one of its layers or methods, or of a function of it."""
+"""Features (B, D) of any module: its output, the output of a layer or method, or a function of it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,16 +15,16 @@ REMEDY = "pass features=lambda module, x: ... that returns (B, D)"
 
 
 class FeatureExtractor(nn.Module):
-    """Compute features (B, D) of images by any module.
+    """Compute features (B, D) of images with any module.
 
     Args:
-        module: any; its weights are trained.
+        module: any module; its weights are trained.
         features: None for the module's output; a function (module, x) -> features; the name of a layer, whose output
-            is taken by a forward hook; or the name of a method, such as ``forward_features``.
+            a forward hook captures; or the name of a method, such as ``forward_features``.
 
     Raises:
-        UsageError: when the module has no layer or method of that name; in the forward pass, when features are neither
-            (B, D) nor (B, C, H, W).
+        UsageError: when the module has no layer or method of that name; in the forward pass, when the features are
+            neither (B, D) nor (B, C, H, W).
     """
 
     def __init__(self, module: nn.Module, features: Features = None) -> None:
@@ -50,7 +50,7 @@ class FeatureExtractor(nn.Module):
 
     @property
     def described(self) -> str:
-        """The layer, method or function in words; empty for the module's output."""
+        """Name of the layer, method or function; empty for the module's output."""
         return (
             self.layer
             or self.method
@@ -85,7 +85,7 @@ class FeatureExtractor(nn.Module):
 def _pooled(output: Any, count: int) -> Tensor:
     """Return features (B, D), with feature maps averaged over positions.
 
-    Tokens (B, T, D) are refused: whether the class token or the mean of all is meant depends on the network.
+    Tokens (B, T, D) raise an error, as the choice between the class token and their mean depends on the network.
     """
     if isinstance(output, Tensor) and output.ndim in (2, 4) and len(output) == count and output.numel():
         return output.mean((2, 3)) if output.ndim == 4 else output

@@ -1,4 +1,4 @@
-"""Features and predictions of all images of a dataset."""
+"""Features, clusters and predictions for all images of a dataset."""
 
 import torch
 from torch import Tensor, nn
@@ -9,20 +9,20 @@ from acl_plugin.models.protocol import EncoderProtocol
 
 
 def predictions(model: nn.Module, images: Images, batch_size: int = 500) -> Tensor:
-    """(N,) predicted labels, on the CPU."""
+    """Return the predicted labels of all images, (N,) on the CPU."""
     return batched(lambda x: model(x).argmax(1), images, next(model.parameters()).device, batch_size)
 
 
 def cluster(features: Tensor, size: int, seed: int) -> Tensor:
-    """k-means with Euclidean distance, k-means++ start and no restart.
+    """Cluster features by k-means with Euclidean distance, one k-means++ initialization.
 
     Args:
         features: (N, D).
-        size: number of clusters, at most N.
-        seed: decides the result.
+        size: number of clusters, from 2 to N.
+        seed: determines the result.
 
     Returns:
-        (N,) labels from 0 to ``size`` - 1.
+        (N,) labels in [0, ``size``).
 
     Raises:
         UsageError: for more clusters than images, or fewer than 2.
@@ -37,6 +37,6 @@ def cluster(features: Tensor, size: int, seed: int) -> Tensor:
 
 
 def features_of(encoder: EncoderProtocol, images: Images, route: str | None = None, batch_size: int = 500) -> Tensor:
-    """(N, D) features of un-augmented images, on the CPU."""
+    """Return the features of all images without augmentation, (N, D) on the CPU."""
     device = next(encoder.parameters()).device
     return batched(lambda x: encoder.features(x, route), images, device, batch_size)

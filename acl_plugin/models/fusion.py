@@ -1,4 +1,4 @@
-"""The same classifier, faster: each BatchNorm folded into the convolution before it."""
+"""Faster classifiers: each BatchNorm layer is folded into the convolution before it."""
 
 import copy
 
@@ -11,14 +11,16 @@ from acl_plugin.models.memory_format import channels_last
 
 @torch.no_grad()
 def folded(model: Classifier, images: Tensor) -> nn.Module:
-    """A copy with W' = W gamma / sqrt(var + eps), b' = (b - mean) gamma / sqrt(var + eps) + beta in each convolution.
+    """Return a copy with BatchNorm folded into the convolutions.
+
+    W' = W gamma / sqrt(var + eps) and b' = (b - mean) gamma / sqrt(var + eps) + beta.
 
     Args:
-        model: in eval mode.
-        images: (B, C, H, W) on which the copy is checked.
+        model: classifier in eval mode.
+        images: (B, C, H, W) images in [0, 1] to compare the logits on.
 
     Returns:
-        The copy; or ``model`` itself, where torch.fx cannot trace the network or the logits are not the same.
+        The copy; ``model`` itself if torch.fx cannot trace the network or the logits differ.
     """
     from torch.fx.experimental.optimization import fuse
 
@@ -28,7 +30,7 @@ def folded(model: Classifier, images: Tensor) -> nn.Module:
         faster.backbone = fuse(model.backbone)
         channels_last(faster)
         logits, same = model(images), faster(images)
-    except Exception:  # a network can be untraceable in any way; then it stays as it is
+    except Exception:  # tracing fails with exceptions of any type
         return model
     close = (same - logits).abs().max() <= 1e-4 * max(1.0, logits.abs().max().item())
     return faster if bool(close) else model

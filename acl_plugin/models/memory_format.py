@@ -1,4 +1,4 @@
-"""The order of weights in memory that convolutions are fastest with."""
+"""The channels_last memory format, in which convolutions are fastest."""
 
 from typing import TypeVar
 
@@ -9,10 +9,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def channels_last(model: Network) -> Network:
-    """Order the weights by channels, in place, and return the model; leave a network for which torch cannot.
+    """Convert the weights to channels_last in place, where torch supports it, and return the model.
 
-    It has no such order for three-dimensional convolutions, and on a CPU the gradient of a 1 x 1 convolution with
-    stride on three channels (RepVGG's stem) writes past its memory with it.
+    torch has no such format for 3D convolutions. On a CPU, the gradient of a strided 1 x 1 convolution on three
+    channels (RepVGG's stem) writes out of bounds in this format.
     """
     if all(p.ndim < 5 for p in model.parameters()) and not any(map(_overflows, model.modules())):
         model.to(memory_format=by_channels)  # type: ignore[call-overload]

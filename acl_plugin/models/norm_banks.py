@@ -1,8 +1,8 @@
-"""Several banks of batch normalization in one network, chosen by name at each forward pass.
+"""Several banks of BatchNorm layers in one network, selected by name in each forward pass.
 
-Adversarial images have other statistics than benign ones; published ACL keeps one bank of BatchNorm for each
-and shares all other weights. Here any network gets its banks by replacing its BatchNorm layers, and one bank
-is exported as a plain network with the original keys.
+Adversarial and benign images have different statistics. Published ACL keeps one bank of BatchNorm for each and shares
+all other weights. This module adds banks to any network by replacing its BatchNorm layers, and exports one bank as a
+plain network with the original keys.
 """
 
 import copy
@@ -17,18 +17,18 @@ from acl_plugin.errors import unknown
 from acl_plugin.models.protocol import Network
 
 _DECLARED = "norm_banks"
-"""Attribute of a network that was given routes."""
+"""Attribute that stores the routes of a network."""
 
 
 class _Route:
-    """The name of the bank in use, shared by all routed layers of one network."""
+    """Name of the active bank, shared by all routed layers of a network."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
 
 class RoutedNorm(nn.Module):
-    """A bank of independent BatchNorm layers, of which one is in use. (B, C, ...) -> (B, C, ...)."""
+    """Independent BatchNorm layers, one per route, of which one is active: (B, C, ...) -> (B, C, ...)."""
 
     def __init__(self, norm: _BatchNorm, routes: Sequence[str], current: _Route) -> None:
         super().__init__()
@@ -40,17 +40,17 @@ class RoutedNorm(nn.Module):
 
 
 def add_routes(network: nn.Module, routes: Sequence[str], shared: bool = False) -> nn.Module:
-    """Give every BatchNorm layer of ``network`` one bank per route, in place; the first route is in use.
+    """Replace every BatchNorm layer of ``network`` in place by one per route; the first route is active.
 
-    A network without BatchNorm, or with a single route, keeps one bank for all routes. It takes no other route either.
+    A network without BatchNorm, or with a single route, keeps one bank for all routes. It still rejects other routes.
 
     Args:
-        network: any.
-        routes: names of the banks, one or more.
+        network: any module.
+        routes: names of the banks, at least one.
         shared: keep one bank for all routes.
 
     Returns:
-        The network (another object only if the network itself is a BatchNorm layer).
+        The network (a new object only if it is itself a BatchNorm layer).
     """
     if len(routes) > 1 and not shared:
         current = _Route(routes[0])
@@ -60,23 +60,23 @@ def add_routes(network: nn.Module, routes: Sequence[str], shared: bool = False) 
 
 
 def declared(network: nn.Module) -> tuple[str, ...]:
-    """Return the routes that ``network`` or a part of it was given; empty for a plain network, which takes any."""
+    """Return the routes of ``network`` or of a part of it; empty for a plain network, which accepts any route."""
     given = (vars(module).get(_DECLARED, ()) for module in network.modules())
     return next((routes for routes in given if routes), ())
 
 
 def routes_of(network: nn.Module) -> list[str]:
-    """Return the names of the network's banks; empty when it has one for all."""
+    """Return the names of the network's banks; empty if one bank serves all routes."""
     layers = _layers(network)
     return list(layers[0].banks) if layers else []
 
 
 @contextmanager
 def route(network: nn.Module, name: str) -> Iterator[None]:
-    """Inside, ``network`` uses the bank ``name``.
+    """Use the bank ``name`` of ``network`` inside the context.
 
     Raises:
-        UsageError: when the network was given routes, and none of this name.
+        UsageError: when the network has routes, but none of this name.
     """
     _check_route(network, name)
     layers = _layers(network)
@@ -91,10 +91,10 @@ def route(network: nn.Module, name: str) -> Iterator[None]:
 
 
 def export(network: nn.Module, name: str) -> nn.Module:
-    """Return a plain copy with the bank ``name`` as its BatchNorm layers: same function, original keys.
+    """Return a plain copy with the BatchNorm layers of the bank ``name``: same function, original keys.
 
     Raises:
-        UsageError: as ``route``.
+        UsageError: see ``route``.
     """
     with route(network, name):
         plain = _replace(copy.deepcopy(network), RoutedNorm, lambda layer: layer.banks[layer.current.name])
@@ -104,14 +104,14 @@ def export(network: nn.Module, name: str) -> nn.Module:
 
 
 def load_banks(network: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Load plain state dicts, one per bank, which agree in all but the BatchNorm layers.
+    """Load plain state dicts, one per bank, which differ in the BatchNorm layers only.
 
     Args:
-        network: with the banks that ``states`` names; a network with one bank for all takes the last state.
-        states: by route, with the network's original keys.
+        network: network with the banks named in ``states``; a single shared bank loads the last state.
+        states: state dicts by route, with the network's original keys.
 
     Raises:
-        UsageError: for a bank that the network was not given.
+        UsageError: for a bank that the network does not have.
         RuntimeError: for missing, unexpected or ill-shaped weights, as ``load_state_dict``.
     """
     for name in states:
@@ -131,7 +131,7 @@ def load_banks(network: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -
 
 @contextmanager
 def frozen_statistics(network: Network) -> Iterator[None]:
-    """Inside, BatchNorm layers in training mode use batch statistics and leave the running ones alone."""
+    """Keep the running statistics fixed inside the context; BatchNorm in training mode uses batch statistics."""
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
@@ -144,7 +144,7 @@ def frozen_statistics(network: Network) -> Iterator[None]:
 
 @contextmanager
 def inference(network: Network) -> Iterator[None]:
-    """Inside, ``network`` is in eval mode and its weights take no gradient; modes and flags are then restored."""
+    """Put ``network`` into eval mode, without gradients for its weights, inside the context; then restore both."""
     flags = [(p, p.requires_grad) for p in network.parameters()]
     for p, _ in flags:
         p.requires_grad_(False)
@@ -158,7 +158,7 @@ def inference(network: Network) -> Iterator[None]:
 
 @contextmanager
 def training(network: Network) -> Iterator[None]:
-    """Put ``network`` into training mode inside, also within ``inference``; modes are then restored.
+    """Put ``network`` into training mode inside the context, even within ``inference``; then restore the modes.
 
     BatchNorm uses the statistics of the batch and updates the running ones.
     """
@@ -168,7 +168,7 @@ def training(network: Network) -> Iterator[None]:
 
 @contextmanager
 def evaluation(network: Network) -> Iterator[None]:
-    """Put ``network`` into eval mode inside; modes are then restored. Weights keep their gradients."""
+    """Put ``network`` into eval mode inside the context, with gradients for its weights; then restore the modes."""
     with _mode(network, training=False):
         yield
 
@@ -195,7 +195,7 @@ def _layers(network: nn.Module) -> list[RoutedNorm]:
 
 
 def _replace(module: nn.Module, kind: type, by: Callable[[Any], nn.Module]) -> nn.Module:
-    """Replace every layer of ``kind``, in place; a layer that is used in several places stays one layer."""
+    """Replace every layer of ``kind`` in place; a layer used in several places stays shared."""
     replaced: dict[nn.Module, nn.Module] = {}
 
     def of(layer: nn.Module) -> nn.Module:

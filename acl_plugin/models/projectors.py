@@ -1,4 +1,4 @@
-"""Projectors g of the published methods: (B, D) features -> (B, P) embeddings."""
+"""Projectors g of the published methods: features (B, D) -> embeddings (B, P)."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def three_layer(size: int) -> nn.Sequential:
-    """ACL's: Linear D-D, BN, ReLU, Linear D-D, BN, ReLU, Linear D-D, BN."""
+    """Create ACL's projector: Linear D-D, BN, ReLU, Linear D-D, BN, ReLU, Linear D-D, BN."""
     return nn.Sequential(
         nn.Linear(size, size),
         nn.BatchNorm1d(size),
@@ -20,17 +20,17 @@ def three_layer(size: int) -> nn.Sequential:
 
 
 def wide(size: int) -> nn.Sequential:
-    """RoCL's: Linear D-4D, ReLU, Linear 4D-128; 2048 hidden for the 512 features of ResNet-18."""
+    """Create RoCL's projector: Linear D-4D, ReLU, Linear 4D-128 (hidden size 2048 for ResNet-18, D = 512)."""
     return nn.Sequential(nn.Linear(size, 4 * size), nn.ReLU(), nn.Linear(4 * size, 128))
 
 
 def bottleneck(size: int) -> nn.Sequential:
-    """AdvCL's: Linear D-D, BN, ReLU, Linear D-128."""
+    """Create AdvCL's projector: Linear D-D, BN, ReLU, Linear D-128."""
     return nn.Sequential(nn.Linear(size, size), nn.BatchNorm1d(size), nn.ReLU(), nn.Linear(size, 128))
 
 
 def identity(size: int) -> nn.Sequential:
-    """None: the embeddings are the features."""
+    """Create an empty projector: the embeddings are the features."""
     return nn.Sequential()
 
 
@@ -43,4 +43,4 @@ PROJECTORS: dict[str, Callable[[int], nn.Sequential]] = {
 """Projectors by name."""
 
 SHARED = frozenset({"bottleneck"})
-"""Projectors whose BatchNorm is one for all routes."""
+"""Projectors with one BatchNorm bank for all routes."""

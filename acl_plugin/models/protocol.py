@@ -1,4 +1,4 @@
-"""The interface of an encoder, which objectives, attacks and norm banks rely on."""
+"""The encoder interface that objectives, attacks and norm banks use."""
 
 from collections.abc import Iterator
 from os import PathLike
@@ -10,7 +10,7 @@ from acl_plugin.errors import UsageError
 
 
 class Network(Protocol):
-    """The part of ``nn.Module`` that attacks and norm banks use. Every ``nn.Module`` has it."""
+    """Part of ``nn.Module`` that attacks and norm banks use; every ``nn.Module`` implements it."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward pass."""
@@ -19,7 +19,7 @@ class Network(Protocol):
         """Yield the weights."""
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
-        """Yield what is kept beside the weights, such as running statistics."""
+        """Yield the buffers, such as running statistics."""
 
     def modules(self) -> Iterator[nn.Module]:
         """Yield the network and all its layers."""
@@ -29,15 +29,15 @@ class Network(Protocol):
 
 
 class EncoderProtocol(Network, Protocol):
-    """The interface of an encoder that an objective trains: an ``nn.Module`` with backbone f and projector g.
+    """Interface of an encoder: an ``nn.Module`` with backbone f and projector g.
 
-    ``Encoder`` (timm's networks by name) and ``WrappedEncoder`` (any module) implement it. Images are (B, C, H, W)
-    floats in [0, 1]: resizing and normalization happen inside. ``route`` names one of the norm banks in ``routes``;
-    None takes the first.
+    ``Encoder`` (timm models by name) and ``WrappedEncoder`` (any module) implement it. Images are (B, C, H, W) floats
+    in [0, 1]; the encoder resizes and normalizes them. ``route`` selects one of the norm banks in ``routes``; None
+    selects the first.
 
     Attributes:
         size: D, size of the features.
-        routes: names of the norm banks, one or more; the first is the default.
+        routes: names of the norm banks, at least one; the first is the default.
         backbone: f without resizing and normalization.
         projector: g.
 
@@ -68,16 +68,16 @@ class EncoderProtocol(Network, Protocol):
 
 
 def is_encoder(value: object) -> TypeGuard[EncoderProtocol]:
-    """Return whether ``value`` is a module with everything that ``EncoderProtocol`` names."""
+    """Return whether ``value`` is a module with all members of ``EncoderProtocol``."""
     names = ("size", "routes", "backbone", "projector", "features", "project", "forward", "views")
     return isinstance(value, nn.Module) and all(hasattr(value, name) for name in names)
 
 
 def require_encoder(value: object, parameter: str) -> EncoderProtocol:
-    """Return ``value``, if it is an encoder.
+    """Return ``value`` if it is an encoder.
 
     Raises:
-        UsageError: naming the parameter; for a path as well, which has to be loaded first.
+        UsageError: naming the parameter; also for a path, which must be loaded first.
     """
     if is_encoder(value):
         return value

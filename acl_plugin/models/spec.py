@@ -1,4 +1,4 @@
-"""The description of a model from which it is built again."""
+"""Model specifications, from which a model is rebuilt."""
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -13,19 +13,19 @@ from acl_plugin.models.timm_names import OWN, registered_by
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that rebuilds a model but its weights.
+    """Specification of a model without its weights.
 
     Attributes:
-        backbone: timm name; ``own:`` and the class of a module of the user's own, which only that module rebuilds.
+        backbone: timm name; or ``own:`` and the class of the user's own module, which only that module can rebuild.
         kwargs: arguments of ``timm.create_model``.
         stem: ``cifar``, ``cifar_padding_2`` or ``native``.
         shape: (C, H, W) of the images.
-        mean, std: normalization of images in [0, 1], per channel.
+        mean, std: normalization of images in [0, 1], one value per channel.
         classes: names of the classes of the linear head; empty for an encoder.
-        timm_version: version of timm that built it.
-        module: Python module that registered the backbone with timm, where it is not timm itself.
-        every_pixel: enlarge images of which the network would drop border pixels. Files of models that were
-            trained without this are read as False.
+        timm_version: version of timm that created the model.
+        module: Python module that registered the backbone with timm, if not timm itself.
+        every_pixel: enlarge images if the network would drop border pixels. False for files that do not record it,
+            whose models were trained without it.
     """
 
     backbone: str
@@ -40,23 +40,23 @@ class ModelSpec:
     every_pixel: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields in plain JSON types, with the module that registered the backbone."""
+        """Return the fields as JSON types, with the module that registered the backbone."""
         recorded = replace(self, module=self.module or registered_by(self.backbone))
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(recorded).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelSpec":
-        """Return what ``to_dict`` wrote."""
+        """Return the specification from the result of ``to_dict``."""
         tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**{"every_pixel": False, **tuples})
 
 
 def spec_of(encoder: EncoderProtocol, shape: tuple[int, int, int]) -> ModelSpec:
-    """Return the description of an encoder; of the user's own one, its class and what ``wrap_encoder`` was given.
+    """Return the specification of an encoder; for the user's own, its class and the arguments of ``wrap_encoder``.
 
     Args:
-        encoder: any.
-        shape: (C, H, W) of the images, where the encoder does not have it.
+        encoder: any encoder.
+        shape: (C, H, W) of the images, used if the encoder does not record it.
     """
     described = getattr(encoder, "spec", None)
     if isinstance(described, ModelSpec):

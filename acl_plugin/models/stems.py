@@ -1,4 +1,4 @@
-"""Stems for small images: a first convolution that keeps their resolution, or patches of an eighth of their side."""
+"""Stems for small images: a first convolution that keeps the resolution, or patches of an eighth of the side."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ from torch import nn
 
 
 def small_image_stem(network: nn.Module, first_conv: str | Sequence[str] | None, side: int, padding: int) -> None:
-    """Change the stem in place.
+    """Replace the stem in place.
 
     Args:
-        network: of timm.
-        first_conv: timm's record of the first layer; of several, the first counts.
-        side: of the images, the shorter one.
-        padding: of the new 3 x 3 convolution.
+        network: timm model.
+        first_conv: timm's record of the first layer; if there are several, the first is replaced.
+        side: shorter side of the images in pixels.
+        padding: padding of the new 3 x 3 convolution.
     """
     name = first_conv if isinstance(first_conv, str) else (first_conv or [""])[0]
     if not name:
@@ -28,7 +28,7 @@ def small_image_stem(network: nn.Module, first_conv: str | Sequence[str] | None,
         network.set_submodule(name, _conv_like(conv, kernel=patch, stride=patch, padding=0))
         return
     network.set_submodule(name, _conv_like(conv, kernel=3, stride=1, padding=padding))
-    for pool in ("maxpool", "stem.pool", "features.pool0"):  # of ResNets, pre-activation ResNets, DenseNets
+    for pool in ("maxpool", "stem.pool", "features.pool0"):  # ResNet, pre-activation ResNet, DenseNet
         if pool in dict(network.named_modules()):
             network.set_submodule(pool, nn.Identity())
 

@@ -1,4 +1,4 @@
-"""Names of timm's registry: which are known in this process, and which module registered them."""
+"""Names in timm's registry, and the modules that registered them."""
 
 import re
 from pathlib import Path
@@ -6,32 +6,32 @@ from pathlib import Path
 from acl_plugin.errors import UsageError, unknown
 
 OWN = "own:"
-"""Prefix of ``backbone`` where it is the class of a module of the user's own, and no name of timm."""
+"""Prefix of ``backbone`` for the class of the user's own module instead of a timm name."""
 
 
 def backbone_names(pattern: str = "") -> list[str]:
-    """Return timm's model names, by wildcard; exported classifiers, which timm knows as well, are left out."""
+    """Return timm's model names that match a wildcard, without exported classifiers."""
     import timm
 
     return [name for name in timm.list_models(pattern) if name not in exported_names()]
 
 
 def registered_by(name: str) -> str:
-    """Return the Python module that registered the model ``name`` with timm; nothing for an unknown name."""
+    """Return the Python module that registered the model ``name`` with timm; empty for an unknown name."""
     import timm
 
     return timm.models.model_entrypoint(name).__module__ if timm.is_model(name) else ""
 
 
 def check_name(name: str, module: str = "") -> None:
-    """Refuse a name of which timm cannot build a network here, or not the one that is meant.
+    """Check that timm can create the intended network in this process.
 
     Args:
-        name: of a model, without a tag.
-        module: that registered it where the model was trained, if that is known.
+        name: name of a model, without a tag.
+        module: module that registered the model when it was trained; empty if unknown.
 
     Raises:
-        UsageError: for an address, an unknown name, a tag, and a network of another module.
+        UsageError: for a URL or path, an unknown name, a tag, or a network registered by another module.
     """
     import timm
 
@@ -75,9 +75,9 @@ def _is_timms(module: str) -> bool:
 
 
 REGISTERED: dict[str, Path] = {}
-"""The exports that this process has registered with timm: timm's name -> description of the model."""
+"""Exports that this process has registered with timm: timm name -> file with the model's specification."""
 
 
 def exported_names() -> frozenset[str]:
-    """Return timm's names that are exported classifiers, and no backbones."""
+    """Return the timm names of exported classifiers, which are not backbones."""
     return frozenset(REGISTERED)

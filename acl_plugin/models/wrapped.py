@@ -1,4 +1,4 @@
-"""Any ``nn.Module`` as an encoder that every objective trains."""
+"""Encoders from any ``nn.Module``, for use with every objective."""
 
 import copy
 import math
@@ -19,13 +19,14 @@ PerChannel = float | Sequence[float] | None
 
 
 class WrappedEncoder(BackboneAndProjector):
-    """An encoder around a copy of any module; see ``wrap_encoder``.
+    """Encoder around a copy of any module; see ``wrap_encoder``.
 
     Attributes:
         shape: (C, H, W) of the images.
         size: D, size of the features.
         routes: names of the norm banks.
-        backbone: the copy with its feature extraction; ``projector``: g.
+        backbone: the copy with its feature extraction.
+        projector: g.
     """
 
     def __init__(
@@ -39,11 +40,11 @@ class WrappedEncoder(BackboneAndProjector):
         """Return a copy of the module with the trained weights, of the original class and with the original keys.
 
         Args:
-            route: the norm bank to keep; None for the first.
+            route: name of the norm bank to keep; None for the first.
 
         Returns:
-            The module, in the mode and on the device of the encoder. It takes what the original took: images of its
-            own size, normalized as ``wrap_encoder`` was given.
+            The module, in the mode and on the device of the encoder. Its input is that of the original: resized and
+            normalized images.
 
         Raises:
             UsageError: for an unknown route.
@@ -70,33 +71,33 @@ def wrap_encoder(
     projector: str = "three_layer",
     routes: Sequence[str] = ("clean",),
 ) -> WrappedEncoder:
-    """Make an encoder of any module, which every objective can train.
+    """Wrap any module as an encoder that every objective can train.
 
     The encoder takes images (B, C, H, W) in [0, 1]. It resizes them to ``input_size``, scales them to ``input_range``,
-    subtracts ``mean`` and divides by ``std``; then it calls the module. It trains a deep copy: ``module`` keeps its
+    subtracts ``mean`` and divides by ``std``, then calls the module. It trains a deep copy: ``module`` keeps its
     weights, modes, gradients and layers. ``unwrap`` returns the trained copy with the original layers. The encoder is
-    in training mode, as a new module is, and on the module's device; weights that take no gradient stay frozen.
+    in training mode, like a new module, and on the module's device. Weights without ``requires_grad`` stay frozen.
 
     Args:
         module: any network, with or without pretrained weights.
-        shape: (C, H, W) of the images that the encoder takes.
-        features: what to train and probe. None takes the module's output; a function (module, x) its result; a name
-            the output of the layer (a submodule such as ``"layer4"``, by a forward hook) or of the method (such as
+        shape: (C, H, W) of the images.
+        features: features to train and probe: None for the module's output; a function (module, x) -> features; the
+            name of a layer (a submodule such as ``"layer4"``, captured by a forward hook) or of a method (such as
             ``"forward_features"``). Features are (B, D). Feature maps (B, C', H', W') are averaged over H' and W'.
-            Tokens (B, T, D) are refused: choose by ``features=lambda module, x: module(x)[:, 0]``.
-        input_size: side or (H', W') in pixels that the module takes; None for the images' own.
-        input_range: values that the module takes for black and white, before ``mean`` and ``std``.
+            Tokens (B, T, D) raise an error: select with ``features=lambda module, x: module(x)[:, 0]``.
+        input_size: side or (H', W') in pixels of the module's input; None for the images' own size.
+        input_range: module's input values for black and white, before ``mean`` and ``std``.
         mean, std: normalization in ``input_range``, a number or one per channel; None for 0 and 1.
-        projector: one of ``models.projectors.PROJECTORS``; an objective names its own (``objective.projector``).
-        routes: names of the norm banks; an objective names its own (``objective.routes``). Each BatchNorm layer is
+        projector: name in ``models.projectors.PROJECTORS``; objectives specify theirs as ``objective.projector``.
+        routes: names of the norm banks; objectives specify theirs as ``objective.routes``. Each BatchNorm layer is
             copied once per route.
 
     Returns:
         The encoder; see ``EncoderProtocol``.
 
     Raises:
-        UsageError: for something that is no module or cannot be copied, for arguments that do not fit together, and for
-            features that are not (B, D), not finite, or without a gradient.
+        UsageError: when ``module`` is not a module or cannot be copied, for inconsistent arguments, and for features
+            that are not (B, D), not finite, or without a gradient.
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
@@ -129,7 +130,7 @@ def _copied(module: Any) -> nn.Module:
         raise UsageError(message, parameter="module", given=given, allowed=allowed)
     try:
         return copy.deepcopy(module)
-    except Exception as error:  # a module can hold anything
+    except Exception as error:  # deepcopy fails with exceptions of any type
         message = f"module {type(module).__name__} cannot be copied: {reason(error)}"
         raise UsageError(message, parameter="module", given=type(module).__name__, allowed=allowed) from error
 
@@ -155,7 +156,7 @@ def _is_size(value: Any) -> bool:
 def _preprocess(
     channels: int, size: tuple[int, int], images: tuple[int, int], input_range: Any, mean: PerChannel, std: PerChannel
 ) -> Preprocess:
-    """Return resizing, range and normalization as one ``Preprocess``: (x (high - low) + low - mean) / std."""
+    """Return resizing, scaling and normalization as one ``Preprocess``: (x (high - low) + low - mean) / std."""
     low, high = _channels("input_range", input_range, 2)
     if not low < high:
         raise refused_value("input_range", input_range, "(low, high) with low < high, such as (-1, 1) or (0, 255)")
@@ -189,7 +190,7 @@ def _check_routes(routes: Any) -> None:
 
 
 def _feature_size(extractor: FeatureExtractor, preprocess: Preprocess, images: Tensor) -> int:
-    """Return D, measured with images in eval mode; refuse features that no attack could work on."""
+    """Return D, measured in eval mode; check that attacks can use the features."""
     shape = tuple(images.shape[1:])
     with torch.inference_mode(False), torch.enable_grad(), norm_banks.evaluation(extractor):
         try:
@@ -202,7 +203,7 @@ def _feature_size(extractor: FeatureExtractor, preprocess: Preprocess, images: T
             gradients = torch.autograd.grad(total, [images, *weights], allow_unused=True) if total.requires_grad else ()
         except (UsageError, MemoryError):
             raise
-        except Exception as error:  # networks raise all kinds
+        except Exception as error:  # networks raise exceptions of any type
             message = f"the module does not take images of shape {shape}: {reason(error)}; pass shape and `input_size`"
             raise UsageError(message, parameter="shape", given=shape, allowed="the shape of its images") from error
     _check_gradients(features, gradients, bool(weights))

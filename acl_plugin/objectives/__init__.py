@@ -1,4 +1,4 @@
-"""Objectives: one file for each method, which registers itself when this package is imported."""
+"""Objectives, one module per method. Importing this package registers all of them."""
 
 from acl_plugin.objectives import a_infonce, acl, advcl, air, deacl, dynacl, gsa_rsl, profeat, rocl, simclr
 

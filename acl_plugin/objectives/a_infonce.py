@@ -1,7 +1,7 @@
-"""A-InfoNCE: asymmetric contrast with adversarial views (Yu et al., ECCV 2022, arXiv 2207.08374).
+"""A-InfoNCE: asymmetric contrastive loss with adversarial views (Yu et al., ECCV 2022, arXiv 2207.08374).
 
-Inferior positives (IP): pairs of a benign and an adversarial view pull mostly the adversarial one. Hard negatives
-(HN): negatives count more the closer they are. Both, or one, on AdvCL or on RoCL.
+Inferior positives (IP): in a pair of a benign and an adversarial view, most of the gradient moves the adversarial one.
+Hard negatives (HN): closer negatives get larger weights. Either or both extend AdvCL or RoCL.
 """
 
 from dataclasses import replace
@@ -24,10 +24,10 @@ from acl_plugin.validation import require_not_negative, require_one_of, require_
 
 
 def asymmetric_weights(views: int, adversarial: int, alpha: float, weight: float) -> Tensor:
-    """(V, V) weights of pairs (anchor, positive), adding up to 1 for ``weight`` 1.
+    """Return the (V, V) weights of the pairs (anchor, positive), which sum to 1 for ``weight`` 1.
 
-    A pair of benign views has 1 / (V (V - 1)). A benign anchor with an adversarial positive has 2 alpha ``weight``
-    times that, and an adversarial anchor with a benign positive 2 (1 - alpha) ``weight`` times.
+    A pair of benign views has weight 1 / (V (V - 1)). A benign anchor with an adversarial positive has 2 alpha
+    ``weight`` times that, and an adversarial anchor with a benign positive 2 (1 - alpha) ``weight`` times.
     """
     w = torch.ones(views, views).fill_diagonal_(0)
     w[:, adversarial] *= 2 * alpha * weight
@@ -36,10 +36,10 @@ def asymmetric_weights(views: int, adversarial: int, alpha: float, weight: float
 
 
 def one_sided_weights(views: int, adversarial: int, weight: float) -> Tensor:
-    """(V, V) weights of the released code without inferior positives.
+    """Return the (V, V) pair weights of the released code without inferior positives.
 
-    An assignment in place overwrites the losses of benign anchors with those of adversarial ones, and weighs them
-    twice: an adversarial anchor has ``weight`` + ``weight``^2 times 1 / (V (V - 1)), and a benign one with an
+    There, an in-place assignment overwrites the losses of benign anchors with those of adversarial anchors and weights
+    them twice: an adversarial anchor has ``weight`` + ``weight``^2 times 1 / (V (V - 1)), and a benign anchor with an
     adversarial positive has 0.
     """
     w = torch.ones(views, views).fill_diagonal_(0)
@@ -49,7 +49,7 @@ def one_sided_weights(views: int, adversarial: int, weight: float) -> Tensor:
 
 
 def crossing(views: int, adversarial: int) -> Tensor:
-    """(V, V) bool: pairs of a benign and an adversarial view."""
+    """Return a (V, V) bool mask of the pairs of a benign and an adversarial view."""
     is_adversarial = torch.arange(views) == adversarial
     return is_adversarial.unsqueeze(0) ^ is_adversarial.unsqueeze(1)
 
@@ -66,30 +66,35 @@ def a_infonce(
     fidelity: Literal["paper", "released"] = "paper",
     **settings: Any,
 ) -> Objective:
-    """Asymmetric InfoNCE, with inferior positives (ip), hard negatives (hn) or both (iphn), on AdvCL or RoCL.
+    """A-InfoNCE: asymmetric InfoNCE with inferior positives, hard negatives or both, on AdvCL or RoCL.
 
-    On AdvCL the share alpha of an inferior positive adapts to the distance of w' and w: see
-    ``AsymmetricAdvCL``.
+    On AdvCL, the share alpha of an inferior positive adapts to the distance between w' and w (see ``AsymmetricAdvCL``).
 
     Args:
         base: ``advcl`` or ``rocl``.
-        variant: ``ip``, ``hn`` or ``iphn``.
+        variant: ``ip`` (inferior positives), ``hn`` (hard negatives) or ``iphn`` (both).
         alpha: share of the gradient of a benign-adversarial pair that moves the benign anchor, in [0, 1].
-        adversarial_weight: of those pairs; by default as published for CIFAR-10: 1.2 (ip) or 0.7 (iphn) on AdvCL and
-            1 on RoCL; without effect in hn, but for its released form.
-        tau_plus: prior of false negatives; by default as published for CIFAR-10: 0.1 (iphn on AdvCL) or 0.12 (hn, and
-            iphn on RoCL).
-        beta: concentration on hard negatives.
-        fidelity: ``released`` has the slips of the code's hard negatives (see ``HardNegatives``). On AdvCL the
-            attack, and the loss of hn, have the weights of ``one_sided_weights``; in ``paper`` every variant
-            attacks the loss of its base. The attack on AdvCL and the distance of w' and w are taken in eval mode in
-            ``paper``, and in training mode in ``released`` (see ``AdvCL``), which passes w and w' through the running
-            statistics of bank ``clean``. On RoCL gradients are stopped at the keys.
-        settings: of the base, such as ``temperature`` and ``pseudo_labels``.
+        adversarial_weight: weight of these pairs, at least 0. Default as published for CIFAR-10: 1.2 (ip) or 0.7 (iphn)
+            on AdvCL and 1 on RoCL. No effect for ``hn``, except in its released form.
+        tau_plus: prior of false negatives, in [0, 1). Default as published for CIFAR-10: 0.1 (iphn on AdvCL) or 0.12
+            (hn, and iphn on RoCL).
+        beta: concentration on hard negatives, at least 0.
+        fidelity: ``released`` reproduces the errors in the code's hard negatives (see ``HardNegatives``). On AdvCL, the
+            attack and the loss of ``hn`` then use ``one_sided_weights``; with ``paper`` every variant attacks the loss
+            of its base. On AdvCL, the attack and the distance between w' and w use eval mode in ``paper`` and training
+            mode in ``released`` (see ``AdvCL``), where w and w' update the running statistics of bank ``clean``. On
+            RoCL, ``released`` stops gradients at the keys.
+        settings: settings of the base, such as ``temperature`` and ``pseudo_labels``.
 
     Published: 400 epochs on AdvCL, lr 1 (ip), 1.2 (hn), 2 (iphn); 1000 on RoCL, lr 1.5 (ip), 3 (hn), 4.5 (iphn).
 
-    Source: arXiv 2207.08374, and its authors' code.
+    Returns:
+        The objective.
+
+    Raises:
+        UsageError: for an unknown setting, or a value out of range.
+
+    Source: arXiv 2207.08374 and its authors' code.
     """
     require_one_of(("advcl", "rocl"), base=base)
     require_one_of(("ip", "hn", "iphn"), variant=variant)
@@ -117,7 +122,7 @@ a_infonce.paper = "A-InfoNCE, ECCV 2022, arXiv 2207.08374"  # type: ignore[attr-
 
 
 class AsymmetricRoCL(RoCL):
-    """RoCL with inferior positives or hard negatives; see ``a_infonce``."""
+    """RoCL with inferior positives, hard negatives or both (see ``a_infonce``)."""
 
     paper = "A-InfoNCE, ECCV 2022, arXiv 2207.08374"
 
@@ -132,11 +137,11 @@ class AsymmetricRoCL(RoCL):
 
 
 class AsymmetricAdvCL(AdvCL):
-    """AdvCL with inferior positives, whose share adapts, or hard negatives; see ``a_infonce``.
+    """AdvCL with adaptive inferior positives, hard negatives or both (see ``a_infonce``).
 
-    d is the mean distance of w' and w in benign features, in the mode that ``fidelity`` names. Over the first
-    ``warmup`` of the epochs its mean d0 is taken, and the share is alpha; then it is alpha for d > d0, 1/2 for
-    d < ``nearest``, and linear in between.
+    d is the mean distance between w' and w in benign features, in the mode given by ``fidelity``. During the first
+    ``warmup`` of the epochs the share is alpha, and d0 is the mean of d. Afterwards the share is alpha for d > d0, 1/2
+    for d < ``nearest``, and linear in between.
     """
 
     paper = "A-InfoNCE, ECCV 2022, arXiv 2207.08374"
@@ -150,7 +155,7 @@ class AsymmetricAdvCL(AdvCL):
         super().__init__(**settings)
         if self.released:
             self.attack_weights = one_sided_weights(4, 0, weight)
-            self.weights = self.attack_weights  # of hn; ip sets its own in each step
+            self.weights = self.attack_weights  # for hn; ip sets its own weights in each step
         self.inferior, self.alpha, self.weight, self.hard = inferior, alpha, weight, hard
         self.warm = True
         self.register_buffer("sum", torch.zeros((), dtype=torch.float64))
@@ -175,7 +180,7 @@ class AsymmetricAdvCL(AdvCL):
             self.sum += distance
             self.count += 1
         share = self.alpha
-        if not self.warm:  # the one value that a step waits for an accelerator to send
+        if not self.warm:  # the only value that a step waits for from the accelerator
             share = self._share(*torch.stack([distance.double(), self.sum / self.count]).tolist())
         self.weights = asymmetric_weights(4, 0, share, self.weight)
 

@@ -1,7 +1,7 @@
 """ACL: adversarial contrastive learning in its three forms (Jiang et al., NeurIPS 2020, arXiv 2010.13337).
 
-Encoder and projector have two banks of BatchNorm: ``clean`` for benign views and ``adv`` for adversarial ones.
-The attack raises the same NT-Xent that is trained, through the ``adv`` bank.
+Encoder and projector have two BatchNorm banks: ``clean`` for benign views and ``adv`` for adversarial ones.
+The attack maximizes the NT-Xent loss that is trained, through bank ``adv``.
 """
 
 from typing import Literal
@@ -21,10 +21,12 @@ PAPER = "ACL, NeurIPS 2020, arXiv 2010.13337"
 
 @register("acl_a2a")
 class AdversarialToAdversarial(Objective):
-    """ACL(A2A), both views adversarial: L = NT-Xent(a', b').
+    """ACL(A2A): adversarial contrastive learning with both views adversarial.
+
+    L = NT-Xent(a', b')
 
     Args:
-        temperature: tau.
+        temperature: tau, above 0.
 
     Source: arXiv 2010.13337, section 3.2.
     """
@@ -42,12 +44,14 @@ class AdversarialToAdversarial(Objective):
 
 @register("acl_a2s")
 class AdversarialToStandard(Objective):
-    """ACL(A2S), one view adversarial: L = NT-Xent(a', b), a' through bank ``adv`` and b through ``clean``.
+    """ACL(A2S): adversarial contrastive learning with one adversarial view.
+
+    L = NT-Xent(a', b), with a' through bank ``adv`` and b through bank ``clean``
 
     Args:
-        temperature: tau.
-        attack_view: ``scalar`` attacks L itself; ``bank`` attacks the classification of a' among the fixed
-            embeddings of b, in which rows are independent, so that every torchattacks class is valid.
+        temperature: tau, above 0.
+        attack_view: ``scalar`` attacks L itself. ``bank`` attacks the classification of a' among the fixed embeddings
+            of b, which is independent for each sample, so that every torchattacks class is valid.
 
     Source: arXiv 2010.13337, section 3.2.
     """
@@ -74,12 +78,14 @@ class AdversarialToStandard(Objective):
 
 @register("acl_ds")
 class DualStream(Objective):
-    """ACL(DS), dual stream: L = (NT-Xent(a, b) + NT-Xent(a', b')) / 2, each stream through its own bank.
+    """ACL(DS): dual-stream adversarial contrastive learning, each stream through its own norm bank.
+
+    L = (NT-Xent(a, b) + NT-Xent(a', b')) / 2
 
     Args:
-        temperature: tau.
+        temperature: tau, above 0.
 
-    Source: arXiv 2010.13337, section 3.2; the form that the published code trains.
+    Source: arXiv 2010.13337, section 3.2, in the form that the published code trains.
     """
 
     routes = ("clean", "adv")

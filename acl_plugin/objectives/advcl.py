@@ -1,4 +1,4 @@
-"""AdvCL: contrast with high frequencies and pseudo-labels (Fan et al., NeurIPS 2021, arXiv 2111.01124)."""
+"""AdvCL: contrastive loss with high frequencies and pseudo-labels (Fan et al., NeurIPS 2021, arXiv 2111.01124)."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -23,27 +23,29 @@ from acl_plugin.validation import require_not_negative, require_one_of
 
 @register("advcl")
 class AdvCL(Objective):
-    """Four views and clusters: L = (0.5 / 0.07) NCE(w', a, b, h) + 0.2 mean_K CE(W_K f(w''), cluster_K).
+    """AdvCL: contrastive learning with four views and pseudo-label clusters.
 
-    w is a weak view and h its high frequencies; w' raises the contrastive loss, and w'' the cross-entropy of the
-    linear heads W_K, summed over the clusterings. a, b and h go through norm bank ``clean``, w'' through ``ce`` and
-    w' through ``adv``; the projector's bank is one for all.
+    L = (0.5 / 0.07) NCE(w', a, b, h) + 0.2 mean_K CE(W_K f(w''), cluster_K)
+
+    w is a weak view and h its high frequencies. w' maximizes the contrastive loss, and w'' the cross-entropy of the
+    linear heads W_K, summed over the clusterings. a, b and h use norm bank ``clean``, w'' uses ``ce`` and w' uses
+    ``adv``. The projector has a single bank.
 
     Args:
-        temperature: tau.
-        pseudo_labels: clusterings of the training images; a tensor stands for ``PseudoLabels.by_row(tensor)``. The
-            published ones have 2, 10, 50, 100 and 500 clusters, on features of an encoder pretrained on ImageNet. In a
-            configuration a file of `acl-plugin pseudo-labels`.
-        cluster_weight: of the cross-entropy; 0 goes without pseudo-labels.
+        temperature: tau, above 0.
+        pseudo_labels: clusterings of the training images. A tensor stands for ``PseudoLabels.by_row(tensor)``; in a
+            configuration, the path of a file written by `acl-plugin pseudo-labels`. The published ones have 2, 10, 50,
+            100 and 500 clusters, on features of an encoder pretrained on ImageNet.
+        cluster_weight: weight of the cross-entropy; 0 disables the pseudo-labels.
         fidelity: ``paper`` attacks in eval mode, as all objectives here do: w', w'' and the keys a, b and h use the
-            running norm statistics, which stay as they are. ``released`` attacks in training mode, as the code does:
-            all of them use the statistics of their batch, and each step updates the running ones of the three banks,
-            for which a, b and h are encoded again in each step. (The projector's own running statistics also see w''
-            in the code; no training step uses them.) Attacks start inside [0, 1] here, as torchattacks has it.
+            running norm statistics without updating them. ``released`` attacks in training mode, as the code does: all
+            of them use batch statistics, and each attack step updates the running statistics of the three banks, for
+            which a, b and h are encoded again in each step. (In the code, w'' also updates the projector's running
+            statistics, which no training step uses.) Attacks start inside [0, 1] here, as in torchattacks.
 
-    Published: SGD lr 0.5, batch 512, 1000 epochs; no normalization of images.
+    Published: SGD lr 0.5, batch 512, 1000 epochs, no normalization of images.
 
-    Source: arXiv 2111.01124, and its authors' code, which has the factor 0.5 / 0.07.
+    Source: arXiv 2111.01124 and its authors' code, which has the factor 0.5 / 0.07.
     """
 
     routes: tuple[str, ...] = ("clean", "ce", "adv")
@@ -55,8 +57,8 @@ class AdvCL(Objective):
     from_files: ClassVar[Mapping[str, Literal["encoder", "pseudo_labels"]]] = {"pseudo_labels": "pseudo_labels"}
     given: PseudoLabels | Tensor | None
     scale = 0.5 / 0.07
-    weights: Tensor | None = None  # of the pairs of (w', a, b, h)
-    attack_weights: Tensor | None = None  # of the same, as the attack of w' sees them
+    weights: Tensor | None = None  # weights of the pairs of (w', a, b, h)
+    attack_weights: Tensor | None = None  # weights of these pairs in the attack on w
     stopped: Tensor | bool = False  # pairs whose gradient stops at the keys
     hard: HardNegatives | None = None
 
@@ -72,7 +74,7 @@ class AdvCL(Objective):
         require_not_negative(cluster_weight=cluster_weight)
         require_one_of(("paper", "released"), fidelity=fidelity)
         self.cluster_weight, self.released = cluster_weight, fidelity == "released"
-        vars(self)["given"] = pseudo_labels  # no submodule: the heads own it
+        vars(self)["given"] = pseudo_labels  # not a submodule, as the heads own it
         attacked = 2 if cluster_weight else 1
         keys = {"forwards": 3 + attacked, "repeated": 3} if self.released else {"forwards": 6 + attacked}
         self.cost = Cost(attacked=attacked, backwards=3 + attacked, **keys)
@@ -139,4 +141,4 @@ class AdvCL(Objective):
         return Terms.weighted(nce4=contrast_part, cluster_ce=(self.cluster_weight, cluster_ce))
 
     def look_at(self, model: EncoderProtocol, weak: Tensor, moved: Tensor) -> None:
-        """For methods that adapt to how far the attack goes."""
+        """Adapt to the size of the perturbation; a hook for subclasses."""

@@ -16,10 +16,15 @@ Fidelity = Literal["paper", "released", "normalized"]
 
 
 def invariance(log_p: Tensor, log_q: Tensor, fidelity: Fidelity) -> Tensor:
-    """KL(q || p) = sum_n q_n (log q_n - log p_n) of two laws over the batch, (B,) and (B,) -> ().
+    """Return KL(q || p) = sum_n q_n (log q_n - log p_n) of two distributions over the batch.
 
-    ``released`` is sum_n q_n (log q_n - p_n), a probability in place of a logarithm; ``normalized`` scales both to
-    sum 1 first.
+    Args:
+        log_p, log_q: (B,) log-probabilities.
+        fidelity: ``released`` returns sum_n q_n (log q_n - p_n), with a probability in place of a logarithm;
+            ``normalized`` first scales both to sum 1.
+
+    Returns:
+        () divergence in nats.
     """
     if fidelity == "normalized":
         log_p, log_q = log_p.log_softmax(0), log_q.log_softmax(0)
@@ -28,21 +33,23 @@ def invariance(log_p: Tensor, log_q: Tensor, fidelity: Fidelity) -> Tensor:
 
 @register("acl_air")
 class InvariantACL(Objective):
-    """ACL and invariance: L = NT-Xent(a, b) + NT-Xent(a', b') + lambda_1 SIR + lambda_2 AIR.
+    """ACL-AIR: ACL with adversarial invariant regularization.
 
-    With sigma(u, v) the softmax over the batch of cos(u_n, v_n) / tau and o the image itself, benign:
+    L = NT-Xent(a, b) + NT-Xent(a', b') + lambda_1 SIR + lambda_2 AIR
+
+    sigma(u, v) is the softmax over the batch of cos(u_n, v_n) / tau, and o the benign image without augmentation:
     SIR = KL(sigma(b, o) || sigma(a, o)), AIR = KL(sigma(b', o) sigma(b', b) || sigma(a', o) sigma(a', a)).
 
     Args:
-        temperature: tau.
+        temperature: tau, above 0.
         standard, adversarial: lambda_1 and lambda_2.
-        fidelity: ``released`` takes KL's first argument for a probability where a logarithm is due (see
-            ``invariance``), so that SIR is near -log B and AIR near 0; ``paper`` is the KL of the products as they
-            stand, which do not sum to 1 and are O(1/B^2); ``normalized`` makes them laws.
+        fidelity: ``released`` uses a probability where KL needs a logarithm (see ``invariance``), so that SIR is near
+            -log B and AIR near 0. ``paper`` is the KL of the products as written, which do not sum to 1 and are
+            O(1/B^2). ``normalized`` scales the products to distributions.
 
     Published: LARS lr 5, batch 512, 1000 epochs. `--probe-protocol air++` adds its post-processing.
 
-    Source: arXiv 2305.00374, and its authors' code.
+    Source: arXiv 2305.00374 and its authors' code.
     """
 
     routes = ("clean", "adv")
@@ -86,10 +93,12 @@ class InvariantACL(Objective):
 
 @register("dynacl_air")
 class AnnealedInvariantACL(InvariantACL):
-    """ACL-AIR with DynACL's schedules: views of strength s = 1 - staircase(e - 1, E), w = 2/3 (1 - s).
+    """ACL-AIR with the annealed augmentation of DynACL.
 
-    L = (1 - w) NT-Xent(a, b) + (1 + w) NT-Xent(a', b') + lambda_1 SIR + lambda_2 AIR. There is no momentum encoder.
-    Settings as those of ``acl_air``.
+    L = (1 - w) NT-Xent(a, b) + (1 + w) NT-Xent(a', b') + lambda_1 SIR + lambda_2 AIR
+
+    The views have strength s = 1 - staircase(e - 1, E), and w = 2/3 (1 - s). There is no momentum encoder. The settings
+    are those of ``acl_air``.
 
     Source: arXiv 2305.00374, with the schedules of DynACL (arXiv 2303.01289).
     """

@@ -1,6 +1,6 @@
-"""The contract between a pretraining objective and whatever trains it.
+"""Interface between a pretraining objective and its training loop.
 
-A bare loop is enough::
+A plain loop is enough::
 
     objective.setup(model)
     optimizer = torch.optim.AdamW(objective.param_groups(model), lr=2e-3)
@@ -31,12 +31,12 @@ RANDOM_VIEWS = ("a", "b", "weak")
 
 
 class Views:
-    """What an objective sees of a batch.
+    """Views of one batch that an objective trains on.
 
     Args:
         a, b: (B, C, H, W) random strong views in [0, 1].
-        images: (B, C, H, W) the images themselves.
-        rows: (B,) each image's row in the dataset.
+        images: (B, C, H, W) the images without augmentation, in [0, 1].
+        rows: (B,) index of each image in the dataset.
         weak: (B, C, H, W) a random weak view.
 
     Raises:
@@ -60,7 +60,7 @@ class Views:
         given = {"a": a, "b": b, "images": images, "rows": rows, "weak": weak}
         vars(self).update({name: value for name, value in given.items() if value is not None})
 
-    def __getattr__(self, name: str) -> Tensor:  # only reached for what was not given
+    def __getattr__(self, name: str) -> Tensor:  # called only for fields that were not given
         if name not in Views.__annotations__:
             raise AttributeError(name)
         raise UsageError(
@@ -72,13 +72,13 @@ class Views:
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes through the encoder per training image.
+    """Number of passes through the encoder per training image.
 
     Attributes:
-        attacked: views that the inner attack moves; each takes a forward and an input gradient per step.
+        attacked: views that the inner attack perturbs; each takes a forward and an input gradient per attack step.
         forwards: all other forwards, with or without gradient.
-        backwards: backwards that give gradients of the weights.
-        repeated: views that the inner attack encodes in each step as well, without gradient.
+        backwards: backwards that compute gradients of the weights.
+        repeated: further views that the inner attack encodes in each step, without gradient.
     """
 
     attacked: int
@@ -87,22 +87,22 @@ class Cost:
     repeated: int = 0
 
     def encoder_forwards(self, attack_steps: int) -> int:
-        """Return F = (2 attacked + repeated) steps + forwards + 2 backwards.
+        """Return the cost in forwards: F = (2 attacked + repeated) steps + forwards + 2 backwards.
 
-        An input gradient counts as one forward, and a gradient of input and weights as two.
+        An input gradient counts as one forward, a gradient of input and weights as two.
         """
         return (2 * self.attacked + self.repeated) * attack_steps + self.forwards + 2 * self.backwards
 
 
 @dataclass(frozen=True)
 class Terms:
-    """A loss and what it is made of.
+    """Total loss of a batch and its parts.
 
     Attributes:
         total: () loss to minimize.
         parts: () each, by name, without gradient.
-        collapsed: by name of a part, its value when all embeddings are the same. The trainer stops a run in which one
-            of these parts stays there; parts without such a value are not watched.
+        collapsed: value of a part when all embeddings are equal, by name. The trainer stops a run in which one of
+            these parts stays at that value; parts without one are not monitored.
     """
 
     total: Tensor
@@ -111,11 +111,11 @@ class Terms:
 
     @classmethod
     def weighted(cls, **parts: tuple[float, Tensor] | tuple[float, Tensor, float]) -> "Terms":
-        """Return the sum of weight times part.
+        """Return the weighted sum of the parts.
 
         Args:
-            parts: ``name=(weight, part)``; or ``name=(weight, part, collapsed)`` with the value that the part has when
-                all embeddings are the same, such as ``losses.contrastive.collapsed_nce(B)``.
+            parts: ``name=(weight, part)``, or ``name=(weight, part, collapsed)`` with the value of the part when all
+                embeddings are equal, such as ``losses.contrastive.collapsed_nce(B)``.
 
         Example:
             >>> terms = acl_plugin.Terms.weighted(nce=(1.0, torch.tensor(2.5), 2.7), penalty=(0.5, torch.tensor(1.0)))
@@ -129,21 +129,21 @@ class Terms:
 
 
 class Objective(nn.Module):
-    """Base of all objectives: an author writes ``terms``, and sets the class attributes.
+    """Base class of all objectives. Subclasses implement ``terms`` and set the class attributes.
 
-    The objective owns all that its method needs apart from the encoder (discriminator, queue, teacher, momentum
-    encoder, schedule), so that its state dict completes a checkpoint.
+    The objective owns all state of its method except the encoder (discriminator, queue, teacher, momentum encoder,
+    schedule), so that checkpoints are complete.
 
     Attributes:
-        routes: the encoder's norm banks; the first is for benign images, and the last one is probed.
-        projector: the encoder's projector, one of ``projectors.PROJECTORS``.
-        needs: the random views that it uses, of ``a``, ``b`` and ``weak``.
-        strength: of the strong views, in [0, 1]; ``on_epoch`` may change it.
-        attack_view: how it aims its inner attack (``joint``, ``bank``, ``scalar``); None if it has none.
-        cost: its passes through the encoder.
-        paper: where it is from.
-        from_files: settings that are objects, ``encoder`` (a trained encoder) or ``pseudo_labels`` (a
-            ``PseudoLabels``), and in a configuration the path of one: of a run folder, or of a file.
+        routes: norm banks of the encoder; the first is for benign images, and the last one is probed.
+        projector: projector of the encoder, one of ``projectors.PROJECTORS``.
+        needs: random views that the objective uses, from ``a``, ``b`` and ``weak``.
+        strength: augmentation strength of the strong views, in [0, 1]; ``on_epoch`` may change it.
+        attack_view: mode of the inner attack (``joint``, ``bank``, ``scalar``); None without an attack.
+        cost: passes through the encoder.
+        paper: source of the method.
+        from_files: settings that take an object, by its kind: ``encoder`` (a trained encoder) or ``pseudo_labels`` (a
+            ``PseudoLabels``). In a configuration they take a path: of a run folder, or of a file.
     """
 
     routes: tuple[str, ...] = ("clean",)
@@ -161,10 +161,10 @@ class Objective(nn.Module):
         self.temperature = temperature
 
     def check_contract(self) -> None:
-        """Refuse attributes that no trainer could use; called on what ``create_objective`` made.
+        """Reject attributes that no trainer can use; called by ``create_objective``.
 
         Raises:
-            UsageError: naming the attribute, its value and the values allowed.
+            UsageError: with the attribute, its value and the allowed values.
         """
         names = isinstance(self.routes, tuple) and all(isinstance(route, str) and route for route in self.routes)
         if not names or not self.routes or len(set(self.routes)) < len(self.routes):
@@ -181,32 +181,32 @@ class Objective(nn.Module):
         require_positive(temperature=getattr(self, "temperature", None))
 
     def setup(self, model: EncoderProtocol) -> None:
-        """Build what depends on the encoder; called once, before the optimizer is."""
+        """Build the parts that depend on the encoder; called once, before the optimizer is created."""
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
-        """The loss of one batch."""
+        """Return the loss of one batch."""
         raise NotImplementedError
 
     def backward(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
-        """Add the gradients of the loss of one batch to the parameters' ``grad``."""
+        """Add the gradients of one batch's loss to the parameters' ``grad``."""
         terms = self.terms(model, views, attack)
         terms.total.backward()
         return terms
 
     def param_groups(self, model: EncoderProtocol) -> list[dict[str, Any]]:
-        """What the trainer's optimizer updates, as torch.optim takes it."""
+        """Return the parameter groups to optimize, in the format of ``torch.optim``."""
         return [{"params": [p for p in model.parameters() if p.requires_grad]}]
 
     def check_images(self, images: Images) -> None:
-        """Refuse training images that the objective cannot be trained on.
+        """Reject training images that the objective cannot be trained on.
 
         Raises:
-            UsageError: naming what is missing.
+            UsageError: with what is missing.
         """
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
-        """Called before each of ``epochs`` epochs, counted from 0."""
+        """Prepare ``epoch``, counted from 0; called before each of ``epochs`` epochs."""
 
     def downstream(self, model: EncoderProtocol) -> EncoderProtocol:
-        """The encoder to keep after training: ``model``, unless the method keeps another."""
+        """Return the encoder to keep after training: ``model``, unless the method keeps another."""
         return model

@@ -1,4 +1,4 @@
-"""Encoders beside the one that is trained: a momentum copy of it, and a frozen teacher."""
+"""Additional encoders of an objective: a momentum copy, and a frozen teacher."""
 
 import copy
 from typing import Self, cast
@@ -13,13 +13,13 @@ from acl_plugin.models.protocol import EncoderProtocol, Network, require_encoder
 
 
 class Momentum(nn.Module):
-    """A copy k of an encoder q that follows it: k <- m k + (1 - m) q, parameters only.
+    """Momentum copy k of an encoder q: k <- m k + (1 - m) q, parameters only.
 
-    Its norm statistics are those of its own forwards. It takes no gradient.
+    Its norm statistics come from its own forwards. It receives no gradient.
 
     Args:
-        model: q.
-        momentum: m in [0, 1].
+        model: the encoder q.
+        momentum: m, in [0, 1].
 
     Source: MoCo (arXiv 1911.05722), equation 2.
     """
@@ -31,43 +31,44 @@ class Momentum(nn.Module):
         self.encoder = cast(EncoderProtocol, network.requires_grad_(False))
 
     def forward(self, x: Tensor, route: str | None = None) -> Tensor:
-        """(B, C, H, W) -> (B, P)."""
+        """Return the embeddings (B, P) of images (B, C, H, W)."""
         return self.encoder(x, route)
 
     @torch.no_grad()
     def follow(self, model: EncoderProtocol) -> None:
-        """One update, towards the weights that ``model`` has now."""
+        """Update the copy once towards the current weights of ``model``."""
         for k, q in zip(self.encoder.parameters(), model.parameters(), strict=True):
             k.lerp_(q, 1 - self.momentum)
 
 
 class Pair(nn.Module):
-    """Two encoders as one: the first half of a batch goes through ``first``, the second through ``second``."""
+    """Two encoders as one module: the first half of a batch uses ``first``, the second half ``second``."""
 
     def __init__(self, first: Network, second: Network) -> None:
         super().__init__()
         self.first, self.second = first, second
 
     def views(self, a: Tensor, b: Tensor, route: str | None = None) -> tuple[Tensor, Tensor]:
-        """Embeddings (B, P) of two views."""
+        """Return the embeddings (B, P) of two views."""
         return self.first(a, route), self.second(b, route)
 
     def forward(self, x: Tensor, route: str | None = None) -> Tensor:
-        """(2B, C, H, W) -> (2B, P)."""
+        """Return the embeddings (2B, P) of images (2B, C, H, W)."""
         a, b = x.chunk(2)
         return torch.cat(self.views(a, b, route))
 
 
 class Teacher(nn.Module):
-    """A copy of a trained encoder that stays as it is: always in eval mode, and without gradient.
+    """Frozen copy of a trained encoder, always in eval mode and without gradient.
 
-    It uses the encoder's first norm bank. Its weights are part of a checkpoint, so that a resumed run is complete.
+    It uses the first norm bank of the encoder. Checkpoints contain its weights, so that a run can resume without a
+    file.
 
     Args:
-        encoder: with its projector; ``acl_plugin.load_encoder(run)`` gives that of a run. It is left as it is.
+        encoder: trained encoder with projector, such as ``acl_plugin.load_encoder(run)``. It is copied, not changed.
 
     Raises:
-        UsageError: for something that is no encoder, such as a path.
+        UsageError: if it is not an encoder, such as a path.
     """
 
     def __init__(self, encoder: EncoderProtocol) -> None:
@@ -80,19 +81,19 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
-        """Features: (B, C, H, W) -> (B, D)."""
+        """Return the features (B, D) of images (B, C, H, W)."""
         return self.encoder.features(x)
 
     @torch.no_grad()
     def project(self, features: Tensor) -> Tensor:
-        """Embeddings: (B, D) -> (B, P)."""
+        """Return the embeddings (B, P) of features (B, D)."""
         return self.encoder.project(features)
 
     def copy_backbone_to(self, model: EncoderProtocol) -> None:
-        """Start the backbone of ``model``, in all its banks, from the teacher's weights.
+        """Copy the teacher's backbone weights to all norm banks of ``model``.
 
         Raises:
-            UsageError: when the teacher is another network.
+            UsageError: when the teacher has another architecture.
         """
         try:
             _copy(self.encoder, "backbone", model)
@@ -101,7 +102,7 @@ class Teacher(nn.Module):
             raise UsageError(message, parameter="teacher", given=None, allowed="the same network") from error
 
     def copy_projector_to(self, model: EncoderProtocol) -> None:
-        """Give the projector of ``model`` the teacher's weights.
+        """Copy the teacher's projector weights to ``model``.
 
         Raises:
             UsageError: when the teacher has another projector.
@@ -114,15 +115,15 @@ class Teacher(nn.Module):
 
     @classmethod
     def of_student(cls, encoder: EncoderProtocol | str | None, model: EncoderProtocol, objective: str) -> "Teacher":
-        """Return the teacher of ``model``, on its device, and start the student's backbone from its weights.
+        """Return the teacher of ``model``, on its device, and initialize the student's backbone with its weights.
 
         Args:
-            encoder: trained, of the same network; None or a path is refused.
+            encoder: trained encoder of the same architecture; None and paths are rejected.
             model: the student.
-            objective: name of the objective that needs it, for the messages.
+            objective: name of the objective, for error messages.
 
         Raises:
-            UsageError: when no encoder is given, or one of another network.
+            UsageError: when no encoder is given, or one of another architecture.
         """
         if encoder is None:
             raise UsageError(
@@ -145,7 +146,7 @@ class Teacher(nn.Module):
 
 
 def together(*modules: Network) -> nn.ModuleList:
-    """Return modules as one, for the modes and flags of all of them during an attack."""
+    """Return a module list, to switch modes and flags of all modules together during an attack."""
     return nn.ModuleList([cast(nn.Module, module) for module in modules])
 
 
@@ -156,6 +157,6 @@ def _copy(source: EncoderProtocol, part: str, model: EncoderProtocol) -> None:
 
 
 def _first_difference(error: RuntimeError) -> str:
-    """Return the first line of ``load_state_dict``'s message that names weights."""
+    """Return the first line of ``load_state_dict``'s message that lists weights."""
     lines = [" ".join(line.split()) for line in str(error).splitlines()[1:]]
     return lines[0][:200] if lines else str(error)

@@ -16,19 +16,21 @@ from acl_plugin.validation import require_not_negative
 
 @register("deacl")
 class DeACL(Objective):
-    """Distillation in feature space: L = D(f(w), T(w)) + beta D(f(w'), f(w)), T a frozen SimCLR encoder.
+    """DeACL: adversarial distillation of a frozen SimCLR teacher in feature space.
 
-    D(x, y) = 1 - cos(x, y); w is a weak view, and w' lowers cos(f(w'), T(w)). The student starts as the teacher; benign
-    and adversarial images are encoded as one batch in one norm bank.
+    L = D(f(w), T(w)) + beta D(f(w'), f(w)), with D(x, y) = 1 - cos(x, y)
+
+    T is the teacher, w a weak view, and w' minimizes cos(f(w'), T(w)). The student is initialized with the teacher's
+    weights. Benign and adversarial images are encoded as one batch in one norm bank.
 
     Args:
-        teacher: a trained encoder of the same network, such as ``acl_plugin.load_encoder(RUN)`` of a SimCLR run; it is
-            copied. In a configuration the folder of a finished `acl-plugin pretrain --objective simclr`.
-        beta: weight of the adversarial term.
+        teacher: trained encoder of the same architecture, such as ``acl_plugin.load_encoder(RUN)`` of a SimCLR run. It
+            is copied. In a configuration, the folder of a finished `acl-plugin pretrain --objective simclr`.
+        beta: weight of the adversarial term, at least 0.
 
     Published: SGD lr 0.5 for batches of 256, weight decay 5e-4, 100 epochs, after 1000 epochs of the teacher.
 
-    Source: arXiv 2207.10899, and its authors' code.
+    Source: arXiv 2207.10899 and its authors' code.
     """
 
     routes = ("shared",)
@@ -44,7 +46,7 @@ class DeACL(Objective):
         super().__init__()
         require_not_negative(beta=beta)
         self.beta = beta
-        vars(self)["given"] = teacher  # no submodule: a copy of it is one
+        vars(self)["given"] = teacher  # not a submodule, as its copy is one
 
     def setup(self, model: EncoderProtocol) -> None:
         self.teacher = Teacher.of_student(self.given, model, "deacl")

@@ -1,4 +1,4 @@
-"""DynACL: augmentation that weakens along the training (Luo et al., ICLR 2023, arXiv 2303.01289)."""
+"""DynACL: ACL with augmentation that weakens during training (Luo et al., ICLR 2023, arXiv 2303.01289)."""
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.losses.contrastive import collapsed_nce, nt_xent
@@ -12,20 +12,22 @@ from acl_plugin.validation import require_not_negative, require_share
 
 @register("dynacl")
 class DynACL(Objective):
-    """ACL's dual stream with annealed views: L = ((2 - w) NT-Xent(a, b) + w NT-Xent(a', b')) / 2.
+    """DynACL: dual-stream ACL with augmentation that weakens during training.
 
-    In epoch e of E, counted from 1, the views' strength is 1 - staircase(e - 1, E), and w = 1 + rate
-    staircase(e, E), at most 2. View a goes through the encoder and b through its momentum copy, which is kept in the
-    end; the attack moves both.
+    L = ((2 - w) NT-Xent(a, b) + w NT-Xent(a', b')) / 2
+
+    In epoch e of E, counted from 1, the views have strength 1 - staircase(e - 1, E), and w = 1 + rate staircase(e, E),
+    at most 2. View a is encoded by the encoder and view b by its momentum copy, which is the one kept after training.
+    The attack perturbs both views.
 
     Args:
-        temperature: tau.
-        momentum: of the copy; it is in the released code.
-        rate: how far w rises.
+        temperature: tau, above 0.
+        momentum: momentum of the copy, in [0, 1]; part of the released code.
+        rate: slope of w.
 
     Published: LARS lr 5, batch 512, 1000 epochs. `--probe-protocol dynacl++` adds its post-processing.
 
-    Source: arXiv 2303.01289, and its authors' code.
+    Source: arXiv 2303.01289 and its authors' code.
     """
 
     routes = ("clean", "adv")
@@ -52,7 +54,7 @@ class DynACL(Objective):
         a, b = attack.joint(both, views.a, views.b, route="adv", temperature=self.temperature)
         clean_a, clean_b = both.views(views.a, views.b, "clean")
         adv_a, adv_b = both.views(a, b, "adv")
-        self.copy.follow(model)  # before the step that this loss leads to
+        self.copy.follow(model)  # before the optimizer step of this loss
         level = collapsed_nce(len(a))
         return Terms.weighted(
             nce_clean=((2 - self.weight) / 2, nt_xent(clean_a, clean_b, self.temperature), level),

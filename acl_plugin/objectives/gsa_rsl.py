@@ -1,4 +1,4 @@
-"""GSA-RSL: the three terms that bound the robust loss of a linear probe (arXiv 2311.09671)."""
+"""GSA-RSL: the three terms of a bound on the robust loss of a linear probe (arXiv 2311.09671)."""
 
 from dataclasses import replace
 from typing import Literal
@@ -22,24 +22,24 @@ from acl_plugin.validation import require_not_negative, require_one_of
 
 @register("gsa_rsl")
 class GlobalSharpnessAware(Objective):
-    """Adversarial NCE, sharpness-aware benign NCE, and the divergence of benign and adversarial features.
+    """GSA-RSL: adversarial NCE, sharpness-aware benign NCE, and the divergence of benign and adversarial features.
 
     L = adversarial NCE(a', b') + benign max_{||d|| <= rho} NCE(a, b; theta + d) + global_ D(f(a, b), f(a', b'))
 
-    A weight of 0 switches its term off, rho = 0 the sharpness. The divergence D of backbone features is JS, estimated
-    by a discriminator that learns along, or another of ``DIVERGENCES``. The paper's bounds are about one encoder,
-    so benign and adversarial views share one bank of BatchNorm.
+    A weight of 0 disables its term, and rho = 0 the sharpness. The divergence D of backbone features is JS, estimated
+    by a discriminator trained alongside, or another of ``DIVERGENCES``. The paper's bounds hold for one encoder, so
+    benign and adversarial views share one BatchNorm bank.
 
     Args:
-        temperature: tau.
-        adversarial, benign, global_: weights of the three terms.
-        rho: radius of the sharpness in weight space.
+        temperature: tau, above 0.
+        adversarial, benign, global_: weights of the three terms, at least 0.
+        rho: radius of the sharpness in weight space, at least 0.
         divergence: D, one of ``DIVERGENCES``.
-        gradient: of JS, see ``JensenShannon``.
-        attack_divergence: let the attack raise the divergence as well.
+        gradient: gradient of JS, ``reversed`` or ``non_saturating`` (see ``JensenShannon``).
+        attack_divergence: let the attack also maximize the divergence.
 
-    Source: arXiv 2311.09671. Its method is adversarial NCE, SAM on the benign NCE, and a discriminator; the
-    defaults (weights 1, rho 0.05, two hidden layers of 256 with spectral norm, Adam 1e-4, one step) are ours.
+    Source: arXiv 2311.09671. Its method is adversarial NCE, SAM on the benign NCE, and a discriminator. The defaults
+    (weights 1, rho 0.05, two hidden layers of 256 with spectral norm, Adam 1e-4, one step) are ours.
     """
 
     routes = ("shared",)
@@ -72,7 +72,7 @@ class GlobalSharpnessAware(Objective):
         self.attack_divergence = attack_divergence and global_ > 0
         if adversarial or global_:
             self.attack_view = "scalar" if self.attack_divergence else "joint"
-        sharp, looks = bool(benign and rho), bool(benign or global_)  # looks: at benign views
+        sharp, looks = bool(benign and rho), bool(benign or global_)  # looks: encodes benign views
         attacked = 2 if self.attack_view else 0
         backwards = attacked + (2 if looks else 0) + (2 + 2 * (global_ > 0) if sharp else 0)
         self.cost = Cost(attacked, attacked + 2 * looks + 2 * sharp, backwards)
@@ -83,8 +83,8 @@ class GlobalSharpnessAware(Objective):
             self.divergence = create_divergence(self.estimator, model.size, **self.options).to(device)
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
-        """Without the sharpness, which takes a second gradient: see ``backward``."""
-        if not (self.benign or self.global_):  # benign views then leave no trace in the norm statistics either
+        """Return the loss without sharpness, which needs a second gradient (see ``backward``)."""
+        if not (self.benign or self.global_):  # keep benign views out of the norm statistics too
             return self._others(model, views, attack, None)
         f, nce = self._benign(model, views)
         others = self._others(model, views, attack, f)
@@ -93,7 +93,10 @@ class GlobalSharpnessAware(Objective):
         return Terms(others.total + self.benign * nce, {"nce_clean": nce.detach(), **others.parts}, _levels(views))
 
     def backward(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
-        """All terms at theta, but the benign one at theta + rho g / ||g||_2, with g its gradient at theta."""
+        """Add the gradients of all terms, that of the benign one at theta + rho g / ||g||_2.
+
+        g is the gradient of the benign term at theta, where all other terms are taken.
+        """
         if not (self.benign and self.rho):
             return super().backward(model, views, attack)
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -151,5 +154,5 @@ class GlobalSharpnessAware(Objective):
 
 
 def _levels(views: Views) -> dict[str, float]:
-    """Return the values of the contrastive parts when all embeddings are the same."""
+    """Return the values of the contrastive parts when all embeddings are equal."""
     return dict.fromkeys(("nce_clean", "nce_adv"), collapsed_nce(len(views.a)))

@@ -1,4 +1,4 @@
-"""ProFeAT: distillation through a projector (Addepalli et al., TMLR 2024, arXiv 2406.05796)."""
+"""ProFeAT: adversarial distillation through a projector (Addepalli et al., TMLR 2024, arXiv 2406.05796)."""
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -16,23 +16,25 @@ from acl_plugin.validation import require_not_negative, require_share
 
 @register("profeat")
 class ProFeAT(Objective):
-    """Distillation in feature and projector space: L = D(S(a), T(w)) + beta D(S(a'), S(a)), T a frozen SimCLR encoder.
+    """ProFeAT: adversarial distillation of a frozen SimCLR teacher in feature and projector space.
 
-    D(x, y) = 1 - (1 - p) cos(f_x, f_y) - p cos(g_x, g_y) over features f and embeddings g. The student starts as the
-    teacher and keeps the teacher's projector frozen. It sees a strong view a where the teacher sees a weak one, w;
-    a' lowers cos(f(a'), f(a)) + cos(g(a'), g_T(w)).
+    L = D(S(a), T(w)) + beta D(S(a'), S(a)), with D(x, y) = 1 - (1 - p) cos(f_x, f_y) - p cos(g_x, g_y)
+
+    S is the student, T the teacher, f are features and g embeddings. The student is initialized with the teacher's
+    weights and keeps the teacher's projector frozen. Its input is a strong view a, the teacher's a weak view w; a'
+    minimizes cos(f(a'), f(a)) + cos(g(a'), g_T(w)).
 
     Args:
-        teacher: a trained encoder of the same network, such as ``acl_plugin.load_encoder(RUN)`` of a SimCLR run; it is
-            copied. In a configuration the folder of a finished `acl-plugin pretrain --objective simclr`.
-        beta: weight of the adversarial term; 8 as published for CIFAR-100.
+        teacher: trained encoder of the same architecture, such as ``acl_plugin.load_encoder(RUN)`` of a SimCLR run. It
+            is copied. In a configuration, the folder of a finished `acl-plugin pretrain --objective simclr`.
+        beta: weight of the adversarial term, at least 0; 8 as published for CIFAR-100.
         projector_weight: p, in [0, 1].
 
-    Published: SGD lr 0.5, batch 256, weight decay 3e-4, 100 epochs. Ours: the strong view is the run's own (the
-    published one is AutoAugment with crop and flip), and the projector is SimCLR's of this package (published: two
-    layers without norm); benign and adversarial images are two batches in one norm bank, as released.
+    Published: SGD lr 0.5, batch 256, weight decay 3e-4, 100 epochs. Differences here: the strong view is that of the
+    run (published: AutoAugment with crop and flip), and the projector is this package's SimCLR projector (published:
+    two layers without norm). Benign and adversarial images are two batches in one norm bank, as released.
 
-    Source: arXiv 2406.05796, and its authors' code.
+    Source: arXiv 2406.05796 and its authors' code.
     """
 
     routes = ("shared",)
@@ -50,7 +52,7 @@ class ProFeAT(Objective):
         require_not_negative(beta=beta)
         require_share(projector_weight=projector_weight)
         self.beta, self.projector_weight = beta, projector_weight
-        vars(self)["given"] = teacher  # no submodule: a copy of it is one
+        vars(self)["given"] = teacher  # not a submodule, as its copy is one
 
     def setup(self, model: EncoderProtocol) -> None:
         self.teacher = Teacher.of_student(self.given, model, "profeat")
@@ -58,7 +60,7 @@ class ProFeAT(Objective):
         model.projector.requires_grad_(False)
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
-        model.projector.eval()  # frozen, its norm statistics too
+        model.projector.eval()  # freezes its norm statistics too
         teacher_f = self.teacher(views.weak)
         teacher_g = self.teacher.project(teacher_f)
         f = model.features(views.a)

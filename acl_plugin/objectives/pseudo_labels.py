@@ -1,4 +1,4 @@
-"""Labels made without labels: k-means on a pretrained encoder's features, with their provenance."""
+"""Pseudo-labels by k-means on a pretrained encoder's features, with their provenance."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,20 @@ from acl_plugin.models.features import cluster, features_of
 from acl_plugin.models.protocol import EncoderProtocol
 
 PUBLISHED_SIZES = (2, 10, 50, 100, 500)
-"""Numbers of clusters of AdvCL."""
+"""Numbers of clusters in AdvCL."""
 
 
 class PseudoLabels(nn.Module):
-    """Clusterings of training images, looked up by the images' rows in the dataset.
+    """Clusterings of training images, indexed by the images' rows in the dataset.
 
     Args:
-        rows: (N,) rows of the dataset that have labels.
-        labels: by number K of clusters, (N,) labels from 0 to K - 1 each.
-        provenance: where they are from.
-        hashes: (N,) what each image is, see ``data.Images``; None where that is not known.
+        rows: (N,) dataset indices of the labeled images.
+        labels: (N,) labels from 0 to K - 1, by number K of clusters.
+        provenance: record of how they were made.
+        hashes: (N,) hash of each image, see ``data.Images``; None if unknown.
 
     Raises:
-        UsageError: for labels that do not fit to the rows, or are out of range.
+        UsageError: for labels that do not match the rows, or are out of range.
 
     Example:
         >>> from acl_plugin.objectives.pseudo_labels import PseudoLabels
@@ -64,11 +64,11 @@ class PseudoLabels(nn.Module):
         """Return clusterings of all images of a dataset.
 
         Args:
-            labels: (N,) or (number of clusterings, N) whole numbers from 0; column n is of row n. Each clustering has
-                as many clusters as its largest label needs, and no two have the same number.
+            labels: (N,) or (number of clusterings, N) integers from 0; column n belongs to row n of the dataset. The
+                largest label of a clustering plus 1 is its number of clusters, which must be unique.
 
         Raises:
-            UsageError: for another shape or type, or two clusterings of the same number of clusters.
+            UsageError: for another shape or type, or two clusterings with the same number of clusters.
         """
         table = labels[None] if labels.ndim == 1 else labels
         allowed = "(N,) or (number of clusterings, N) whole numbers from 0, each clustering of another size"
@@ -81,14 +81,14 @@ class PseudoLabels(nn.Module):
         return cls(torch.arange(table.shape[1], device=table.device), by_size)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(B,) rows -> (number of clusterings, B) labels, in the order of ``sizes``."""
+        """Return the labels (number of clusterings, B) of rows (B,), in the order of ``sizes``."""
         return self.table[:, rows.to(self.table.device)]
 
     def check_images(self, images: Images) -> None:
-        """Refuse images that have no label, or whose row had another image when the labels were made.
+        """Reject images without labels, and rows whose image has changed since the labels were made.
 
         Raises:
-            UsageError: with their number.
+            UsageError: with the number of such images.
         """
         count = self.provenance.get("n", int((self.table[0] >= 0).sum()))
         rows, made_of = images.rows, f"{count} images of {self.provenance.get('data', 'unknown data')}"
@@ -113,11 +113,11 @@ class PseudoLabels(nn.Module):
 
 
 class ClusterHeads(nn.Module):
-    """A linear head W_K for each clustering: l_n = sum_K CE(W_K f_n, cluster_K of image n).
+    """Linear heads W_K, one for each clustering: l_n = sum_K CE(W_K f_n, cluster_K of image n).
 
     Args:
         labels: the clusterings.
-        size: D, size of the features.
+        size: feature size D.
     """
 
     def __init__(self, labels: PseudoLabels, size: int) -> None:
@@ -127,14 +127,14 @@ class ClusterHeads(nn.Module):
             shown = labels if isinstance(labels, str | PathLike) else type(labels).__name__
             message = f"`pseudo_labels` {shown}: allowed is {allowed}; read a file with read_pseudo_labels(path)"
             raise UsageError(message, parameter="pseudo_labels", given=labels, allowed=allowed)
-        self.labels = copy.deepcopy(labels)  # it moves between devices with the heads
+        self.labels = copy.deepcopy(labels)  # moves between devices with the heads
         self.heads = nn.ModuleList(nn.Linear(size, clusters) for clusters in labels.sizes)
 
     def __len__(self) -> int:
         return len(self.heads)
 
     def forward(self, features: Tensor, rows: Tensor) -> Tensor:
-        """Features (B, D) and rows (B,) -> losses (B,) in nats."""
+        """Return the losses (B,), in nats, of features (B, D) and rows (B,)."""
         parts = [
             F.cross_entropy(head(features), labels, reduction="none")
             for head, labels in zip(self.heads, self.labels(rows), strict=True)
@@ -145,14 +145,17 @@ class ClusterHeads(nn.Module):
 def make(
     encoder: EncoderProtocol, images: Images, sizes: Sequence[int], seed: int, provenance: dict[str, Any]
 ) -> PseudoLabels:
-    """Cluster the features of un-augmented images.
+    """Cluster the features of images without augmentation.
 
     Args:
-        encoder: in eval mode.
+        encoder: encoder in eval mode.
         images: N images.
         sizes: numbers of clusters.
-        seed: of k-means.
-        provenance: what to keep of where encoder and images are from; seed, N and scikit-learn's version are added.
+        seed: seed of k-means.
+        provenance: source of encoder and images, to record; seed, N and scikit-learn's version are added.
+
+    Returns:
+        The labels.
     """
     import sklearn
 

@@ -22,22 +22,24 @@ from acl_plugin.validation import require_not_negative, require_one_of
 
 @register("rocl")
 class RoCL(Objective):
-    """One adversarial view among two benign ones, all in one norm bank: L = 2 NCE(a, b, a') + lambda NCE(a', b).
+    """RoCL: robust contrastive learning with one adversarial and two benign views in one norm bank.
 
-    a' raises NCE(a', b). The factor 2 is the published sum of six pairs with a third each.
+    L = 2 NCE(a, b, a') + lambda NCE(a', b)
+
+    a' maximizes NCE(a', b). The factor 2 is the published sum of six pairs with weight 1/3 each.
 
     Args:
-        temperature: tau.
-        regularizer: lambda; published as 1/256, one over the batch of a device.
-        fidelity: ``released`` stops all gradients at the keys, in the attack as well, and encodes (a', b) by itself
-            for the second term, before (a, b, a'), which is the order that the running norm statistics see; the
+        temperature: tau, above 0.
+        regularizer: lambda, at least 0; published as 1/256, one over the batch size per device.
+        fidelity: ``released`` stops all gradients at the keys, in the attack too, and encodes (a', b) separately for
+            the second term, before (a, b, a'), which decides the order of updates to the running norm statistics. The
             paper's loss is symmetric, and so is ``paper``, which reuses the embeddings.
 
-    Published: 7 attack steps, LARS lr 1.5, batch 512, 1000 epochs; no normalization of images. The code takes
-    torchlars, which multiplies by the rate after the momentum; `--optimizer lars` multiplies before it (see
-    ``lars.LARS``). Under warm-up and cosine the two give different weights.
+    Published: 7 attack steps, LARS lr 1.5, batch 512, 1000 epochs, no normalization of images. The code uses torchlars,
+    which multiplies by the learning rate after the momentum; `--optimizer lars` multiplies before it (see
+    ``lars.LARS``). With warm-up and cosine decay the two give different weights.
 
-    Source: arXiv 2006.07589, and its authors' code for lambda, the sum of the pairs and the projector.
+    Source: arXiv 2006.07589 and its authors' code for lambda, the sum of the pairs and the projector.
     """
 
     routes = ("shared",)
@@ -45,7 +47,7 @@ class RoCL(Objective):
     attack_view = "scalar"
     cost = Cost(attacked=1, forwards=4, backwards=3)
     paper = "RoCL, NeurIPS 2020, arXiv 2006.07589"
-    weights: Tensor | None = None  # of the pairs of (a, b, a')
+    weights: Tensor | None = None  # weights of the pairs of (a, b, a')
     stopped: Tensor | bool = False  # pairs whose gradient stops at the keys
     hard: HardNegatives | None = None
 

@@ -2,14 +2,14 @@
 
 
 def staircase(epoch: int, epochs: int, stairs: int = 20) -> float:
-    """How much of the training is done, in steps: k floor(epoch / k) / epochs with k = epochs / stairs, at least 1.
+    """Return the completed share of training, in stairs: k floor(epoch / k) / epochs with k = max(1, epochs / stairs).
 
-    Of 1000 epochs in 20 stairs it changes every 50: staircase(49, 1000) = 0, staircase(50, 1000) = 0.05.
+    For 1000 epochs and 20 stairs it changes every 50 epochs: staircase(49, 1000) = 0, staircase(50, 1000) = 0.05.
 
     Args:
-        epoch: epochs that are done, from 0 to ``epochs``.
-        epochs: of the whole training.
-        stairs: how often it changes.
+        epoch: number of completed epochs, from 0 to ``epochs``.
+        epochs: total number of epochs.
+        stairs: number of stairs.
 
     Returns:
         A share in [0, 1].

@@ -1,4 +1,4 @@
-"""SimCLR: the benign baseline that every adversarial objective is measured against."""
+"""SimCLR: benign contrastive learning, the baseline of all adversarial objectives (Chen et al., ICML 2020)."""
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.losses.contrastive import collapsed_nce, nt_xent
@@ -9,10 +9,12 @@ from acl_plugin.registry import register
 
 @register("simclr")
 class SimCLR(Objective):
-    """Benign contrastive learning: L = NT-Xent(a, b).
+    """SimCLR: benign contrastive learning.
+
+    L = NT-Xent(a, b)
 
     Args:
-        temperature: tau.
+        temperature: tau, above 0.
 
     Source: arXiv 2002.05709, equation 1.
     """

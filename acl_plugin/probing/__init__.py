@@ -1,1 +1,1 @@
-"""Protocols that make a classifier of an encoder."""
+"""Probing protocols, which train a classifier on an encoder."""

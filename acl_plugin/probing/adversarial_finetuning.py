@@ -1,4 +1,4 @@
-"""Losses that train all weights of a classifier against adversarial images, with one norm bank or two.
+"""Losses of adversarial finetuning, which trains all weights of a classifier, with one norm bank or two.
 
 With two banks, benign images go through ``clean`` and adversarial ones through ``adv``, which is kept.
 """
@@ -19,18 +19,18 @@ BETA = 6.0
 
 
 def attack_of(threat: ThreatModel, name: str, **kwargs: object) -> InnerAttack:
-    """The attack of finetuning: ten steps of eps / 4, which are 2/255 for 8/255."""
+    """Return the attack of finetuning: 10 steps of size eps / 4, which is 2/255 for eps 8/255."""
     return InnerAttack(threat, name, 10, {"alpha": threat.eps / 4, **kwargs})
 
 
 def set_banks(model: Classifier, banks: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Give the backbone the weights of one bank or of several, in place."""
+    """Load the weights of one norm bank or several into the backbone, in place."""
     model.backbone = norm_banks.add_routes(model.backbone, tuple(banks))
     norm_banks.load_banks(model.backbone, banks)
 
 
 def logits(model: Classifier, x: Tensor, route: str = "adv") -> Tensor:
-    """(B, C, H, W) -> (B, classes) through a bank."""
+    """Return the logits (B, classes) of images (B, C, H, W) through a norm bank."""
     with norm_banks.route(model.backbone, route):
         return model(x)
 
@@ -38,17 +38,17 @@ def logits(model: Classifier, x: Tensor, route: str = "adv") -> Tensor:
 def trades_loss(
     model: Classifier, x: Tensor, y: Tensor, attack: InnerAttack, attacked_route: str = "adv", benign_route: str = "adv"
 ) -> Tensor:
-    """CE(f(x), y) + 6 KL(softmax f(x) || softmax f(x')), where x' raises that KL.
+    """Return the TRADES loss CE(f(x), y) + 6 KL(softmax f(x) || softmax f(x')), where x' maximizes the KL.
 
     Args:
-        model: in training mode.
-        x: (B, C, H, W) in [0, 1].
-        y: (B,).
-        attack: TPGD, or PGD, which is given the benign prediction as soft labels. TPGD starts beside the image, as
-            TRADES does, and so does `--probe-protocol aff_trades`. DynACL's copy of the loss starts at the image, where
-            this divergence has no gradient but rounding; PGD with ``random_start=False`` does as that copy.
-        attacked_route: bank of the benign prediction that the attack moves away from.
-        benign_route: bank of the benign images in the loss.
+        model: classifier in training mode.
+        x: (B, C, H, W) images in [0, 1].
+        y: (B,) labels.
+        attack: TPGD, or PGD, which uses the benign prediction as soft labels. TPGD starts beside the image, as TRADES
+            and `--probe-protocol aff_trades` do. DynACL's copy of the loss starts at the image, where the gradient of
+            this divergence is zero up to rounding; PGD with ``random_start=False`` reproduces that copy.
+        attacked_route: norm bank of the benign prediction that the attack moves away from.
+        benign_route: norm bank of the benign images in the loss.
 
     Returns:
         () loss in nats, in which no gradient is stopped.
@@ -64,13 +64,16 @@ def trades_loss(
 
 
 def adversarial_loss(model: Classifier, x: Tensor, y: Tensor, attack: InnerAttack) -> Tensor:
-    """CE(f(x'), y), where x' raises it.
+    """Return the adversarial training loss CE(f(x'), y), where x' maximizes it.
 
     Args:
-        model: in training mode, with one bank.
-        x: (B, C, H, W) in [0, 1].
-        y: (B,).
-        attack: any that moves rows for themselves, or follows the gradient.
+        model: classifier in training mode, with one norm bank.
+        x: (B, C, H, W) images in [0, 1].
+        y: (B,) labels.
+        attack: any attack that treats samples independently or follows the gradient.
+
+    Returns:
+        () loss in nats.
 
     Source: Madry et al. (arXiv 1706.06083), equation 2.1.
     """

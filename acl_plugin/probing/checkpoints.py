@@ -1,4 +1,4 @@
-"""Checkpoints of a probe in RUN/probing, which are removed when it is done."""
+"""Checkpoints of a probe in RUN/probing, removed when the probe is complete."""
 
 import logging
 import shutil
@@ -13,11 +13,11 @@ logger = logging.getLogger(__name__)
 
 
 class ProbeCheckpoints:
-    """One file for each training that a probe is made of, written again every minute.
+    """Checkpoint files, one for each training of a probe, rewritten every minute.
 
     Args:
-        folder: to keep them in; made when there is something to keep.
-        key: all that decides the result, in plain types; a checkpoint with another key is ignored.
+        folder: folder for the files, created at the first save.
+        key: all settings that decide the result, in plain types; a checkpoint with another key is ignored.
     """
 
     often = 60.0
@@ -28,11 +28,11 @@ class ProbeCheckpoints:
         self.saved = self.started
 
     def seconds(self) -> float:
-        """Return the time of this start, and of earlier ones up to the checkpoint that was resumed."""
+        """Return the duration of this start plus that of earlier ones up to the resumed checkpoint."""
         return self.seconds_before + time.monotonic() - self.started
 
     def load(self, what: str) -> dict[str, Any] | None:
-        """Return the state of the training ``what``; None to begin. Log a damaged file."""
+        """Return the saved state of the training ``what``, or None to start from scratch. Log a damaged file."""
         path = self.folder / f"{what}.pt"
         if not path.is_file():
             return None
@@ -42,12 +42,12 @@ class ProbeCheckpoints:
                 return None
             self.seconds_before = max(self.seconds_before, content["seconds"])
             return content["state"]
-        except Exception as error:  # the unpickler raises all kinds
+        except Exception as error:  # the unpickler raises many types
             logger.warning(f"{path} is damaged ({' '.join(str(error).split())[:80]}); starting over")
             return None
 
     def save(self, what: str, state: Callable[[], dict[str, Any]]) -> None:
-        """Keep ``state()``, of tensors and plain types, if the last time is long ago."""
+        """Save ``state()``, of tensors and plain types, if the last save is long enough ago."""
         if time.monotonic() - self.saved < self.often:
             return
         self.folder.mkdir(exist_ok=True)
@@ -56,5 +56,5 @@ class ProbeCheckpoints:
         self.saved = time.monotonic()
 
     def clear(self) -> None:
-        """The probe is done."""
+        """Remove all checkpoints, as the probe is complete."""
         shutil.rmtree(self.folder, ignore_errors=True)

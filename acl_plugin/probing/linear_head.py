@@ -1,4 +1,4 @@
-"""A linear head on a frozen encoder: by SGD on benign or adversarial images, or exactly."""
+"""Linear head on a frozen encoder: by SGD on benign or adversarial images, or by an exact solver."""
 
 import torch
 import torch.nn.functional as F
@@ -11,21 +11,24 @@ from acl_plugin.models.encoder import Classifier
 
 
 def zero_head(model: Classifier) -> None:
-    """Start the head at zero, as all published protocols do."""
+    """Initialize the head with zeros, as all published protocols do."""
     nn.init.zeros_(model.head.weight)
     nn.init.zeros_(model.head.bias)
 
 
 def head_loss(model: Classifier, x: Tensor, y: Tensor, attack: InnerAttack | None = None) -> Tensor:
-    """Cross-entropy of the head on images, or on what an attack makes of them, with the backbone in eval mode.
+    """Return the cross-entropy of the head on benign or adversarial images, with the backbone in eval mode.
 
-    The backbone stays as it is, to the bit.
+    The backbone stays bit-identical.
 
     Args:
-        model: whose head takes the gradient.
-        x: (B, C, H, W) in [0, 1].
+        model: classifier whose head receives the gradient.
+        x: (B, C, H, W) images in [0, 1].
         y: (B,) labels.
-        attack: that raises the cross-entropy; None for benign images.
+        attack: attack that maximizes the cross-entropy; None for benign images.
+
+    Returns:
+        () loss in nats.
 
     Source: SLF and ALF of RobustSSL.
     """
@@ -38,14 +41,14 @@ def head_loss(model: Classifier, x: Tensor, y: Tensor, attack: InnerAttack | Non
 
 
 def solve_head(model: Classifier, images: Images, weight_decay: float) -> float:
-    """The head that minimizes mean cross-entropy + weight_decay / 2 ||W||^2 on un-augmented images, by L-BFGS.
+    """Minimize mean cross-entropy + weight_decay / 2 ||W||^2 of the head on images without augmentation, by L-BFGS.
 
-    The same objective as SGD's with that weight decay, but for the bias, which is not decayed.
+    SGD with this weight decay has the same objective, except that here the bias is not decayed.
 
     Args:
-        model: in eval mode.
-        images: N images, all classes among them.
-        weight_decay: above 0.
+        model: classifier in eval mode.
+        images: N images that cover all classes.
+        weight_decay: weight decay, above 0.
 
     Returns:
         The mean cross-entropy, in nats.
@@ -60,25 +63,26 @@ def solve_head(model: Classifier, images: Images, weight_decay: float) -> float:
 
 
 def fit_head(features: Tensor, labels: Tensor, classes: int, weight_decay: float) -> tuple[Tensor, Tensor]:
-    """The (C, D) weight and (C,) bias that ``solve_head`` is about, in float64.
+    """Return the (C, D) weight and (C,) bias of ``solve_head``, in float64.
 
     Args:
-        features: (N, D); labels: (N,), two classes or more among them.
-        classes: C.
-        weight_decay: above 0.
+        features: (N, D) features.
+        labels: (N,) labels of at least two classes.
+        classes: number of classes C.
+        weight_decay: weight decay, above 0.
     """
     from sklearn.linear_model import LogisticRegression
 
     x = features.double().cpu()
     mean = x.mean(0)
     fit = LogisticRegression(C=1 / (weight_decay * len(x)), tol=1e-8, max_iter=20_000)
-    with threadpool_limits(1):  # many small products: threads would wait for each other
-        fit.fit((x - mean).numpy(), labels.cpu().numpy())  # centered, it takes half the steps
+    with threadpool_limits(1):  # threads slow down many small products
+        fit.fit((x - mean).numpy(), labels.cpu().numpy())  # centering halves the number of steps
     weight = torch.from_numpy(fit.coef_)
     bias = torch.from_numpy(fit.intercept_) - weight @ mean
-    if len(fit.classes_) == 2:  # one row for the second class
+    if len(fit.classes_) == 2:  # scikit-learn returns one row, for the second class
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     chosen = torch.from_numpy(fit.classes_)
     all_weights, all_biases = weight.new_zeros(classes, weight.shape[1]), bias.new_full((classes,), -1e4)
-    all_weights[chosen], all_biases[chosen] = weight, bias  # classes without an image keep -1e4
+    all_weights[chosen], all_biases[chosen] = weight, bias  # classes without images keep -1e4
     return all_weights, all_biases

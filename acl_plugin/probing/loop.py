@@ -1,4 +1,4 @@
-"""The one loop of all probing protocols: epochs of SGD on a step's loss."""
+"""Training loop of all probing protocols: SGD on the loss of each step."""
 
 import copy
 import math
@@ -20,21 +20,21 @@ from acl_plugin.runtime.progress import Progress
 from acl_plugin.runtime.seeding import mixed_seed
 
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(B, C, H, W) images in [0, 1], (B,) labels, (B,) rows -> () loss in nats."""
+"""Loss of a batch: (B, C, H, W) images in [0, 1], (B,) labels, (B,) rows -> () loss in nats."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast.
+    """Training schedule of a probe.
 
     Attributes:
-        epochs: passes over the images.
+        epochs: number of passes over the images.
         batch_size: images per step, at most all of them.
-        lr, weight_decay: of SGD with momentum 0.9.
-        milestones: shares of the epochs after which the rate falls tenfold.
-        augment: see ``views.views``.
-        seed: decides order, views and attacks.
-        precision: of the networks' products, see ``acceleration.precision``.
+        lr, weight_decay: settings of SGD with momentum 0.9.
+        milestones: shares of the epochs, in [0, 1], after which the learning rate drops by a factor of 10.
+        augment: augmentation, see ``data.augment.views``.
+        seed: seed of order, views and attacks.
+        precision: precision of the networks, see ``runtime.device.precision``.
     """
 
     epochs: int
@@ -60,14 +60,14 @@ def descend(
     """Minimize the loss of ``step`` over ``parameters``.
 
     Args:
-        what: the work's name.
-        model: which ``step`` uses; its device, and its state of the best epoch if there is a ``score``.
-        parameters: of the model, to train.
-        images: to train on.
-        step: a batch's loss.
+        what: name of the training.
+        model: model that ``step`` uses. With a ``score`` it ends in its state of the best epoch.
+        parameters: parameters of the model to train.
+        images: training images.
+        step: loss of a batch.
         schedule: see ``Schedule``.
-        score: called after each epoch; the model ends as it was after the epoch with the highest (the first of them).
-        checkpoints: where to go on from, if an earlier start left something under the name ``what``.
+        score: evaluated after each epoch; the model ends in the state with the highest score (the first, if tied).
+        checkpoints: checkpoints to resume from, if there is one named ``what``.
 
     Returns:
         ``loss``, the mean of the last epoch; ``precision`` as decided for the device; with ``score`` also ``epoch``
@@ -75,7 +75,7 @@ def descend(
     """
     s, t = schedule, _Training(model, parameters, schedule)
     images, batch_size = images.to(t.device), min(s.batch_size, len(images))
-    steps = len(images) // batch_size  # of an epoch
+    steps = len(images) // batch_size  # per epoch
     with seeding.private(s.seed, t.device):
         kept = checkpoints.load(what) if checkpoints is not None else None
         if kept is not None:
@@ -103,19 +103,19 @@ def descend(
 
 
 class _Training:
-    """All that changes in ``descend``."""
+    """Mutable state of ``descend``."""
 
     def __init__(self, model: nn.Module, parameters: Iterable[nn.Parameter], s: Schedule) -> None:
         self.model, self.device = model, next(model.parameters()).device
         self.sgd = torch.optim.SGD(list(parameters), lr=s.lr, momentum=0.9, weight_decay=s.weight_decay)
         self.falls = [math.ceil(share * s.epochs) for share in s.milestones]
-        self.epoch, self.batches = 0, 0  # whole epochs, and batches of the next
+        self.epoch, self.batches = 0, 0  # completed epochs, and batches of the current one
         self.losses: list[Tensor] = []
         self.result: dict[str, Any] = {"precision": precision(s.precision, self.device)}
         self.best: dict[str, Tensor] | None = None
 
     def end_epoch(self, score: Callable[[], float] | None) -> None:
-        """The rate falls, the losses become one, and the model is kept if it is the best."""
+        """Update the learning rate, average the losses, and keep the model if it is the best."""
         self.result["loss"] = torch.stack(self.losses).mean().item()
         self.epoch, self.batches, self.losses = self.epoch + 1, 0, []
         for group in self.sgd.param_groups:
@@ -127,13 +127,13 @@ class _Training:
                 self.best = copy.deepcopy(self.model.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """In tensors and plain types."""
+        """Return the state, in tensors and plain types."""
         states = {"model": self.model.state_dict(), "sgd": self.sgd.state_dict()}
         values = {name: getattr(self, name) for name in ("epoch", "batches", "losses", "result", "best")}
         return {**states, **values, "random": seeding.state(self.device)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What ``state_dict`` gave; torch's generators are put back as well."""
+        """Restore the state from ``state_dict``, including torch's random generators."""
         self.model.load_state_dict(state["model"])
         self.sgd.load_state_dict(state["sgd"])
         for name in ("epoch", "batches", "result", "best"):
@@ -143,7 +143,7 @@ class _Training:
 
 
 def probe_schedule(c: RunConfig, stream: int) -> Schedule:
-    """As the probe is configured, with the randomness of ``stream``."""
+    """Return the configured schedule of the probe, with the randomness of ``stream``."""
     return schedule_of(
         c, stream, epochs=c.probe_epochs, batch_size=c.probe_batch_size, lr=c.probe_lr,
         weight_decay=c.probe_weight_decay, milestones=c.probe_milestones, augment=c.probe_augment,
@@ -151,5 +151,5 @@ def probe_schedule(c: RunConfig, stream: int) -> Schedule:
 
 
 def schedule_of(c: RunConfig, stream: int, **settings: Any) -> Schedule:
-    """A schedule with the run's precision, and with its randomness in a stream of its own."""
+    """Return a schedule with the run's precision and its own random stream."""
     return Schedule(**settings, seed=mixed_seed(c.seed, stream), precision=c.precision)

@@ -1,6 +1,6 @@
-"""LP-AFT: linear probing, then adversarial finetuning, on pseudo-labels; what DynACL++ and AIR++ add to pretraining.
+"""LP-AFT: linear probing, then adversarial finetuning, on pseudo-labels; the post-processing of DynACL++ and AIR++.
 
-No label is used: the classes are clusters of the benign features of un-augmented training images.
+No labels are used: the classes are clusters of benign features of training images without augmentation.
 """
 
 from dataclasses import replace
@@ -36,24 +36,24 @@ def finetune(
 
     1. k-means on the features of the benign bank: 10 clusters (``dynacl++``), or as many as classes (``air++``).
     2. LP: 10 epochs of a linear head on the frozen encoder.
-    3. AFT: ``aft_epochs`` of TRADES with weak views on all weights.
+    3. AFT: ``aft_epochs`` epochs of TRADES with weak views on all weights.
 
     ``aft_fidelity`` ``released``: DynACL's attack starts at the image itself, where its gradient is zero up to
-    rounding (TRADES starts beside it); AIR's attack takes the benign prediction from the benign bank, while both
-    terms of the loss go through the bank that is kept.
+    rounding (TRADES starts beside it). AIR's attack uses the benign prediction of the benign bank, while both terms of
+    the loss use the bank that is kept.
 
     Args:
-        run: with a pretrained encoder.
+        run: run folder with a pretrained encoder.
         config: ``probe_protocol``, ``aft_...``, threat model and seed.
-        data: its training images; labels are not used.
-        device: to compute on.
-        checkpoints: see ``sgd.descend``.
+        data: dataset; labels are not used.
+        device: device to compute on.
+        checkpoints: see ``loop.descend``.
 
     Returns:
-        Weights of the backbone, and what to record: clusters and the last epoch's loss.
+        Weights of the backbone, and a record of the clusters and the last epoch's loss.
 
     Raises:
-        UsageError: for L2, which the attack (torchattacks' TPGD) does not have.
+        UsageError: for L2, which the attack (torchattacks' TPGD) does not support.
 
     Source: DynACL (arXiv 2303.01289) and AIR (arXiv 2305.00374), and their authors' code.
     """
@@ -96,7 +96,7 @@ def finetune(
 
 
 def aft_schedule(c: RunConfig) -> Schedule:
-    """Of the adversarial finetuning."""
+    """Return the schedule of the adversarial finetuning."""
     return schedule_of(
         c, FINETUNING, epochs=c.aft_epochs, batch_size=c.batch_size, lr=c.aft_lr, weight_decay=1e-4,
         milestones=(0.4, 0.8), augment=WEAK[c.augment],

@@ -1,12 +1,12 @@
-"""The probe of a pretrained encoder: each protocol makes a classifier on [0, 1] images.
+"""Probing protocols, each of which trains a classifier of [0, 1] images on a pretrained encoder.
 
 slf         a linear head on the frozen encoder, by SGD on benign images
 slf_exact   the same objective solved by L-BFGS, without augmentation
 alf         a linear head on the frozen encoder, by SGD on PGD-10 images
 aff_trades  all weights, by TRADES; with two norm banks, benign images go through the benign one
 aff_pgd     all weights, by cross-entropy on PGD-10 images
-semi        all weights, from few labels and the encoder's own predictions on the other images
-dynacl++    LP-AFT on pseudo-labels, then slf; air++ too
+semi        all weights, on few labels and the encoder's own predictions for the other images
+dynacl++    LP-AFT on pseudo-labels, then slf; also air++
 """
 
 import hashlib
@@ -43,14 +43,14 @@ from acl_plugin.runtime.seeding import HOLDOUT, PROBE, mixed_seed
 
 @exclusive
 def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
-    """Probe the encoder of ``run`` by ``probe_protocol``; writes ``classifier.pt`` and ``probe.json``.
+    """Probe the encoder of ``run`` by ``probe_protocol``, and write ``classifier.pt`` and ``probe.json``.
 
-    ``encoder.pt`` stays as it is. With ``probe_holdout`` a share of the training images is held out, and the epoch is
-    kept that does best on them: by accuracy, on PGD-10 images where the protocol trains on adversarial ones. A start
-    that follows one which was stopped resumes from its last checkpoint with identical results.
+    ``encoder.pt`` is not changed. With ``probe_holdout``, a share of the training images is held out, and the epoch
+    with the best accuracy on them is kept, on PGD-10 images if the protocol trains on adversarial ones. An interrupted
+    probe resumes from its last checkpoint with identical results.
 
     Raises:
-        UsageError: when the encoder is missing, the data cannot be read, or the protocol does not go with them.
+        UsageError: when the encoder is missing, the data cannot be read, or the protocol does not support them.
     """
     protocol = PROTOCOLS.get(config.probe_protocol)
     encoder = load_encoder(run.path)
@@ -84,14 +84,14 @@ def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Probing:
-    """What a protocol works on.
+    """Inputs of a protocol.
 
     Attributes:
-        run, config, device: of the probe.
-        data: the dataset, without the images that are held out.
-        held_out: to choose the epoch by; None to take the last.
+        run, config, device: run folder, configuration and device of the probe.
+        data: the dataset without held-out images.
+        held_out: images to select the epoch by; None to keep the last.
         model: classifier with the pretrained backbone and a zero head, to be trained in place.
-        checkpoints: of the trainings.
+        checkpoints: checkpoints of the trainings.
     """
 
     run: RunDir
@@ -104,22 +104,22 @@ class Probing:
 
     @property
     def threat(self) -> ThreatModel:
-        """As configured."""
+        """Return the configured threat model."""
         return ThreatModel.parse(self.config.norm, self.config.eps)
 
     @property
     def pgd(self) -> InnerAttack:
-        """PGD-10 of the threat model, on cross-entropy."""
+        """Return PGD-10 of the threat model, on cross-entropy."""
         return attack_of(self.threat, self.threat.pgd)
 
     def descend(self, what: str, trained: nn.Module, step: Step, attack: InnerAttack | None = None) -> dict[str, Any]:
-        """Minimize the loss of ``step`` over the weights of ``trained``; ``attack`` is for the choice of the epoch."""
+        """Minimize the loss of ``step`` over the weights of ``trained``; ``attack`` is used to select the epoch."""
         schedule = probe_schedule(self.config, PROBE)
         score = self._score(attack)
         return descend(what, self.model, trained.parameters(), self.data.train, step, schedule, score, self.checkpoints)
 
     def _score(self, attack: InnerAttack | None) -> Callable[[], float] | None:
-        """Accuracy on what is held out, under an attack if one is given; through bank ``adv`` where there are two."""
+        """Return the accuracy on held-out images, under ``attack`` if given, through bank ``adv`` if there are two."""
         images, model = self.held_out, self.model
         if images is None:
             return None
@@ -139,26 +139,26 @@ class Probing:
 
 @PROTOCOLS.register("slf")
 def slf(p: Probing) -> dict[str, Any]:
-    """Standard linear finetuning."""
+    """Run standard linear finetuning by SGD."""
     return p.descend("SLF", p.model.head, lambda x, y, _: head_loss(p.model, x, y))
 
 
 @PROTOCOLS.register("slf_exact")
 def slf_exact(p: Probing) -> dict[str, Any]:
-    """Standard linear finetuning, solved."""
+    """Run standard linear finetuning by L-BFGS."""
     return {"loss": solve_head(p.model.eval(), p.data.train, p.config.probe_weight_decay)}
 
 
 @PROTOCOLS.register("alf")
 def alf(p: Probing) -> dict[str, Any]:
-    """Adversarial linear finetuning."""
+    """Run adversarial linear finetuning."""
     attack = p.pgd
     return p.descend("ALF", p.model.head, lambda x, y, _: head_loss(p.model, x, y, attack), attack)
 
 
 @PROTOCOLS.register("aff_trades")
 def aff_trades(p: Probing) -> dict[str, Any]:
-    """Adversarial full finetuning by TRADES."""
+    """Run adversarial full finetuning with TRADES."""
     attack = attack_of(p.threat, "TPGD")
     banks = {"adv": p.model.backbone.state_dict()}
     if p.run.benign_encoder.is_file():
@@ -170,14 +170,14 @@ def aff_trades(p: Probing) -> dict[str, Any]:
 
 @PROTOCOLS.register("aff_pgd")
 def aff_pgd(p: Probing) -> dict[str, Any]:
-    """Adversarial full finetuning on cross-entropy."""
+    """Run adversarial full finetuning with cross-entropy."""
     attack = p.pgd
     return _finetune(p, lambda x, y, _: adversarial_loss(p.model, x, y, attack))
 
 
 @PROTOCOLS.register("semi")
 def semi(p: Probing) -> dict[str, Any]:
-    """Few labels: see ``acl_plugin.probing.semi_supervised``."""
+    """Run semi-supervised finetuning (see ``acl_plugin.probing.semi_supervised``)."""
     loss = semi_supervised.prepare(p.run, p.config, p.data, p.pgd, p.model, p.device, p.checkpoints)
     return _finetune(p, loss) | {"labeled": semi_supervised.count(p.config, p.data.train)}
 
@@ -185,14 +185,14 @@ def semi(p: Probing) -> dict[str, Any]:
 @PROTOCOLS.register("dynacl++")
 @PROTOCOLS.register("air++")
 def after_lpaft(p: Probing) -> dict[str, Any]:
-    """LP-AFT, then standard linear finetuning."""
+    """Run LP-AFT, then standard linear finetuning."""
     weights, record = lpaft.finetune(p.run, p.config, p.data, p.device, p.checkpoints)
     p.model.backbone.load_state_dict(weights)
     return slf(p) | record
 
 
 def split(images: Images, share: float, seed: int) -> tuple[Images, Images | None]:
-    """Hold out a share of each class; None for a share of 0. (What is trained on, what is held out.)"""
+    """Hold out a share of each class: return the training images and the held-out ones, None for a share of 0."""
     if not share:
         return images, None
     chosen = stratified(images.labels, share, mixed_seed(seed, HOLDOUT))
@@ -205,7 +205,7 @@ def split(images: Images, share: float, seed: int) -> tuple[Images, Images | Non
 
 
 def _finetune(p: Probing, loss: Step) -> dict[str, Any]:
-    """Train all weights, and leave the model with its ``adv`` bank alone."""
+    """Train all weights, and keep only bank ``adv`` in the model."""
     p.model.to(p.device).requires_grad_(True).train()
     result = p.descend("AFF", p.model, loss, p.pgd)
     if norm_banks.routes_of(p.model.backbone):

@@ -1,4 +1,4 @@
-"""Settings of the probing protocols that were published with each method (RobustSSL's "vanilla" evaluation)."""
+"""Published probe settings of each method (RobustSSL's "vanilla" evaluation)."""
 
 from typing import Any
 
@@ -12,16 +12,16 @@ _RATES: dict[str, dict[str, float]] = {
 
 
 def probe_settings(objective: str, data: str, protocol: str) -> dict[str, Any]:
-    """Options of the probe that the authors of ``objective`` used, or RobustSSL for them.
+    """Return the probe options that the authors of ``objective`` used, or RobustSSL for them.
 
     Args:
-        objective: its name; those without settings of their own have RobustSSL's general ones.
-        data: dataset; off CIFAR the rates are those for CIFAR-10.
-        protocol: ``config.ProbeConfig.probe_protocol``.
+        objective: name of the objective; those without their own settings use RobustSSL's general ones.
+        data: name of the dataset; outside CIFAR, the learning rates are those for CIFAR-10.
+        protocol: see ``config.ProbeConfig.probe_protocol``.
 
     Source: the benchmark code of RobustSSL, and of ACL, DynACL, AIR, AdvCL and DeACL.
     """
-    weak = "shift" if data == "digits" else "weak"  # a digit's mirror image is no digit
+    weak = "shift" if data == "digits" else "weak"  # flipped digits are not digits
     settings: dict[str, Any] = {"probe_weight_decay": 2e-4, "probe_augment": weak, "probe_epochs": 25}
     if protocol.startswith("aff"):
         long = objective in ("acl_a2a", "acl_a2s", "acl_ds", "acl_air")

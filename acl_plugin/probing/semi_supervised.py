@@ -1,10 +1,10 @@
-"""Finetuning from few labels: the encoder's own predictions stand in for the others, as in ACL.
+"""Semi-supervised finetuning: predictions of the encoder replace missing labels, as in ACL.
 
-1. A classifier on the benign bank is finetuned on the labeled images, benign, and predicts all images.
-2. From the adversarial bank, all weights are trained on adversarial images, with
+1. A classifier on the benign bank is finetuned on the benign labeled images, and predicts all images.
+2. Starting from the adversarial bank, all weights are trained on adversarial images, with
    L = 1/B [ 1/2 sum_L CE(x', y) + 1/2 sum_L CE(x', p) + sum_U CE(x', p) + 6 sum KL(x || x') ],
    where L are the labeled images of the batch and U the others, p the predictions of stage 1 as soft labels, and x'
-   raises the cross-entropy with y, or with the likeliest class of p.
+   maximizes the cross-entropy with y, or with the most likely class of p.
 """
 
 import copy
@@ -29,12 +29,12 @@ from acl_plugin.runtime.seeding import LABELS, mixed_seed
 
 
 def labeled(config: RunConfig, images: Images) -> Tensor:
-    """(N,) bool: the images whose labels are used."""
+    """Return an (N,) bool mask of the images whose labels are used."""
     return stratified(images.labels, config.label_fraction, mixed_seed(config.seed, LABELS))
 
 
 def count(config: RunConfig, images: Images) -> int:
-    """How many labels are used."""
+    """Return the number of labels used."""
     return int(labeled(config, images).sum())
 
 
@@ -47,16 +47,20 @@ def prepare(
     device: torch.device,
     checkpoints: ProbeCheckpoints | None = None,
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Stage 1, and the loss of stage 2 for ``sgd.descend``.
+    """Run stage 1, and return the loss of stage 2 for ``loop.descend``.
 
     Args:
-        run: with a pretrained encoder.
-        config: ``label_fraction``, rates and seed; stage 1 has the epochs, rate and decay of the probe.
-        data: its training images; labels off the labeled ones are not used.
-        attack: of stage 2, on cross-entropy.
-        model: with the weights of the adversarial bank, trained by the loss.
-        device: to compute on.
-        checkpoints: see ``sgd.descend``.
+        run: run folder with a pretrained encoder.
+        config: ``label_fraction``, learning rates and seed; stage 1 uses the epochs, rate and weight decay of the
+            probe.
+        data: dataset; labels of unlabeled images are not used.
+        attack: attack of stage 2, on cross-entropy.
+        model: classifier with the weights of the adversarial bank, to be trained with the loss.
+        device: device to compute on.
+        checkpoints: see ``loop.descend``.
+
+    Returns:
+        The loss of a batch of images, labels and rows.
 
     Source: ACL (arXiv 2010.13337), as in its code, whose batches have the labeled share of all images;
     the direction of the divergence is that of TRADES.
@@ -88,7 +92,7 @@ def prepare(
 
 
 def _tables(model: Classifier, images: Images, known: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Soft labels, and which are labeled, by the images' rows in the dataset."""
+    """Return soft labels and a mask of labeled images, by the images' rows in the dataset."""
     size = int(images.rows.max()) + 1
     soft = torch.zeros(size, len(model.spec.classes))
     soft[images.rows] = batched(lambda x: model(x).softmax(1), images, device)

@@ -1,1 +1,1 @@
-"""Reports, tables and figures of runs."""
+"""Create reports, tables and figures of runs."""

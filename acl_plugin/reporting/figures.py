@@ -1,4 +1,4 @@
-"""Figures of results, as SVG that needs nothing else."""
+"""Draw figures of results as self-contained SVG."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Wong's palette, which color-blind readers can distinguish."""
+"""Wong's palette, suitable for color-blind readers."""
 
 
 def svg(figure: "Figure") -> bytes:
-    """The same bytes for the same figure."""
+    """Return a figure as SVG, deterministically."""
     import matplotlib
 
     buffer = io.BytesIO()
@@ -24,10 +24,10 @@ def svg(figure: "Figure") -> bytes:
 
 
 def audit(result: dict[str, Any]) -> "Figure":
-    """Both sides of every bound on every checkpoint, and correlations with the robust loss where there are any.
+    """Plot both sides of every bound for every checkpoint, and available correlations with the robust loss.
 
     Args:
-        result: of ``acl_plugin.theory.audit.audit``.
+        result: return value of ``acl_plugin.theory.audit.audit``.
     """
     from matplotlib.figure import Figure
 
@@ -63,7 +63,7 @@ def audit(result: dict[str, Any]) -> "Figure":
 
 
 def losses(epochs: Sequence[int], terms: Mapping[str, Sequence[float | None]]) -> "Figure":
-    """The curve of each term by epoch, each on axes of its own, as their units differ."""
+    """Plot each term by epoch, on separate axes because units differ."""
     from matplotlib.figure import Figure
 
     columns = min(4, len(terms))
@@ -83,7 +83,7 @@ def losses(epochs: Sequence[int], terms: Mapping[str, Sequence[float | None]]) -
 
 
 def accuracies(steps: Sequence[str], by_run: Mapping[str, Sequence[float]]) -> "Figure":
-    """Accuracy after each attack, in percent; one group of bars for each step."""
+    """Plot the accuracy after each attack, in percent; one group of bars per step."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3))
@@ -102,7 +102,7 @@ def accuracies(steps: Sequence[str], by_run: Mapping[str, Sequence[float]]) -> "
 
 
 def accuracy_by_eps(by_run: Mapping[str, Sequence[Mapping[str, float]]]) -> "Figure":
-    """Accuracy under PGD-20 against eps; points are ``{"eps": ..., "accuracy": ...}``."""
+    """Plot accuracy under PGD-20 against eps; points are ``{"eps": ..., "accuracy": ...}``."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3))
@@ -118,12 +118,12 @@ def accuracy_by_eps(by_run: Mapping[str, Sequence[Mapping[str, float]]]) -> "Fig
 
 
 def image_grid(images: Tensor, adversarial: Tensor, details: Sequence[tuple[str, str]], eps: float) -> "Figure":
-    """Images, adversarial images, and perturbations magnified so that eps is black or white; M columns.
+    """Show M columns of clean images, adversarial examples, and perturbations scaled so that eps is black or white.
 
     Args:
         images, adversarial: (M, C, H, W) in [0, 1].
-        details: of each image, what stands above the image and above the adversarial one.
-        eps: size that is shown as black or white.
+        details: for each image, the titles of the clean and the adversarial one.
+        eps: perturbation size that is shown as black or white.
     """
     from matplotlib.figure import Figure
 
@@ -145,7 +145,7 @@ def image_grid(images: Tensor, adversarial: Tensor, details: Sequence[tuple[str,
 
 
 def feature_map(benign: Tensor, adversarial: Tensor, labels: Tensor, classes: Sequence[str]) -> "Figure":
-    """Benign and adversarial features on their two first principal axes, (N, 2) each, by class."""
+    """Plot benign and adversarial features on their first two principal axes, (N, 2) each, by class."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -1,6 +1,6 @@
-"""One self-contained HTML page of one or several runs: settings, curves, accuracies, pictures, and the audit.
+"""Write a self-contained HTML page for one or several runs: settings, curves, accuracies, images, and the audit.
 
-The page has no script and loads nothing from the network. For a missing part it names the command that makes it.
+The page has no script and loads nothing from the network. For a missing part it shows the command that creates it.
 """
 
 import base64
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN, MAPPED = 8, 200
-"""Images in the grid, and in the map of features."""
+"""Number of images in the grid, and in the feature map."""
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --soft: #f3f5f7; --line: #d5dae0; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --paper: #14171b; --soft: #1e2329; --line: #363d46; } }
@@ -52,7 +52,7 @@ def report(runs: Sequence[RunDir], out: Path) -> None:
     """Write the page of ``runs`` to the file ``out``.
 
     Raises:
-        UsageError: when a folder is no run.
+        UsageError: when a folder is not a run.
     """
     pages = [_Evaluation(run) if _has_evaluation_alone(run) else _Run(run) for run in runs]
     title = "acl_plugin: " + ", ".join(page.name for page in pages)
@@ -73,7 +73,7 @@ def report(runs: Sequence[RunDir], out: Path) -> None:
 
 
 class _Run:
-    """The sections of one run, each a list of lines of HTML."""
+    """Sections of one run, each a list of lines of HTML."""
 
     def __init__(self, run: RunDir) -> None:
         self.run, self.config, self.name = run, run.read_config(), str(run.path)
@@ -86,13 +86,13 @@ class _Run:
         self.command = f"acl-plugin evaluate {run.path}"
 
     def sections(self) -> list[str]:
-        """Return all sections, one after the other."""
+        """Return all sections in order."""
         return [
             *self.summary(), *self.attacks(), *self.pictures(), *self.audit(), *self.curves(), *self.settings()
         ]  # fmt: skip
 
     def stale(self, record: dict[str, Any], what: str) -> list[str]:
-        """Return a warning where ``record`` is about another classifier than the run has now, or other images."""
+        """Return a warning if ``record`` belongs to another classifier or other images than the run's current ones."""
         lines = []
         if self.classifier is not None and record["weights_sha256"] != self.classifier:
             lines.append(f"{what} is of an earlier classifier of this run.")
@@ -109,7 +109,7 @@ class _Run:
         return lines + self.accuracies()
 
     def accuracies(self) -> list[str]:
-        """Return the table of clean and AutoAttack accuracy, with what is to be said about it."""
+        """Return the table of clean and AutoAttack accuracy, with remarks."""
         e = self.evaluation
         if e is None:
             return [_missing(self.command)]
@@ -203,7 +203,7 @@ class _Run:
 
 
 class _Evaluation(_Run):
-    """The sections of a folder with the evaluation of a model of one's own, and no run."""
+    """Sections of a folder that contains an evaluation of the user's own model, but no run."""
 
     def __init__(self, run: RunDir) -> None:
         self.run, self.name, self.classifier = run, str(run.path), None
@@ -217,17 +217,17 @@ class _Evaluation(_Run):
         self.command = f"acl-plugin evaluate --model ... --out {run.path}"
 
     def sections(self) -> list[str]:
-        """Return what an evaluation has."""
+        """Return the sections of an evaluation."""
         return [f"<p>{html.escape(self.about)}.</p>", *self.accuracies(), *self.attacks()]
 
 
 def _has_evaluation_alone(run: RunDir) -> bool:
-    """Return whether a folder has an evaluation, and is no run folder."""
+    """Return whether a folder contains an evaluation but no run."""
     return not run.config.is_file() and any(file.is_file() for file in (run.evaluation, run.suite))
 
 
 def interval(share: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of n images, in percent.
+    """Return Wilson's 95 % interval of a share of n images, in percent.
 
     Source: Wilson, Probable Inference, JASA 1927.
     """
@@ -261,7 +261,7 @@ def _comparison(pages: Sequence[_Run]) -> list[str]:
 
 
 def _steps(pages: Sequence[_Run]) -> tuple[list[str], dict[str, list[float]]]:
-    """What ``figures.accuracies`` takes, of runs that were evaluated."""
+    """Return the arguments of ``figures.accuracies`` for the evaluated runs."""
     steps, by_run = ["clean"], {}
     for page in pages:
         assert page.evaluation is not None

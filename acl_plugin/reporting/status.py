@@ -1,4 +1,4 @@
-"""How far a run has come, from its files alone."""
+"""Show the progress of a run from its files."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from acl_plugin.runs.records import read_metrics, read_record
 
 
 def status(run: RunDir) -> list[str]:
-    """A line for the run and one for each stage.
+    """Return one line for the run and one per stage.
 
     Raises:
-        UsageError: when the folder is no run, or a file is damaged.
+        UsageError: when the folder is not a run, or a file is damaged.
     """
     config = run.read_config()
     lock = run.path / ".lock"

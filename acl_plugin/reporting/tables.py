@@ -1,4 +1,4 @@
-"""What the command line prints as tables, line by line."""
+"""Format results as tables for the command line, line by line."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from acl_plugin.runs.records import COLUMNS
 
 
 def objectives() -> list[str]:
-    """A line for each objective; a broken one says why."""
+    """Return one line per objective; for a broken one, with the reason."""
     lines = [f"{'':12}{'F':>4}  {'attack':8}{'banks':16}(F: encoder forwards per image, with 5 attack steps)"]
     for name in registry.OBJECTIVES.names():
         try:
@@ -24,7 +24,7 @@ def objectives() -> list[str]:
 
 
 def accuracies(results: list[tuple[str, dict[str, Any]]]) -> list[str]:
-    """AutoAttack: a line for each objective, with the accuracy after each attack."""
+    """Return one line per objective with the accuracy after each attack of AutoAttack."""
     _, first = results[0]
     steps = list(first["cumulative_accuracy"])
     width = max(12, *(len(name) + 2 for name, _ in results))
@@ -40,7 +40,7 @@ UNFINISHED = "Unfinished: the accuracy so far is of the attacks above; the same 
 
 
 def suite(result: dict[str, Any]) -> list[str]:
-    """Return the standard attacks: a line each with accuracy and budget, the worst case, and accuracy by eps."""
+    """Return one line per standard attack with accuracy and budget, the worst case, and accuracy by eps."""
     lines = [_heading(result)]
     lines.append(f"{'attack':12}{'accuracy':>9}  {'norm':5}{'eps':>9}{'steps':>7}{'restarts':>9}{'step size':>10}")
     lines.append(f"{'clean':12}{100 * result['clean_accuracy']:8.2f}%")
@@ -66,7 +66,7 @@ def suite(result: dict[str, Any]) -> list[str]:
 
 
 def corruptions(result: dict[str, Any]) -> list[str]:
-    """A line for each corruption, with the accuracy by severity."""
+    """Return one line per corruption, with the accuracy by severity."""
     lines = [f"{result['dataset']}, {result['source']}, {result['n']} test images, severities 1 to 5"]
     for name, values in result["accuracy"].items():
         lines.append(f"{name:18}" + "".join(f"{100 * value:9.2f}%" for value in values))
@@ -74,7 +74,7 @@ def corruptions(result: dict[str, Any]) -> list[str]:
 
 
 def audit(result: dict[str, Any]) -> list[str]:
-    """Terms of each checkpoint, the bounds of each run's last one, and correlations with the robust loss."""
+    """Return terms of each checkpoint, bounds of each run's last one, and correlations with the robust loss."""
     rows = result["rows"]
     runs = list(dict.fromkeys(row["run"] for row in rows))
     width = max(5, *(len(run) for run in runs)) + 2 if len(runs) > 1 else 0
@@ -101,7 +101,7 @@ def audit(result: dict[str, Any]) -> list[str]:
 
 
 def first_line(documented: Any) -> str:
-    """Of a docstring, without markup."""
+    """Return the first line of a docstring, without markup."""
     return (documented.__doc__ or "").strip().split("\n")[0].replace("``", "")
 
 

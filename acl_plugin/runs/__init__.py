@@ -1,1 +1,1 @@
-"""Run folders: what is in them, and how it is written and read."""
+"""Run folders: their files, and functions to write and read them."""

@@ -1,4 +1,4 @@
-"""Files of other repositories: what ``torch.save`` wrote, and the weights in it."""
+"""Read checkpoint files of other repositories, written by ``torch.save``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,18 +10,18 @@ from torch import Tensor
 from acl_plugin.errors import UsageError
 
 CONTAINERS = ("state_dict_dual", "state_dict", "model", "P_state", "net")
-"""Where the weights may lie in a file; the first that is there counts, else the file itself."""
+"""Keys that may hold the weights in a file; the first one present is used, else the whole file."""
 
 
 def read_file(path: Path, allow_pickle: bool = False) -> Any:
-    """Return the content of a file that ``torch.save`` wrote.
+    """Return the content of a file written by ``torch.save``.
 
     Args:
-        path: the file.
-        allow_pickle: let the file execute code while it is read.
+        path: path of the file.
+        allow_pickle: allow the file to execute code while it is read.
 
     Raises:
-        UsageError: for a file that is missing, damaged or something else, or that needs ``allow_pickle``.
+        UsageError: for a file that is missing, damaged or of another type, or that needs ``allow_pickle``.
     """
     if not path.is_file():
         raise UsageError(f"{path}: no such file", parameter="file", given=str(path), allowed="an existing file")
@@ -30,7 +30,7 @@ def read_file(path: Path, allow_pickle: bool = False) -> Any:
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
             return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
-    except Exception as error:  # the unpickler raises all kinds
+    except Exception as error:  # the unpickler raises many types
         if begins_as_one and "Weights only load failed" in str(error):
             raise UsageError(
                 f"{path} holds more than weights, and reading it could execute any code that somebody put in; "
@@ -44,17 +44,17 @@ def read_file(path: Path, allow_pickle: bool = False) -> Any:
 
 
 def weights_of(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors by name, without the ``module.`` of data parallelism, and what lies beside them.
+    """Return the tensors by name, without DataParallel's ``module.`` prefix, and the names of other tensors.
 
     Args:
-        path: the file, for messages.
-        content: of the file.
+        path: path of the file, for error messages.
+        content: content of the file.
 
     Returns:
         The weights, and the names of other groups of tensors in the file.
 
     Raises:
-        UsageError: for a content without weights by name, and for files of this package.
+        UsageError: for content without named weights, and for files of this package.
     """
     if isinstance(content, Mapping) and "weights" in content and {"spec", "projector"} & content.keys():
         raise UsageError(
@@ -77,12 +77,12 @@ def weights_of(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def tensors_of(value: Any) -> dict[str, Tensor]:
-    """Return the tensors by name in ``value``; none if it is no mapping."""
+    """Return the tensors by name in ``value``; empty if it is not a mapping."""
     return {str(k): v for k, v in value.items() if isinstance(v, Tensor)} if isinstance(value, Mapping) else {}
 
 
 def _numpy_scalars() -> list[Any]:
-    """Return what the states of optimizers hold beside tensors: numpy's float64, by its names in all versions."""
+    """Return the non-tensor types in optimizer states: numpy's float64, under its names in all versions."""
     import numpy as np
 
     scalar = np.float64(0).__reduce__()[0]

@@ -1,4 +1,4 @@
-"""Versions, device and threads of a process."""
+"""Record versions, device and threads of a process."""
 
 import platform
 import subprocess
@@ -15,7 +15,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and threads of this process, and the git commit of this package if it is a checkout."""
+    """Return versions, device and threads of this process, and the package's git commit if it is a checkout."""
     cuda = torch.cuda.is_available()
     return {
         "python": platform.python_version(),

@@ -1,23 +1,23 @@
-"""What a run leaves on disk, and how it is read again. Every file appears whole or not at all.
+"""Run folder: its files, and methods to check and read them. Every file is written atomically.
 
-RUN/config.yaml          the resolved configuration
-RUN/images.json          fingerprints of the training and test images, and the rows of them that a limit has left
+RUN/config.yaml          resolved configuration
+RUN/images.json          fingerprints of the training and test images, and the rows selected by a limit
 RUN/environment.json     versions, device, threads, git commit
-RUN/metrics.csv          loss terms by epoch; the same as TensorBoard events in RUN/tensorboard
-RUN/checkpoints/last.ckpt  to resume pretraining; before.ckpt is the one before it
-RUN/checkpoints/epoch-*/  the encoder after some epochs, to be audited: a folder with an encoder.pt and so on each
-RUN/encoder.pt           the pretrained encoder: one norm bank, timm's keys; benign_encoder.pt is the bank for benign
-                         images, where it is another one; projector.pt the projector
+RUN/metrics.csv          loss terms by epoch; also as TensorBoard events in RUN/tensorboard
+RUN/checkpoints/last.ckpt  checkpoint to resume pretraining from; before.ckpt is the previous one
+RUN/checkpoints/epoch-*/  encoder after some epochs, to be audited: a folder with an encoder.pt and so on each
+RUN/encoder.pt           pretrained encoder: one norm bank, timm's keys; benign_encoder.pt is the bank for benign
+                         images, if it is another one; projector.pt is the projector
 RUN/classifier.pt        encoder and head; probe.json holds the settings of its training
-RUN/probing/             the state that an unfinished probe resumes from
-RUN/evaluation.jsonl     one line per test image; evaluation.json sums them up, evaluation_key.json holds its settings;
+RUN/probing/             state that an unfinished probe resumes from
+RUN/evaluation.jsonl     one line per test image; evaluation.json is the summary, evaluation_key.json the settings;
                          an interrupted evaluation resumes from evaluation_chunks/
-RUN/adversarial/         the images that broke the classifier, by chunk and attack
-RUN/suite.json           the standard attacks one by one, and accuracy against eps
+RUN/adversarial/         adversarial examples that fool the classifier, by chunk and attack
+RUN/suite.json           accuracy under each standard attack, and accuracy against eps
 RUN/corruptions.json     accuracy under common corruptions
-RUN/audit.json           every term of the bounds; audit.svg is its figure
-RUN/report.html          all of it on one page
-RUN/robustbench/         what `acl-plugin export` wrote
+RUN/audit.json           all terms of the bounds; audit.svg is its figure
+RUN/report.html          all results on one page
+RUN/robustbench/         output of `acl-plugin export`
 """
 
 import os
@@ -33,7 +33,7 @@ from acl_plugin.runtime.paths import user_path
 
 
 class RunDir:
-    """A run folder by its path."""
+    """Run folder at a path."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = user_path(path, "run")
@@ -63,20 +63,20 @@ class RunDir:
     robustbench = property(lambda self: self.path / "robustbench")
 
     def evaluation_chunk(self, start: int) -> Path:
-        """How far the attacks on the test images from position ``start`` have come."""
+        """Return the file with the progress of the attacks on the test images from position ``start``."""
         return self.path / "evaluation_chunks" / f"{start:06}.json"
 
     def snapshot(self, epochs: int) -> "RunDir":
-        """Where the encoder after ``epochs`` epochs is kept."""
+        """Return the folder of the encoder after ``epochs`` epochs."""
         return RunDir(self.path / "checkpoints" / f"epoch-{epochs:05d}")
 
     def snapshots(self) -> list["RunDir"]:
-        """The encoders that were kept, in the order of the epochs."""
+        """Return the folders of the saved encoders, in the order of epochs."""
         kept = sorted((self.path / "checkpoints").glob("epoch-*"))
         return [run for run in map(RunDir, kept) if run.encoder.is_file()]
 
     def require(self, file: Path, stage: str) -> Path:
-        """``file``, which the command ``stage`` writes.
+        """Return ``file``, which is written by the command ``stage``.
 
         Raises:
             UsageError: when it is missing, with the command to run first.
@@ -91,7 +91,7 @@ class RunDir:
         return file
 
     def read_config(self) -> RunConfig:
-        """The configuration of the run.
+        """Return the configuration of the run.
 
         Raises:
             UsageError: when there is none or it cannot be read.
@@ -105,10 +105,10 @@ class RunDir:
             raise damaged(path, f"is not a configuration: {' '.join(str(error).split())}") from error
 
     def check_config(self, config: RunConfig) -> None:
-        """Refuse a folder that is not this run's.
+        """Reject a folder that does not belong to this run.
 
         Raises:
-            UsageError: when it holds another configuration or other files.
+            UsageError: when it contains another configuration or other files.
         """
         if self.path.exists() and not self.path.is_dir():
             message = f"{self.path} is a file; `out` is a folder"
@@ -127,10 +127,10 @@ class RunDir:
             )  # fmt: skip
 
     def check_images(self, data: DataSet) -> None:
-        """Refuse training images that are not those that the run was begun with.
+        """Reject training images that differ from those that the run started with.
 
         Raises:
-            UsageError: naming what differs.
+            UsageError: with the difference.
         """
         before = read_json(self.images) if self.images.is_file() else {}
         if not isinstance(before, dict):
@@ -139,23 +139,23 @@ class RunDir:
         data.train.fingerprint(data.classes).require(before.get("train"), f"the training images of {data.name}", remedy)
 
     def record_images(self, data: DataSet) -> None:
-        """Write down which images the run is about, if they are those of before.
+        """Record the images of the run, after ``check_images``.
 
         Raises:
-            UsageError: as ``check_images``.
+            UsageError: see ``check_images``.
         """
         self.check_images(data)
         write_json(self.images, data.fingerprints())
 
     def start(self, config: RunConfig) -> None:
-        """Make the folder, and write down configuration and environment."""
+        """Create the folder, and record configuration and environment."""
         import yaml
 
         self.check_config(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(configuration.to_dict(config), sort_keys=False)
-            write_atomic(self.config, text.encode())  # first, as it marks the folder as a run
+            write_atomic(self.config, text.encode())  # first, as it marks a run folder
             self.checkpoint.parent.mkdir(exist_ok=True)
             write_json(self.path / "environment.json", environment())
         except OSError as error:
@@ -166,7 +166,7 @@ class RunDir:
 
 
 def _is_log(path: Path) -> bool:
-    """Return whether a file may lie in a run's folder before the run does: hidden, or what output is written to."""
+    """Return whether a file may exist in the folder before the run: a hidden file, or one that output is written to."""
     if path.name.startswith(".") or not path.is_file():
         return path.name.startswith(".")
     streams = [os.fstat(number) for number in (1, 2) if _is_open(number)]

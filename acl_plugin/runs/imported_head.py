@@ -1,7 +1,7 @@
-"""The linear head of a classifier in a published checkpoint: found, and judged before anything is concluded from it.
+"""Find the linear head in a published checkpoint, and check whether it is a trained classifier.
 
-A layer of the right shape is not yet a classifier: RoCL saves one that no training step reaches, DynACL++ one whose
-outputs are clusters. Images decide.
+A layer of the right shape may not be one: RoCL saves a layer that no training step reaches, DynACL++ one whose outputs
+are clusters. Its accuracy on images decides.
 """
 
 import math
@@ -20,15 +20,15 @@ from acl_plugin.runs.checkpoint_file import tensors_of
 from acl_plugin.runtime import seeding
 
 CHECKED, ENOUGH = 1000, 100
-"""Training images on which the accuracy of an imported head is measured, and how many it takes to leave it out."""
+"""Number of training images to measure the head's accuracy on, and the minimum number to reject it."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The linear layer of a classifier in a file.
+    """Linear layer of a classifier in a file.
 
     Attributes:
-        name: of the layer.
+        name: name of the layer.
         weight, bias: (classes, D) and (classes,).
     """
 
@@ -39,12 +39,12 @@ class Head:
 
 @dataclass(frozen=True)
 class Judged:
-    """What becomes of a head.
+    """Result of checking a head.
 
     Attributes:
-        classifier: in eval mode; None if the head is left out.
-        note: what to say of it, in one line.
-        record: what to write down of it.
+        classifier: classifier in eval mode; None if the head is rejected.
+        note: one-line message about it.
+        record: entry about it for the run folder.
     """
 
     classifier: Classifier | None
@@ -53,11 +53,11 @@ class Judged:
 
 
 def take(content: Any, state: dict[str, Tensor], layer: str | None) -> tuple[Head | None, list[str]]:
-    """Take the linear layer of a classifier out of ``state``, or from beside the network.
+    """Return the linear head of a classifier in ``state``, or stored next to the network.
 
     Args:
-        content: of the file.
-        state: weights of the network.
+        content: content of the file.
+        state: weights of the network; those of the head are removed.
         layer: name of its linear layer.
 
     Returns:
@@ -65,7 +65,7 @@ def take(content: Any, state: dict[str, Tensor], layer: str | None) -> tuple[Hea
     """
     inside = {name: state.pop(name) for name in (f"{layer}.weight", f"{layer}.bias") if name in state}
     beside = tensors_of(content.get("classifier")) if isinstance(content, Mapping) else {}
-    found = beside or inside  # with one beside, the network's own layer was not trained
+    found = beside or inside  # if one is stored separately, the network's own layer is untrained
     leaves = {key.rsplit(".", 1)[-1]: value for key, value in found.items()}
     linear = len(found) == 2 and leaves.keys() == {"weight", "bias"} and leaves["weight"].dim() == 2
     if not linear or leaves["bias"].shape != leaves["weight"].shape[:1]:
@@ -75,12 +75,12 @@ def take(content: Any, state: dict[str, Tensor], layer: str | None) -> tuple[Hea
 
 
 def judge(head: Head | None, spec: ModelSpec, backbone: dict[str, Tensor], data: DataSet) -> Judged:
-    """Make the classifier that the head of a file gives, if it was trained on the classes of ``data``.
+    """Build the classifier from the head of a file, if it was trained on the classes of ``data``.
 
     Args:
-        head: of the file.
-        spec, backbone: the network, without classes, and its weights.
-        data: the dataset, of whose training images up to ``CHECKED`` are classified.
+        head: head of the file.
+        spec, backbone: the network without classes, and its weights.
+        data: dataset, of which up to ``CHECKED`` training images are classified.
     """
     if head is None:
         return Judged(None)
@@ -111,11 +111,10 @@ def judge(head: Head | None, spec: ModelSpec, backbone: dict[str, Tensor], data:
 
 
 def accuracies(found: Tensor, labels: Tensor) -> tuple[float, float, float]:
-    """Return the accuracy of predictions, what chance can reach, and the accuracy by the best assignment to classes.
+    """Return the accuracy of predictions, the upper limit of chance, and the accuracy of the best class assignment.
 
-    An untrained head is at chance: within three standard errors of the largest class. The outputs of a head that was
-    trained on pseudo-labels are clusters in an order of their own, so another assignment of outputs to classes is right
-    more often.
+    An untrained head is at chance: within three standard errors of the largest class. The outputs of a head trained on
+    pseudo-labels are clusters in arbitrary order, so another assignment of outputs to classes is more accurate.
 
     Args:
         found, labels: (N,) predictions and labels, N at least 1.
@@ -131,5 +130,5 @@ def accuracies(found: Tensor, labels: Tensor) -> tuple[float, float, float]:
 
 
 def feature_size(backbone: dict[str, Tensor]) -> int:
-    """Return the size of the features that a backbone gives, by its last norm layer."""
+    """Return the feature size of a backbone, from its last norm layer."""
     return len([v for k, v in backbone.items() if k.endswith("running_mean")][-1])

@@ -1,4 +1,4 @@
-"""How the published repositories name their weights, and what else decides the function of a checkpoint."""
+"""Layouts of published checkpoints: names of their weights, and settings that the files do not store."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,20 +12,20 @@ NONE: Normalization = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 @dataclass(frozen=True)
 class Layout:
-    """How one family of checkpoints names its weights.
+    """Naming scheme of one family of checkpoints.
 
     Attributes:
-        papers: whose checkpoints they are.
-        marks: patterns of keys; a file that has all of them has this layout.
-        routes: names of the norm banks in the file's order, which calls bank N ``bn_list.N``.
-        normalization: mean and std that the code applies where the file does not have them; None where the authors'
-            network always stores them, so that nothing can be said of a file without.
-        dropped: pattern of the keys that are no part of backbone, projector or head.
-        renamed: patterns and replacements, in turn, from the file's names to timm's.
-        stem: of the network, unless the first convolution is that of large images.
-        projector: its kind, and patterns and replacements from the file's names to its own.
-        head: name of the linear layer that a classifier has, after ``renamed``.
-        bottleneck: ``normalization`` of networks with bottleneck blocks, such as ResNet-50, if it is another.
+        papers: papers with such checkpoints.
+        marks: patterns of keys; a file with matches for all of them has this layout.
+        routes: names of the norm banks in the file's order, where bank N is ``bn_list.N``.
+        normalization: mean and std that the code applies if the file does not store them; None if the authors' network
+            always stores them, so that a file without them is undecided.
+        dropped: pattern of keys outside backbone, projector and head.
+        renamed: patterns and replacements, in order, from the file's names to timm's.
+        stem: stem of the network, unless its first convolution is that for large images.
+        projector: its kind, and patterns and replacements from the file's names to ours.
+        head: name of a classifier's linear layer, after ``renamed``.
+        bottleneck: ``normalization`` of networks with bottleneck blocks, such as ResNet-50, if it differs.
     """
 
     papers: str
@@ -40,7 +40,7 @@ class Layout:
     bottleneck: Normalization | None = None
 
     def normalization_of(self, bottleneck: bool) -> Normalization | None:
-        """Return what the code applies where the file stores nothing, for a network with or without bottlenecks."""
+        """Return the code's normalization for a file that stores none, with or without bottleneck blocks."""
         return self.bottleneck if bottleneck and self.bottleneck is not None else self.normalization
 
 
@@ -50,7 +50,7 @@ _THREE_LAYER: tuple[str, Rules] = (
     tuple((rf"^fc\.{old}\.", f"{new}.") for old, new in zip("fc1 bn1 fc2 bn2 fc3 bn3".split(), "013467", strict=True)),
 )
 NORMALIZATIONS = {"none": NONE, "cifar": CIFAR, "imagenet": IMAGENET}
-"""What may be said of a file that does not have its own."""
+"""Normalizations that can be chosen for a file that stores none."""
 
 LAYOUTS: dict[str, Layout] = {
     "momentum": Layout(
@@ -121,4 +121,4 @@ LAYOUTS: dict[str, Layout] = {
         head="fc",
     ),
 }
-"""Layouts by name, in the order in which they are tried."""
+"""Layouts by name, in the order of detection."""

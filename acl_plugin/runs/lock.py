@@ -1,4 +1,4 @@
-"""Allow one process at a time in a run folder, and one thread at a time in a process."""
+"""Locks that allow one process at a time in a run folder, and one thread at a time in a process."""
 
 import contextlib
 import functools
@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_HELD: set[Path] = set()  # by the thread that is at work, whose stages may be nested
+_HELD: set[Path] = set()  # by the active thread, whose stages may be nested
 _AT_WORK = threading.RLock()
 
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Keep other threads of this process out: they share torch's random numbers, and signals go to one of them.
+    """Exclude other threads of this process: they share torch's random numbers, and only one receives signals.
 
     Raises:
-        UsageError: when another thread is inside.
+        UsageError: when another thread is active.
     """
     if not _AT_WORK.acquire(blocking=False):
         raise UsageError(
@@ -44,13 +44,13 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of ``folder``, and other threads as ``alone``; a folder that is missing is not locked.
+    """Exclude other processes from ``folder``, and other threads as ``alone``. A missing folder is not locked.
 
-    The lock is the kernel's, and ends with the process, however it ends. The file ``.lock`` holds the process's id.
-    Processes that a launcher started beside the first one (``RANK`` or ``LOCAL_RANK`` above 0) leave it to that one.
+    The kernel holds the lock and releases it when the process ends for any reason. The file ``.lock`` contains the
+    process id. Only the first process of a launcher locks; others (``RANK`` or ``LOCAL_RANK`` above 0) do not.
 
     Raises:
-        UsageError: naming the process that works in the folder, or when another thread is at work.
+        UsageError: when another process (with its id) uses the folder, or when another thread is active.
     """
     with alone(), _locked(folder):
         yield
@@ -86,7 +86,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def exclusive(stage: Callable[Concatenate[RunDir, P], T]) -> Callable[Concatenate[RunDir, P], T]:
-    """A stage that has the folder of its run, its first argument, for itself."""
+    """Wrap a stage to lock the folder of its run, its first argument."""
 
     @functools.wraps(stage)
     def alone(run: RunDir, /, *arguments: P.args, **options: P.kwargs) -> T:
@@ -97,14 +97,14 @@ def exclusive(stage: Callable[Concatenate[RunDir, P], T]) -> Callable[Concatenat
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the unfinished files of processes that were killed, see ``run_dir.write_atomic``."""
+    """Remove unfinished files of killed processes, see ``runtime.files.write_atomic``."""
     for path in folder.rglob(".*.tmp"):
         owner = path.name.split(".")[-2]
         try:
             os.kill(int(owner), 0)
         except (ValueError, ProcessLookupError):
             path.unlink(missing_ok=True)
-        except PermissionError:  # somebody else's, and alive
+        except PermissionError:  # alive, and another user's
             continue
 
 

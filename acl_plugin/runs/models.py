@@ -1,4 +1,4 @@
-"""Encoders and classifiers of run folders, written and read."""
+"""Write and read encoders and classifiers of run folders."""
 
 import copy
 import hashlib
@@ -23,13 +23,16 @@ OwnEncoder = TypeVar("OwnEncoder", bound=EncoderProtocol)
 
 
 def load_classifier(run: Path | str) -> Classifier:
-    """The probed model of a run folder.
+    """Load the probed classifier of a run folder.
 
-    It is in eval mode and takes images of the dataset's own shape, (B, C, H, W) in [0, 1]; whatever resizing or
-    normalizing it needs is inside.
+    It is in eval mode and takes images of the dataset's shape, (B, C, H, W) in [0, 1]. Resizing and normalization are
+    part of the model.
 
     Args:
-        run: a folder in which ``acl-plugin run`` or ``acl-plugin probe`` has finished.
+        run: folder of a finished ``acl-plugin run`` or ``acl-plugin probe``.
+
+    Returns:
+        The classifier, which maps (B, C, H, W) images to (B, classes) logits.
 
     Raises:
         UsageError: when the folder or its classifier is missing or damaged.
@@ -54,18 +57,21 @@ def load_encoder(run: Path | str, *, benign: bool = False, encoder: OwnEncoder) 
 
 
 def load_encoder(run: Path | str, *, benign: bool = False, encoder: Any = None) -> Any:
-    """The pretrained encoder of a run folder, with its projector, as a plain network with one norm bank.
+    """Load the pretrained encoder of a run folder, with its projector, as a plain network with one norm bank.
 
     It is in eval mode; ``encoder.features(images)`` maps (B, C, H, W) in [0, 1] to (B, D).
 
     Args:
-        run: a folder in which ``acl-plugin pretrain``, ``run`` or ``import`` has finished.
-        benign: the norm bank for benign images, where it is another one than for adversarial images.
-        encoder: your own encoder that the run was pretrained with (``acl_plugin.wrap_encoder(...)``), or one like it; a
-            copy with the run's weights is returned.
+        run: folder of a finished ``acl-plugin pretrain``, ``run`` or ``import``.
+        benign: load the norm bank for benign images, if it differs from that for adversarial images.
+        encoder: your own encoder that the run was pretrained with (``acl_plugin.wrap_encoder(...)``), or an equal one;
+            a copy with the run's weights is returned.
+
+    Returns:
+        The encoder.
 
     Raises:
-        UsageError: when the folder or its encoder is missing or damaged, or of another network than ``encoder``.
+        UsageError: when the folder or its encoder is missing or damaged, or has another architecture than ``encoder``.
     """
     folder = RunDir(run)
     path = folder.require(folder.encoder, f"pretrain --out {folder.path}")
@@ -86,7 +92,7 @@ def load_encoder(run: Path | str, *, benign: bool = False, encoder: Any = None) 
 def _filled(
     encoder: OwnEncoder, spec: ModelSpec, weights: Mapping[str, Any], projector: Mapping[str, Any]
 ) -> OwnEncoder:
-    """Return a copy of the user's encoder with one norm bank, and the weights of a run."""
+    """Return a copy of the user's encoder with one norm bank and the weights of a run."""
     here = spec_of(require_encoder(encoder, "encoder"), spec.shape)
     names = ("backbone", "kwargs", "shape", "mean", "std")
     other = [name for name in names if getattr(here, name) != getattr(spec, name)]
@@ -108,25 +114,25 @@ def _filled(
 
 
 def contiguous(model: Module) -> Module:
-    """Return a model with weights in the usual memory format, as attacks of other libraries take gradients by view."""
+    """Return the model in contiguous memory format, as attacks of other libraries call ``view`` on gradients."""
     return model.to(memory_format=torch.contiguous_format)
 
 
 def write_model(path: Path, spec: ModelSpec, weights: Mapping[str, Tensor]) -> None:
-    """Weights, and all that rebuilds the model they are of."""
+    """Write weights, and the specification to rebuild their model."""
     write_atomic(path, torch_bytes({"spec": spec.to_dict(), "weights": dict(weights)}))
 
 
 def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
-    """What ``write_model`` wrote; nothing in the file is executed.
+    """Read a file of ``write_model``, without executing anything in it.
 
     Raises:
-        UsageError: when it is damaged or something else.
+        UsageError: when it is damaged or of another type.
     """
     try:
         content = read_intact(path)
         return ModelSpec.from_dict(content["spec"]), content["weights"]
-    except Exception as error:  # the unpickler raises all kinds
+    except Exception as error:  # the unpickler raises many types
         raise damaged(path, f"is damaged or no model of acl_plugin: {type(error).__name__}") from error
 
 
@@ -137,10 +143,10 @@ def write_encoder(
     benign: Mapping[str, Tensor] | None = None,
     projector: tuple[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """What ``load_encoder`` reads; ``encoder.pt`` comes last, as it says that the others are there.
+    """Write the files that ``load_encoder`` reads; ``encoder.pt`` is last, as it marks the others as complete.
 
     Args:
-        adversarial, benign: weights of the norm bank for adversarial images, and for benign ones if it is another.
+        adversarial, benign: weights of the norm bank for adversarial images, and for benign ones if it differs.
         projector: its name and weights.
     """
     if projector is not None:
@@ -151,27 +157,27 @@ def write_encoder(
 
 
 def write_projector(run: RunDir, kind: str, weights: Mapping[str, Tensor]) -> None:
-    """A projector's name (see ``projectors.PROJECTORS``) and weights."""
+    """Write a projector's name (see ``projectors.PROJECTORS``) and weights."""
     write_atomic(run.projector, torch_bytes({"projector": kind, "weights": dict(weights)}))
 
 
 def read_projector(run: RunDir) -> tuple[str, dict[str, Tensor]]:
-    """What ``write_projector`` wrote; ``identity`` for a run without a projector.
+    """Return name and weights from ``write_projector``; ``identity`` for a run without a projector.
 
     Raises:
-        UsageError: when the file is damaged or something else.
+        UsageError: when the file is damaged or of another type.
     """
     if not run.projector.is_file():
         return "identity", {}
     try:
         content = read_intact(run.projector)
         return content["projector"], content["weights"]
-    except Exception as error:  # the unpickler raises all kinds
+    except Exception as error:  # the unpickler raises many types
         raise damaged(run.projector, f"is damaged or no projector: {type(error).__name__}") from error
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over names and bytes of a model's weights and buffers."""
+    """Return the SHA-256 over names and bytes of a model's weights and buffers."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())

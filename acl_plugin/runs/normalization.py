@@ -1,4 +1,4 @@
-"""The normalization of images that a published network expects."""
+"""Determine the image normalization that a published network expects."""
 
 import math
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from acl_plugin.runs.layouts import NORMALIZATIONS, Layout, Normalization
 def normalization_of(
     path: Path, layout: Layout, bottleneck: bool, stored: dict[str, Tensor], said: str | None
 ) -> Normalization:
-    """Return the mean and std that the file stores, else those of the layout.
+    """Return the mean and std that the file stores, or else those of the layout.
 
     Raises:
-        UsageError: where neither is known and nothing is ``said``, what is said is not what the file stores, or what
-            it stores is not a mean and a std by channel.
+        UsageError: if neither is known and ``said`` is None, ``said`` differs from what the file stores, or the stored
+            values are not a mean and a std by channel.
     """
     if said is not None and said not in NORMALIZATIONS:
         raise unknown("normalization", said, NORMALIZATIONS)
@@ -50,6 +50,6 @@ def _close(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> 
 
 
 def misfit(path: Path, what: str, details: str) -> UsageError:
-    """Return the error about a file that does not fit a network."""
+    """Return the error about a file that does not match a network."""
     message = f"{path} does not fit {what}: {details}"
     return UsageError(message, parameter="file", given=str(path), allowed=f"the weights of {what}")

@@ -1,4 +1,4 @@
-"""Files of pseudo-labels, written and read."""
+"""Write and read files of pseudo-labels."""
 
 import io
 import json
@@ -14,11 +14,11 @@ from acl_plugin.runtime.paths import user_path
 
 
 def write_pseudo_labels(labels: PseudoLabels, path: Path | str) -> None:
-    """Write an npz file: ``rows``, ``hashes``, ``labels_K`` by number K of clusters, and ``provenance``.
+    """Write pseudo-labels to an npz file: ``rows``, ``hashes``, ``labels_K`` for K clusters, and ``provenance``.
 
     Args:
-        labels: to write.
-        path: of the file.
+        labels: labels to write.
+        path: path of the file.
 
     Raises:
         UsageError: when the file cannot be written.
@@ -40,16 +40,16 @@ def write_pseudo_labels(labels: PseudoLabels, path: Path | str) -> None:
 
 
 def read_pseudo_labels(path: Path | str) -> PseudoLabels:
-    """Read a file of ``write_pseudo_labels`` or `acl-plugin pseudo-labels`; nothing in it is executed.
+    """Read a file of ``write_pseudo_labels`` or `acl-plugin pseudo-labels`, without executing anything in it.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
-        The labels, as objectives take them.
+        The labels, for use in objectives.
 
     Raises:
-        UsageError: when the file is missing, damaged or something else.
+        UsageError: when the file is missing, damaged or of another type.
 
     Example:
         >>> from acl_plugin.runs.pseudo_labels import read_pseudo_labels
@@ -70,7 +70,7 @@ def read_pseudo_labels(path: Path | str) -> PseudoLabels:
             hashes = torch.from_numpy(file["hashes"]) if "hashes" in file.files else None
             provenance = json.loads(str(file["provenance"]))
         return PseudoLabels(rows, labels, provenance, hashes)
-    except Exception as error:  # zip, numpy and json raise all kinds
+    except Exception as error:  # zip, numpy and json raise many types
         message = f"{path} is damaged or no file of pseudo-labels: {error}"
         allowed = "a file of acl-plugin pseudo-labels"
         raise UsageError(message, parameter="pseudo_labels", given=str(path), allowed=allowed) from error

@@ -1,7 +1,7 @@
-"""Checkpoints of the published repositories as plain timm encoders.
+"""Import checkpoints of the published repositories as plain timm encoders.
 
 Weights alone do not define a function: each layout has its own stem, normalization and norm banks. Every key of a file
-is used, or dropped by a rule that is written here; a key that is left over, or missing, is an error.
+is either used or dropped by an explicit rule; unexpected and missing keys are errors.
 """
 
 import hashlib
@@ -36,15 +36,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Published:
-    """What a file holds, all of it in timm's names.
+    """Content of a published checkpoint, in timm's names.
 
     Attributes:
         layout: name in ``layouts.LAYOUTS``.
         spec: the network, with its stem and normalization.
         banks: weights of the backbone, by norm bank; the first is for benign images.
-        projectors: its kind, and weights by norm bank; None if the file has no projector that we know.
-        head: the linear layer of a classifier, if the file has one; of which classes, and whether trained, is not said.
-        left_out: what else the file holds, by the first part of the names.
+        projectors: its kind, and weights by norm bank; None if the file has no known projector.
+        head: linear layer of a classifier, if the file has one; its classes, and whether it is trained, are unknown.
+        left_out: other content of the file, by the first part of the names.
     """
 
     layout: str
@@ -55,10 +55,10 @@ class Published:
     left_out: tuple[str, ...] = ()
 
     def bank(self, name: str | None = None) -> str:
-        """``name``, or the bank for adversarial images if it is None.
+        """Return ``name``, or the bank for adversarial images if it is None.
 
         Raises:
-            UsageError: for a bank that is not there.
+            UsageError: for an unknown bank.
         """
         if name is not None and name not in self.banks:
             raise unknown(f"norm bank of format {self.layout!r}:", name, self.banks)
@@ -74,21 +74,21 @@ def import_run(
     allow_pickle: bool = False,
     normalization: str | None = None,
 ) -> str:
-    """Make a run folder of a published checkpoint, ready to be probed, and to be evaluated if it is a classifier.
+    """Create a run folder from a published checkpoint, ready for probing, and for evaluation if it is a classifier.
 
-    What the file holds beside the encoder, and what became of it, is said in one line.
+    A one-line message lists the other content of the file and its use.
 
     Args:
-        path: the checkpoint.
-        run: folder, new or empty.
+        path: path of the checkpoint.
+        run: run folder, new or empty.
         config: dataset and backbone.
         layout, bank, allow_pickle, normalization: see ``read`` and ``Published.bank``.
 
     Returns:
-        The layout.
+        The name of the layout.
 
     Raises:
-        UsageError: as ``read``; nothing is written then.
+        UsageError: see ``read``; nothing is written then.
     """
     data = datasets.load(config)
     shape = data.shape
@@ -128,15 +128,15 @@ def read(
     """Read a published checkpoint.
 
     Args:
-        path: the file.
-        layout: one of ``layouts.LAYOUTS``, or ``auto`` to find out.
-        backbone, backbone_kwargs: timm's name of the network, and arguments.
+        path: path of the file.
+        layout: one of ``layouts.LAYOUTS``, or ``auto`` to detect it.
+        backbone, backbone_kwargs: timm's name of the network, and its arguments.
         shape: (C, H, W) of the images.
-        allow_pickle: let the file execute code while it is read.
-        normalization: one of ``layouts.NORMALIZATIONS``, for a file that does not store what its network applies.
+        allow_pickle: allow the file to execute code while it is read.
+        normalization: one of ``layouts.NORMALIZATIONS``, for a file that does not store its own.
 
     Raises:
-        UsageError: for a file that is no checkpoint, or needs ``allow_pickle``; for an unknown layout; and for any
+        UsageError: for a file that is not a checkpoint, or needs ``allow_pickle``; for an unknown layout; and for any
             missing or unexpected key.
     """
     path = user_path(path, "file")
@@ -181,10 +181,10 @@ def read(
 
 
 def detect(path: Path, state: Mapping[str, Tensor]) -> str:
-    """The first layout whose marks are all among the keys.
+    """Return the first layout whose marks all match keys.
 
     Raises:
-        UsageError: with the layouts tried and the first keys.
+        UsageError: with the tried layouts and the first keys.
     """
     shown = ", ".join(list(state)[:5])
     if any(re.search(r"(^|\.)block1\.layer\.", key) for key in state):
@@ -208,7 +208,7 @@ def _rename(key: str, rules: Sequence[tuple[str, str]]) -> str:
 
 
 def _split(state: dict[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Backbone and projector, each with names of its own."""
+    """Return the weights of backbone and projector, each under its own names."""
     rules = layout.projector[1] if layout.projector else ()
     backbone, projector = {}, {}
     for key, value in state.items():
@@ -222,14 +222,14 @@ def _split(state: dict[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor],
 def _plain(
     path: Path, network: str, state: dict[str, Tensor], number: int, expected: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The weights of norm bank ``number``, with the keys and shapes of ``expected``.
+    """Return the weights of norm bank ``number``, with the keys and shapes of ``expected``.
 
     Raises:
-        UsageError: for missing, unexpected or ill-shaped weights.
+        UsageError: for weights that are missing, unexpected or of another shape.
     """
     own = f".bn_list.{number}."
     plain = {k.replace(own, "."): v for k, v in state.items() if ".bn_list." not in f".{k}" or own in f".{k}"}
-    for key in expected:  # old versions of PyTorch did not count batches
+    for key in expected:  # old versions of PyTorch have no ``num_batches_tracked``
         if key.endswith("num_batches_tracked") and key.replace("num_batches_tracked", "running_mean") in plain:
             plain.setdefault(key, torch.zeros((), dtype=torch.int64))
     faults = {

@@ -1,4 +1,4 @@
-"""What each file of results in a run folder holds, checked when it is read: files may be edited, or damaged."""
+"""Read result files of a run folder and check their content, as files may be edited or damaged."""
 
 import csv
 import math
@@ -26,7 +26,7 @@ COLUMNS = {
     "label_shift": "shift",
     "probe_norm": "||W||",
 }
-"""Terms of an audit, and the names of their columns."""
+"""Terms of an audit, with the names of their columns."""
 NUMBER, COUNT, SHARE = "a number", "a whole number above 0", "a number from 0 to 1"
 BOUND = {
     "name": str, "left": NUMBER, "right": NUMBER, "slack": NUMBER, "certain": bool, "holds": bool, "assumption": str,
@@ -63,17 +63,17 @@ SHAPES: dict[str, Any] = {
     "corruptions.json": {"complete?": bool, "mean": SHARE, "accuracy": {str: [SHARE]}},
     "audit.json": {"complete": bool, "rows": [AUDITED, 1], "correlation": {str: (CORRELATION, None)}},
 }  # fmt: skip
-"""By name: a dict gives the keys that must be there, or may be (``?``); ``{str: S}`` is any dict of S, ``[S]`` a list
-of S and ``[S, n]`` one of n or more, a set the names allowed, and a tuple alternatives."""
+"""Schemas by file name: a dict lists the required keys, or optional ones (``?``); ``{str: S}`` is any dict of S,
+``[S]`` a list of S, ``[S, n]`` a list of at least n, a set the allowed names, and a tuple alternatives."""
 CHUNK = {"start": int, "predictions": [int], "broken_by": [(str, None)], "done": int, "flags": [str]}
-"""Of the files in ``evaluation_chunks/``."""
+"""Schema of the files in ``evaluation_chunks/``."""
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A file of results, whose name decides what it must hold.
+    """Read a result file, checked against the schema for its name.
 
     Raises:
-        UsageError: when it is damaged, naming what is wrong.
+        UsageError: when it is damaged, with the fault.
     """
     values = read_json(path)
     wrong = _fault("it", values, CHUNK if path.parent.name == "evaluation_chunks" else SHAPES[path.name])
@@ -83,7 +83,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:
-    """The rows of ``metrics.csv``, as numbers; None where an epoch has no value.
+    """Return the rows of ``metrics.csv`` as numbers, None where an epoch has no value.
 
     Raises:
         UsageError: when it is damaged.
@@ -104,7 +104,7 @@ def _damaged(path: Path, wrong: str, hint: str) -> UsageError:
 
 
 def _fault(name: str, value: Any, shape: Any) -> str | None:
-    """What is wrong with ``value``, or None."""
+    """Return the first fault of ``value``, or None."""
     details = f"{name} is {str(value)[:40]!r}, not "
     if isinstance(shape, tuple):
         faults = [_fault(name, value, each) for each in shape]

@@ -1,4 +1,4 @@
-"""A run's encoder on another dataset: a run folder of its own, ready to be probed and evaluated."""
+"""Transfer a run's encoder to another dataset, in a new run folder to probe and evaluate."""
 
 import shutil
 from dataclasses import fields, replace
@@ -15,17 +15,17 @@ from acl_plugin.runtime.files import write_json
 
 
 def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
-    """Make the folder ``run`` of the encoder of ``source``, to be probed on the dataset of ``config``.
+    """Create the folder ``run`` with the encoder of ``source``, to probe it on the dataset of ``config``.
 
-    The encoder keeps the normalization of the images that it was trained on.
+    The encoder keeps the normalization of its pretraining dataset.
 
     Args:
-        source: pretrained.
-        run: folder, new or of the same transfer.
+        source: run folder of the pretrained encoder.
+        run: run folder, new or of the same transfer.
         config: see ``transferred``.
 
     Raises:
-        UsageError: when the encoder is missing, or the images do not have its shape.
+        UsageError: when the encoder is missing, or the images do not match its shape.
     """
     encoder = load_encoder(source.path)
     data = datasets.load(config)
@@ -45,16 +45,16 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
     pretraining = read_record(source.pretraining) if source.pretraining.is_file() else {}
     trained = source.read_config()
     digest = weights_hash(encoder.backbone)
-    pretrained_on = pretraining.get("transferred_from", trained.data)  # of the first run in a chain of transfers
+    pretrained_on = pretraining.get("transferred_from", trained.data)  # the first run's in a chain of transfers
     write_json(run.pretraining, pretraining | {"transferred_from": pretrained_on} | {"encoder_sha256": digest})
-    for file in (source.projector, source.benign_encoder, source.encoder):  # the last one says that all are there
+    for file in (source.projector, source.benign_encoder, source.encoder):  # the last one marks the others as complete
         if file.is_file():
             shutil.copyfile(file, run.path / f".{file.name}.part")
             (run.path / f".{file.name}.part").replace(run.path / file.name)
 
 
 def transferred(before: RunConfig, data: str, **options: Any) -> RunConfig:
-    """Return the configuration of a run on another dataset: its presets for the norm of ``before``, and its probe.
+    """Return the configuration for another dataset: its presets for the norm of ``before``, and its probe.
 
     Raises:
         UsageError: for an unknown dataset, or an option out of range.

@@ -1,1 +1,1 @@
-"""Device, random numbers, files, progress and signals of a process."""
+"""Devices, distributed training, random numbers, files, progress and signals."""

@@ -1,4 +1,4 @@
-"""Gradients where the caller has switched them off, as Lightning's validation does."""
+"""Gradients within contexts that disable them, such as Lightning's validation."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from acl_plugin.errors import UsageError
 
 
 class Weights(Protocol):
-    """Weights and buffers of a network."""
+    """Part of ``nn.Module`` that gives weights and buffers."""
 
     def parameters(self, recurse: bool = True) -> Iterator[Tensor]:
         """Yield the weights."""
@@ -22,10 +22,10 @@ class Weights(Protocol):
 
 
 def check_autograd(model: Weights) -> None:
-    """Refuse a model whose weights or buffers are inference tensors, which no gradient passes.
+    """Check that no weight or buffer of a model is an inference tensor, which blocks gradients.
 
     Raises:
-        UsageError: for ``model``.
+        UsageError: when the model has one.
     """
     if any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers())):
         raise _no_autograd()
@@ -41,10 +41,10 @@ def _no_autograd() -> UsageError:
 
 @contextmanager
 def gradients() -> Iterator[None]:
-    """Inside, autograd records, also within ``torch.no_grad`` or ``torch.inference_mode``.
+    """Enable autograd inside the context, even within ``torch.no_grad`` or ``torch.inference_mode``.
 
     Raises:
-        UsageError: when an inference tensor is part of what autograd has to record.
+        UsageError: when autograd has to record an inference tensor.
     """
     try:
         with torch.inference_mode(False), torch.enable_grad():
@@ -56,6 +56,6 @@ def gradients() -> Iterator[None]:
 
 
 def constant(tensor: Tensor) -> Tensor:
-    """Return a tensor without its history, and fit for autograd."""
+    """Return a detached tensor that autograd can use."""
     with torch.inference_mode(False):
         return tensor.clone() if tensor.is_inference() else tensor.detach()

@@ -1,4 +1,4 @@
-"""The device of this machine, mixed precision and ``torch.compile``."""
+"""Device selection, mixed precision and ``torch.compile``."""
 
 import logging
 import os
@@ -12,10 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 def training_device(accelerator: str) -> torch.device:
-    """Return the kind of device that Lightning takes for ``accelerator``.
+    """Return the device that Lightning uses for ``accelerator``.
 
     Raises:
-        UsageError: when this machine has none.
+        UsageError: when this machine has no such device.
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda")
@@ -29,11 +29,11 @@ def training_device(accelerator: str) -> torch.device:
 
 
 UNKNOWN_MEMORY = 8 << 30
-"""Bytes to count on where the system does not name its memory."""
+"""Bytes to assume where the system does not report its memory."""
 
 
 def memory(device: torch.device) -> int:
-    """Bytes that a device has in all, whatever is in use of them."""
+    """Return the total memory of a device in bytes, used or free."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     if hasattr(os, "sysconf"):
@@ -42,9 +42,9 @@ def memory(device: torch.device) -> int:
 
 
 def precision(requested: str, device: torch.device) -> str:
-    """Lightning's name of a precision, with ``auto`` decided for the device.
+    """Return Lightning's name of a precision, with ``auto`` resolved for the device.
 
-    bfloat16 is taken where the hardware multiplies in it, which is twice as fast as float32 or more.
+    ``auto`` uses bfloat16 where the hardware multiplies in it, at least twice as fast as in float32.
     """
     if requested != "auto":
         return requested
@@ -57,28 +57,29 @@ def precision(requested: str, device: torch.device) -> str:
 
 
 def autocast(requested: str, device: torch.device) -> torch.autocast:
-    """Inside, networks multiply in bfloat16, if that is the ``precision`` requested."""
+    """Return a context in which networks use bfloat16, if that is the requested ``precision``."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision(requested, device) == "bf16-mixed")
 
 
 def compile_encoder(model: nn.Module, device: torch.device) -> bool:
-    """Let torch.compile make the kernels of backbone and projector, in place; state and keys stay as they are.
+    """Compile backbone and projector with ``torch.compile`` in place; state and keys do not change.
 
     Args:
         model: encoder on ``device``.
+        device: device to test the compiler on.
 
     Returns:
-        False where no compiler works: one line says so, and the model stays as it is.
+        True if the model is compiled; False, with a logged warning, if no compiler works.
     """
     import torch._dynamo
 
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # of a missing compiler, an unsupported device, ...
+    except Exception as error:  # a missing compiler, an unsupported device, ...
         reason = str(error).strip().split("\n")[0]
         logger.warning(f"--compile: no compiler works here ({reason}); going on without it")
         return False
-    torch._dynamo.config.recompile_limit = 64  # modes, gradients and norm banks each make a variant
+    torch._dynamo.config.recompile_limit = 64  # modes, gradients and norm banks compile separately
     for part in ("backbone", "projector"):
         getattr(model, part).compile()
     return True

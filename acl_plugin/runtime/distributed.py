@@ -1,4 +1,4 @@
-"""Rows and gradients of all ranks of a run on several devices; on one device everything stays as it is."""
+"""Collective operations of a run on several devices; without effect on one device."""
 
 import ast
 import os
@@ -15,25 +15,25 @@ from acl_plugin.errors import UsageError
 
 
 def ranks() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together (the world size)."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def gathered(rows: Tensor) -> Tensor:
-    """The rows of all ranks, in the order of the ranks, with gradient: (B, ...) -> (R B, ...).
+    """Return the samples of all R ranks, in rank order, with gradient: (B, ...) -> (R B, ...).
 
-    A loss that each rank takes of the gathered rows has, averaged over the ranks, the gradients of one process with all
-    rows.
+    If each rank computes a loss from the gathered samples, the gradients averaged over the ranks equal those of one
+    process with all samples.
 
     Args:
-        rows: (B, ...), of the same shape on every rank.
+        rows: (B, ...), with the same shape on every rank.
     """
     return rows if ranks() == 1 else _Gather.apply(rows)  # type: ignore[no-untyped-call]
 
 
 @torch.no_grad()
 def average(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor, which every rank has, by its mean over the ranks."""
+    """Average each tensor over all ranks, in place."""
     if ranks() == 1:
         return
     for tensor in tensors:
@@ -51,25 +51,25 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.contiguous().clone()
-        dist.all_reduce(total)  # what the losses of all ranks say of every row
+        dist.all_reduce(total)  # gradients of the losses of all ranks for every sample
         return total.chunk(ranks())[dist.get_rank()]
 
 
 def require_script(devices: int, guarded: bool = False) -> None:
-    """Refuse several devices where their processes could not be started: each of them runs the main script again.
+    """Check that processes for several devices can be started; each of them runs the main script again.
 
     Args:
-        devices: processes to start.
-        guarded: whether they also import the main script, which then must not begin the work once more.
+        devices: number of processes to start.
+        guarded: the processes also import the main script, which must not start the work a second time.
 
     Raises:
-        UsageError: with what to do, where there is no script to run again, or it has no main guard.
+        UsageError: with a remedy, when there is no script to run again, or it has no main guard.
     """
     main = sys.modules["__main__"]
     if devices == 1 or getattr(main, "__spec__", None) is not None:  # python -m
         return
     file = getattr(main, "__file__", None)
-    if guarded and file is None:  # in a notebook, or with python -c, there is no script to import
+    if guarded and file is None:  # a notebook and python -c have no script to import
         return
     path = Path(file or "")
     started = "LOCAL_RANK" in os.environ and not guarded  # by a launcher
@@ -85,17 +85,17 @@ def require_script(devices: int, guarded: bool = False) -> None:
 
 
 def _is_guarded(path: Path) -> bool:
-    """Return whether the line of the main script that runs now stands under a condition on ``__name__``."""
+    """Return whether the running line of the main script is inside an ``if`` statement on ``__name__``."""
     frame = sys._getframe()
     while frame.f_back is not None and frame.f_globals is not vars(sys.modules["__main__"]):
         frame = frame.f_back
     while frame.f_back is not None and frame.f_code.co_name != "<module>":
         frame = frame.f_back
     if frame.f_code.co_name != "<module>" or not path.samefile(frame.f_code.co_filename):
-        return True  # not called from there: nothing is known
+        return True  # not called from the main script: unknown
     try:
         tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # no script of Python
+    except (SyntaxError, ValueError):  # not a Python script
         return True
     conditions = (node for node in ast.walk(tree) if isinstance(node, ast.If) and "__name__" in ast.unparse(node.test))
     return any(node.lineno <= frame.f_lineno <= (node.end_lineno or 0) for node in conditions)

@@ -1,4 +1,4 @@
-"""Locks of the operating system on files, which end with the process, however it ends."""
+"""File locks of the operating system, which are released when the process ends for any reason."""
 
 import os
 from typing import IO, Any
@@ -13,11 +13,11 @@ def lock(file: IO[Any], wait: bool) -> None:
     """Lock an open file for this process.
 
     Args:
-        file: open for writing.
-        wait: wait for another process that has the lock.
+        file: file that is open for writing.
+        wait: wait while another process holds the lock.
 
     Raises:
-        BlockingIOError: when another process has the lock, and ``wait`` is false.
+        BlockingIOError: when another process holds the lock and ``wait`` is false.
     """
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -26,7 +26,7 @@ def lock(file: IO[Any], wait: bool) -> None:
 
     windows: Any = msvcrt
     position = file.tell()
-    file.seek(LOCKED_BYTE)  # far behind the text, which other processes may then read
+    file.seek(LOCKED_BYTE)  # beyond the text, so that other processes can read it
     try:
         windows.locking(file.fileno(), windows.LK_LOCK if wait else windows.LK_NBLCK, 1)
     except OSError as error:
@@ -36,4 +36,4 @@ def lock(file: IO[Any], wait: bool) -> None:
 
 
 LOCKED_BYTE = 1 << 30
-"""Position of the byte that is locked on Windows."""
+"""Offset of the byte that is locked on Windows."""

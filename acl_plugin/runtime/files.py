@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes, and reads that detect damaged files."""
 
 import io
 import json
@@ -13,12 +13,12 @@ from acl_plugin.errors import UsageError
 
 
 def damaged(path: Path, what: str) -> UsageError:
-    """Return the error about a file that is not as it was written."""
+    """Return the error for a damaged file; ``what`` describes the damage."""
     return UsageError(f"{path} {what}", parameter="run", given=str(path), allowed="a file as it was written")
 
 
 def intact(path: Path) -> bool:
-    """Whether every part of a file that ``torch.save`` wrote has the checksum that was written with it."""
+    """Return whether all checksums in a file written by ``torch.save`` are correct."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
@@ -27,10 +27,10 @@ def intact(path: Path) -> bool:
 
 
 def read_intact(path: Path) -> Any:
-    """What ``torch.save`` wrote; nothing in the file is executed.
+    """Load a file written by ``torch.save`` without executing code from it.
 
     Raises:
-        ValueError: when a byte has changed since.
+        ValueError: when a checksum is wrong.
     """
     if not intact(path):
         raise ValueError("a checksum is not right")
@@ -38,14 +38,14 @@ def read_intact(path: Path) -> Any:
 
 
 def torch_bytes(value: Any) -> bytes:
-    """What ``torch.save`` writes of ``value``."""
+    """Return the bytes that ``torch.save`` writes for ``value``."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file that is seen whole or not at all, whenever the process dies."""
+    """Write a file atomically: it is complete or absent, even if the process is killed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

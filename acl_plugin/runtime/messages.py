@@ -1,4 +1,4 @@
-"""Messages of this package, which it logs and never prints."""
+"""Messages of this package, which are logged and never printed."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class _Stderr(logging.Handler):
-    """Write messages as they are to whatever ``sys.stderr`` is at that moment."""
+    """Write messages unformatted to the current ``sys.stderr``."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(record.getMessage(), file=sys.stderr, flush=True)
@@ -15,7 +15,7 @@ class _Stderr(logging.Handler):
 
 @contextmanager
 def on_stderr() -> Iterator[None]:
-    """Write the messages of this package to standard error inside, whatever the application's own logging does.
+    """Write the messages of this package to stderr inside the context, independent of the application's logging.
 
     Example:
         >>> with on_stderr():

@@ -1,4 +1,4 @@
-"""Paths that come from outside: the command line, files of settings, Python and the environment."""
+"""Paths given by the user: on the command line, in settings files, in Python and in the environment."""
 
 import os
 from pathlib import Path
@@ -8,19 +8,19 @@ from acl_plugin.errors import UsageError
 
 
 def user_path(path: Any, parameter: str = "path") -> Path:
-    """Return a path from outside with ``~`` and ``~USER`` expanded, as every program of the shell has it.
+    """Return a path given by the user with ``~`` and ``~USER`` expanded, as a shell does.
 
     Args:
-        path: text, or any other path.
-        parameter: name of the parameter whose value it is.
+        path: string or path-like object.
+        parameter: name of the parameter, for the message.
 
     Raises:
-        UsageError: for something that is no path, or the home of nobody.
+        UsageError: for a value that is not a path, or an unknown user.
     """
     try:
         if "\0" not in os.fspath(path):
             return Path(path).expanduser()
-    except (TypeError, RuntimeError):  # no path, or no such user
+    except (TypeError, RuntimeError):  # not a path, or no such user
         pass
     allowed = "a path; ~ is your home, and ~USER another's"
     details = repr(str(path) if isinstance(path, Path) else path)

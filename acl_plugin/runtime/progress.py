@@ -1,4 +1,4 @@
-"""One way to show long work: a bar with the time left on a terminal, plain lines elsewhere."""
+"""Progress on stderr: a bar with the remaining time on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -9,28 +9,28 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Use as a context manager; all output goes to stderr.
+    """Context manager that shows progress on stderr.
 
     Args:
-        what: the work's name.
-        total: how many units there are.
-        done: how many of them an earlier start has done.
+        what: name of the task.
+        total: number of units.
+        done: number of units completed by an earlier run.
         unit: name of a unit.
         quiet: show nothing.
     """
 
-    lines = 10  # at most about this many, where there is no terminal
-    silent = False  # of all: --quiet
+    lines = 10  # approximate maximum without a terminal
+    silent = False  # for all instances: --quiet
 
     def __init__(self, what: str, total: int, done: int = 0, unit: str = "step", quiet: bool = False) -> None:
         self.what, self.total, self.done, self.unit = what, total, done, unit
         self.first, self.started = done, time.monotonic()
-        self.next_line = done + max(1, min(10, total // 20))  # early, to show the time left
+        self.next_line = done + max(1, min(10, total // 20))  # early, to show the remaining time
         self.quiet = quiet = quiet or self.silent
         self.bar = tqdm(desc=what, total=total, initial=done, unit=unit) if sys.stderr.isatty() and not quiet else None
 
     def advance(self, units: int = 1) -> None:
-        """Count ``units`` more as done."""
+        """Add ``units`` to the completed ones."""
         self.done += units
         if self.bar is not None:
             self.bar.update(units)
@@ -50,13 +50,13 @@ class Progress:
         self.close()
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Close the bar and leave it on the terminal."""
         if self.bar is not None:
             self.bar.close()
 
 
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
+    """Format seconds as h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""Seeds, and random states that leave the global one alone."""
+"""Seeds, and random states isolated from the global one."""
 
 import threading
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ from torch import Tensor
     AUDIT,
     REPORT,
 ) = range(14)
-"""What a run's seed is for: streams of randomness that do not depend on each other."""
+"""Independent random streams of a run's seed, one per purpose."""
 
 
 def mixed_seed(*numbers: int) -> int:
-    """One 63-bit seed out of several numbers, such as (seed, STEP, step, rank)."""
+    """Combine several numbers, such as (seed, STEP, step, rank), into one 63-bit seed."""
     seed = 0
-    for number in numbers:  # a step of splitmix64 each
+    for number in numbers:  # one step of splitmix64 per number
         seed = (seed + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
         seed = ((seed ^ seed >> 30) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
         seed = ((seed ^ seed >> 27) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
@@ -42,10 +42,10 @@ _GENERATORS = threading.RLock()  # all threads share torch's global generators
 
 @contextmanager
 def private(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Start torch's global generators from ``seed``; afterwards they are as before.
+    """Seed torch's global generators inside the context, then restore them.
 
-    So are those of all CUDA devices, as torch.manual_seed seeds every one of them, also ahead of their first use. Other
-    threads that call this wait until the first one is out, as all threads share these generators.
+    The generators of all CUDA devices are restored as well, as torch.manual_seed seeds them all, even before their
+    first use. Other threads wait for the context to end, as all threads share these generators.
     """
     with _GENERATORS:
         begun, before = torch.cuda.is_initialized(), torch.initial_seed()
@@ -62,12 +62,12 @@ def private(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
 
 
 def state(device: torch.device) -> list[Tensor]:
-    """Of torch's global generators: CPU, and ``device``."""
+    """Return the states of torch's global generators for the CPU and a CUDA ``device``."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def restore(states: list[Tensor], device: torch.device) -> None:
-    """Put the generators into a ``state`` again."""
+    """Restore the generators to the result of ``state``."""
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)

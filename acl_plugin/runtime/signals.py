@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM that wait for the end of a training step, so that a checkpoint can be made of it."""
+"""Deferred SIGINT and SIGTERM: a training step can finish, so that its checkpoint is saved."""
 
 import contextlib
 import signal
@@ -7,23 +7,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 PATIENCE = 5.0
-"""Seconds that a step may take to its end."""
+"""Seconds that a step has to finish."""
 
 
 def interrupt(number: int, frame: Any) -> None:
-    """A signal handler that does what SIGINT's own does."""
+    """Raise ``KeyboardInterrupt``, as Python's default handler of SIGINT."""
     raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def deferred(patience: float = PATIENCE) -> Iterator[Callable[[], bool]]:
-    """Defer interruptions inside: yield a function that returns whether SIGINT or SIGTERM came.
+    """Defer interruptions inside the context; yield a function that returns whether SIGINT or SIGTERM arrived.
 
-    If nobody leaves within ``patience`` seconds, or the signal comes again, or the work ends, it becomes a
-    ``KeyboardInterrupt``. Outside of the main thread, which alone receives signals, nothing changes.
+    A signal raises ``KeyboardInterrupt`` when the context ends, after ``patience`` seconds, or when a signal arrives
+    again. Outside the main thread, which alone receives signals, nothing changes.
 
     Args:
-        patience: seconds.
+        patience: seconds until a signal interrupts the context.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

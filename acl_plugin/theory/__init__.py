@@ -1,1 +1,1 @@
-"""Bounds on the robust loss, measured on checkpoints."""
+"""Measure bounds on the robust loss of checkpoints."""

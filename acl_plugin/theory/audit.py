@@ -1,8 +1,8 @@
-"""Why an encoder is robust: every term of the bounds on the robust loss, measured on its checkpoints.
+"""Measure every term of the bounds on the robust loss on the checkpoints of an encoder.
 
-One probe for all checkpoints: the linear head that is solved on the training images. One adversary: PGD with 20 steps
-on its cross-entropy. All else is measured on test images: R and B, the contrastive losses, the sharpness, the
-divergences between benign and adversarial features, and with them the bounds of ``acl_plugin.theory.bounds``.
+All checkpoints share one kind of probe, the linear head that is solved on the training images, and one adversary, PGD
+with 20 steps on its cross-entropy. Everything else is measured on test images: R and B, the contrastive losses, the
+sharpness, the divergences between benign and adversarial features, and the bounds of ``acl_plugin.theory.bounds``.
 """
 
 import math
@@ -43,28 +43,29 @@ from acl_plugin.theory.correlation import spearman
 from acl_plugin.theory.divergence_estimates import MEASURED_WITH, measure
 
 TEMPERATURE = 0.5
-"""Of all contrastive terms, whatever the objective's was: terms of different runs can then be compared."""
+"""Temperature of all contrastive terms. It ignores the objective's own, so that runs can be compared."""
 RHO = 0.05
 """Radius of the sharpness in weight space."""
 STEPS = 20
-"""Of the adversary."""
+"""Number of steps of the adversary."""
 OUTCOMES = ("robust_loss", "robust_accuracy")
-"""What the terms are to explain."""
+"""Quantities that the terms are correlated with."""
 
 
 def audit(runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, device: torch.device) -> dict[str, Any]:
-    """Audit the checkpoints of one or several runs; writes ``audit.json`` of each run, and of ``out`` with its figure.
+    """Audit the checkpoints of one or several runs; write ``audit.json`` of each run, and of ``out`` with its figure.
 
-    A checkpoint that was audited before, with the same settings, is not audited again.
+    Skip checkpoints that were audited before with the same settings.
 
     Args:
-        runs: pretrained.
+        runs: pretrained runs.
         out: folder of the joint result; for one run, the run itself.
         checkpoints: ``last``, or ``all`` that were kept (``--keep-every``).
-        limit: test images.
+        limit: number of test images.
+        device: device to compute on.
 
     Returns:
-        ``rows``, one for each checkpoint, and ``correlation`` of each term with the robust loss over them.
+        ``rows``, one per checkpoint, and ``correlation`` of each term with the robust loss over them.
 
     Raises:
         UsageError: when a run has no encoder, or its images cannot be audited.
@@ -87,10 +88,10 @@ def audit(runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, dev
 
 
 def _require_comparable(runs: Sequence[RunDir], limit: int) -> None:
-    """Refuse runs on other test images or of another threat model, whose terms have no place in one correlation.
+    """Refuse runs with different test images or threat models, whose terms cannot be correlated together.
 
     Raises:
-        UsageError: naming what differs between which runs.
+        UsageError: naming the difference and the runs.
     """
     what = ("dataset", "test_images", "threat_model", "eps")
     settings = []
@@ -132,12 +133,12 @@ def _audit_run(
 def audit_encoder(
     encoder: Encoder, config: RunConfig, data: DataSet, limit: int, device: torch.device
 ) -> dict[str, Any]:
-    """Terms and bounds of one encoder: ``terms`` by name, and ``bounds`` as ``Bound.to_dict``.
+    """Return terms and bounds of one encoder: ``terms`` by name, and ``bounds`` as ``Bound.to_dict``.
 
-    Everything random is a function of the run's seed.
+    All randomness is a function of the run's seed.
 
     Raises:
-        UsageError: when there are fewer than 8 test images, or two classes of two images each.
+        UsageError: when there are fewer than 8 test images, or fewer than two classes with two images each.
     """
     images, seed = data.test.subset(limit), mixed_seed(config.seed, AUDIT)
     if len(images) < 8 or (images.labels.bincount() > 1).sum() < 2:
@@ -189,7 +190,7 @@ def audit_encoder(
 
 
 def probed(encoder: Encoder, data: DataSet, weight_decay: float, device: torch.device) -> Classifier:
-    """The encoder with the linear head that is solved on the training images."""
+    """Return the encoder with the linear head that is solved on the training images."""
     with seeding.private(0):
         model = Classifier(replace(encoder.spec, classes=data.classes)).to(device).eval().requires_grad_(False)
     model.backbone.load_state_dict(encoder.backbone.state_dict())
@@ -200,12 +201,13 @@ def probed(encoder: Encoder, data: DataSet, weight_decay: float, device: torch.d
 def label_shift(
     benign: Tensor, adversarial: Tensor, labels: Tensor, classes: int, weight_decay: float, seed: int
 ) -> float:
-    """E_Q |P(y|z) - Q(y|z)|_1, in [0, 2]: an estimate by two linear probes, one on each law.
+    """Estimate E_Q |P(y|z) - Q(y|z)|_1, in [0, 2], by two linear probes, one on each distribution.
 
-    They are fitted on one half of each class and compared on the adversarial features of the other, both ways.
+    The probes are fitted on one half of each class and compared on the adversarial features of the other, both ways.
 
     Args:
         benign, adversarial: (N, D) features; labels: (N,).
+        classes, weight_decay, seed: number of classes, weight decay of the probes, seed of the split.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]
@@ -220,7 +222,7 @@ def label_shift(
 
 
 def correlations(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Spearman's correlation of each term, and of each right side, with the robust loss over all rows."""
+    """Return Spearman's correlation of each term, and of each right side, with the robust loss over all rows."""
     if not rows:
         return {}
     robust = [row["terms"]["robust_loss"] for row in rows]
@@ -235,7 +237,7 @@ def correlations(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _contrastive(
     encoder: Encoder, x: Tensor, config: RunConfig, threat: ThreatModel, device: torch.device
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Embeddings of two adversarial views of each image, and the contrastive terms: means over batches."""
+    """Return embeddings of two adversarial views of each image, and the contrastive terms as means over batches."""
     attack = InnerAttack(threat, threat.pgd, config.attack_steps)
     parts: dict[str, list[float]] = {"nce_adv": [], "nce_clean": [], "sharpness": []}
     embedded = []
@@ -248,7 +250,7 @@ def _contrastive(
                 za, zb = (_embedding(encoder, view) for view in moved)
             embedded.append((za.cpu(), zb.cpu()))
             if len(batch) < len(batches[0]):
-                continue  # the loss depends on the size of the batch
+                continue  # the loss depends on the batch size
             parts["nce_adv"].append(nt_xent(za, zb, TEMPERATURE).item())
             encoder.requires_grad_(True)
             plain, worst = sharpness(list(encoder.parameters()), partial(_benign_nce, encoder, a, b), RHO)
@@ -260,7 +262,7 @@ def _contrastive(
 
 
 def _embedding(encoder: Encoder, x: Tensor) -> Tensor:
-    """z with z . z' = cos / tau, as the contrastive loss sees it. (B, C, H, W) -> (B, P)."""
+    """Return z with z . z' = cos / tau, as in the contrastive loss. (B, C, H, W) -> (B, P)."""
     return F.normalize(encoder(x), dim=1) / math.sqrt(TEMPERATURE)
 
 
@@ -269,7 +271,7 @@ def _benign_nce(encoder: Encoder, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _settings(config: RunConfig, data: DataSet, limit: int) -> dict[str, Any]:
-    """Return what a kept row depends on apart from the encoder."""
+    """Return the settings that determine a row, apart from the encoder."""
     threat = ThreatModel.parse(config.norm, config.eps)
     return {
         "dataset": config.data, "n": limit, "train_images": data.train.fingerprint(data.classes).to_dict(),
@@ -283,7 +285,7 @@ def _settings(config: RunConfig, data: DataSet, limit: int) -> dict[str, Any]:
 
 
 def _rows_of_before(run: RunDir, settings: dict[str, Any]) -> dict[str, Any]:
-    """By the encoder's hash, those of an earlier audit with the same settings."""
+    """Return the rows of an earlier audit with the same settings, by the encoder's hash."""
     if not run.audit.is_file():
         return {}
     before = read_record(run.audit)

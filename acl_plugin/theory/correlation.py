@@ -1,10 +1,10 @@
-"""Rank correlation with a bootstrap interval."""
+"""Compute rank correlations with bootstrap intervals."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 FEWEST = 5
-"""Points, or groups, below which nothing is said."""
+"""Smallest number of points, or groups, for a correlation."""
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,8 @@ class Correlation:
 
     Attributes:
         rho: in [-1, 1].
-        low, high: the interval.
-        n: points.
+        low, high: bounds of the interval.
+        n: number of points.
     """
 
     rho: float
@@ -26,19 +26,19 @@ class Correlation:
 def spearman(
     x: Sequence[float], y: Sequence[float], groups: Sequence[Hashable] | None = None, seed: int = 0, draws: int = 1000
 ) -> Correlation | None:
-    """Spearman's rank correlation of x and y, in [-1, 1].
+    """Return Spearman's rank correlation of x and y, in [-1, 1], with a bootstrap interval.
 
-    The bootstrap draws points with replacement; or whole groups, such as the checkpoints of one run, which depend on
-    each other.
+    The bootstrap draws points with replacement, or whole groups if points of a group are dependent, such as the
+    checkpoints of one run.
 
     Args:
         x, y: N values each.
-        groups: N names; None, or fewer than ``FEWEST`` of them, draws points.
-        seed: of the draws.
-        draws: how many.
+        groups: N group names; None, or fewer than ``FEWEST`` groups, draws points.
+        seed: seed of the draws.
+        draws: number of draws.
 
     Returns:
-        None for fewer than ``FEWEST`` points, or where x or y does not vary.
+        None for fewer than ``FEWEST`` points, or if x or y is constant.
     """
     import numpy as np
     from scipy.stats import rankdata

@@ -1,4 +1,4 @@
-"""Divergences between samples of benign and adversarial features, estimated with cross-fitting."""
+"""Estimate divergences between samples of benign and adversarial features by cross-fitting."""
 
 from typing import Any
 
@@ -9,20 +9,21 @@ from acl_plugin.losses.divergences import DIVERGENCES, Learned, create_divergenc
 from acl_plugin.runtime import seeding
 
 MEASURED_WITH: dict[str, Any] = {"hidden": 128, "lr": 1e-3, "steps": 300}
-"""Options of a learned divergence in ``measure``; twice the width or steps gives no higher estimates on 250 rows."""
+"""Options of a learned divergence in ``measure``. Twice the width or steps gives no higher estimates on 250 samples."""
 
 
 def measure(name: str, benign: Tensor, adversarial: Tensor, seed: int, **options: Any) -> float:
-    """Estimate of a divergence between two samples, with everything random from ``seed``.
+    """Estimate a divergence between two samples, with all randomness from ``seed``.
 
-    A learned one is trained on one half of the samples and evaluated on the other, both ways, so that its network
-    cannot memorize them: the mean is a lower bound of the divergence but for sampling noise. Before, the features are
-    brought to the scale that suits a network, which JS does not see and Wasserstein-1 is scaled back by.
+    A learned divergence is trained on one half of the samples and evaluated on the other, both ways, so that its
+    network cannot memorize them. The mean is a lower bound of the divergence, up to sampling noise. Features are first
+    rescaled to suit a network: JS is invariant to that, and Wasserstein-1 is scaled back.
 
     Args:
-        name: of ``DIVERGENCES``.
+        name: one of ``DIVERGENCES``.
         benign, adversarial: (N, D) features, N >= 4.
-        options: of a learned one, in place of ``MEASURED_WITH``.
+        seed: seed of splits and networks.
+        options: options of a learned divergence, in place of ``MEASURED_WITH``.
 
     Returns:
         The estimate, at least 0.

@@ -1,4 +1,4 @@
-"""The number of images in a step, as the data allows it."""
+"""Check the batch size against the number of training images."""
 
 from acl_plugin.config import RunConfig
 from acl_plugin.data.images import DataSet
@@ -7,10 +7,10 @@ from acl_plugin.training.coreset import held_out_count
 
 
 def check_sizes(config: RunConfig, data: DataSet) -> None:
-    """Refuse more images in a step than there are.
+    """Reject a configuration whose steps need more images than the dataset has, or a coreset on several devices.
 
     Raises:
-        UsageError: naming the option.
+        UsageError: with the option.
     """
     ranks = config.ranks
     if config.coreset != "none" and ranks > 1:

@@ -1,4 +1,4 @@
-"""Model, objective and attack of a pretraining, built from its configuration."""
+"""Build model, objective and attack of a pretraining from its configuration."""
 
 import copy
 from collections.abc import Callable
@@ -24,17 +24,20 @@ from acl_plugin.training.module import Pretraining
 
 
 def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = None) -> "Pretraining":
-    """Build model, objective and attack of a run, with everything checked that can be checked before training.
+    """Build model, objective and attack of a run, after all checks that are possible before training.
 
     Args:
-        config: of the run.
-        data: its images.
-        encoder: of your own, in place of the configuration's backbone; a copy of it is trained.
+        config: configuration of the run.
+        data: dataset of the run.
+        encoder: your own encoder, in place of the configuration's backbone; a copy of it is trained.
+
+    Returns:
+        The module to train.
 
     Raises:
-        UsageError: for names, settings or sizes that do not fit.
+        UsageError: for invalid names, settings or sizes.
     """
-    training_device(config.accelerator)  # refuses one that this machine does not have
+    training_device(config.accelerator)  # raises if the machine does not have it
     threat = ThreatModel.parse(config.norm, config.eps)
     attack = InnerAttack(threat, config.attack, config.attack_steps, config.attack_kwargs)
     objective = _objective(config)
@@ -51,7 +54,7 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
 
 
 def _copied(encoder: EncoderProtocol, objective: Objective, data: DataSet) -> EncoderProtocol:
-    """Return a copy of the user's encoder, if it fits to objective and images."""
+    """Return a copy of the user's encoder, after checking it against objective and images."""
     if tuple(encoder.routes) != objective.routes:
         given = f"norm banks {tuple(encoder.routes)}"
         message = f"`encoder` has {given}, the objective has {objective.routes}; pass routes={objective.routes}"
@@ -64,9 +67,9 @@ def _copied(encoder: EncoderProtocol, objective: Objective, data: DataSet) -> En
 
 
 def _objective(config: RunConfig) -> Objective:
-    """Create the objective, with the objects whose paths the configuration has."""
+    """Create the objective, after loading the objects whose paths are in the configuration."""
     given = config.objective_kwargs
-    objective: Objective = create_objective(config.objective, **given)  # refuses other settings before files are read
+    objective: Objective = create_objective(config.objective, **given)  # rejects invalid settings before files are read
     readers: dict[str, Callable[[str], Any]] = {"encoder": load_encoder, "pseudo_labels": read_pseudo_labels}
     paths = {name: kind for name, kind in objective.from_files.items() if isinstance(given.get(name), str)}
     if not paths:
@@ -76,7 +79,7 @@ def _objective(config: RunConfig) -> Objective:
 
 
 def model_spec(config: RunConfig, data: DataSet) -> ModelSpec:
-    """The encoder that ``config`` names, for the images of ``data``."""
+    """Return the specification of the configured encoder, for the images of ``data``."""
     import timm
 
     return ModelSpec(

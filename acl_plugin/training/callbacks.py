@@ -1,4 +1,4 @@
-"""What Lightning calls during a pretraining: checkpoints, progress, and the CSV of metrics."""
+"""Lightning callbacks of a pretraining: checkpoints and progress."""
 
 import time
 from collections.abc import Callable
@@ -16,18 +16,19 @@ from acl_plugin.runtime.progress import Progress
 
 
 class Checkpoints(Checkpoint):
-    """Make checkpoints, and copies of the encoder, every few epochs, as long as the run is healthy.
+    """Save checkpoints, and copies of the encoder, every few epochs while the run is healthy.
 
-    Within an epoch a checkpoint is made after ``often`` seconds without one, and when the run is to end: by a signal,
-    after ``steps`` steps, or when somebody has set ``should_stop``. That waits for the end of an accumulated step.
-    Several ranks, which would have to agree on the step, make checkpoints at the ends of epochs alone.
+    Within an epoch, a checkpoint is saved ``often`` seconds after the last one, and before the run stops: on a signal,
+    after ``steps`` steps, or when ``should_stop`` was set. It waits for the end of gradient accumulation. Several ranks
+    would have to agree on the step, so they save checkpoints only at the end of epochs.
 
-    As a ``Checkpoint`` of Lightning it is called after all other callbacks.
+    As a Lightning ``Checkpoint``, it is called after all other callbacks.
 
     Args:
-        run, config: of the pretraining.
-        interrupted: whether the user wants it to end now; it does after the step.
-        steps: after how many steps of this start it ends; None for no limit.
+        run: run folder.
+        config: configuration of the pretraining.
+        interrupted: returns whether the user interrupted the run, which then stops after the step.
+        steps: number of steps after which this start stops; None for no limit.
     """
 
     often = 600.0
@@ -52,7 +53,7 @@ class Checkpoints(Checkpoint):
                 raise KeyboardInterrupt
             return
         if (batch_idx + 1) % self.accumulated or pl_module.at_end_of_epoch:
-            return  # in the middle of an accumulated step, or about to be saved with the epoch
+            return  # gradients are accumulating, or the end of the epoch saves next
         interrupted = self.interrupted()
         leave = interrupted or self.stopping
         if leave or time.monotonic() - self.saved > self.often:
@@ -69,7 +70,7 @@ class Checkpoints(Checkpoint):
             self.stopping = trainer.strategy.reduce_boolean_decision(self.stopping, all=False)
         trainer.should_stop = self.stopping or not pl_module.at_end_of_epoch
         if not pl_module.at_end_of_epoch:
-            return  # the epoch was left; a checkpoint made here would skip the rest of it
+            return  # the epoch is incomplete; resuming from a checkpoint saved here would skip its rest
         done = pl_module.batches.epoch + 1
         last = done == pl_module.planned.epochs
         pl_module.guard.look()
@@ -80,18 +81,18 @@ class Checkpoints(Checkpoint):
             self._save(trainer)
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        for timer in _timers(trainer):  # a limit of time is one of each start
+        for timer in _timers(trainer):  # a time limit applies to each start separately
             checkpoint["callbacks"].pop(timer.state_key, None)
 
     def ended_by(self, trainer: lightning.Trainer) -> str:
-        """Return what ended the training early."""
+        """Return the reason why the training stopped early."""
         if self.steps is not None and trainer.global_step - self.first >= self.steps:
             return f"`max_steps` {self.steps}"
         left = [timer.time_remaining() for timer in _timers(trainer)]
         return "`max_time`" if any(seconds is not None and seconds <= 0 for seconds in left) else "a callback"
 
     def _defer_stop(self, trainer: lightning.Trainer) -> None:
-        """Take over the wish to stop, until a checkpoint can be made."""
+        """Defer a requested stop until a checkpoint can be saved."""
         enough = self.steps is not None and trainer.global_step - self.first >= self.steps
         self.stopping = self.stopping or trainer.should_stop or enough
         trainer.should_stop = False
@@ -106,7 +107,7 @@ def _timers(trainer: Any) -> list[Timer]:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints that are seen whole or not at all; the run's one before is kept as ``before.ckpt``."""
+    """Write checkpoints atomically, and keep the previous one of the run as ``before.ckpt``."""
 
     def __init__(self, run: RunDir) -> None:
         super().__init__()
@@ -122,7 +123,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class ShowProgress(lightning.Callback):
-    """The share of all epochs' steps that is done, and the time left."""
+    """Show the share of completed steps over all epochs, and the remaining time."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         total, done = pl_module.steps_before(pl_module.planned.epochs), pl_module.steps_done()

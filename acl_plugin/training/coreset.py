@@ -1,6 +1,6 @@
-"""RCS: which training images to go on with, chosen by how far a step on them lowers the adversarial divergence.
+"""RCS: select the training images on which a step lowers the adversarial divergence most.
 
-It works with any objective: only the gradient of its loss with respect to the projector is used.
+It works with any objective, as it only uses the gradient of the loss with respect to the projector.
 """
 
 import copy
@@ -27,13 +27,13 @@ RATE = 0.01
 
 
 class Coreset:
-    """The images that a run trains on: all of a pool at first, then a part of it that is chosen again now and then.
+    """Images that a run trains on: the whole pool at first, then a subset that is selected at regular intervals.
 
     Attributes:
-        pool: the training images but 1 % (at least 2), which are held out to choose by.
-        held_out: these.
-        chosen: positions in the pool to train on; None: all.
-        chosen_at: the epoch before which they were chosen. Both are part of a checkpoint.
+        pool: training images without the held-out ones.
+        held_out: 1 % of the training images (at least 2), used for the selection.
+        chosen: positions in the pool to train on; None for all. Part of checkpoints.
+        chosen_at: epoch before which they were selected. Part of checkpoints.
     """
 
     def __init__(self, config: RunConfig, images: Images) -> None:
@@ -46,26 +46,26 @@ class Coreset:
 
     @property
     def images(self) -> Images:
-        """What to train on now."""
+        """Return the current training images."""
         return self.pool if self.chosen is None else self.pool.take(self.chosen)
 
     @property
     def first_epoch(self) -> int:
-        """The first epoch that trains on a part, counted from 0."""
+        """Return the first epoch that trains on a subset, counted from 0."""
         return math.ceil(self.config.coreset_warmup * self.config.epochs)
 
     @property
     def budget(self) -> int:
-        """How many minibatches are chosen: as many as the fraction allows, and at least one."""
+        """Return the number of minibatches to select: as many as the fraction allows, at least one."""
         return max(1, int(self.config.coreset_fraction * len(self.pool)) // self.config.batch_size)
 
     def steps_before(self, epoch: int) -> int:
-        """How many minibatches all epochs before ``epoch`` have."""
+        """Return the number of minibatches in all epochs before ``epoch``."""
         whole = min(epoch, self.first_epoch)
         return whole * (len(self.pool) // self.config.batch_size) + (epoch - whole) * self.budget
 
     def is_due(self, epoch: int) -> bool:
-        """Return whether to choose again before this epoch; not twice, as a resumed run begins with the epoch before."""
+        """Return whether a selection is due before this epoch and not yet made (as it may be in a resumed run)."""
         since = epoch - self.first_epoch
         return since >= 0 and since % self.config.coreset_every == 0 and self.chosen_at != epoch
 
@@ -77,12 +77,12 @@ class Coreset:
         attack: InnerAttack,
         draw: Callable[[Tensor, Tensor], Views],
     ) -> None:
-        """Choose minibatches.
+        """Select the minibatches to train on.
 
         Args:
-            epoch: decides the minibatches, with the seed.
+            epoch: epoch, which together with the seed decides the candidate minibatches.
             model, objective, attack: as in training.
-            draw: (pixels, rows) of a batch -> the objective's views.
+            draw: returns the objective's views of the (pixels, rows) of a batch.
         """
         c = self.config
         order = self._shuffled(len(self.pool), epoch)
@@ -98,7 +98,7 @@ class Coreset:
 
 
 def held_out_count(images: int) -> int:
-    """How many of the training images are held out: 1 %, and at least 2."""
+    """Return the number of held-out training images: 1 %, at least 2."""
     return max(2, images // 100)
 
 
@@ -113,33 +113,33 @@ def select(
     seed: int,
     fidelity: Fidelity = "paper",
 ) -> list[int]:
-    """Choose ``budget`` of ``batches``, greedily, so that a step on each lowers the divergence of validation images.
+    """Select ``budget`` of ``batches`` greedily, so that a step on each lowers the divergence of validation images.
 
     R = KL(softmax z' || softmax z) between embeddings of adversarial and benign validation images, and g_i is the
     gradient of the objective's loss on batch i after its own inner attack, both with respect to the projector. Norm
-    layers use their running statistics throughout. In turn, the batch with the largest <mean g_i, mean grad R> is
-    taken, where both means are over output units, the projector moves by -0.01 g_i, the validation images are
-    attacked again by three steps of PGD, and grad R is computed again. All g_i are of the projector as it is in
-    training. All of it happens to copies.
+    layers use their running statistics throughout. Each iteration selects the batch with the largest <mean g_i, mean
+    grad R>, with means over output units. It then moves the projector by -0.01 g_i, attacks the validation images again
+    with three steps of PGD, and recomputes grad R. All g_i are taken at the projector's weights in training. Only
+    copies are changed.
 
-    The whole g_i of a batch is computed a second time when the batch is taken, with the same views and noise: keeping
-    the gradients of all batches would take gigabytes.
+    The full g_i of a selected batch is computed a second time, with the same views and noise: keeping the gradients of
+    all batches would take gigabytes.
 
     Args:
         model, objective, attack: as in training.
-        batches: the minibatches to choose from.
+        batches: candidate minibatches.
         validation: images held out of training.
-        budget: how many batches to take.
-        draw: (pixels, rows) of a batch -> the objective's views.
-        seed: of views and attacks.
-        fidelity: ``released`` repeats three slips of the code: min-max scaled embeddings in place of distributions, a
+        budget: number of batches to select.
+        draw: returns the objective's views of the (pixels, rows) of a batch.
+        seed: seed of views and attacks.
+        fidelity: ``released`` repeats three errors of the code: min-max scaled embeddings in place of distributions, a
             step twice as long, and the first half of the validation images twice. In both, the loss is the
-            objective's own; the code takes that of ACL(DS) also in DynACL-RCS.
+            objective's own; the code uses that of ACL(DS) in DynACL-RCS too.
 
     Returns:
-        Indices into ``batches``, in the order in which they were taken.
+        Indices into ``batches``, in the order of selection.
 
-    Source: RCS (arXiv 2302.03857), and its authors' code as PyTorch 2 runs it. (Before version 2.0, all gradients that
+    Source: RCS (arXiv 2302.03857) and its authors' code as PyTorch 2 runs it. (Before PyTorch 2.0, all gradients that
     the code keeps for its steps are one tensor, which later gradients overwrite.)
     """
     device = next(model.parameters()).device
@@ -159,7 +159,7 @@ def select(
         with seeding.private(mixed_seed(seed, i), device):
             total = objective.terms(model, draw(batch.pixels.to(device), batch.rows.to(device)), attack).total
         found = _gradient(total, head_parameters(model))
-        both.load_state_dict(start)  # some objectives follow what they see: momentum encoders, running means
+        both.load_state_dict(start)  # undo updates of momentum encoders and running means
         return found
 
     table = []
@@ -183,7 +183,7 @@ def select(
 
 
 def head_parameters(model: EncoderProtocol) -> list[nn.Parameter]:
-    """Weights and biases of the projector's linear layers; the last weight of the backbone if there are none."""
+    """Return the weights and biases of the projector's linear layers, or else the last weight of the backbone."""
     linear = [p for m in model.projector.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
     return linear or [[p for p in model.backbone.parameters() if p.dim() > 1][-1]]
 
@@ -191,7 +191,7 @@ def head_parameters(model: EncoderProtocol) -> list[nn.Parameter]:
 def _divergence(
     model: EncoderProtocol, objective: Objective, attack: InnerAttack, images: Images, released: bool
 ) -> Tensor:
-    """Return R of benign images and of their adversarial images against the model as it now is."""
+    """Return R between benign images and their adversarial examples against the current model."""
     benign_route, adversarial_route = objective.routes[0], objective.routes[-1]
     x = images.floats().to(next(model.parameters()))
     if released:
@@ -210,7 +210,7 @@ def _kl_rows(z: Tensor, benign: Tensor) -> Tensor:
 
 
 def _min_max_rows(z: Tensor, benign: Tensor) -> Tensor:
-    """Above -1; not a divergence."""
+    """Return the released code's value, which is above -1 and not a divergence."""
 
     def scaled(values: Tensor) -> Tensor:
         low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
@@ -221,16 +221,16 @@ def _min_max_rows(z: Tensor, benign: Tensor) -> Tensor:
 
 
 def _precise(z: Tensor) -> Tensor:
-    """Return embeddings in float32, or in float64 if they are."""
+    """Return the embeddings in float32, or in float64 if they already are."""
     return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def _gradient(value: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Return the gradient of each parameter, zeros where it has none."""
+    """Return the gradient of each parameter, zeros if it has none."""
     gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
 
 
 def _row_means(gradients: list[Tensor]) -> Tensor:
-    """Return the means over output units (the first dimension), as one vector."""
+    """Return the means over output units (the first dimension) as one vector."""
     return torch.cat([gradient.mean(0).flatten() for gradient in gradients])

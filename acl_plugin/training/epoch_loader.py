@@ -1,4 +1,4 @@
-"""A loader whose epochs are prepared when they begin."""
+"""Data loader that prepares each epoch when it begins."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 class EpochLoader:
-    """Yield the batches of whichever epoch the Trainer is in, so that one loader serves all epochs.
+    """Yield the batches of the Trainer's current epoch, so that one loader serves all epochs.
 
-    An epoch begins when its first batch is drawn, and not in ``on_train_epoch_start``: Lightning skips that hook where
-    it resumes within an epoch, so that objective, coreset and means would keep the state of another epoch. Its
-    ``set_epoch`` reaches the samplers of a ``DataLoader`` alone, which this loader does not have.
+    An epoch begins when its first batch is drawn, not in ``on_train_epoch_start``: Lightning skips that hook when it
+    resumes within an epoch, which would leave objective, coreset and means in the state of another epoch. Lightning's
+    ``set_epoch`` only reaches the samplers of a ``DataLoader``, which this loader does not have.
     """
 
     def __init__(self, module: "Pretraining") -> None:
@@ -27,9 +27,9 @@ class EpochLoader:
         yield from self.module.begin_epoch(self.resumed)
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch, and how many of its batches were given out."""
+        """Return the epoch and the number of its batches already yielded."""
         return self.resumed if self.module.batches is None else self.module.batches.state_dict()
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Leave out the batches that were given out."""
+        """Skip the batches that were already yielded."""
         self.resumed = dict(state)

@@ -1,4 +1,4 @@
-"""Stop a pretraining that cannot succeed, and say what to change."""
+"""Stop a pretraining that cannot succeed, with advice on what to change."""
 
 import math
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from acl_plugin.runtime.distributed import average
 
 
 class Step(NamedTuple):
-    """Hold the terms of a step until they are looked at.
+    """Terms of one step that has not been checked yet.
 
     Attributes:
-        number: of the step, from 0.
-        progress: in [0, 1) of the run.
-        values: () loss and parts by name.
-        collapsed: by name of a part, its value for equal embeddings.
+        number: index of the step, from 0.
+        progress: share of the run, in [0, 1).
+        values: () loss and parts, by name.
+        collapsed: value of a part for equal embeddings, by name.
     """
 
     number: int
@@ -30,19 +30,19 @@ class Step(NamedTuple):
 
 
 class Guard:
-    """Stop a run that cannot succeed: a loss that is not finite, or a collapsed encoder, on any rank.
+    """Stop a run with a non-finite loss or a collapsed encoder, on any rank.
 
-    Collapsed means that a part of the loss is within 0.5 % of its value for equal embeddings, which the objective
-    gives as ``Terms.collapsed``, in 20 steps in a row after warm-up.
+    Collapsed means that after warm-up, a part of the loss is within 0.5 % of its value for equal embeddings
+    (``Terms.collapsed``) in 20 consecutive steps.
 
     Args:
-        config: of the run.
-        temperature: of the objective, for the message.
+        config: configuration of the run.
+        temperature: temperature of the objective, for the message.
     """
 
     patience = 20
     tolerance = 0.005
-    seldom = 20  # steps between two looks at an accelerator, which has to wait for each
+    seldom = 20  # steps between two checks on an accelerator, as each check synchronizes
 
     def __init__(self, config: RunConfig, temperature: float) -> None:
         self.config, self.temperature, self.streak = config, temperature, 0
@@ -51,30 +51,30 @@ class Guard:
 
     @property
     def healthy(self) -> bool:
-        """Whether the weights are worth a checkpoint; after ``look``."""
+        """Return whether the weights are worth a checkpoint; call ``look`` first."""
         return self.streak == 0
 
     def watch(self, terms: Terms, step: int, progress: float) -> None:
-        """Take the terms of one step, at ``progress`` in [0, 1) of the run: before their gradients are used, on a CPU.
+        """Record the terms of one step, at ``progress`` in [0, 1) of the run; on a CPU, check them before the update.
 
         Raises:
-            TrainingStopped: as ``look``.
+            TrainingStopped: see ``look``.
         """
         self.unseen.append(Step(step, progress, {"loss": terms.total.detach(), **terms.parts}, terms.collapsed))
         if terms.total.device.type == "cpu" or len(self.unseen) >= self.seldom:
             self.look()
 
     def look(self) -> None:
-        """Look at the steps that were not looked at.
+        """Check the steps recorded since the last check.
 
         Raises:
-            TrainingStopped: naming the step and what to change.
+            TrainingStopped: with the step and what to change.
         """
         if not self.unseen:
             return
         steps, self.unseen = self.unseen, []
         values = torch.stack([value.double() for step in steps for value in step.values.values()])
-        average([values])  # what is not finite on one rank is not finite on all
+        average([values])  # a value that is not finite on one rank becomes so on all
         left = iter(values.tolist())
         for step in steps:
             self._judge({name: next(left) for name in step.values}, step)
@@ -96,7 +96,7 @@ class Guard:
             )
 
     def _collapsed(self, values: Mapping[str, float], levels: Mapping[str, float]) -> str | None:
-        """Return the name of a part that has its value for equal embeddings, or None."""
+        """Return the name of a part at its value for equal embeddings, or None."""
         for name, level in levels.items():
             if name in values and abs(values[name] - level) < self.tolerance * max(1, abs(level)):
                 return name

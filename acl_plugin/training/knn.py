@@ -1,4 +1,4 @@
-"""k nearest neighbors: a quick look at an encoder without training anything."""
+"""k-nearest-neighbor accuracy of an encoder, a quick check without training."""
 
 import torch
 
@@ -13,16 +13,17 @@ NEIGHBOURS = 20
 def knn_accuracy(
     encoder: EncoderProtocol, images: Images, seed: int, route: str | None = None, most: int = 5000
 ) -> float:
-    """Accuracy of the vote of 20 neighbors by cosine, on a tenth of ``images`` by the other nine.
+    """Return the 20-nearest-neighbor accuracy, by cosine similarity, of a tenth of ``images`` given the other nine.
 
     Args:
-        encoder: in eval mode.
-        images: of training; a subset of ``most`` that keeps the shares of the classes is used.
-        seed: of the split, which is stratified.
+        encoder: encoder in eval mode.
+        images: training images, of which a stratified subset of ``most`` is used.
+        seed: seed of the stratified split.
         route: norm bank.
+        most: maximum number of images.
 
     Returns:
-        A share in [0, 1].
+        Accuracy in [0, 1].
     """
     from sklearn.neighbors import KNeighborsClassifier
 

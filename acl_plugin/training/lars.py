@@ -1,4 +1,4 @@
-"""LARS as the published ACL codes have it."""
+"""LARS optimizer as in the published ACL codes."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,19 +8,20 @@ from torch import Tensor
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rates: each tensor moves by a share of its own norm.
+    """LARS: layer-wise adaptive rates, which move each tensor by a share of its own norm.
 
-    r = lr trust ||w|| / (||g|| + decay ||w||), or r = lr where ||w|| or ||g|| is 0;
-    m <- momentum m + r (g + decay w); w <- w - m. The rate is inside the momentum, and no tensor is left out.
+    r = lr trust ||w|| / (||g|| + decay ||w||), or r = lr if ||w|| or ||g|| is 0;
+    m <- momentum m + r (g + decay w); w <- w - m. The rate is inside the momentum, and no tensor is excluded.
+
     (timm's LARS, and torchlars in RoCL's code, keep lr out of m and multiply the step by it instead. Both are the same
-    at a constant rate and differ under a schedule: weights were 14 % apart after 60 steps of warm-up and cosine.)
+    at a constant rate and differ under a schedule: weights were 14 % apart after 60 steps of warm-up and cosine decay.)
 
     Args:
-        params: parameters or groups of them.
+        params: parameters or parameter groups.
         lr: learning rate; 5 for batches of 512 in ACL.
-        momentum: in [0, 1).
-        weight_decay: decay.
-        trust: share of a tensor's norm.
+        momentum: momentum, in [0, 1).
+        weight_decay: ``decay`` in the formula, at least 0.
+        trust: share of a tensor's norm, above 0.
 
     Source: LARS (arXiv 1708.03888), Algorithm 1, as in the code of ACL (arXiv 2010.13337).
     """

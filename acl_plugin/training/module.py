@@ -1,4 +1,4 @@
-"""The pretraining as a ``LightningModule``, for our own Trainer or any other. It knows Objective, and no recipe."""
+"""``LightningModule`` of a pretraining, for our own or any other Trainer and for any ``Objective``."""
 
 import time
 from collections.abc import Mapping
@@ -38,10 +38,10 @@ from acl_plugin.training.schedules import learning_rate, ramp
 
 
 class Pretraining(lightning.LightningModule):
-    """Train one objective on one encoder. Every step's randomness is a function of seed and step alone.
+    """Train one objective on one encoder. The randomness of each step depends only on seed and step.
 
-    The attached Trainer decides the number of epochs (``max_epochs``, or as many as ``max_steps`` needs), over which
-    all schedules extend, and the number of devices. Where it sets neither, the configuration's epochs are trained.
+    The attached Trainer decides the number of devices and of epochs (``max_epochs``, or as many as ``max_steps``
+    needs), over which all schedules extend. If it sets neither, the configuration's epochs are trained.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Pretraining(lightning.LightningModule):
         self._begin(config)
 
     def _begin(self, planned: RunConfig) -> None:
-        """Forget an earlier training of the same module, but for its weights."""
+        """Reset all state of an earlier training of this module, except the weights."""
         self.planned, self.length = planned, float(planned.epochs)
         self.coreset = Coreset(planned, self.data.train) if planned.coreset != "none" else None
         self.guard, self.means = Guard(planned, self.objective.temperature), EpochMeans()
@@ -65,20 +65,20 @@ class Pretraining(lightning.LightningModule):
 
     @property
     def ranks(self) -> int:
-        """Return the number of processes that train together."""
+        """Return the number of ranks."""
         return self.planned.ranks
 
     @property
     def epoch(self) -> int:
-        """Return the epoch that is trained, or that comes next. (``current_epoch`` lags behind after a restart.)"""
+        """Return the current or next epoch. (``current_epoch`` lags behind after a restart.)"""
         current: Any = self.trainer.fit_loop.epoch_progress.current
         return int(current.processed)
 
     def setup(self, stage: str) -> None:
-        """Take epochs and devices from the attached Trainer.
+        """Set the numbers of epochs and devices from the attached Trainer.
 
         Raises:
-            UsageError: when the images are too few for its devices.
+            UsageError: when there are too few images for its devices.
         """
         trainer, c = self.trainer, self.config
         assert trainer.max_epochs is not None
@@ -86,15 +86,15 @@ class Pretraining(lightning.LightningModule):
         check_sizes(c, self.data)
         if trainer.max_epochs >= 0:
             self._begin(replace(c, epochs=trainer.max_epochs))
-        elif trainer.max_steps < 0:  # endless, or until max_time
+        elif trainer.max_steps < 0:  # no limit, or max_time
             self._begin(c)
         else:
             self._begin(replace(c, epochs=1))
             self._extend(trainer.max_steps)
 
     def _extend(self, steps: int) -> None:
-        """Plan as many epochs as ``steps`` optimizer steps need, the last of them in part."""
-        epochs = max(1, steps // max(1, self._optimizer_steps(0)))  # later epochs are no longer than the first
+        """Plan as many epochs as ``steps`` optimizer steps need; the last one may be partial."""
+        epochs = max(1, steps // max(1, self._optimizer_steps(0)))  # no epoch is longer than the first
         while True:
             self.planned = self.guard.config = replace(self.planned, epochs=epochs)
             if self.coreset is not None:
@@ -116,17 +116,17 @@ class Pretraining(lightning.LightningModule):
             optimizer = LARS(groups, lr=c.lr, weight_decay=c.weight_decay)
         else:
             optimizer = create_optimizer_v2(groups, opt=c.optimizer, lr=c.lr, weight_decay=c.weight_decay, momentum=0.9)
-        self.peaks = [group["lr"] for group in optimizer.param_groups]  # its own, where the objective gives one
+        self.peaks = [group["lr"] for group in optimizer.param_groups]  # the objective may set a rate per group
         return optimizer
 
     def train_dataloader(self) -> "EpochLoader":
         return self.loader
 
     def begin_epoch(self, resumed: Mapping[str, int]) -> ShuffledBatches:
-        """Return the batches of the epoch that comes now, after preparing objective and coreset for it.
+        """Prepare objective and coreset for the current epoch, and return its batches.
 
         Args:
-            resumed: state of a checkpoint's loader; batches of the same epoch that it has given out are left out.
+            resumed: loader state from a checkpoint; batches of this epoch that it already yielded are skipped.
         """
         epoch, c = self.epoch, self.planned
         self.means.begin(epoch)
@@ -141,7 +141,7 @@ class Pretraining(lightning.LightningModule):
         return self.batches
 
     def seconds(self) -> float:
-        """Return the time of this start, and of the earlier ones up to the checkpoints that were resumed."""
+        """Return the duration of this start plus that of earlier ones up to the resumed checkpoints."""
         return self.seconds_before + time.monotonic() - self.started
 
     def on_fit_start(self) -> None:
@@ -149,35 +149,35 @@ class Pretraining(lightning.LightningModule):
             compile_encoder(cast(nn.Module, self.model), self.device)
 
     def steps_before(self, epoch: int) -> int:
-        """Return how many batches all epochs before ``epoch``, counted from 0, have."""
+        """Return the number of batches in all epochs before ``epoch``, counted from 0."""
         if self.coreset is not None:
             return self.coreset.steps_before(epoch)
         return epoch * (len(self.data.train) // (self.config.batch_size * self.ranks))
 
     def batches_in(self, epoch: int) -> int:
-        """Return how many batches ``epoch`` has, within the Trainer's ``limit_train_batches``."""
+        """Return the number of batches in ``epoch``, within the Trainer's ``limit_train_batches``."""
         whole, limit = self.images_allow(epoch), self.trainer.limit_train_batches
         return min(whole, limit) if isinstance(limit, int) else int(whole * limit)
 
     def images_allow(self, epoch: int) -> int:
-        """Return how many whole batches the images of ``epoch`` make."""
+        """Return the number of whole batches in the images of ``epoch``."""
         return self.steps_before(epoch + 1) - self.steps_before(epoch)
 
     def _optimizer_steps(self, epoch: int) -> int:
         return -(-self.batches_in(epoch) // self.config.accumulate_grad_batches)
 
     def optimizer_steps(self) -> int:
-        """Return how many steps of the optimizer the whole training has."""
+        """Return the number of optimizer steps of the whole training."""
         return sum(map(self._optimizer_steps, range(self.planned.epochs)))
 
     def steps_done(self) -> int:
-        """Return how many batches all starts together have trained on."""
+        """Return the number of batches trained on over all starts."""
         epoch, state = self.epoch, self.loader.state_dict()
         return self.steps_before(epoch) + (state["done"] if state["epoch"] == epoch else 0)
 
     @property
     def at_end_of_epoch(self) -> bool:
-        """Return whether every batch of the current epoch was trained on."""
+        """Return whether all batches of the current epoch are done."""
         epoch, batches = self.current_epoch, self.batches
         return batches is not None and (batches.epoch, batches.done) == (epoch, self.batches_in(epoch))
 
@@ -191,7 +191,7 @@ class Pretraining(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.seconds_before = checkpoint["seconds"]
         self.means.load_state_dict(checkpoint["means"])
-        self.guard.streak = checkpoint.get("streak", 0)  # earlier versions made checkpoints only where it is 0
+        self.guard.streak = checkpoint.get("streak", 0)  # earlier versions saved checkpoints only when it was 0
         if self.coreset is not None:
             self.coreset.chosen, self.coreset.chosen_at = checkpoint["coreset"]
 
@@ -215,7 +215,7 @@ class Pretraining(lightning.LightningModule):
         if batch_idx % every == 0:
             optimizer.zero_grad()
         scale = ramp((position + 1) / total, self.config.eps_ramp)
-        attack = replace(self.attack.scaled(scale), trusted=batch_idx > 0)  # else a step would wait for the device
+        attack = replace(self.attack.scaled(scale), trusted=batch_idx > 0)  # avoids a synchronization
         terms = self.objective.backward(self.model, drawn, attack)
         self.guard.watch(terms, step, position / total)
         self.means.add({"loss": terms.total.detach(), **terms.parts})
@@ -229,7 +229,7 @@ class Pretraining(lightning.LightningModule):
     def on_train_epoch_end(self) -> None:
         self._average_statistics()
         if self.batches is None or not self.at_end_of_epoch:
-            return  # the epoch was left, and its means are not those of an epoch
+            return  # the epoch is incomplete, and so are its means
         self.log_dict(self.means.means(), sync_dist=self.ranks > 1)
         done = self.batches.epoch + 1
         if self.config.knn_every and done % self.config.knn_every == 0:
@@ -239,10 +239,10 @@ class Pretraining(lightning.LightningModule):
             self.log("knn_accuracy", accuracy, sync_dist=self.ranks > 1)
         endless = self.trainer.max_epochs == self.trainer.max_steps == -1
         if endless and done >= self.planned.epochs:
-            self.trainer.should_stop = True  # the rate is 0 from here on
+            self.trainer.should_stop = True  # the learning rate is 0 from here on
 
     def write_encoder(self, run: RunDir) -> None:
-        """Write what is kept of the training so far, as plain networks with one norm bank each."""
+        """Write the current encoder as plain networks with one norm bank each."""
         objective, model = self.objective, self.objective.downstream(self.model)
         benign, adversarial = objective.routes[0], objective.routes[-1]
         run.path.mkdir(exist_ok=True)
@@ -264,7 +264,7 @@ class Pretraining(lightning.LightningModule):
         return Views(images=images, rows=rows, **drawn)
 
     def _average_statistics(self) -> None:
-        """Give all ranks the same running statistics, so that what is kept of rank 0 is of all.
+        """Average the running statistics over all ranks, so that those saved by rank 0 represent all.
 
         (Lightning's DDP broadcasts no buffers under manual optimization.)
         """
@@ -272,7 +272,7 @@ class Pretraining(lightning.LightningModule):
         average(buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None)
 
     def _average(self, gradients: list[Tensor], batches: int) -> None:
-        """Average over accumulated batches and ranks. (Lightning's DDP leaves manual gradients alone.)"""
+        """Average over accumulated batches and ranks. (Lightning's DDP does not reduce manual gradients.)"""
         average(gradients)
         if batches > 1:
             torch._foreach_div_(gradients, batches)

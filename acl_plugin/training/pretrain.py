@@ -1,4 +1,4 @@
-"""Pretraining by Lightning in a run folder, which a later start resumes."""
+"""Pretrain with Lightning in a run folder, resuming an interrupted run."""
 
 import logging
 from dataclasses import replace
@@ -32,26 +32,29 @@ logger = logging.getLogger(__name__)
 def pretrain(
     config: RunConfig, out: Path | str, encoder: EncoderProtocol | None = None, **trainer_options: Any
 ) -> RunDir:
-    """Pretrain an encoder as ``config`` says, or resume where an earlier start ended.
+    """Pretrain an encoder as configured, or resume an interrupted pretraining.
 
-    The pretraining is complete after its last step; only then ``encoder.pt`` and ``pretraining.json`` are written.
-    Whatever ends it before, the same call resumes it, with the weights of an undisturbed run to the bit.
+    ``encoder.pt`` and ``pretraining.json`` are written after the last step. If the pretraining stops earlier, the same
+    call resumes it, with weights that are bit-identical to those of an uninterrupted run.
 
     Args:
         config: see ``acl_plugin.config.preset``.
         out: run folder, new or of the same configuration.
-        encoder: of your own, such as ``acl_plugin.wrap_encoder(...)`` with the objective's routes and projector, in
-            place of ``config.backbone``; a copy of it is trained. The folder records the name of its class as
+        encoder: your own encoder, such as ``acl_plugin.wrap_encoder(...)`` with the objective's routes and projector,
+            in place of ``config.backbone``; a copy of it is trained. The folder records its class name as
             ``backbone``. Pass the same encoder to resume, and to ``acl_plugin.load_encoder(out, encoder=...)``.
-        trainer_options: further options of ``lightning.Trainer`` that do not change what is trained, see
-            ``acl_plugin.training.trainer_options.FREE``; ``logger`` and ``callbacks`` are added to ours, and
-            ``max_time`` and ``max_steps`` (of the optimizer) limit this start alone.
+        trainer_options: further options of ``lightning.Trainer`` that do not change the trained weights, see
+            ``acl_plugin.training.trainer_options.FREE``. ``logger`` and ``callbacks`` are added to ours; ``max_time``
+            and ``max_steps`` (of the optimizer) limit this start only.
+
+    Returns:
+        The run folder.
 
     Raises:
-        UsageError: before anything is written, for a configuration or an option that cannot be run.
+        UsageError: for an invalid configuration or option, before anything is written.
         KeyboardInterrupt: after SIGINT.
-        TrainingUnfinished: when something ended it before its last step, after a checkpoint.
-        TrainingStopped: when the loss is not finite or the encoder has collapsed; the last good checkpoint is kept.
+        TrainingUnfinished: when it stopped before its last step, after saving a checkpoint.
+        TrainingStopped: when the loss is not finite or the encoder collapsed; the last good checkpoint is kept.
     """
     run = RunDir(out)
     with alone():
@@ -62,11 +65,11 @@ def pretrain(
         data = datasets.load(config)
         run.check_images(data)
         module = build(config, data, encoder)
-        if run.encoder.is_file():  # what it was made with stays as it is written down
+        if run.encoder.is_file():  # complete: keep the records of how it was made
             return run
         require_script(config.devices)
         if run.metrics.is_file():
-            read_metrics(run.metrics)  # damage is found before the first step, and not after the first epoch
+            read_metrics(run.metrics)  # finds damage before the first step, not after the first epoch
         with deferred() as interrupted:
             checkpoints = Checkpoints(run, config, interrupted, _limit(given))
             trainer = _trainer(config, run, checkpoints, given)
@@ -84,7 +87,7 @@ def _recorded(config: RunConfig, encoder: EncoderProtocol) -> RunConfig:
 
 
 def _limit(options: dict[str, Any]) -> int | None:
-    """Return ``max_steps``, which is not Lightning's to count: it would count the steps of earlier starts as well."""
+    """Remove and return ``max_steps``: Lightning would also count the steps of earlier starts."""
     steps = options.pop("max_steps", -1)
     return None if steps == -1 else steps
 
@@ -93,7 +96,7 @@ def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoin
     resume = _checkpoint(run)
     try:
         trainer.fit(module, ckpt_path=resume, weights_only=True)
-    except SystemExit as error:  # what Lightning makes of SIGINT
+    except SystemExit as error:  # raised by Lightning on SIGINT
         raise KeyboardInterrupt from error
     if not trainer.is_global_zero:
         raise SystemExit(0)  # the first process continues alone
@@ -107,10 +110,10 @@ def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoin
 
 
 def _checkpoint(run: RunDir) -> Path | None:
-    """The last checkpoint, or the one before it, to go on from; None to begin.
+    """Return the checkpoint to resume from, the last or the one before it, or None to start from scratch.
 
-    The last is skipped where it is damaged, with a message; and where only the row of its last epoch is not in
-    ``metrics.csv``, as the process was killed between the two.
+    The last one is skipped if it is damaged, with a warning, or if only the row of its last epoch is missing from
+    ``metrics.csv``, because the process was killed between the two writes.
     """
     logged = len(read_metrics(run.metrics)) if run.metrics.is_file() else 0
     for path in (run.checkpoint, run.checkpoint_before):
@@ -119,7 +122,7 @@ def _checkpoint(run: RunDir) -> Path | None:
                 content = read_intact(path)
                 content["means"]
                 epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-            except Exception as error:  # the unpickler raises all kinds
+            except Exception as error:  # the unpickler raises many types
                 details = " ".join(str(error).split())[:80]
                 logger.warning(f"{path} is damaged ({details}); resuming from the checkpoint before it")
                 continue

@@ -1,10 +1,10 @@
-"""Schedules of the learning rate and of eps."""
+"""Schedules of the learning rate and eps."""
 
 import math
 
 
 def ramp(progress: float, share: float) -> float:
-    """Return min(1, progress / share): how much of eps is in use at ``progress`` in (0, 1] of the training."""
+    """Return min(1, progress / share), the share of eps in use at ``progress`` in (0, 1] of the training."""
     return min(1.0, progress / share) if share else 1.0
 
 

@@ -1,4 +1,4 @@
-"""Decide which options of ``lightning.Trainer`` a pretraining takes: those that cannot change the weights."""
+"""Check options of ``lightning.Trainer``: only those that cannot change the weights are accepted."""
 
 import inspect
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ FREE = frozenset(
     "logger callbacks max_time max_steps profiler detect_anomaly log_every_n_steps enable_progress_bar "
     "enable_model_summary enable_autolog_hparams default_root_dir".split()
 )
-"""Options that are passed on. Every other one must have the value that the pretraining uses."""
+"""Options that are passed on. All others must equal the value that the pretraining uses."""
 CONFIGURED = {
     "accelerator": "accelerator",
     "devices": "devices",
@@ -25,7 +25,7 @@ CONFIGURED = {
     "max_epochs": "epochs",
     "accumulate_grad_batches": "accumulate_grad_batches",
 }
-"""Options that are fields of the configuration, by the field's name there."""
+"""Options that are fields of the configuration, mapped to the field's name."""
 INSTEAD = {
     "enable_checkpointing": "a pretraining always makes checkpoints, so that it can resume; set `checkpoint_every`",
     "min_epochs": "set `epochs` of the configuration",
@@ -37,7 +37,7 @@ INSTEAD = {
     "deterministic": "call torch.use_deterministic_algorithms first",
     "benchmark": "set torch.backends.cudnn.benchmark first",
 }
-"""Options to refuse, with what to do; the others are left out."""
+"""Advice for rejected options; any other one is to be left out."""
 CHANGES_WEIGHTS = tuple(
     getattr(lightning_callbacks, name)
     for name in (
@@ -46,7 +46,7 @@ CHANGES_WEIGHTS = tuple(
     ).split()
     if hasattr(lightning_callbacks, name)
 )
-"""Lightning's callbacks that change what is trained."""
+"""Lightning callbacks that change the trained weights."""
 
 
 def check_options(config: RunConfig, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def check_options(config: RunConfig, options: Mapping[str, Any]) -> dict[str, An
         options: keyword arguments of ``lightning.Trainer``.
 
     Raises:
-        UsageError: naming an option that is unknown, or that would change the training.
+        UsageError: for an option that is unknown, or that would change the training.
     """
     defaults = signature_defaults()
     given = {name: value for name, value in options.items() if value is not None}
@@ -103,27 +103,27 @@ def _check_kind(name: str, values: list[Any], kind: type) -> None:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a list of what may be None, one thing, or several."""
+    """Return a list of a value that may be None, a single object or several."""
     if value is None or isinstance(value, bool):
         return []
     return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
 
 
 def signature_defaults() -> dict[str, Any]:
-    """Return every parameter of ``lightning.Trainer`` with its default."""
+    """Return all parameters of ``lightning.Trainer`` with their defaults."""
     parameters = inspect.signature(lightning.Trainer).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters}
 
 
 def create_trainer(options: dict[str, Any], given: Iterable[str]) -> lightning.Trainer:
-    """Return a Trainer with ``options``; environment variables ``PL_TRAINER_...`` change nothing.
+    """Return a Trainer with ``options``, unaffected by environment variables ``PL_TRAINER_...``.
 
     Args:
-        options: ours and the user's.
-        given: names of the user's.
+        options: all options, ours and the user's.
+        given: names of the user's options.
 
     Raises:
-        UsageError: for a value that Lightning does not take.
+        UsageError: for a value that Lightning rejects.
     """
     try:
         return lightning.Trainer(**signature_defaults() | options)
