@@ -60,7 +60,7 @@ def test_no_label_is_used(run, monkeypatch):
 def test_clusters_are_of_the_benign_bank(run, monkeypatch):
     folder, config = run
     seen = []
-    monkeypatch.setattr(lpaft.pseudo_labels, "cluster", lambda f, k, s: seen.append(f) or cluster(f, k, s))
+    monkeypatch.setattr(lpaft, "cluster", lambda f, k, s: seen.append(f) or cluster(f, k, s))
     lpaft.finetune(folder, dataclasses.replace(config, probe_protocol="air++"), datasets.load(config), CPU)
     images = datasets.load(config).train
     assert torch.equal(seen[0], features_of(load_encoder(folder.path, benign=True), images))
