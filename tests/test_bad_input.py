@@ -175,6 +175,7 @@ READ_BY = {
 }  # fmt: skip
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", ["config.yaml", "encoder.pt", "projector.pt", "classifier.pt", "evaluation_key.json"])
 @repeated(8)
 @given(st.binary(max_size=100))

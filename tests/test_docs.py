@@ -90,6 +90,7 @@ def folder(tmp_path, monkeypatch):
     registry.unregister("half_adversarial")
 
 
+@pytest.mark.e2e
 def test_an_objective_is_a_program_and_a_plugin(folder):
     source = block_with("HalfAdversarial(acl_plugin.Objective)")
     assert len([line for line in source.splitlines() if line]) <= 20
@@ -106,6 +107,7 @@ def test_an_objective_is_a_program_and_a_plugin(folder):
     assert "half_adversarial" in acl_plugin.available()
 
 
+@pytest.mark.e2e
 def test_a_model_of_ones_own(folder, few):
     scope = {}
     for words in ("class Standardized", "TensorDataset(images", "evaluate_suite(", "folder="):
@@ -114,6 +116,7 @@ def test_a_model_of_ones_own(folder, few):
     assert json.loads((folder / "evaluation.json").read_text())["n"] == scope["evaluation"].n
 
 
+@pytest.mark.e2e
 def test_a_network_of_ones_own(folder, few):
     scope = {}
     for words in ("routes=objective.routes,  #", "encoder=encoder)", "unwrap()"):
@@ -122,6 +125,7 @@ def test_a_network_of_ones_own(folder, few):
     assert scope["trained"].size == 16
 
 
+@pytest.mark.e2e
 def test_lightning(folder, few):
     with pytest.MonkeyPatch.context() as patch:
         small = {k: v for k, v in TINY.items() if k not in ("epochs", "limit_test")}
@@ -145,6 +149,7 @@ def test_an_attack_on_a_model():
     assert 0 < moved <= 8 / 255 + 1e-6
 
 
+@pytest.mark.e2e
 def test_the_tutorial_runs(folder, few):
     notebook = json.loads((DOCS / "tutorial.ipynb").read_text())
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]

@@ -42,6 +42,7 @@ def test_the_reason_of_an_exception_without_text_is_its_line():
     assert reason(KeyError()) == "KeyError"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("path", sorted(Path(errors.__file__).parent.rglob("*.py")), ids=lambda path: path.stem)
 def test_every_mistake_that_is_raised_has_its_fields(path):
     for node in ast.walk(ast.parse(path.read_text())):

@@ -30,6 +30,7 @@ def test_an_example_is_short_and_starts_with_its_command(path):
     assert f"\npython examples/{path.name}" in source
 
 
+@pytest.mark.e2e
 def test_evaluate_your_model(few):
     evaluation = example("evaluate_your_model").main(steps=40, test_images=20)
     assert evaluation.n == 20
@@ -37,17 +38,20 @@ def test_evaluate_your_model(few):
     assert [verdict.index for verdict in evaluation.verdicts] == list(range(20))
 
 
+@pytest.mark.e2e
 def test_own_objective_learns():
     losses = example("own_objective").main(epochs=3, batch_size=64, limit_train=256)
     assert losses[-1] < losses[0] < math.log(2 * 64 - 1) + 0.5
 
 
+@pytest.mark.e2e
 def test_digits(tmp_path, few):
     result = example("digits").main(tmp_path / "run", **TINY)
     assert result["n"] == TINY["limit_test"]
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == result
 
 
+@pytest.mark.e2e
 def test_swap_backbone(tmp_path, few, monkeypatch):
     module = example("swap_backbone")
     monkeypatch.setitem(module.BACKBONES["vit_tiny_patch16_224"], "backbone_kwargs", {"depth": 1, "embed_dim": 96})
@@ -56,6 +60,7 @@ def test_swap_backbone(tmp_path, few, monkeypatch):
         assert acl_plugin.load_classifier(tmp_path / backbone).spec.backbone == backbone
 
 
+@pytest.mark.e2e
 def test_swap_attack(tmp_path, few):
     module = example("swap_attack")
     assert set(module.ATTACKS) <= set(attack_names("Linf", view="joint"))

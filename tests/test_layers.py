@@ -64,6 +64,7 @@ def test_imports_go_down(path):
         assert FLOOR[other] <= FLOOR[own], f"{own} imports {other}, which is above it"
 
 
+@pytest.mark.e2e
 def test_no_circle_of_rooms():
     above = {}
     for path in FILES:
@@ -75,6 +76,7 @@ def test_no_circle_of_rooms():
     assert above == {}
 
 
+@pytest.mark.e2e
 def test_what_is_pure_reaches_no_run_folder_no_options_and_no_files():
     modules = {name_of(path): path for path in FILES}
 
@@ -102,12 +104,14 @@ def test_files_and_functions_are_short(path):
             assert lines <= MOST_IN_FUNCTION, f"{node.name} has {lines} lines"
 
 
+@pytest.mark.e2e
 def test_import_is_light():
     code = f"import sys, acl_plugin; print([m for m in {HEAVY!r} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"
 
 
+@pytest.mark.e2e
 def test_the_package_can_be_imported_where_there_is_no_fcntl():
     """As on Windows; the files that lock are imported as well."""
     code = (
@@ -118,6 +122,7 @@ def test_the_package_can_be_imported_where_there_is_no_fcntl():
     assert shown.strip() == "None"
 
 
+@pytest.mark.e2e
 def test_the_library_prints_nothing():
     """It logs; what the user asked to see is printed by the command line, and by the script of submissions."""
     for path in FILES:

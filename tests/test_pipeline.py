@@ -17,6 +17,7 @@ from acl_plugin.runs.folder import RunDir
 from conftest import OPTIONS
 
 
+@pytest.mark.e2e
 def test_the_whole_job_leaves_every_file(tiny_config, tmp_path, few):
     result = pipeline.run(tiny_config, tmp_path / "run")
     run = RunDir(tmp_path / "run")
@@ -31,6 +32,7 @@ def test_the_whole_job_leaves_every_file(tiny_config, tmp_path, few):
     assert [line["clean_prediction"] for line in lines] == predicted
 
 
+@pytest.mark.e2e
 def test_a_second_call_does_nothing_again(tiny_config, tmp_path, few):
     first = pipeline.run(tiny_config, tmp_path / "run")
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*.pt")}
@@ -74,6 +76,7 @@ def test_cifar10_end_to_end_on_real_images(tmp_path, cifar10_dir, few):
     assert "preprocess.mean" in model.state_dict()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("cause", ["classes", "home", "error"])
 def test_an_export_that_fails_does_not_hide_the_result(cause, tiny_config, tmp_path, few, capsys, monkeypatch):
     if cause == "classes":
@@ -105,6 +108,7 @@ def test_an_interruption_of_the_export_is_one(finished_run, tiny_config, monkeyp
         pipeline._export(RunDir(finished_run), tiny_config)
 
 
+@pytest.mark.e2e
 def test_nothing_follows_a_pretraining_that_is_not_finished(tiny_config, tmp_path, few, monkeypatch):
     monkeypatch.setattr(pipeline, "probe", lambda *_: pytest.fail("probed"))
     with pytest.raises(TrainingUnfinished) as error:

@@ -60,6 +60,7 @@ def test_the_arguments_and_a_docstring(name):
         assert " ".join(inspect.signature(found).parameters) == FACE[name]
 
 
+@pytest.mark.e2e
 def test_a_star_import_has_them_all():
     code = "from acl_plugin import *; print(pretrain.__module__, run.__module__)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -28,6 +28,7 @@ def test_a_finished_run_is_loaded(tmp_path, monkeypatch, finished_run):
     assert scope["model"].spec.shape == scope["encoder"].spec.shape == (1, 8, 8)
 
 
+@pytest.mark.e2e
 def test_a_model_is_evaluated_in_eight_lines(capsys, few):
     source = block_with("torch.linalg.lstsq")
     assert len([line for line in source.splitlines() if line]) <= 8
@@ -44,5 +45,6 @@ def test_the_commands_that_ci_takes_follow_their_markers(marker, words):
     assert words in after.removeprefix("```\n").split("\n```\n")[0]
 
 
+@pytest.mark.e2e
 def test_the_table_of_methods_is_that_of_the_registry_and_the_results():
     assert "\n".join(methods.table()) in README

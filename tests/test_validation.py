@@ -26,6 +26,7 @@ VALUES = (
 )
 
 
+@pytest.mark.e2e
 @settings(max_examples=600, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(NAMES), VALUES)
 def test_an_option_is_valid_or_named(name, value):

@@ -83,6 +83,7 @@ def same(one, two):
     return one == two
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("norm", "view", "name"), VALID)
 def test_every_valid_attack_stays_in_ball_and_box_raises_the_loss_and_leaves_no_trace(encoder, views, norm, view, name):
     a, b = views
@@ -179,6 +180,7 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.mark.e2e
 @every_way
 def test_each_call_has_noise_of_its_own_and_a_seed_gives_it_again(encoder, views, attack, way):
     torch.manual_seed(1)
@@ -189,6 +191,7 @@ def test_each_call_has_noise_of_its_own_and_a_seed_gives_it_again(encoder, views
     assert torch.equal(second, way(attack, encoder, *views))
 
 
+@pytest.mark.e2e
 @every_way
 def test_a_generator_gives_the_noise_and_the_global_one_is_left_alone(encoder, views, attack, way):
     state = torch.get_rng_state()
@@ -202,6 +205,7 @@ def test_a_generator_gives_the_noise_and_the_global_one_is_left_alone(encoder, v
     assert not torch.equal(one, two)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("norm", "name"), [(norm, name) for norm in NORMS for name in ("APGD", "APGDT", "Square")])
 def test_classes_with_a_seed_of_their_own_restart_at_random_as_well(views, norm, name):
     """torchattacks seeds these with 0 at each call, so that all restarts would be the same."""
@@ -222,6 +226,7 @@ def test_classes_with_a_seed_of_their_own_restart_at_random_as_well(views, norm,
     assert torch.equal(looked_at({"seed": 0}), looked_at({"seed": 0}))  # as given
 
 
+@pytest.mark.e2e
 @every_way
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_results_are_the_same_where_autograd_is_off(encoder, views, attack, mode, way):
@@ -261,6 +266,7 @@ def test_weights_and_constants_made_in_inference_mode_are_refused(encoder, views
     assert all(p.requires_grad for p in [*model.parameters(), *encoder.parameters()])
 
 
+@pytest.mark.e2e
 @every_way
 @pytest.mark.parametrize("shift", [-0.1, 1.1, 255.0, float("nan"), float("inf")])
 def test_images_outside_the_unit_range_are_refused(encoder, views, attack, way, shift):
@@ -271,6 +277,7 @@ def test_images_outside_the_unit_range_are_refused(encoder, views, attack, way, 
     assert error.value.allowed == (0, 1)
 
 
+@pytest.mark.e2e
 @every_way
 @pytest.mark.parametrize(
     "change", [lambda x: (255 * x).byte(), lambda x: x[0], lambda x: x.numpy(), lambda x: x[..., None], lambda x: x > 0]
@@ -362,6 +369,7 @@ def test_shapes_of_contrastive_inputs_are_checked(encoder, views, attack):
         assert error.value.parameter == parameter, parameter
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("classes", [2, 3, 4, 12])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("norm", "name"), [(norm, name) for norm in NORMS for name in attack_names(norm)])
@@ -445,6 +453,7 @@ def test_mistakes_are_refused(parameter, options):
     assert error.value.allowed is not None
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", attack_names("L2"))
 def test_l2_classes_take_rgb_images_whose_gradients_are_channels_last(name):
     torch.manual_seed(0)

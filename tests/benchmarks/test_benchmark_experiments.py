@@ -125,6 +125,7 @@ def test_transfer_and_headline_run(results, tmp_path, few):
     assert json.loads(transferred.pretraining.read_text())["transferred_from"] == "digits_0_4"
 
 
+@pytest.mark.e2e
 def test_a_run_that_collapses_is_a_result(results, tmp_path, few, monkeypatch):
     def collapses(config, out, *_, **__):
         RunDir(out).start(config)

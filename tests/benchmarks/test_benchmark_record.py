@@ -33,6 +33,7 @@ def test_a_record_is_trained_probed_attacked_and_kept(results, few, capsys):
     assert f"resnet10t, {TINY['backbone_kwargs']}, SimCLR for 2 epochs, then profeat for 2 (5 steps of PGD)" in told
 
 
+@pytest.mark.e2e
 def test_when_the_time_is_up_it_stops_and_goes_on_later(results, few, capsys):
     assert main.main(command(results, "--minutes", "0.0001")) == 0
     assert "stopped after 0.0001 minutes; the same command goes on" in capsys.readouterr().err
@@ -61,6 +62,7 @@ def test_mistakes_are_told_and_nothing_is_written(results, capsys):
     assert tables.SECTIONS["record_"] is tables.record
 
 
+@pytest.mark.e2e
 def test_the_time_can_be_up_after_a_pretraining_has_ended():
     with pytest.raises(KeyboardInterrupt), record.stopped_after(0.005):
         with deferred():
@@ -69,6 +71,7 @@ def test_the_time_can_be_up_after_a_pretraining_has_ended():
         pytest.fail("not stopped")
 
 
+@pytest.mark.e2e
 def test_the_time_can_be_up_in_a_pretraining_which_ends_its_step():
     with pytest.raises(KeyboardInterrupt), record.stopped_after(0.005), deferred() as interrupted:
         while not interrupted():

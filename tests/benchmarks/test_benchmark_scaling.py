@@ -14,6 +14,7 @@ def test_what_is_sent_is_counted_from_shapes():
     assert told["bytes_of_weight_gradients"] == 2 * 4000 * 3 // 4  # a ring
 
 
+@pytest.mark.e2e
 def test_on_paper_grows_with_the_batch():
     small, large = scaling.on_paper(16), scaling.on_paper(32)
     assert large["seconds_of_encoder"] == 2 * small["seconds_of_encoder"]

@@ -27,6 +27,7 @@ def modules(objective="acl_ds", **options):
     return ours, speed.plain(ours)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("objective", ["acl_ds", "acl_a2s", "gsa_rsl", "acl_air", "rocl", "dynacl"])
 def test_the_fast_step_is_the_plain_step(objective):
     ours, theirs = modules(objective)
@@ -47,6 +48,7 @@ def test_the_fast_step_is_the_plain_step(objective):
             assert (one - other).norm().item() < 1e-4 * scale
 
 
+@pytest.mark.e2e
 def test_the_plain_attack_takes_weight_gradients_and_leaves_what_was_there():
     _, theirs = modules()
     before = [torch.full_like(p, 2.0) for p in theirs.model.parameters()]
@@ -80,6 +82,7 @@ def test_operations_are_counted_passes_times_those_of_a_forward():
     assert speed.flops(ours, CPU) == 2 * 12 * 12 * 4 * 27 * 6 * 6  # F = 6, batch 6
 
 
+@pytest.mark.e2e
 def test_a_result_is_kept_and_becomes_a_row(results, monkeypatch, capsys):
     monkeypatch.setattr(speed, "ceiling", lambda *_: 1e12)
     kwargs = json.dumps(SMALL["backbone_kwargs"])

@@ -7,6 +7,7 @@ from benchmarks import compact, tables
 from conftest import ROOT
 
 
+@pytest.mark.e2e
 def test_a_run_is_kept_and_becomes_a_row(tiny_config, tmp_path, few, results):
     evaluation = pipeline.run(tiny_config, tmp_path / "run")
     assert benchmarks.main(["collect", "tiny", str(tmp_path / "run")]) == 0

@@ -22,6 +22,7 @@ def typed(values):
     return json.dumps(values, sort_keys=True)
 
 
+@pytest.mark.e2e
 @given(VALUES | st.lists(st.dictionaries(KEYS, VALUES, max_size=3), max_size=5))
 def test_unpacking_undoes_packing(values):
     packed = json.loads(json.dumps(compact.pack(values)))
@@ -55,6 +56,7 @@ def test_the_reserved_name_is_refused():
         compact.pack({"records": 1})
 
 
+@pytest.mark.e2e
 def test_the_results_in_the_repository_are_compact():
     files = list((ROOT / "benchmarks" / "results").glob("*"))
     assert sum(path.stat().st_size for path in files) < 400_000

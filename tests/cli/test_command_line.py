@@ -24,6 +24,7 @@ from acl_plugin.training import pretrain
 from conftest import OPTIONS
 
 
+@pytest.mark.e2e
 def test_run_prints_a_line_for_each_objective(tmp_path, capsys, few):
     assert main(["run", "--out", str(tmp_path / "run"), "--compare", "simclr", *OPTIONS]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -38,6 +39,7 @@ def test_run_prints_a_line_for_each_objective(tmp_path, capsys, few):
     assert capsys.readouterr().out.splitlines() == lines
 
 
+@pytest.mark.e2e
 def test_the_stages_alone(tmp_path, capsys, few):
     run = str(tmp_path / "run")
     assert main(["pretrain", "--out", run, *OPTIONS]) == 0
@@ -50,6 +52,7 @@ def test_the_stages_alone(tmp_path, capsys, few):
     assert "model_info: " in capsys.readouterr().out
 
 
+@pytest.mark.e2e
 def test_suites_and_published_settings(tmp_path, capsys, few):
     run = str(tmp_path / "run")
     assert main(["run", "--out", run, *OPTIONS]) == 0
@@ -71,6 +74,7 @@ def test_suites_and_published_settings(tmp_path, capsys, few):
     assert "contains an evaluation with different settings (weights_sha256" in capsys.readouterr().err
 
 
+@pytest.mark.e2e
 def test_print_config_is_a_config(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["run", "--out", "x", "--data", "cifar10", "--lr", "0.5", "--print_config"])
@@ -84,13 +88,14 @@ def test_print_config_is_a_config(tmp_path, capsys):
     assert yaml.safe_load(capsys.readouterr().out) == printed
 
 
+@pytest.mark.e2e
 def test_help_tells_every_option_and_the_defaults_of_the_data_set(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["run", "--data", "cifar10", "--out", "x", "--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "default: 8/255" in text
-    assert "Largest perturbation, images in [0, 1]" in text
+    assert "Maximum norm of the perturbation, for images in [0, 1]" in text
     for options in ("--data-dir", "--download", "--backbone-kwargs", "--eps-ramp", "--compare", "--probe-lr"):
         assert options in text
     with pytest.raises(SystemExit) as stop:
@@ -98,6 +103,7 @@ def test_help_tells_every_option_and_the_defaults_of_the_data_set(capsys):
     assert stop.value.code == 0
 
 
+@pytest.mark.e2e
 def test_lists(capsys):
     assert main(["list", "objectives"]) == 0
     text = capsys.readouterr().out
@@ -125,6 +131,7 @@ def test_lists(capsys):
     assert capsys.readouterr().out.strip() == __version__
 
 
+@pytest.mark.e2e
 def test_a_teacher_and_pseudo_labels_by_command(tmp_path, capsys):
     teacher, labels = str(tmp_path / "teacher"), str(tmp_path / "labels.npz")
     assert main(["pretrain", "--out", teacher, "--objective", "simclr", *OPTIONS]) == 0
@@ -153,6 +160,7 @@ def test_a_teacher_and_pseudo_labels_by_command(tmp_path, capsys):
     assert not (tmp_path / "more").exists()
 
 
+@pytest.mark.e2e
 def test_a_published_checkpoint_is_imported_and_probed(tmp_path, capsys, monkeypatch):
 
     digits = DATASETS.get("digits")
@@ -250,6 +258,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("arguments", "message"), MISTAKES, ids=lambda v: " ".join(v)[:60] if isinstance(v, list) else ""
 )
@@ -328,6 +337,7 @@ def test_mistakes_about_a_run_are_one_line_with_status_2_and_write_nothing(
     assert files() == before
 
 
+@pytest.mark.e2e
 def test_another_configuration_is_refused_and_nothing_lost(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["pretrain", "--out", str(run), *OPTIONS]) == 0

@@ -57,6 +57,7 @@ def built():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("source", ["my_networks:build", "my_networks.py:build"])
 def test_a_function_of_a_module_or_file(here, few, capsys, source):
     assert main(["evaluate", "--model", source, *GIVEN, "--out", "own"]) == 0
@@ -77,6 +78,7 @@ def test_a_function_of_a_module_or_file(here, few, capsys, source):
     assert main(["evaluate", f"--model={source}", *GIVEN, "--out", "own", "--seed", "1", "--overwrite"]) == 0
 
 
+@pytest.mark.e2e
 def test_a_file_of_results_and_the_suite(here, few, capsys):
     source = ["evaluate", "--model", "my_networks:build", *GIVEN]
     assert main([*source, "--out", "result.json", "--norm", "L2", "--eps", "1/2"]) == 0
@@ -89,6 +91,7 @@ def test_a_file_of_results_and_the_suite(here, few, capsys):
     assert json.loads((here / "folder" / "suite.json").read_text())["dataset"] == "digits"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -158,6 +161,7 @@ def test_a_model_of_robustbench(monkeypatch):
     assert calls == [("Carmon2019Unlabeled", {"dataset": "cifar10", "threat_model": "L2"})]
 
 
+@pytest.mark.e2e
 def test_a_report_of_an_evaluation_alone(here, few, capsys):
     command = ["evaluate", "--model", "my_networks:build", *GIVEN, "--out", "own"]
     assert main(command) == 0

@@ -85,6 +85,7 @@ for _ in range(2):
     assert all(line.endswith("pip install --force-reinstall --no-deps robustbench==1.1.1") for line in told)
 
 
+@pytest.mark.e2e
 def test_an_old_copy_that_was_imported_before_is_told(tmp_path):
     (tmp_path / "robustbench").mkdir()
     (tmp_path / "robustbench" / "__init__.py").write_text("")

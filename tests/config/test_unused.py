@@ -11,11 +11,11 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import pytest
 import torch
 
-from acl_plugin import available, pipeline, unused
+from acl_plugin import available, pipeline
 from acl_plugin import config as configuration
 from acl_plugin.attacks.catalogue import attack_names
 from acl_plugin.cli.main import main
-from acl_plugin.config import CoresetConfig, ProbeConfig, RunConfig, TrainingConfig, preset
+from acl_plugin.config import CoresetConfig, ProbeConfig, RunConfig, TrainingConfig, preset, unused
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
 from acl_plugin.evaluation import corruption_files, run_folder
@@ -88,6 +88,7 @@ def test_what_each_protocol_reads(name, finished_run, tmp_path):
     assert used(unused.PROBE, vars(config), options) == read & options
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("coreset", ["none", "rcs"])
 def test_what_pretraining_reads(coreset, tmp_path):
     config, read = recording(replace(preset("digits", **TINY), coreset=coreset, limit_train=24, coreset_every=1))
@@ -97,6 +98,7 @@ def test_what_pretraining_reads(coreset, tmp_path):
     assert used(unused.RUN, vars(config), options) == read & options
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", [*available(), "gsa_rsl, benign"])
 def test_which_objectives_attack(name, paths_of):
     benign = {"adversarial": 0, "global_": 0} if "," in name else {}
@@ -192,6 +194,7 @@ def refused(arguments, name, capsys):
     return line
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("name", "choice", "value"), IGNORED)
 def test_every_option_is_refused_with_every_choice_that_ignores_it(name, choice, value, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -243,6 +246,7 @@ def test_other_commands_refuse_what_they_do_not_use(command, name, finished_run,
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.e2e
 def test_defaults_and_what_one_of_two_runs_uses_are_taken(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

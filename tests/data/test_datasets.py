@@ -190,6 +190,7 @@ def test_halves_of_the_digits_are_the_digits():
             assert torch.equal(images.labels, all_images.labels[chosen] - first)
 
 
+@pytest.mark.e2e
 def test_settings_are_chosen_on_training_images_alone(fabricated):
     for name, options in (("digits", {}), ("cifar10", {"data_dir": fabricated})):
         whole, chosen_by = (

@@ -308,6 +308,7 @@ STARTS = [
 ]
 
 
+@pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(start=st.sampled_from(STARTS), content=st.binary(max_size=60))

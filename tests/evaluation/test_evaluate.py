@@ -76,6 +76,7 @@ def unchanged(model):
     assert same(before, state_of(model))
 
 
+@pytest.mark.e2e
 def test_verdicts_and_accuracies_are_those_of_the_model(unchanged, data, few):
     x, y = data
     found = acl_plugin.evaluate(unchanged, x, y, THREAT)
@@ -94,6 +95,7 @@ def test_verdicts_and_accuracies_are_those_of_the_model(unchanged, data, few):
     assert str(found).startswith("AutoAttack standard, Linf eps 0.1, 20 images, seed 0")
 
 
+@pytest.mark.e2e
 def test_the_result_is_that_of_the_run_folder(tmp_path, few, monkeypatch):
     """The same network on the same images, in the same batches and layout."""
     torch.manual_seed(0)
@@ -125,6 +127,7 @@ def test_the_result_is_that_of_the_run_folder(tmp_path, few, monkeypatch):
             assert np.array_equal(one["images"], other["images"])
 
 
+@pytest.mark.e2e
 def test_tensors_datasets_and_loaders_give_the_same(unchanged, data, few):
     x, y = data
     generator = torch.Generator().manual_seed(3)
@@ -146,6 +149,7 @@ def test_tensors_datasets_and_loaders_give_the_same(unchanged, data, few):
     assert sorted(v.label for v in first.verdicts) == sorted(y.tolist())
 
 
+@pytest.mark.e2e
 def test_work_under_no_grad_and_inference_mode(unchanged, data, few):
     x, y = data
     outside = acl_plugin.evaluate(unchanged, x, y, THREAT)
@@ -165,6 +169,7 @@ def test_a_model_without_weights(data, few):
     assert acl_plugin.evaluate(Rows(), x[:4], y[:4] % 8, THREAT).n == 4
 
 
+@pytest.mark.e2e
 def test_save_writes_all_of_it(model, data, few, tmp_path):
     x, y = data
     found = acl_plugin.evaluate(model, x[:4], y[:4], THREAT, classes=list("abcdefghij"))
@@ -186,6 +191,7 @@ def test_few_classes_have_the_reduced_autoattack(data, few):
     assert all(v.broken_by != "apgd-t" for v in found.verdicts)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("at", [1, 4, 6, 8])
 def test_an_interrupted_call_resumes(unchanged, data, few, monkeypatch, tmp_path, at):
     x, y = data
@@ -211,6 +217,7 @@ def test_an_interrupted_call_resumes(unchanged, data, few, monkeypatch, tmp_path
     assert (finished.values, finished.verdicts) == (again.values, again.verdicts)
 
 
+@pytest.mark.e2e
 def test_other_settings_are_refused_or_overwrite(model, data, few, tmp_path):
     x, y = data
     folder = tmp_path / "kept"
@@ -241,6 +248,7 @@ def test_other_settings_are_refused_or_overwrite(model, data, few, tmp_path):
     assert acl_plugin.evaluate(model, x[:12], y[:12], THREAT, folder=folder).verdicts == replaced.verdicts
 
 
+@pytest.mark.e2e
 def test_a_function_that_changed_without_its_weights_is_not_taken_for_the_same(model, data, few, tmp_path):
     class Scaled(nn.Module):
         def __init__(self, scale):
@@ -382,6 +390,7 @@ def test_an_error_in_the_middle_leaves_model_and_process_as_they_were(unchanged,
         acl_plugin.evaluate(unchanged, x, y, THREAT)
 
 
+@pytest.mark.e2e
 def test_the_suite_keeps_rows_and_has_the_policy_of_all(unchanged, data, tmp_path):
     x, y = data
     folder = tmp_path / "kept"
@@ -400,6 +409,7 @@ def test_the_suite_keeps_rows_and_has_the_policy_of_all(unchanged, data, tmp_pat
     assert error.value.parameter == "attacks"
 
 
+@pytest.mark.e2e
 def test_corruptions_of_ones_own_images(tmp_path):
     pytest.importorskip("imagecorruptions")
     torch.manual_seed(0)

@@ -86,6 +86,7 @@ def test_verdicts_agree_with_the_reference_package_on_a_linear_model(images):
     assert flags == set()
 
 
+@pytest.mark.e2e
 def test_verdicts_carry_rows_labels_and_predictions(images, few):
     model = Nearest().eval()
     verdicts, _ = attacked(model, images, slice(10, 30), THREAT, seed=0)
@@ -105,6 +106,7 @@ def test_one_image_and_images_that_are_all_wrong(images, few):
     assert sum(v.clean for v in chunk_verdicts(steps[-1].chunk, wrong.labels, wrong.rows)) == right
 
 
+@pytest.mark.e2e
 def test_global_randomness_is_left_alone_and_does_not_matter(images, few):
     model, results = Nearest().eval(), []
     for seed in (1, 2):
@@ -115,6 +117,7 @@ def test_global_randomness_is_left_alone_and_does_not_matter(images, few):
     assert results[0] == results[1]
 
 
+@pytest.mark.e2e
 def test_few_classes_have_fewer_targets_and_three_no_apgd_t(images, few):
     for classes in (5, 3, 2):
         labels = images.labels % classes
@@ -126,6 +129,7 @@ def test_few_classes_have_fewer_targets_and_three_no_apgd_t(images, few):
             assert not any(v.broken_by == "apgd-t" for v in verdicts)
 
 
+@pytest.mark.e2e
 def test_modes_and_flags_are_as_before_at_each_state(images, few):
     model = Nearest()
     before = torch.get_rng_state()
@@ -135,6 +139,7 @@ def test_modes_and_flags_are_as_before_at_each_state(images, few):
         assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.e2e
 def test_autoattacks_warnings_are_kept(images, few):
     model = nn.Sequential(Nearest(), nn.Softmax(1)).eval()
     _, flags = attacked(model, images, slice(0, 5), THREAT, 0)
@@ -155,6 +160,7 @@ def forget(run):
         file.unlink()
 
 
+@pytest.mark.e2e
 def test_evaluation_writes_lines_and_their_sum(run, few):
     config = preset("digits", **TINY, eval_batch_size=5)
     result = run_folder.evaluate(run, config, CPU)
@@ -172,6 +178,7 @@ def test_evaluation_writes_lines_and_their_sum(run, few):
     assert list(result["cumulative_accuracy"]) == list(STANDARD)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("at", range(12))
 def test_an_evaluation_that_stops_anywhere_ends_with_the_same_verdicts(run, few, monkeypatch, at):
     config = preset("digits", **TINY, eval_batch_size=5)  # three chunks, the last one smaller
@@ -200,6 +207,7 @@ def test_an_evaluation_that_stops_anywhere_ends_with_the_same_verdicts(run, few,
     assert again["resumed"]
 
 
+@pytest.mark.e2e
 def test_the_evaluation_of_something_else_is_refused(run, few):
     config = preset("digits", **TINY)
     result = run_folder.evaluate(run, config, CPU)
@@ -214,6 +222,7 @@ def test_the_evaluation_of_something_else_is_refused(run, few):
     assert run_folder.evaluate(run, other, CPU) == replaced
 
 
+@pytest.mark.e2e
 def test_a_damaged_chunk_is_told(run, few):
     config = preset("digits", **TINY)
     run_folder.evaluate(run, config, CPU)
@@ -223,6 +232,7 @@ def test_a_damaged_chunk_is_told(run, few):
         run_folder.evaluate(run, config, CPU)
 
 
+@pytest.mark.e2e
 def test_other_weights_or_images_are_another_evaluation(run, few):
     config = preset("digits", **TINY)
     run_folder.evaluate(run, config, CPU)
@@ -233,6 +243,7 @@ def test_other_weights_or_images_are_another_evaluation(run, few):
         run_folder.evaluate(run, config, CPU)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("how", ["prediction", "verdict", "images", "far", "missing"])
 def test_what_was_kept_is_counted_again(run, few, how):
     config = preset("digits", **TINY | {"limit_test": 40}, eval_batch_size=6, eps=0.6)
@@ -321,6 +332,7 @@ def test_an_image_that_only_rounding_breaks_is_robust():
     assert len(kept) == 0
 
 
+@pytest.mark.e2e
 def test_three_classes_are_a_reduced_evaluation_that_cannot_be_exported(run, few, monkeypatch):
     from acl_plugin.leaderboard.export import export
 
@@ -345,6 +357,7 @@ def test_three_classes_are_a_reduced_evaluation_that_cannot_be_exported(run, few
     assert not run.robustbench.exists()
 
 
+@pytest.mark.e2e
 def test_l2_and_fractions(run, few):
     result = run_folder.evaluate(run, preset("digits", **TINY, norm="L2", eps="1/2"), CPU)
     assert (result["threat_model"], result["eps"]) == ("L2", 0.5)
@@ -360,6 +373,7 @@ def test_no_images_are_told(run, monkeypatch):
     assert error.value.parameter == "data"
 
 
+@pytest.mark.e2e
 def test_the_batch_size_that_was_chosen_stays(run, few, monkeypatch):
     monkeypatch.setattr(run_folder, "largest_batch", lambda *_: 7)
     config = preset("digits", **TINY)

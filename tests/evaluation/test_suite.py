@@ -61,6 +61,7 @@ def config(**options):
     return preset("digits", **TINY | GIVEN | options)
 
 
+@pytest.mark.e2e
 def test_the_whole_suite(run, quick):
     state = torch.get_rng_state()
     result = evaluate_suite(run, config(), CPU)
@@ -86,6 +87,7 @@ def test_the_whole_suite(run, quick):
     assert result["curve"][-1]["accuracy"] <= result["curve"][1]["accuracy"]
 
 
+@pytest.mark.e2e
 def test_a_row_is_torchattacks_with_the_documented_settings(run):
     result = evaluate_suite(run, config(eval_batch_size=16), CPU, ["PGD-20"])
     from acl_plugin import load_classifier
@@ -117,6 +119,7 @@ def test_smallest_perturbations_have_a_median_and_a_closed_form():
     torch.testing.assert_close(norms, 1.02 * distance, rtol=2e-2, atol=1e-4)
 
 
+@pytest.mark.e2e
 def test_rows_are_kept_and_other_settings_are_refused_or_overwrite(run, quick, monkeypatch):
     first = evaluate_suite(run, config(), CPU, ["FGSM"])
     calls = []
@@ -132,6 +135,7 @@ def test_rows_are_kept_and_other_settings_are_refused_or_overwrite(run, quick, m
     assert list(json.loads(run.suite.read_text())["rows"]) == ["FGSM"]
 
 
+@pytest.mark.e2e
 def test_l2_has_its_own_rows_in_the_worst_case(run, quick):
     result = evaluate_suite(run, config(norm="L2", eps=0.4), CPU, ["FGSM", "PGDL2", "CW", "APGD"])
     of_threat = {name for name, row in result["rows"].items() if row["of_threat_model"]}
@@ -141,6 +145,7 @@ def test_l2_has_its_own_rows_in_the_worst_case(run, quick):
     assert result["rows"]["FGSM"]["eps"] == pytest.approx(8 / 255 * 0.4 / 0.5 * 48**0.5)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("attacks", "message"),
     [
@@ -184,6 +189,7 @@ def test_every_attack_with_any_number_of_classes(tmp_path, monkeypatch, quick, c
     assert len(tables.suite(result)) > len(SUITE)
 
 
+@pytest.mark.e2e
 def test_a_row_of_another_budget_is_measured_again(run, quick, monkeypatch):
     first = evaluate_suite(run, config(), CPU, ["FGSM", "PGD-20"])
     monkeypatch.setitem(SUITE, "PGD-20", dataclasses.replace(SUITE["PGD-20"], steps=3))

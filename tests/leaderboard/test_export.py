@@ -79,6 +79,7 @@ def evaluated(folder, **evaluation):
     return folder, model
 
 
+@pytest.mark.e2e
 def test_model_info_has_robustbenchs_fields_as_it_writes_them(run):
     folder, _ = run
     file = export(folder, preset("cifar10"), name="Author2026Paper", venue="NeurIPS 2026", **PAPER)
@@ -102,6 +103,7 @@ def test_model_info_has_robustbenchs_fields_as_it_writes_them(run):
     }
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("change", "footnote"),
     [
@@ -128,6 +130,7 @@ def test_results_that_are_not_for_the_leaderboard_stay_out_of_model_info(tmp_pat
         assert "> Not for submission: " in (file.parents[3] / "submission" / "Mine" / "NEW_MODEL.md").read_text()
 
 
+@pytest.mark.e2e
 def test_a_later_export_of_the_other_kind_replaces_the_files(run):
     folder, _ = run
     whole = export(folder, preset("cifar10"), name="Mine", **PAPER)
@@ -168,6 +171,7 @@ def test_architectures_in_robustbenchs_spelling(backbone, kwargs, name):
     assert architecture(spec((3, 32, 32), backbone, kwargs)) == name
 
 
+@pytest.mark.e2e
 def test_without_a_paper_it_is_a_draft(run):
     folder, _ = run
     info = json.loads(export(folder, preset("cifar10"), name="Mine").read_text())
@@ -273,6 +277,7 @@ def test_robustbench_benchmark_reports_our_clean_accuracy(run, cifar10_dir, few,
     assert abs(ours["robust_accuracy"] - robust) <= 1 / 40  # another seed may break one image more
 
 
+@pytest.mark.e2e
 def test_weights_are_what_was_exported(run):
     folder, model = run
     export(folder, preset("cifar10"), name="Mine")
@@ -317,6 +322,7 @@ def test_mistakes_are_told(run, tmp_path):
     assert not folder.robustbench.exists()
 
 
+@pytest.mark.e2e
 def test_a_name_is_not_taken_from_another_run(run, tmp_path):
     import timm
 
@@ -440,6 +446,7 @@ def test_additional_data_stands_in_the_files_with_its_reason(run):
     assert "- **Additional data**: true (pretrained on stl10)" in form.splitlines()
 
 
+@pytest.mark.e2e
 def test_additional_data_on_the_command_line(run, capsys):
     folder, _ = run
     folder.pretraining.unlink()
@@ -452,6 +459,7 @@ def test_additional_data_on_the_command_line(run, capsys):
     assert json.loads(info.read_text())["additional_data"] is True
 
 
+@pytest.mark.e2e
 def test_what_is_handed_out_is_contiguous(run):
     folder, model = run
     encoder = Encoder(spec((3, 32, 32)), projector="identity")
@@ -463,6 +471,7 @@ def test_what_is_handed_out_is_contiguous(run):
     assert not all(value.is_contiguous() for value in model.state_dict().values())
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("backbone", ["resnet10t", "convnext_atto", "vit_tiny_patch16_224"])
 def test_every_attack_of_torchattacks_takes_it(run, backbone):
     import torchattacks
@@ -495,6 +504,7 @@ def test_every_attack_of_torchattacks_takes_it(run, backbone):
         assert adversarial.shape == x.shape, name
 
 
+@pytest.mark.e2e
 def test_a_chain_of_transfers_keeps_what_the_encoder_was_pretrained_on(tmp_path):
     runs = [RunDir(tmp_path / name) for name in ("first", "second", "third")]
     runs[0].start(preset("digits"))
@@ -508,6 +518,7 @@ def test_a_chain_of_transfers_keeps_what_the_encoder_was_pretrained_on(tmp_path)
     assert additional_data(runs[2], "digits")[0] is False
 
 
+@pytest.mark.e2e
 def test_pseudo_labels_record_what_their_encoder_saw(teacher_run, tmp_path):
     out = tmp_path / "labels.npz"
     assert main(["pseudo-labels", str(teacher_run), "--out", str(out), "--clusters", "[2]"]) == 0

@@ -85,6 +85,7 @@ def test_the_stub_rebuilds_the_model_without_this_package(tmp_path, backbone, kw
     torch.testing.assert_close(torch.load(tmp_path / "out.pt"), model(x).detach(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.e2e
 def test_the_folder_is_complete_and_agrees_with_itself(tmp_path):
     folder, model = exported(tmp_path, **PAPER)
     files = {p.name: p for p in (folder.robustbench / "submission" / "Author2026Paper").iterdir()}
@@ -120,6 +121,7 @@ def test_the_folder_is_complete_and_agrees_with_itself(tmp_path):
     assert files["evaluation.jsonl"].read_bytes() == folder.evaluation_lines.read_bytes()
 
 
+@pytest.mark.e2e
 def test_a_draft_and_a_subset_say_so(tmp_path):
     folder, _ = exported(tmp_path, evaluation={"n": 100})
     text = (folder.robustbench / "local" / "submission" / "Author2026Paper" / "NEW_MODEL.md").read_text()
@@ -131,6 +133,7 @@ def test_a_draft_and_a_subset_say_so(tmp_path):
     assert "on\n  100 of 10000 test images, seed 0" in text
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("dataset", "right", "clean_acc", "expected"),
     [
@@ -210,6 +213,7 @@ def test_a_maintainer_merges_it(tmp_path):
     torch.testing.assert_close(torch.load(tmp_path / "out.pt"), model(x).detach(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.e2e
 def test_a_network_that_the_stub_cannot_rebuild_has_none(tmp_path, monkeypatch):
     monkeypatch.setattr(submission, "stub", lambda *_: "class Author2026Paper:\n    pass\n")
     folder, _ = exported(tmp_path)
@@ -254,6 +258,7 @@ def submitted(finished_run, tmp_path):
     return Path(shutil.copytree(source, tmp_path / "copy"))
 
 
+@pytest.mark.e2e
 def test_repeat_finds_what_differs(submitted, few, capsys):
     assert repeat.main([str(submitted)]) == 0
     assert "images with another verdict: 0 of 24" in capsys.readouterr().out

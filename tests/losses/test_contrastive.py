@@ -78,6 +78,7 @@ def assert_same(ours, theirs, z):
         torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("views", [2, 3, 4])
 @pytest.mark.parametrize("detached", [False, True])
 def test_multi_view_nce_is_the_loop_in_value_and_gradient(views, detached):
@@ -141,6 +142,7 @@ def test_stopped_keys_have_the_finite_difference_of_the_anchors():
     assert gradient[1, 2].item() == pytest.approx(slope, abs=1e-6)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("code", ["paper", "rocl", "advcl"])
 @pytest.mark.parametrize(("tau_plus", "beta"), [(0.1, 1.0), (0.0, 0.5), (0.9, 1.0)])
 def test_hard_negatives_are_the_loop(code, tau_plus, beta):

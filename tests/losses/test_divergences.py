@@ -30,6 +30,7 @@ def estimate(name, shift=0.0, scale=1.0, steps=200, size=1, **options):
     return divergence, divergence(torch.randn(2048, size), scale * torch.randn(2048, size) + shift)[1].item()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("shift", [0.0, 1.0, 4.0])
 def test_js_is_near_and_not_above_that_of_two_gaussians(shift):
     _, value = estimate("js", shift)
@@ -38,6 +39,7 @@ def test_js_is_near_and_not_above_that_of_two_gaussians(shift):
     assert exact - 0.15 < value < exact + 0.02
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (1.0, 1.0), (3.0, 1.0), (0.0, 2.5), (1.0, 2.0)])
 def test_mmd_is_that_of_two_gaussians(shift, scale):
     torch.manual_seed(0)
@@ -56,6 +58,7 @@ def test_sliced_wasserstein_is_the_distance_of_two_gaussians(shift, scale):
     assert estimate("sliced_wasserstein", shift, scale)[1] == pytest.approx(exact, abs=0.08)
 
 
+@pytest.mark.e2e
 def test_sliced_wasserstein_is_the_mean_over_directions():
     # a shift m in D dimensions: E|u . m| = ||m|| Gamma(D / 2) / (sqrt(pi) Gamma((D + 1) / 2))
     torch.manual_seed(0)
@@ -65,6 +68,7 @@ def test_sliced_wasserstein_is_the_mean_over_directions():
     assert found.item() == pytest.approx(exact, abs=0.02)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_wasserstein_is_near_and_not_above_the_distance_of_shifted_gaussians(shift):
     _, value = estimate("wasserstein", shift, steps=400)
@@ -72,6 +76,7 @@ def test_wasserstein_is_near_and_not_above_the_distance_of_shifted_gaussians(shi
     assert 0.6 * shift < value < 1.05 * shift + 0.05
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_estimates_are_about_0_for_one_law_and_monotone_in_the_shift(name):
     values = [estimate(name, shift)[1] for shift in (0.0, 0.5, 1.5, 4.0)]
@@ -82,12 +87,14 @@ def test_estimates_are_about_0_for_one_law_and_monotone_in_the_shift(name):
         assert values[-1] <= LOG2
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_estimates_see_a_change_of_scale(name):
     # in eight dimensions; a discriminator on samples, and not on moments, sees it too
     assert estimate(name, 0.0, 3.0, size=8)[1] > 0.1
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_the_encoder_gradient_brings_the_laws_together(name):
     divergence, _ = estimate(name, 3.0)
@@ -100,6 +107,7 @@ def test_the_encoder_gradient_brings_the_laws_together(name):
     assert all(p.requires_grad and p.grad is None for p in divergence.parameters())
 
 
+@pytest.mark.e2e
 def test_the_non_saturating_gradient_brings_the_laws_together():
     js, _ = estimate("js", 3.0, gradient="non_saturating")
     q = torch.full((8, 1), 3.0, requires_grad=True)
@@ -108,6 +116,7 @@ def test_the_non_saturating_gradient_brings_the_laws_together():
     assert (step > 0).all()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_adversarial_rows_are_positive_and_larger_off_the_benign_law(name):
     divergence, _ = estimate(name, 3.0)
@@ -172,6 +181,7 @@ def test_fit_leaves_no_gradient_on_the_features(name):
     assert features.grad is None
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_measure_is_a_function_of_the_seed_and_leaves_the_random_state(name):
     torch.manual_seed(0)
@@ -185,6 +195,7 @@ def test_measure_is_a_function_of_the_seed_and_leaves_the_random_state(name):
     assert measure(name, p, again, seed=3, steps=50) < 0.25 * first
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("factor", [0.01, 100.0])
 def test_measured_units(factor):
     """JS does not change with the scale of the features, Wasserstein distances change with it."""

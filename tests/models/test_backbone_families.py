@@ -168,6 +168,7 @@ def check(backbone, stem, side):
     assert unseen(model.eval(), shape) == 0
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("stem", ["cifar", "native"])
 @pytest.mark.parametrize("backbone", QUICK)
 def test_a_network_works_or_is_refused(backbone, stem):

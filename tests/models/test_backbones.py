@@ -60,6 +60,7 @@ def test_each_family_is_pretrained_probed_and_attacked(backbone):
     assert 0 < (moved - a).abs().max() <= 8 / 255 + 1e-6
 
 
+@pytest.mark.e2e
 def test_cifar_stem_keeps_the_resolution():
     small, native = (create_backbone(spec((3, 32, 32), "resnet18", {}, stem=s))[0] for s in ("cifar", "native"))
     assert small.conv1.kernel_size == (3, 3)
@@ -75,6 +76,7 @@ def test_no_norm_layer_starts_at_zero():
     assert all((m.weight == 1).all() for m in network.modules() if isinstance(m, nn.BatchNorm2d))
 
 
+@pytest.mark.e2e
 def test_a_fixed_patch_gets_larger_images_and_a_free_one_smaller_patches():
     _, size = create_backbone(spec((3, 32, 32), "mixer_s16_224", FAMILIES["mixer_s16_224"][0]))
     assert size == (128, 128)
@@ -123,6 +125,7 @@ def test_arguments_are_refused(kwargs):
     assert (error.value.parameter, error.value.given) == ("backbone_kwargs", kwargs)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("backbone", "side", "parameter", "allowed"), [
     ("visformer_tiny", 32, "stem", ("native",)),
     ("repvgg_a0", 32, "stem", ("native",)),
@@ -209,6 +212,7 @@ def unseen(model, shape):
     return int((strength.sum(0) == 0).sum() + (strength.sum(1) == 0).sum())
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("backbone", "stem"), SEEN)
 def test_every_pixel_has_an_influence(backbone, stem):
     for height, width in SIZES if "mix" not in backbone else SIZES[2:4]:
@@ -267,6 +271,7 @@ def test_a_network_is_built_where_no_gradient_is_taken():
             assert Classifier(spec(classes="ab")).head.in_features == 8
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("backbone", "stem", "last"),
     [("lambda_resnet26t", "cifar", False), ("repvgg_a0", "native", False), ("resnet10t", "cifar", True)],

@@ -74,6 +74,7 @@ def test_inference_restores_modes_and_flags(encoder):
     assert flags == [p.requires_grad for p in encoder.parameters()]
 
 
+@pytest.mark.e2e
 def test_banks_are_loaded_and_exported_to_the_bit(encoder):
     states = {name: norm_banks.export(encoder.backbone, name).state_dict() for name in ("clean", "adv")}
     twin = trained_encoder()
@@ -94,6 +95,7 @@ def test_a_network_with_one_bank_takes_the_last_state_and_faults_are_raised(enco
         norm_banks.load_banks(encoder.backbone, {"clean": state})
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("projector", ["three_layer", "bottleneck", "identity"])
 @pytest.mark.parametrize("routes", [("shared",), ("clean", "adv")])
 @pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224"])

@@ -36,6 +36,7 @@ def drawn(objective, count=6):
     return Views(images=images, rows=torch.arange(count), **{name: views[name] for name in objective.needs})
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", available())
 def test_bare_loop(name, attack, settings_of):
     torch.manual_seed(0)
@@ -59,6 +60,7 @@ def test_bare_loop(name, attack, settings_of):
     assert type(objective).__doc__
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", available())
 def test_in_the_trainer(name, tiny_config, tmp_path, paths_of):
     config = dataclasses.replace(tiny_config, objective=name, objective_kwargs=paths_of(name))
@@ -76,6 +78,7 @@ def test_in_the_trainer(name, tiny_config, tmp_path, paths_of):
     assert encoder(torch.rand(2, 1, 8, 8)).isfinite().all()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", available())
 def test_state_dict_completes_a_checkpoint(name, attack, settings_of):
     """A second objective with the first one's state takes the same next step, to the bit."""
@@ -150,6 +153,7 @@ VARIANTS = [
 """Objective, settings, attack steps, and the fewest encoder forwards per image that its formula and modes need."""
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("name", "own", "steps", "fewest"), VARIANTS)
 def test_cost_is_the_fewest_passes_and_what_is_told(name, own, steps, fewest, settings_of, monkeypatch):
     given = {} if own.get("base") == "rocl" else settings_of(name)

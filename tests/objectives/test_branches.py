@@ -62,6 +62,7 @@ def test_a_teacher_stays_as_it_is(teacher_run):
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("routes", [("shared",), ("clean", "adv")])
 def test_a_student_starts_as_its_teacher(teacher_run, routes):
     model = Encoder(spec(), routes)

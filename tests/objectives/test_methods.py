@@ -229,6 +229,7 @@ def advcl_loss(model, views, attack, objective, labels, weight, detached=lambda 
     return result
 
 
+@pytest.mark.e2e
 def test_advcl(model, views, attack):
     given, labels = labeled(views.rows)
     objective = create_objective("advcl", temperature=TAU, pseudo_labels=given)
@@ -269,10 +270,12 @@ def check_golden(monkeypatch, expected, name, **settings):
             torch.testing.assert_close(*pair, rtol=3e-7, atol=1e-8)
 
 
+@pytest.mark.e2e
 def test_released_advcl_is_the_authors_code(monkeypatch):
     check_golden(monkeypatch, outputs("advcl")["advcl"], "advcl")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("variant", ["ip", "hn", "iphn"])
 def test_released_a_infonce_on_advcl_is_the_authors_code(monkeypatch, variant):
     check_golden(monkeypatch, outputs("a_infonce")[variant], "a_infonce", variant=variant)
@@ -319,6 +322,7 @@ def crossed(a, b):
     return (a == 0) != (b == 0)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("variant", ["ip", "hn", "iphn"])
 def test_a_infonce_on_advcl(model, views, attack, variant):
     given, labels = labeled(views.rows)
@@ -346,6 +350,7 @@ def test_a_infonce_on_advcl(model, views, attack, variant):
         assert objective.hard == HardNegatives(0.2, 0.7)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("variant", ["ip", "hn"])
 def test_released_a_infonce_on_advcl(model, views, attack, variant):
     """An assignment in place weighs adversarial anchors by aw + aw^2 and benign ones by 0, in the attack and in hn."""
@@ -366,6 +371,7 @@ def test_released_a_infonce_on_advcl(model, views, attack, variant):
     check(terms, gradients, *expected, scale=10)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("variant", ["ip", "hn"])
 @pytest.mark.parametrize("fidelity", ["paper", "released"])
 def test_a_infonce_on_rocl(model, views, attack, variant, fidelity):
@@ -551,6 +557,7 @@ def test_profeat(model, views, attack, teacher):
     check(terms, gradients, *in_float64(model, loss))
 
 
+@pytest.mark.e2e
 def test_profeats_projector_is_the_teachers_and_stays_so(teacher_run):
     objective = create_objective("profeat", teacher=load_encoder(teacher_run))
     model = Encoder(spec(), objective.routes, objective.projector)
@@ -566,6 +573,7 @@ def test_profeats_projector_is_the_teachers_and_stays_so(teacher_run):
     assert any(p.grad is not None for p in model.backbone.parameters())
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("adversarial", [0.0, 0.7])
 @pytest.mark.parametrize("benign", [0.0, 1.5])
 @pytest.mark.parametrize("global_", [0.0, 2.0])
@@ -646,6 +654,7 @@ def test_gsa_rsl_with_every_divergence(model, views, attack, name):
     assert set(objective.state_dict()) >= {f"divergence.{k}" for k in before}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_attack_divergence_pushes_features_off_the_benign_law(model, views, attack, name):
     objective = create_objective(

@@ -66,6 +66,7 @@ def check_trained(encoder, before):
     assert not any("head" in name for name in moved)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", available())
 def test_in_a_bare_loop(name, attack, needed):
     objective = create_objective(name, **needed(name))
@@ -111,6 +112,7 @@ class Contrastive(lightning.LightningModule):
         self.log_dict({"loss": terms.total, **terms.parts})
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", available())
 def test_in_a_plain_trainer(name, attack, needed, tmp_path):
     objective = create_objective(name, **needed(name))
@@ -131,6 +133,7 @@ def config(tiny_config):
     return dataclasses.replace(tiny_config, epochs=2, keep_every=1, lr=1e-2)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", available())
 def test_in_our_trainer(name, config, needed, tmp_path, labels_file, monkeypatch):
     settings = {"pseudo_labels": str(labels_file)} if name in LABELLED else {}
@@ -160,6 +163,7 @@ def test_in_our_trainer(name, config, needed, tmp_path, labels_file, monkeypatch
         assert not torch.equal(load_encoder(run.path, benign=True, encoder=encoder).features(x), kept.features(x))
 
 
+@pytest.mark.e2e
 def test_an_interrupted_run_of_ones_own_encoder_resumes_with_the_same_weights(config, tmp_path):
     encoder = wrapped(create_objective(config.objective))
     whole = pretrain(config, tmp_path / "whole", encoder=encoder)
@@ -176,6 +180,7 @@ def run(config, tmp_path):
     return pretrain(config, tmp_path / "run", encoder=wrapped(create_objective(config.objective)))
 
 
+@pytest.mark.e2e
 def test_a_run_of_ones_own_encoder_is_loaded_with_that_encoder_alone(run, config):
     objective = create_objective(config.objective)
     with pytest.raises(UsageError, match=r"Tiny' is a module of your own, .*: pass it, as load_encoder\(run, encoder="):
@@ -200,6 +205,7 @@ def test_a_run_of_ones_own_encoder_is_loaded_with_that_encoder_alone(run, config
         load_encoder(run.path, encoder=Tiny())
 
 
+@pytest.mark.e2e
 def test_the_folder_is_of_that_encoder(run, config):
     assert run.read_config().backbone.startswith("own:")
     with pytest.raises(UsageError, match="holds a run of another configuration"):

@@ -32,6 +32,7 @@ def test_the_attack_has_ten_steps_of_a_quarter_of_eps(tpgd):
     assert (tpgd.steps, tpgd.kwargs["alpha"]) == (10, 0.025)
 
 
+@pytest.mark.e2e
 def test_a_step_is_trades(classifier, tpgd, same_noise):
     """Cross-entropy and six times the divergence, with gradients through both, against a plain double loop."""
     torch.manual_seed(1)
@@ -123,6 +124,7 @@ def test_cross_entropy_on_adversarial_images(classifier, same_noise):
     assert F.cross_entropy(twin(moved), y) > F.cross_entropy(twin(x), y)
 
 
+@pytest.mark.e2e
 def test_two_banks_send_benign_images_their_own_way(classifier, tpgd, same_noise):
     states = {}
     for name, scale in (("clean", 1.0), ("adv", 0.4)):

@@ -28,6 +28,7 @@ def images():
     return datasets.load(preset("digits", limit_train=200)).train
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("attack", [None, InnerAttack(ThreatModel("Linf", 0.1), "PGD", 3)])
 def test_the_backbone_is_left_as_it_is_to_the_bit(model, images, attack):
     before = {k: v.clone() for k, v in model.backbone.state_dict().items()}
@@ -37,6 +38,7 @@ def test_the_backbone_is_left_as_it_is_to_the_bit(model, images, attack):
     assert model.head.weight.grad.any()
 
 
+@pytest.mark.e2e
 def test_the_gradient_at_a_zero_head_is_softmax_regressions(model, images):
     zero_head(model)
     loss = head_loss(model, images.floats(), images.labels)
@@ -50,12 +52,14 @@ def test_the_gradient_at_a_zero_head_is_softmax_regressions(model, images):
     torch.testing.assert_close(model.head.bias.grad, residual.mean(0), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.e2e
 def test_adversarial_images_cost_more(model, images):
     attack = InnerAttack(ThreatModel("Linf", 0.1), "PGD", 5)
     x, y = images.floats(), images.labels
     assert head_loss(model, x, y, attack) > head_loss(model, x, y) + 0.01
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("decay", [1e-1, 1e-3])
 def test_the_exact_head_has_no_gradient_left(model, images, decay):
     model.eval()

@@ -47,6 +47,7 @@ def test_protocols_finetune_the_encoder_and_probe_it(run, protocol, fidelity):
     assert all(torch.equal(v, first[k]) for k, v in load_classifier(folder.path).state_dict().items())
 
 
+@pytest.mark.e2e
 def test_no_label_is_used(run, monkeypatch):
     folder, config = run
     config = dataclasses.replace(config, probe_protocol="dynacl++")
@@ -57,6 +58,7 @@ def test_no_label_is_used(run, monkeypatch):
     assert all(torch.equal(v, other[k]) for k, v in weights.items())
 
 
+@pytest.mark.e2e
 def test_clusters_are_of_the_benign_bank(run, monkeypatch):
     folder, config = run
     seen = []
@@ -67,6 +69,7 @@ def test_clusters_are_of_the_benign_bank(run, monkeypatch):
     assert not torch.allclose(seen[0], features_of(load_encoder(folder.path), images))
 
 
+@pytest.mark.e2e
 def test_released_air_attacks_from_the_benign_bank(run, monkeypatch):
     folder, config = run
     targets = []
@@ -88,6 +91,7 @@ def test_released_air_attacks_from_the_benign_bank(run, monkeypatch):
         torch.testing.assert_close(weights[key], value.detach())
 
 
+@pytest.mark.e2e
 def test_l2_is_refused(run):
     folder, config = run
     with pytest.raises(UsageError, match="attack 'TPGD' is not for L2"):

@@ -40,6 +40,7 @@ def two_banks(tmp_path):
     return pretrain(config, tmp_path / "two"), config
 
 
+@pytest.mark.e2e
 def test_probe_learns_and_writes_what_it_did(run):
     config = preset("digits", **TINY | {"limit_train": 400, "probe_epochs": 40, "probe_lr": 3.0})
     probe(run, config, CPU)
@@ -52,6 +53,7 @@ def test_probe_learns_and_writes_what_it_did(run):
     assert model.spec.classes == tuple("0123456789")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("protocol", PROTOCOLS.names())
 def test_every_protocol_gives_a_classifier_and_its_record(two_banks, protocol):
     folder, config = two_banks
@@ -75,6 +77,7 @@ def test_every_protocol_gives_a_classifier_and_its_record(two_banks, protocol):
     assert all(torch.equal(v, again[k]) for k, v in load_classifier(folder.path).state_dict().items())
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("protocol", ["slf", "alf", "aff_trades", "aff_pgd", "semi"])
 def test_the_epoch_is_chosen_on_training_images_that_are_held_out(two_banks, protocol, monkeypatch):
     folder, config = two_banks
@@ -103,6 +106,7 @@ def test_what_is_held_out_is_stratified_and_apart():
         split(images, 1.0, seed=3)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("protocol", ["slf", "alf", "aff_trades", "aff_pgd"])
 def test_bfloat16_probes_as_float32_does(two_banks, protocol):
     folder, config = two_banks
@@ -123,6 +127,7 @@ def test_bfloat16_probes_as_float32_does(two_banks, protocol):
         assert torch.cosine_similarity(way, other_way, dim=0) > 0.5  # bfloat16 rounds as each processor sums
 
 
+@pytest.mark.e2e
 def test_l2_has_pgd_protocols_and_no_trades(two_banks):
     folder, config = two_banks
     config = dataclasses.replace(config, norm="L2", eps=0.5)
@@ -132,6 +137,7 @@ def test_l2_has_pgd_protocols_and_no_trades(two_banks):
         probe(folder, dataclasses.replace(config, probe_protocol="aff_trades"), CPU)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("augment", ["none", "shift", "weak"])
 def test_probe_is_a_function_of_the_seed(run, augment, tiny_config):
     config = dataclasses.replace(tiny_config, probe_augment=augment)

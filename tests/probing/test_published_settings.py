@@ -6,6 +6,7 @@ from acl_plugin.probing.published_settings import probe_settings
 from acl_plugin.registry import PROTOCOLS
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("protocol", PROTOCOLS.names())
 @pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100"])
 @pytest.mark.parametrize("objective", [*available(), "imported"])

@@ -40,6 +40,7 @@ def prepared(tmp_path):
     return run, config, images, model
 
 
+@pytest.mark.e2e
 def test_the_loss_is_the_formula(prepared, monkeypatch, same_noise):
     run, config, images, model = prepared
     tables = {}
@@ -72,6 +73,7 @@ def test_the_loss_is_the_formula(prepared, monkeypatch, same_noise):
     assert value.item() == pytest.approx(expected.item(), abs=1e-4)
 
 
+@pytest.mark.e2e
 def test_labels_of_the_others_are_not_used(prepared):
     run, config, images, model = prepared
     model.eval()

@@ -98,6 +98,7 @@ def test_a_page_has_every_section_and_nothing_from_outside(runs):
     assert "Not measured yet" not in page.words
 
 
+@pytest.mark.e2e
 def test_what_is_missing_tells_the_command(runs, tmp_path):
     _, begun = runs
     assert main(["report", str(begun.path), "--out", str(tmp_path / "page.html")]) == 0
@@ -135,6 +136,7 @@ def test_strings_from_files_are_shown_and_not_obeyed(runs, tmp_path):
     assert page.elements.count("img") == 6
 
 
+@pytest.mark.e2e
 def test_images_that_are_not_here_are_told(runs, tmp_path):
     whole, _ = runs
     copied = RunDir(tmp_path / "run")

@@ -22,6 +22,7 @@ def interrupted_after(function):
     return then_stop
 
 
+@pytest.mark.e2e
 def test_a_run_from_its_first_epoch_to_its_export(tmp_path, capsys, few, monkeypatch):
     from acl_plugin.training.module import Pretraining
 
@@ -82,6 +83,7 @@ def test_mistakes(arguments, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.e2e
 def test_quiet_shows_results_alone(tmp_path, capsys):
     command = ["pretrain", "--out", str(tmp_path / "run"), *OPTIONS]
     assert main([*command, "--quiet"]) == 0

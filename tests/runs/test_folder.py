@@ -35,6 +35,7 @@ def test_load_classifier_gives_the_model_in_eval_mode(run):
     assert loaded.spec == model.spec
 
 
+@pytest.mark.e2e
 def test_logits_do_not_depend_on_the_batch(run):
     loaded = acl_plugin.load_classifier(run[0].path)
     x = torch.rand(64, 1, 8, 8)

@@ -108,6 +108,7 @@ def test_a_file_that_the_system_refuses_to_let_grow(tmp_path):
     assert all(path.stat().st_size <= 8192 for path in files(tmp_path))
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("folder", ["/proc/acl_plugin_run", "/sys/acl_plugin_run"])
 def test_a_folder_that_cannot_be_made(folder, capsys):
     assert main(["pretrain", "--out", folder, *OPTIONS]) == 2
@@ -128,6 +129,7 @@ def test_a_folder_that_may_not_be_written(run, capsys):
     assert contents(run.path) == before
 
 
+@pytest.mark.e2e
 def test_a_read_only_disk(run, monkeypatch, capsys):
     before = contents(run.path)
 

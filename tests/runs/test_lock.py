@@ -42,6 +42,7 @@ def other(tmp_path):
     process.wait()
 
 
+@pytest.mark.e2e
 def test_two_processes_do_not_work_in_one_folder(other):
     run, process = other
     config = preset("digits", **TINY)
@@ -59,6 +60,7 @@ def test_two_processes_do_not_work_in_one_folder(other):
     assert not run.encoder.exists()
 
 
+@pytest.mark.e2e
 def test_the_lock_of_a_process_that_was_killed_is_taken_over_with_a_notice(other, capsys):
     run, process = other
     process.kill()
@@ -92,6 +94,7 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path):
         assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.e2e
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 0.0)
     run = pretrain(preset("digits", **TINY | {"epochs": 1}), tmp_path / "run")

@@ -65,6 +65,7 @@ def test_the_evil_is_evil():
     assert Path("executed").is_dir()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("how", [pickle.dumps, torch_bytes], ids=["pickle", "torch"])
 @pytest.mark.parametrize(
     ("file", "command"),
@@ -87,6 +88,7 @@ def test_weights_in_a_run_folder(run, capsys, file, command, how):
     refused(capsys, *command, told=f"{path} is damaged")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("how", [pickle.dumps, torch_bytes], ids=["pickle", "torch"])
 def test_a_checkpoint_to_go_on_from(run, capsys, how):
     whole = run.encoder.read_bytes()
@@ -105,6 +107,7 @@ def test_a_published_checkpoint(capsys, how):
     refused(capsys, "import", "published.pt", "--out", "x", "--data", "digits", told="published.pt")
 
 
+@pytest.mark.e2e
 def test_pseudo_labels(run, capsys):
     with open("labels.npz", "wb") as file:
         np.savez(file, rows=np.array([Evil()], dtype=object), labels_2=np.array([Evil()], dtype=object))
@@ -123,11 +126,13 @@ def test_yaml(run, capsys, text, command):
     refused(capsys, *command)
 
 
+@pytest.mark.e2e
 def test_yaml_on_the_command_line(run, capsys):
     refused(capsys, "pretrain", "--out", "x", "--objective-kwargs.rho", EVIL_YAML)
     refused(capsys, "pretrain", "--out", "x", "--backbone-kwargs", f"{{stem_width: {EVIL_YAML}}}")
 
 
+@pytest.mark.e2e
 def test_weights_that_a_backbones_arguments_name(run, capsys):
     """timm would unpickle them."""
     Path("evil.pth").write_bytes(pickle.dumps(Evil()))
@@ -145,6 +150,7 @@ def test_weights_that_a_backbones_arguments_name(run, capsys):
     refused(capsys, "export", "run", told=told)
 
 
+@pytest.mark.e2e
 def test_records_of_an_evaluation(run, capsys, few):
     first = sorted(run.adversarial.iterdir())[0]
     run.evaluation.unlink()
@@ -186,6 +192,7 @@ def test_the_index_of_exported_models(run):
     assert not Path("executed").exists()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "name", ["../../escaped", "<script>alert(1)</script>", "os.mkdir('executed')", "a b", "/tmp/x"]
 )

@@ -111,6 +111,7 @@ def test_a_stage_refuses_other_images(there, stage, how, capsys, few):
     assert {path: path.read_bytes() for path in (there / "run").rglob("*.json")} == before
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("how", TOLD)
 def test_an_interrupted_pretraining_does_not_go_on_with_other_images(there, how, tmp_path):
     class Stop(RuntimeError):
@@ -130,6 +131,7 @@ def test_an_interrupted_pretraining_does_not_go_on_with_other_images(there, how,
     assert error.value.given["n"] >= 20
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_finished_run_is_not_taken_for_one_on_other_images(there, split, few):
     change(there, "pixels", split)
@@ -155,6 +157,7 @@ def test_a_suite_on_other_images_is_refused_or_overwritten(there, capsys):
     assert "other images: the pixels of the images" in capsys.readouterr().err
 
 
+@pytest.mark.e2e
 def test_classes_by_other_names_are_refused_or_mapped(there, few):
     run = RunDir(there / "run")
     before = json.loads(run.evaluation.read_text())
@@ -204,6 +207,7 @@ def test_runs_on_other_images_are_not_audited_together(there, finished_run, caps
     assert not (there / "joint").exists()
 
 
+@pytest.mark.e2e
 def test_limits_keep_the_shares_of_sorted_classes_and_are_recorded(there, tmp_path, capsys):
     options = settings(there, limit_train=8, limit_test=8, objective="simclr", batch_size=4)
     found = datasets.load(options)
@@ -216,6 +220,7 @@ def test_limits_keep_the_shares_of_sorted_classes_and_are_recorded(there, tmp_pa
     assert "2 of 4 classes are missing" in capsys.readouterr().err
 
 
+@pytest.mark.e2e
 def test_a_folder_with_a_log_in_it_can_become_a_run(there, tmp_path):
     out = tmp_path / "logged"
     out.mkdir()
@@ -231,6 +236,7 @@ def test_a_folder_with_a_log_in_it_can_become_a_run(there, tmp_path):
     assert [path.name for path in Path(tmp_path / "other").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.e2e
 def test_harmless_options_may_change_between_two_starts(there, few, capsys):
     before = (there / "run" / "evaluation.json").read_bytes()
     changed = {"eval_batch_size": 3, "checkpoint_every": 2, "knn_every": 1, "keep_every": 2}

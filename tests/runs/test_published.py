@@ -197,6 +197,7 @@ def saved(tmp_path, content):
     return path
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("layout", EXPECTED)
 def test_every_layout_gives_the_function_of_the_file(layout, tmp_path, images):
     content, banks, projector = made(layout)
@@ -219,6 +220,7 @@ def test_every_layout_is_tested():
     assert {name.split(",")[0] for name in EXPECTED} == set(LAYOUTS)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("layout", "bank"), [("banks", None), ("banks", "normal"), ("clustered", "pgd_ce"), ("student", None)]
 )
@@ -289,6 +291,7 @@ def bad(tmp_path, kind):
     return saved(tmp_path, contents[kind])
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -316,6 +319,7 @@ def test_bad_files_are_told_and_nothing_is_written_or_run(kind, message, tmp_pat
     assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -348,6 +352,7 @@ NEVER_STORED = {"clustered": NONE, "shortcut": NONE}
 ResNet-50."""
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_normalization_that_is_not_stored_is_decided_by_the_layout_or_refused(layout, tmp_path):
     content = made(layout)[0]
@@ -371,6 +376,7 @@ def test_a_normalization_that_is_not_stored_is_decided_by_the_layout_or_refused(
     assert error.value.parameter == "normalization"
 
 
+@pytest.mark.e2e
 def test_a_stored_normalization_wins_and_another_one_is_refused(tmp_path):
     path = saved(tmp_path, made("plain")[0])
     assert read(path, backbone_kwargs=SMALL, normalization="imagenet").spec.mean == pytest.approx(IMAGENET[0])
@@ -379,6 +385,7 @@ def test_a_stored_normalization_wins_and_another_one_is_refused(tmp_path):
     assert (error.value.parameter, error.value.given) == ("normalization", "none")
 
 
+@pytest.mark.e2e
 def test_torchvisions_resnet50_in_deacl_has_no_normalization(tmp_path):
     """As DeACL's code makes it: the first convolution is replaced, and nothing normalizes."""
     from torchvision.models import resnet50
@@ -434,6 +441,7 @@ def spread(features):
     return features.mean(0)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("layout", LAYERS)
 def test_the_head_of_a_classifier_is_kept(layout, tmp_path, images, config, classified, capsys):
     content, banks, _ = made(layout)
@@ -460,6 +468,7 @@ def test_the_head_of_a_classifier_is_kept(layout, tmp_path, images, config, clas
     assert told.count("\n") == 1
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("layout", LAYERS)
 def test_a_head_at_chance_on_few_images_is_kept_and_named_so(layout, tmp_path, config, capsys):
     content = made(layout)[0]
@@ -508,6 +517,7 @@ def test_heads_of_pseudo_labels_and_untrained_ones_are_left_out(monkeypatch):
     assert judge(head, spec, backbone, data).classifier is not None
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("linear", [True, False])
 def test_a_classifier_beside_the_network_is_its_head(linear, tmp_path, images, config, classified, capsys):
     """As AdvCL's linear evaluation saves it: the network's own linear layer, and its projections, were not trained."""
@@ -594,6 +604,7 @@ def test_a_head_for_other_classes_is_named(tmp_path, config, capsys):
     assert not run.classifier.exists()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("core", ["core", "_core"])
 def test_states_of_optimizers_need_no_permission(core, tmp_path):
     content = made("banks")[0]

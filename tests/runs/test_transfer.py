@@ -70,6 +70,7 @@ def test_from_cifar10_to_other_images(name, fabricated, fabricated_others, tmp_p
     assert tuple(round(v, 4) for v in model.preprocess.mean.flatten().tolist()) == (0.4914, 0.4822, 0.4465)
 
 
+@pytest.mark.e2e
 def test_mistakes(source, fabricated_others, tmp_path, capsys):
     def told(*arguments):
         assert main(["transfer", *arguments, "--out", str(tmp_path / "out")]) == 2

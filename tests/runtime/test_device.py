@@ -36,6 +36,7 @@ def test_the_device_is_lightnings(monkeypatch):
     assert training_device(preset("digits", accelerator="cpu").accelerator).type == "cpu"
 
 
+@pytest.mark.e2e
 def test_what_was_decided_is_recorded(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     run = pretrain(dataclasses.replace(tiny_config, precision="auto", epochs=1), tmp_path / "run")
@@ -56,6 +57,7 @@ def test_a_compiled_encoder_has_the_same_keys_and_values(encoder):
         torch.testing.assert_close(encoder(x, route), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.e2e
 def test_without_a_compiler_one_line_says_so_and_training_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler\nand a long trace")
@@ -67,6 +69,7 @@ def test_without_a_compiler_one_line_says_so_and_training_goes_on(tiny_config, t
     assert told == ["--compile: no compiler works here (no C++ compiler); going on without it"]
 
 
+@pytest.mark.e2e
 def test_nothing_is_compiled_by_default(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "compile_encoder", lambda *_: pytest.fail("compiled"))
     pretrain(dataclasses.replace(tiny_config, epochs=1), tmp_path / "run")

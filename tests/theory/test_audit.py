@@ -72,6 +72,7 @@ def test_a_row_for_each_checkpoint_of_each_run(runs, audited):
         assert row["terms"]["wasserstein"] <= 1.05 * row["terms"]["coupling_distance"]
 
 
+@pytest.mark.e2e
 def test_terms_of_the_last_checkpoint_are_measured_again_by_hand(runs, audited):
     _, result = audited
     (row,) = (r for r in result["rows"] if r["run"] == str(runs["gsa_rsl"].path) and r["epochs"] == 4)
@@ -126,6 +127,7 @@ def test_an_audit_that_was_stopped_goes_on_to_the_same_rows(runs, monkeypatch):
     assert run.audit.read_bytes() == whole
 
 
+@pytest.mark.e2e
 def test_other_settings_are_another_audit(runs):
     run = runs["gsa_rsl"]
     before = json.loads(run.audit.read_text()) if run.audit.is_file() else None
@@ -162,6 +164,7 @@ def test_label_shift_is_that_of_two_known_laws():
     assert turned == pytest.approx(2, abs=0.1)
 
 
+@pytest.mark.e2e
 def test_the_probe_is_the_solved_head(runs):
     config = runs["gsa_rsl"].read_config()
     loaded = datasets.load(config)
@@ -171,6 +174,7 @@ def test_the_probe_is_the_solved_head(runs):
     assert (model(loaded.train.floats()).argmax(1) == loaded.train.labels).double().mean() > 0.5
 
 
+@pytest.mark.e2e
 def test_correlations_are_of_every_term_and_right_side():
     def row(run, loss, term, right):
         terms = {"robust_loss": loss, "robust_accuracy": 0.5, "nce_adv": term}
@@ -182,6 +186,7 @@ def test_correlations_are_of_every_term_and_right_side():
     assert abs(found["coupling bound"]["rho"]) < 0.5
 
 
+@pytest.mark.e2e
 def test_table_and_figure(audited):
     out, result = audited
     lines = tables.audit(result)
@@ -223,6 +228,7 @@ def test_mistakes(runs, arguments, message, capsys):
     assert message in line
 
 
+@pytest.mark.e2e
 def test_too_few_images_are_refused(runs):
     config, encoder = replace(runs["gsa_rsl"].read_config(), limit_test=8), load_encoder(runs["gsa_rsl"].path)
     loaded = datasets.load(config)

@@ -73,6 +73,7 @@ def test_coupling_bound_is_its_formula():
     assert bound.holds
 
 
+@pytest.mark.e2e
 @settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 2**31),

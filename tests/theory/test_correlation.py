@@ -13,6 +13,7 @@ def points(n=40, noise=1.0, seed=0):
     return x.tolist(), (x + noise * rng.normal(size=n)).round(1).tolist()  # with ties
 
 
+@pytest.mark.e2e
 def test_it_is_scipys_and_inside_its_interval():
     x, y = points()
     found = spearman(x, y)
@@ -36,6 +37,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 85 <= inside <= 100
 
 
+@pytest.mark.e2e
 def test_groups_are_drawn_as_a_whole():
     # ten runs of eight equal checkpoints are ten points
     x, y = points(10, seed=2)
@@ -46,6 +48,7 @@ def test_groups_are_drawn_as_a_whole():
     assert wide.high - wide.low == pytest.approx((one := spearman(x, y)).high - one.low, abs=0.15)
 
 
+@pytest.mark.e2e
 def test_perfect_order_and_nothing_to_say():
     one = pytest.approx(1.0)
     assert spearman(range(FEWEST), range(FEWEST)) == Correlation(one, one, one, FEWEST)

@@ -80,6 +80,7 @@ def reference_selection(model, objective, batches, budget, length):
     return taken
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("fidelity", ["paper", "released"])
 def test_selection_is_the_greedy_loop(images, fidelity, monkeypatch):
     torch.manual_seed(0)
@@ -93,6 +94,7 @@ def test_selection_is_the_greedy_loop(images, fidelity, monkeypatch):
     assert taken != reference_selection(model, objective, batches, 6, 0.0)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("released", [False, True])
 def test_the_divergence_of_validation_images_rises_by_their_attack(images, released):
     torch.manual_seed(0)
@@ -112,6 +114,7 @@ def test_the_divergence_of_validation_images_rises_by_their_attack(images, relea
     assert divergence.requires_grad
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("fidelity", ["paper", "released"])
 def test_selection_and_criterion_are_those_of_the_authors_code(fidelity, monkeypatch):
     expected = outputs("rcs")[fidelity]
@@ -129,6 +132,7 @@ def test_selection_and_criterion_are_those_of_the_authors_code(fidelity, monkeyp
     torch.testing.assert_close(gains, torch.tensor(expected["gains"][0], dtype=torch.float64), **ACCURACY)
 
 
+@pytest.mark.e2e
 def test_the_batch_that_lowers_the_divergence_is_taken(images, monkeypatch):
     """R is the sum of the head's weights: its gradient is 1 everywhere, and the brightest batch agrees most."""
     torch.manual_seed(0)
@@ -152,6 +156,7 @@ def test_the_divergence_is_of_laws_or_as_released():
     torch.testing.assert_close(coreset._min_max_rows(z, benign), expected)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", ["simclr", "acl_ds", "gsa_rsl", "dynacl", "deacl", "advcl", "profeat"])
 def test_any_objective_is_selected_for_and_nothing_is_changed(name, images, settings_of):
     torch.manual_seed(0)

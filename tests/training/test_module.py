@@ -56,6 +56,7 @@ def test_steps_or_time_decide_where_there_are_no_epochs(config, tmp_path):
     assert plain(config, tmp_path / "endless", max_epochs=-1) == whole
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("own", [{}, CORESET])
 @pytest.mark.parametrize("steps", [1, 3, 5])
 def test_the_rate_reaches_its_end_after_max_steps(own, steps, config, tmp_path):
@@ -91,6 +92,7 @@ def test_it_resumes_from_any_checkpoint_of_lightnings_own(own, length, config, t
         assert plain(config, tmp_path, path, **length) == whole
 
 
+@pytest.mark.e2e
 def test_a_second_fit_begins_as_new(config, tmp_path):
     module = build(config, datasets.load(config))
     seen = []
@@ -105,6 +107,7 @@ def test_a_second_fit_begins_as_new(config, tmp_path):
     assert seen == [(4, 1), (4, 3), (4, 1)]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("limit", [2, 0.5])
 def test_part_of_an_epoch_is_an_epoch_of_its_own(limit, config, tmp_path):
     """With ``limit_train_batches`` the last batch of each epoch still makes a step."""
@@ -128,6 +131,7 @@ class Groups(SimCLR):
         ]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars", "lamb", "lion"])
 def test_a_group_keeps_its_own_rate_and_decay(optimizer, register, config, tmp_path):
     register("groups", Groups)
@@ -157,6 +161,7 @@ def test_a_group_keeps_its_own_rate_and_decay(optimizer, register, config, tmp_p
     assert (tmp_path / "stopped" / "encoder.pt").read_bytes() == (tmp_path / "whole" / "encoder.pt").read_bytes()
 
 
+@pytest.mark.e2e
 def test_a_step_leaves_the_random_state_around_it_alone(config, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()

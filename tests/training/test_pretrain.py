@@ -108,6 +108,7 @@ def test_an_interrupted_run_keeps_the_step_and_goes_on_after_it(tiny_config, tmp
     assert metrics == other_metrics
 
 
+@pytest.mark.e2e
 def test_an_interruption_waits_for_the_end_of_an_accumulated_step_and_of_an_epoch(tiny_config, tmp_path, healthy):
     config = dataclasses.replace(tiny_config, epochs=3, batch_size=4, accumulate_grad_batches=2)
     whole = pretrain(config, tmp_path / "whole")
@@ -121,6 +122,7 @@ def test_an_interruption_waits_for_the_end_of_an_accumulated_step_and_of_an_epoc
     assert files(whole)[1] == files(again)[1]
 
 
+@pytest.mark.e2e
 def test_a_long_epoch_has_checkpoints_within(tiny_config, tmp_path, healthy, monkeypatch):
     config = dataclasses.replace(tiny_config, epochs=3, batch_size=4, accumulate_grad_batches=2)  # two steps an epoch
     whole = pretrain(config, tmp_path / "whole")
@@ -135,6 +137,7 @@ def test_a_long_epoch_has_checkpoints_within(tiny_config, tmp_path, healthy, mon
     assert files(whole)[1] == files(again)[1]
 
 
+@pytest.mark.e2e
 def test_seed_decides_the_result(tiny_config, tmp_path):
     weights = {}
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
@@ -145,6 +148,7 @@ def test_seed_decides_the_result(tiny_config, tmp_path):
     assert not same_weights(weights["one"], weights["other"])
 
 
+@pytest.mark.e2e
 def test_a_finished_run_is_left_alone_and_another_configuration_refused(tiny_config, tmp_path):
     run = pretrain(tiny_config, tmp_path / "run")
     before = run.encoder.stat().st_mtime_ns
@@ -158,6 +162,7 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(tiny_con
         pretrain(tiny_config, tmp_path / "full")
 
 
+@pytest.mark.e2e
 def test_a_run_killed_after_its_last_step_only_writes_the_encoder(tiny_config, tmp_path):
     run = pretrain(tiny_config, tmp_path / "run")
     (spec, weights), metrics = files(run)
@@ -169,6 +174,7 @@ def test_a_run_killed_after_its_last_step_only_writes_the_encoder(tiny_config, t
     assert metrics == other_metrics
 
 
+@pytest.mark.e2e
 def test_run_folder_holds_configuration_environment_metrics_and_checkpoint(tiny_config, tmp_path):
     run = pretrain(tiny_config, tmp_path / "run")
     assert yaml.safe_load(run.config.read_text())["objective"] == "gsa_rsl"
@@ -181,6 +187,7 @@ def test_run_folder_holds_configuration_environment_metrics_and_checkpoint(tiny_
     assert not list(run.path.rglob("*.tmp"))
 
 
+@pytest.mark.e2e
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_checkpoint(register, tiny_config, tmp_path):
     class NaNAtStep3(SimCLR):
         calls = 0
@@ -203,6 +210,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_checkp
     assert run.encoder.is_file()
 
 
+@pytest.mark.e2e
 def test_a_collapsed_run_stops_and_says_what_to_change(register, tiny_config, tmp_path):
     class Collapsed(SimCLR):
         def terms(self, model, views, attack):
@@ -220,6 +228,7 @@ def test_a_collapsed_run_stops_and_says_what_to_change(register, tiny_config, tm
     assert torch.load(RunDir(tmp_path / "run").checkpoint, weights_only=True)["epoch"] == 1
 
 
+@pytest.mark.e2e
 def test_what_a_finished_run_was_made_with_stays(tiny_config, tmp_path):
     run = pretrain(tiny_config, tmp_path / "run")
     (run.path / "environment.json").write_text("as it was")
@@ -227,6 +236,7 @@ def test_what_a_finished_run_was_made_with_stays(tiny_config, tmp_path):
     assert (run.path / "environment.json").read_text() == "as it was"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_leads_to_the_same_weights(
     tiny_config, tmp_path, capsys, damaged
@@ -246,6 +256,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_leads_to_the_same_we
     assert run.encoder.read_bytes() == whole
 
 
+@pytest.mark.e2e
 def test_a_process_that_dies_between_two_checkpoints_goes_on_from_the_one_before(tiny_config, tmp_path):
     config = dataclasses.replace(tiny_config, epochs=3)
     run = pretrain(config, tmp_path / "run")
@@ -255,6 +266,7 @@ def test_a_process_that_dies_between_two_checkpoints_goes_on_from_the_one_before
     assert pretrain(config, tmp_path / "run").encoder.read_bytes() == whole
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_process_that_dies_between_checkpoint_and_metrics_loses_no_row(tiny_config, tmp_path, epoch, monkeypatch):
     config = dataclasses.replace(tiny_config, epochs=3)
@@ -281,6 +293,7 @@ def test_a_process_that_dies_between_checkpoint_and_metrics_loses_no_row(tiny_co
     assert run.encoder.read_bytes() == whole.encoder.read_bytes()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("content", [b"", b"epoch,step\n", b"\x80", b"step\n1\n", b"epoch,step\nx,1\n"])
 def test_damaged_metrics_are_told_before_the_first_step(tiny_config, tmp_path, content):
     run = pretrain(tiny_config, tmp_path / "run")
@@ -293,6 +306,7 @@ def test_damaged_metrics_are_told_before_the_first_step(tiny_config, tmp_path, c
     assert pretrain(tiny_config, tmp_path / "run").encoder.is_file()
 
 
+@pytest.mark.e2e
 def test_seconds_are_those_of_all_starts(tiny_config, tmp_path):
     run = pretrain(dataclasses.replace(tiny_config, epochs=1), tmp_path / "whole")
     once = json.loads(run.pretraining.read_text())
@@ -312,12 +326,14 @@ def test_real_training_does_not_look_collapsed(tiny_config, tmp_path):
     pretrain(dataclasses.replace(tiny_config, epochs=20, eps_ramp=0.0, lr=1e-3), tmp_path / "run")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("option", [{"precision": "bf16-mixed"}, {"precision": "64-true"}, {"optimizer": "lars"}])
 def test_lightnings_and_timms_options_are_passed_through(option, tiny_config, tmp_path):
     run = pretrain(dataclasses.replace(tiny_config, **option), tmp_path / "run")
     assert all(w.isfinite().all() for w in read_model(run.encoder)[1].values())
 
 
+@pytest.mark.e2e
 def test_accumulated_gradients_are_averaged(register, tiny_config, tmp_path):
     class Linear(Objective):
         """Gradient 1 on each weight: one SGD step moves by the rate, however many batches are averaged."""
@@ -336,6 +352,7 @@ def test_accumulated_gradients_are_averaged(register, tiny_config, tmp_path):
     assert (weights[1] < weights[4]).all()
 
 
+@pytest.mark.e2e
 def test_loggers_and_callbacks_are_added(tiny_config, tmp_path):
     class Count(lightning.Callback):
         steps = 0

@@ -63,6 +63,7 @@ def resumed(config, out, starts=12, **options):
     raise AssertionError("never done")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", signature_defaults())
 def test_every_option_of_lightnings_trainer_keeps_the_weights_or_is_refused(
     name, config, undisturbed, tmp_path, monkeypatch
@@ -80,6 +81,7 @@ def test_every_option_of_lightnings_trainer_keeps_the_weights_or_is_refused(
         assert not run.path.exists()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     "options",
     [
@@ -122,6 +124,7 @@ def test_what_cannot_be_passed_on_is_refused_before_anything_is_written(options,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.e2e
 def test_options_in_the_environment_change_nothing(config, undisturbed, tmp_path, monkeypatch):
     monkeypatch.setenv("PL_TRAINER_LIMIT_TRAIN_BATCHES", "1")
     monkeypatch.setenv("PL_TRAINER_MAX_STEPS", "1")
@@ -143,6 +146,7 @@ class StopAt(lightning.Callback):
         setattr(self, hook, stop)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize(
     "hook",
@@ -172,6 +176,7 @@ class Leave(lightning.Callback):
             raise StopIteration
 
 
+@pytest.mark.e2e
 def test_an_epoch_that_was_left_is_not_counted(config, undisturbed, tmp_path):
     with pytest.raises(TrainingUnfinished):
         pretrain(config, tmp_path / "run", callbacks=Leave())
@@ -179,6 +184,7 @@ def test_an_epoch_that_was_left_is_not_counted(config, undisturbed, tmp_path):
     assert (run.encoder.read_bytes(), run.metrics.read_bytes()) == undisturbed(config)
 
 
+@pytest.mark.e2e
 def test_early_stopping_leaves_a_run_that_resumes(config, undisturbed, tmp_path):
     config = dataclasses.replace(config, epochs=3, checkpoint_every=3)
     stopping = callbacks.EarlyStopping("loss", mode="max", patience=1, stopping_threshold=-1.0)  # after each epoch
