@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from acl_plugin.errors import UsageError, unknown
 
-NAME = re.compile(r"[A-Za-z]\w*[+]*", re.ASCII)
+NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
@@ -23,14 +23,15 @@ class Registry:
         kind: kind in the singular, for messages.
         group: group of the entry points.
         parameter: option whose value is such a name.
+        suffix: character that a name may end with, any number of times.
 
     Example:
         >>> acl_plugin.registry.OBJECTIVES.get("simclr")
         <class 'acl_plugin.objectives.simclr.SimCLR'>
     """
 
-    def __init__(self, kind: str, group: str, parameter: str) -> None:
-        self.kind, self.group, self.parameter = kind, group, parameter
+    def __init__(self, kind: str, group: str, parameter: str, suffix: str = "") -> None:
+        self.kind, self.group, self.parameter, self.suffix = kind, group, parameter, suffix
         self._factories: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str) -> Callable[[Factory], Factory]:
@@ -39,8 +40,10 @@ class Registry:
         Raises:
             UsageError: when ``name`` is already taken, or invalid (it also names folders).
         """
-        if not NAME.fullmatch(name):
-            allowed = "letters, digits and _, starting with a letter, and + at the end"
+        if not self._is_name(name):
+            allowed = (
+                f"letters, digits and _, starting with a letter{self.suffix and f', and {self.suffix} at the end'}"
+            )
             message = f"{self.kind} name {name!r}: allowed are {allowed}"
             raise UsageError(message, parameter="name", given=name, allowed=allowed)
 
@@ -96,9 +99,12 @@ class Registry:
             return UsageError(message, parameter=cause.parameter, given=cause.given, allowed=cause.allowed)
         return UsageError(message, parameter=self.parameter, given=name, allowed="a class or function")
 
+    def _is_name(self, name: str) -> bool:
+        return NAME.fullmatch(name.rstrip(self.suffix) if self.suffix else name) is not None
+
     def _entry_points(self, name: str | None = None) -> list[EntryPoint]:
         """Return all entry points, or those called ``name``, in an order independent of the installation order."""
-        found = [e for e in entry_points(group=self.group) if NAME.fullmatch(e.name) and name in (None, e.name)]
+        found = [e for e in entry_points(group=self.group) if self._is_name(e.name) and name in (None, e.name)]
         return sorted(found, key=lambda entry: (entry.name, _distribution(entry), entry.value))
 
     def _load(self, entry: EntryPoint) -> Callable[..., Any]:
@@ -119,7 +125,7 @@ DATASETS = Registry("dataset", "acl_plugin.datasets", "data")
 
 A function may have an attribute ``defaults``, a mapping of options to their defaults on this dataset.
 """
-PROTOCOLS = Registry("probe protocol", "acl_plugin.protocols", "probe_protocol")
+PROTOCOLS = Registry("probe protocol", "acl_plugin.protocols", "probe_protocol", suffix="+")
 """Functions that train a classifier: ``acl_plugin.probing.protocols.Probing`` -> values to record."""
 
 register, unregister, available = OBJECTIVES.register, OBJECTIVES.unregister, OBJECTIVES.names
