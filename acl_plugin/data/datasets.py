@@ -136,13 +136,7 @@ def _stl10(config: DataConfig) -> DataSet:
         _check_files([*STL10.train_list, *STL10.test_list], root, STL10.base_folder)
 
     def images(split: str) -> tuple[Images, tuple[str, ...]]:
-        try:
-            source = STL10(root, split=split, download=config.download)
-        except (RuntimeError, OSError) as error:
-            message = f"{config.data} in {root}: {' '.join(str(error).split())}"
-            raise UsageError(
-                message, parameter="data_dir", given=str(root), allowed=f"the files of {config.data}"
-            ) from error
+        source = _opened(config, STL10, root, split=split)
         labels = torch.from_numpy(source.labels.astype("int64"))
         return Images(
             torch.from_numpy(source.data).contiguous(), labels, torch.arange(len(labels)), levels=255
@@ -200,13 +194,7 @@ def _cifar(config: DataConfig, kind: Any, mean: tuple[float, ...], std: tuple[fl
         _check_files(lists, root, kind.base_folder)
 
     def images(train: bool) -> Images:
-        try:
-            source = kind(root, train=train, download=config.download)
-        except (RuntimeError, OSError) as error:
-            message = f"{config.data} in {root}: {' '.join(str(error).split())}"
-            raise UsageError(
-                message, parameter="data_dir", given=str(root), allowed=f"the files of {config.data}"
-            ) from error
+        source = _opened(config, kind, root, train=train)
         pixels = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
         labels = torch.tensor(source.targets, dtype=torch.int64)
         return Images(pixels, labels, torch.arange(len(labels)), levels=255)
@@ -214,6 +202,16 @@ def _cifar(config: DataConfig, kind: Any, mean: tuple[float, ...], std: tuple[fl
     train, test = images(True), images(False)
     classes = tuple(kind(root, train=False).classes)
     return DataSet(config.data, train, test, classes, mean, std)
+
+
+def _opened(config: DataConfig, kind: Any, root: Path, **split: Any) -> Any:
+    """Return one split of a dataset of torchvision, downloaded if that is configured."""
+    try:
+        return kind(root, **split, download=config.download)
+    except (RuntimeError, OSError) as error:
+        message = f"{config.data} in {root}: {' '.join(str(error).split())}"
+        allowed = f"the files of {config.data}"
+        raise UsageError(message, parameter="data_dir", given=str(root), allowed=allowed) from error
 
 
 def _folder(config: DataConfig) -> Path:

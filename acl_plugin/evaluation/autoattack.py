@@ -14,6 +14,7 @@ from acl_plugin.evaluation.batches import ImageSource, batch, device_of
 from acl_plugin.evaluation.verdicts import STANDARD, Verdict
 from acl_plugin.models import norm_banks
 from acl_plugin.runtime import seeding
+from acl_plugin.runtime.messages import handled
 from acl_plugin.runtime.seeding import EVALUATION, mixed_seed
 
 STANDARD_VERSION, REDUCED_VERSION = "standard", "AA-reduced"
@@ -215,14 +216,8 @@ def autoattack_warnings(flags: list[str]) -> Iterator[None]:
         def emit(self, record: logging.LogRecord) -> None:
             flags.append(record.getMessage().replace(" See flags_doc.md for details.", ""))
 
-    logger, handler = logging.getLogger("auto-attack"), Keep(level=logging.WARNING)
-    propagate, logger.propagate = logger.propagate, False
-    logger.addHandler(handler)
-    try:
+    with handled("auto-attack", Keep(level=logging.WARNING)):
         yield
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
 
 
 def autoattack_version() -> str:

@@ -21,10 +21,17 @@ def on_stderr() -> Iterator[None]:
         >>> with on_stderr():
         ...     logging.getLogger("acl_plugin").warning("a message")
     """
-    logger, handler = logging.getLogger("acl_plugin"), _Stderr()
-    if any(isinstance(other, _Stderr) for other in logger.handlers):  # within another call
+    if any(isinstance(other, _Stderr) for other in logging.getLogger("acl_plugin").handlers):  # within another call
         yield
         return
+    with handled("acl_plugin", _Stderr()):
+        yield
+
+
+@contextmanager
+def handled(name: str, handler: logging.Handler) -> Iterator[None]:
+    """Pass the messages of the logger ``name`` to ``handler`` alone inside the context."""
+    logger = logging.getLogger(name)
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
