@@ -31,7 +31,7 @@ def run(
     Args:
         config: see ``acl_plugin.config.preset``.
         out: run folder, new or with the same configuration.
-        device: device of probe and evaluation; None for that of ``config.accelerator``, as in pretraining.
+        device: device of probe and evaluation; None for that of ``config.machine.accelerator``, as in pretraining.
         trainer_options: see ``acl_plugin.training.pretrain.pretrain``.
 
     Returns:
@@ -43,8 +43,8 @@ def run(
     if trainer_options.get("encoder") is not None:
         message = "`encoder`: the probe rebuilds networks of timm by name. Pass your own encoder to `pretrain` instead"
         raise UsageError(message, parameter="encoder", given=type(trainer_options["encoder"]).__name__, allowed=None)
-    require_script(config.devices, guarded=True)
-    place = training_device(config.accelerator) if device is None else torch.device(device)
+    require_script(config.machine.devices, guarded=True)
+    place = training_device(config.machine.accelerator) if device is None else torch.device(device)
     with alone():
         folder = pretrain(config, out, **trainer_options)
         if not (folder.classifier.is_file() and folder.probe.is_file()):

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from acl_plugin import config as configuration
 from acl_plugin.errors import UsageError, as_flags, unknown
 from acl_plugin.reporting import figures
 from acl_plugin.runs.folder import RunDir
@@ -49,7 +48,7 @@ def kept(run: RunDir) -> dict[str, Any]:
     """Return the collected data of an evaluated run."""
     evaluation = read_json(run.require(run.evaluation, f"evaluate {run.path}"))
     probe = read_json(run.probe)
-    settings = configuration.to_dict(run.read_config())
+    settings = run.read_config().options()
     settings |= {k: v for k, v in probe.items() if k in settings and k not in PRETRAINED}  # a later `probe` may differ
     infos = sorted(run.robustbench.rglob("model_info/*/*/*.json"))
     return {

@@ -45,19 +45,19 @@ def run(*arguments: str) -> dict[str, Any]:
     parser.add_argument("--eps", type=str, default="", help="Another eps than the run's.")
     given = parser.parse(arguments)
     config = replace(RunDir(given.run).read_config(), limit_test=given.limit)
-    threat = ThreatModel.parse(config.norm, given.eps or config.eps)
-    device = training_device(config.accelerator)
+    threat = ThreatModel(config.threat.norm, given.eps or config.threat.eps)
+    device = training_device(config.machine.accelerator)
     model = load_classifier(given.run).to(device).requires_grad_(False)
-    images = datasets.load(config).test
+    images = datasets.load(config.data).test
     pairs = [(ours(model, images, threat, seed), reference(model, images, threat, seed)) for seed in range(given.turns)]
     ratios = [a[0] / b[0] for a, b in pairs]
     left = max(1, round(min(BATCH, len(images)) * pairs[0][1][1]))  # robust images of a batch, in most of the passes
     reached = flops_per_second(contiguous(model), images.floats(0, left).to(device))
     limit = ceiling(device, torch.float32)
     return {
-        "data": config.data,
-        "objective": config.objective,
-        "backbone": config.backbone,
+        "data": config.data.data,
+        "objective": config.objective.objective,
+        "backbone": config.encoder.backbone,
         "n": len(images),
         "threat_model": threat.norm,
         "eps": threat.eps,

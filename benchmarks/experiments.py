@@ -27,7 +27,7 @@ import torch
 
 from acl_plugin import pipeline
 from acl_plugin.cli.parser import Parser
-from acl_plugin.config import RunConfig, preset, to_dict, used
+from acl_plugin.config import RunConfig, preset, used
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingStopped, UsageError, unknown
 from acl_plugin.runs.environment import environment
@@ -146,8 +146,8 @@ def run_all(name: str, *arguments: str) -> tuple[str, list[Job]]:
     """Run an experiment; return the dataset and the runs."""
     data_name, jobs, at_a_time = planned(name, *arguments)
     configs = [(each.source or each).config for each in jobs]
-    for config in {config.data: config for config in configs}.values():  # find errors before the first run
-        datasets.load(config)
+    for config in {config.data.data: config for config in configs}.values():  # find errors before the first run
+        datasets.load(config.data)
     do_all(do, jobs, at_a_time)
     return data_name, jobs
 
@@ -166,7 +166,7 @@ def audit_ablation(*arguments: str) -> tuple[str, dict[str, Any]]:
         for row in kept["rows"]:
             of_run = {"row": each.row.label, "run": f"{each.out.parent.name}/{each.seed}", "seed": each.seed}
             rows.append(of_run | {k: row[k] for k in ("epochs", "terms", "bounds")} | {"last": row is kept["rows"][-1]})
-    n = len(datasets.load(jobs[0].config).test.subset(AUDITED))
+    n = len(datasets.load(jobs[0].config.data).test.subset(AUDITED))
     return data_name, {"settings": kept["settings"], "n": n, "environment": environment(), "rows": rows}
 
 
@@ -207,7 +207,7 @@ def job(row: Row, seed: int, data_name: str, shared: dict[str, Any], runs: Path)
         return _job(row, seed, config, runs, source)
     options = shared | _of_row(row, seed)
     if row.label == SUPERVISED.label:
-        options["probe_epochs"] = options.get("epochs", preset(data_name).epochs)
+        options["probe_epochs"] = options.get("epochs", preset(data_name).training.epochs)
     config = preset(data_name, **used(data_name, **options))
     source = None if row.encoder_of is None else job(row.encoder_of, seed, data_name, shared, runs)
     return _job(row, seed, config, runs, source)
@@ -223,8 +223,8 @@ def _job(row: Row, seed: int, config: RunConfig, runs: Path, source: Job | None 
 
 def config_hash(config: RunConfig, untrained: bool = False) -> str:
     """Return a hash of eight digits of a configuration's differences from the defaults, without seed and paths."""
-    usual = to_dict(RunConfig())
-    settings = {k: v for k, v in to_dict(config).items() if k not in NOT_OF_THE_ROW and v != usual[k]}
+    usual = RunConfig().options()
+    settings = {k: v for k, v in config.options().items() if k not in NOT_OF_THE_ROW and v != usual[k]}
     settings |= {"untrained": untrained}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -282,7 +282,7 @@ def _encoder(each: Job) -> None:
     if not each.row.untrained:
         pipeline.pretrain(each.config, each.out)
     elif not run.encoder.is_file():
-        module = build(each.config, datasets.load(each.config))
+        module = build(each.config, datasets.load(each.config.data))
         run.start(each.config)
         write_json(run.pretraining, {"epochs": 0, "seconds": 0.0, "resumed": False})
         module.write_encoder(run)

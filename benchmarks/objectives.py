@@ -109,7 +109,7 @@ def run_all(*arguments: str) -> tuple[str, list[tuple[str, Path]]]:
     for seed in given.seeds:
         for row in sorted(given.rows, key=lambda r: r != TEACHER):
             config = config_of(row, seed, runs, given.data, data_dir=given.data_dir)
-            if "pseudo_labels" in config.objective_kwargs and not labels_of(seed, runs).is_file():
+            if "pseudo_labels" in config.objective.objective_kwargs and not labels_of(seed, runs).is_file():
                 _cluster(config, seed, runs)
             out = folder_of(row, seed, runs)
             result = pipeline.run(config, out)
@@ -144,8 +144,8 @@ def _cluster(config: RunConfig, seed: int, runs: Path) -> None:
     teacher = folder_of(TEACHER, seed, runs)
     if not teacher.is_dir():
         raise UsageError(f"{teacher} is missing; run first: python -m benchmarks objectives --rows '[{TEACHER}]'")
-    images = datasets.load(config).train
+    images = datasets.load(config.data).train
     sizes: Sequence[int] = [size for size in PUBLISHED_SIZES if size <= len(images)]
-    provenance = {"data": config.data, "objective": TEACHER}
+    provenance = {"data": config.data.data, "objective": TEACHER}
     labels = pseudo_labels.make(load_encoder(teacher, benign=True), images, sizes, seed, provenance)
     write_pseudo_labels(labels, labels_of(seed, runs))

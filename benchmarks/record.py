@@ -20,7 +20,7 @@ from typing import Any
 
 from acl_plugin import pipeline
 from acl_plugin.cli.parser import Parser
-from acl_plugin.config import preset, to_dict, used
+from acl_plugin.config import preset, used
 from acl_plugin.data import datasets
 from acl_plugin.runs.environment import environment
 from acl_plugin.runs.folder import RunDir
@@ -54,7 +54,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
     teacher = preset(given.data, **used(given.data, objective="simclr", epochs=given.teacher_epochs, **shared))
     own = {"teacher": str(given.out / "teacher")}
     student = preset(given.data, objective=given.student, objective_kwargs=own, epochs=given.student_epochs, **shared)
-    datasets.load(teacher)  # find errors before anything is written
+    datasets.load(teacher.data)  # find errors before anything is written
     device = training_device(student.accelerator)
     name = f"{given.data}_{device.type}"
     try:
@@ -69,7 +69,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
     configs = {"teacher": teacher, "student": student}
     seconds = {part: read_json(RunDir(given.out / part).pretraining)["seconds"] for part in configs}
     seconds["probe"] = read_json(RunDir(given.out / "student").probe)["seconds"]
-    settings = {part: {k: v for k, v in to_dict(c).items() if k != "data_dir"} for part, c in configs.items()}
+    settings = {part: {k: v for k, v in c.options().items() if k != "data_dir"} for part, c in configs.items()}
     settings["student"]["objective_kwargs"] = {"teacher": "teacher"}  # in the same folder, wherever that is
     result = {
         "training_seconds": sum(seconds.values()),

@@ -44,7 +44,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any]]:
     rows = []
     for batch in given.batches:
         for ranks in given.ranks:
-            rows.append(measured(replace(config, batch_size=batch, precision="32-true"), ranks, given.repeats))
+            rows.append(measured(config.replace(batch_size=batch, precision="32-true"), ranks, given.repeats))
             print(f"batch {batch}, {ranks} rank(s): {rows[-1]['seconds_per_step']:.3f} s per step", flush=True)
     return f"scaling_{given.objective}", {"rows": rows, "paper": on_paper(), "environment": environment()}
 
@@ -58,8 +58,8 @@ def measured(config: RunConfig, ranks: int, repeats: int) -> dict[str, Any]:
         start_processes(_rank, (ranks, port, config, repeats, folder), ranks, start_method="spawn")
         steps = [read_json(Path(folder) / f"{rank}.json") for rank in range(ranks)]
     return {
-        "objective": config.objective,
-        "batch_size": config.batch_size,
+        "objective": config.objective.objective,
+        "batch_size": config.training.batch_size,
         "ranks": ranks,
         "seconds_per_step": statistics.median(
             max(of_step) for of_step in zip(*(s["steps"] for s in steps), strict=True)
@@ -78,7 +78,7 @@ def sent(config: RunConfig, ranks: int, streams: int, embedding: int, parameters
         parameters: number of parameters of encoder and projector.
     """
     others = ranks - 1
-    gathered = streams * 2 * config.batch_size * embedding * 4 * others
+    gathered = streams * 2 * config.training.batch_size * embedding * 4 * others
     return {
         "bytes_of_embeddings": gathered,
         "bytes_of_their_gradients": gathered * 2,  # a sum over the joint batch: reduce, then distribute
@@ -114,7 +114,7 @@ def _rank(rank: int, ranks: int, port: int, config: RunConfig, repeats: int, fol
     if ranks > 1:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)
     torch.manual_seed(0)
-    module = build(config, random_data(32, 3, config.batch_size))
+    module = build(config, random_data(32, 3, config.training.batch_size))
     attack = replace(module.attack, on_moved=None)
     optimizer = module.configure_optimizers()
     record: dict[str, Any] = {"steps": [], "exchange": [], "embedding": module.model.size, "size": 0}

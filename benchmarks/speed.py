@@ -120,7 +120,7 @@ class Stepper:
         self.module.model.to(self.device).train()
         self.module.objective.to(self.device).train()
         self.optimizer = self.module.configure_optimizers()
-        if self.module.config.compile and not self.plainly:
+        if self.module.config.machine.compile and not self.plainly:
             compile_encoder(self.module.model, self.device)
         self.attacking = 0.0
         self.module.attack = replace(self.module.attack, on_moved=None)
@@ -160,7 +160,7 @@ class Stepper:
         return Views(**given)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.plainly else autocast(self.module.config.precision, self.device)
+        return nullcontext() if self.plainly else autocast(self.module.config.machine.precision, self.device)
 
     @contextmanager
     def _timed(self) -> Iterator[list[float]]:
@@ -208,7 +208,7 @@ def flops(module: Pretraining, device: torch.device) -> float:
         module.model(x)
     cost = module.objective.cost
     assert cost is not None, module.objective
-    forwards = cost.encoder_forwards(module.config.attack_steps) * module.config.batch_size
+    forwards = cost.encoder_forwards(module.config.objective.attack_steps) * module.config.training.batch_size
     return float(counter.get_total_flops()) * forwards
 
 
@@ -224,7 +224,9 @@ def measure(config: RunConfig, data: DataSet, device: torch.device, repeats: int
     module = build(config, data)
     other = plain(module)
     ours, theirs = Stepper(module, device, plainly=False), Stepper(other, device, plainly=True)
-    batches = [data.train.pixels[torch.randperm(len(data.train))[: config.batch_size]] for _ in range(repeats + 1)]
+    batches = [
+        data.train.pixels[torch.randperm(len(data.train))[: config.training.batch_size]] for _ in range(repeats + 1)
+    ]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     for stepper in (ours, theirs):  # warm up
@@ -232,26 +234,26 @@ def measure(config: RunConfig, data: DataSet, device: torch.device, repeats: int
     pairs = [(ours.step(pixels), theirs.step(pixels)) for pixels in batches[1:]]
     ratios = sorted(b / a for a, b in pairs)
     seconds = statistics.median(a for a, _ in pairs)
-    dtype = torch.bfloat16 if precision(config.precision, device) == "bf16-mixed" else torch.float32
+    dtype = torch.bfloat16 if precision(config.machine.precision, device) == "bf16-mixed" else torch.float32
     limit = ceiling(device, dtype)
     operations = flops(module, device)
     return {
-        "objective": config.objective,
-        "backbone": config.backbone,
-        "batch_size": config.batch_size,
+        "objective": config.objective.objective,
+        "backbone": config.encoder.backbone,
+        "batch_size": config.training.batch_size,
         "shape": list(data.shape),
         "precision": str(dtype).removeprefix("torch."),
-        "compiled": config.compile,
-        "attack_steps": config.attack_steps,
+        "compiled": config.machine.compile,
+        "attack_steps": config.objective.attack_steps,
         "repeats": repeats,
         "seconds_per_step": seconds,
-        "images_per_second": config.batch_size / seconds,
+        "images_per_second": config.training.batch_size / seconds,
         "parts": {name: statistics.median(values[1:]) for name, values in ours.seconds.items()},
         "plain_parts": {name: statistics.median(values[1:]) for name, values in theirs.seconds.items()},
         "plain_seconds_per_step": statistics.median(b for _, b in pairs),
         "ratio": statistics.median(ratios),
         "ratio_range": [ratios[0], ratios[-1]],
-        "encoder_forwards_per_image": module.objective.cost.encoder_forwards(config.attack_steps),
+        "encoder_forwards_per_image": module.objective.cost.encoder_forwards(config.objective.attack_steps),
         "flops_per_step": operations,
         "flops_per_second": operations / seconds,
         "ceiling": limit,
@@ -290,10 +292,13 @@ def run(*arguments: str) -> tuple[str, dict[str, Any]]:
     names = ("objective", "objective_kwargs", "backbone", "backbone_kwargs", "batch_size", "precision", "compile")
     config = preset("cifar10", **used("cifar10", **{name: given[name] for name in names}, eps_ramp=0.0))
     torch.manual_seed(0)
-    data = random_data(given.side, given.channels, max(2 * config.batch_size, 16))
-    result = measure(replace(config, accelerator="cpu"), data, device, given.repeats)
+    data = random_data(given.side, given.channels, max(2 * config.training.batch_size, 16))
+    result = measure(config.replace(accelerator="cpu"), data, device, given.repeats)
     kind = "gpu" if device.type == "cuda" else "cpu"
-    return f"speed_{kind}_{config.objective}_{config.backbone}_{config.batch_size}_{result['precision']}", result
+    return (
+        f"speed_{kind}_{config.objective.objective}_{config.encoder.backbone}_{config.training.batch_size}_{result['precision']}",
+        result,
+    )
 
 
 def figure(results: Sequence[dict[str, Any]]) -> "Figure":

@@ -29,7 +29,7 @@ class OneAdversarialView(acl_plugin.Objective):
 def main(epochs: int = 8, batch_size: int = 128, limit_train: int | None = None) -> list[float]:
     """Train on the digits; return the mean loss of each epoch."""
     torch.manual_seed(0)
-    data = acl_plugin.datasets.load(acl_plugin.preset("digits", limit_train=limit_train))
+    data = acl_plugin.datasets.load(acl_plugin.preset("digits", limit_train=limit_train).data)
     network = {"stem_width": 8, "channels": [16, 32, 64, 128]}
     spec = ModelSpec("resnet10t", network, "cifar", data.shape, data.mean, data.std)
     objective = OneAdversarialView(temperature=0.5)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from acl_plugin.cli.main import main
-from acl_plugin.config import RunConfig, option_name
+from acl_plugin.config import SECTION_OF, option_name
 from acl_plugin.errors import TrainingStopped
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.records import SHAPES
@@ -22,7 +21,7 @@ def repeated(times):
     return settings(max_examples=times, deadline=None, derandomize=True, suppress_health_check=suppressed)
 
 
-OPTION = st.sampled_from([option_name(f.name) for f in fields(RunConfig)])
+OPTION = st.sampled_from([option_name(name) for name in SECTION_OF])
 WORD = st.one_of(
     st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=12),
     st.integers(-(10**12), 10**12).map(str),

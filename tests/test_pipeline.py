@@ -26,7 +26,7 @@ def test_the_whole_job_leaves_every_file(tiny_config, tmp_path, few):
         assert file.is_file(), file
     info = run.robustbench / "local" / "model_info" / "digits" / "Linf" / "gsa_rsl_resnet10t.json"
     assert json.loads(info.read_text())["clean_acc"] == f"{100 * result['clean_accuracy']:.2f}"
-    images = datasets.load(tiny_config).test
+    images = datasets.load(tiny_config.data).test
     lines = [json.loads(line) for line in run.evaluation_lines.read_text().splitlines()]
     predicted = load_classifier(run.path)(images.floats()).argmax(1).tolist()
     assert [line["clean_prediction"] for line in lines] == predicted
@@ -68,7 +68,7 @@ def test_cifar10_end_to_end_on_real_images(tmp_path, cifar10_dir, few):
     result = pipeline.run(config, tmp_path / "run")
     assert (result["dataset"], result["n"], result["eps"]) == ("cifar10", 10, 8 / 255)
     lines = [json.loads(line) for line in RunDir(tmp_path / "run").evaluation_lines.read_text().splitlines()]
-    images = datasets.load(config).test
+    images = datasets.load(config.data).test
     rows = list(zip(images.rows.tolist(), images.labels.tolist(), strict=True))
     assert [(line["index"], line["label"]) for line in lines] == rows
     model = load_classifier(tmp_path / "run")

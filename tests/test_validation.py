@@ -1,7 +1,6 @@
 """Every option is checked against its annotation."""
 
 import json
-from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from acl_plugin.config import RunConfig, from_dict, preset, to_dict
+from acl_plugin.config import SECTION_OF, from_dict, preset, to_dict
 from acl_plugin.errors import UsageError
 from acl_plugin.validation import Range, plain
 
-NAMES = [f.name for f in fields(RunConfig)]
+NAMES = list(SECTION_OF)
 SCALARS = (
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=6)
     | st.sampled_from(["1e-3", "8/255", "1/0", "digits", "cifar10", "L2", "rcs", "semi", "simclr", Path("x"), b"x", 1j])
@@ -75,7 +74,7 @@ def test_wrong_values_are_named(name, value):
 
 
 def test_options_that_do_not_go_together():
-    assert preset(norm="L2", eps=8).eps == 8
+    assert preset(norm="L2", eps=8).threat.eps == 8
     with pytest.raises(UsageError) as error:
         preset(probe_protocol="slf_exact", probe_weight_decay=0)
     assert (error.value.parameter, error.value.given) == ("probe_weight_decay", 0)
@@ -85,11 +84,14 @@ def test_values_become_what_yaml_gives_back():
     given = {"lr": np.float64(0.5), "epochs": np.int32(3), "probe_milestones": (0.5, 1), "data_dir": "there"}
     own = {"teacher": Path("runs/x"), "sizes": (2, np.int64(4))}
     config = preset("cifar10", **given, objective_kwargs=own)
-    assert (type(config.lr), type(config.epochs), config.data_dir) == (float, int, Path("there"))
-    assert (config.probe_milestones, config.objective_kwargs) == ([0.5, 1], {"teacher": "runs/x", "sizes": [2, 4]})
+    assert (type(config.training.lr), type(config.training.epochs), config.data.data_dir) == (float, int, Path("there"))
+    assert (config.probe.probe_milestones, config.objective.objective_kwargs) == (
+        [0.5, 1],
+        {"teacher": "runs/x", "sizes": [2, 4]},
+    )
     assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
     own["sizes"] = 0
-    assert config.objective_kwargs["sizes"] == [2, 4]
+    assert config.objective.objective_kwargs["sizes"] == [2, 4]
 
 
 def test_ranges():

@@ -31,11 +31,6 @@ class ThreatModel:
         object.__setattr__(self, "norm", norm)
         object.__setattr__(self, "eps", value)
 
-    @classmethod
-    def parse(cls, norm: str, eps: float | str) -> "ThreatModel":
-        """Return ``ThreatModel(norm, eps)``."""
-        return cls(norm, eps)
-
     @property
     def pgd(self) -> str:
         """Name of torchattacks' class for projected gradient descent (PGD) in this norm."""

@@ -43,13 +43,13 @@ def run(name: str, arguments: list[str]) -> None:
         parser.add_argument(
             "--compare", type=str | None, default=None, help="A second objective to run with the same settings."
         )
-    for group in configuration.GROUPS:
+    for group in configuration.SECTIONS.values():
         parser.add_class_arguments(group)
     options = parse(parser, arguments, defaults_of_data, {})
     out, compare = options.pop("out"), options.pop("compare", None)
     config = configuration.from_dict(known_options(options))
-    configs = [config] if compare is None else [config, replace(config, objective=compare, objective_kwargs={})]
-    unused.refuse([vars(each) for each in configs], vars(configuration.usual(config)), unused.RUN)
+    configs = [config] if compare is None else [config, config.replace(objective=compare, objective_kwargs={})]
+    unused.refuse([each.options() for each in configs], configuration.usual(config).options(), unused.RUN)
 
     from acl_plugin import pipeline
 
@@ -60,10 +60,11 @@ def run(name: str, arguments: list[str]) -> None:
         return
     runs = [(config, out)]
     for other in configs[1:]:
-        build.build(other, datasets.load(other))  # find errors in the second run before the first starts
-        runs.append((other, out / "compare" / other.objective))
+        build.build(other, datasets.load(other.data))  # find errors in the second run before the first starts
+        runs.append((other, out / "compare" / other.objective.objective))
     results = [
-        (each.objective, pipeline.run(each, folder, training_device(config.accelerator))) for each, folder in runs
+        (each.objective.objective, pipeline.run(each, folder, training_device(config.machine.accelerator)))
+        for each, folder in runs
     ]
     print("\n".join(tables.accuracies(results)))
     print(f"results: {out}/evaluation.json, model: acl_plugin.load_classifier({str(out)!r})")
@@ -97,11 +98,11 @@ def stage(name: str, arguments: list[str]) -> None:
     uses = {"probe": unused.PROBE, "export": {}}[name]
     options = parse(parser, arguments, defaults_of_run, uses)
     run = RunDir(options.pop("run"))
-    config = replace(run.read_config(), **known_options(options))
+    config = run.read_config().replace(**known_options(options))
     check(config)
 
     if name == "probe":
-        protocols.probe(run, config, training_device(config.accelerator))
+        protocols.probe(run, config, training_device(config.machine.accelerator))
         print(f"classifier: {run.classifier}")
     else:
         given = {k: v for k, v in options.items() if v is not None and k != "config"}
@@ -119,7 +120,7 @@ def import_checkpoint(arguments: list[str]) -> None:
     parser.add_argument("--normalization", type=str | None, default=None, help=text)
     parser.add_argument("--allow-pickle", type=bool, help="Read a file that could execute any code.")
     parser.add_class_arguments(configuration.DataConfig)
-    parser.add_class_arguments(configuration.BackboneConfig, skip={"stem"})
+    parser.add_class_arguments(configuration.EncoderConfig, skip={"stem"})
     parser.set_defaults({"data": "cifar10"})
     options = parse(parser, arguments, defaults_of_data, unused.RUN)
 
@@ -220,9 +221,13 @@ def make_pseudo_labels(arguments: list[str]) -> None:
     origin, seen = provenance.sources(RunDir(options["run"])), None
     if not origin.unknown:
         seen = sorted(origin.seen)
-    source = {"data": config.data, "objective": config.objective, "encoder_sha256": weights_hash(encoder)}
-    images = datasets.load(config).train
-    labels = pseudo_labels.make(encoder, images, options["clusters"], config.seed, source | {"seen": seen})
+    source = {
+        "data": config.data.data,
+        "objective": config.objective.objective,
+        "encoder_sha256": weights_hash(encoder),
+    }
+    images = datasets.load(config.data).train
+    labels = pseudo_labels.make(encoder, images, options["clusters"], config.machine.seed, source | {"seen": seen})
     write_pseudo_labels(labels, options["out"])
     print(f"pseudo-labels: {options['out']}")
 

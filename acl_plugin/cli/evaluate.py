@@ -40,10 +40,10 @@ def _run_folder(arguments: list[str]) -> None:
     parser.add_class_arguments(MachineConfig, skip={"num_nodes", "compile", "precision"})
     options = parse(parser, arguments, defaults_of_run, unused.EVALUATE)
     run, overwrite = RunDir(options.pop("run")), options.pop("overwrite")
-    config = replace(run.read_config(), **known_options(options))
+    config = run.read_config().replace(**known_options(options))
     check(config)
 
-    device = training_device(config.accelerator)
+    device = training_device(config.machine.accelerator)
     if options["suite"] == "standard":
         found = run_folder.evaluate_suite(run, config, device, options["attacks"], overwrite=overwrite)
         print("\n".join(tables.suite(found)))
@@ -53,7 +53,7 @@ def _run_folder(arguments: list[str]) -> None:
         print("\n".join(tables.corruptions(found)))
     else:
         found = run_folder.evaluate(run, config, device, overwrite=overwrite)
-        print("\n".join(tables.accuracies([(config.objective, found)])))
+        print("\n".join(tables.accuracies([(config.objective.objective, found)])))
 
 
 def _add_options(parser: Parser) -> None:
@@ -90,15 +90,15 @@ def _own_model(arguments: list[str]) -> None:
     if is_file and not out.parent.is_dir():
         message = f"`out` {out}: there is no folder {out.parent}"
         raise UsageError(message, parameter="out", given=str(out), allowed="a file in a folder that is there")
-    device, data = training_device(config.accelerator), datasets.load(config)
-    model = load_model(options["model"], config.data, config.norm, len(data.classes)).to(device)
+    device, data = training_device(config.machine.accelerator), datasets.load(config.data)
+    model = load_model(options["model"], config.data.data, config.threat.norm, len(data.classes)).to(device)
     given = {
-        "seed": config.seed,
-        "batch_size": config.eval_batch_size,
+        "seed": config.machine.seed,
+        "batch_size": config.evaluation.eval_batch_size,
         "folder": None if is_file else out,
         "overwrite": overwrite,
         "classes": data.classes,
-        "dataset": config.data,
+        "dataset": config.data.data,
     }
     result = _result(model, data, config, options, given)
     if is_file:
@@ -117,14 +117,14 @@ def _result(
     model: Any, data: DataSet, config: configuration.RunConfig, options: Mapping[str, Any], given: dict[str, Any]
 ) -> Evaluation | SuiteEvaluation | CorruptionEvaluation:
     """Return the evaluation that ``--suite`` selects."""
-    images, threat = data.test, ThreatModel(config.norm, config.eps)
+    images, threat = data.test, ThreatModel(config.threat.norm, config.threat.eps)
     if options["suite"] == "standard":
         return own_model.evaluate_suite(
             model, images.floats(), images.labels, threat, attacks=options["attacks"], **given
         )
     if options["suite"] == "corruptions":
         place = options["corruptions_dir"]
-        source = None if place is None else corruption_files.corrupted(data, images, place, config.seed)
+        source = None if place is None else corruption_files.corrupted(data, images, place, config.machine.seed)
         return own_model.evaluate_corruptions(model, images.floats(), images.labels, source=source, **given)
     return own_model.evaluate(model, images.floats(), images.labels, threat, **given)
 

@@ -3,15 +3,15 @@
 import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import yaml
 
 from acl_plugin import config as configuration
 from acl_plugin.cli import completion
-from acl_plugin.config import RunConfig, unused
+from acl_plugin.config import unused
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.probing.published_settings import probe_settings
 from acl_plugin.runs.folder import RunDir
@@ -36,8 +36,26 @@ COMMANDS = {
 }
 
 
+class ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defined,misc]
+    """Option that reads a YAML file, whose options may be grouped in sections as in ``config.yaml``."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            content = yaml.safe_load(user_path(values, "config").read_text())
+        except (OSError, ValueError, yaml.YAMLError):
+            content = None  # no file, or a damaged one, which the next line reports
+        if isinstance(content, Mapping):
+            values = yaml.safe_dump(configuration.without_sections(content))
+        super().__call__(parser, cfg, values, option_string)
+
+
 class Parser(jsonargparse.ArgumentParser):
-    """Parser whose options have dashes and whose errors are ``UsageError``."""
+    """Parser whose options have dashes, whose errors are ``UsageError``, and which prints YAML in sections."""
+
+    def dump(self, *given: Any, **options: Any) -> str:
+        """Return the configuration as YAML, with the options of a run in sections."""
+        values = yaml.safe_load(super().dump(*given, **options))
+        return yaml.safe_dump(configuration.with_sections(values), sort_keys=False)
 
     def add_argument(self, *names: str, **options: Any) -> argparse.Action:  # type: ignore[override]
         if options.get("type") is bool:  # a flag
@@ -111,7 +129,7 @@ def parser_of(name: str) -> Parser:
     """Return the parser of a command, without options."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = Parser(prog=f"{PROGRAM} {name}", description=COMMANDS[name], exit_on_error=False)
-    parser.add_argument("--config", action="config", help="YAML file with options, as --print_config prints them.")
+    parser.add_argument("--config", action=ConfigFile, help="YAML file with options, as --print_config prints them.")
     return parser
 
 
@@ -154,20 +172,20 @@ def defaults_of_data(given: Mapping[str, Any]) -> dict[str, Any]:
 def defaults_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the run's configuration, with the defaults of another norm or the probe's published settings if given."""
     config = RunDir(given["run"]).read_config()
-    found = configuration.to_dict(config)
+    found = config.options()
     if "norm" in given:
         found |= configuration.following(config, norm=given["norm"])
     if given.get("published"):
-        found |= probe_settings(config.objective, config.data, given["probe_protocol"])
+        found |= probe_settings(config.objective.objective, config.data.data, given["probe_protocol"])
     return found
 
 
 def defaults_of_transfer(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults for the target dataset of a transfer."""
     source = RunDir(given["run"]).read_config()
-    return {"norm": source.norm} | configuration.defaults(given["data"], norm=given["norm"])
+    return {"norm": source.threat.norm} | configuration.defaults(given["data"], norm=given["norm"])
 
 
 def known_options(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options that are fields of a configuration."""
-    return {f.name: options[f.name] for f in fields(RunConfig) if f.name in options}
+    return {name: options[name] for name in configuration.SECTION_OF if name in options}

@@ -13,13 +13,16 @@ from acl_plugin.config.presets import (
     to_dict,
     used,
     usual,
+    with_sections,
+    without_sections,
 )
 from acl_plugin.config.ranges import RANGES, check
 from acl_plugin.config.sections import (
-    GROUPS,
-    BackboneConfig,
+    SECTION_OF,
+    SECTIONS,
     CoresetConfig,
     DataConfig,
+    EncoderConfig,
     EvaluationConfig,
     MachineConfig,
     ObjectiveConfig,
@@ -31,13 +34,14 @@ from acl_plugin.config.sections import (
 
 __all__ = [
     "FOLLOWING",
-    "GROUPS",
     "PRESETS",
     "RANGES",
+    "SECTIONS",
+    "SECTION_OF",
     "WHERE_AND_HOW",
-    "BackboneConfig",
     "CoresetConfig",
     "DataConfig",
+    "EncoderConfig",
     "EvaluationConfig",
     "MachineConfig",
     "ObjectiveConfig",
@@ -55,4 +59,6 @@ __all__ = [
     "to_dict",
     "used",
     "usual",
+    "with_sections",
+    "without_sections",
 ]

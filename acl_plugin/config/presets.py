@@ -1,12 +1,11 @@
 """Resolved configurations: defaults that depend on the dataset, the norm and the backbone."""
 
-from dataclasses import asdict, fields
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from acl_plugin.config import unused
 from acl_plugin.config.ranges import check
-from acl_plugin.config.sections import RunConfig
+from acl_plugin.config.sections import SECTION_OF, SECTIONS, DataConfig, EncoderConfig, RunConfig, in_sections
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.registry import DATASETS
 
@@ -61,7 +60,7 @@ def preset(data: str = "digits", **options: Any) -> RunConfig:
         UsageError: for an unknown dataset or option, a value out of range, or an option that is not used.
     """
     config = from_dict({"data": data, **options})
-    unused.refuse([vars(config)], vars(usual(config)), unused.RUN)
+    unused.refuse([config.options()], usual(config).options(), unused.RUN)
     return config
 
 
@@ -70,14 +69,15 @@ def used(data: str = "digits", **options: Any) -> dict[str, Any]:
     config = from_dict({"data": data, **options})
 
     def is_used(name: str) -> bool:
-        return all(use.holds(vars(config)) for use in unused.RUN.get(name, ()))
+        return all(use.holds(config.options()) for use in unused.RUN.get(name, ()))
 
     return {name: value for name, value in options.items() if is_used(name)}
 
 
 def usual(config: RunConfig) -> RunConfig:
     """Return the defaults for the dataset, backbone and norm of ``config``."""
-    return RunConfig(data=config.data, **defaults(config.data, config.backbone, config.norm))
+    data = config.data.data
+    return in_sections({"data": data} | defaults(data, config.encoder.backbone, config.threat.norm))
 
 
 def defaults(data: str, backbone: str | None = None, norm: str | None = None) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def defaults(data: str, backbone: str | None = None, norm: str | None = None) ->
         error = unknown("dataset", str(data), DATASETS.names(), parameter="data")
         error.given = data
         raise error
-    if backbone not in (None, found.get("backbone", RunConfig.backbone)):
+    if backbone not in (None, found.get("backbone", EncoderConfig.backbone)):
         found |= {"backbone_kwargs": {}}
     if norm == "L2":
         found |= L2.get(data, L2["cifar10"])
@@ -103,8 +103,8 @@ def defaults(data: str, backbone: str | None = None, norm: str | None = None) ->
 
 def following(config: RunConfig, **chosen: Any) -> dict[str, Any]:
     """Return the defaults that depend on ``chosen`` (``norm`` or ``backbone``), where it differs from ``config``."""
-    found = vars(RunConfig(**defaults(config.data, **chosen)))
-    changed = [name for name, value in chosen.items() if value != getattr(config, name)]
+    found, before = in_sections(defaults(config.data.data, **chosen)).options(), config.options()
+    changed = [name for name, value in chosen.items() if value != before[name]]
     return {option: found[option] for name in changed for option in FOLLOWING[name]}
 
 
@@ -113,30 +113,57 @@ def option_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def to_dict(config: RunConfig) -> dict[str, Any]:
-    """Return the configuration as YAML types."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+def to_dict(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """Return the configuration as YAML types, in sections."""
+    return with_sections(config.options())
 
 
 def from_dict(values: dict[str, Any]) -> RunConfig:
-    """Return the configuration from the result of ``to_dict``; missing options have their defaults.
+    """Return the configuration from options by name, in sections or not; missing options have their defaults.
 
     Raises:
         UsageError: for an unknown dataset or option, or a value out of range.
     """
-    if not isinstance(values, dict):
-        raise UsageError(f"{str(values)[:40]!r} is no mapping of options", parameter="config", given=values)
-    names = [f.name for f in fields(RunConfig)]
-    for option in values:
-        if option not in names:
-            raise unknown("option", str(option), names)
-    data = values.get("data", RunConfig.data)
-    config = RunConfig(**defaults(data, values.get("backbone"), values.get("norm")) | values)
+    options = without_sections(values)
+    for option in options:
+        if option not in SECTION_OF:
+            raise unknown("option", str(option), SECTION_OF)
+    data = options.get("data", DataConfig.data)
+    config = in_sections(defaults(data, options.get("backbone"), options.get("norm")) | options)
     check(config)
     return config
 
 
+def with_sections(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``options`` with those of a run grouped in sections."""
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        (found.setdefault(SECTION_OF[name], {}) if name in SECTION_OF else found)[name] = value
+    return found
+
+
+def without_sections(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a mapping in which some or all of them are grouped in sections.
+
+    Raises:
+        UsageError: when ``values`` is not a mapping, or an option is in a section that it does not belong to.
+    """
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{str(values)[:40]!r} is no mapping of options", parameter="config", given=values)
+    options: dict[str, Any] = {}
+    for name, value in values.items():
+        is_section = name in SECTIONS and isinstance(value, Mapping)
+        for option, given in value.items() if is_section else [(name, value)]:
+            if is_section and SECTION_OF.get(option) != name:
+                own = [each for each, section in SECTION_OF.items() if section == name]
+                error = unknown(f"option in section {name}:", str(option), own, parameter=name)
+                error.given = value
+                raise error
+            options[option] = given
+    return options
+
+
 def differences(one: RunConfig, other: RunConfig) -> list[str]:
     """Return the options in which a configuration differs from that of the existing run, one phrase each."""
-    a, b = to_dict(one), to_dict(other)
+    a, b = one.options(), other.options()
     return [f"`{k}` {a[k]}, there {b[k]}" for k in a if k not in WHERE_AND_HOW and a[k] != b[k]]

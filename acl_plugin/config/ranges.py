@@ -1,8 +1,8 @@
 """Allowed values of options."""
 
-from functools import cache
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
+from acl_plugin.config.sections import RunConfig
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.registry import PROTOCOLS
 from acl_plugin.validation import Range, check_value, require_eps
@@ -22,31 +22,24 @@ RANGES = {
 """Ranges of the numeric options."""
 
 
-def check(config: Any) -> None:
+def check(config: RunConfig) -> None:
     """Check types, ranges and combinations of the values of a configuration.
-
-    Args:
-        config: a ``config.RunConfig``.
 
     Raises:
         UsageError: naming the option, the given value and the allowed ones.
     """
-    options: type = type(config)
-    for name, kind in _annotations(options).items():
-        check_value(name, getattr(config, name), kind, RANGES.get(name))
-    require_eps(config.norm, config.eps)
-    if config.probe_protocol not in PROTOCOLS:
-        raise unknown("`probe_protocol`", config.probe_protocol, PROTOCOLS.names(), parameter="probe_protocol")
-    falls = config.probe_milestones
+    for section in vars(config).values():
+        for name, kind in get_type_hints(type(section)).items():
+            check_value(name, getattr(section, name), kind, RANGES.get(name))
+    require_eps(config.threat.norm, config.threat.eps)
+    probe = config.probe
+    if probe.probe_protocol not in PROTOCOLS:
+        raise unknown("`probe_protocol`", probe.probe_protocol, PROTOCOLS.names(), parameter="probe_protocol")
+    falls = probe.probe_milestones
     if falls != sorted(falls) or any(share not in Range(0, 1, open=True) for share in falls):
         allowed = f"a rising list, each {Range(0, 1, open=True)}"
         message = f"`probe_milestones` {falls}: allowed is {allowed}"
         raise UsageError(message, parameter="probe_milestones", given=falls, allowed=allowed)
-    if config.probe_protocol == "slf_exact" and config.probe_weight_decay == 0:
+    if probe.probe_protocol == "slf_exact" and probe.probe_weight_decay == 0:
         message = "`probe_weight_decay` 0: allowed is a number above 0 with `probe_protocol` slf_exact"
         raise UsageError(message, parameter="probe_weight_decay", given=0, allowed="a number above 0")
-
-
-@cache
-def _annotations(options: type) -> dict[str, Any]:
-    return get_type_hints(options)

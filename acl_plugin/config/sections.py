@@ -1,6 +1,7 @@
 """The options of a run in sections, with the defaults of the digits dataset."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +44,7 @@ class ThreatConfig:
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class EncoderConfig:
     """Encoder"""
 
     backbone: str = "resnet10t"
@@ -177,26 +178,62 @@ class MachineConfig:
     compile: bool = False
     """Compile the encoder with torch.compile for pretraining; recommended to try on a GPU."""
 
-
-@dataclass(frozen=True)
-class RunConfig(
-    MachineConfig,
-    EvaluationConfig,
-    ProbeConfig,
-    CoresetConfig,
-    TrainingConfig,
-    ObjectiveConfig,
-    BackboneConfig,
-    ThreatConfig,
-    DataConfig,
-):
-    """Resolved options of `acl-plugin run`."""
-
     @property
     def ranks(self) -> int:
         """Number of processes that train together (the world size)."""
         return self.devices * self.num_nodes
 
 
-GROUPS: tuple[type, ...] = RunConfig.__bases__[::-1]
-"""Groups of options, in display order."""
+@dataclass(frozen=True)
+class RunConfig:
+    """Resolved options of `acl-plugin run`, in sections.
+
+    Every option has one name: it is a field of one section, ``config.training.lr``, and a flag, ``--lr``.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    threat: ThreatConfig = field(default_factory=ThreatConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    coreset: CoresetConfig = field(default_factory=CoresetConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    machine: MachineConfig = field(default_factory=MachineConfig)
+
+    def options(self) -> dict[str, Any]:
+        """Return the values of all options by name, without sections, as YAML types."""
+        values = (item for section in vars(self).values() for item in vars(section).items())
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values}
+
+    def replace(self, **options: Any) -> "RunConfig":
+        """Return a copy with other values of ``options``, which are not checked.
+
+        Raises:
+            TypeError: for an unknown option.
+
+        Example:
+            >>> acl_plugin.preset("digits").replace(epochs=2, seed=1).training.epochs
+            2
+        """
+        unknown = options.keys() - SECTION_OF.keys()
+        if unknown:
+            raise TypeError(f"RunConfig has no option {', '.join(sorted(unknown))}")
+        own: dict[str, dict[str, Any]] = {}
+        for name, value in options.items():
+            own.setdefault(SECTION_OF[name], {})[name] = value
+        return replace(self, **{name: replace(getattr(self, name), **values) for name, values in own.items()})
+
+
+SECTIONS: dict[str, type] = {f.name: f.default_factory for f in fields(RunConfig)}  # type: ignore[misc]
+"""Types of the sections by name, in display order."""
+SECTION_OF = {f.name: name for name, section in SECTIONS.items() for f in fields(section)}
+"""Name of the section of each option."""
+
+
+def in_sections(options: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration with these options; the others have the defaults of the digits dataset."""
+    own: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    for name, value in options.items():
+        own[SECTION_OF[name]][name] = value
+    return RunConfig(**{name: section(**own[name]) for name, section in SECTIONS.items()})

@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 def evaluate(run: RunDir, config: RunConfig, device: torch.device, *, overwrite: bool = False) -> dict[str, Any]:
     """Run AutoAttack on the classifier of ``run``; write and return ``evaluation.json``.
 
-    If ``config.devices`` is above 1, that many processes share the chunks of images.
+    If ``config.machine.devices`` is above 1, that many processes share the chunks of images.
 
     Args:
         run, config: the run; ``config`` specifies threat model, test images and seed.
@@ -62,11 +62,13 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device, *, overwrite:
             with different settings.
         EvaluationStopped: when the recount of the stored images differs from the attacks' verdicts.
     """
-    require_script(config.devices, guarded=True)
+    require_script(config.machine.devices, guarded=True)
     model, data, images = _read(run, config, device)
     if not len(images):
-        raise UsageError(f"{config.data} has no test images to evaluate on", parameter="data", given=config.data)
-    threat = ThreatModel(config.norm, config.eps)
+        raise UsageError(
+            f"{config.data.data} has no test images to evaluate on", parameter="data", given=config.data.data
+        )
+    threat = ThreatModel(config.threat.norm, config.threat.eps)
     settings = _settings(config, model, data, images, threat)
     settings["version"] = STANDARD_VERSION if len(model.spec.classes) > 3 else REDUCED_VERSION
     batch_size = settings["batch_size"] = _batch_size(run, config, model, device, len(images), overwrite)
@@ -78,8 +80,8 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device, *, overwrite:
     states.begin(settings, overwrite)
     starts = range(0, len(images), batch_size)
     with Progress("AutoAttack", len(starts) * len(STANDARD), attacks_done(states, starts), unit="attack") as progress:
-        if config.devices == 1:
-            attack_chunks(states, model, images, starts, threat, config.seed, progress.advance)
+        if config.machine.devices == 1:
+            attack_chunks(states, model, images, starts, threat, config.machine.seed, progress.advance)
         else:
             _share_out(states, config, device, starts, progress)
     chunks = [chunk for start in starts if (chunk := states.chunk(start)) is not None]
@@ -156,7 +158,11 @@ def evaluate_suite(
             with different settings.
     """
     model, data, images = _read(run, config, device)
-    threat, classes, shape = ThreatModel(config.norm, config.eps), len(model.spec.classes), model.spec.shape
+    threat, classes, shape = (
+        ThreatModel(config.threat.norm, config.threat.eps),
+        len(model.spec.classes),
+        model.spec.shape,
+    )
     chosen, _ = chosen_attacks(attacks, threat, shape, classes)
     settings = _settings(config, model, data, images, threat)
     check_classifier(model, images.floats(0, 64).to(device))
@@ -168,8 +174,8 @@ def evaluate_suite(
         threat,
         shape=shape,
         classes=classes,
-        batch_size=config.eval_batch_size or largest_batch(model, shape, device),
-        seed=config.seed,
+        batch_size=config.evaluation.eval_batch_size or largest_batch(model, shape, device),
+        seed=config.machine.seed,
         attacks=attacks,
         earlier=before.get("rows"),
     )
@@ -211,7 +217,7 @@ def evaluate_corruptions(
     """
     chosen = corruptions.chosen_corruptions(names)
     model, data, images = _read(run, config, device)
-    source, corrupted = corruption_files.corrupted(data, images, folder, config.seed)
+    source, corrupted = corruption_files.corrupted(data, images, folder, config.machine.seed)
     settings = _settings(config, model, data, images) | {"source": source}
     check_classifier(model, images.floats(0, 64).to(device))
     started = time.monotonic()
@@ -228,8 +234,8 @@ def evaluate_corruptions(
 def _read(run: RunDir, config: RunConfig, device: torch.device) -> tuple[Classifier, DataSet, Images]:
     """Return the classifier of a run, its dataset, and the test images with the classifier's labels."""
     model = channels_last(load_classifier(run.path)).to(device)
-    data = datasets.load(config)
-    return model, data, data.test_for(model.spec.classes, config.class_map)
+    data = datasets.load(config.data)
+    return model, data, data.test_for(model.spec.classes, config.evaluation.class_map)
 
 
 def _settings(
@@ -237,10 +243,10 @@ def _settings(
 ) -> dict[str, Any]:
     """Return the settings that determine the result of an evaluation."""
     return {
-        "dataset": config.data,
+        "dataset": config.data.data,
         **({} if threat is None else {"threat_model": threat.norm, "eps": threat.eps}),
         "n": len(images),
-        "seed": config.seed,
+        "seed": config.machine.seed,
         "images": images.fingerprint(data.classes).to_dict(),
         "weights_sha256": weights_hash(model),
     }
@@ -251,7 +257,11 @@ def _share_out(
 ) -> None:
     """Divide the chunks among one process per device; the first error of one stops all."""
     context = start_processes(
-        _attack_share, (str(states.run.path), config, device.type), config.devices, join=False, start_method="spawn"
+        _attack_share,
+        (str(states.run.path), config, device.type),
+        config.machine.devices,
+        join=False,
+        start_method="spawn",
     )
     try:
         while not context.join(timeout=1):
@@ -260,25 +270,32 @@ def _share_out(
                 progress.advance(new)
     except ProcessException as error:  # the others are ended by then
         reason = str(error).strip().splitlines()[-1]
-        ended = f"one of {config.devices} processes has ended early ({reason})"
+        ended = f"one of {config.machine.devices} processes has ended early ({reason})"
         raise EvaluationStopped(f"{ended}; the same command resumes from the attacks that were kept") from error
 
 
 def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:
     """Attack every chunk whose number modulo the process count is ``rank``."""
     if kind == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // config.devices))
+        torch.set_num_threads(max(1, torch.get_num_threads() // config.machine.devices))
     run, device = RunDir(path), torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     model, _, images = _read(run, config, device)
-    starts = range(0, len(images), read_record(run.evaluation_key)["batch_size"])[rank :: config.devices]
-    attack_chunks(FolderStates(run), model, images, starts, ThreatModel(config.norm, config.eps), config.seed)
+    starts = range(0, len(images), read_record(run.evaluation_key)["batch_size"])[rank :: config.machine.devices]
+    attack_chunks(
+        FolderStates(run),
+        model,
+        images,
+        starts,
+        ThreatModel(config.threat.norm, config.threat.eps),
+        config.machine.seed,
+    )
 
 
 def _batch_size(
     run: RunDir, config: RunConfig, model: Classifier, device: torch.device, count: int, overwrite: bool
 ) -> int:
     """Return the batch size of an interrupted evaluation, the configured one, or as many images as fit into memory."""
-    given = config.eval_batch_size
+    given = config.evaluation.eval_batch_size
     if run.evaluation_key.is_file() and not overwrite:
         kept = int(read_record(run.evaluation_key)["batch_size"])
         if given not in (None, kept):
@@ -286,4 +303,4 @@ def _batch_size(
         return kept
     if given is not None:
         return given
-    return min(largest_batch(model, model.spec.shape, device), -(-count // config.devices))
+    return min(largest_batch(model, model.spec.shape, device), -(-count // config.machine.devices))

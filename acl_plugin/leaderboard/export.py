@@ -60,7 +60,7 @@ def export(
         UsageError: when the run is not evaluated, or another model was evaluated; when the name is invalid or taken;
             or when ``additional_data`` is required, or contradicts the run's files.
     """
-    name = name or f"{config.objective}_{config.backbone}"
+    name = name or f"{config.objective.objective}_{config.encoder.backbone}"
     if not re.fullmatch(NAME, name):
         raise _name_error(name, "allowed are letters, digits, - and _, starting with a letter", NAME)
     evaluation, model = _evaluated(run)

@@ -40,17 +40,17 @@ def sources(run: RunDir) -> Sources:
     """
     config, found = run.read_config(), Sources()
     record = read_record(run.pretraining) if run.pretraining.is_file() else None
-    if config.objective == "imported":
-        found.unknown.append(f"imported checkpoint {config.objective_kwargs.get('file', '')}".strip())
+    if config.objective.objective == "imported":
+        found.unknown.append(f"imported checkpoint {config.objective.objective_kwargs.get('file', '')}".strip())
     elif record is None:
         found.unknown.append(f"pretraining of {run.path.name}, which has no {run.pretraining.name}")
     else:
-        pretrained_on = record.get("transferred_from", config.data)
-        if record.get("transferred_from") == config.data == "image_folder":
+        pretrained_on = record.get("transferred_from", config.data.data)
+        if record.get("transferred_from") == config.data.data == "image_folder":
             found.unknown.append("another image_folder")
         found.seen[pretrained_on] = f"pretrained on {pretrained_on}"
-    for setting, value in config.objective_kwargs.items():
-        if config.objective == "imported" or not isinstance(value, str):
+    for setting, value in config.objective.objective_kwargs.items():
+        if config.objective.objective == "imported" or not isinstance(value, str):
             continue
         if setting == "teacher":
             found.add(_of_teacher(RunDir(value)), "taught by")

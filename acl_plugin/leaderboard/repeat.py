@@ -2,7 +2,6 @@
 
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +35,15 @@ def repeat(folder: Path, data_dir: Path | None = None, device: torch.device | No
     submitted = RunDir(folder)
     config, before = submitted.read_config(), read_json(submitted.evaluation)
     model, info = load_exported(folder / "export.json"), _info(folder)
-    config = replace(
-        config, data=before["dataset"], data_dir=data_dir, norm=before["threat_model"], eps=before["eps"],
+    config = config.replace(
+        data=before["dataset"], data_dir=data_dir, norm=before["threat_model"], eps=before["eps"],
         seed=before["seed"], limit_test=before["n"], eval_batch_size=before["batch_size"], devices=1,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         run = RunDir(Path(scratch) / "run")
         run.start(config)
         write_model(run.classifier, model.spec, model.state_dict())
-        after = evaluate(run, config, device or training_device(config.accelerator))
+        after = evaluate(run, config, device or training_device(config.machine.accelerator))
         others = _other_verdicts(submitted, run)
     results = {"clean_acc": percent(after["clean_accuracy"]), "reported": percent(after["robust_accuracy"])}
     for field, found in results.items():

@@ -1,6 +1,6 @@
 """Write the script of a submission that repeats the evaluation of its weights, or the whole run."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ def script(run: RunDir, info: dict[str, Any], evaluation: dict[str, Any]) -> tup
         evaluation: contents of ``evaluation.json``.
     """
     config = run.read_config()
-    data = ' --data-dir "$data"' if config.data_dir is not None else ""
+    data = ' --data-dir "$data"' if config.data.data_dir is not None else ""
     files, begin = _pretraining(run, "config.yaml", "run", data)
     probed = read_record(run.probe) if run.probe.is_file() else {}
     e = evaluation
@@ -34,7 +34,7 @@ def script(run: RunDir, info: dict[str, Any], evaluation: dict[str, Any]) -> tup
         "#!/usr/bin/env bash",
         "# bash repeat.sh DATA_DIR        evaluates the weights of this folder again; exit status 1: another result",
         "# bash repeat.sh DATA_DIR OUT    does the whole run again, in the new folder OUT",
-        f"# DATA_DIR holds {config.data} in torchvision's layout" if data else "# DATA_DIR may be any folder",
+        f"# DATA_DIR holds {config.data.data} in torchvision's layout" if data else "# DATA_DIR may be any folder",
         "set -eu",
         'here=$(cd "$(dirname "$0")" && pwd)',
         'data=$(cd "${1:?the folder of the dataset is needed}" && pwd)',
@@ -49,7 +49,7 @@ def script(run: RunDir, info: dict[str, Any], evaluation: dict[str, Any]) -> tup
     lines += [
         'mkdir "$2" && cd "$2"',
         *begin,
-        f"acl-plugin probe run{data} --seed {probed.get('seed', config.seed)}",
+        f"acl-plugin probe run{data} --seed {probed.get('seed', config.machine.seed)}",
         f"acl-plugin evaluate run{data} {attack}",
         f"echo 'submitted: clean {info['clean_acc']} %, AutoAttack {info['reported']} %'",
     ]
@@ -62,7 +62,7 @@ def _pretraining(run: RunDir, name: str, out: str, data: str) -> tuple[dict[str,
 
     config, lines = run.read_config(), []
     files: dict[str, bytes] = {}
-    settings, possible = config.objective_kwargs, not _elsewhere(run)
+    settings, possible = config.objective.objective_kwargs, not _elsewhere(run)
     if possible and settings.get("teacher"):
         files, first = _pretraining(RunDir(settings["teacher"]), f"{TEACHER}.yaml", TEACHER, data)
         lines += first or []
@@ -70,7 +70,7 @@ def _pretraining(run: RunDir, name: str, out: str, data: str) -> tuple[dict[str,
         files[LABELS] = Path(settings["pseudo_labels"]).read_bytes()
         lines.append(f'cp "$here/{LABELS}" .')
     settings = {k: _portable(k, v) for k, v in settings.items()}
-    shared = configuration.to_dict(_shared(run, replace(config, objective_kwargs=settings)))
+    shared = configuration.to_dict(_shared(run, config.replace(objective_kwargs=settings)))
     files[name] = yaml.safe_dump(shared, sort_keys=False).encode()
     lines.append(f'acl-plugin pretrain --config "$here/{name}"{data} --out {out}')
     return files, lines if possible else None
@@ -80,21 +80,21 @@ def _shared(run: RunDir, config: RunConfig) -> RunConfig:
     """Return the configuration with the probe's later settings and without machine-specific ones."""
     probed = read_record(run.probe) if run.probe.is_file() else {}
     given = {f.name: probed[f.name] for f in fields(ProbeConfig) if f.name in probed}
-    return replace(config, **given, data_dir=None, download=False, accelerator="auto")
+    return config.replace(**given, data_dir=None, download=False, accelerator="auto")
 
 
 def _elsewhere(run: RunDir) -> list[str]:
     """Return why the pretraining of a run or of its teachers cannot be repeated from the configuration."""
     config = run.read_config()
     record = read_record(run.pretraining) if run.pretraining.is_file() else {}
-    if config.objective == "imported":
-        details = ", ".join(f"{key} {value}" for key, value in config.objective_kwargs.items())
+    if config.objective.objective == "imported":
+        details = ", ".join(f"{key} {value}" for key, value in config.objective.objective_kwargs.items())
         return [f"the encoder was imported ({details})"]
     if "transferred_from" in record:
-        whose = f"of a run on {record['transferred_from']} (objective {config.objective}"
+        whose = f"of a run on {record['transferred_from']} (objective {config.objective.objective}"
         return [f"the encoder was transferred, {whose}, weights_sha256 {record.get('encoder_sha256')})"]
     reasons = [] if record else [f"{run.pretraining.name} is missing"]
-    for setting, value in config.objective_kwargs.items():
+    for setting, value in config.objective.objective_kwargs.items():
         path = Path(value) if isinstance(value, str) else None
         if path is None:
             continue

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acl_plugin.config import RunConfig
+from acl_plugin.config import MachineConfig, ProbeConfig
 from acl_plugin.data.augment import views
 from acl_plugin.data.batches import ShuffledBatches
 from acl_plugin.data.images import Images
@@ -142,14 +142,14 @@ class _Training:
         seeding.restore(state["random"], self.device)
 
 
-def probe_schedule(c: RunConfig, stream: int) -> Schedule:
+def probe_schedule(probe: ProbeConfig, machine: MachineConfig, stream: int) -> Schedule:
     """Return the configured schedule of the probe, with the randomness of ``stream``."""
     return schedule_of(
-        c, stream, epochs=c.probe_epochs, batch_size=c.probe_batch_size, lr=c.probe_lr,
-        weight_decay=c.probe_weight_decay, milestones=c.probe_milestones, augment=c.probe_augment,
+        machine, stream, epochs=probe.probe_epochs, batch_size=probe.probe_batch_size, lr=probe.probe_lr,
+        weight_decay=probe.probe_weight_decay, milestones=probe.probe_milestones, augment=probe.probe_augment,
     )  # fmt: skip
 
 
-def schedule_of(c: RunConfig, stream: int, **settings: Any) -> Schedule:
+def schedule_of(machine: MachineConfig, stream: int, **settings: Any) -> Schedule:
     """Return a schedule with the run's precision and its own random stream."""
-    return Schedule(**settings, seed=mixed_seed(c.seed, stream), precision=c.precision)
+    return Schedule(**settings, seed=mixed_seed(machine.seed, stream), precision=machine.precision)

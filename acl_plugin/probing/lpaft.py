@@ -57,27 +57,29 @@ def finetune(
 
     Source: DynACL (arXiv 2303.01289) and AIR (arXiv 2305.00374), and their authors' code.
     """
-    c, threat, weak = config, ThreatModel.parse(config.norm, config.eps), WEAK[config.augment]
-    released = c.aft_fidelity == "released"
-    at_image = released and c.probe_protocol == "dynacl++"
+    threat, weak = ThreatModel(config.threat.norm, config.threat.eps), WEAK[config.training.augment]
+    protocol, seed = config.probe.probe_protocol, config.machine.seed
+    released = config.probe.aft_fidelity == "released"
+    at_image = released and protocol == "dynacl++"
     attack = attack_of(threat, "PGD", random_start=False) if at_image else attack_of(threat, "TPGD")
-    clusters = CLUSTERS_OF_DYNACL if c.probe_protocol == "dynacl++" else len(data.classes)
+    clusters = CLUSTERS_OF_DYNACL if protocol == "dynacl++" else len(data.classes)
     benign, encoder = load_encoder(run.path, benign=True), load_encoder(run.path)
     benign = channels_last(benign).to(device)
     features = features_of(benign, data.train)
-    labels = cluster(features, clusters, mixed_seed(c.seed, CLUSTERS))
+    labels = cluster(features, clusters, mixed_seed(seed, CLUSTERS))
     images = replace(data.train, labels=labels)
-    with seeding.private(mixed_seed(c.seed, FINETUNING), device):
+    with seeding.private(mixed_seed(seed, FINETUNING), device):
         model = Classifier(replace(encoder.spec, classes=tuple(map(str, range(clusters))))).to(device)
     model.backbone.load_state_dict(encoder.backbone.state_dict())
 
     zero_head(model)
-    lp = replace(probe_schedule(c, PROBE), epochs=10, weight_decay=1e-4, milestones=(), augment=weak)
+    schedule = probe_schedule(config.probe, config.machine, PROBE)
+    lp = replace(schedule, epochs=10, weight_decay=1e-4, milestones=(), augment=weak)
     heads = model.head.parameters()
     descend("LP", model, heads, images, lambda x, y, _: head_loss(model, x, y), lp, checkpoints=checkpoints)
 
     banks = {"adv": encoder.backbone.state_dict()}
-    if released and c.probe_protocol == "air++":
+    if released and protocol == "air++":
         banks = {"clean": benign.backbone.state_dict(), **banks}
     set_banks(model, banks)
     model.to(device).requires_grad_(True).train()
@@ -88,16 +90,16 @@ def finetune(
         model.parameters(),
         images,
         lambda x, y, _: trades_loss(model, x, y, attack, attacked_route),
-        aft_schedule(c),
+        aft_schedule(config),
         checkpoints=checkpoints,
     )["loss"]
     weights = norm_banks.export(model.backbone, "adv").state_dict()
     return weights, {"aft_clusters": clusters, "aft_loss": loss}
 
 
-def aft_schedule(c: RunConfig) -> Schedule:
+def aft_schedule(config: RunConfig) -> Schedule:
     """Return the schedule of the adversarial finetuning."""
     return schedule_of(
-        c, FINETUNING, epochs=c.aft_epochs, batch_size=c.batch_size, lr=c.aft_lr, weight_decay=1e-4,
-        milestones=(0.4, 0.8), augment=WEAK[c.augment],
+        config.machine, FINETUNING, epochs=config.probe.aft_epochs, batch_size=config.training.batch_size,
+        lr=config.probe.aft_lr, weight_decay=1e-4, milestones=(0.4, 0.8), augment=WEAK[config.training.augment],
     )  # fmt: skip

@@ -11,7 +11,7 @@ dynacl++    LP-AFT on pseudo-labels, then slf; also air++
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import nn
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
-from acl_plugin.config import WHERE_AND_HOW, ProbeConfig, RunConfig, to_dict
+from acl_plugin.config import WHERE_AND_HOW, RunConfig
 from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.data.subsets import stratified
@@ -52,28 +52,27 @@ def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
     Raises:
         UsageError: when the encoder is missing, the data cannot be read, or the protocol does not support them.
     """
-    protocol = PROTOCOLS.get(config.probe_protocol)
+    protocol = PROTOCOLS.get(config.probe.probe_protocol)
     encoder = load_encoder(run.path)
-    data = datasets.load(config)
+    data = datasets.load(config.data)
     run.check_images(data)
     fingerprint = data.train.fingerprint(data.classes).to_dict()
-    settings = {k: v for k, v in to_dict(config).items() if k not in WHERE_AND_HOW}
+    settings = {k: v for k, v in config.options().items() if k not in WHERE_AND_HOW}
     banks = [path for path in (run.encoder, run.benign_encoder) if path.is_file()]
     encoders = [hashlib.sha256(path.read_bytes()).hexdigest() for path in banks]
     checkpoints = ProbeCheckpoints(run.probing, settings | {"encoders": encoders, "images": fingerprint})
-    train, held_out = split(data.train, config.probe_holdout, config.seed)
-    with seeding.private(mixed_seed(config.seed, PROBE), device):
+    train, held_out = split(data.train, config.probe.probe_holdout, config.machine.seed)
+    with seeding.private(mixed_seed(config.machine.seed, PROBE), device):
         model = Classifier(replace(encoder.spec, classes=data.classes)).to(device)
     model.backbone.load_state_dict(encoder.backbone.state_dict())
     zero_head(model)
     record = protocol(Probing(run, config, replace(data, train=train), held_out, model, device, checkpoints))
     accuracy = (predictions(model.eval(), train) == train.labels).double().mean().item()
     write_model(run.classifier, model.spec, {k: v.cpu() for k, v in model.state_dict().items()})
-    options = {f.name: getattr(config, f.name) for f in fields(ProbeConfig)}
     result = {
-        "protocol": config.probe_protocol,
-        **options,
-        "seed": config.seed,
+        "protocol": config.probe.probe_protocol,
+        **vars(config.probe),
+        "seed": config.machine.seed,
         "n": len(train),
         "images": fingerprint,
         **record,
@@ -105,7 +104,7 @@ class Probing:
     @property
     def threat(self) -> ThreatModel:
         """Return the configured threat model."""
-        return ThreatModel.parse(self.config.norm, self.config.eps)
+        return ThreatModel(self.config.threat.norm, self.config.threat.eps)
 
     @property
     def pgd(self) -> InnerAttack:
@@ -114,7 +113,7 @@ class Probing:
 
     def descend(self, what: str, trained: nn.Module, step: Step, attack: InnerAttack | None = None) -> dict[str, Any]:
         """Minimize the loss of ``step`` over the weights of ``trained``; ``attack`` is used to select the epoch."""
-        schedule = probe_schedule(self.config, PROBE)
+        schedule = probe_schedule(self.config.probe, self.config.machine, PROBE)
         score = self._score(attack)
         return descend(what, self.model, trained.parameters(), self.data.train, step, schedule, score, self.checkpoints)
 
@@ -146,7 +145,7 @@ def slf(p: Probing) -> dict[str, Any]:
 @PROTOCOLS.register("slf_exact")
 def slf_exact(p: Probing) -> dict[str, Any]:
     """Run standard linear finetuning by L-BFGS."""
-    return {"loss": solve_head(p.model.eval(), p.data.train, p.config.probe_weight_decay)}
+    return {"loss": solve_head(p.model.eval(), p.data.train, p.config.probe.probe_weight_decay)}
 
 
 @PROTOCOLS.register("alf")

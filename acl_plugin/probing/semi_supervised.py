@@ -30,7 +30,7 @@ from acl_plugin.runtime.seeding import LABELS, mixed_seed
 
 def labeled(config: RunConfig, images: Images) -> Tensor:
     """Return an (N,) bool mask of the images whose labels are used."""
-    return stratified(images.labels, config.label_fraction, mixed_seed(config.seed, LABELS))
+    return stratified(images.labels, config.probe.label_fraction, mixed_seed(config.machine.seed, LABELS))
 
 
 def count(config: RunConfig, images: Images) -> int:
@@ -75,7 +75,7 @@ def prepare(
         first.train()
         return F.cross_entropy(first(x), y)
 
-    schedule = probe_schedule(config, LABELS)
+    schedule = probe_schedule(config.probe, config.machine, LABELS)
     descend("few labels", first, first.parameters(), few, benign, schedule, checkpoints=checkpoints)
     soft, is_known = _tables(first.eval(), images, known, device)
 

@@ -82,7 +82,8 @@ class _Run:
         there = run.classifier.is_file() and (self.evaluation or self.suite)
         self.classifier = weights_hash(load_classifier(run.path)) if there else None
         c = self.config
-        self.threat, self.of_what = f"{c.norm} {c.eps}", (c.data, c.objective, c.backbone)
+        self.threat = f"{c.threat.norm} {c.threat.eps}"
+        self.of_what = (c.data.data, c.objective.objective, c.encoder.backbone)
         self.command = f"acl-plugin evaluate {run.path}"
 
     def sections(self) -> list[str]:
@@ -101,8 +102,10 @@ class _Run:
         return [f"<p class=missing>{line}</p>" for line in lines]
 
     def summary(self) -> list[str]:
-        c = self.config
-        details = f"{c.objective} on {c.data}, {c.backbone}, {c.epochs} epochs, {c.norm} eps {c.eps}, seed {c.seed}"
+        data, objective, backbone = self.of_what
+        epochs, seed = self.config.training.epochs, self.config.machine.seed
+        norm, eps = self.config.threat.norm, self.config.threat.eps
+        details = f"{objective} on {data}, {backbone}, {epochs} epochs, {norm} eps {eps}, seed {seed}"
         lines = [f"<p>{html.escape(details)}.</p>"]
         if not self.run.encoder.is_file():
             lines.append(_missing(f"acl-plugin pretrain --out {self.run.path} ...", "Unfinished: to resume it, repeat"))
@@ -140,11 +143,11 @@ class _Run:
         model = load_classifier(self.run.path)
         classes = model.spec.classes
         try:
-            images = datasets.load(self.config).test_for(classes, self.config.class_map).subset(MAPPED)
+            images = datasets.load(self.config.data).test_for(classes, self.config.evaluation.class_map).subset(MAPPED)
         except UsageError as error:
             return [*lines, f"<p class=missing>{html.escape(as_flags(str(error)))}</p>"]
-        threat, x = ThreatModel.parse(self.config.norm, self.config.eps), images.floats()
-        with seeding.private(mixed_seed(self.config.seed, REPORT)):
+        threat, x = ThreatModel(self.config.threat.norm, self.config.threat.eps), images.floats()
+        with seeding.private(mixed_seed(self.config.machine.seed, REPORT)):
             moved = InnerAttack(threat, threat.pgd, 20).classifier(model, x, images.labels)
         with torch.no_grad():
             f, f_adv = model.features(x), model.features(moved)
@@ -188,7 +191,7 @@ class _Run:
         return lines + _figure(figures.losses(epochs, terms), "Each term by epoch")
 
     def settings(self) -> list[str]:
-        values = [[configuration.option_name(k), str(v)] for k, v in configuration.to_dict(self.config).items()]
+        values = [[configuration.option_name(k), str(v)] for k, v in self.config.options().items()]
         kept = self.run.path / "environment.json"
         environment = read_record(kept) if kept.is_file() else {}
         versions = [[k, str(v)] for k, v in environment.items() if k != "packages"]

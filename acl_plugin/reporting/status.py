@@ -18,7 +18,8 @@ def status(run: RunDir) -> list[str]:
     lock = run.path / ".lock"
     owner = lock.read_text().strip() if lock.is_file() else ""
     now = f"; process {owner} works in it, or was killed" if owner else ""
-    lines = [f"{run.path}: {config.objective} on {config.data}, {config.backbone}, seed {config.seed}{now}"]
+    what = f"{config.objective.objective} on {config.data.data}, {config.encoder.backbone}, seed {config.machine.seed}"
+    lines = [f"{run.path}: {what}{now}"]
     stages = {
         "pretrain": _pretrain(run, config),
         "probe": _probe(run),
@@ -37,7 +38,7 @@ def _pretrain(run: RunDir, config: RunConfig) -> str:
         return f"done, {record['seconds']:.0f} s" if "seconds" in record else "done elsewhere"
     if not run.metrics.is_file():
         return "not yet"
-    return f"{len(read_metrics(run.metrics))} of {config.epochs} epochs"
+    return f"{len(read_metrics(run.metrics))} of {config.training.epochs} epochs"
 
 
 def _probe(run: RunDir) -> str:

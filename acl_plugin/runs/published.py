@@ -90,16 +90,18 @@ def import_run(
     Raises:
         UsageError: see ``read``; nothing is written then.
     """
-    data = datasets.load(config)
+    data = datasets.load(config.data)
     shape = data.shape
-    published = read(path, layout, config.backbone, config.backbone_kwargs, shape, allow_pickle, normalization)
+    published = read(
+        path, layout, config.encoder.backbone, config.encoder.backbone_kwargs, shape, allow_pickle, normalization
+    )
     probed, benign = published.bank(bank), next(iter(published.banks))
     digest = hashlib.sha256(user_path(path).read_bytes()).hexdigest()
     source = {"file": path.name, "sha256": digest, "format": published.layout, "bank": probed}
     if normalization is not None:
         source["normalization"] = normalization
     head = imported_head.judge(published.head, published.spec, published.banks[probed], data)
-    run.start(replace(config, objective="imported", objective_kwargs=source, stem=published.spec.stem))
+    run.start(config.replace(objective="imported", objective_kwargs=source, stem=published.spec.stem))
     run.record_images(data)
     write_json(run.pretraining, source)
     banks, kept = published.banks, published.projectors
@@ -108,7 +110,7 @@ def import_run(
     notes = [head.note] if head.note else []
     if head.classifier is not None:
         write_model(run.classifier, head.classifier.spec, head.classifier.state_dict())
-        write_json(run.probe, head.record | {"seed": config.seed})
+        write_json(run.probe, head.record | {"seed": config.machine.seed})
     if published.left_out:
         notes.append(f"left out: {', '.join(published.left_out)}")
     if notes:

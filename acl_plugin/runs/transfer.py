@@ -1,7 +1,7 @@
 """Transfer a run's encoder to another dataset, in a new run folder to probe and evaluate."""
 
 import shutil
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from acl_plugin import config as configuration
@@ -28,13 +28,13 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
         UsageError: when the encoder is missing, or the images do not match its shape.
     """
     encoder = load_encoder(source.path)
-    data = datasets.load(config)
+    data = datasets.load(config.data)
     shape = data.shape
     if shape != encoder.spec.shape:
         given, own = ("x".join(map(str, s)) for s in (shape, encoder.spec.shape))
         side = encoder.spec.shape[1]
         hint = f"; add `image_size` {side}" if shape[0] == encoder.spec.shape[0] else ""
-        message = f"the images of {config.data} are {given}, and {source.path} was trained on {own}{hint}"
+        message = f"the images of {config.data.data} are {given}, and {source.path} was trained on {own}{hint}"
         raise UsageError(message, parameter="image_size", given=given, allowed=own)
     run.check_config(config)
     run.check_images(data)
@@ -45,7 +45,7 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
     pretraining = read_record(source.pretraining) if source.pretraining.is_file() else {}
     trained = source.read_config()
     digest = weights_hash(encoder.backbone)
-    pretrained_on = pretraining.get("transferred_from", trained.data)  # the first run's in a chain of transfers
+    pretrained_on = pretraining.get("transferred_from", trained.data.data)  # the first run's in a chain of transfers
     write_json(run.pretraining, pretraining | {"transferred_from": pretrained_on} | {"encoder_sha256": digest})
     for file in (source.projector, source.benign_encoder, source.encoder):  # the last one marks the others as complete
         if file.is_file():
@@ -60,8 +60,8 @@ def transferred(before: RunConfig, data: str, **options: Any) -> RunConfig:
         UsageError: for an unknown dataset, or an option out of range.
     """
     taken = {f.name for group in (DataConfig, ThreatConfig, ProbeConfig) for f in fields(group)}
-    own = {"norm": before.norm} | {name: value for name, value in options.items() if name in taken}
-    there = configuration.preset(data, **own)
-    config = replace(before, **options | {name: getattr(there, name) for name in taken})
+    own = {"norm": before.threat.norm} | {name: value for name, value in options.items() if name in taken}
+    there = configuration.preset(data, **own).options()
+    config = before.replace(**options | {name: there[name] for name in taken})
     check(config)
     return config

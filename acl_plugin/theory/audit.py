@@ -97,7 +97,7 @@ def _require_comparable(runs: Sequence[RunDir], limit: int) -> None:
     settings = []
     for run in runs if len(runs) > 1 else ():
         config = run.read_config()
-        of_run = _settings(config, datasets.load(config), limit)
+        of_run = _settings(config, datasets.load(config.data), limit)
         settings.append({("images" if name == "test_images" else name): of_run[name] for name in what})
     for run, other in zip(runs[1:], settings[1:], strict=False):
         differences = setting_differences(other, settings[0])
@@ -112,7 +112,7 @@ def _audit_run(
     run: RunDir, checkpoints: Sequence[RunDir], limit: int, device: torch.device, advance: Callable[[], object]
 ) -> list[dict[str, Any]]:
     config = run.read_config()
-    data, found = datasets.load(config), []
+    data, found = datasets.load(config.data), []
     run.check_images(data)
     settings = _settings(config, data, limit)
     rows = _rows_of_before(run, settings)
@@ -121,7 +121,7 @@ def _audit_run(
         digest = weights_hash(encoder)
         if digest not in rows:
             measured = audit_encoder(encoder, config, data, limit, device)
-            epochs = config.epochs if checkpoint is run else int(checkpoint.path.name.split("-")[1])
+            epochs = config.training.epochs if checkpoint is run else int(checkpoint.path.name.split("-")[1])
             rows[digest] = {"run": str(run.path), "epochs": epochs, "encoder_sha256": digest, **measured}
             _write(run, settings, list(rows.values()), complete=False)
         found.append(rows[digest] | {"run": str(run.path)})
@@ -140,14 +140,14 @@ def audit_encoder(
     Raises:
         UsageError: when there are fewer than 8 test images, or fewer than two classes with two images each.
     """
-    images, seed = data.test.subset(limit), mixed_seed(config.seed, AUDIT)
+    images, seed = data.test.subset(limit), mixed_seed(config.machine.seed, AUDIT)
     if len(images) < 8 or (images.labels.bincount() > 1).sum() < 2:
         needed = "8 test images or more, two of each of two classes"
         message = f"an audit takes {needed}, not these {len(images)}"
         raise UsageError(message, parameter="limit", given=len(images), allowed=needed)
-    threat = ThreatModel.parse(config.norm, config.eps)
+    threat = ThreatModel(config.threat.norm, config.threat.eps)
     encoder = encoder.to(device).eval().requires_grad_(False)
-    model = probed(encoder, data, config.probe_weight_decay, device)
+    model = probed(encoder, data, config.probe.probe_weight_decay, device)
     x, y = images.floats(), images.labels
     with seeding.private(seed, device):
         attack = InnerAttack(threat, threat.pgd, STEPS)
@@ -162,7 +162,7 @@ def audit_encoder(
     logits, logits_adv = (z.double() @ weight.T + bias for z in (f, f_adv))
     losses, losses_adv = (F.cross_entropy(of, y, reduction="none") for of in (logits, logits_adv))
     za, zb, contrastive = _contrastive(encoder, x, config, threat, device)
-    shift = label_shift(f, f_adv, y, len(data.classes), config.probe_weight_decay, seed)
+    shift = label_shift(f, f_adv, y, len(data.classes), config.probe.probe_weight_decay, seed)
     label = F.one_hot(y, len(data.classes)).float()
     terms = {
         "robust_loss": losses_adv.mean().item(),
@@ -238,13 +238,13 @@ def _contrastive(
     encoder: Encoder, x: Tensor, config: RunConfig, threat: ThreatModel, device: torch.device
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
     """Return embeddings of two adversarial views of each image, and the contrastive terms as means over batches."""
-    attack = InnerAttack(threat, threat.pgd, config.attack_steps)
+    attack = InnerAttack(threat, threat.pgd, config.objective.attack_steps)
     parts: dict[str, list[float]] = {"nce_adv": [], "nce_clean": [], "sharpness": []}
     embedded = []
-    with seeding.private(mixed_seed(config.seed, AUDIT, 1), device):
-        batches = [part.to(device) for part in x.split(config.batch_size)]
+    with seeding.private(mixed_seed(config.machine.seed, AUDIT, 1), device):
+        batches = [part.to(device) for part in x.split(config.training.batch_size)]
         for batch in batches:
-            a, b = (views(batch, config.augment) for _ in range(2))
+            a, b = (views(batch, config.training.augment) for _ in range(2))
             moved = attack.joint(encoder, a, b, temperature=TEMPERATURE)
             with torch.no_grad():
                 za, zb = (_embedding(encoder, view) for view in moved)
@@ -272,14 +272,15 @@ def _benign_nce(encoder: Encoder, a: Tensor, b: Tensor) -> Tensor:
 
 def _settings(config: RunConfig, data: DataSet, limit: int) -> dict[str, Any]:
     """Return the settings that determine a row, apart from the encoder."""
-    threat = ThreatModel.parse(config.norm, config.eps)
+    threat = ThreatModel(config.threat.norm, config.threat.eps)
     return {
-        "dataset": config.data, "n": limit, "train_images": data.train.fingerprint(data.classes).to_dict(),
+        "dataset": config.data.data, "n": limit, "train_images": data.train.fingerprint(data.classes).to_dict(),
         "test_images": data.test.subset(limit).fingerprint(data.classes).to_dict(),
-        "threat_model": threat.norm, "eps": threat.eps, "seed": config.seed,
-        "adversary": f"{threat.pgd}-{STEPS}", "view_attack": f"{threat.pgd}-{config.attack_steps}",
-        "batch_size": config.batch_size, "augment": config.augment, "temperature": TEMPERATURE, "rho": RHO,
-        "probe": f"solved linear head, weight decay {config.probe_weight_decay:g}",
+        "threat_model": threat.norm, "eps": threat.eps, "seed": config.machine.seed,
+        "adversary": f"{threat.pgd}-{STEPS}", "view_attack": f"{threat.pgd}-{config.objective.attack_steps}",
+        "batch_size": config.training.batch_size, "augment": config.training.augment,
+        "temperature": TEMPERATURE, "rho": RHO,
+        "probe": f"solved linear head, weight decay {config.probe.probe_weight_decay:g}",
         "learned_divergences": MEASURED_WITH,
     }  # fmt: skip
 

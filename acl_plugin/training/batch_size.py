@@ -12,13 +12,13 @@ def check_sizes(config: RunConfig, data: DataSet) -> None:
     Raises:
         UsageError: with the option.
     """
-    ranks = config.ranks
-    if config.coreset != "none" and ranks > 1:
-        message = f"`coreset` {config.coreset} works on one device, not on {ranks}"
-        raise UsageError(message, parameter="coreset", given=config.coreset, allowed=("none",))
-    left = len(data.train) - (held_out_count(len(data.train)) if config.coreset != "none" else 0)
-    if config.batch_size * ranks > left:
-        given = f"`batch_size` {config.batch_size} on {ranks} device(s)"
+    ranks = config.machine.ranks
+    if config.coreset.coreset != "none" and ranks > 1:
+        message = f"`coreset` {config.coreset.coreset} works on one device, not on {ranks}"
+        raise UsageError(message, parameter="coreset", given=config.coreset.coreset, allowed=("none",))
+    left = len(data.train) - (held_out_count(len(data.train)) if config.coreset.coreset != "none" else 0)
+    if config.training.batch_size * ranks > left:
+        given = f"`batch_size` {config.training.batch_size} on {ranks} device(s)"
         allowed = f"at most {left // ranks}"
         message = f"{given}: there are only {left} training images; allowed is {allowed}"
-        raise UsageError(message, parameter="batch_size", given=config.batch_size, allowed=allowed)
+        raise UsageError(message, parameter="batch_size", given=config.training.batch_size, allowed=allowed)

@@ -37,13 +37,13 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
     Raises:
         UsageError: for invalid names, settings or sizes.
     """
-    training_device(config.accelerator)  # raises if the machine does not have it
-    threat = ThreatModel.parse(config.norm, config.eps)
-    attack = InnerAttack(threat, config.attack, config.attack_steps, config.attack_kwargs)
+    training_device(config.machine.accelerator)  # raises if the machine does not have it
+    threat = ThreatModel(config.threat.norm, config.threat.eps)
+    attack = InnerAttack(threat, config.objective.attack, config.objective.attack_steps, config.objective.attack_kwargs)
     objective = _objective(config)
     attack.check(objective.attack_view, data.shape[0])
     check_sizes(config, data)
-    with seeding.private(mixed_seed(config.seed, INITIALIZATION)):
+    with seeding.private(mixed_seed(config.machine.seed, INITIALIZATION)):
         if encoder is None:
             model: EncoderProtocol = Encoder(model_spec(config, data), objective.routes, objective.projector)
         else:
@@ -68,14 +68,16 @@ def _copied(encoder: EncoderProtocol, objective: Objective, data: DataSet) -> En
 
 def _objective(config: RunConfig) -> Objective:
     """Create the objective, after loading the objects whose paths are in the configuration."""
-    given = config.objective_kwargs
-    objective: Objective = create_objective(config.objective, **given)  # rejects invalid settings before files are read
+    given = config.objective.objective_kwargs
+    objective: Objective = create_objective(
+        config.objective.objective, **given
+    )  # rejects invalid settings before files are read
     readers: dict[str, Callable[[str], Any]] = {"encoder": load_encoder, "pseudo_labels": read_pseudo_labels}
     paths = {name: kind for name, kind in objective.from_files.items() if isinstance(given.get(name), str)}
     if not paths:
         return objective
     objects = {name: readers[kind](given[name]) for name, kind in paths.items()}
-    return create_objective(config.objective, **{**given, **objects})
+    return create_objective(config.objective.objective, **{**given, **objects})
 
 
 def model_spec(config: RunConfig, data: DataSet) -> ModelSpec:
@@ -83,9 +85,9 @@ def model_spec(config: RunConfig, data: DataSet) -> ModelSpec:
     import timm
 
     return ModelSpec(
-        backbone=config.backbone,
-        kwargs=config.backbone_kwargs,
-        stem=config.stem,
+        backbone=config.encoder.backbone,
+        kwargs=config.encoder.backbone_kwargs,
+        stem=config.encoder.stem,
         shape=data.shape,
         mean=data.mean,
         std=data.std,

@@ -9,7 +9,7 @@ import lightning
 from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from acl_plugin.config import RunConfig
+from acl_plugin.config import TrainingConfig
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.files import torch_bytes, write_atomic
 from acl_plugin.runtime.progress import Progress
@@ -26,7 +26,8 @@ class Checkpoints(Checkpoint):
 
     Args:
         run: run folder.
-        config: configuration of the pretraining.
+        training: intervals between checkpoints and between copies of the encoder, and accumulated batches.
+        ranks: number of processes that train together.
         interrupted: returns whether the user interrupted the run, which then stops after the step.
         steps: number of steps after which this start stops; None for no limit.
     """
@@ -34,11 +35,16 @@ class Checkpoints(Checkpoint):
     often = 600.0
 
     def __init__(
-        self, run: RunDir, config: RunConfig, interrupted: Callable[[], bool], steps: int | None = None
+        self,
+        run: RunDir,
+        training: TrainingConfig,
+        ranks: int,
+        interrupted: Callable[[], bool],
+        steps: int | None = None,
     ) -> None:
         self.run, self.interrupted, self.steps = run, interrupted, steps
-        self.every, self.keep_every = config.checkpoint_every, config.keep_every
-        self.accumulated, self.ranks = config.accumulate_grad_batches, config.ranks
+        self.every, self.keep_every = training.checkpoint_every, training.keep_every
+        self.accumulated, self.ranks = training.accumulate_grad_batches, ranks
         self.saved, self.first, self.stopping = time.monotonic(), 0, False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
@@ -72,7 +78,7 @@ class Checkpoints(Checkpoint):
         if not pl_module.at_end_of_epoch:
             return  # the epoch is incomplete; resuming from a checkpoint saved here would skip its rest
         done = pl_module.batches.epoch + 1
-        last = done == pl_module.planned.epochs
+        last = done == pl_module.planned.training.epochs
         pl_module.guard.look()
         healthy = pl_module.guard.healthy
         if healthy and self.keep_every and done % self.keep_every == 0 and not last and trainer.is_global_zero:
@@ -126,7 +132,7 @@ class ShowProgress(lightning.Callback):
     """Show the share of completed steps over all epochs, and the remaining time."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        total, done = pl_module.steps_before(pl_module.planned.epochs), pl_module.steps_done()
+        total, done = pl_module.steps_before(pl_module.planned.training.epochs), pl_module.steps_done()
         self.progress = Progress("pretrain", total, done, quiet=not trainer.is_global_zero)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from acl_plugin.attacks.inner_attack import InnerAttack
-from acl_plugin.config import RunConfig
+from acl_plugin.config import CoresetConfig, TrainingConfig
 from acl_plugin.data.images import Images
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.base import Objective, Views
@@ -36,8 +36,8 @@ class Coreset:
         chosen_at: epoch before which they were selected. Part of checkpoints.
     """
 
-    def __init__(self, config: RunConfig, images: Images) -> None:
-        self.config = config
+    def __init__(self, coreset: CoresetConfig, training: TrainingConfig, seed: int, images: Images) -> None:
+        self.coreset, self.training, self.seed = coreset, training, seed
         order = self._shuffled(len(images))
         count = held_out_count(len(images))
         self.pool, self.held_out = images.take(order[count:].sort().values), images.take(order[:count])
@@ -52,22 +52,22 @@ class Coreset:
     @property
     def first_epoch(self) -> int:
         """Return the first epoch that trains on a subset, counted from 0."""
-        return math.ceil(self.config.coreset_warmup * self.config.epochs)
+        return math.ceil(self.coreset.coreset_warmup * self.training.epochs)
 
     @property
     def budget(self) -> int:
         """Return the number of minibatches to select: as many as the fraction allows, at least one."""
-        return max(1, int(self.config.coreset_fraction * len(self.pool)) // self.config.batch_size)
+        return max(1, int(self.coreset.coreset_fraction * len(self.pool)) // self.training.batch_size)
 
     def steps_before(self, epoch: int) -> int:
         """Return the number of minibatches in all epochs before ``epoch``."""
         whole = min(epoch, self.first_epoch)
-        return whole * (len(self.pool) // self.config.batch_size) + (epoch - whole) * self.budget
+        return whole * (len(self.pool) // self.training.batch_size) + (epoch - whole) * self.budget
 
     def is_due(self, epoch: int) -> bool:
         """Return whether a selection is due before this epoch and not yet made (as it may be in a resumed run)."""
         since = epoch - self.first_epoch
-        return since >= 0 and since % self.config.coreset_every == 0 and self.chosen_at != epoch
+        return since >= 0 and since % self.coreset.coreset_every == 0 and self.chosen_at != epoch
 
     def renew(
         self,
@@ -84,16 +84,16 @@ class Coreset:
             model, objective, attack: as in training.
             draw: returns the objective's views of the (pixels, rows) of a batch.
         """
-        c = self.config
-        order = self._shuffled(len(self.pool), epoch)
-        groups = order[: len(order) // c.batch_size * c.batch_size].split(c.batch_size)
+        order, size = self._shuffled(len(self.pool), epoch), self.training.batch_size
+        groups = order[: len(order) // size * size].split(size)
         batches = [self.pool.take(group) for group in groups]
-        seed = mixed_seed(c.seed, CORESET, epoch)
-        taken = select(model, objective, attack, batches, self.held_out, self.budget, draw, seed, c.coreset_fidelity)
+        seed = mixed_seed(self.seed, CORESET, epoch)
+        fidelity = self.coreset.coreset_fidelity
+        taken = select(model, objective, attack, batches, self.held_out, self.budget, draw, seed, fidelity)
         self.chosen, self.chosen_at = torch.cat([groups[i] for i in taken]), epoch
 
     def _shuffled(self, count: int, *purpose: int) -> Tensor:
-        generator = torch.Generator().manual_seed(mixed_seed(self.config.seed, CORESET, *purpose))
+        generator = torch.Generator().manual_seed(mixed_seed(self.seed, CORESET, *purpose))
         return torch.randperm(count, generator=generator)
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from acl_plugin.config import RunConfig
+from acl_plugin.config import TrainingConfig
 from acl_plugin.errors import TrainingStopped
 from acl_plugin.objectives.base import Terms
 from acl_plugin.runtime.distributed import average
@@ -36,7 +36,8 @@ class Guard:
     (``Terms.collapsed``) in 20 consecutive steps.
 
     Args:
-        config: configuration of the run.
+        training: warm-up and learning rate of the run.
+        eps_ramp: share of the run in which the attack's eps grows.
         temperature: temperature of the objective, for the message.
     """
 
@@ -44,9 +45,9 @@ class Guard:
     tolerance = 0.005
     seldom = 20  # steps between two checks on an accelerator, as each check synchronizes
 
-    def __init__(self, config: RunConfig, temperature: float) -> None:
-        self.config, self.temperature, self.streak = config, temperature, 0
-        self.warm_from = max(config.warmup, config.eps_ramp)
+    def __init__(self, training: TrainingConfig, eps_ramp: float, temperature: float) -> None:
+        self.lr, self.eps_ramp, self.temperature, self.streak = training.lr, eps_ramp, temperature, 0
+        self.warm_from = max(training.warmup, eps_ramp)
         self.unseen: list[Step] = []
 
     @property
@@ -91,7 +92,7 @@ class Guard:
             raise TrainingStopped(
                 f"the encoder has collapsed: {part} is {values[part]:.3f} at step {step.number}, as for equal "
                 f"embeddings ({step.collapsed[part]:.3f}); raise "
-                f"--eps-ramp ({self.config.eps_ramp}), lower --lr ({self.config.lr}), or change "
+                f"--eps-ramp ({self.eps_ramp}), lower --lr ({self.lr}), or change "
                 f"--objective-kwargs.temperature ({self.temperature})"
             )
 

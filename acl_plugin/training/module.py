@@ -56,9 +56,12 @@ class Pretraining(lightning.LightningModule):
 
     def _begin(self, planned: RunConfig) -> None:
         """Reset all state of an earlier training of this module, except the weights."""
-        self.planned, self.length = planned, float(planned.epochs)
-        self.coreset = Coreset(planned, self.data.train) if planned.coreset != "none" else None
-        self.guard, self.means = Guard(planned, self.objective.temperature), EpochMeans()
+        self.planned, self.length = planned, float(planned.training.epochs)
+        self.coreset = None
+        if planned.coreset.coreset != "none":
+            self.coreset = Coreset(planned.coreset, planned.training, planned.machine.seed, self.data.train)
+        self.guard = Guard(planned.training, planned.objective.eps_ramp, self.objective.temperature)
+        self.means = EpochMeans()
         self.loader = EpochLoader(self)
         self.batches: ShuffledBatches | None = None
         self.seconds_before, self.started = 0.0, time.monotonic()
@@ -66,7 +69,7 @@ class Pretraining(lightning.LightningModule):
     @property
     def ranks(self) -> int:
         """Return the number of ranks."""
-        return self.planned.ranks
+        return self.planned.machine.ranks
 
     @property
     def epoch(self) -> int:
@@ -82,34 +85,34 @@ class Pretraining(lightning.LightningModule):
         """
         trainer, c = self.trainer, self.config
         assert trainer.max_epochs is not None
-        c = replace(c, devices=trainer.world_size, num_nodes=1)
+        c = c.replace(devices=trainer.world_size, num_nodes=1)
         check_sizes(c, self.data)
         if trainer.max_epochs >= 0:
-            self._begin(replace(c, epochs=trainer.max_epochs))
+            self._begin(c.replace(epochs=trainer.max_epochs))
         elif trainer.max_steps < 0:  # no limit, or max_time
             self._begin(c)
         else:
-            self._begin(replace(c, epochs=1))
+            self._begin(c.replace(epochs=1))
             self._extend(trainer.max_steps)
 
     def _extend(self, steps: int) -> None:
         """Plan as many epochs as ``steps`` optimizer steps need; the last one may be partial."""
         epochs = max(1, steps // max(1, self._optimizer_steps(0)))  # no epoch is longer than the first
         while True:
-            self.planned = self.guard.config = replace(self.planned, epochs=epochs)
+            self.planned = self.planned.replace(epochs=epochs)
             if self.coreset is not None:
-                self.coreset.config = self.planned
+                self.coreset.training = self.planned.training
             left = steps - sum(map(self._optimizer_steps, range(epochs - 1)))
             if left <= self._optimizer_steps(epochs - 1):
                 break
             epochs += 1
         batches = self.batches_in(epochs - 1)
-        self.length = epochs - 1 + min(left * self.config.accumulate_grad_batches, batches) / batches
+        self.length = epochs - 1 + min(left * self.config.training.accumulate_grad_batches, batches) / batches
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         from timm.optim import create_optimizer_v2
 
-        c = self.config
+        c = self.config.training
         groups = self.objective.param_groups(self.model)
         optimizer: torch.optim.Optimizer
         if c.optimizer == "lars":
@@ -130,13 +133,14 @@ class Pretraining(lightning.LightningModule):
         """
         epoch, c = self.epoch, self.planned
         self.means.begin(epoch)
-        self.objective.on_epoch(epoch, c.epochs)
+        self.objective.on_epoch(epoch, c.training.epochs)
         if self.coreset is not None and self.coreset.is_due(epoch):
-            attack = replace(self.attack.scaled(ramp(max(epoch, 1) / c.epochs, c.eps_ramp)), on_moved=None)
+            scale = ramp(max(epoch, 1) / c.training.epochs, c.objective.eps_ramp)
+            attack = replace(self.attack.scaled(scale), on_moved=None)
             self.coreset.renew(epoch, self.model, self.objective, attack, self._views)
         images = (self.data.train if self.coreset is None else self.coreset.images).to(self.device)  # uint8: 150 MB
-        seed = mixed_seed(c.seed, ORDER)
-        self.batches = ShuffledBatches(images, c.batch_size, seed, epoch, self.global_rank, self.ranks)
+        seed = mixed_seed(c.machine.seed, ORDER)
+        self.batches = ShuffledBatches(images, c.training.batch_size, seed, epoch, self.global_rank, self.ranks)
         self.batches.load_state_dict(resumed)
         return self.batches
 
@@ -145,14 +149,14 @@ class Pretraining(lightning.LightningModule):
         return self.seconds_before + time.monotonic() - self.started
 
     def on_fit_start(self) -> None:
-        if self.config.compile:
+        if self.config.machine.compile:
             compile_encoder(cast(nn.Module, self.model), self.device)
 
     def steps_before(self, epoch: int) -> int:
         """Return the number of batches in all epochs before ``epoch``, counted from 0."""
         if self.coreset is not None:
             return self.coreset.steps_before(epoch)
-        return epoch * (len(self.data.train) // (self.config.batch_size * self.ranks))
+        return epoch * (len(self.data.train) // (self.config.training.batch_size * self.ranks))
 
     def batches_in(self, epoch: int) -> int:
         """Return the number of batches in ``epoch``, within the Trainer's ``limit_train_batches``."""
@@ -164,11 +168,11 @@ class Pretraining(lightning.LightningModule):
         return self.steps_before(epoch + 1) - self.steps_before(epoch)
 
     def _optimizer_steps(self, epoch: int) -> int:
-        return -(-self.batches_in(epoch) // self.config.accumulate_grad_batches)
+        return -(-self.batches_in(epoch) // self.config.training.accumulate_grad_batches)
 
     def optimizer_steps(self) -> int:
         """Return the number of optimizer steps of the whole training."""
-        return sum(map(self._optimizer_steps, range(self.planned.epochs)))
+        return sum(map(self._optimizer_steps, range(self.planned.training.epochs)))
 
     def steps_done(self) -> int:
         """Return the number of batches trained on over all starts."""
@@ -198,7 +202,7 @@ class Pretraining(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         assert self.batches is not None
         step = self.steps_before(self.batches.epoch) + batch_idx
-        with seeding.private(mixed_seed(self.config.seed, STEP, step, self.global_rank), self.device):
+        with seeding.private(mixed_seed(self.config.machine.seed, STEP, step, self.global_rank), self.device):
             self._step(batch, batch_idx, self.batches.epoch, step)
 
     def _step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int, epoch: int, step: int) -> None:
@@ -211,16 +215,16 @@ class Pretraining(lightning.LightningModule):
 
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        every = self.config.accumulate_grad_batches
+        every = self.config.training.accumulate_grad_batches
         if batch_idx % every == 0:
             optimizer.zero_grad()
-        scale = ramp((position + 1) / total, self.config.eps_ramp)
+        scale = ramp((position + 1) / total, self.config.objective.eps_ramp)
         attack = replace(self.attack.scaled(scale), trusted=batch_idx > 0)  # avoids a synchronization
         terms = self.objective.backward(self.model, drawn, attack)
         self.guard.watch(terms, step, position / total)
         self.means.add({"loss": terms.total.detach(), **terms.parts})
         if (batch_idx + 1) % every == 0 or batch_idx + 1 == per_epoch:
-            share = learning_rate(position / total, self.config.warmup)
+            share = learning_rate(position / total, self.config.training.warmup)
             for group, peak in zip(optimizer.param_groups, self.peaks, strict=True):
                 group["lr"] = peak * share
                 self._average([p.grad for p in group["params"] if p.grad is not None], batch_idx % every + 1)
@@ -232,13 +236,13 @@ class Pretraining(lightning.LightningModule):
             return  # the epoch is incomplete, and so are its means
         self.log_dict(self.means.means(), sync_dist=self.ranks > 1)
         done = self.batches.epoch + 1
-        if self.config.knn_every and done % self.config.knn_every == 0:
+        if self.config.training.knn_every and done % self.config.training.knn_every == 0:
             kept, route = self.objective.downstream(self.model), self.objective.routes[-1]
             with norm_banks.inference(kept):
-                accuracy = knn_accuracy(kept, self.data.train, mixed_seed(self.config.seed, HOLDOUT), route)
+                accuracy = knn_accuracy(kept, self.data.train, mixed_seed(self.config.machine.seed, HOLDOUT), route)
             self.log("knn_accuracy", accuracy, sync_dist=self.ranks > 1)
         endless = self.trainer.max_epochs == self.trainer.max_steps == -1
-        if endless and done >= self.planned.epochs:
+        if endless and done >= self.planned.training.epochs:
             self.trainer.should_stop = True  # the learning rate is 0 from here on
 
     def write_encoder(self, run: RunDir) -> None:
@@ -256,7 +260,7 @@ class Pretraining(lightning.LightningModule):
 
     def _views(self, pixels: Tensor, rows: Tensor) -> Views:
         images = pixels.to(self.dtype) / self.data.train.levels
-        augment = self.config.augment
+        augment = self.config.training.augment
         drawn = {
             name: views(images, WEAK[augment]) if name == "weak" else views(images, augment, self.objective.strength)
             for name in self.objective.needs

@@ -1,7 +1,6 @@
 """Pretrain with Lightning in a run folder, resuming an interrupted run."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def pretrain(
         config: see ``acl_plugin.config.preset``.
         out: run folder, new or of the same configuration.
         encoder: your own encoder, such as ``acl_plugin.wrap_encoder(...)`` with the objective's routes and projector,
-            in place of ``config.backbone``; a copy of it is trained. The folder records its class name as
+            in place of ``config.encoder.backbone``; a copy of it is trained. The folder records its class name as
             ``backbone``. Pass the same encoder to resume, and to ``acl_plugin.load_encoder(out, encoder=...)``.
         trainer_options: further options of ``lightning.Trainer`` that do not change the trained weights, see
             ``acl_plugin.training.trainer_options.FREE``. ``logger`` and ``callbacks`` are added to ours; ``max_time``
@@ -62,16 +61,16 @@ def pretrain(
         if encoder is not None:
             config = _recorded(config, encoder)
         run.check_config(config)
-        data = datasets.load(config)
+        data = datasets.load(config.data)
         run.check_images(data)
         module = build(config, data, encoder)
         if run.encoder.is_file():  # complete: keep the records of how it was made
             return run
-        require_script(config.devices)
+        require_script(config.machine.devices)
         if run.metrics.is_file():
             read_metrics(run.metrics)  # finds damage before the first step, not after the first epoch
         with deferred() as interrupted:
-            checkpoints = Checkpoints(run, config, interrupted, _limit(given))
+            checkpoints = Checkpoints(run, config.training, config.machine.ranks, interrupted, _limit(given))
             trainer = _trainer(config, run, checkpoints, given)
             run.start(config)
             with locked(run.path):
@@ -83,7 +82,7 @@ def pretrain(
 def _recorded(config: RunConfig, encoder: EncoderProtocol) -> RunConfig:
     """Return the configuration with the user's own encoder as its backbone."""
     spec = spec_of(require_encoder(encoder, "encoder"), (0, 0, 0))
-    return replace(config, backbone=spec.backbone, backbone_kwargs=spec.kwargs, stem=spec.stem)
+    return config.replace(backbone=spec.backbone, backbone_kwargs=spec.kwargs, stem=spec.stem)
 
 
 def _limit(options: dict[str, Any]) -> int | None:
@@ -104,7 +103,11 @@ def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoin
     if done != total:
         ended = f"{checkpoints.ended_by(trainer)} ended the pretraining after {done} of {total} steps"
         raise TrainingUnfinished(f"{run.path}: {ended}; the same command resumes it", done, total)
-    record = {"epochs": module.config.epochs, "seconds": round(module.seconds(), 1), "resumed": resume is not None}
+    record = {
+        "epochs": module.config.training.epochs,
+        "seconds": round(module.seconds(), 1),
+        "resumed": resume is not None,
+    }
     write_json(run.pretraining, record | {"precision": trainer.precision})
     module.write_encoder(run)
 
@@ -134,12 +137,12 @@ def _checkpoint(run: RunDir) -> Path | None:
 def _trainer(config: RunConfig, run: RunDir, checkpoints: Checkpoints, options: dict[str, Any]) -> lightning.Trainer:
     loggers = [CsvLogger(run.metrics), TensorBoardLogger(run.path, name="", version="tensorboard")]
     ours: dict[str, Any] = {
-        "accelerator": config.accelerator,
-        "devices": config.devices,
-        "num_nodes": config.num_nodes,
-        "precision": precision(config.precision, training_device(config.accelerator)),
-        "strategy": "ddp" if config.ranks > 1 else "auto",
-        "max_epochs": config.epochs,
+        "accelerator": config.machine.accelerator,
+        "devices": config.machine.devices,
+        "num_nodes": config.machine.num_nodes,
+        "precision": precision(config.machine.precision, training_device(config.machine.accelerator)),
+        "strategy": "ddp" if config.machine.ranks > 1 else "auto",
+        "max_epochs": config.training.epochs,
         "plugins": [AtomicCheckpointIO(run)],
         "default_root_dir": run.path,
         "log_every_n_steps": 1,

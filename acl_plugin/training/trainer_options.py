@@ -79,7 +79,7 @@ def _check_option(name: str, value: Any, config: RunConfig, defaults: Mapping[st
     if name in FREE:
         return
     field = CONFIGURED.get(name)
-    used = getattr(config, field) if field else {"enable_checkpointing": True}.get(name, defaults[name])
+    used = config.options()[field] if field else {"enable_checkpointing": True}.get(name, defaults[name])
     if value != used:
         todo = f"set `{field}` of the configuration" if field else INSTEAD.get(name, "leave it out")
         message = f"`{name}` {value!r}: a pretraining runs with {used!r}; {todo}"

@@ -37,17 +37,17 @@ def test_the_ablation_has_every_subset_once():
     for label, each in rows.items():
         if each.row.untrained:
             continue
-        objective = create_objective("gsa_rsl", **each.config.objective_kwargs)
+        objective = create_objective("gsa_rsl", **each.config.objective.objective_kwargs)
         on = [bool(w) for w in (objective.adversarial, objective.benign, objective.rho, objective.global_)]
         named = [name in label.split(" + ") for name in ("adversarial", "benign", "SAM", "global")]
         assert on == named, label
         subsets.add(tuple(on))
     expected = {s for s in product((False, True), repeat=4) if any((s[0], s[1], s[3])) and (s[1] or not s[2])}
     assert subsets == expected
-    assert rows[ALL.label].config.objective_kwargs == {}
-    assert rows[SUPERVISED.label].config.probe_protocol == "aff_pgd"
-    assert rows[SUPERVISED.label].config.probe_epochs == rows[ALL.label].config.epochs
-    assert rows[SUPERVISED.label].config.backbone_kwargs == rows[ALL.label].config.backbone_kwargs
+    assert rows[ALL.label].config.objective.objective_kwargs == {}
+    assert rows[SUPERVISED.label].config.probe.probe_protocol == "aff_pgd"
+    assert rows[SUPERVISED.label].config.probe.probe_epochs == rows[ALL.label].config.training.epochs
+    assert rows[SUPERVISED.label].config.encoder.backbone_kwargs == rows[ALL.label].config.encoder.backbone_kwargs
 
 
 def test_experiments_share_runs_and_folders_tell_settings_apart():
@@ -71,16 +71,16 @@ def test_the_hash_leaves_out_seed_and_place():
 @pytest.mark.parametrize("data", ["digits", "cifar10"])
 def test_transfer_probes_other_classes_with_the_same_encoder(data):
     for each in (job(row, 1, data, SHARED, Path("runs")) for row in EXPERIMENTS["transfer"]()):
-        assert each.config.data == {"digits": "digits_5_9", "cifar10": "cifar100"}[data]
-        assert each.source.config.data == {"digits": "digits_0_4", "cifar10": "cifar10"}[data]
-        assert each.source.config.objective_kwargs == each.row.objective
-        assert each.config.seed == each.source.config.seed == 1
+        assert each.config.data.data == {"digits": "digits_5_9", "cifar10": "cifar100"}[data]
+        assert each.source.config.data.data == {"digits": "digits_0_4", "cifar10": "cifar10"}[data]
+        assert each.source.config.objective.objective_kwargs == each.row.objective
+        assert each.config.machine.seed == each.source.config.machine.seed == 1
 
 
 def test_headline_takes_the_encoders_of_the_ablation_and_all_test_images():
     ablation = {each.row.label: each for each in planned("ablation")}
     for each in planned("headline"):
-        assert each.config.limit_test is None
+        assert each.config.data.limit_test is None
         if each.row.label in ablation:
             assert each.source.out == ablation[each.row.label].out
 

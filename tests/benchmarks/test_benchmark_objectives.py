@@ -6,7 +6,7 @@ import pytest
 
 import benchmarks.__main__ as main
 from acl_plugin import available
-from acl_plugin.config import preset, to_dict
+from acl_plugin.config import preset
 from benchmarks import compact, objectives, tables
 from conftest import TINY
 
@@ -30,16 +30,16 @@ def test_every_objective_and_every_variant_has_a_row():
 
 @pytest.mark.parametrize("data", ["digits", "cifar10"])
 def test_rows_differ_in_nothing_but_what_they_name(data):
-    base = to_dict(objectives.config_of("simclr", 1, Path("runs"), data))
+    base = objectives.config_of("simclr", 1, Path("runs"), data).options()
     for name, row in objectives.ROWS.items():
-        config = to_dict(objectives.config_of(name, 1, Path("runs"), data))
+        config = objectives.config_of(name, 1, Path("runs"), data).options()
         changed = {k for k, v in config.items() if base[k] != v}
         assert changed <= {"objective", "objective_kwargs", *row, *objectives.SETTINGS[data]}, name
 
 
 def test_encoder_forwards_of_whole_runs():
     def forwards(**options):
-        return objectives.encoder_forwards(to_dict(preset("digits", epochs=10, **options)))
+        return objectives.encoder_forwards(preset("digits", epochs=10, **options).options())
 
     assert forwards(objective="simclr") == 60
     assert forwards(objective="acl_ds") == 320

@@ -81,11 +81,25 @@ def test_print_config_is_a_config(tmp_path, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     printed = yaml.safe_load(text)
-    assert (printed["lr"], printed["backbone"], printed["eps"]) == (0.5, "resnet18", "8/255")
+    assert list(printed) == ["out", *configuration.SECTIONS]
+    assert (printed["training"]["lr"], printed["threat"]["eps"]) == (0.5, "8/255")
+    assert printed["encoder"]["backbone"] == "resnet18"
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(SystemExit):
         main(["run", "--config", str(tmp_path / "run.yaml"), "--print_config"])
     assert yaml.safe_load(capsys.readouterr().out) == printed
+
+
+@pytest.mark.e2e
+def test_a_config_may_have_sections_or_not(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    for text in ("training: {lr: 1e-3, epochs: 3}\ndata: {data: cifar10}\n", "lr: 1e-3\nepochs: 3\ndata: cifar10\n"):
+        file.write_text(text)
+        found = printed(capsys, "run", "--out", "x", "--config", str(file), "--epochs", "4")
+        assert (found["lr"], found["epochs"], found["backbone"]) == (1e-3, 4, "resnet18")
+    file.write_text("training: {epoch: 3}\n")
+    assert main(["run", "--out", "x", "--config", str(file)]) == 2
+    assert "unknown option in section training: 'epoch'; the nearest: epochs" in capsys.readouterr().err
 
 
 @pytest.mark.e2e
@@ -365,7 +379,7 @@ def mistake(*arguments):
     """The error of a command, with its fields."""
     parser = parser_of("run")
     parser.add_argument("--out", type=Path, required=True, help="A folder.")
-    for group in configuration.GROUPS:
+    for group in configuration.SECTIONS.values():
         parser.add_class_arguments(group)
     with pytest.raises(UsageError) as error:
         parser.parse(arguments)
@@ -411,7 +425,7 @@ def printed(capsys, *arguments):
     """The resolved options of a command."""
     with pytest.raises(SystemExit):
         main([*arguments, "--print_config"])
-    return yaml.safe_load(capsys.readouterr().out)
+    return configuration.without_sections(yaml.safe_load(capsys.readouterr().out))
 
 
 @pytest.mark.e2e

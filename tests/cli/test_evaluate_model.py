@@ -66,7 +66,7 @@ def test_a_function_of_a_module_or_file(here, few, capsys, source):
     assert printed[2].split()[0] == source
     assert printed[-1] == "results: own"
     values = json.loads((here / "own" / "evaluation.json").read_text())
-    test = datasets.load(preset("digits", limit_test=12)).test
+    test = datasets.load(preset("digits", limit_test=12).data).test
     expected = acl_plugin.evaluate(
         built(), test.floats(), test.labels, acl_plugin.ThreatModel("Linf", 0.1), batch_size=6
     )

@@ -8,21 +8,41 @@ from acl_plugin.errors import UsageError
 
 def test_presets_change_with_the_data_set():
     digits, cifar = config.preset("digits"), config.preset("cifar10")
-    assert (digits.backbone, digits.eps) == ("resnet10t", 0.1)
-    assert (cifar.backbone, cifar.eps, cifar.augment) == ("resnet18", "8/255", "simclr")
-    assert config.preset("cifar10", eps=0.5).eps == 0.5
+    assert (digits.encoder.backbone, digits.threat.eps) == ("resnet10t", 0.1)
+    assert (cifar.encoder.backbone, cifar.threat.eps, cifar.training.augment) == ("resnet18", "8/255", "simclr")
+    assert config.preset("cifar10", eps=0.5).threat.eps == 0.5
 
 
 def test_another_backbone_starts_without_arguments():
-    assert config.preset("digits", backbone="vit_tiny_patch16_224").backbone_kwargs == {}
-    assert config.preset("digits", backbone="resnet10t").backbone_kwargs != {}
+    assert config.preset("digits", backbone="vit_tiny_patch16_224").encoder.backbone_kwargs == {}
+    assert config.preset("digits", backbone="resnet10t").encoder.backbone_kwargs != {}
     given = {"depth": 1}
-    assert config.preset("digits", backbone="vit_tiny_patch16_224", backbone_kwargs=given).backbone_kwargs == given
+    assert (
+        config.preset("digits", backbone="vit_tiny_patch16_224", backbone_kwargs=given).encoder.backbone_kwargs == given
+    )
 
 
 def test_round_trip_through_plain_values():
     one = config.preset("cifar10", data_dir=Path("/data"), objective_kwargs={"temperature": 0.2})
     assert config.from_dict(config.to_dict(one)) == one
+
+
+def test_options_may_stand_in_sections_or_not():
+    values = {"data": {"data": "cifar10"}, "lr": 0.5, "objective": "acl_ds"}
+    assert config.from_dict(values) == config.preset("cifar10", lr=0.5, objective="acl_ds")
+    assert list(config.to_dict(config.preset("digits"))) == list(config.SECTIONS)
+    message = "unknown option in section training: 'eps'; the nearest: epochs"
+    with pytest.raises(UsageError, match=message):
+        config.from_dict({"training": {"eps": 0.5}})
+
+
+def test_a_copy_with_other_options():
+    one = config.preset("digits")
+    other = one.replace(lr=0.5, epochs=2, data_dir="~/x")
+    assert other == config.preset("digits", lr=0.5, epochs=2).replace(data_dir=Path("~/x").expanduser())
+    assert (one.training.lr, other.data.data_dir) == (0.02, Path("~/x").expanduser())
+    with pytest.raises(TypeError, match="no option learning_rate"):
+        one.replace(learning_rate=1)
 
 
 def test_differences_leave_out_where_the_data_are():
@@ -49,13 +69,13 @@ def test_values_out_of_range_are_told(options, message):
 @pytest.mark.parametrize("data", config.PRESETS)
 def test_eps_and_attack_go_with_the_norm(data):
     linf, l2 = config.preset(data), config.preset(data, norm="L2")
-    assert (linf.eps, linf.attack) == ((0.1, "PGD") if data.startswith("digits") else ("8/255", "PGD"))
-    assert (l2.eps, l2.attack) == ((0.25, "PGDL2") if data.startswith("digits") else (0.5, "PGDL2"))
-    assert config.preset(data, norm="L2", eps=3, attack="PGDRSL2").eps == 3
-    assert config.following(linf, norm="L2") == {"eps": l2.eps, "attack": "PGDL2"}
-    assert config.following(l2, norm="Linf") == {"eps": linf.eps, "attack": "PGD"}
+    assert (linf.threat.eps, linf.objective.attack) == ((0.1, "PGD") if data.startswith("digits") else ("8/255", "PGD"))
+    assert (l2.threat.eps, l2.objective.attack) == ((0.25, "PGDL2") if data.startswith("digits") else (0.5, "PGDL2"))
+    assert config.preset(data, norm="L2", eps=3, attack="PGDRSL2").threat.eps == 3
+    assert config.following(linf, norm="L2") == {"eps": l2.threat.eps, "attack": "PGDL2"}
+    assert config.following(l2, norm="Linf") == {"eps": linf.threat.eps, "attack": "PGD"}
     assert config.following(l2, norm="L2") == {}
-    names = [name for name in vars(l2) if getattr(l2, name) != getattr(linf, name)]
+    names = [name for name, value in l2.options().items() if value != linf.options()[name]]
     assert sorted(names) == sorted([*config.FOLLOWING["norm"], "norm"])
 
 

@@ -1,10 +1,9 @@
 """What each choice uses of the options is what it reads; options that a choice does not use are refused."""
 
-import dataclasses
 import json
 import shutil
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -15,7 +14,16 @@ from acl_plugin import available, pipeline
 from acl_plugin import config as configuration
 from acl_plugin.attacks.catalogue import attack_names
 from acl_plugin.cli.main import main
-from acl_plugin.config import CoresetConfig, ProbeConfig, RunConfig, TrainingConfig, preset, unused
+from acl_plugin.config import (
+    SECTION_OF,
+    SECTIONS,
+    CoresetConfig,
+    ProbeConfig,
+    RunConfig,
+    TrainingConfig,
+    preset,
+    unused,
+)
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
 from acl_plugin.evaluation import corruption_files, run_folder
@@ -30,23 +38,25 @@ from acl_plugin.training.pretrain import pretrain
 from conftest import TINY
 
 CPU = torch.device("cpu")
-NAMES = [f.name for f in fields(RunConfig)]
-OF_RUN = vars(RunConfig())
+OF_RUN = RunConfig().options()
 
 
 def recording(config):
     """The same configuration, and the set of its options that are read from now on, other than to copy all of them."""
     read = set()
 
-    class Recording(RunConfig):
-        def __getattribute__(self, name):
-            if name in NAMES and sys._getframe(1).f_globals["__name__"] != "dataclasses":
-                read.add(name)
-            return super().__getattribute__(name)
+    def recorder(section):
+        class Recording(type(section)):
+            def __getattribute__(self, name):
+                if name in SECTION_OF and sys._getframe(1).f_globals["__name__"] != "dataclasses":
+                    read.add(name)
+                return super().__getattribute__(name)
 
-    recorder = Recording(**vars(config))
+        return Recording(**vars(section))
+
+    recorded = RunConfig(**{name: recorder(section) for name, section in vars(config).items()})
     read.clear()
-    return recorder, read
+    return recorded, read
 
 
 def used(uses, options, names):
@@ -64,19 +74,19 @@ def test_what_each_data_set_reads(name, request):
     if not name.startswith("digits"):
         folder = request.getfixturevalue("fabricated" if name.startswith("cifar10") else "fabricated_others")
         folder = request.getfixturevalue("fabricated_others") if name == "cifar100" else folder
-    config, read = recording(replace(preset(name), data_dir=folder))
-    DATASETS.get(name)(config)
+    config, read = recording(preset(name).replace(data_dir=folder))
+    DATASETS.get(name)(config.data)
     if name == "image_folder":
         read -= {"download"}  # looked at for a message
-    assert used(unused.RUN, vars(config), ("data_dir", "download")) == read & {"data_dir", "download"}
+    assert used(unused.RUN, config.options(), ("data_dir", "download")) == read & {"data_dir", "download"}
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", PROTOCOLS.names())
 def test_what_each_protocol_reads(name, finished_run, tmp_path):
     small = {"probe_epochs": 1, "aft_epochs": 1, "batch_size": 8, "probe_holdout": 0.5}
-    config, read = recording(replace(preset("digits"), limit_train=24, probe_protocol=name, **small))
-    images, encoder = datasets.load(config), load_encoder(finished_run)
+    config, read = recording(preset("digits").replace(limit_train=24, probe_protocol=name, **small))
+    images, encoder = datasets.load(config.data), load_encoder(finished_run)
     held_out, train = images.train.take(torch.arange(8)), images.train.take(torch.arange(8, 24))
     model = Classifier(replace(encoder.spec, classes=images.classes))
     checkpoints = ProbeCheckpoints(tmp_path / "probing", {})
@@ -85,17 +95,17 @@ def test_what_each_protocol_reads(name, finished_run, tmp_path):
     record = PROTOCOLS.get(name)(probing)
     read = read - {"probe_protocol"} | ({"probe_holdout"} if "score" in record else set())
     options = names_of(ProbeConfig) - {"probe_protocol"} | {"precision"}
-    assert used(unused.PROBE, vars(config), options) == read & options
+    assert used(unused.PROBE, config.options(), options) == read & options
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("coreset", ["none", "rcs"])
 def test_what_pretraining_reads(coreset, tmp_path):
-    config, read = recording(replace(preset("digits", **TINY), coreset=coreset, limit_train=24, coreset_every=1))
+    config, read = recording(preset("digits", **TINY).replace(coreset=coreset, limit_train=24, coreset_every=1))
     pretrain(config, tmp_path / "run")
     options = names_of(TrainingConfig, CoresetConfig) | {"precision", "compile", "devices", "num_nodes", "seed"}
     options |= {"attack", "attack_steps", "attack_kwargs", "eps_ramp", "backbone", "backbone_kwargs", "stem"}
-    assert used(unused.RUN, vars(config), options) == read & options
+    assert used(unused.RUN, config.options(), options) == read & options
 
 
 @pytest.mark.e2e
@@ -104,15 +114,15 @@ def test_which_objectives_attack(name, paths_of):
     benign = {"adversarial": 0, "global_": 0} if "," in name else {}
     objective = {"objective": name.split(",")[0], "objective_kwargs": paths_of(name) | benign}
     config = preset("digits", **TINY | objective)
-    images = datasets.load(config)
+    images = datasets.load(config.data)
     module, attacks = build(config, images), []
     module.objective.on_epoch(0, 2)
     few = images.train.take(torch.arange(8))
     drawn = module._views(few.pixels, few.rows)
     module.objective.backward(module.model, drawn, replace(module.attack, on_moved=attacks.append))
     names = ("attack", "attack_steps", "attack_kwargs", "eps_ramp")
-    assert used(unused.RUN, vars(config), names) == (set(names) if attacks else set())
-    assert used(unused.RUN, vars(config), ["augment"]) == ({"augment"} if module.objective.needs else set())
+    assert used(unused.RUN, config.options(), names) == (set(names) if attacks else set())
+    assert used(unused.RUN, config.options(), ["augment"]) == ({"augment"} if module.objective.needs else set())
 
 
 def test_which_attacks_take_steps():
@@ -132,13 +142,13 @@ def test_which_attacks_take_steps():
 def test_what_each_suite_reads(name, folder, finished_run, tmp_path, few, monkeypatch):
     run = RunDir(shutil.copytree(finished_run, tmp_path / "run"))
     run.evaluation_key.unlink()
-    config, read = recording(replace(run.read_config(), limit_test=4))
+    config, read = recording(run.read_config().replace(limit_test=4))
     if name == "autoattack":
         run_folder.evaluate(run, config, CPU)
     elif name == "standard":
         run_folder.evaluate_suite(run, config, CPU, ["FGSM"], overwrite=True)
     else:
-        images = datasets.load(config).test
+        images = datasets.load(config.data).test
 
         def made(*_):
             return lambda corruption, severity: (images.floats(), images.labels)
@@ -150,13 +160,13 @@ def test_what_each_suite_reads(name, folder, finished_run, tmp_path, few, monkey
         run_folder.evaluate_corruptions(run, config, CPU, folder)
         read -= {"seed"} if folder else set()  # it is written down with the result
     options = {"norm", "eps", "eval_batch_size", "devices", "seed"}
-    given = vars(config) | {"suite": name, "corruptions_dir": folder}
+    given = config.options() | {"suite": name, "corruptions_dir": folder}
     assert used(unused.EVALUATE, given, options) == read & options
 
 
 def another(name):
     """A value of an option that is not its default, on the command line; none for a flag."""
-    kind, default = get_type_hints(RunConfig)[name], OF_RUN[name]
+    kind, default = HINTS[name], OF_RUN[name]
     if kind is bool:
         return ()
     if get_origin(kind) is Literal:
@@ -203,13 +213,14 @@ def test_every_option_is_refused_with_every_choice_that_ignores_it(name, choice,
     assert f"--{choice.replace('_', '-')} {value}" in line
     assert list(tmp_path.iterdir()) == []
     (options,) = [another(name)] if another(name) else [("true",)]
-    value_of = Path(".") if name == "data_dir" else json.loads(options[0]) if name not in TEXTS else options[0]
+    value_of = options[0] if name in TEXTS else json.loads(options[0])
     with pytest.raises(UsageError) as error:
         preset(**{"data": "digits", choice: value, name: value_of})
     assert (error.value.parameter, error.value.given) == (name, value_of)
 
 
-TEXTS = {"attack", *(n for n, kind in get_type_hints(RunConfig).items() if get_origin(kind) is Literal)}
+HINTS = {name: kind for section in SECTIONS.values() for name, kind in get_type_hints(section).items()}
+TEXTS = {"attack", "data_dir", *(name for name, kind in HINTS.items() if get_origin(kind) is Literal)}
 
 
 def test_every_option_that_is_not_always_used_is_tried():
@@ -269,9 +280,9 @@ def test_settings_that_unlike_runs_share():
     assert configuration.used("digits", objective="simclr", **shared) == {"objective": "simclr", "lr": 0.1}
     lpaft = {"probe_protocol": "air++", "attack_steps": 3, "aft_epochs": 2, "lr": 0.1}
     assert configuration.used("digits", probe_protocol="air++", **shared) == lpaft
-    assert dataclasses.replace(preset(**lpaft), coreset_every=4).coreset_every == 4  # by hand, nobody looks
+    assert preset(**lpaft).replace(coreset_every=4).coreset.coreset_every == 4  # by hand, nobody looks
 
 
 def test_a_run_that_is_there_is_read_whatever_it_does_not_use():
-    kept = configuration.to_dict(replace(preset("digits"), aft_epochs=3))
-    assert configuration.from_dict(kept).aft_epochs == 3
+    kept = configuration.to_dict(preset("digits").replace(aft_epochs=3))
+    assert configuration.from_dict(kept).probe.aft_epochs == 3

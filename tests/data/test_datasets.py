@@ -13,7 +13,7 @@ from acl_plugin.errors import UsageError
 
 
 def test_digits_are_split_once_and_for_all_and_stratified():
-    one, two = datasets.load(config.preset("digits")), datasets.load(config.preset("digits", seed=5))
+    one, two = datasets.load(config.preset("digits").data), datasets.load(config.preset("digits", seed=5).data)
     assert (len(one.train), len(one.test)) == (1297, 500)
     assert torch.equal(one.test.rows, two.test.rows)
     assert not set(one.train.rows.tolist()) & set(one.test.rows.tolist())
@@ -23,7 +23,7 @@ def test_digits_are_split_once_and_for_all_and_stratified():
 
 
 def test_digits_rows_are_scikit_learns_and_pixels_are_sixteenths():
-    test, bunch = datasets.load(config.preset("digits")).test, load_digits()
+    test, bunch = datasets.load(config.preset("digits").data).test, load_digits()
     row = test.rows[7].item()
     assert test.labels[7] == bunch.target[row]
     np.testing.assert_array_equal(test.floats(7, 8)[0, 0].numpy(), (bunch.images[row] / 16).astype("float32"))
@@ -31,20 +31,20 @@ def test_digits_rows_are_scikit_learns_and_pixels_are_sixteenths():
 
 def test_limits_take_images_that_keep_the_shares_of_the_classes(capsys):
     full, cut = (
-        datasets.load(config.preset("digits")),
-        datasets.load(config.preset("digits", limit_train=20, limit_test=3)),
+        datasets.load(config.preset("digits").data),
+        datasets.load(config.preset("digits", limit_train=20, limit_test=3).data),
     )
     assert torch.equal(cut.train.rows, full.train.rows[subset_rows(full.train.labels, 20)])
     assert cut.train.labels.bincount().tolist() == [2] * 10
     assert len(cut.test) == 3
     assert "in the 3 test images 7 of 10 classes are missing" in capsys.readouterr().err
     with pytest.raises(UsageError, match="digits has 1297 such images") as error:
-        datasets.load(config.preset("digits", limit_train=2000))
+        datasets.load(config.preset("digits", limit_train=2000).data)
     assert (error.value.parameter, error.value.given) == ("limit_train", 2000)
 
 
 def test_batches_are_a_function_of_seed_and_epoch():
-    images = datasets.load(config.preset("digits", limit_train=20)).train
+    images = datasets.load(config.preset("digits", limit_train=20).data).train
 
     def rows(**options):
         settings = {"batch_size": 6, "seed": 1, "epoch": 2} | options
@@ -58,14 +58,14 @@ def test_batches_are_a_function_of_seed_and_epoch():
 
 
 def test_ranks_share_out_each_step():
-    images = datasets.load(config.preset("digits", limit_train=20)).train
+    images = datasets.load(config.preset("digits", limit_train=20).data).train
     whole = [r.tolist() for _, _, r in batches.ShuffledBatches(images, 8, 0, 0)]
     parts = [[r.tolist() for _, _, r in batches.ShuffledBatches(images, 4, 0, 0, rank, 2)] for rank in range(2)]
     assert [a + b for a, b in zip(*parts, strict=True)] == whole
 
 
 def test_cifar10_from_torchvisions_layout(fabricated):
-    loaded = datasets.load(config.preset("cifar10", data_dir=fabricated))
+    loaded = datasets.load(config.preset("cifar10", data_dir=fabricated).data)
     assert loaded.shape == (3, 32, 32)
     assert (len(loaded.train), len(loaded.test)) == (50, 10)
     assert loaded.classes[3] == "class3"
@@ -77,32 +77,32 @@ def test_missing_and_damaged_files_are_named(fabricated):
     whole = batch.read_bytes()
     batch.write_bytes(whole[:100])  # a truncated pickle
     with pytest.raises(UsageError, match="data_batch_3 is damaged"):
-        datasets.load(config.preset("cifar10", data_dir=fabricated))
+        datasets.load(config.preset("cifar10", data_dir=fabricated).data)
     batch.unlink()
     with pytest.raises(UsageError, match=r"data_batch_3 is missing: `data_dir` is the folder that holds cifar-10-batc"):
-        datasets.load(config.preset("cifar10", data_dir=fabricated))
+        datasets.load(config.preset("cifar10", data_dir=fabricated).data)
 
 
 def test_no_folder():
     with pytest.raises(UsageError, match="cifar10 needs `data_dir` FOLDER; add `download`"):
-        datasets.load(config.preset("cifar10"))
+        datasets.load(config.preset("cifar10").data)
     with pytest.raises(UsageError, match="no such folder; `download`"):
-        datasets.load(config.preset("cifar100", data_dir=Path("/nowhere")))
+        datasets.load(config.preset("cifar100", data_dir=Path("/nowhere")).data)
 
 
 def test_stl10_cifar100_and_image_folders(fabricated_others):
-    stl10 = datasets.load(config.preset("stl10", data_dir=fabricated_others))
+    stl10 = datasets.load(config.preset("stl10", data_dir=fabricated_others).data)
     assert stl10.shape == (3, 96, 96)
     assert (len(stl10.train), len(stl10.test)) == (20, 10)
     assert stl10.train.labels.tolist() == 2 * list(range(10))
     assert stl10.classes[1] == "bird"
-    small = datasets.load(config.preset("stl10", data_dir=fabricated_others, image_size=32)).train
+    small = datasets.load(config.preset("stl10", data_dir=fabricated_others, image_size=32).data).train
     assert small.pixels.shape == (20, 3, 32, 32)
     area = stl10.train.floats().unflatten(2, (32, 3)).unflatten(4, (32, 3)).mean((3, 5))
     assert (small.floats() - area).abs().mean() < 0.1  # antialiased: near the mean of what a pixel covers
-    cifar100 = datasets.load(config.preset("cifar100", data_dir=fabricated_others))
+    cifar100 = datasets.load(config.preset("cifar100", data_dir=fabricated_others).data)
     assert (len(cifar100.train), len(cifar100.test), len(cifar100.classes)) == (100, 10, 100)
-    folder = datasets.load(config.preset("image_folder", data_dir=fabricated_others))
+    folder = datasets.load(config.preset("image_folder", data_dir=fabricated_others).data)
     assert folder.shape == (3, 32, 32)
     assert folder.classes == ("cat", "dog")
     assert folder.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -111,7 +111,7 @@ def test_stl10_cifar100_and_image_folders(fabricated_others):
 
 def refusal(**options):
     with pytest.raises(UsageError) as error:
-        datasets.load(config.preset("image_folder", **options))
+        datasets.load(config.preset("image_folder", **options).data)
     return error.value
 
 
@@ -131,9 +131,9 @@ def test_an_image_that_cannot_be_read_is_named(fabricated_others):
 
 
 def test_only_the_images_within_the_limits_are_decoded(fabricated_others):
-    full = datasets.load(config.preset("image_folder", data_dir=fabricated_others))
+    full = datasets.load(config.preset("image_folder", data_dir=fabricated_others).data)
     limits = {"limit_train": 4, "limit_test": 2}
-    cut = datasets.load(config.preset("image_folder", data_dir=fabricated_others, **limits))
+    cut = datasets.load(config.preset("image_folder", data_dir=fabricated_others, **limits).data)
     assert cut.train.labels.tolist() == [0, 0, 1, 1]
     assert cut.test.labels.tolist() == [0, 1]
     for images, all_images in ((cut.train, full.train), (cut.test, full.test)):
@@ -143,14 +143,14 @@ def test_only_the_images_within_the_limits_are_decoded(fabricated_others):
     files = sorted((fabricated_others / "train").glob("*/*.png"))
     for row in set(range(6)) - set(cut.train.rows.tolist()):
         files[row].write_bytes(b"no image")
-    again = datasets.load(config.preset("image_folder", data_dir=fabricated_others, **limits))
+    again = datasets.load(config.preset("image_folder", data_dir=fabricated_others, **limits).data)
     assert torch.equal(again.train.pixels, cut.train.pixels)
     error = refusal(data_dir=fabricated_others, limit_test=5)
     assert (error.parameter, error.given) == ("limit_test", 5)
 
 
 def test_mean_and_std_are_those_of_the_training_images(fabricated_others):
-    loaded = datasets.load(config.preset("image_folder", data_dir=fabricated_others))
+    loaded = datasets.load(config.preset("image_folder", data_dir=fabricated_others).data)
     values = loaded.train.floats().double()
     torch.testing.assert_close(torch.tensor(loaded.mean).double(), values.mean((0, 2, 3)))
     torch.testing.assert_close(torch.tensor(loaded.std).double(), values.std((0, 2, 3)))
@@ -162,7 +162,7 @@ def test_images_that_would_not_fit_into_memory_are_refused_unread(fabricated_oth
     error = refusal(data_dir=fabricated_others)
     assert (error.parameter, error.given) == ("image_size", 32)
     with pytest.raises(UsageError) as error:
-        datasets.load(config.preset("stl10", data_dir=fabricated_others, image_size=64))
+        datasets.load(config.preset("stl10", data_dir=fabricated_others, image_size=64).data)
     assert (error.value.parameter, error.value.given) == ("image_size", 64)
 
 
@@ -175,13 +175,13 @@ def test_images_that_are_all_alike_are_refused(fabricated_others):
 def test_a_missing_file_of_stl10_is_named(fabricated_others):
     (fabricated_others / "stl10_binary" / "test_X.bin").unlink()
     with pytest.raises(UsageError, match="test_X.bin is missing: `data_dir` is the folder that holds stl10_binary"):
-        datasets.load(config.preset("stl10", data_dir=fabricated_others))
+        datasets.load(config.preset("stl10", data_dir=fabricated_others).data)
 
 
 def test_halves_of_the_digits_are_the_digits():
-    whole = datasets.load(config.preset("digits"))
+    whole = datasets.load(config.preset("digits").data)
     for name, first in (("digits_0_4", 0), ("digits_5_9", 5)):
-        half = datasets.load(config.preset(name))
+        half = datasets.load(config.preset(name).data)
         assert half.classes == tuple("0123456789"[first : first + 5])
         for images, all_images in ((half.train, whole.train), (half.test, whole.test)):
             chosen = (all_images.labels - first).clamp(-1, 5) == all_images.labels - first
@@ -194,8 +194,8 @@ def test_halves_of_the_digits_are_the_digits():
 def test_settings_are_chosen_on_training_images_alone(fabricated):
     for name, options in (("digits", {}), ("cifar10", {"data_dir": fabricated})):
         whole, chosen_by = (
-            datasets.load(config.preset(name, **options)),
-            datasets.load(config.preset(f"{name}_val", **options)),
+            datasets.load(config.preset(name, **options).data),
+            datasets.load(config.preset(f"{name}_val", **options).data),
         )
         rows = torch.cat([chosen_by.train.rows, chosen_by.test.rows])
         assert sorted(rows.tolist()) == sorted(whole.train.rows.tolist())
@@ -204,7 +204,7 @@ def test_settings_are_chosen_on_training_images_alone(fabricated):
 
 
 def test_the_real_cifar10(cifar10_dir):
-    loaded = datasets.load(config.preset("cifar10", data_dir=cifar10_dir))
+    loaded = datasets.load(config.preset("cifar10", data_dir=cifar10_dir).data)
     assert (len(loaded.train), len(loaded.test)) == (50_000, 10_000)
     assert loaded.classes[:3] == ("airplane", "automobile", "bird")
     assert loaded.test.labels[:5].tolist() == [3, 8, 8, 0, 6]

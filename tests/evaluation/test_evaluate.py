@@ -26,14 +26,14 @@ THREAT = ThreatModel("Linf", 0.1)
 
 @pytest.fixture
 def data():
-    test = datasets.load(preset("digits", limit_test=20)).test
+    test = datasets.load(preset("digits", limit_test=20).data).test
     return test.floats(), test.labels
 
 
 @pytest.fixture
 def model():
     """A linear classifier by the means of the digits, in training mode, with a layer of each kind of state."""
-    train = datasets.load(preset("digits")).train
+    train = datasets.load(preset("digits").data).train
     x, y = train.floats().flatten(1), train.labels
     means = torch.stack([x[y == c].mean(0) for c in range(10)])
     network = nn.Sequential(nn.BatchNorm2d(1, affine=False), nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
@@ -106,12 +106,12 @@ def test_the_result_is_that_of_the_run_folder(tmp_path, few, monkeypatch):
     write_model(run.classifier, classifier.spec, classifier.state_dict())
     monkeypatch.setattr(run_folder, "folded", lambda model, images: model)
     theirs = run_folder.evaluate(run, config, torch.device("cpu"))
-    test = datasets.load(config).test
+    test = datasets.load(config.data).test
     own = acl_plugin.evaluate(
         channels_last(load_classifier(run.path)),
         test.floats(),
         test.labels,
-        ThreatModel(config.norm, config.eps),
+        ThreatModel(config.threat.norm, config.threat.eps),
         batch_size=5,
         classes=tuple("0123456789"),
         folder=tmp_path / "own",

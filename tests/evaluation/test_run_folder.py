@@ -34,7 +34,7 @@ class Nearest(nn.Module):
 
     def __init__(self, classes=10):
         super().__init__()
-        train = datasets.load(preset("digits")).train
+        train = datasets.load(preset("digits").data).train
         x, y = train.floats().flatten(1), train.labels % classes
         self.means = nn.Parameter(torch.stack([x[y == c].mean(0) for c in range(classes)]))
 
@@ -51,7 +51,7 @@ def attacked(model, images, where, threat, seed):
 
 @pytest.fixture
 def images():
-    return datasets.load(preset("digits", limit_test=40)).test
+    return datasets.load(preset("digits", limit_test=40).data).test
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_evaluation_writes_lines_and_their_sum(run, few):
     config = preset("digits", **TINY, eval_batch_size=5)
     result = run_folder.evaluate(run, config, CPU)
     lines = [json.loads(line) for line in run.evaluation_lines.read_text().splitlines()]
-    images = datasets.load(config).test
+    images = datasets.load(config.data).test
     assert [line["index"] for line in lines] == images.rows.tolist()
     assert all(set(line) == {"index", "label", "clean_prediction", "broken_by"} for line in lines)
     assert {line["broken_by"] for line in lines} <= {None, *STANDARD}
@@ -214,9 +214,9 @@ def test_the_evaluation_of_something_else_is_refused(run, few):
     assert run_folder.evaluate(run, config, CPU) == result
     for options in ({"eps": 0.2}, {"seed": 1}, {"limit_test": 5}, {"norm": "L2"}):
         with pytest.raises(UsageError, match=r"with different settings .*Pass `overwrite` to replace it"):
-            run_folder.evaluate(run, dataclasses.replace(config, **options), CPU)
-    assert run_folder.evaluate(run, dataclasses.replace(config, eval_batch_size=3), CPU) == result  # and says so
-    other = dataclasses.replace(config, eps=0.2)
+            run_folder.evaluate(run, config.replace(**options), CPU)
+    assert run_folder.evaluate(run, config.replace(eval_batch_size=3), CPU) == result  # and says so
+    other = config.replace(eps=0.2)
     replaced = run_folder.evaluate(run, other, CPU, overwrite=True)
     assert (replaced["eps"], replaced["resumed"]) == (0.2, False)
     assert run_folder.evaluate(run, other, CPU) == replaced
@@ -263,7 +263,7 @@ def test_what_was_kept_is_counted_again(run, few, how):
     elif how == "missing":
         file.unlink()
     else:
-        images = datasets.load(config).test.floats().numpy()[positions]
+        images = datasets.load(config.data).test.floats().numpy()[positions]
         np.savez(file, positions=positions, images=images if how == "images" else np.clip(moved + 0.9, 0, 1))
     run.evaluation_chunk(start).write_text(json.dumps(chunk))
     messages = {
@@ -365,7 +365,7 @@ def test_l2_and_fractions(run, few):
 
 def test_no_images_are_told(run, monkeypatch):
     config = preset("digits", **TINY)
-    found = datasets.load(config)
+    found = datasets.load(config.data)
     none = dataclasses.replace(found, test=found.test.take(torch.arange(0)))
     monkeypatch.setattr(run_folder.datasets, "load", lambda _: none)
     with pytest.raises(UsageError, match="has no test images") as error:

@@ -34,7 +34,7 @@ def run(tmp_path):
     folder = RunDir(tmp_path / "run")
     folder.start(config)
     model = Classifier(spec(kwargs={"stem_width": 8, "channels": [16, 16, 16, 64]}, classes="0123456789"))
-    images = datasets.load(preset("digits")).train
+    images = datasets.load(preset("digits").data).train
     model.train()
     with torch.no_grad():
         for _ in range(30):
@@ -93,7 +93,7 @@ def test_a_row_is_torchattacks_with_the_documented_settings(run):
     from acl_plugin import load_classifier
     from acl_plugin.attacks.bridge import noise_seed
 
-    model, images = load_classifier(run.path), datasets.load(config()).test
+    model, images = load_classifier(run.path), datasets.load(config().data).test
     x, y = images.floats(), images.labels
     right = model(x).argmax(1) == y
     with seeding.private(seeding.mixed_seed(0, seeding.SUITE, list(SUITE).index("PGD-20"), 0)):

@@ -266,7 +266,7 @@ def test_robustbench_benchmark_reports_our_clean_accuracy(run, cifar10_dir, few,
         model, n_examples=40, dataset="cifar10", threat_model="Linf", eps=8 / 255, data_dir=str(cifar10_dir)
     )
     config = preset("cifar10", data_dir=cifar10_dir)
-    whole = datasets.load(config)
+    whole = datasets.load(config.data)
     images = whole.test.take(torch.arange(40))  # as robustbench takes them, and not as a limit does
     monkeypatch.setattr(datasets, "load", lambda _: dataclasses.replace(whole, test=images, classes=model.spec.classes))
     assert clean == pytest.approx((predictions(model, images) == images.labels).double().mean().item())

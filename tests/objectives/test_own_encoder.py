@@ -1,7 +1,5 @@
 """Every objective trains a module of the user's own: in a bare loop, in a plain Trainer of Lightning, and in ours."""
 
-import dataclasses
-
 import lightning
 import pytest
 import torch
@@ -130,7 +128,7 @@ def test_in_a_plain_trainer(name, attack, needed, tmp_path):
 
 @pytest.fixture
 def config(tiny_config):
-    return dataclasses.replace(tiny_config, epochs=2, keep_every=1, lr=1e-2)
+    return tiny_config.replace(epochs=2, keep_every=1, lr=1e-2)
 
 
 @pytest.mark.e2e
@@ -141,7 +139,7 @@ def test_in_our_trainer(name, config, needed, tmp_path, labels_file, monkeypatch
         teacher = needed(name)["teacher"]
         monkeypatch.setattr(acl_plugin.training.build, "load_encoder", lambda path: teacher)
         settings = {"teacher": "own"}
-    config = dataclasses.replace(config, objective=name, objective_kwargs=settings)
+    config = config.replace(objective=name, objective_kwargs=settings)
     encoder = wrapped(create_objective(name))
     before = weights(encoder)
     run = pretrain(config, tmp_path / "run", encoder=encoder)
@@ -165,11 +163,11 @@ def test_in_our_trainer(name, config, needed, tmp_path, labels_file, monkeypatch
 
 @pytest.mark.e2e
 def test_an_interrupted_run_of_ones_own_encoder_resumes_with_the_same_weights(config, tmp_path):
-    encoder = wrapped(create_objective(config.objective))
+    encoder = wrapped(create_objective(config.objective.objective))
     whole = pretrain(config, tmp_path / "whole", encoder=encoder)
     with pytest.raises(TrainingUnfinished):
         pretrain(config, tmp_path / "stopped", encoder=encoder, max_steps=1)
-    other = wrapped(create_objective(config.objective), seed=5)  # the checkpoint has the weights
+    other = wrapped(create_objective(config.objective.objective), seed=5)  # the checkpoint has the weights
     again = pretrain(config, tmp_path / "stopped", encoder=other)
     one, two = (read_model(run.encoder)[1] for run in (whole, again))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -177,12 +175,12 @@ def test_an_interrupted_run_of_ones_own_encoder_resumes_with_the_same_weights(co
 
 @pytest.fixture
 def run(config, tmp_path):
-    return pretrain(config, tmp_path / "run", encoder=wrapped(create_objective(config.objective)))
+    return pretrain(config, tmp_path / "run", encoder=wrapped(create_objective(config.objective.objective)))
 
 
 @pytest.mark.e2e
 def test_a_run_of_ones_own_encoder_is_loaded_with_that_encoder_alone(run, config):
-    objective = create_objective(config.objective)
+    objective = create_objective(config.objective.objective)
     with pytest.raises(UsageError, match=r"Tiny' is a module of your own, .*: pass it, as load_encoder\(run, encoder="):
         load_encoder(run.path)
     other = wrap_encoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), SHAPE, routes=objective.routes)
@@ -207,14 +205,14 @@ def test_a_run_of_ones_own_encoder_is_loaded_with_that_encoder_alone(run, config
 
 @pytest.mark.e2e
 def test_the_folder_is_of_that_encoder(run, config):
-    assert run.read_config().backbone.startswith("own:")
+    assert run.read_config().encoder.backbone.startswith("own:")
     with pytest.raises(UsageError, match="holds a run of another configuration"):
         pretrain(config, run.path)
 
 
 def test_an_encoder_that_does_not_fit_the_run_is_refused_before_anything_is_written(config, tmp_path):
     out = tmp_path / "run"
-    config = dataclasses.replace(config, objective="acl_ds")
+    config = config.replace(objective="acl_ds")
     one_bank = wrap_encoder(Tiny(), SHAPE)
     with pytest.raises(
         UsageError, match=r"norm banks \('clean',\), the objective has \('clean', 'adv'\); pass routes="

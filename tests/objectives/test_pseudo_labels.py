@@ -77,7 +77,7 @@ def test_labels_of_other_images_are_refused(tmp_path):
 
 
 def test_a_runs_features_are_clustered_with_provenance(teacher_run, tmp_path):
-    images = datasets.load(preset("digits", limit_train=32)).train
+    images = datasets.load(preset("digits", limit_train=32).data).train
     encoder = load_encoder(teacher_run, benign=True)
     labels = pseudo_labels.make(encoder, images, [2, 4], 3, {"data": "digits"})
     assert labels.provenance["data"] == "digits"

@@ -19,13 +19,13 @@ def model():
     torch.manual_seed(0)
     model = Classifier(spec(classes="0123456789"))
     for _ in range(5):
-        model(datasets.load(preset("digits", limit_train=64)).train.floats())
+        model(datasets.load(preset("digits", limit_train=64).data).train.floats())
     return model
 
 
 @pytest.fixture
 def images():
-    return datasets.load(preset("digits", limit_train=200)).train
+    return datasets.load(preset("digits", limit_train=200).data).train
 
 
 @pytest.mark.e2e

@@ -14,7 +14,7 @@ PLAIN = Schedule(epochs=5, batch_size=8, lr=0.1, weight_decay=0.0, milestones=(0
 
 @pytest.fixture
 def images():
-    return datasets.load(preset("digits", limit_train=16)).train
+    return datasets.load(preset("digits", limit_train=16).data).train
 
 
 class Weight(nn.Module):

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def run(tiny_config, tmp_path):
-    config = dataclasses.replace(tiny_config, objective="acl_ds", aft_epochs=1, limit_train=24)
+    config = tiny_config.replace(objective="acl_ds", aft_epochs=1, limit_train=24)
     return pretrain(config, tmp_path / "run"), config
 
 
@@ -31,7 +31,7 @@ def run(tiny_config, tmp_path):
 @pytest.mark.parametrize("fidelity", ["paper", "released"])
 def test_protocols_finetune_the_encoder_and_probe_it(run, protocol, fidelity):
     folder, config = run
-    config = dataclasses.replace(config, probe_protocol=protocol, aft_fidelity=fidelity)
+    config = config.replace(probe_protocol=protocol, aft_fidelity=fidelity)
     before = folder.encoder.read_bytes()
     state = torch.get_rng_state()
     probe(folder, config, CPU)
@@ -50,8 +50,8 @@ def test_protocols_finetune_the_encoder_and_probe_it(run, protocol, fidelity):
 @pytest.mark.e2e
 def test_no_label_is_used(run, monkeypatch):
     folder, config = run
-    config = dataclasses.replace(config, probe_protocol="dynacl++")
-    images = datasets.load(config)
+    config = config.replace(probe_protocol="dynacl++")
+    images = datasets.load(config.data)
     weights, _ = lpaft.finetune(folder, config, images, CPU)
     scrambled = dataclasses.replace(images, train=dataclasses.replace(images.train, labels=images.train.labels.flip(0)))
     other, _ = lpaft.finetune(folder, config, scrambled, CPU)
@@ -63,8 +63,8 @@ def test_clusters_are_of_the_benign_bank(run, monkeypatch):
     folder, config = run
     seen = []
     monkeypatch.setattr(lpaft, "cluster", lambda f, k, s: seen.append(f) or cluster(f, k, s))
-    lpaft.finetune(folder, dataclasses.replace(config, probe_protocol="air++"), datasets.load(config), CPU)
-    images = datasets.load(config).train
+    lpaft.finetune(folder, config.replace(probe_protocol="air++"), datasets.load(config.data), CPU)
+    images = datasets.load(config.data).train
     assert torch.equal(seen[0], features_of(load_encoder(folder.path, benign=True), images))
     assert not torch.allclose(seen[0], features_of(load_encoder(folder.path), images))
 
@@ -80,8 +80,8 @@ def test_released_air_attacks_from_the_benign_bank(run, monkeypatch):
         return original(attack, model, x, logits, target)
 
     monkeypatch.setattr(InnerAttack, "trades", trades)
-    config = dataclasses.replace(config, probe_protocol="air++", aft_fidelity="released", aft_lr=0.0)
-    weights, _ = lpaft.finetune(folder, config, datasets.load(config), CPU)
+    config = config.replace(probe_protocol="air++", aft_fidelity="released", aft_lr=0.0)
+    weights, _ = lpaft.finetune(folder, config, datasets.load(config.data), CPU)
     model, x, target = targets[0]
     with torch.no_grad(), norm_banks.inference(model), norm_banks.route(model.backbone, "clean"):
         torch.testing.assert_close(model(x), target)
@@ -95,5 +95,5 @@ def test_released_air_attacks_from_the_benign_bank(run, monkeypatch):
 def test_l2_is_refused(run):
     folder, config = run
     with pytest.raises(UsageError, match="attack 'TPGD' is not for L2"):
-        probe(folder, dataclasses.replace(config, probe_protocol="dynacl++", norm="L2", eps=0.5), CPU)
+        probe(folder, config.replace(probe_protocol="dynacl++", norm="L2", eps=0.5), CPU)
     assert not RunDir(folder.path).classifier.exists()

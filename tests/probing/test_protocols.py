@@ -28,7 +28,7 @@ def run(tmp_path):
     folder.start(preset("digits"))
     encoder = Classifier(spec(classes="0"))
     for _ in range(20):  # statistics
-        encoder.features(datasets.load(preset("digits", limit_train=64)).train.floats())
+        encoder.features(datasets.load(preset("digits", limit_train=64).data).train.floats())
     write_model(folder.encoder, spec(), encoder.backbone.state_dict())
     return folder
 
@@ -36,7 +36,7 @@ def run(tmp_path):
 @pytest.fixture
 def two_banks(tmp_path):
     """A pretrained run with two norm banks."""
-    config = dataclasses.replace(preset("digits", **TINY | {"limit_train": 40, "objective": "acl_ds"}), aft_epochs=1)
+    config = preset("digits", **TINY | {"limit_train": 40, "objective": "acl_ds"}).replace(aft_epochs=1)
     return pretrain(config, tmp_path / "two"), config
 
 
@@ -46,7 +46,7 @@ def test_probe_learns_and_writes_what_it_did(run):
     probe(run, config, CPU)
     record = json.loads(run.probe.read_text())
     model = load_classifier(run.path)
-    images = datasets.load(config).train
+    images = datasets.load(config.data).train
     assert record["train_accuracy"] == (predictions(model, images) == images.labels).double().mean().item()
     assert record["train_accuracy"] > 0.2  # of ten classes, with eight random features
     assert (record["protocol"], record["probe_lr"], record["n"]) == ("slf", 3.0, 400)
@@ -57,7 +57,7 @@ def test_probe_learns_and_writes_what_it_did(run):
 @pytest.mark.parametrize("protocol", PROTOCOLS.names())
 def test_every_protocol_gives_a_classifier_and_its_record(two_banks, protocol):
     folder, config = two_banks
-    config = dataclasses.replace(config, probe_protocol=protocol)
+    config = config.replace(probe_protocol=protocol)
     files = {p: p.read_bytes() for p in (folder.encoder, folder.benign_encoder)}
     state = torch.get_rng_state()
     probe(folder, config, CPU)
@@ -81,19 +81,19 @@ def test_every_protocol_gives_a_classifier_and_its_record(two_banks, protocol):
 @pytest.mark.parametrize("protocol", ["slf", "alf", "aff_trades", "aff_pgd", "semi"])
 def test_the_epoch_is_chosen_on_training_images_that_are_held_out(two_banks, protocol, monkeypatch):
     folder, config = two_banks
-    config = dataclasses.replace(config, probe_protocol=protocol, probe_holdout=0.25, probe_epochs=3)
+    config = config.replace(probe_protocol=protocol, probe_holdout=0.25, probe_epochs=3)
     load = datasets.load
     monkeypatch.setattr(datasets, "load", lambda config: dataclasses.replace(load(config), test=None))
     probe(folder, config, CPU)
     record = json.loads(folder.probe.read_text())
-    assert record["n"] == len(split(datasets.load(config).train, 0.25, config.seed)[0]) < 40
+    assert record["n"] == len(split(datasets.load(config.data).train, 0.25, config.machine.seed)[0]) < 40
     assert 1 <= record["epoch"] <= 3
     assert 0 <= record["score"] <= 1
     assert record["probe_holdout"] == 0.25
 
 
 def test_what_is_held_out_is_stratified_and_apart():
-    images = datasets.load(preset("digits")).train
+    images = datasets.load(preset("digits").data).train
     train, held_out = split(images, 0.1, seed=3)
     assert not set(train.rows.tolist()) & set(held_out.rows.tolist())
     assert len(train) + len(held_out) == len(images)
@@ -113,7 +113,7 @@ def test_bfloat16_probes_as_float32_does(two_banks, protocol):
     pretrained = load_encoder(folder.path).backbone.state_dict()
     found = {}
     for precision in ("32-true", "bf16-mixed"):
-        probe(folder, dataclasses.replace(config, probe_protocol=protocol, precision=precision), CPU)
+        probe(folder, config.replace(probe_protocol=protocol, precision=precision), CPU)
         record, model = json.loads(folder.probe.read_text()), load_classifier(folder.path)
         assert record["precision"] == precision
         assert {v.dtype for v in model.parameters()} == {torch.float32}
@@ -130,21 +130,21 @@ def test_bfloat16_probes_as_float32_does(two_banks, protocol):
 @pytest.mark.e2e
 def test_l2_has_pgd_protocols_and_no_trades(two_banks):
     folder, config = two_banks
-    config = dataclasses.replace(config, norm="L2", eps=0.5)
+    config = config.replace(norm="L2", eps=0.5)
     for protocol in ("alf", "aff_pgd"):
-        probe(folder, dataclasses.replace(config, probe_protocol=protocol), CPU)
+        probe(folder, config.replace(probe_protocol=protocol), CPU)
     with pytest.raises(UsageError, match="attack 'TPGD' is not for L2"):
-        probe(folder, dataclasses.replace(config, probe_protocol="aff_trades"), CPU)
+        probe(folder, config.replace(probe_protocol="aff_trades"), CPU)
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("augment", ["none", "shift", "weak"])
 def test_probe_is_a_function_of_the_seed(run, augment, tiny_config):
-    config = dataclasses.replace(tiny_config, probe_augment=augment)
+    config = tiny_config.replace(probe_augment=augment)
 
     def head(seed):
         state = torch.get_rng_state()
-        probe(run, dataclasses.replace(config, seed=seed), CPU)
+        probe(run, config.replace(seed=seed), CPU)
         assert torch.equal(state, torch.get_rng_state())
         return load_classifier(run.path).head.weight
 

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("share", [0.01, 0.1])
 def test_a_share_of_each_class_is_labeled(share):
-    labels = datasets.load(preset("digits")).train.labels
+    labels = datasets.load(preset("digits").data).train.labels
     chosen = stratified(labels, share, seed=0)
     for c in range(10):
         assert chosen[labels == c].sum() == max(1, round(share * int((labels == c).sum())))
@@ -32,7 +32,7 @@ def prepared(tmp_path):
     config = preset(
         "digits", **TINY | {"limit_train": 60, "objective": "acl_ds", "probe_protocol": "semi", "label_fraction": 0.2}
     )
-    run, images = pretrain(config, tmp_path / "run"), datasets.load(config)
+    run, images = pretrain(config, tmp_path / "run"), datasets.load(config.data)
     encoder = load_encoder(run.path)
     torch.manual_seed(0)
     model = Classifier(dataclasses.replace(encoder.spec, classes=images.classes))

@@ -178,7 +178,7 @@ def test_classes_by_other_names_are_refused_or_mapped(there, few):
 
 def test_labels_follow_the_mapping(there):
     change(there, "classes", "test")
-    found = datasets.load(settings(there))
+    found = datasets.load(settings(there).data)
     assert found.classes == ("ape", "cat", "dog", "wasp")
     labels = found.test_for(CLASSES, {"wasp": "bee"}).labels
     assert [CLASSES[label] for label in labels] == [
@@ -216,7 +216,7 @@ def test_limits_keep_the_shares_of_sorted_classes_and_are_recorded(there, tmp_pa
     run = pretrain(options, tmp_path / "limited")
     assert json.loads(run.images.read_text())["train_rows"] == found.train.rows.tolist()
     capsys.readouterr()
-    assert len(datasets.load(settings(there, limit_test=2)).test) == 2
+    assert len(datasets.load(settings(there, limit_test=2).data).test) == 2
     assert "2 of 4 classes are missing" in capsys.readouterr().err
 
 
@@ -246,11 +246,11 @@ def test_harmless_options_may_change_between_two_starts(there, few, capsys):
 
 
 def test_test_images_that_are_training_images_are_counted(there, capsys):
-    datasets.load(settings(there))
+    datasets.load(settings(there).data)
     assert "training images as well" not in capsys.readouterr().err
     for i in range(2):
         shutil.copy(there / "images" / "train" / "ape" / f"{i}.png", there / "images" / "test" / "ape" / f"{i}.png")
-    datasets.load(settings(there))
+    datasets.load(settings(there).data)
     assert "2 of 16 test images are training images as well" in capsys.readouterr().err
 
 

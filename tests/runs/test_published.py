@@ -241,7 +241,7 @@ def test_an_imported_run_is_ready_to_be_probed(layout, bank, tmp_path, images, c
     assert read_projector(run)[0] == ("identity" if projector is None else LAYOUTS[layout].projector[0])
     record = read_json(run.pretraining)
     assert (record["format"], record["bank"], record["file"]) == (layout, name, "checkpoint.pt")
-    assert run.read_config().objective == "imported"
+    assert run.read_config().objective.objective == "imported"
 
 
 def test_files_without_batch_counts_are_read(tmp_path, images):
@@ -427,7 +427,7 @@ def classified(config, monkeypatch):
     """Let the labels of the training images be what a function of them says."""
 
     def by(logits):
-        source = datasets.load(config)
+        source = datasets.load(config.data)
         with torch.no_grad():
             labels = logits(source.train.floats()).argmax(1)
         some = dataclasses.replace(source.train, labels=labels)
@@ -453,7 +453,7 @@ def test_the_head_of_a_classifier_is_kept(layout, tmp_path, images, config, clas
         return head(forward(state, x, EXPECTED[layout], padding))
 
     with torch.no_grad():
-        features = forward(state, datasets.load(config).train.floats(), EXPECTED[layout], padding)
+        features = forward(state, datasets.load(config.data).train.floats(), EXPECTED[layout], padding)
         head.weight.mul_(50)
         head.bias.copy_(-head.weight @ spread(features))
     classified(logits)
@@ -529,7 +529,7 @@ def test_a_classifier_beside_the_network_is_its_head(linear, tmp_path, images, c
     head = nn.Linear(16, 10) if linear else nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 10))
     with torch.no_grad():
         if linear:
-            features = forward(clean, datasets.load(config).train.floats(), NONE)
+            features = forward(clean, datasets.load(config.data).train.floats(), NONE)
             head.weight.mul_(50)
             head.bias.copy_(-head.weight @ spread(features))
     classified(lambda x: head(forward(clean, x, NONE)))

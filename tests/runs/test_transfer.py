@@ -47,8 +47,12 @@ def test_from_five_digits_to_the_others(source, tmp_path, capsys, few):
 
 def test_threat_model_and_probe_are_the_new_data_sets(source):
     config, there = transferred(source.read_config(), "cifar100", data_dir=None), preset("cifar100")
-    assert (config.eps, config.probe_augment, config.probe_lr) == (there.eps, there.probe_augment, there.probe_lr)
-    assert (config.backbone_kwargs, config.objective) == (TINY["backbone_kwargs"], "acl_ds")
+    assert (config.threat.eps, config.probe.probe_augment, config.probe.probe_lr) == (
+        there.eps,
+        there.probe_augment,
+        there.probe_lr,
+    )
+    assert (config.encoder.backbone_kwargs, config.objective.objective) == (TINY["backbone_kwargs"], "acl_ds")
 
 
 @pytest.mark.e2e
@@ -61,7 +65,7 @@ def test_from_cifar10_to_other_images(name, fabricated, fabricated_others, tmp_p
     options += ["--image-size", "32"] if name == "stl10" else []
     assert main(["transfer", str(run.path), "--data", name, "--out", str(out), *options]) == 0
     assert main(["probe", str(out)]) == 0
-    loaded = datasets.load(RunDir(out).read_config())
+    loaded = datasets.load(RunDir(out).read_config().data)
     assert loaded.shape == (3, 32, 32)
     model = load_classifier(out)
     assert model.spec.classes == loaded.classes

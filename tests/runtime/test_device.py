@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 import torch
 
@@ -20,7 +18,7 @@ CPU = torch.device("cpu")
 def test_bfloat16_where_the_cpu_multiplies_in_it(capabilities, expected, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert precision("auto", CPU) == expected
-    assert precision(preset("digits").precision, CPU) == "32-true"
+    assert precision(preset("digits").machine.precision, CPU) == "32-true"
     assert precision("64-true", CPU) == "64-true"
 
 
@@ -32,16 +30,16 @@ def test_bfloat16_where_the_gpu_multiplies_in_it(quick, monkeypatch):
 
 def test_the_device_is_lightnings(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert training_device(preset("digits").accelerator).type == "cuda"
-    assert training_device(preset("digits", accelerator="cpu").accelerator).type == "cpu"
+    assert training_device(preset("digits").machine.accelerator).type == "cuda"
+    assert training_device(preset("digits", accelerator="cpu").machine.accelerator).type == "cpu"
 
 
 @pytest.mark.e2e
 def test_what_was_decided_is_recorded(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    run = pretrain(dataclasses.replace(tiny_config, precision="auto", epochs=1), tmp_path / "run")
+    run = pretrain(tiny_config.replace(precision="auto", epochs=1), tmp_path / "run")
     assert read_json(run.pretraining)["precision"] == "bf16-mixed"
-    assert run.read_config().precision == "auto"
+    assert run.read_config().machine.precision == "auto"
     assert all(w.isfinite().all() for w in read_model(run.encoder)[1].values())
 
 
@@ -63,7 +61,7 @@ def test_without_a_compiler_one_line_says_so_and_training_goes_on(tiny_config, t
         raise RuntimeError("no C++ compiler\nand a long trace")
 
     monkeypatch.setattr(torch, "compile", broken)
-    run = pretrain(dataclasses.replace(tiny_config, compile=True, epochs=1), tmp_path / "run")
+    run = pretrain(tiny_config.replace(compile=True, epochs=1), tmp_path / "run")
     assert run.encoder.is_file()
     told = [line for line in capsys.readouterr().err.splitlines() if "--compile" in line]
     assert told == ["--compile: no compiler works here (no C++ compiler); going on without it"]
@@ -72,4 +70,4 @@ def test_without_a_compiler_one_line_says_so_and_training_goes_on(tiny_config, t
 @pytest.mark.e2e
 def test_nothing_is_compiled_by_default(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "compile_encoder", lambda *_: pytest.fail("compiled"))
-    pretrain(dataclasses.replace(tiny_config, epochs=1), tmp_path / "run")
+    pretrain(tiny_config.replace(epochs=1), tmp_path / "run")

@@ -77,12 +77,12 @@ def test_terms_of_the_last_checkpoint_are_measured_again_by_hand(runs, audited):
     _, result = audited
     (row,) = (r for r in result["rows"] if r["run"] == str(runs["gsa_rsl"].path) and r["epochs"] == 4)
     config = runs["gsa_rsl"].read_config()
-    loaded, encoder = datasets.load(config), load_encoder(runs["gsa_rsl"].path)
+    loaded, encoder = datasets.load(config.data), load_encoder(runs["gsa_rsl"].path)
     from sklearn.linear_model import LogisticRegression
 
     with torch.no_grad():
         f_train, f = encoder.features(loaded.train.floats()), encoder.features(loaded.test.floats())
-    fit = LogisticRegression(C=1 / (config.probe_weight_decay * 64), tol=1e-8, max_iter=20_000)
+    fit = LogisticRegression(C=1 / (config.probe.probe_weight_decay * 64), tol=1e-8, max_iter=20_000)
     fit.fit(f_train.double().numpy(), loaded.train.labels.numpy())
     logits = f.double() @ torch.from_numpy(fit.coef_).T + torch.from_numpy(fit.intercept_)
     assert row["terms"]["benign_loss"] == pytest.approx(F.cross_entropy(logits, loaded.test.labels).item(), rel=1e-3)
@@ -167,7 +167,7 @@ def test_label_shift_is_that_of_two_known_laws():
 @pytest.mark.e2e
 def test_the_probe_is_the_solved_head(runs):
     config = runs["gsa_rsl"].read_config()
-    loaded = datasets.load(config)
+    loaded = datasets.load(config.data)
     model = audit.probed(load_encoder(runs["gsa_rsl"].path), loaded, 1e-3, CPU)
     assert isinstance(model, Classifier)
     assert not model.training
@@ -231,7 +231,7 @@ def test_mistakes(runs, arguments, message, capsys):
 @pytest.mark.e2e
 def test_too_few_images_are_refused(runs):
     config, encoder = replace(runs["gsa_rsl"].read_config(), limit_test=8), load_encoder(runs["gsa_rsl"].path)
-    loaded = datasets.load(config)
+    loaded = datasets.load(config.data)
     one = replace(loaded.test, labels=torch.tensor([3, 0, 0, 0, 0, 0, 0, 0]))
     for images in (loaded.test.subset(5), one):
         with pytest.raises(UsageError, match="an audit takes 8 test images or more, two of each of two classes"):

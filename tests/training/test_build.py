@@ -1,6 +1,5 @@
 """Paths in a configuration become objects, with one-line errors, and files are read by nobody else."""
 
-import dataclasses
 from typing import ClassVar
 
 import pytest
@@ -18,7 +17,7 @@ from conftest import TINY
 
 def built(name, **kwargs):
     config = preset("digits", **TINY, objective=name, objective_kwargs=kwargs)
-    return build(config, datasets.load(config))
+    return build(config, datasets.load(config.data))
 
 
 def test_the_path_of_a_run_becomes_its_encoder(teacher_run):
@@ -72,5 +71,5 @@ def test_looking_at_the_options_reads_no_file(monkeypatch):
     for reader in ("load_encoder", "read_pseudo_labels"):
         monkeypatch.setattr(building, reader, None)
     for name, settings in (("deacl", {"teacher": "nowhere"}), ("advcl", {"pseudo_labels": "nowhere"})):
-        options = vars(dataclasses.replace(preset("digits"), objective=name, objective_kwargs=settings))
+        options = preset("digits").replace(objective=name, objective_kwargs=settings).options()
         assert unused._example(options).attack_view == "scalar"

@@ -1,5 +1,4 @@
 import copy
-import dataclasses
 
 import pytest
 import torch
@@ -30,7 +29,7 @@ def config():
 
 @pytest.fixture
 def images(config):
-    return datasets.load(config).train
+    return datasets.load(config.data).train
 
 
 def draw(pixels, rows):
@@ -207,7 +206,7 @@ def test_the_run_trains_on_the_part(tiny_config, tmp_path, monkeypatch):
 
     monkeypatch.setattr("acl_plugin.training.build.create_objective", lambda *_, **__: Rows())
     options = {"coreset": "rcs", "coreset_warmup": 0.25, "coreset_every": 2, "coreset_fraction": 0.6, "epochs": 4}
-    pretrain(dataclasses.replace(tiny_config, **options, batch_size=4), tmp_path / "run")
+    pretrain(tiny_config.replace(**options, batch_size=4), tmp_path / "run")
     # whole; selection, with the first that is taken once more; two epochs of the part; selection; one epoch
     assert len(seen) == 3 + 4 + 2 + 2 + 4 + 2
     spans = ((0, 3), (3, 7), (7, 9), (9, 11), (15, 17))
@@ -232,7 +231,7 @@ def test_bad_settings_are_told_and_nothing_is_written(options, message, tiny_con
     from acl_plugin.config import check
 
     with pytest.raises(UsageError, match=message):
-        config = dataclasses.replace(tiny_config, **options)
+        config = tiny_config.replace(**options)
         check(config)
         pretrain(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -35,11 +35,11 @@ how, options = sys.argv[2], json.loads(sys.argv[3])
 config = preset("digits", accelerator="cpu", **options)
 if how == "plain":
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    trainer = lightning.Trainer(max_epochs=config.epochs, devices=2, callbacks=[Record()], **quiet)
+    trainer = lightning.Trainer(max_epochs=config.training.epochs, devices=2, callbacks=[Record()], **quiet)
     trainer.fit(build(config, load(config)))
 else:
     more = {"max_steps": 1} if how == "stopped" else {}
-    run = pretrain(replace(config, devices=2), Path(sys.argv[1]), callbacks=[Record()], **more)
+    run = pretrain(config.replace(devices=2), Path(sys.argv[1]), callbacks=[Record()], **more)
     assert run.encoder.is_file()
 """
 

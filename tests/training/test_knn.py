@@ -1,5 +1,4 @@
 import csv
-import dataclasses
 
 import pytest
 import torch
@@ -24,7 +23,7 @@ class Pixels(nn.Module):
 
 
 def test_it_is_the_vote_of_the_nearest_by_cosine():
-    images = datasets.load(preset("digits", limit_train=300)).train
+    images = datasets.load(preset("digits", limit_train=300).data).train
     asked = stratified(images.labels, 0.1, 0)
     x = torch.nn.functional.normalize(images.floats().flatten(1), dim=1)
     right = 0
@@ -38,9 +37,9 @@ def test_it_is_the_vote_of_the_nearest_by_cosine():
 
 @pytest.mark.e2e
 def test_it_is_logged_now_and_then_and_changes_nothing(tiny_config, tmp_path):
-    config = dataclasses.replace(tiny_config, objective="dynacl", limit_train=40, epochs=4)
+    config = tiny_config.replace(objective="dynacl", limit_train=40, epochs=4)
     plain = pretrain(config, tmp_path / "plain")
-    looked = pretrain(dataclasses.replace(config, knn_every=2), tmp_path / "looked")
+    looked = pretrain(config.replace(knn_every=2), tmp_path / "looked")
     assert plain.encoder.read_bytes() == looked.encoder.read_bytes()
     rows = list(csv.DictReader(looked.metrics.open()))
     assert [bool(row["knn_accuracy"]) for row in rows] == [False, True, False, True]

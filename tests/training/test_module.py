@@ -1,7 +1,5 @@
 """The module under a plain ``lightning.Trainer``, without any of our own callbacks."""
 
-import dataclasses
-
 import lightning
 import pytest
 import torch
@@ -21,7 +19,7 @@ CORESET = {"coreset": "rcs", "coreset_every": 2, "coreset_fraction": 0.6, "cores
 
 def plain(config, folder, ckpt_path=None, **options):
     """Bytes of the encoder that a Trainer with ``options`` makes."""
-    module = build(config, datasets.load(config))
+    module = build(config, datasets.load(config.data))
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     lightning.Trainer(default_root_dir=folder, **quiet | options).fit(module, ckpt_path=ckpt_path)
     run = RunDir(folder / "written")
@@ -31,19 +29,19 @@ def plain(config, folder, ckpt_path=None, **options):
 
 
 def ours(config, folder, epochs):
-    return pretrain(dataclasses.replace(config, epochs=epochs), folder / f"ours{epochs}").encoder.read_bytes()
+    return pretrain(config.replace(epochs=epochs), folder / f"ours{epochs}").encoder.read_bytes()
 
 
 @pytest.fixture
 def config(tiny_config):
-    return dataclasses.replace(tiny_config, epochs=2, batch_size=4, accumulate_grad_batches=3)
+    return tiny_config.replace(epochs=2, batch_size=4, accumulate_grad_batches=3)
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("own", [{}, CORESET, {"objective": "dynacl"}])
 @pytest.mark.parametrize("epochs", [1, 2, 4])
 def test_any_number_of_epochs_gives_the_weights_of_our_own_trainer(own, epochs, config, tmp_path):
-    config = dataclasses.replace(config, **own)
+    config = config.replace(**own)
     assert plain(config, tmp_path, max_epochs=epochs) == ours(config, tmp_path, epochs)
 
 
@@ -61,7 +59,7 @@ def test_steps_or_time_decide_where_there_are_no_epochs(config, tmp_path):
 @pytest.mark.parametrize("steps", [1, 3, 5])
 def test_the_rate_reaches_its_end_after_max_steps(own, steps, config, tmp_path):
     """The schedule is that of the steps, though the last epoch is left within."""
-    module = build(dataclasses.replace(config, **own, batch_size=2), datasets.load(config))
+    module = build(config.replace(**own, batch_size=2), datasets.load(config.data))
     rates = []
 
     class Rates(lightning.Callback):
@@ -76,14 +74,16 @@ def test_the_rate_reaches_its_end_after_max_steps(own, steps, config, tmp_path):
     assert trainer.global_step == steps
     assert module.optimizer_steps() >= steps
     batches = len(rates)
-    assert rates[-1] == pytest.approx(config.lr * learning_rate((batches - 1) / batches, config.warmup), abs=1e-3)
+    assert rates[-1] == pytest.approx(
+        config.training.lr * learning_rate((batches - 1) / batches, config.training.warmup), abs=1e-3
+    )
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("length", [{"max_epochs": 3}, {"max_steps": 10}])
 @pytest.mark.parametrize("own", [{}, CORESET])
 def test_it_resumes_from_any_checkpoint_of_lightnings_own(own, length, config, tmp_path):
-    config = dataclasses.replace(config, **own, accumulate_grad_batches=1)
+    config = config.replace(**own, accumulate_grad_batches=1)
     keep = ModelCheckpoint(tmp_path / "kept", "{step}", every_n_train_steps=1, save_top_k=-1)
     whole = plain(config, tmp_path, **length, callbacks=[keep])
     kept = sorted((tmp_path / "kept").glob("*.ckpt"))
@@ -94,12 +94,12 @@ def test_it_resumes_from_any_checkpoint_of_lightnings_own(own, length, config, t
 
 @pytest.mark.e2e
 def test_a_second_fit_begins_as_new(config, tmp_path):
-    module = build(config, datasets.load(config))
+    module = build(config, datasets.load(config.data))
     seen = []
 
     class Means(lightning.Callback):
         def on_train_end(self, trainer, pl_module):
-            seen.append((pl_module.means.counts["loss"], pl_module.planned.epochs))
+            seen.append((pl_module.means.counts["loss"], pl_module.planned.training.epochs))
 
     for epochs in (1, 3, 1):
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
@@ -111,7 +111,7 @@ def test_a_second_fit_begins_as_new(config, tmp_path):
 @pytest.mark.parametrize("limit", [2, 0.5])
 def test_part_of_an_epoch_is_an_epoch_of_its_own(limit, config, tmp_path):
     """With ``limit_train_batches`` the last batch of each epoch still makes a step."""
-    module = build(config, datasets.load(config))
+    module = build(config, datasets.load(config.data))
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
     trainer = lightning.Trainer(max_epochs=2, limit_train_batches=limit, default_root_dir=tmp_path, **quiet)
     trainer.fit(module)
@@ -135,7 +135,7 @@ class Groups(SimCLR):
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars", "lamb", "lion"])
 def test_a_group_keeps_its_own_rate_and_decay(optimizer, register, config, tmp_path):
     register("groups", Groups)
-    config = dataclasses.replace(config, objective="groups", optimizer=optimizer, accumulate_grad_batches=1, epochs=2)
+    config = config.replace(objective="groups", optimizer=optimizer, accumulate_grad_batches=1, epochs=2)
     seen = {}
 
     class Rates(lightning.Callback):
@@ -144,10 +144,14 @@ def test_a_group_keeps_its_own_rate_and_decay(optimizer, register, config, tmp_p
             seen[trainer.global_step] = [(group["lr"], group["weight_decay"]) for group in groups]
 
     pretrain(config, tmp_path / "whole", callbacks=Rates())
-    whole, first = dict(seen), dict(build(config, datasets.load(config)).model.named_parameters())
+    whole, first = dict(seen), dict(build(config, datasets.load(config.data)).model.named_parameters())
     for step, groups in whole.items():
-        share = learning_rate((step - 1) / 8, config.warmup)
-        assert groups == [(config.lr * share, config.weight_decay), (0.002 * share, 0.0), (0.0, config.weight_decay)]
+        share = learning_rate((step - 1) / 8, config.training.warmup)
+        assert groups == [
+            (config.training.lr * share, config.training.weight_decay),
+            (0.002 * share, 0.0),
+            (0.0, config.training.weight_decay),
+        ]
     kept = torch.load(RunDir(tmp_path / "whole").checkpoint, weights_only=True)["state_dict"]
     matrices = {name: value for name, value in first.items() if value.dim() > 1}
     same = {name: torch.equal(kept[f"model.{name}"], value) for name, value in matrices.items()}
@@ -171,10 +175,10 @@ def test_a_step_leaves_the_random_state_around_it_alone(config, tmp_path):
 
 def test_a_batch_larger_than_the_images_of_all_devices_is_refused(config):
     with pytest.raises(UsageError) as error:
-        build(dataclasses.replace(config, batch_size=17), datasets.load(config))
+        build(config.replace(batch_size=17), datasets.load(config.data))
     assert (error.value.parameter, error.value.given) == ("batch_size", 17)
     with pytest.raises(UsageError) as error:
-        build(dataclasses.replace(config, **CORESET, devices=2), datasets.load(config))
+        build(config.replace(**CORESET, devices=2), datasets.load(config.data))
     assert error.value.parameter == "coreset"
 
 
@@ -187,7 +191,7 @@ def test_the_last_partial_step_is_made(register, config, tmp_path):
 
     register("linear", Linear)
     options = {"optimizer": "lion", "weight_decay": 0.0, "warmup": 0.0, "epochs": 1, "lr": 0.01}
-    config = dataclasses.replace(config, objective="linear", **options)
+    config = config.replace(objective="linear", **options)
     run = pretrain(config, tmp_path / "run")
     weight = torch.load(run.encoder, weights_only=True)["weights"]["bn1.weight"]
     moved = 0.01 * (learning_rate(0.5, 0) + learning_rate(0.75, 0))

@@ -1,5 +1,4 @@
 import csv
-import dataclasses
 import json
 import math
 import os
@@ -70,7 +69,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_con
     own = {"objective": objective, "objective_kwargs": paths_of(objective)}
     if objective == "coreset":
         own = {"objective": "gsa_rsl", "coreset": "rcs", "coreset_every": 3, "coreset_fraction": 0.8, "batch_size": 4}
-    config = dataclasses.replace(tiny_config, **own, epochs=4)
+    config = tiny_config.replace(**own, epochs=4)
     whole = pretrain(config, tmp_path / "whole")
     for epoch, batch in ((0, 1), (2, 1), (3, 0)):
         with pytest.raises(Killed):
@@ -88,7 +87,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_con
 @pytest.mark.parametrize("coreset", ["none", "rcs"])
 def test_an_interrupted_run_keeps_the_step_and_goes_on_after_it(tiny_config, tmp_path, healthy, number, coreset):
     own = {"coreset": coreset, "coreset_every": 3, "coreset_fraction": 0.8}
-    config = dataclasses.replace(tiny_config, **own, epochs=3, batch_size=4, accumulate_grad_batches=1)
+    config = tiny_config.replace(**own, epochs=3, batch_size=4, accumulate_grad_batches=1)
     whole = pretrain(config, tmp_path / "whole")
     steps = []
     for at in ((0, 0), (0, 1), (1, 1)):
@@ -110,7 +109,7 @@ def test_an_interrupted_run_keeps_the_step_and_goes_on_after_it(tiny_config, tmp
 
 @pytest.mark.e2e
 def test_an_interruption_waits_for_the_end_of_an_accumulated_step_and_of_an_epoch(tiny_config, tmp_path, healthy):
-    config = dataclasses.replace(tiny_config, epochs=3, batch_size=4, accumulate_grad_batches=2)
+    config = tiny_config.replace(epochs=3, batch_size=4, accumulate_grad_batches=2)
     whole = pretrain(config, tmp_path / "whole")
     for at, steps in (((0, 0), 1), ((0, 3), 3), ((2, 3), 6)):  # steps of two batches, two an epoch
         with pytest.raises(KeyboardInterrupt):
@@ -124,7 +123,7 @@ def test_an_interruption_waits_for_the_end_of_an_accumulated_step_and_of_an_epoc
 
 @pytest.mark.e2e
 def test_a_long_epoch_has_checkpoints_within(tiny_config, tmp_path, healthy, monkeypatch):
-    config = dataclasses.replace(tiny_config, epochs=3, batch_size=4, accumulate_grad_batches=2)  # two steps an epoch
+    config = tiny_config.replace(epochs=3, batch_size=4, accumulate_grad_batches=2)  # two steps an epoch
     whole = pretrain(config, tmp_path / "whole")
     monkeypatch.setattr(Checkpoints, "often", 0.0)
     for (epoch, batch), steps in (((0, 3), 1), ((1, 1), 2), ((2, 2), 5)):
@@ -142,7 +141,7 @@ def test_seed_decides_the_result(tiny_config, tmp_path):
     weights = {}
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         torch.manual_seed(len(weights))  # the global state does not matter
-        run = pretrain(dataclasses.replace(tiny_config, seed=seed), tmp_path / name)
+        run = pretrain(tiny_config.replace(seed=seed), tmp_path / name)
         weights[name] = read_model(run.encoder)[1]
     assert same_weights(weights["one"], weights["same"])
     assert not same_weights(weights["one"], weights["other"])
@@ -155,7 +154,7 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(tiny_con
     pretrain(tiny_config, tmp_path / "run")
     assert run.encoder.stat().st_mtime_ns == before
     with pytest.raises(UsageError, match=r"another configuration \(`lr` 0.5, there 0.02\); choose another `out`"):
-        pretrain(dataclasses.replace(tiny_config, lr=0.5), tmp_path / "run")
+        pretrain(tiny_config.replace(lr=0.5), tmp_path / "run")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="is not empty and not a run folder"):
@@ -198,7 +197,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_checkp
             return Terms(terms.total * math.nan, terms.parts) if self.calls == 4 else terms
 
     register("nan_at_step_3", NaNAtStep3)
-    config = dataclasses.replace(tiny_config, objective="nan_at_step_3", epochs=3)
+    config = tiny_config.replace(objective="nan_at_step_3", epochs=3)
     with pytest.raises(TrainingStopped, match=r"the loss is nan at step 3 \(nce_clean .*\); lower --lr"):
         pretrain(config, tmp_path / "run")
     run = RunDir(tmp_path / "run")
@@ -218,7 +217,7 @@ def test_a_collapsed_run_stops_and_says_what_to_change(register, tiny_config, tm
             return Terms(0 * next(model.parameters()).sum() + level, {"mine": level}, {"mine": level.item()})
 
     register("collapsed", Collapsed)
-    config = dataclasses.replace(tiny_config, objective="collapsed", epochs=20, eps_ramp=0.1)
+    config = tiny_config.replace(objective="collapsed", epochs=20, eps_ramp=0.1)
     message = (
         r"collapsed: mine is 2.708 at step 23, as for equal embeddings \(2.708\); raise --eps-ramp .*--lr .*temperature"
     )
@@ -241,7 +240,7 @@ def test_what_a_finished_run_was_made_with_stays(tiny_config, tmp_path):
 def test_a_damaged_checkpoint_is_told_and_the_one_before_it_leads_to_the_same_weights(
     tiny_config, tmp_path, capsys, damaged
 ):
-    config = dataclasses.replace(tiny_config, epochs=3)
+    config = tiny_config.replace(epochs=3)
     run = pretrain(config, tmp_path / "run")
     whole = run.encoder.read_bytes()
     assert torch.load(run.checkpoint_before, weights_only=True)["epoch"] < 2
@@ -258,7 +257,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_leads_to_the_same_we
 
 @pytest.mark.e2e
 def test_a_process_that_dies_between_two_checkpoints_goes_on_from_the_one_before(tiny_config, tmp_path):
-    config = dataclasses.replace(tiny_config, epochs=3)
+    config = tiny_config.replace(epochs=3)
     run = pretrain(config, tmp_path / "run")
     whole = run.encoder.read_bytes()
     run.encoder.unlink()
@@ -269,7 +268,7 @@ def test_a_process_that_dies_between_two_checkpoints_goes_on_from_the_one_before
 @pytest.mark.e2e
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_a_process_that_dies_between_checkpoint_and_metrics_loses_no_row(tiny_config, tmp_path, epoch, monkeypatch):
-    config = dataclasses.replace(tiny_config, epochs=3)
+    config = tiny_config.replace(epochs=3)
     monkeypatch.setattr(Guard, "healthy", True)  # so tiny an encoder may look collapsed, which puts a checkpoint off
     whole = pretrain(config, tmp_path / "whole")
     save, saved = Checkpoints._save, []
@@ -308,14 +307,14 @@ def test_damaged_metrics_are_told_before_the_first_step(tiny_config, tmp_path, c
 
 @pytest.mark.e2e
 def test_seconds_are_those_of_all_starts(tiny_config, tmp_path):
-    run = pretrain(dataclasses.replace(tiny_config, epochs=1), tmp_path / "whole")
+    run = pretrain(tiny_config.replace(epochs=1), tmp_path / "whole")
     once = json.loads(run.pretraining.read_text())
     assert not once["resumed"]
     checkpoint = torch.load(run.checkpoint, weights_only=True)
     assert 0 < checkpoint["seconds"] <= once["seconds"] + 0.1
     torch.save(checkpoint | {"seconds": 1000.0}, run.checkpoint)
     run.encoder.unlink()
-    pretrain(dataclasses.replace(tiny_config, epochs=1), tmp_path / "whole")
+    pretrain(tiny_config.replace(epochs=1), tmp_path / "whole")
     again = json.loads(run.pretraining.read_text())
     assert again["resumed"]
     assert 1000 <= again["seconds"] < 1100
@@ -323,13 +322,13 @@ def test_seconds_are_those_of_all_starts(tiny_config, tmp_path):
 
 @pytest.mark.e2e
 def test_real_training_does_not_look_collapsed(tiny_config, tmp_path):
-    pretrain(dataclasses.replace(tiny_config, epochs=20, eps_ramp=0.0, lr=1e-3), tmp_path / "run")
+    pretrain(tiny_config.replace(epochs=20, eps_ramp=0.0, lr=1e-3), tmp_path / "run")
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("option", [{"precision": "bf16-mixed"}, {"precision": "64-true"}, {"optimizer": "lars"}])
 def test_lightnings_and_timms_options_are_passed_through(option, tiny_config, tmp_path):
-    run = pretrain(dataclasses.replace(tiny_config, **option), tmp_path / "run")
+    run = pretrain(tiny_config.replace(**option), tmp_path / "run")
     assert all(w.isfinite().all() for w in read_model(run.encoder)[1].values())
 
 
@@ -345,7 +344,7 @@ def test_accumulated_gradients_are_averaged(register, tiny_config, tmp_path):
     weights = {}
     for every in (1, 4):
         options = {"optimizer": "sgd", "weight_decay": 0.0, "warmup": 0.0, "epochs": 1, "batch_size": 4, "lr": 0.01}
-        config = dataclasses.replace(tiny_config, objective="linear", accumulate_grad_batches=every, **options)
+        config = tiny_config.replace(objective="linear", accumulate_grad_batches=every, **options)
         run = pretrain(config, tmp_path / str(every))
         weights[every] = read_model(run.encoder)[1]["bn1.weight"]
     assert torch.allclose(1 - weights[4], torch.tensor(0.01 * 1.9 * learning_rate(0.75, 0)), atol=1e-6)
@@ -389,5 +388,5 @@ def test_schedules():
 )
 def test_nothing_is_written_for_a_run_that_cannot_start(options, message, tiny_config, tmp_path):
     with pytest.raises(UsageError, match=message):
-        pretrain(dataclasses.replace(tiny_config, **options), tmp_path / "run")
+        pretrain(tiny_config.replace(**options), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,5 +1,3 @@
-import dataclasses
-
 import lightning
 import pytest
 from lightning.pytorch import callbacks
@@ -29,7 +27,7 @@ OTHER = {
 @pytest.fixture
 def config(tiny_config):
     """Four batches an epoch, and three steps: the last of them from one batch."""
-    return dataclasses.replace(tiny_config, epochs=2, batch_size=4, accumulate_grad_batches=2, limit_train=12)
+    return tiny_config.replace(epochs=2, batch_size=4, accumulate_grad_batches=2, limit_train=12)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +152,7 @@ class StopAt(lightning.Callback):
      "on_train_epoch_end"],
 )  # fmt: skip
 def test_whoever_stops_the_training_it_is_not_done_and_resumes(hook, every, config, undisturbed, tmp_path):
-    config = dataclasses.replace(config, epochs=3, accumulate_grad_batches=every, checkpoint_every=3)
+    config = config.replace(epochs=3, accumulate_grad_batches=every, checkpoint_every=3)
     at = 1 if hook == "on_train_start" else 2
     with pytest.raises(TrainingUnfinished) as error:
         pretrain(config, tmp_path / "run", callbacks=StopAt(hook, at))
@@ -186,7 +184,7 @@ def test_an_epoch_that_was_left_is_not_counted(config, undisturbed, tmp_path):
 
 @pytest.mark.e2e
 def test_early_stopping_leaves_a_run_that_resumes(config, undisturbed, tmp_path):
-    config = dataclasses.replace(config, epochs=3, checkpoint_every=3)
+    config = config.replace(epochs=3, checkpoint_every=3)
     stopping = callbacks.EarlyStopping("loss", mode="max", patience=1, stopping_threshold=-1.0)  # after each epoch
     with pytest.raises(TrainingUnfinished) as error:
         pretrain(config, tmp_path / "run", callbacks=[stopping])
