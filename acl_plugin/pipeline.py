@@ -13,7 +13,6 @@ from acl_plugin.leaderboard.export import export
 from acl_plugin.probing.protocols import probe
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import alone
-from acl_plugin.runtime.device import training_device
 from acl_plugin.runtime.distributed import require_script
 from acl_plugin.training.pretrain import pretrain
 
@@ -21,7 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 def run(
-    config: RunConfig, out: Path, device: torch.device | str | None = None, **trainer_options: Any
+    config: RunConfig,
+    out: Path,
+    device: torch.device | str | None = None,
+    *,
+    overwrite: bool = False,
+    **trainer_options: Any,
 ) -> dict[str, Any]:
     """Run all stages of ``config`` in the folder ``out``; skip completed ones.
 
@@ -32,6 +36,7 @@ def run(
         config: see ``acl_plugin.config.preset``.
         out: run folder, new or with the same configuration.
         device: device of probe and evaluation; None for that of ``config.machine.accelerator``, as in pretraining.
+        overwrite: remove all files of a run that is in the folder, whatever its configuration, and begin anew.
         trainer_options: see ``acl_plugin.training.pretrain.pretrain``.
 
     Returns:
@@ -44,20 +49,19 @@ def run(
         message = "`encoder`: the probe rebuilds networks of timm by name. Pass your own encoder to `pretrain` instead"
         raise UsageError(message, parameter="encoder", given=type(trainer_options["encoder"]).__name__, allowed=None)
     require_script(config.machine.devices, guarded=True)
-    place = training_device(config.machine.accelerator) if device is None else torch.device(device)
     with alone():
-        folder = pretrain(config, out, **trainer_options)
-        if not (folder.classifier.is_file() and folder.probe.is_file()):
-            probe(folder, config, place)
-        result = evaluate(folder, config, place)
-        _export(folder, config)
+        folder = pretrain(config, out, overwrite=overwrite, **trainer_options)
+        if not (folder.classifier_file.is_file() and folder.probe_file.is_file()):
+            probe(folder, device=device)
+        result = evaluate(folder, device=device)
+        _export(folder)
     return result
 
 
-def _export(folder: RunDir, config: RunConfig) -> None:
+def _export(folder: RunDir) -> None:
     """Export the classifier. The export is optional, so that a failure does not hide the result."""
     try:
-        export(folder, config)
+        export(folder)
     except Exception as error:
         details = " ".join(str(error).split()) or type(error).__name__
         logger.warning(f"{folder.path}: the export is skipped: {details}")

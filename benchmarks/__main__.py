@@ -46,15 +46,15 @@ def collect(name: str, *runs: str) -> None:
 
 def kept(run: RunDir) -> dict[str, Any]:
     """Return the collected data of an evaluated run."""
-    evaluation = read_json(run.require(run.evaluation, f"evaluate {run.path}"))
-    probe = read_json(run.probe)
+    evaluation = read_json(run.require(run.evaluation_file, f"evaluate {run.path}"))
+    probe = read_json(run.probe_file)
     settings = run.read_config().options()
     settings |= {k: v for k, v in probe.items() if k in settings and k not in PRETRAINED}  # a later `probe` may differ
-    infos = sorted(run.robustbench.rglob("model_info/*/*/*.json"))
+    infos = sorted(run.robustbench_folder.rglob("model_info/*/*/*.json"))
     return {
         "settings": {k: v for k, v in settings.items() if k not in ELSEWHERE},
         "environment": read_json(run.path / "environment.json"),
-        "pretraining": read_json(run.pretraining),
+        "pretraining": read_json(run.pretraining_file),
         "probe": probe,
         "evaluation": evaluation,
         "robustbench": {info.stem: read_json(info) for info in infos},
@@ -64,9 +64,9 @@ def kept(run: RunDir) -> dict[str, Any]:
 def suite(name: str, path: str) -> None:
     """Collect the standard attacks of a run, and its corruptions if they were measured."""
     run = RunDir(path)
-    found = read_json(run.require(run.suite, f"evaluate {path} --suite standard"))
+    found = read_json(run.require(run.suite_file, f"evaluate {path} --suite standard"))
     rows = {row: {k: v for k, v in values.items() if k != "broken"} for row, values in found["rows"].items()}
-    corruptions = read_json(run.corruptions) if run.corruptions.is_file() else None
+    corruptions = read_json(run.corruptions_file) if run.corruptions_file.is_file() else None
     compact.write(
         RESULTS / f"suite_{name}.json", kept(run) | {"suite": found | {"rows": rows}, "corruptions": corruptions}
     )

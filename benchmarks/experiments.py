@@ -157,12 +157,12 @@ def audit_ablation(*arguments: str) -> tuple[str, dict[str, Any]]:
     data_name, jobs, at_a_time = planned("ablation", *arguments)
     jobs = [each for each in jobs if each.row != SUPERVISED and not (each.out / "stopped.json").is_file()]
     for each in jobs:
-        if not RunDir(each.out).encoder.is_file():
+        if not RunDir(each.out).encoder_file.is_file():
             raise UsageError(f"{each.out} has no encoder; run first: python -m benchmarks ablation --data {data_name}")
     do_all(audit_one, jobs, at_a_time)
     rows = []
     for each in jobs:
-        kept = read_json(RunDir(each.out).audit)
+        kept = read_json(RunDir(each.out).audit_file)
         for row in kept["rows"]:
             of_run = {"row": each.row.label, "run": f"{each.out.parent.name}/{each.seed}", "seed": each.seed}
             rows.append(of_run | {k: row[k] for k in ("epochs", "terms", "bounds")} | {"last": row is kept["rows"][-1]})
@@ -202,7 +202,7 @@ def job(row: Row, seed: int, data_name: str, shared: dict[str, Any], runs: Path)
         first, there, options = TRANSFERS[data_name]
         settings = first | {k: v for k, v in shared.items() if k != "limit_test"} | _of_row(row, seed)
         source = _job(replace(row, probed_on=None), seed, preset(settings["data"], **used(**settings)), runs)
-        before = source.config
+        before = source.config_file
         config = transferred(before, there, **{"data_dir": before.data_dir, "seed": seed} | options)
         return _job(row, seed, config, runs, source)
     options = shared | _of_row(row, seed)
@@ -281,8 +281,8 @@ def _encoder(each: Job) -> None:
     run = RunDir(each.out)
     if not each.row.untrained:
         pipeline.pretrain(each.config, each.out)
-    elif not run.encoder.is_file():
+    elif not run.encoder_file.is_file():
         module = build(each.config, datasets.load(each.config.data))
         run.start(each.config)
-        write_json(run.pretraining, {"epochs": 0, "seconds": 0.0, "resumed": False})
+        write_json(run.pretraining_file, {"epochs": 0, "seconds": 0.0, "resumed": False})
         module.write_encoder(run)

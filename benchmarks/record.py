@@ -67,8 +67,8 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
         print(f"stopped after {given.minutes:g} minutes; the same command goes on", file=sys.stderr)
         return name, None
     configs = {"teacher": teacher, "student": student}
-    seconds = {part: read_json(RunDir(given.out / part).pretraining)["seconds"] for part in configs}
-    seconds["probe"] = read_json(RunDir(given.out / "student").probe)["seconds"]
+    seconds = {part: read_json(RunDir(given.out / part).pretraining_file)["seconds"] for part in configs}
+    seconds["probe"] = read_json(RunDir(given.out / "student").probe_file)["seconds"]
     settings = {part: {k: v for k, v in c.options().items() if k != "data_dir"} for part, c in configs.items()}
     settings["student"]["objective_kwargs"] = {"teacher": "teacher"}  # in the same folder, wherever that is
     result = {

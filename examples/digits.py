@@ -18,11 +18,9 @@ from acl_plugin.evaluation.run_folder import evaluate
 def main(out: Path, **options: Any) -> dict[str, Any]:
     """Return the contents of ``evaluation.json``; ``options`` are those of a run, such as ``epochs=2``."""
     config = acl_plugin.preset("digits", objective="acl_ds", **options)
-    device = torch.device("cpu")
-
     run = acl_plugin.pretrain(config, out)  # writes out/encoder.pt
-    acl_plugin.probe(run, config, device)  # writes out/classifier.pt
-    result = evaluate(run, config, device)  # writes out/evaluation.json
+    acl_plugin.probe(run)  # writes out/classifier.pt
+    result = evaluate(run)  # writes out/evaluation.json
     print(f"clean {result['clean_accuracy']:.3f}, AutoAttack {result['robust_accuracy']:.3f}")
 
     encoder = acl_plugin.load_encoder(out)

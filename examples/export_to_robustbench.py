@@ -17,10 +17,8 @@ from acl_plugin.runs.folder import RunDir
 
 def main(folder: Path, name: str) -> Path:
     """Return the ``model_info`` file of the run in ``folder``, exported as ``name``."""
-    run = RunDir(folder)
     info = acl_plugin.export_to_robustbench(
-        run,
-        run.read_config(),
+        RunDir(folder),
         name=name,
         paper_url="https://arxiv.org/abs/2010.13337",
         paper_title="Robust Pre-Training by Adversarial Contrastive Learning",

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import acl_plugin
 from acl_plugin.attacks.catalogue import attack_names
 from acl_plugin.evaluation.run_folder import evaluate
@@ -24,8 +22,8 @@ def main(out: Path, **options: Any) -> dict[str, float]:
     for attack, own in ATTACKS.items():
         config = acl_plugin.preset("digits", objective="acl_ds", attack=attack, **own, **options)
         run = acl_plugin.pretrain(config, out / attack)
-        acl_plugin.probe(run, config, torch.device("cpu"))
-        robust[attack] = evaluate(run, config, torch.device("cpu"))["robust_accuracy"]
+        acl_plugin.probe(run)
+        robust[attack] = evaluate(run)["robust_accuracy"]
         print(f"{attack}: AutoAttack {robust[attack]:.3f}")
     return robust
 

@@ -21,13 +21,14 @@ from conftest import OPTIONS
 def test_the_whole_job_leaves_every_file(tiny_config, tmp_path, few):
     result = pipeline.run(tiny_config, tmp_path / "run")
     run = RunDir(tmp_path / "run")
-    for file in (run.config, run.checkpoint, run.metrics, run.encoder, run.classifier, run.probe, run.evaluation,
-                 run.evaluation_lines, run.path / "environment.json"):  # fmt: skip
+    pretrained = (run.config_file, run.checkpoint_file, run.metrics_file, run.encoder_file)
+    evaluated = (run.classifier_file, run.probe_file, run.evaluation_file, run.verdicts_file)
+    for file in (*pretrained, *evaluated, run.path / "environment.json"):
         assert file.is_file(), file
-    info = run.robustbench / "local" / "model_info" / "digits" / "Linf" / "gsa_rsl_resnet10t.json"
+    info = run.robustbench_folder / "local" / "model_info" / "digits" / "Linf" / "gsa_rsl_resnet10t.json"
     assert json.loads(info.read_text())["clean_acc"] == f"{100 * result['clean_accuracy']:.2f}"
     images = datasets.load(tiny_config.data).test
-    lines = [json.loads(line) for line in run.evaluation_lines.read_text().splitlines()]
+    lines = [json.loads(line) for line in run.verdicts_file.read_text().splitlines()]
     predicted = load_classifier(run.path)(images.floats()).argmax(1).tolist()
     assert [line["clean_prediction"] for line in lines] == predicted
 
@@ -51,7 +52,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path, number):
     process = subprocess.Popen(
         command(run.path, "--epochs", "400"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
-    while process.poll() is None and not run.checkpoint.is_file():
+    while process.poll() is None and not run.checkpoint_file.is_file():
         time.sleep(0.01)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
@@ -67,7 +68,7 @@ def test_cifar10_end_to_end_on_real_images(tmp_path, cifar10_dir, few):
     config = preset("cifar10", data_dir=cifar10_dir, objective="acl_ds", **options, **small)
     result = pipeline.run(config, tmp_path / "run")
     assert (result["dataset"], result["n"], result["eps"]) == ("cifar10", 10, 8 / 255)
-    lines = [json.loads(line) for line in RunDir(tmp_path / "run").evaluation_lines.read_text().splitlines()]
+    lines = [json.loads(line) for line in RunDir(tmp_path / "run").verdicts_file.read_text().splitlines()]
     images = datasets.load(config.data).test
     rows = list(zip(images.rows.tolist(), images.labels.tolist(), strict=True))
     assert [(line["index"], line["label"]) for line in lines] == rows
@@ -115,9 +116,9 @@ def test_nothing_follows_a_pretraining_that_is_not_finished(tiny_config, tmp_pat
         pipeline.run(tiny_config, tmp_path / "run", max_steps=3)
     assert (error.value.done, error.value.total) == (3, 4)
     run = RunDir(tmp_path / "run")
-    assert run.checkpoint.is_file()
-    assert not run.encoder.exists()
-    assert not run.pretraining.exists()
+    assert run.checkpoint_file.is_file()
+    assert not run.encoder_file.exists()
+    assert not run.pretraining_file.exists()
 
 
 def test_probe_and_evaluation_take_the_device_of_the_configuration(tiny_config, tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Literal
 
 from acl_plugin import config as configuration
-from acl_plugin.cli.evaluate import evaluate
 from acl_plugin.cli.parser import (
     PROGRAM,
     defaults_of_data,
@@ -39,6 +38,7 @@ def run(name: str, arguments: list[str]) -> None:
     """Run ``run`` or ``pretrain``, in a new folder or to resume an interrupted run."""
     parser = parser_of(name)
     parser.add_argument("--out", type=Path, required=True, help="The run's folder; an unfinished run is resumed.")
+    parser.add_argument("--overwrite", type=bool, help="Replace a run that is there, whatever its configuration.")
     if name == "run":
         parser.add_argument(
             "--compare", type=str | None, default=None, help="A second objective to run with the same settings."
@@ -46,7 +46,7 @@ def run(name: str, arguments: list[str]) -> None:
     for group in configuration.SECTIONS.values():
         parser.add_class_arguments(group)
     options = parse(parser, arguments, defaults_of_data, {})
-    out, compare = options.pop("out"), options.pop("compare", None)
+    out, compare, overwrite = options.pop("out"), options.pop("compare", None), options.pop("overwrite")
     config = configuration.from_dict(known_options(options))
     configs = [config] if compare is None else [config, config.replace(objective=compare, objective_kwargs={})]
     unused.refuse([each.options() for each in configs], configuration.usual(config).options(), unused.RUN)
@@ -56,57 +56,53 @@ def run(name: str, arguments: list[str]) -> None:
     for logger in ("lightning.pytorch", "lightning.fabric"):  # after their import, which sets the level
         logging.getLogger(logger).setLevel(logging.ERROR)
     if name == "pretrain":
-        print(f"encoder: {pretrain.pretrain(config, out).encoder}")
+        print(f"encoder: {pretrain.pretrain(config, out, overwrite=overwrite).encoder_file}")
         return
     runs = [(config, out)]
     for other in configs[1:]:
         build.build(other, datasets.load(other.data))  # find errors in the second run before the first starts
         runs.append((other, out / "compare" / other.objective.objective))
-    results = [
-        (each.objective.objective, pipeline.run(each, folder, training_device(config.machine.accelerator)))
-        for each, folder in runs
-    ]
+    results = [(each.objective.objective, pipeline.run(each, folder, overwrite=overwrite)) for each, folder in runs]
     print("\n".join(tables.accuracies(results)))
     print(f"results: {out}/evaluation.json, model: acl_plugin.load_classifier({str(out)!r})")
 
 
-def stage(name: str, arguments: list[str]) -> None:
-    """Run ``probe``, ``evaluate`` or ``export`` on a run folder, whose configuration provides the defaults."""
-    if name == "evaluate":
-        evaluate(arguments)
-        return
-    parser = parser_of(name)
+def probe_run(arguments: list[str]) -> None:
+    """Train a classifier on the encoder of a run folder, whose configuration provides the defaults."""
+    parser = parser_of("probe")
     parser.add_argument("run", type=Path, help="The run's folder.")
-    if name == "probe":
-        parser.add_class_arguments(ProbeConfig)
-        parser.add_argument("--published", type=bool, help="Take the settings published for the objective and data.")
-    if name == "export":
-        for option, line in {
-            "name": "The model's name on the leaderboard; by default objective and backbone.",
-            "paper-url": "Link to the paper.",
-            "paper-title": "Title of the paper.",
-            "authors": "Authors, separated by commas.",
-            "venue": "Where the paper appeared, with the year.",
-        }.items():
-            parser.add_argument(f"--{option}", type=str | None, default=None, help=line)
-        text = "Whether more images were used than the dataset's training images; needed where no file decides it."
-        parser.add_argument("--additional-data", type=bool | None, default=None, help=text)
-        parser.add_argument("--overwrite", type=bool, help="Take over a name that the export of another run has.")
-    else:
-        parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the dataset is now.")
-        parser.add_class_arguments(MachineConfig, skip={"num_nodes", "compile", "devices"})
-    uses = {"probe": unused.PROBE, "export": {}}[name]
-    options = parse(parser, arguments, defaults_of_run, uses)
+    parser.add_class_arguments(ProbeConfig)
+    parser.add_argument("--published", type=bool, help="Take the settings published for the objective and data.")
+    parser.add_argument("--overwrite", type=bool, help="Replace a probe that is there, whatever its settings.")
+    parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the dataset is now.")
+    parser.add_class_arguments(MachineConfig, skip={"num_nodes", "compile", "devices"})
+    options = parse(parser, arguments, defaults_of_run, unused.PROBE)
     run = RunDir(options.pop("run"))
     config = run.read_config().replace(**known_options(options))
     check(config)
+    protocols.probe(run, config, overwrite=options["overwrite"])
+    print(f"classifier: {run.classifier_file}")
 
-    if name == "probe":
-        protocols.probe(run, config, training_device(config.machine.accelerator))
-        print(f"classifier: {run.classifier}")
-    else:
-        given = {k: v for k, v in options.items() if v is not None and k != "config"}
-        print(f"model_info: {export.export(run, config, **given)}")
+
+def export_run(arguments: list[str]) -> None:
+    """Export the result of a run folder to RobustBench's format."""
+    parser = parser_of("export")
+    parser.add_argument("run", type=Path, help="The run's folder.")
+    for option, line in {
+        "name": "The model's name on the leaderboard; by default objective and backbone.",
+        "paper-url": "Link to the paper.",
+        "paper-title": "Title of the paper.",
+        "authors": "Authors, separated by commas.",
+        "venue": "Where the paper appeared, with the year.",
+    }.items():
+        parser.add_argument(f"--{option}", type=str | None, default=None, help=line)
+    text = "Whether more images were used than the dataset's training images; needed where no file decides it."
+    parser.add_argument("--additional-data", type=bool | None, default=None, help=text)
+    parser.add_argument("--overwrite", type=bool, help="Take over a name that the export of another run has.")
+    options = parse(parser, arguments, lambda given: {}, {})
+    run = RunDir(options.pop("run"))
+    given = {k: v for k, v in options.items() if v is not None and k != "config"}
+    print(f"model_info: {export.export(run, **given)}")
 
 
 def import_checkpoint(arguments: list[str]) -> None:
@@ -134,7 +130,7 @@ def import_checkpoint(arguments: list[str]) -> None:
         options["allow_pickle"],
         options["normalization"],
     )
-    print(f"encoder: {out.encoder}, format {layout}: {LAYOUTS[layout].papers}")
+    print(f"encoder: {out.encoder_file}, format {layout}: {LAYOUTS[layout].papers}")
 
 
 def audit_runs(arguments: list[str]) -> None:
@@ -158,7 +154,7 @@ def audit_runs(arguments: list[str]) -> None:
     device = training_device(given.accelerator)
     result = audit.audit(runs, out, given.checkpoints, given.limit, device)
     print("\n".join(tables.audit(result)))
-    print(f"results: {out.audit}, figure: {out.audit_figure}")
+    print(f"results: {out.audit_file}, figure: {out.audit_figure_file}")
 
 
 def write_report(arguments: list[str]) -> None:
@@ -169,7 +165,7 @@ def write_report(arguments: list[str]) -> None:
     given = parser.parse(arguments)
 
     runs = [RunDir(path) for path in given.runs]
-    out = given.out or runs[0].report
+    out = given.out or runs[0].report_file
     report.report(runs, out)
     print(f"report: {out}")
 
@@ -197,7 +193,7 @@ def transfer_run(arguments: list[str]) -> None:
 
     source, out = RunDir(options.pop("run")), RunDir(options.pop("out"))
     transfer.transfer(source, out, transfer.transferred(source.read_config(), **known_options(options)))
-    print(f"encoder: {out.encoder}; next: {PROGRAM} probe {out.path} && {PROGRAM} evaluate {out.path}")
+    print(f"encoder: {out.encoder_file}; next: {PROGRAM} probe {out.path} && {PROGRAM} evaluate {out.path}")
 
 
 def make_pseudo_labels(arguments: list[str]) -> None:

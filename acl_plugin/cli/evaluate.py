@@ -43,16 +43,15 @@ def _run_folder(arguments: list[str]) -> None:
     config = run.read_config().replace(**known_options(options))
     check(config)
 
-    device = training_device(config.machine.accelerator)
     if options["suite"] == "standard":
-        found = run_folder.evaluate_suite(run, config, device, options["attacks"], overwrite=overwrite)
+        found = run_folder.evaluate_suite(run, config, attacks=options["attacks"], overwrite=overwrite)
         print("\n".join(tables.suite(found)))
     elif options["suite"] == "corruptions":
         place = options["corruptions_dir"]
-        found = run_folder.evaluate_corruptions(run, config, device, place, overwrite=overwrite)
+        found = run_folder.evaluate_corruptions(run, config, folder=place, overwrite=overwrite)
         print("\n".join(tables.corruptions(found)))
     else:
-        found = run_folder.evaluate(run, config, device, overwrite=overwrite)
+        found = run_folder.evaluate(run, config, overwrite=overwrite)
         print("\n".join(tables.accuracies([(config.objective.objective, found)])))
 
 

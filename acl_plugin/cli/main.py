@@ -3,41 +3,49 @@
 Exit status 0: success. 2: usage error, reported in one line; nothing was written. 1: any other error.
 """
 
+import functools
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from acl_plugin.cli import completion
 from acl_plugin.cli.commands import (
     audit_runs,
+    export_run,
     import_checkpoint,
     make_pseudo_labels,
+    probe_run,
     run,
     show_list,
     show_status,
-    stage,
     transfer_run,
     write_report,
 )
+from acl_plugin.cli.evaluate import evaluate
 from acl_plugin.cli.parser import COMMANDS, PROGRAM
 from acl_plugin.errors import EvaluationStopped, TrainingStopped, UsageError, as_flags, unknown
 from acl_plugin.runtime.messages import on_stderr
 from acl_plugin.runtime.progress import Progress
 from acl_plugin.runtime.signals import interrupt
 
-ALONE = {
+RUN: dict[str, Callable[[list[str]], None]] = {
     "audit": audit_runs,
+    "evaluate": evaluate,
+    "export": export_run,
     "import": import_checkpoint,
     "list": show_list,
+    "pretrain": functools.partial(run, "pretrain"),
+    "probe": probe_run,
     "pseudo-labels": make_pseudo_labels,
     "report": write_report,
+    "run": functools.partial(run, "run"),
     "status": show_status,
     "transfer": transfer_run,
 }
-"""Commands with a function of their own."""
+"""Functions of the commands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,13 +113,7 @@ def _dispatch(arguments: list[str]) -> None:
     name, *rest = arguments
     if name not in COMMANDS:
         raise unknown("command", name, COMMANDS)
-    command = ALONE.get(name)
-    if command is not None:
-        command(rest)
-    elif name in ("run", "pretrain"):
-        run(name, rest)
-    else:
-        stage(name, rest)
+    RUN[name](rest)
 
 
 def _quiet() -> None:

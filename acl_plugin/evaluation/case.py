@@ -15,11 +15,12 @@ from acl_plugin.evaluation import inputs
 from acl_plugin.evaluation.batches import predicted
 from acl_plugin.evaluation.checks import largest_batch
 from acl_plugin.evaluation.isolation import isolated
-from acl_plugin.evaluation.storage import earlier_record, state_hash
+from acl_plugin.evaluation.storage import state_hash
 from acl_plugin.registry import DATASETS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import alone, locked
 from acl_plugin.runs.records import read_record
+from acl_plugin.runs.resume import earlier_record
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Case:
         """Return the batch size: the given one, that of an interrupted evaluation in ``run``, or the largest."""
         if self.batch_size is not None:
             return self.batch_size
-        if run is not None and run.evaluation_key.is_file() and not overwrite:
-            return int(read_record(run.evaluation_key)["batch_size"])
+        if run is not None and run.evaluation_key_file.is_file() and not overwrite:
+            return int(read_record(run.evaluation_key_file)["batch_size"])
         return min(largest_batch(self.model, self.shape, self.device), len(self.images))
 
     def settings(self) -> dict[str, Any]:
@@ -130,8 +131,8 @@ def _results_folder(folder: Path | str) -> RunDir:
         UsageError: for a file, a run folder, or a folder with other contents.
     """
     run = RunDir(folder)
-    results = (run.evaluation_key, run.suite, run.corruptions)
-    if run.config.is_file():
+    results = (run.evaluation_key_file, run.suite_file, run.corruptions_file)
+    if run.config_file.is_file():
         wrong = "is a run folder, whose own classifier `acl-plugin evaluate RUN` evaluates; choose another folder"
     elif run.path.exists() and not run.path.is_dir():
         wrong = "is a file; choose a folder"

@@ -29,12 +29,12 @@ from acl_plugin.evaluation.storage import (
     MemoryStates,
     States,
     attacks_done,
-    earlier_record,
     write_verdicts,
 )
 from acl_plugin.evaluation.suite import CURVE, attack_suite, chosen_attacks
 from acl_plugin.evaluation.verdicts import STANDARD, summary
 from acl_plugin.runs.records import read_record
+from acl_plugin.runs.resume import earlier_record
 from acl_plugin.runtime.files import write_json
 from acl_plugin.runtime.progress import Progress
 
@@ -94,7 +94,7 @@ def evaluate(
         if case.run is None:
             return _autoattack(case, threat, settings, MemoryStates(), resumed=False)
         settings["batch_size"] = case.size(case.run, overwrite)
-        earlier_record(case.run.evaluation_key, settings, overwrite)
+        earlier_record(case.run.evaluation_key_file, settings, overwrite)
         with case.opened() as run:
             states = FolderStates(run)
             resumed = states.begin(settings, overwrite)
@@ -233,10 +233,10 @@ def _autoattack(case: Case, threat: ThreatModel, settings: dict[str, Any], state
     found = [verdict for chunk in chunks for verdict in chunk_verdicts(chunk, case.labels, torch.arange(n))]
     run = states.run if isinstance(states, FolderStates) else None
     if run is not None:
-        write_verdicts(run.evaluation_lines, found)
+        write_verdicts(run.verdicts_file, found)
     recount(states, case.model, case.images, case.labels, found, threat, size)
-    if run is not None and run.evaluation.is_file():
-        return Evaluation(read_record(run.evaluation), tuple(found))
+    if run is not None and run.evaluation_file.is_file():
+        return Evaluation(read_record(run.evaluation_file), tuple(found))
     values = {
         **settings,
         **summary(found),
@@ -247,7 +247,7 @@ def _autoattack(case: Case, threat: ThreatModel, settings: dict[str, Any], state
         "resumed": resumed,
     }
     if run is not None:
-        write_json(run.evaluation, values)
+        write_json(run.evaluation_file, values)
     return Evaluation(values, tuple(found))
 
 

@@ -29,7 +29,7 @@ from acl_plugin.evaluation.autoattack import (
     chunk_verdicts,
 )
 from acl_plugin.evaluation.checks import check_classifier, largest_batch
-from acl_plugin.evaluation.storage import FolderStates, attacks_done, earlier_record, write_verdicts
+from acl_plugin.evaluation.storage import FolderStates, attacks_done, write_verdicts
 from acl_plugin.evaluation.suite import CURVE, attack_suite, chosen_attacks
 from acl_plugin.evaluation.verdicts import STANDARD, summary
 from acl_plugin.models.encoder import Classifier
@@ -39,6 +39,8 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import exclusive
 from acl_plugin.runs.models import load_classifier, weights_hash
 from acl_plugin.runs.records import read_record
+from acl_plugin.runs.resume import earlier_record
+from acl_plugin.runtime.device import training_device
 from acl_plugin.runtime.distributed import require_script
 from acl_plugin.runtime.files import write_json
 from acl_plugin.runtime.progress import Progress
@@ -47,14 +49,21 @@ logger = logging.getLogger(__name__)
 
 
 @exclusive
-def evaluate(run: RunDir, config: RunConfig, device: torch.device, *, overwrite: bool = False) -> dict[str, Any]:
+def evaluate(
+    run: RunDir,
+    config: RunConfig | None = None,
+    device: torch.device | str | None = None,
+    *,
+    overwrite: bool = False,
+) -> dict[str, Any]:
     """Run AutoAttack on the classifier of ``run``; write and return ``evaluation.json``.
 
-    If ``config.machine.devices`` is above 1, that many processes share the chunks of images.
+    With ``devices`` above 1, that many processes share the chunks of images.
 
     Args:
-        run, config: the run; ``config`` specifies threat model, test images and seed.
-        device: device to compute on.
+        run: run folder with a classifier.
+        config: threat model, test images and seed; None for the configuration of the run.
+        device: device to compute on; None for that of ``accelerator``.
         overwrite: replace an earlier evaluation, whatever its settings.
 
     Raises:
@@ -62,6 +71,7 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device, *, overwrite:
             with different settings.
         EvaluationStopped: when the recount of the stored images differs from the attacks' verdicts.
     """
+    config, device = _resolved(run, config, device)
     require_script(config.machine.devices, guarded=True)
     model, data, images = _read(run, config, device)
     if not len(images):
@@ -72,9 +82,9 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device, *, overwrite:
     settings = _settings(config, model, data, images, threat)
     settings["version"] = STANDARD_VERSION if len(model.spec.classes) > 3 else REDUCED_VERSION
     batch_size = settings["batch_size"] = _batch_size(run, config, model, device, len(images), overwrite)
-    begun = earlier_record(run.evaluation_key, settings, overwrite) is not None
-    if begun and run.evaluation.is_file():
-        return read_record(run.evaluation)
+    begun = earlier_record(run.evaluation_key_file, settings, overwrite) is not None
+    if begun and run.evaluation_file.is_file():
+        return read_record(run.evaluation_file)
     check_classifier(model, images.floats(0, 64).to(device))
     started, states = time.monotonic(), FolderStates(run)
     states.begin(settings, overwrite)
@@ -87,7 +97,7 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device, *, overwrite:
     chunks = [chunk for start in starts if (chunk := states.chunk(start)) is not None]
     assert [chunk.finished for chunk in chunks] == [True] * len(starts), chunks
     found = [verdict for chunk in chunks for verdict in chunk_verdicts(chunk, images.labels, images.rows)]
-    write_verdicts(run.evaluation_lines, found)
+    write_verdicts(run.verdicts_file, found)
     recount(states, model, images, images.labels, found, threat, batch_size)
     result = {
         **settings,
@@ -98,7 +108,7 @@ def evaluate(run: RunDir, config: RunConfig, device: torch.device, *, overwrite:
         "seconds": round(time.monotonic() - started, 1),
         "resumed": begun,
     }
-    write_json(run.evaluation, result)
+    write_json(run.evaluation_file, result)
     return result
 
 
@@ -115,7 +125,7 @@ def attack_chunks(
 
     ``advance`` is called after each attack.
     """
-    size, device = read_record(states.run.evaluation_key)["batch_size"], next(model.parameters()).device
+    size, device = read_record(states.run.evaluation_key_file)["batch_size"], next(model.parameters()).device
     faster = folded(model, images.floats(0, 64).to(device))
     earlier = {start: chunk for start in starts if (chunk := states.chunk(start)) is not None}
     for step in autoattack(
@@ -136,8 +146,8 @@ def attack_chunks(
 @exclusive
 def evaluate_suite(
     run: RunDir,
-    config: RunConfig,
-    device: torch.device,
+    config: RunConfig | None = None,
+    device: torch.device | str | None = None,
     attacks: Sequence[str] | None = None,
     *,
     overwrite: bool = False,
@@ -145,8 +155,7 @@ def evaluate_suite(
     """Run the suite of standard attacks on the classifier of ``run``; write and return ``suite.json``.
 
     Args:
-        run, config: the run; ``config`` specifies threat model, test images and seed.
-        device: device to compute on.
+        run, config, device: see ``evaluate``.
         attacks: names in ``suite.SUITE``; None for all that are valid for the images and the number of classes.
         overwrite: replace the rows of an earlier suite, whatever its settings.
 
@@ -157,6 +166,7 @@ def evaluate_suite(
         UsageError: when there is no classifier, an attack is unknown or not valid here, or the folder contains a suite
             with different settings.
     """
+    config, device = _resolved(run, config, device)
     model, data, images = _read(run, config, device)
     threat, classes, shape = (
         ThreatModel(config.threat.norm, config.threat.eps),
@@ -166,7 +176,7 @@ def evaluate_suite(
     chosen, _ = chosen_attacks(attacks, threat, shape, classes)
     settings = _settings(config, model, data, images, threat)
     check_classifier(model, images.floats(0, 64).to(device))
-    before = earlier_record(run.suite, settings, overwrite) or {}
+    before = earlier_record(run.suite_file, settings, overwrite) or {}
     states = attack_suite(
         model,
         images,
@@ -183,7 +193,7 @@ def evaluate_suite(
     with Progress("suite", len(chosen) + len(CURVE), unit="attack") as progress:
         for state in states:
             result = settings | state
-            write_json(run.suite, result)
+            write_json(run.suite_file, result)
             progress.advance()
     return result
 
@@ -191,8 +201,8 @@ def evaluate_suite(
 @exclusive
 def evaluate_corruptions(
     run: RunDir,
-    config: RunConfig,
-    device: torch.device,
+    config: RunConfig | None = None,
+    device: torch.device | str | None = None,
     folder: Path | None = None,
     names: Sequence[str] | None = None,
     *,
@@ -201,8 +211,7 @@ def evaluate_corruptions(
     """Measure the accuracy of the classifier of ``run`` under corruptions; write and return ``corruptions.json``.
 
     Args:
-        run, config: the run; ``config`` specifies the test images and the seed.
-        device: device to compute on.
+        run, config, device: see ``evaluate``.
         folder: contains CIFAR-10-C or CIFAR-100-C; None to generate the corruptions on the fly.
         names: subset of ``corruptions.NAMES``; None for all.
         overwrite: replace earlier accuracies, whatever their settings.
@@ -216,19 +225,28 @@ def evaluate_corruptions(
             3 channels and at least 32 x 32 pixels); or when the folder contains accuracies with different settings.
     """
     chosen = corruptions.chosen_corruptions(names)
+    config, device = _resolved(run, config, device)
     model, data, images = _read(run, config, device)
     source, corrupted = corruption_files.corrupted(data, images, folder, config.machine.seed)
     settings = _settings(config, model, data, images) | {"source": source}
     check_classifier(model, images.floats(0, 64).to(device))
     started = time.monotonic()
-    before = earlier_record(run.corruptions, settings, overwrite) or {}
+    before = earlier_record(run.corruptions_file, settings, overwrite) or {}
     result: dict[str, Any] = {}
     with Progress("corruptions", len(chosen)) as progress:
         for state in corruptions.accuracy_by_corruption(model, corrupted, names=names, earlier=before.get("accuracy")):
             result = settings | state | {"seconds": round(time.monotonic() - started, 1)}
-            write_json(run.corruptions, result)
+            write_json(run.corruptions_file, result)
             progress.advance()
     return result
+
+
+def _resolved(
+    run: RunDir, config: RunConfig | None, device: torch.device | str | None
+) -> tuple[RunConfig, torch.device]:
+    """Return configuration and device of an evaluation; None stands for those of the run."""
+    config = config or run.read_config()
+    return config, training_device(config.machine.accelerator) if device is None else torch.device(device)
 
 
 def _read(run: RunDir, config: RunConfig, device: torch.device) -> tuple[Classifier, DataSet, Images]:
@@ -280,7 +298,7 @@ def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // config.machine.devices))
     run, device = RunDir(path), torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     model, _, images = _read(run, config, device)
-    starts = range(0, len(images), read_record(run.evaluation_key)["batch_size"])[rank :: config.machine.devices]
+    starts = range(0, len(images), read_record(run.evaluation_key_file)["batch_size"])[rank :: config.machine.devices]
     attack_chunks(
         FolderStates(run),
         model,
@@ -296,8 +314,8 @@ def _batch_size(
 ) -> int:
     """Return the batch size of an interrupted evaluation, the configured one, or as many images as fit into memory."""
     given = config.evaluation.eval_batch_size
-    if run.evaluation_key.is_file() and not overwrite:
-        kept = int(read_record(run.evaluation_key)["batch_size"])
+    if run.evaluation_key_file.is_file() and not overwrite:
+        kept = int(read_record(run.evaluation_key_file)["batch_size"])
         if given not in (None, kept):
             logger.warning("%s: the evaluation began with batches of %d images, and keeps them", run.path, kept)
         return kept

@@ -1,8 +1,4 @@
-"""Store the states of evaluations in memory, or in a folder to resume from.
-
-All evaluations share one policy. With the settings of an earlier evaluation, a call resumes it or returns its result.
-With different settings, the call is refused unless it is to overwrite the earlier one.
-"""
+"""Store the states of evaluations in memory, or in a folder to resume from."""
 
 import hashlib
 import io
@@ -17,37 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acl_plugin.data.fingerprint import setting_differences
 from acl_plugin.errors import EvaluationStopped, UsageError
 from acl_plugin.evaluation.autoattack import Chunk, Step
 from acl_plugin.evaluation.verdicts import Verdict
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.records import read_record
+from acl_plugin.runs.resume import earlier_record
 from acl_plugin.runtime.files import write_atomic, write_json
-
-
-def earlier_record(file: Path, settings: Mapping[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """Return the record of an earlier evaluation with the same settings; None if there is none or it is replaced.
-
-    Args:
-        file: the record; its suffix determines the format.
-        settings: settings of the current evaluation.
-        overwrite: ignore the earlier record.
-
-    Raises:
-        UsageError: when the earlier settings differ, naming them; or when the file is damaged.
-    """
-    if overwrite or not file.is_file():
-        return None
-    before = read_record(file)
-    other = setting_differences(settings, before)
-    if other:
-        raise UsageError(
-            f"{file.parent} already contains an evaluation with different settings ({'; '.join(other)}). Pass "
-            f"`overwrite` to replace it.",
-            parameter="overwrite", given=dict(settings), allowed={name: before.get(name) for name in settings},
-        )  # fmt: skip
-    return before
 
 
 class MemoryStates:
@@ -81,7 +53,7 @@ class FolderStates:
     """Storage of AutoAttack's states and successful adversarial examples in the files of a folder."""
 
     def __init__(self, run: RunDir) -> None:
-        self.run, self.lines = run, str(run.evaluation_lines)
+        self.run, self.lines = run, str(run.verdicts_file)
 
     def begin(self, settings: Mapping[str, Any], overwrite: bool) -> bool:
         """Prepare the folder, and return whether an earlier evaluation with the same settings is resumed.
@@ -89,14 +61,14 @@ class FolderStates:
         Raises:
             UsageError: see ``earlier_record``.
         """
-        run, folders = self.run, (self.run.evaluation_chunks, self.run.adversarial)
-        resumed = earlier_record(run.evaluation_key, settings, overwrite) is not None
+        run, folders = self.run, (self.run.chunks_folder, self.run.adversarial_folder)
+        resumed = earlier_record(run.evaluation_key_file, settings, overwrite) is not None
         if not resumed:
-            for file in (run.evaluation, run.evaluation_key, run.evaluation_lines):
+            for file in (run.evaluation_file, run.evaluation_key_file, run.verdicts_file):
                 file.unlink(missing_ok=True)
             for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
-            write_json(run.evaluation_key, dict(settings))
+            write_json(run.evaluation_key_file, dict(settings))
         for folder in folders:
             folder.mkdir(exist_ok=True)
         return resumed
@@ -138,7 +110,7 @@ class FolderStates:
         return str(self._path(start, name))
 
     def _path(self, start: int, name: str) -> Path:
-        return Path(self.run.adversarial / f"{start:06}-{name}.npz")
+        return Path(self.run.adversarial_folder / f"{start:06}-{name}.npz")
 
 
 States = MemoryStates | FolderStates

@@ -31,7 +31,7 @@ NAME = r"[A-Za-z][A-Za-z0-9_-]*"
 @exclusive
 def export(
     run: RunDir,
-    config: RunConfig,
+    *,
     name: str | None = None,
     paper_url: str = "",
     paper_title: str = "",
@@ -46,7 +46,7 @@ def export(
     part of the test images) are written under ``robustbench/local``.
 
     Args:
-        run, config: the run.
+        run: run folder with an evaluation.
         name: the model's name on the leaderboard; by default objective and backbone.
         paper_url, paper_title, authors, venue: the paper of the result.
         additional_data: whether training used images beyond the dataset's training images; required only if the run's
@@ -60,7 +60,7 @@ def export(
         UsageError: when the run is not evaluated, or another model was evaluated; when the name is invalid or taken;
             or when ``additional_data`` is required, or contradicts the run's files.
     """
-    name = name or f"{config.objective.objective}_{config.encoder.backbone}"
+    name = name or _default_name(run.read_config())
     if not re.fullmatch(NAME, name):
         raise _name_error(name, "allowed are letters, digits, - and _, starting with a letter", NAME)
     evaluation, model = _evaluated(run)
@@ -71,16 +71,17 @@ def export(
     content = submission.state_dict_bytes(model)
     digest = hashlib.sha256(content).hexdigest()
     local = local_reason(evaluation, model.spec)
-    described = run.robustbench / "models" / dataset / threat / f"{name}.json"
+    described = run.robustbench_folder / "models" / dataset / threat / f"{name}.json"
     with index_locked():
         _check_free(timm_name(name, dataset, threat), name, dataset, described, overwrite)
         described.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(described.with_suffix(".pt"), content)
         write_json(described, submission.description(model, name, dataset, threat, f"{name}.pt", digest))
-        for root in (run.robustbench, run.robustbench / "local"):  # an earlier export may have used the other folder
+        folder = run.robustbench_folder
+        for root in (folder, folder / "local"):  # an earlier export may have used the other one
             (root / "model_info" / dataset / threat / f"{name}.json").unlink(missing_ok=True)
             shutil.rmtree(root / "submission" / name, ignore_errors=True)
-        root = run.robustbench / "local" if local else run.robustbench
+        root = run.robustbench_folder / "local" if local else run.robustbench_folder
         info_file = root / "model_info" / dataset / threat / f"{name}.json"
         info_file.parent.mkdir(parents=True, exist_ok=True)
         submission.write(root / "submission" / name, run, model, name, info, evaluation, local, reason)
@@ -91,9 +92,13 @@ def export(
     return info_file
 
 
+def _default_name(config: RunConfig) -> str:
+    return f"{config.objective.objective}_{config.encoder.backbone}"
+
+
 def _evaluated(run: RunDir) -> tuple[dict[str, Any], Classifier]:
     """Return the AutoAttack standard evaluation of a run, and the evaluated classifier."""
-    evaluation = read_record(run.require(run.evaluation, f"evaluate {run.path}"))
+    evaluation = read_record(run.require(run.evaluation_file, f"evaluate {run.path}"))
     if evaluation["version"] != "standard":
         raise UsageError(
             f"{run.path} was evaluated with {evaluation['version']}, as AutoAttack standard needs at least 4 classes; "
@@ -105,7 +110,7 @@ def _evaluated(run: RunDir) -> tuple[dict[str, Any], Classifier]:
     model = load_classifier(run.path)
     if weights_hash(model) != evaluation["weights_sha256"]:
         raise UsageError(
-            f"{run.evaluation} is of another classifier; delete it and run: acl-plugin evaluate {run.path}",
+            f"{run.evaluation_file} is of another classifier; delete it and run: acl-plugin evaluate {run.path}",
             parameter="run",
             given=str(run.path),
             allowed="a run whose classifier was evaluated",

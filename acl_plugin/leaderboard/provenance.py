@@ -39,11 +39,11 @@ def sources(run: RunDir) -> Sources:
         UsageError: when a file of the run is damaged.
     """
     config, found = run.read_config(), Sources()
-    record = read_record(run.pretraining) if run.pretraining.is_file() else None
+    record = read_record(run.pretraining_file) if run.pretraining_file.is_file() else None
     if config.objective.objective == "imported":
         found.unknown.append(f"imported checkpoint {config.objective.objective_kwargs.get('file', '')}".strip())
     elif record is None:
-        found.unknown.append(f"pretraining of {run.path.name}, which has no {run.pretraining.name}")
+        found.unknown.append(f"pretraining of {run.path.name}, which has no {run.pretraining_file.name}")
     else:
         pretrained_on = record.get("transferred_from", config.data.data)
         if record.get("transferred_from") == config.data.data == "image_folder":
@@ -93,7 +93,7 @@ def _error(given: bool | None, text: str, allowed: tuple[bool, ...] = (True, Fal
 
 
 def _of_teacher(run: RunDir) -> Sources:
-    if run.config.is_file():
+    if run.config_file.is_file():
         return sources(run)
     return Sources(unknown=[f"teacher {run.path.name}, which is not there"])
 

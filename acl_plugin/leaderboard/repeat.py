@@ -14,7 +14,6 @@ from acl_plugin.leaderboard.model_info import percent
 from acl_plugin.leaderboard.registration import load_exported
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import write_model
-from acl_plugin.runtime.device import training_device
 from acl_plugin.runtime.files import read_json
 
 
@@ -33,7 +32,7 @@ def repeat(folder: Path, data_dir: Path | None = None, device: torch.device | No
         UsageError: when files are missing or damaged, or the dataset cannot be read.
     """
     submitted = RunDir(folder)
-    config, before = submitted.read_config(), read_json(submitted.evaluation)
+    config, before = submitted.read_config(), read_json(submitted.evaluation_file)
     model, info = load_exported(folder / "export.json"), _info(folder)
     config = config.replace(
         data=before["dataset"], data_dir=data_dir, norm=before["threat_model"], eps=before["eps"],
@@ -42,8 +41,8 @@ def repeat(folder: Path, data_dir: Path | None = None, device: torch.device | No
     with tempfile.TemporaryDirectory() as scratch:
         run = RunDir(Path(scratch) / "run")
         run.start(config)
-        write_model(run.classifier, model.spec, model.state_dict())
-        after = evaluate(run, config, device or training_device(config.machine.accelerator))
+        write_model(run.classifier_file, model.spec, model.state_dict())
+        after = evaluate(run, device=device)
         others = _other_verdicts(submitted, run)
     results = {"clean_acc": percent(after["clean_accuracy"]), "reported": percent(after["robust_accuracy"])}
     for field, found in results.items():
@@ -79,7 +78,7 @@ def _info(folder: Path) -> dict[str, Any]:
 
 def _other_verdicts(one: RunDir, other: RunDir) -> int:
     """Return the number of images with a different verdict, clean or robust."""
-    theirs, ours = ({v.index: (v.clean, v.robust) for v in read_verdicts(run.evaluation_lines)} for run in (one, other))
+    theirs, ours = ({v.index: (v.clean, v.robust) for v in read_verdicts(run.verdicts_file)} for run in (one, other))
     return sum(theirs.get(index) != verdict for index, verdict in ours.items())
 
 

@@ -80,7 +80,7 @@ def write(
     shipped, texts["repeat.sh"] = whole_run.script(run, info, evaluation)
     for file, content in (files | shipped | {file: text.encode() for file, text in texts.items()}).items():
         write_atomic(folder / file, content)
-    for log in (run.evaluation, run.evaluation_lines):
+    for log in (run.evaluation_file, run.verdicts_file):
         if log.is_file():
             shutil.copyfile(log, folder / log.name)
     shutil.rmtree(done, ignore_errors=True)
@@ -121,7 +121,7 @@ def acceptance(run: RunDir, evaluation: dict[str, Any], clean_acc: str) -> list[
     dataset = evaluation["dataset"]
     if dataset not in THRESHOLDS:
         return [f"none: RobustBench has no test on {dataset}"]
-    found = read_verdicts(run.evaluation_lines)
+    found = read_verdicts(run.verdicts_file)
     first, needed, total = [v for v in found if v.index < 200], THRESHOLDS[dataset], IMAGES[dataset]
     quick = f"clean accuracy on the first 200 test images, which must be above {needed:.0f} %: "
     exact = f"clean accuracy on all {total} test images, which must be within {TOLERANCE} percentage points of "

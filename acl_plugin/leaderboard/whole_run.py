@@ -25,7 +25,7 @@ def script(run: RunDir, info: dict[str, Any], evaluation: dict[str, Any]) -> tup
     config = run.read_config()
     data = ' --data-dir "$data"' if config.data.data_dir is not None else ""
     files, begin = _pretraining(run, "config.yaml", "run", data)
-    probed = read_record(run.probe) if run.probe.is_file() else {}
+    probed = read_record(run.probe_file) if run.probe_file.is_file() else {}
     e = evaluation
     attack = f"--norm {e['threat_model']} --eps {e['eps']!r} --seed {e['seed']} --limit-test {e['n']}"
     attack += f" --eval-batch-size {e['batch_size']}" if "batch_size" in e else ""
@@ -78,7 +78,7 @@ def _pretraining(run: RunDir, name: str, out: str, data: str) -> tuple[dict[str,
 
 def _shared(run: RunDir, config: RunConfig) -> RunConfig:
     """Return the configuration with the probe's later settings and without machine-specific ones."""
-    probed = read_record(run.probe) if run.probe.is_file() else {}
+    probed = read_record(run.probe_file) if run.probe_file.is_file() else {}
     given = {f.name: probed[f.name] for f in fields(ProbeConfig) if f.name in probed}
     return config.replace(**given, data_dir=None, download=False, accelerator="auto")
 
@@ -86,19 +86,19 @@ def _shared(run: RunDir, config: RunConfig) -> RunConfig:
 def _elsewhere(run: RunDir) -> list[str]:
     """Return why the pretraining of a run or of its teachers cannot be repeated from the configuration."""
     config = run.read_config()
-    record = read_record(run.pretraining) if run.pretraining.is_file() else {}
+    record = read_record(run.pretraining_file) if run.pretraining_file.is_file() else {}
     if config.objective.objective == "imported":
         details = ", ".join(f"{key} {value}" for key, value in config.objective.objective_kwargs.items())
         return [f"the encoder was imported ({details})"]
     if "transferred_from" in record:
         whose = f"of a run on {record['transferred_from']} (objective {config.objective.objective}"
         return [f"the encoder was transferred, {whose}, weights_sha256 {record.get('encoder_sha256')})"]
-    reasons = [] if record else [f"{run.pretraining.name} is missing"]
+    reasons = [] if record else [f"{run.pretraining_file.name} is missing"]
     for setting, value in config.objective.objective_kwargs.items():
         path = Path(value) if isinstance(value, str) else None
         if path is None:
             continue
-        if setting == "teacher" and RunDir(path).config.is_file():
+        if setting == "teacher" and RunDir(path).config_file.is_file():
             reasons += [f"teacher: {reason}" for reason in _elsewhere(RunDir(path))]
         elif setting not in SHIPPED and path.exists():
             reasons.append(f"objective_kwargs.{setting} is {path.name} on the author's machine")

@@ -19,7 +19,7 @@ from torch import nn
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
-from acl_plugin.config import WHERE_AND_HOW, RunConfig
+from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.data.subsets import stratified
@@ -36,31 +36,49 @@ from acl_plugin.registry import PROTOCOLS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import exclusive
 from acl_plugin.runs.models import load_encoder, write_model
+from acl_plugin.runs.records import read_record
+from acl_plugin.runs.resume import earlier_record
 from acl_plugin.runtime import seeding
+from acl_plugin.runtime.device import precision, training_device
 from acl_plugin.runtime.files import write_json
 from acl_plugin.runtime.seeding import HOLDOUT, PROBE, mixed_seed
 
 
 @exclusive
-def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
+def probe(
+    run: RunDir,
+    config: RunConfig | None = None,
+    device: torch.device | str | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
     """Probe the encoder of ``run`` by ``probe_protocol``, and write ``classifier.pt`` and ``probe.json``.
 
     ``encoder.pt`` is not changed. With ``probe_holdout``, a share of the training images is held out, and the epoch
     with the best accuracy on them is kept, on PGD-10 images if the protocol trains on adversarial ones. An interrupted
-    probe resumes from its last checkpoint with identical results.
+    probe resumes from its last checkpoint with identical results; a complete one is kept.
+
+    Args:
+        run: run folder with an encoder.
+        config: configuration of the probe; None for that of the run.
+        device: device to compute on; None for that of ``accelerator``.
+        overwrite: replace an earlier probe, whatever its settings.
 
     Raises:
-        UsageError: when the encoder is missing, the data cannot be read, or the protocol does not support them.
+        UsageError: when the encoder is missing, the data cannot be read, the protocol does not support them, or the
+            folder contains a probe with different settings.
     """
+    config = config or run.read_config()
+    device = training_device(config.machine.accelerator) if device is None else torch.device(device)
     protocol = PROTOCOLS.get(config.probe.probe_protocol)
     encoder = load_encoder(run.path)
     data = datasets.load(config.data)
     run.check_images(data)
-    fingerprint = data.train.fingerprint(data.classes).to_dict()
-    settings = {k: v for k, v in config.options().items() if k not in WHERE_AND_HOW}
-    banks = [path for path in (run.encoder, run.benign_encoder) if path.is_file()]
-    encoders = [hashlib.sha256(path.read_bytes()).hexdigest() for path in banks]
-    checkpoints = ProbeCheckpoints(run.probing, settings | {"encoders": encoders, "images": fingerprint})
+    settings = _settings(run, config, data, device)
+    begin_anew = overwrite or _imported(run) or not run.classifier_file.is_file()
+    if earlier_record(run.probe_file, settings, begin_anew, "a probe"):
+        return
+    checkpoints = ProbeCheckpoints(run.probing_folder, settings)
     train, held_out = split(data.train, config.probe.probe_holdout, config.machine.seed)
     with seeding.private(mixed_seed(config.machine.seed, PROBE), device):
         model = Classifier(replace(encoder.spec, classes=data.classes)).to(device)
@@ -68,17 +86,33 @@ def probe(run: RunDir, config: RunConfig, device: torch.device) -> None:
     zero_head(model)
     record = protocol(Probing(run, config, replace(data, train=train), held_out, model, device, checkpoints))
     accuracy = (predictions(model.eval(), train) == train.labels).double().mean().item()
-    write_model(run.classifier, model.spec, {k: v.cpu() for k, v in model.state_dict().items()})
-    result = {
+    write_model(run.classifier_file, model.spec, {k: v.cpu() for k, v in model.state_dict().items()})
+    result = {**settings, "n": len(train), **record, "train_accuracy": accuracy}
+    write_json(run.probe_file, result | {"seconds": round(checkpoints.seconds(), 1)})
+    checkpoints.clear()
+
+
+def _settings(run: RunDir, config: RunConfig, data: DataSet, device: torch.device) -> dict[str, Any]:
+    """Return all that decides the result of a probe, in plain types."""
+    banks = [path for path in (run.encoder_file, run.benign_encoder_file) if path.is_file()]
+    threat = ThreatModel(config.threat.norm, config.threat.eps)
+    return {
         "protocol": config.probe.probe_protocol,
         **vars(config.probe),
+        "threat_model": threat.norm,
+        "eps": threat.eps,
+        "augment": config.training.augment,
+        "batch_size": config.training.batch_size,
         "seed": config.machine.seed,
-        "n": len(train),
-        "images": fingerprint,
-        **record,
+        "precision": precision(config.machine.precision, device),
+        "encoders": [hashlib.sha256(path.read_bytes()).hexdigest() for path in banks],
+        "images": data.train.fingerprint(data.classes).to_dict(),
     }
-    write_json(run.probe, {**result, "train_accuracy": accuracy, "seconds": round(checkpoints.seconds(), 1)})
-    checkpoints.clear()
+
+
+def _imported(run: RunDir) -> bool:
+    """Return whether the classifier is that of a published checkpoint, which any probe replaces."""
+    return run.probe_file.is_file() and read_record(run.probe_file)["protocol"] == "imported"
 
 
 @dataclass(frozen=True)
@@ -160,7 +194,7 @@ def aff_trades(p: Probing) -> dict[str, Any]:
     """Run adversarial full finetuning with TRADES."""
     attack = attack_of(p.threat, "TPGD")
     banks = {"adv": p.model.backbone.state_dict()}
-    if p.run.benign_encoder.is_file():
+    if p.run.benign_encoder_file.is_file():
         banks = {"clean": load_encoder(p.run.path, benign=True).backbone.state_dict(), **banks}
     set_banks(p.model, banks)
     route = next(iter(banks))

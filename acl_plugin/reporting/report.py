@@ -77,9 +77,9 @@ class _Run:
 
     def __init__(self, run: RunDir) -> None:
         self.run, self.config, self.name = run, run.read_config(), str(run.path)
-        self.evaluation = read_record(run.evaluation) if run.evaluation.is_file() else None
-        self.suite = read_record(run.suite) if run.suite.is_file() else None
-        there = run.classifier.is_file() and (self.evaluation or self.suite)
+        self.evaluation = read_record(run.evaluation_file) if run.evaluation_file.is_file() else None
+        self.suite = read_record(run.suite_file) if run.suite_file.is_file() else None
+        there = run.classifier_file.is_file() and (self.evaluation or self.suite)
         self.classifier = weights_hash(load_classifier(run.path)) if there else None
         c = self.config
         self.threat = f"{c.threat.norm} {c.threat.eps}"
@@ -107,7 +107,7 @@ class _Run:
         norm, eps = self.config.threat.norm, self.config.threat.eps
         details = f"{objective} on {data}, {backbone}, {epochs} epochs, {norm} eps {eps}, seed {seed}"
         lines = [f"<p>{html.escape(details)}.</p>"]
-        if not self.run.encoder.is_file():
+        if not self.run.encoder_file.is_file():
             lines.append(_missing(f"acl-plugin pretrain --out {self.run.path} ...", "Unfinished: to resume it, repeat"))
         return lines + self.accuracies()
 
@@ -138,7 +138,7 @@ class _Run:
     def pictures(self) -> list[str]:
         """Return some test images under PGD-20, and the features of more."""
         lines = ["<h2>Images and features</h2>"]
-        if not self.run.classifier.is_file():
+        if not self.run.classifier_file.is_file():
             return [*lines, _missing(f"acl-plugin probe {self.run.path}")]
         model = load_classifier(self.run.path)
         classes = model.spec.classes
@@ -170,9 +170,9 @@ class _Run:
 
     def audit(self) -> list[str]:
         lines = ["<h2>Why it is robust, or not</h2>"]
-        if not self.run.audit.is_file():
+        if not self.run.audit_file.is_file():
             return [*lines, _missing(f"acl-plugin audit {self.run.path} --checkpoints all")]
-        found = read_record(self.run.audit)
+        found = read_record(self.run.audit_file)
         if not found["complete"]:
             lines.append(_missing(f"acl-plugin audit {self.run.path} --checkpoints all", "Partial: to finish it, run"))
         lines += _figure(
@@ -182,9 +182,9 @@ class _Run:
 
     def curves(self) -> list[str]:
         lines = ["<h2>Pretraining</h2>"]
-        if not self.run.metrics.is_file():
+        if not self.run.metrics_file.is_file():
             return [*lines, "<p class=missing>no metrics.csv: imported, transferred, or not begun</p>"]
-        rows = read_metrics(self.run.metrics)
+        rows = read_metrics(self.run.metrics_file)
         names = [name for name in rows[0] if name not in ("epoch", "step")]
         epochs = [int(row["epoch"] or 0) for row in rows]
         terms = {name: [row[name] for row in rows] for name in names}
@@ -210,8 +210,8 @@ class _Evaluation(_Run):
 
     def __init__(self, run: RunDir) -> None:
         self.run, self.name, self.classifier = run, str(run.path), None
-        self.evaluation = read_record(run.evaluation) if run.evaluation.is_file() else None
-        self.suite = read_record(run.suite) if run.suite.is_file() else None
+        self.evaluation = read_record(run.evaluation_file) if run.evaluation_file.is_file() else None
+        self.suite = read_record(run.suite_file) if run.suite_file.is_file() else None
         found: dict[str, Any] = self.evaluation or self.suite or {}
         data = found["dataset"] or "own images"
         self.threat, self.of_what = f"{found['threat_model']} {found['eps']:.4g}", (data, "", "")
@@ -226,7 +226,7 @@ class _Evaluation(_Run):
 
 def _has_evaluation_alone(run: RunDir) -> bool:
     """Return whether a folder contains an evaluation but no run."""
-    return not run.config.is_file() and any(file.is_file() for file in (run.evaluation, run.suite))
+    return not run.config_file.is_file() and any(file.is_file() for file in (run.evaluation_file, run.suite_file))
 
 
 def interval(share: float, n: int) -> tuple[float, float]:

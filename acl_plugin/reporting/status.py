@@ -24,39 +24,39 @@ def status(run: RunDir) -> list[str]:
         "pretrain": _pretrain(run, config),
         "probe": _probe(run),
         "evaluate": _evaluate(run),
-        "suite": _done(run.suite, _suite),
-        "corruptions": _done(run.corruptions, lambda v: f"{_partial(v)}mean {100 * v['mean']:.2f} %"),
-        "audit": _done(run.audit, lambda v: f"{_partial(v)}{len(v['rows'])} checkpoints"),
-        "export": ", ".join(p.stem for p in sorted(run.robustbench.rglob("model_info/*/*/*.json"))) or "not yet",
+        "suite": _done(run.suite_file, _suite),
+        "corruptions": _done(run.corruptions_file, lambda v: f"{_partial(v)}mean {100 * v['mean']:.2f} %"),
+        "audit": _done(run.audit_file, lambda v: f"{_partial(v)}{len(v['rows'])} checkpoints"),
+        "export": ", ".join(p.stem for p in sorted(run.robustbench_folder.rglob("model_info/*/*/*.json"))) or "not yet",
     }
     return lines + [f"  {name:12}{details}" for name, details in stages.items()]
 
 
 def _pretrain(run: RunDir, config: RunConfig) -> str:
-    if run.encoder.is_file():
-        record = read_record(run.pretraining) if run.pretraining.is_file() else {}
+    if run.encoder_file.is_file():
+        record = read_record(run.pretraining_file) if run.pretraining_file.is_file() else {}
         return f"done, {record['seconds']:.0f} s" if "seconds" in record else "done elsewhere"
-    if not run.metrics.is_file():
+    if not run.metrics_file.is_file():
         return "not yet"
-    return f"{len(read_metrics(run.metrics))} of {config.training.epochs} epochs"
+    return f"{len(read_metrics(run.metrics_file))} of {config.training.epochs} epochs"
 
 
 def _probe(run: RunDir) -> str:
-    if run.probing.is_dir():
-        return f"begun: {', '.join(sorted(path.stem for path in run.probing.glob('*.pt')))}"
-    return _done(run.probe, lambda v: f"{v['protocol']}, train accuracy {100 * v['train_accuracy']:.2f} %")
+    if run.probing_folder.is_dir():
+        return f"begun: {', '.join(sorted(path.stem for path in run.probing_folder.glob('*.pt')))}"
+    return _done(run.probe_file, lambda v: f"{v['protocol']}, train accuracy {100 * v['train_accuracy']:.2f} %")
 
 
 def _evaluate(run: RunDir) -> str:
-    if run.evaluation.is_file():
-        found: dict[str, Any] = read_record(run.evaluation)
+    if run.evaluation_file.is_file():
+        found: dict[str, Any] = read_record(run.evaluation_file)
         clean, robust = (100 * found[name] for name in ("clean_accuracy", "robust_accuracy"))
         return f"clean {clean:.2f} %, AutoAttack {robust:.2f} % of {found['n']} images"
-    if not run.evaluation_key.is_file():
+    if not run.evaluation_key_file.is_file():
         return "not yet"
-    key = read_record(run.evaluation_key)
+    key = read_record(run.evaluation_key_file)
     chunks = -(-key["n"] // key["batch_size"])
-    done = sum(read_record(path)["done"] for path in run.evaluation_chunks.glob("*.json"))
+    done = sum(read_record(path)["done"] for path in run.chunks_folder.glob("*.json"))
     return f"{done} of {chunks * len(STANDARD)} attacks"
 
 

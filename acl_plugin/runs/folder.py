@@ -21,6 +21,7 @@ RUN/robustbench/         output of `acl-plugin export`
 """
 
 import os
+import shutil
 from pathlib import Path
 
 from acl_plugin import config as configuration
@@ -28,6 +29,7 @@ from acl_plugin.config import RunConfig
 from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError
 from acl_plugin.runs.environment import environment
+from acl_plugin.runs.resume import refuse
 from acl_plugin.runtime.files import damaged, read_json, write_atomic, write_json
 from acl_plugin.runtime.paths import user_path
 
@@ -37,34 +39,33 @@ class RunDir:
 
     def __init__(self, path: Path | str) -> None:
         self.path = user_path(path, "run")
-
-    config = property(lambda self: self.path / "config.yaml")
-    images = property(lambda self: self.path / "images.json")
-    checkpoint = property(lambda self: self.path / "checkpoints" / "last.ckpt")
-    checkpoint_before = property(lambda self: self.path / "checkpoints" / "before.ckpt")
-    metrics = property(lambda self: self.path / "metrics.csv")
-    encoder = property(lambda self: self.path / "encoder.pt")
-    benign_encoder = property(lambda self: self.path / "benign_encoder.pt")
-    projector = property(lambda self: self.path / "projector.pt")
-    pretraining = property(lambda self: self.path / "pretraining.json")
-    classifier = property(lambda self: self.path / "classifier.pt")
-    probe = property(lambda self: self.path / "probe.json")
-    probing = property(lambda self: self.path / "probing")
-    evaluation = property(lambda self: self.path / "evaluation.json")
-    evaluation_key = property(lambda self: self.path / "evaluation_key.json")
-    evaluation_lines = property(lambda self: self.path / "evaluation.jsonl")
-    evaluation_chunks = property(lambda self: self.path / "evaluation_chunks")
-    adversarial = property(lambda self: self.path / "adversarial")
-    suite = property(lambda self: self.path / "suite.json")
-    corruptions = property(lambda self: self.path / "corruptions.json")
-    audit = property(lambda self: self.path / "audit.json")
-    audit_figure = property(lambda self: self.path / "audit.svg")
-    report = property(lambda self: self.path / "report.html")
-    robustbench = property(lambda self: self.path / "robustbench")
+        self.config_file = self.path / "config.yaml"
+        self.images_file = self.path / "images.json"
+        self.checkpoint_file = self.path / "checkpoints" / "last.ckpt"
+        self.earlier_checkpoint_file = self.path / "checkpoints" / "before.ckpt"
+        self.metrics_file = self.path / "metrics.csv"
+        self.encoder_file = self.path / "encoder.pt"
+        self.benign_encoder_file = self.path / "benign_encoder.pt"
+        self.projector_file = self.path / "projector.pt"
+        self.pretraining_file = self.path / "pretraining.json"
+        self.classifier_file = self.path / "classifier.pt"
+        self.probe_file = self.path / "probe.json"
+        self.probing_folder = self.path / "probing"
+        self.evaluation_file = self.path / "evaluation.json"
+        self.evaluation_key_file = self.path / "evaluation_key.json"
+        self.verdicts_file = self.path / "evaluation.jsonl"
+        self.chunks_folder = self.path / "evaluation_chunks"
+        self.adversarial_folder = self.path / "adversarial"
+        self.suite_file = self.path / "suite.json"
+        self.corruptions_file = self.path / "corruptions.json"
+        self.audit_file = self.path / "audit.json"
+        self.audit_figure_file = self.path / "audit.svg"
+        self.report_file = self.path / "report.html"
+        self.robustbench_folder = self.path / "robustbench"
 
     def evaluation_chunk(self, start: int) -> Path:
         """Return the file with the progress of the attacks on the test images from position ``start``."""
-        return self.path / "evaluation_chunks" / f"{start:06}.json"
+        return self.chunks_folder / f"{start:06}.json"
 
     def snapshot(self, epochs: int) -> "RunDir":
         """Return the folder of the encoder after ``epochs`` epochs."""
@@ -73,7 +74,7 @@ class RunDir:
     def snapshots(self) -> list["RunDir"]:
         """Return the folders of the saved encoders, in the order of epochs."""
         kept = sorted((self.path / "checkpoints").glob("epoch-*"))
-        return [run for run in map(RunDir, kept) if run.encoder.is_file()]
+        return [run for run in map(RunDir, kept) if run.encoder_file.is_file()]
 
     def require(self, file: Path, stage: str) -> Path:
         """Return ``file``, which is written by the command ``stage``.
@@ -98,14 +99,14 @@ class RunDir:
         """
         import yaml
 
-        path = self.require(self.config, f"pretrain --out {self.path}")
+        path = self.require(self.config_file, f"pretrain --out {self.path}")
         try:
             return configuration.from_dict(yaml.safe_load(path.read_text()))
         except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
             raise damaged(path, f"is not a configuration: {' '.join(str(error).split())}") from error
 
-    def check_config(self, config: RunConfig) -> None:
-        """Reject a folder that does not belong to this run.
+    def check_config(self, config: RunConfig, overwrite: bool = False) -> None:
+        """Reject a folder that does not belong to this run; another run is accepted with ``overwrite``.
 
         Raises:
             UsageError: when it contains another configuration or other files.
@@ -113,13 +114,9 @@ class RunDir:
         if self.path.exists() and not self.path.is_dir():
             message = f"{self.path} is a file; `out` is a folder"
             raise UsageError(message, parameter="out", given=str(self.path), allowed="a folder")
-        if self.config.is_file():
-            other = configuration.differences(config, self.read_config())
-            if other:
-                raise UsageError(
-                    f"{self.path} holds a run of another configuration ({'; '.join(other)}); choose another `out`",
-                    parameter="out", given=str(self.path), allowed="the folder of the same run, or a new one",
-                )  # fmt: skip
+        if self.config_file.is_file():
+            if not overwrite:
+                refuse(self.path, configuration.differences(config, self.read_config()), "a run")
         elif self.path.is_dir() and any(not _is_log(file) for file in self.path.iterdir()):
             raise UsageError(
                 f"{self.path} is not empty and not a run folder; choose another `out`",
@@ -132,9 +129,9 @@ class RunDir:
         Raises:
             UsageError: with the difference.
         """
-        before = read_json(self.images) if self.images.is_file() else {}
+        before = read_json(self.images_file) if self.images_file.is_file() else {}
         if not isinstance(before, dict):
-            raise UsageError(f"{self.images} is damaged; delete it", parameter="run", given=str(self.path))
+            raise UsageError(f"{self.images_file} is damaged; delete it", parameter="run", given=str(self.path))
         remedy = f"restore them, or choose another folder than {self.path}"
         data.train.fingerprint(data.classes).require(before.get("train"), f"the training images of {data.name}", remedy)
 
@@ -145,18 +142,32 @@ class RunDir:
             UsageError: see ``check_images``.
         """
         self.check_images(data)
-        write_json(self.images, data.fingerprints())
+        write_json(self.images_file, data.fingerprints())
+
+    def clear(self) -> None:
+        """Remove all files of the run, from the results to the configuration, which marks a run folder."""
+        for path in [self.path / "tensorboard", self.checkpoint_file.parent, *reversed(vars(self).values())]:
+            if path == self.path:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def record_config(self, config: RunConfig) -> None:
+        """Write the configuration, whose options of where and how may change when a run resumes."""
+        import yaml
+
+        text = yaml.safe_dump(configuration.to_dict(config), sort_keys=False)
+        write_atomic(self.config_file, text.encode())
 
     def start(self, config: RunConfig) -> None:
         """Create the folder, and record configuration and environment."""
-        import yaml
-
         self.check_config(config)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(configuration.to_dict(config), sort_keys=False)
-            write_atomic(self.config, text.encode())  # first, as it marks a run folder
-            self.checkpoint.parent.mkdir(exist_ok=True)
+            self.record_config(config)  # first, as it marks a run folder
+            self.checkpoint_file.parent.mkdir(exist_ok=True)
             write_json(self.path / "environment.json", environment())
         except OSError as error:
             message = f"{self.path} cannot be written: {error.strerror}"

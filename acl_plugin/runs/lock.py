@@ -12,6 +12,7 @@ from typing import IO, Concatenate, ParamSpec, TypeVar
 from acl_plugin.errors import UsageError
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime import file_locks
+from acl_plugin.runtime.distributed import is_first_process
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,7 @@ def locked(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     path = folder.resolve() / ".lock"
-    beside = any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    if path in _HELD or beside or not folder.is_dir():
+    if path in _HELD or not is_first_process() or not folder.is_dir():
         yield
         return
     with path.open("a+") as file:

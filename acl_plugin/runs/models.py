@@ -38,13 +38,13 @@ def load_classifier(run: Path | str) -> Classifier:
         UsageError: when the folder or its classifier is missing or damaged.
     """
     folder = RunDir(run)
-    spec, weights = read_model(folder.require(folder.classifier, f"probe {folder.path}"))
+    spec, weights = read_model(folder.require(folder.classifier_file, f"probe {folder.path}"))
     with seeding.private(0):
         model = Classifier(spec)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise damaged(folder.classifier, f"is damaged: its weights are not those of {spec.backbone}") from error
+        raise damaged(folder.classifier_file, f"is damaged: its weights are not those of {spec.backbone}") from error
     return contiguous(model.eval())
 
 
@@ -74,8 +74,8 @@ def load_encoder(run: Path | str, *, benign: bool = False, encoder: Any = None) 
         UsageError: when the folder or its encoder is missing or damaged, or has another architecture than ``encoder``.
     """
     folder = RunDir(run)
-    path = folder.require(folder.encoder, f"pretrain --out {folder.path}")
-    spec, weights = read_model(folder.benign_encoder if benign and folder.benign_encoder.is_file() else path)
+    path = folder.require(folder.encoder_file, f"pretrain --out {folder.path}")
+    spec, weights = read_model(folder.benign_encoder_file if benign and folder.benign_encoder_file.is_file() else path)
     kind, projector = read_projector(folder)
     if encoder is not None:
         return _filled(encoder, spec, weights, projector)
@@ -152,13 +152,13 @@ def write_encoder(
     if projector is not None:
         write_projector(run, *projector)
     if benign is not None:
-        write_model(run.benign_encoder, spec, benign)
-    write_model(run.encoder, spec, adversarial)
+        write_model(run.benign_encoder_file, spec, benign)
+    write_model(run.encoder_file, spec, adversarial)
 
 
 def write_projector(run: RunDir, kind: str, weights: Mapping[str, Tensor]) -> None:
     """Write a projector's name (see ``projectors.PROJECTORS``) and weights."""
-    write_atomic(run.projector, torch_bytes({"projector": kind, "weights": dict(weights)}))
+    write_atomic(run.projector_file, torch_bytes({"projector": kind, "weights": dict(weights)}))
 
 
 def read_projector(run: RunDir) -> tuple[str, dict[str, Tensor]]:
@@ -167,13 +167,13 @@ def read_projector(run: RunDir) -> tuple[str, dict[str, Tensor]]:
     Raises:
         UsageError: when the file is damaged or of another type.
     """
-    if not run.projector.is_file():
+    if not run.projector_file.is_file():
         return "identity", {}
     try:
-        content = read_intact(run.projector)
+        content = read_intact(run.projector_file)
         return content["projector"], content["weights"]
     except Exception as error:  # the unpickler raises many types
-        raise damaged(run.projector, f"is damaged or no projector: {type(error).__name__}") from error
+        raise damaged(run.projector_file, f"is damaged or no projector: {type(error).__name__}") from error
 
 
 def weights_hash(model: nn.Module) -> str:

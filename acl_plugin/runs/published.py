@@ -103,14 +103,14 @@ def import_run(
     head = imported_head.judge(published.head, published.spec, published.banks[probed], data)
     run.start(config.replace(objective="imported", objective_kwargs=source, stem=published.spec.stem))
     run.record_images(data)
-    write_json(run.pretraining, source)
+    write_json(run.pretraining_file, source)
     banks, kept = published.banks, published.projectors
     projector = None if kept is None else (kept[0], kept[1][probed])
     write_encoder(run, published.spec, banks[probed], banks[benign] if probed != benign else None, projector)
     notes = [head.note] if head.note else []
     if head.classifier is not None:
-        write_model(run.classifier, head.classifier.spec, head.classifier.state_dict())
-        write_json(run.probe, head.record | {"seed": config.machine.seed})
+        write_model(run.classifier_file, head.classifier.spec, head.classifier.state_dict())
+        write_json(run.probe_file, head.record | {"seed": config.machine.seed})
     if published.left_out:
         notes.append(f"left out: {', '.join(published.left_out)}")
     if notes:

@@ -38,16 +38,17 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
         raise UsageError(message, parameter="image_size", given=given, allowed=own)
     run.check_config(config)
     run.check_images(data)
-    if run.encoder.is_file():
+    if run.encoder_file.is_file():
         return
     run.start(config)
     run.record_images(data)
-    pretraining = read_record(source.pretraining) if source.pretraining.is_file() else {}
+    pretraining = read_record(source.pretraining_file) if source.pretraining_file.is_file() else {}
     trained = source.read_config()
     digest = weights_hash(encoder.backbone)
     pretrained_on = pretraining.get("transferred_from", trained.data.data)  # the first run's in a chain of transfers
-    write_json(run.pretraining, pretraining | {"transferred_from": pretrained_on} | {"encoder_sha256": digest})
-    for file in (source.projector, source.benign_encoder, source.encoder):  # the last one marks the others as complete
+    write_json(run.pretraining_file, pretraining | {"transferred_from": pretrained_on} | {"encoder_sha256": digest})
+    files = (source.projector_file, source.benign_encoder_file, source.encoder_file)
+    for file in files:  # the last one marks the others as complete
         if file.is_file():
             shutil.copyfile(file, run.path / f".{file.name}.part")
             (run.path / f".{file.name}.part").replace(run.path / file.name)

@@ -55,6 +55,11 @@ class _Gather(torch.autograd.Function):
         return total.chunk(ranks())[dist.get_rank()]
 
 
+def is_first_process() -> bool:
+    """Return whether this is the only process of a run, or the first one that a launcher has started."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
 def require_script(devices: int, guarded: bool = False) -> None:
     """Check that processes for several devices can be started; each of them runs the main script again.
 

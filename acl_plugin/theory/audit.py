@@ -71,7 +71,7 @@ def audit(runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, dev
         UsageError: when a run has no encoder, or its images cannot be audited.
     """
     for run in runs:
-        run.require(run.encoder, f"pretrain --out {run.path}")
+        run.require(run.encoder_file, f"pretrain --out {run.path}")
     _require_comparable(runs, limit)
     found = []
     chosen = {run.path: [*(run.snapshots() if checkpoints == "all" else []), run] for run in runs}
@@ -82,8 +82,8 @@ def audit(runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, dev
     result = {"complete": True, "rows": found, "correlation": correlations(found)}
     if [run.path for run in runs] != [out.path]:
         out.path.mkdir(parents=True, exist_ok=True)
-        write_json(out.audit, result)
-    write_atomic(out.audit_figure, figures.svg(figures.audit(result)))
+        write_json(out.audit_file, result)
+    write_atomic(out.audit_figure_file, figures.svg(figures.audit(result)))
     return result
 
 
@@ -287,9 +287,9 @@ def _settings(config: RunConfig, data: DataSet, limit: int) -> dict[str, Any]:
 
 def _rows_of_before(run: RunDir, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the rows of an earlier audit with the same settings, by the encoder's hash."""
-    if not run.audit.is_file():
+    if not run.audit_file.is_file():
         return {}
-    before = read_record(run.audit)
+    before = read_record(run.audit_file)
     if before.get("settings") != settings:
         return {}
     return {row["encoder_sha256"]: row for row in before["rows"]}
@@ -298,4 +298,4 @@ def _rows_of_before(run: RunDir, settings: dict[str, Any]) -> dict[str, Any]:
 def _write(run: RunDir, settings: dict[str, Any], rows: list[dict[str, Any]], complete: bool) -> None:
     rows = sorted(rows, key=lambda row: row["epochs"])
     result = {"complete": complete, "settings": settings, "rows": rows, "correlation": correlations(rows)}
-    write_json(run.audit, result)
+    write_json(run.audit_file, result)

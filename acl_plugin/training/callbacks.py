@@ -104,7 +104,7 @@ class Checkpoints(Checkpoint):
         trainer.should_stop = False
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        trainer.save_checkpoint(self.run.checkpoint, weights_only=False)
+        trainer.save_checkpoint(self.run.checkpoint_file, weights_only=False)
         self.saved = time.monotonic()
 
 
@@ -123,8 +123,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         content = torch_bytes(checkpoint)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path == self.run.checkpoint and path.is_file():
-            path.replace(self.run.checkpoint_before)
+        if path == self.run.checkpoint_file and path.is_file():
+            path.replace(self.run.earlier_checkpoint_file)
         write_atomic(path, content)
 
 

@@ -16,7 +16,7 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import alone, locked
 from acl_plugin.runs.records import read_metrics
 from acl_plugin.runtime.device import precision, training_device
-from acl_plugin.runtime.distributed import require_script
+from acl_plugin.runtime.distributed import is_first_process, require_script
 from acl_plugin.runtime.files import read_intact, write_json
 from acl_plugin.runtime.signals import deferred
 from acl_plugin.training.build import build
@@ -29,7 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 def pretrain(
-    config: RunConfig, out: Path | str, encoder: EncoderProtocol | None = None, **trainer_options: Any
+    config: RunConfig,
+    out: Path | str,
+    encoder: EncoderProtocol | None = None,
+    *,
+    overwrite: bool = False,
+    **trainer_options: Any,
 ) -> RunDir:
     """Pretrain an encoder as configured, or resume an interrupted pretraining.
 
@@ -42,6 +47,7 @@ def pretrain(
         encoder: your own encoder, such as ``acl_plugin.wrap_encoder(...)`` with the objective's routes and projector,
             in place of ``config.encoder.backbone``; a copy of it is trained. The folder records its class name as
             ``backbone``. Pass the same encoder to resume, and to ``acl_plugin.load_encoder(out, encoder=...)``.
+        overwrite: remove all files of a run that is in the folder, whatever its configuration, and begin anew.
         trainer_options: further options of ``lightning.Trainer`` that do not change the trained weights, see
             ``acl_plugin.training.trainer_options.FREE``. ``logger`` and ``callbacks`` are added to ours; ``max_time``
             and ``max_steps`` (of the optimizer) limit this start only.
@@ -60,18 +66,23 @@ def pretrain(
         given = check_options(config, trainer_options)
         if encoder is not None:
             config = _recorded(config, encoder)
-        run.check_config(config)
+        run.check_config(config, overwrite)
         data = datasets.load(config.data)
-        run.check_images(data)
+        if not overwrite:
+            run.check_images(data)
         module = build(config, data, encoder)
-        if run.encoder.is_file():  # complete: keep the records of how it was made
+        if run.encoder_file.is_file() and not overwrite:  # complete: keep the records of how it was made
+            run.record_config(config)
             return run
         require_script(config.machine.devices)
-        if run.metrics.is_file():
-            read_metrics(run.metrics)  # finds damage before the first step, not after the first epoch
+        if run.metrics_file.is_file() and not overwrite:
+            read_metrics(run.metrics_file)  # finds damage before the first step, not after the first epoch
         with deferred() as interrupted:
             checkpoints = Checkpoints(run, config.training, config.machine.ranks, interrupted, _limit(given))
             trainer = _trainer(config, run, checkpoints, given)
+            if overwrite and is_first_process():
+                with locked(run.path):
+                    run.clear()
             run.start(config)
             with locked(run.path):
                 run.record_images(data)
@@ -108,7 +119,7 @@ def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoin
         "seconds": round(module.seconds(), 1),
         "resumed": resume is not None,
     }
-    write_json(run.pretraining, record | {"precision": trainer.precision})
+    write_json(run.pretraining_file, record | {"precision": trainer.precision})
     module.write_encoder(run)
 
 
@@ -118,8 +129,8 @@ def _checkpoint(run: RunDir) -> Path | None:
     The last one is skipped if it is damaged, with a warning, or if only the row of its last epoch is missing from
     ``metrics.csv``, because the process was killed between the two writes.
     """
-    logged = len(read_metrics(run.metrics)) if run.metrics.is_file() else 0
-    for path in (run.checkpoint, run.checkpoint_before):
+    logged = len(read_metrics(run.metrics_file)) if run.metrics_file.is_file() else 0
+    for path in (run.checkpoint_file, run.earlier_checkpoint_file):
         if path.is_file():
             try:
                 content = read_intact(path)
@@ -135,7 +146,7 @@ def _checkpoint(run: RunDir) -> Path | None:
 
 
 def _trainer(config: RunConfig, run: RunDir, checkpoints: Checkpoints, options: dict[str, Any]) -> lightning.Trainer:
-    loggers = [CsvLogger(run.metrics), TensorBoardLogger(run.path, name="", version="tensorboard")]
+    loggers = [CsvLogger(run.metrics_file), TensorBoardLogger(run.path, name="", version="tensorboard")]
     ours: dict[str, Any] = {
         "accelerator": config.machine.accelerator,
         "devices": config.machine.devices,

@@ -47,7 +47,8 @@ def test_the_stages_alone(tmp_path, capsys, few):
     assert json.loads((tmp_path / "run" / "probe.json").read_text())["probe_lr"] == 0.3
     assert main(["evaluate", run]) == 0
     assert main(["export", run, "--name", "Mine", "--authors", "A. Author"]) == 0
-    info = json.loads((RunDir(run).robustbench / "local" / "model_info" / "digits" / "Linf" / "Mine.json").read_text())
+    folder = RunDir(run).robustbench_folder / "local" / "model_info" / "digits" / "Linf"
+    info = json.loads((folder / "Mine.json").read_text())
     assert info["authors"] == "A. Author"
     assert "model_info: " in capsys.readouterr().out
 

@@ -141,7 +141,7 @@ def test_which_attacks_take_steps():
 )
 def test_what_each_suite_reads(name, folder, finished_run, tmp_path, few, monkeypatch):
     run = RunDir(shutil.copytree(finished_run, tmp_path / "run"))
-    run.evaluation_key.unlink()
+    run.evaluation_key_file.unlink()
     config, read = recording(run.read_config().replace(limit_test=4))
     if name == "autoattack":
         run_folder.evaluate(run, config, CPU)

@@ -38,7 +38,7 @@ def run(tmp_path, monkeypatch, images):
     folder.start(preset("cifar10"))
     model = Classifier(spec((3, 32, 32), classes=tuple("abcdefghij")))
     torch.nn.init.normal_(model.head.weight, std=3.0)
-    write_model(folder.classifier, model.spec, model.state_dict())
+    write_model(folder.classifier_file, model.spec, model.state_dict())
     return folder
 
 
@@ -79,7 +79,7 @@ def test_generated_corruptions_are_named_so(run, library):
     assert list(result["accuracy"]) == ["fog", "pixelate"]
     assert all(len(row) == 5 for row in result["accuracy"].values())
     assert result["mean"] == pytest.approx(sum(sum(row) for row in result["accuracy"].values()) / 10)
-    assert json.loads(run.corruptions.read_text()) == result
+    assert json.loads(run.corruptions_file.read_text()) == result
     again = evaluate_corruptions(run, preset("cifar10"), CPU, names=["fog", "pixelate"])
     assert again["accuracy"] == result["accuracy"]
 
@@ -126,4 +126,4 @@ def test_what_cannot_be_is_told(run, tmp_path, monkeypatch, images, library):
     monkeypatch.setitem(__import__("sys").modules, "imagecorruptions", None)
     with pytest.raises(UsageError, match=r"pip install 'acl-plugin\[corruptions\]', or give"):
         evaluate_corruptions(run, preset("cifar10"), CPU)
-    assert not run.corruptions.exists()
+    assert not run.corruptions_file.exists()

@@ -103,7 +103,7 @@ def test_the_result_is_that_of_the_run_folder(tmp_path, few, monkeypatch):
     run.start(config)
     classifier = Classifier(spec(classes="0123456789"))
     nn.init.normal_(classifier.head.weight, std=3.0)
-    write_model(run.classifier, classifier.spec, classifier.state_dict())
+    write_model(run.classifier_file, classifier.spec, classifier.state_dict())
     monkeypatch.setattr(run_folder, "folded", lambda model, images: model)
     theirs = run_folder.evaluate(run, config, torch.device("cpu"))
     test = datasets.load(config.data).test
@@ -118,11 +118,11 @@ def test_the_result_is_that_of_the_run_folder(tmp_path, few, monkeypatch):
     )
     names = ("clean_accuracy", "robust_accuracy", "cumulative_accuracy", "n", "version", "weights_sha256", "flags")
     assert {name: own.values[name] for name in names} == {name: theirs[name] for name in names}
-    lines = [json.loads(line) for line in run.evaluation_lines.read_text().splitlines()]
+    lines = [json.loads(line) for line in run.verdicts_file.read_text().splitlines()]
     assert [(v.clean_prediction, v.broken_by) for v in own.verdicts] == [
         (line["clean_prediction"], line["broken_by"]) for line in lines
     ]
-    for file in run.adversarial.iterdir():
+    for file in run.adversarial_folder.iterdir():
         with np.load(file) as one, np.load(tmp_path / "own" / "adversarial" / file.name) as other:
             assert np.array_equal(one["images"], other["images"])
 

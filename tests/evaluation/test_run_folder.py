@@ -61,7 +61,7 @@ def run(tmp_path):
     folder.start(preset("digits", **TINY))
     model = Classifier(spec(classes="0123456789"))
     nn.init.normal_(model.head.weight, std=3.0)
-    write_model(folder.classifier, model.spec, model.state_dict())
+    write_model(folder.classifier_file, model.spec, model.state_dict())
     return folder
 
 
@@ -156,7 +156,7 @@ def test_an_attack_that_leaves_the_threat_model_stops_the_evaluation(images, mon
 
 def forget(run):
     """As the message about another evaluation says."""
-    for file in (run.evaluation_key, run.evaluation):
+    for file in (run.evaluation_key_file, run.evaluation_file):
         file.unlink()
 
 
@@ -164,14 +164,14 @@ def forget(run):
 def test_evaluation_writes_lines_and_their_sum(run, few):
     config = preset("digits", **TINY, eval_batch_size=5)
     result = run_folder.evaluate(run, config, CPU)
-    lines = [json.loads(line) for line in run.evaluation_lines.read_text().splitlines()]
+    lines = [json.loads(line) for line in run.verdicts_file.read_text().splitlines()]
     images = datasets.load(config.data).test
     assert [line["index"] for line in lines] == images.rows.tolist()
     assert all(set(line) == {"index", "label", "clean_prediction", "broken_by"} for line in lines)
     assert {line["broken_by"] for line in lines} <= {None, *STANDARD}
     clean = sum(line["label"] == line["clean_prediction"] for line in lines) / 12
     robust = sum(line["label"] == line["clean_prediction"] and line["broken_by"] is None for line in lines) / 12
-    assert json.loads(run.evaluation.read_text()) == result
+    assert json.loads(run.evaluation_file.read_text()) == result
     expected = {"dataset": "digits", "threat_model": "Linf", "eps": 0.1, "n": 12, "seed": 0, "version": "standard"}
     assert expected.items() <= result.items()
     assert (result["clean_accuracy"], result["robust_accuracy"]) == (clean, robust)
@@ -183,8 +183,8 @@ def test_evaluation_writes_lines_and_their_sum(run, few):
 def test_an_evaluation_that_stops_anywhere_ends_with_the_same_verdicts(run, few, monkeypatch, at):
     config = preset("digits", **TINY, eval_batch_size=5)  # three chunks, the last one smaller
     whole = run_folder.evaluate(run, config, CPU)
-    lines = run.evaluation_lines.read_bytes()
-    kept = {p.name: p.read_bytes() for p in run.adversarial.iterdir()}
+    lines = run.verdicts_file.read_bytes()
+    kept = {p.name: p.read_bytes() for p in run.adversarial_folder.iterdir()}
     forget(run)
     original, calls = FolderStates.store, []
 
@@ -197,11 +197,11 @@ def test_an_evaluation_that_stops_anywhere_ends_with_the_same_verdicts(run, few,
     monkeypatch.setattr(FolderStates, "store", stop)
     with pytest.raises(KeyboardInterrupt):
         run_folder.evaluate(run, config, CPU)
-    assert not run.evaluation.exists()
+    assert not run.evaluation_file.exists()
     monkeypatch.setattr(FolderStates, "store", original)
     again = run_folder.evaluate(run, config, CPU)
-    assert run.evaluation_lines.read_bytes() == lines
-    assert {p.name: p.read_bytes() for p in run.adversarial.iterdir()} == kept
+    assert run.verdicts_file.read_bytes() == lines
+    assert {p.name: p.read_bytes() for p in run.adversarial_folder.iterdir()} == kept
     same = set(whole) - {"seconds", "resumed"}
     assert {k: whole[k] for k in same} == {k: again[k] for k in same}
     assert again["resumed"]
@@ -226,7 +226,7 @@ def test_the_evaluation_of_something_else_is_refused(run, few):
 def test_a_damaged_chunk_is_told(run, few):
     config = preset("digits", **TINY)
     run_folder.evaluate(run, config, CPU)
-    run.evaluation.unlink()
+    run.evaluation_file.unlink()
     run.evaluation_chunk(0).write_text('{"start": 3}\n')
     with pytest.raises(UsageError, match=r"evaluation_chunks/000000.json is damaged .* delete it, and repeat"):
         run_folder.evaluate(run, config, CPU)
@@ -238,7 +238,7 @@ def test_other_weights_or_images_are_another_evaluation(run, few):
     run_folder.evaluate(run, config, CPU)
     torch.manual_seed(1)
     model = Classifier(spec(classes="0123456789"))
-    write_model(run.classifier, model.spec, model.state_dict())
+    write_model(run.classifier_file, model.spec, model.state_dict())
     with pytest.raises(UsageError, match="different settings .*weights_sha256"):
         run_folder.evaluate(run, config, CPU)
 
@@ -248,12 +248,12 @@ def test_other_weights_or_images_are_another_evaluation(run, few):
 def test_what_was_kept_is_counted_again(run, few, how):
     config = preset("digits", **TINY | {"limit_test": 40}, eval_batch_size=6, eps=0.6)
     run_folder.evaluate(run, config, CPU)
-    run.evaluation.unlink()
-    lines = [json.loads(line) for line in run.evaluation_lines.read_text().splitlines()]
+    run.evaluation_file.unlink()
+    lines = [json.loads(line) for line in run.verdicts_file.read_text().splitlines()]
     broken = next(i for i, line in enumerate(lines) if line["broken_by"])
     start = broken // 6 * 6
     chunk = json.loads(run.evaluation_chunk(start).read_text())
-    file = run.adversarial / f"{start:06}-{lines[broken]['broken_by']}.npz"
+    file = run.adversarial_folder / f"{start:06}-{lines[broken]['broken_by']}.npz"
     with np.load(file) as content:
         positions, moved = content["positions"], content["images"]
     if how == "prediction":
@@ -275,7 +275,7 @@ def test_what_was_kept_is_counted_again(run, few, how):
     }
     with pytest.raises(RuntimeError, match=messages[how]):
         run_folder.evaluate(run, config, CPU)
-    assert not run.evaluation.exists()
+    assert not run.evaluation_file.exists()
 
 
 SHARED = """
@@ -300,8 +300,8 @@ def test_two_processes_share_out_the_images_and_find_the_same(run, tmp_path):
         command = [sys.executable, str(script), str(run.path), str(ROOT / "tests"), str(devices)]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr
-        found[devices] = (run.evaluation_lines.read_bytes(), {p.name for p in run.adversarial.iterdir()})
-        assert read_json(run.evaluation)["n"] == 12
+        found[devices] = (run.verdicts_file.read_bytes(), {p.name for p in run.adversarial_folder.iterdir()})
+        assert read_json(run.evaluation_file)["n"] == 12
         forget(run)
     assert found[1] == found[2]
 
@@ -310,7 +310,7 @@ def test_the_chunks_of_several_processes_are_small_enough_for_all(run, few, monk
     monkeypatch.setattr(run_folder, "_share_out", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run_folder.evaluate(run, preset("digits", **TINY, devices=5), CPU)
-    assert read_json(run.evaluation_key)["batch_size"] == 3
+    assert read_json(run.evaluation_key_file)["batch_size"] == 3
 
 
 def test_an_image_that_only_rounding_breaks_is_robust():
@@ -347,14 +347,14 @@ def test_three_classes_are_a_reduced_evaluation_that_cannot_be_exported(run, few
     torch.manual_seed(0)
     model = Classifier(spec(classes="abc"))
     nn.init.normal_(model.head.weight, std=3.0)
-    write_model(run.classifier, model.spec, model.state_dict())
+    write_model(run.classifier_file, model.spec, model.state_dict())
     config = preset("digits", **TINY)
     result = run_folder.evaluate(run, config, CPU)
     assert result["version"] == "AA-reduced"
     assert result["cumulative_accuracy"]["apgd-t"] == result["cumulative_accuracy"]["apgd-ce"]
     with pytest.raises(UsageError, match="AA-reduced, as AutoAttack standard needs at least 4 classes; .* exported"):
-        export(run, config)
-    assert not run.robustbench.exists()
+        export(run)
+    assert not run.robustbench_folder.exists()
 
 
 @pytest.mark.e2e
@@ -378,6 +378,6 @@ def test_the_batch_size_that_was_chosen_stays(run, few, monkeypatch):
     monkeypatch.setattr(run_folder, "largest_batch", lambda *_: 7)
     config = preset("digits", **TINY)
     assert run_folder.evaluate(run, config, CPU)["batch_size"] == 7
-    run.evaluation.unlink()
+    run.evaluation_file.unlink()
     monkeypatch.setattr(run_folder, "largest_batch", lambda *_: 3)
     assert run_folder.evaluate(run, config, CPU)["batch_size"] == 7

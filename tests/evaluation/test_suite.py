@@ -46,7 +46,7 @@ def run(tmp_path):
         solved = torch.linalg.lstsq(inputs, targets).solution.float()
         model.head.weight.copy_(10 * solved[:-1].T)
         model.head.bias.copy_(10 * solved[-1])
-    write_model(folder.classifier, model.spec, model.state_dict())
+    write_model(folder.classifier_file, model.spec, model.state_dict())
     return folder
 
 
@@ -66,7 +66,7 @@ def test_the_whole_suite(run, quick):
     state = torch.get_rng_state()
     result = evaluate_suite(run, config(), CPU)
     assert torch.equal(state, torch.get_rng_state())
-    assert json.loads(run.suite.read_text()) == result
+    assert json.loads(run.suite_file.read_text()) == result
     assert list(result["rows"]) == [name for name in SUITE if name != "TIFGSM"]
     assert set(result["left_out"]) == {"TIFGSM"}  # which takes RGB only
     clean = result["clean_accuracy"]
@@ -132,7 +132,7 @@ def test_rows_are_kept_and_other_settings_are_refused_or_overwrite(run, quick, m
         evaluate_suite(run, config(eps=0.05), CPU, ["FGSM"])
     evaluate_suite(run, config(eps=0.05), CPU, ["FGSM"], overwrite=True)
     assert calls == ["MIFGSM", "FGSM"]
-    assert list(json.loads(run.suite.read_text())["rows"]) == ["FGSM"]
+    assert list(json.loads(run.suite_file.read_text())["rows"]) == ["FGSM"]
 
 
 @pytest.mark.e2e
@@ -158,7 +158,7 @@ def test_attacks_that_cannot_be_are_refused(run, attacks, message):
     with pytest.raises(UsageError, match=message) as error:
         evaluate_suite(run, config(), CPU, attacks)
     assert error.value.parameter == "attacks"
-    assert not run.suite.exists()
+    assert not run.suite_file.exists()
 
 
 @pytest.mark.e2e
@@ -177,7 +177,7 @@ def test_every_attack_with_any_number_of_classes(tmp_path, monkeypatch, quick, c
     )
     folder = RunDir(tmp_path / "run")
     folder.start(config())
-    write_model(folder.classifier, model.spec, model.state_dict())
+    write_model(folder.classifier_file, model.spec, model.state_dict())
     result = evaluate_suite(folder, config(), CPU)
     left_out = {"TIFGSM": channels == 1, "APGDT": classes < 4}
     assert set(result["left_out"]) == {name for name, is_left_out in left_out.items() if is_left_out}

@@ -70,20 +70,20 @@ def run(tmp_path):
 
 def evaluated(folder, **evaluation):
     folder.start(preset("cifar10"))
-    write_json(folder.pretraining, {"seconds": 1.0})
+    write_json(folder.pretraining_file, {"seconds": 1.0})
     model = Classifier(spec((3, 32, 32), classes=tuple("abcdefghij"))).eval()
     nn.init.normal_(model.head.weight)
-    write_model(folder.classifier, model.spec, model.state_dict())
-    write_json(folder.evaluation, {**EVALUATION, "weights_sha256": weights_hash(model), **evaluation})
-    write_verdicts(folder.evaluation_lines, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
+    write_model(folder.classifier_file, model.spec, model.state_dict())
+    write_json(folder.evaluation_file, {**EVALUATION, "weights_sha256": weights_hash(model), **evaluation})
+    write_verdicts(folder.verdicts_file, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
     return folder, model
 
 
 @pytest.mark.e2e
 def test_model_info_has_robustbenchs_fields_as_it_writes_them(run):
     folder, _ = run
-    file = export(folder, preset("cifar10"), name="Author2026Paper", venue="NeurIPS 2026", **PAPER)
-    assert file == folder.robustbench / "model_info" / "cifar10" / "Linf" / "Author2026Paper.json"
+    file = export(folder, name="Author2026Paper", venue="NeurIPS 2026", **PAPER)
+    assert file == folder.robustbench_folder / "model_info" / "cifar10" / "Linf" / "Author2026Paper.json"
     info = json.loads(file.read_text())
     assert list(info)[:4] == ["link", "name", "authors", "additional_data"]  # as in every merged file
     assert info == {
@@ -124,24 +124,24 @@ def test_results_that_are_not_for_the_leaderboard_stay_out_of_model_info(tmp_pat
     assert footnote in info["footnote"]
     if shape == (3, 32, 32):
         folder, _ = evaluated(RunDir(tmp_path / "run"), **change)
-        file = export(folder, preset("cifar10"), name="Mine", additional_data=True)
-        assert file.is_relative_to(folder.robustbench / "local" / "model_info")
-        assert not (folder.robustbench / "model_info").exists()
+        file = export(folder, name="Mine", additional_data=True)
+        assert file.is_relative_to(folder.robustbench_folder / "local" / "model_info")
+        assert not (folder.robustbench_folder / "model_info").exists()
         assert "> Not for submission: " in (file.parents[3] / "submission" / "Mine" / "NEW_MODEL.md").read_text()
 
 
 @pytest.mark.e2e
 def test_a_later_export_of_the_other_kind_replaces_the_files(run):
     folder, _ = run
-    whole = export(folder, preset("cifar10"), name="Mine", **PAPER)
-    result = json.loads(folder.evaluation.read_text())
-    write_json(folder.evaluation, result | {"n": 100})
-    part = export(folder, preset("cifar10"), name="Mine", **PAPER)
+    whole = export(folder, name="Mine", **PAPER)
+    result = json.loads(folder.evaluation_file.read_text())
+    write_json(folder.evaluation_file, result | {"n": 100})
+    part = export(folder, name="Mine", **PAPER)
     assert part.is_file()
     assert not whole.exists()
-    assert not (folder.robustbench / "submission" / "Mine").exists()
-    write_json(folder.evaluation, result)
-    export(folder, preset("cifar10"), name="Mine", **PAPER)
+    assert not (folder.robustbench_folder / "submission" / "Mine").exists()
+    write_json(folder.evaluation_file, result)
+    export(folder, name="Mine", **PAPER)
     assert whole.is_file()
     assert not part.exists()
 
@@ -174,12 +174,12 @@ def test_architectures_in_robustbenchs_spelling(backbone, kwargs, name):
 @pytest.mark.e2e
 def test_without_a_paper_it_is_a_draft(run):
     folder, _ = run
-    info = json.loads(export(folder, preset("cifar10"), name="Mine").read_text())
+    info = json.loads(export(folder, name="Mine").read_text())
     assert info["footnote"] == "draft: paper URL, paper title, authors missing"
     assert info["name"] == ""
     assert "autoattack_acc" in info
-    write_json(folder.evaluation, json.loads(folder.evaluation.read_text()) | {"n": 100})
-    info = json.loads(export(folder, preset("cifar10"), name="Mine", paper_title="A").read_text())
+    write_json(folder.evaluation_file, json.loads(folder.evaluation_file.read_text()) | {"n": 100})
+    info = json.loads(export(folder, name="Mine", paper_title="A").read_text())
     assert info["footnote"].startswith("draft: paper URL, authors missing; subset: 100 of 10000")
 
 
@@ -216,8 +216,8 @@ def test_what_is_no_model_info_is_told(change, message):
 def test_bad_urls_write_nothing(run):
     folder, _ = run
     with pytest.raises(UsageError, match="'link' is 'arxiv 0000'"):
-        export(folder, preset("cifar10"), paper_url="arxiv 0000")
-    assert not folder.robustbench.exists()
+        export(folder, paper_url="arxiv 0000")
+    assert not folder.robustbench_folder.exists()
 
 
 def test_eps_as_text():
@@ -240,8 +240,8 @@ torch.save(model(torch.load(x)).detach(), out)
 @pytest.mark.parametrize("with_checkpoint", [True, False])
 def test_robustbench_loads_it_in_a_new_process(run, tmp_path, with_checkpoint):
     folder, model = run
-    export(folder, preset("cifar10"), name="Author2026Paper-R18")
-    weights = folder.robustbench / "models" / "cifar10" / "Linf" / "Author2026Paper-R18.pt"
+    export(folder, name="Author2026Paper-R18")
+    weights = folder.robustbench_folder / "models" / "cifar10" / "Linf" / "Author2026Paper-R18.pt"
     x = torch.rand(5, 3, 32, 32)
     torch.save(x, tmp_path / "x.pt")
     checkpoint = str(weights) if with_checkpoint else ""
@@ -260,7 +260,7 @@ def test_robustbench_benchmark_reports_our_clean_accuracy(run, cifar10_dir, few,
     from acl_plugin.models.features import predictions
 
     folder, _ = run
-    export(folder, preset("cifar10"), name="Benchmarked")
+    export(folder, name="Benchmarked")
     model = robustbench.load_model("Benchmarked", dataset="cifar10", threat_model="Linf")
     clean, robust = robustbench.benchmark(
         model, n_examples=40, dataset="cifar10", threat_model="Linf", eps=8 / 255, data_dir=str(cifar10_dir)
@@ -270,7 +270,7 @@ def test_robustbench_benchmark_reports_our_clean_accuracy(run, cifar10_dir, few,
     images = whole.test.take(torch.arange(40))  # as robustbench takes them, and not as a limit does
     monkeypatch.setattr(datasets, "load", lambda _: dataclasses.replace(whole, test=images, classes=model.spec.classes))
     assert clean == pytest.approx((predictions(model, images) == images.labels).double().mean().item())
-    for file in (folder.evaluation, folder.evaluation_lines):
+    for file in (folder.evaluation_file, folder.verdicts_file):
         file.unlink()
     ours = evaluate(folder, config, torch.device("cpu"))
     assert ours["clean_accuracy"] == pytest.approx(clean)
@@ -280,8 +280,8 @@ def test_robustbench_benchmark_reports_our_clean_accuracy(run, cifar10_dir, few,
 @pytest.mark.e2e
 def test_weights_are_what_was_exported(run):
     folder, model = run
-    export(folder, preset("cifar10"), name="Mine")
-    path = folder.robustbench / "models" / "cifar10" / "Linf" / "Mine.json"
+    export(folder, name="Mine")
+    path = folder.robustbench_folder / "models" / "cifar10" / "Linf" / "Mine.json"
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in load_exported(path, 10).state_dict().items())
     weights = path.parent / json.loads(path.read_text())["weights"]
     assert hashlib.sha256(weights.read_bytes()).hexdigest() == json.loads(path.read_text())["sha256"]
@@ -299,8 +299,8 @@ def test_a_moved_export_is_no_longer_registered(run):
     import timm
 
     folder, _ = run
-    export(folder, preset("cifar10"), name="Moved")
-    (folder.robustbench / "models" / "cifar10" / "Linf" / "Moved.json").unlink()
+    export(folder, name="Moved")
+    (folder.robustbench_folder / "models" / "cifar10" / "Linf" / "Moved.json").unlink()
     registration.register_exports()
     assert timm_name("Moved", "cifar10", "Linf") == "moved_cifar10_linf"
     assert not timm.is_model("never_exported_cifar10_linf")
@@ -310,16 +310,16 @@ def test_mistakes_are_told(run, tmp_path):
     folder, model = run
     for name in ("../x", "Rice2020Overfitting", "rice2020-overfitting".replace("-", "")):  # two are RobustBench's own
         with pytest.raises(UsageError) as error:
-            export(folder, preset("cifar10"), name=name)
+            export(folder, name=name)
         assert (error.value.parameter, error.value.given) == ("name", name)
     other = Classifier(model.spec)
-    write_model(folder.classifier, other.spec, other.state_dict())
+    write_model(folder.classifier_file, other.spec, other.state_dict())
     with pytest.raises(UsageError, match=r"evaluation.json is of another classifier; delete it and run"):
-        export(folder, preset("cifar10"))
-    folder.evaluation.unlink()
+        export(folder)
+    folder.evaluation_file.unlink()
     with pytest.raises(UsageError, match=r"evaluation.json is missing; run first: acl-plugin evaluate"):
-        export(folder, preset("cifar10"))
-    assert not folder.robustbench.exists()
+        export(folder)
+    assert not folder.robustbench_folder.exists()
 
 
 @pytest.mark.e2e
@@ -327,8 +327,8 @@ def test_a_name_is_not_taken_from_another_run(run, tmp_path):
     import timm
 
     folder, _ = run
-    export(folder, preset("cifar10"), name="Mine")
-    export(folder, preset("cifar10"), name="Mine")  # its own
+    export(folder, name="Mine")
+    export(folder, name="Mine")  # its own
     other, newer = evaluated(RunDir(tmp_path / "other"))
     nn.init.ones_(newer.head.weight)
     write_model(other.classifier, newer.spec, newer.state_dict())
@@ -337,16 +337,16 @@ def test_a_name_is_not_taken_from_another_run(run, tmp_path):
     x = torch.rand(3, 3, 32, 32)
     for name in ("Mine", "mine"):  # which are one for robustbench.load_model
         with pytest.raises(UsageError) as error:
-            export(other, preset("cifar10"), name=name)
+            export(other, name=name)
         assert error.value.parameter == "name"
         assert not other.robustbench.exists()
     assert torch.equal(timm.create_model("mine_cifar10_linf")(x), load_classifier(folder.path)(x))
-    export(other, preset("cifar10"), name="Mine", overwrite=True)
+    export(other, name="Mine", overwrite=True)
     assert torch.equal(timm.create_model("mine_cifar10_linf")(x), load_classifier(other.path)(x))
     with pytest.raises(UsageError):  # and not back
-        export(folder, preset("cifar10"), name="Mine")
+        export(folder, name="Mine")
     shutil.rmtree(other.path)
-    export(folder, preset("cifar10"), name="Mine")  # free again
+    export(folder, name="Mine")  # free again
     assert torch.equal(timm.create_model("mine_cifar10_linf")(x), load_classifier(folder.path)(x))
 
 
@@ -364,7 +364,7 @@ def test_exports_at_the_same_time_are_all_in_the_index():
 
 def test_exported_classifiers_are_no_backbones(run):
     folder, _ = run
-    export(folder, preset("cifar10"), name="Mine")
+    export(folder, name="Mine")
     assert backbone_names("mine*") == []
     for name in ("mine_cifar10_linf", "mine_cifar10_linf.tag"):
         with pytest.raises(UsageError) as error:
@@ -386,7 +386,7 @@ def test_exported_classifiers_are_no_backbones(run):
 def test_additional_data_follows_what_the_run_saw(tmp_path, pretraining, data, expected):
     run = RunDir(tmp_path / "run")
     run.start(preset(data))
-    write_json(run.pretraining, pretraining)
+    write_json(run.pretraining_file, pretraining)
     assert additional_data(run, data) == expected
     if expected[0]:
         with pytest.raises(UsageError) as error:
@@ -407,7 +407,7 @@ def test_additional_data_is_asked_for_where_no_file_decides(tmp_path, case):
     objective = {"imported": "imported", "old_labels": "advcl"}.get(case, "deacl")
     run.start(preset("cifar10", objective=objective, objective_kwargs=settings))
     if case != "no_record":
-        write_json(run.pretraining, {"seconds": 1.0})
+        write_json(run.pretraining_file, {"seconds": 1.0})
     if case == "imported_teacher":
         teacher.start(preset("cifar10", objective="imported"))
     write_pseudo_labels(PseudoLabels(torch.arange(4), {2: torch.arange(4) % 2}, {"data": "cifar10"}), labels)
@@ -426,36 +426,36 @@ def test_additional_data_of_teachers_and_pseudo_labels(tmp_path):
         teacher.start(preset(name, objective="simclr"))
         write_json(teacher.pretraining, {"seconds": 1.0})
         run.start(preset("cifar10", objective="deacl", objective_kwargs={"teacher": str(teacher.path)}))
-        write_json(run.pretraining, {"seconds": 1.0})
+        write_json(run.pretraining_file, {"seconds": 1.0})
         assert additional_data(run, "cifar10")[0] is (name == "stl10")
         shutil.rmtree(run.path)
         made = PseudoLabels(torch.arange(4), {2: torch.arange(4) % 2}, {"seen": ["cifar10", name]})
         write_pseudo_labels(made, labels)
         run.start(preset("cifar10", objective="advcl", objective_kwargs={"pseudo_labels": str(labels)}))
-        write_json(run.pretraining, {"seconds": 1.0})
+        write_json(run.pretraining_file, {"seconds": 1.0})
         assert additional_data(run, "cifar10")[0] is (name == "stl10")
 
 
 def test_additional_data_stands_in_the_files_with_its_reason(run):
     folder, _ = run
-    write_json(folder.pretraining, {"transferred_from": "stl10"})
-    file = export(folder, preset("cifar10"), name="Mine", **PAPER)
+    write_json(folder.pretraining_file, {"transferred_from": "stl10"})
+    file = export(folder, name="Mine", **PAPER)
     info = json.loads(file.read_text())
     assert (info["additional_data"], info["footnote"]) == (True, "additional data: pretrained on stl10")
-    form = (folder.robustbench / "submission" / "Mine" / "NEW_MODEL.md").read_text()
+    form = (folder.robustbench_folder / "submission" / "Mine" / "NEW_MODEL.md").read_text()
     assert "- **Additional data**: true (pretrained on stl10)" in form.splitlines()
 
 
 @pytest.mark.e2e
 def test_additional_data_on_the_command_line(run, capsys):
     folder, _ = run
-    folder.pretraining.unlink()
+    folder.pretraining_file.unlink()
     assert main(["export", str(folder.path)]) == 2
     assert "--additional-data: no file records" in capsys.readouterr().err
-    assert not folder.robustbench.exists()
+    assert not folder.robustbench_folder.exists()
     assert main(["export", str(folder.path), "--additional-data", "false"]) == 0
     assert main(["export", str(folder.path), "--additional-data", "true", "--overwrite"]) == 0
-    info = next(folder.robustbench.rglob("model_info/*/*/*.json"))
+    info = next(folder.robustbench_folder.rglob("model_info/*/*/*.json"))
     assert json.loads(info.read_text())["additional_data"] is True
 
 
@@ -464,8 +464,8 @@ def test_what_is_handed_out_is_contiguous(run):
     folder, model = run
     encoder = Encoder(spec((3, 32, 32)), projector="identity")
     write_encoder(folder, encoder.spec, encoder.backbone.state_dict())
-    export(folder, preset("cifar10"), name="Mine")
-    description = folder.robustbench / "models" / "cifar10" / "Linf" / "Mine.json"
+    export(folder, name="Mine")
+    description = folder.robustbench_folder / "models" / "cifar10" / "Linf" / "Mine.json"
     for each in (load_classifier(folder.path), load_encoder(folder.path), load_exported(description)):
         assert all(value.is_contiguous() for value in each.state_dict().values())
     assert not all(value.is_contiguous() for value in model.state_dict().values())
@@ -481,7 +481,7 @@ def test_every_attack_of_torchattacks_takes_it(run, backbone):
     folder, _ = run
     model = Classifier(spec((3, 32, 32), backbone, kwargs, "abcdefghij"))
     nn.init.normal_(model.head.weight)
-    write_model(folder.classifier, model.spec, model.state_dict())
+    write_model(folder.classifier_file, model.spec, model.state_dict())
     model = load_classifier(folder.path)
     x = torch.rand(2, 3, 32, 32)
     y = model(x).argmax(1)
@@ -508,7 +508,7 @@ def test_every_attack_of_torchattacks_takes_it(run, backbone):
 def test_a_chain_of_transfers_keeps_what_the_encoder_was_pretrained_on(tmp_path):
     runs = [RunDir(tmp_path / name) for name in ("first", "second", "third")]
     runs[0].start(preset("digits"))
-    write_json(runs[0].pretraining, {"seconds": 1.0})
+    write_json(runs[0].pretraining_file, {"seconds": 1.0})
     encoder = Encoder(spec(), projector="identity")
     write_encoder(runs[0], encoder.spec, encoder.backbone.state_dict())
     for source, run, data in ((runs[0], runs[1], "digits_5_9"), (runs[1], runs[2], "digits_5_9")):

@@ -44,15 +44,15 @@ def exported(tmp_path, backbone="resnet10t", kwargs=None, stem="cifar", **option
     torch.manual_seed(0)
     folder = RunDir(tmp_path / "run")
     folder.start(preset("cifar10"))
-    write_json(folder.pretraining, {"seconds": 1.0})
+    write_json(folder.pretraining_file, {"seconds": 1.0})
     model = Classifier(spec((3, 32, 32), backbone, kwargs, tuple("abcdefghij"), stem)).eval()
     nn.init.normal_(model.head.weight)
-    write_model(folder.classifier, model.spec, model.state_dict())
+    write_model(folder.classifier_file, model.spec, model.state_dict())
     write_json(
-        folder.evaluation, {**EVALUATION, "weights_sha256": weights_hash(model), **options.pop("evaluation", {})}
+        folder.evaluation_file, {**EVALUATION, "weights_sha256": weights_hash(model), **options.pop("evaluation", {})}
     )
-    write_verdicts(folder.evaluation_lines, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
-    export(folder, preset("cifar10"), **{"name": "Author2026Paper", **options})
+    write_verdicts(folder.verdicts_file, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
+    export(folder, **{"name": "Author2026Paper", **options})
     return folder, model
 
 
@@ -75,7 +75,7 @@ def test_the_stub_rebuilds_the_model_without_this_package(tmp_path, backbone, kw
     x = torch.rand(4, 3, 32, 32)
     torch.save(x, tmp_path / "x.pt")
     arguments = [
-        str(folder.robustbench / "submission" / "Author2026Paper"),
+        str(folder.robustbench_folder / "submission" / "Author2026Paper"),
         str(tmp_path / "x.pt"),
         str(tmp_path / "out.pt"),
     ]
@@ -88,7 +88,7 @@ def test_the_stub_rebuilds_the_model_without_this_package(tmp_path, backbone, kw
 @pytest.mark.e2e
 def test_the_folder_is_complete_and_agrees_with_itself(tmp_path):
     folder, model = exported(tmp_path, **PAPER)
-    files = {p.name: p for p in (folder.robustbench / "submission" / "Author2026Paper").iterdir()}
+    files = {p.name: p for p in (folder.robustbench_folder / "submission" / "Author2026Paper").iterdir()}
     assert set(files) == {
         "Author2026Paper.json", "Author2026Paper.safetensors", "Author2026Paper.safetensors.sha256", "export.json",
         "config.yaml", "Author2026Paper.pt",
@@ -117,15 +117,15 @@ def test_the_folder_is_complete_and_agrees_with_itself(tmp_path):
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
     assert "None" not in text
     info = json.loads(files["Author2026Paper.json"].read_text())
-    assert info == json.loads((folder.robustbench / "model_info/cifar10/Linf/Author2026Paper.json").read_text())
-    assert files["evaluation.jsonl"].read_bytes() == folder.evaluation_lines.read_bytes()
+    assert info == json.loads((folder.robustbench_folder / "model_info/cifar10/Linf/Author2026Paper.json").read_text())
+    assert files["evaluation.jsonl"].read_bytes() == folder.verdicts_file.read_bytes()
 
 
 @pytest.mark.e2e
 def test_a_draft_and_a_subset_say_so(tmp_path):
     folder, _ = exported(tmp_path, evaluation={"n": 100})
-    text = (folder.robustbench / "local" / "submission" / "Author2026Paper" / "NEW_MODEL.md").read_text()
-    assert not (folder.robustbench / "local" / "submission" / "Author2026Paper" / "model_zoo.py").exists()
+    text = (folder.robustbench_folder / "local" / "submission" / "Author2026Paper" / "NEW_MODEL.md").read_text()
+    assert not (folder.robustbench_folder / "local" / "submission" / "Author2026Paper" / "model_zoo.py").exists()
     assert "> Draft: paper URL, paper title, authors missing" in text
     assert "> Not for submission: subset: 100 of 10000 test images." in text
     assert "- **Paper Title**: " in text.splitlines()  # and not the model's name
@@ -150,12 +150,12 @@ def test_robustbenchs_own_tests(tmp_path, dataset, right, clean_acc, expected):
     run = RunDir(tmp_path)
     wrong = {i for i in range(1000) if i * (1000 - right) // 1000 != (i + 1) * (1000 - right) // 1000}
     lines = [Verdict(i, 0, int(i % 1000 in wrong), None) for i in range(10_000)]
-    write_verdicts(run.evaluation_lines, lines)
+    write_verdicts(run.verdicts_file, lines)
     found = submission.acceptance(run, {"dataset": dataset}, clean_acc)
     assert tuple(line.rsplit(": ", 1)[1] for line in found) == expected
-    write_verdicts(run.evaluation_lines, lines[100:400])
+    write_verdicts(run.verdicts_file, lines[100:400])
     assert all("not known" in line for line in submission.acceptance(run, {"dataset": dataset}, clean_acc))
-    run.evaluation_lines.unlink()
+    run.verdicts_file.unlink()
     assert all("not known" in line for line in submission.acceptance(run, {"dataset": dataset}, clean_acc))
     assert submission.acceptance(run, {"dataset": "digits"}, clean_acc) == ["none: RobustBench has no test on digits"]
 
@@ -202,7 +202,7 @@ def test_a_maintainer_merges_it(tmp_path):
     repository = tmp_path / "repository"
     installed = Path(importlib.util.find_spec("robustbench").origin).parent
     shutil.copytree(installed, repository / "robustbench")
-    merged(folder.robustbench / "submission" / "Author2026-Paper", "Author2026-Paper", repository)
+    merged(folder.robustbench_folder / "submission" / "Author2026-Paper", "Author2026-Paper", repository)
     x = torch.rand(4, 3, 32, 32)
     torch.save(x, tmp_path / "x.pt")
     arguments = [str(repository), str(tmp_path / "x.pt"), str(tmp_path / "out.pt")]
@@ -217,9 +217,9 @@ def test_a_maintainer_merges_it(tmp_path):
 def test_a_network_that_the_stub_cannot_rebuild_has_none(tmp_path, monkeypatch):
     monkeypatch.setattr(submission, "stub", lambda *_: "class Author2026Paper:\n    pass\n")
     folder, _ = exported(tmp_path)
-    files = {p.name for p in (folder.robustbench / "submission" / "Author2026Paper").iterdir()}
+    files = {p.name for p in (folder.robustbench_folder / "submission" / "Author2026Paper").iterdir()}
     assert not {"Author2026Paper.py", "model_zoo.py"} & files
-    text = (folder.robustbench / "submission" / "Author2026Paper" / "NEW_MODEL.md").read_text()
+    text = (folder.robustbench_folder / "submission" / "Author2026Paper" / "NEW_MODEL.md").read_text()
     assert "no code in one file (AttributeError" in text
 
 
@@ -235,7 +235,7 @@ def test_repeat_repeats_the_evaluation_from_a_copy_of_the_folder_alone(tmp_path,
     run = str(tmp_path / "run")
     options = ["--limit-test=3", "--probe-lr=0", "--objective=simclr", "--epochs=1"]  # most images are wrong: quick
     assert main(["run", "--out", run, *OPTIONS, *options]) == 0
-    submitted = RunDir(run).robustbench / "local" / "submission" / "simclr_resnet10t"
+    submitted = RunDir(run).robustbench_folder / "local" / "submission" / "simclr_resnet10t"
     folder = tmp_path / "copy"
     shutil.copytree(submitted, folder)
     assert str(tmp_path) not in "".join(p.read_text() for p in folder.iterdir() if p.suffix in (".sh", ".yaml", ".md"))
@@ -275,11 +275,11 @@ def test_the_whole_run_has_the_settings_of_its_later_stages(tmp_path, few):
     run = str(tmp_path / "run")
     assert main(["run", "--out", run, *FINISHED, "--epochs=1"]) == 0
     assert main(["probe", run, "--probe-epochs", "1", "--probe-lr", "0.5", "--seed", "7"]) == 0
-    for file in (RunDir(run).evaluation, RunDir(run).evaluation_key):
+    for file in (RunDir(run).evaluation_file, RunDir(run).evaluation_key_file):
         file.unlink()
     assert main(["evaluate", run, "--eps", "0.05", "--limit-test", "9", "--seed", "3"]) == 0
     assert main(["export", run]) == 0
-    folder = RunDir(run).robustbench / "local" / "submission" / "gsa_rsl_resnet10t"
+    folder = RunDir(run).robustbench_folder / "local" / "submission" / "gsa_rsl_resnet10t"
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert (config["probe_epochs"], config["probe_lr"], config["eps"], config["seed"]) == (1, 0.5, 0.1, 0)
     lines = [line for line in (folder / "repeat.sh").read_text().splitlines() if line.startswith("acl-plugin ")]
@@ -298,14 +298,14 @@ def test_the_teacher_and_the_pseudo_labels_of_a_run_are_in_its_folder(teacher_ru
     info = {"clean_acc": "1.00", "reported": "0.00"}
     run = RunDir(tmp_path / "run")
     run.start(preset("digits", objective="deacl", objective_kwargs={"teacher": str(teacher_run)}))
-    write_json(run.pretraining, {"seconds": 1.0})
+    write_json(run.pretraining_file, {"seconds": 1.0})
     files, text = whole_run.script(run, info, EVALUATION)
     assert yaml.safe_load(files["teacher.yaml"])["objective"] == "simclr"
     assert yaml.safe_load(files["config.yaml"])["objective_kwargs"] == {"teacher": "teacher"}
     assert text.index('teacher.yaml" --out teacher') < text.index('config.yaml" --out run')
     shutil.rmtree(run.path)
     run.start(preset("digits", objective="advcl", objective_kwargs={"pseudo_labels": str(labels_file)}))
-    write_json(run.pretraining, {"seconds": 1.0})
+    write_json(run.pretraining_file, {"seconds": 1.0})
     files, text = whole_run.script(run, info, EVALUATION)
     assert files["pseudo_labels.npz"] == labels_file.read_bytes()
     assert yaml.safe_load(files["config.yaml"])["objective_kwargs"] == {"pseudo_labels": "pseudo_labels.npz"}
@@ -322,7 +322,7 @@ def test_the_teacher_and_the_pseudo_labels_of_a_run_are_in_its_folder(teacher_ru
 def test_what_cannot_be_repeated_names_its_source(tmp_path, objective, settings, pretraining, told):
     run = RunDir(tmp_path / "run")
     run.start(preset("cifar10", objective=objective, objective_kwargs=settings, data_dir=tmp_path))
-    write_json(run.pretraining, pretraining)
+    write_json(run.pretraining_file, pretraining)
     files, text = whole_run.script(run, {"clean_acc": "1.00", "reported": "0.00"}, EVALUATION)
     (tmp_path / "repeat.sh").write_text(text)
     done = repeated(tmp_path, str(tmp_path), "out")

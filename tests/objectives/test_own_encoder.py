@@ -150,14 +150,14 @@ def test_in_our_trainer(name, config, needed, tmp_path, labels_file, monkeypatch
     assert any(
         not torch.equal(v, w) for v, w in zip(check_trained_alone.values(), Tiny().stem.parameters(), strict=True)
     )
-    spec, saved = read_model(run.encoder)
+    spec, saved = read_model(run.encoder_file)
     assert spec.backbone.endswith(".Tiny")
     assert saved.keys() == {f"module.{key}" for key in Tiny().state_dict()}
     assert read_projector(run)[0] == create_objective(name).projector
     x = torch.rand(3, *SHAPE)
     assert kept(x).isfinite().all()
     assert all(torch.equal(value, saved[key]) for key, value in kept.backbone.state_dict().items())
-    if run.benign_encoder.is_file():
+    if run.benign_encoder_file.is_file():
         assert not torch.equal(load_encoder(run.path, benign=True, encoder=encoder).features(x), kept.features(x))
 
 
@@ -169,7 +169,7 @@ def test_an_interrupted_run_of_ones_own_encoder_resumes_with_the_same_weights(co
         pretrain(config, tmp_path / "stopped", encoder=encoder, max_steps=1)
     other = wrapped(create_objective(config.objective.objective), seed=5)  # the checkpoint has the weights
     again = pretrain(config, tmp_path / "stopped", encoder=other)
-    one, two = (read_model(run.encoder)[1] for run in (whole, again))
+    one, two = (read_model(run.encoder_file)[1] for run in (whole, again))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 

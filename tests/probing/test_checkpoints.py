@@ -68,8 +68,8 @@ def test_every_protocol_goes_on_where_it_was_stopped(protocol, tiny_config, tmp_
     run = pretrain(config, tmp_path / "run")
     probe(run, config, CPU)
     whole = load_classifier(run.path).state_dict()
-    record = read_json(run.probe)
-    run.classifier.unlink()
+    record = read_json(run.probe_file)
+    run.classifier_file.unlink()
     with monkeypatch.context() as patch:  # killed before the head, or the finetuning, is done
         saved = []
         save = ProbeCheckpoints.save
@@ -83,7 +83,7 @@ def test_every_protocol_goes_on_where_it_was_stopped(protocol, tiny_config, tmp_
         patch.setattr(ProbeCheckpoints, "save", stop)
         with pytest.raises(KeyboardInterrupt):
             probe(run, config, CPU)
-    assert run.probing.is_dir()
+    assert run.probing_folder.is_dir()
     steps = []
     save = ProbeCheckpoints.save
     monkeypatch.setattr(ProbeCheckpoints, "save", lambda *a: steps.append(a[1]) or save(*a))
@@ -91,6 +91,6 @@ def test_every_protocol_goes_on_where_it_was_stopped(protocol, tiny_config, tmp_
     assert len(steps) < len(saved)
     assert not set(steps) & {"LP"}
     assert all(torch.equal(v, whole[k]) for k, v in load_classifier(run.path).state_dict().items())
-    again = read_json(run.probe)
+    again = read_json(run.probe_file)
     assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in record.items() if k != "seconds"}
-    assert not run.probing.exists()
+    assert not run.probing_folder.exists()

@@ -32,15 +32,15 @@ def run(tiny_config, tmp_path):
 def test_protocols_finetune_the_encoder_and_probe_it(run, protocol, fidelity):
     folder, config = run
     config = config.replace(probe_protocol=protocol, aft_fidelity=fidelity)
-    before = folder.encoder.read_bytes()
+    before = folder.encoder_file.read_bytes()
     state = torch.get_rng_state()
     probe(folder, config, CPU)
     assert torch.equal(state, torch.get_rng_state())
-    assert folder.encoder.read_bytes() == before
+    assert folder.encoder_file.read_bytes() == before
     first = load_classifier(folder.path).state_dict()
     pretrained = load_encoder(folder.path).backbone.state_dict()
     assert any(not torch.equal(first[f"backbone.{k}"], v) for k, v in pretrained.items())
-    record = read_json(folder.probe)
+    record = read_json(folder.probe_file)
     assert (record["protocol"], record["aft_clusters"], record["aft_fidelity"]) == (protocol, 10, fidelity)
     assert record["aft_loss"] > 0
     probe(folder, config, CPU)
@@ -96,4 +96,4 @@ def test_l2_is_refused(run):
     folder, config = run
     with pytest.raises(UsageError, match="attack 'TPGD' is not for L2"):
         probe(folder, config.replace(probe_protocol="dynacl++", norm="L2", eps=0.5), CPU)
-    assert not RunDir(folder.path).classifier.exists()
+    assert not RunDir(folder.path).classifier_file.exists()

@@ -29,7 +29,7 @@ def run(tmp_path):
     encoder = Classifier(spec(classes="0"))
     for _ in range(20):  # statistics
         encoder.features(datasets.load(preset("digits", limit_train=64).data).train.floats())
-    write_model(folder.encoder, spec(), encoder.backbone.state_dict())
+    write_model(folder.encoder_file, spec(), encoder.backbone.state_dict())
     return folder
 
 
@@ -44,7 +44,7 @@ def two_banks(tmp_path):
 def test_probe_learns_and_writes_what_it_did(run):
     config = preset("digits", **TINY | {"limit_train": 400, "probe_epochs": 40, "probe_lr": 3.0})
     probe(run, config, CPU)
-    record = json.loads(run.probe.read_text())
+    record = json.loads(run.probe_file.read_text())
     model = load_classifier(run.path)
     images = datasets.load(config.data).train
     assert record["train_accuracy"] == (predictions(model, images) == images.labels).double().mean().item()
@@ -58,12 +58,12 @@ def test_probe_learns_and_writes_what_it_did(run):
 def test_every_protocol_gives_a_classifier_and_its_record(two_banks, protocol):
     folder, config = two_banks
     config = config.replace(probe_protocol=protocol)
-    files = {p: p.read_bytes() for p in (folder.encoder, folder.benign_encoder)}
+    files = {p: p.read_bytes() for p in (folder.encoder_file, folder.benign_encoder_file)}
     state = torch.get_rng_state()
     probe(folder, config, CPU)
     assert torch.equal(state, torch.get_rng_state())
     assert all(p.read_bytes() == content for p, content in files.items())
-    record = json.loads(folder.probe.read_text())
+    record = json.loads(folder.probe_file.read_text())
     assert (record["protocol"], record["n"]) == (protocol, 40)
     assert record["loss"] > 0
     model = load_classifier(folder.path)
@@ -85,7 +85,7 @@ def test_the_epoch_is_chosen_on_training_images_that_are_held_out(two_banks, pro
     load = datasets.load
     monkeypatch.setattr(datasets, "load", lambda config: dataclasses.replace(load(config), test=None))
     probe(folder, config, CPU)
-    record = json.loads(folder.probe.read_text())
+    record = json.loads(folder.probe_file.read_text())
     assert record["n"] == len(split(datasets.load(config.data).train, 0.25, config.machine.seed)[0]) < 40
     assert 1 <= record["epoch"] <= 3
     assert 0 <= record["score"] <= 1
@@ -114,7 +114,7 @@ def test_bfloat16_probes_as_float32_does(two_banks, protocol):
     found = {}
     for precision in ("32-true", "bf16-mixed"):
         probe(folder, config.replace(probe_protocol=protocol, precision=precision), CPU)
-        record, model = json.loads(folder.probe.read_text()), load_classifier(folder.path)
+        record, model = json.loads(folder.probe_file.read_text()), load_classifier(folder.path)
         assert record["precision"] == precision
         assert {v.dtype for v in model.parameters()} == {torch.float32}
         way = torch.cat([(w - pretrained[k]).flatten() for k, w in model.backbone.named_parameters()])

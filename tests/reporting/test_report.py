@@ -78,12 +78,12 @@ def runs(tmp_path_factory):
 def test_a_page_has_every_section_and_nothing_from_outside(runs):
     whole, _ = runs
     assert main(["report", str(whole.path)]) == 0
-    text = whole.report.read_text()
+    text = whole.report_file.read_text()
     page = Page(text)
     assert not page.open
     for section in ("Attacks", "Images and features", "Why it is robust, or not", "Pretraining", "Settings"):
         assert section in page.words
-    evaluation = read_json(whole.evaluation)
+    evaluation = read_json(whole.evaluation_file)
     assert f"{100 * evaluation['robust_accuracy']:.2f} %" in page.words
     assert "bounds on the robust loss" in page.words
     assert "PGD-20 by eps" in page.words
@@ -123,11 +123,11 @@ def test_strings_from_files_are_shown_and_not_obeyed(runs, tmp_path):
     copied = RunDir(tmp_path / "<img src=x onerror=alert(1)>")
     shutil.copytree(whole.path, copied.path)
     evil = "<script>alert('x')</script>\"onload=\"alert(1)"
-    write_json(copied.evaluation, read_json(copied.evaluation) | {"flags": [evil]})
+    write_json(copied.evaluation_file, read_json(copied.evaluation_file) | {"flags": [evil]})
     write_json(copied.path / "environment.json", {"device": evil, "packages": {evil: evil}})
-    found = read_json(copied.audit)
+    found = read_json(copied.audit_file)
     found["rows"][-1]["bounds"][1]["assumption"] = evil
-    write_json(copied.audit, found)
+    write_json(copied.audit_file, found)
     report.report([copied], tmp_path / "page.html")
     page = Page((tmp_path / "page.html").read_text())
     assert "script" not in page.elements
@@ -141,10 +141,10 @@ def test_images_that_are_not_here_are_told(runs, tmp_path):
     whole, _ = runs
     copied = RunDir(tmp_path / "run")
     shutil.copytree(whole.path, copied.path)
-    text = copied.config.read_text().replace("data: digits\n", "data: cifar10\n")
-    copied.config.write_text(text)
-    report.report([copied], copied.report)
-    assert "cifar10 needs --data-dir" in Page(copied.report.read_text()).words
+    text = copied.config_file.read_text().replace("data: digits\n", "data: cifar10\n")
+    copied.config_file.write_text(text)
+    report.report([copied], copied.report_file)
+    assert "cifar10 needs --data-dir" in Page(copied.report_file.read_text()).words
 
 
 @pytest.mark.parametrize("arguments", [["nowhere"], []])
@@ -200,22 +200,22 @@ def test_what_is_partial_or_of_another_model_or_other_images_is_marked(finished_
     shutil.copytree(finished_run, run.path)
 
     def page():
-        report.report([run], run.report)
-        return run.report.read_text()
+        report.report([run], run.report_file)
+        return run.report_file.read_text()
 
     whole = page()
     for mark in ("Partial:", "Unfinished:", "earlier classifier", "other images"):
         assert mark not in whole
-    for path in (run.suite, run.audit):
+    for path in (run.suite_file, run.audit_file):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"complete": False}))
     assert page().count("Partial:") == 2
-    suite = json.loads(run.suite.read_text())
+    suite = json.loads(run.suite_file.read_text())
     suite["images"]["pixels"] = "other"
-    run.suite.write_text(json.dumps(suite | {"weights_sha256": "other"}))
+    run.suite_file.write_text(json.dumps(suite | {"weights_sha256": "other"}))
     assert "The suite of attacks is of an earlier classifier" in page()
     assert "The suite of attacks was measured on other images" in page()
     assert "The evaluation is of an earlier classifier" not in page()
-    run.encoder.unlink()
+    run.encoder_file.unlink()
     assert "Unfinished:" in page()
 
 
@@ -227,7 +227,7 @@ def test_runs_on_different_images_are_not_compared_in_silence(finished_run, tmp_
     out = tmp_path / "both.html"
     report.report(runs, out)
     assert "different images or threat models" not in out.read_text()
-    evaluation = json.loads(runs[1].evaluation.read_text())
-    runs[1].evaluation.write_text(json.dumps(evaluation | {"eps": 0.2}))
+    evaluation = json.loads(runs[1].evaluation_file.read_text())
+    runs[1].evaluation_file.write_text(json.dumps(evaluation | {"eps": 0.2}))
     report.report(runs, out)
     assert "different images or threat models" in out.read_text()

@@ -72,7 +72,7 @@ def test_a_run_from_its_first_epoch_to_its_export(tmp_path, capsys, few, monkeyp
 
     (run / ".lock").write_text("123")
     assert lines(run, capsys)[0].endswith("process 123 works in it, or was killed")
-    RunDir(run).evaluation.write_text("{")
+    RunDir(run).evaluation_file.write_text("{")
     assert main(["status", str(run)]) == 2
     assert "evaluation.json is damaged" in capsys.readouterr().err
 

@@ -22,7 +22,7 @@ def run(tmp_path):
     folder = RunDir(tmp_path / "run")
     folder.start(preset("digits"))
     model = Classifier(spec(classes="0123456789"))
-    models.write_model(folder.classifier, model.spec, model.state_dict())
+    models.write_model(folder.classifier_file, model.spec, model.state_dict())
     return folder, model
 
 
@@ -100,7 +100,7 @@ def test_configuration_is_read_back_and_damage_is_told(run):
         "epoch: 3\ndata: digits",
         "!!python/object:os.x {}",
     ):
-        folder.config.write_text(text)
+        folder.config_file.write_text(text)
         with pytest.raises(UsageError, match=r"config.yaml is not a configuration"):
             folder.read_config()
 
@@ -125,7 +125,7 @@ def test_a_file_and_an_unwritable_folder_are_refused(tmp_path):
 @pytest.mark.parametrize("where", [0.0, 0.5, 1.0])
 def test_a_flipped_byte_is_found(run, where):
     folder, _ = run
-    damage(folder.classifier, where)
+    damage(folder.classifier_file, where)
     with pytest.raises(UsageError, match="classifier.pt is damaged"):
         acl_plugin.load_classifier(folder.path)
 

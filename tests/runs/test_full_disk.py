@@ -160,15 +160,15 @@ def test_a_process_of_several_that_dies(run, few, monkeypatch, capsys):
 
     anew()
     assert main(command) == 0
-    whole = run.evaluation_lines.read_bytes()
+    whole = run.verdicts_file.read_bytes()
     anew()
     monkeypatch.setattr(run_folder, "_attack_share", _dies)
     assert main([*command, "--devices", "2"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert "stopped: one of 2 processes has ended early (process 1 terminated with signal SIGKILL)" in lines[-1]
-    assert not run.evaluation.exists()
+    assert not run.evaluation_file.exists()
     assert main(command) == 0
-    assert run.evaluation_lines.read_bytes() == whole
+    assert run.verdicts_file.read_bytes() == whole
 
 
 def _dies(rank, *_):

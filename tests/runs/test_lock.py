@@ -57,7 +57,7 @@ def test_two_processes_do_not_work_in_one_folder(other):
     for stage in stages:
         with pytest.raises(UsageError, match=f"process {process.pid} works in .*run; wait for it, or choose another"):
             stage()
-    assert not run.encoder.exists()
+    assert not run.encoder_file.exists()
 
 
 @pytest.mark.e2e
@@ -98,8 +98,8 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path):
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 0.0)
     run = pretrain(preset("digits", **TINY | {"epochs": 1}), tmp_path / "run")
-    os.utime(run.encoder, (0, 0))
-    assert pretrain(preset("digits", **TINY | {"epochs": 1}), tmp_path / "run").encoder.is_file()
+    os.utime(run.encoder_file, (0, 0))
+    assert pretrain(preset("digits", **TINY | {"epochs": 1}), tmp_path / "run").encoder_file.is_file()
 
 
 def in_another_thread(work):
@@ -141,8 +141,8 @@ def test_a_second_thread_is_refused_before_anything_is_written_and_the_first_end
     run = pretrain(config, tmp_path / "run", callbacks=Meanwhile())
     assert [type(error) for error in found] == [UsageError] * 4
     assert all("another thread" in str(error) for error in found)
-    assert run.encoder.read_bytes() == whole.encoder.read_bytes()
-    assert run.metrics.read_bytes() == whole.metrics.read_bytes()
+    assert run.encoder_file.read_bytes() == whole.encoder_file.read_bytes()
+    assert run.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
     assert in_another_thread(lambda: pretrain(config, tmp_path / "later")).encoder.is_file()
 
 
@@ -164,4 +164,4 @@ def test_another_threads_private_numbers_do_not_disturb_a_training(tmp_path):
     finally:
         done.set()
         thread.join()
-    assert run.encoder.read_bytes() == whole.encoder.read_bytes()
+    assert run.encoder_file.read_bytes() == whole.encoder_file.read_bytes()

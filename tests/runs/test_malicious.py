@@ -91,14 +91,14 @@ def test_weights_in_a_run_folder(run, capsys, file, command, how):
 @pytest.mark.e2e
 @pytest.mark.parametrize("how", [pickle.dumps, torch_bytes], ids=["pickle", "torch"])
 def test_a_checkpoint_to_go_on_from(run, capsys, how):
-    whole = run.encoder.read_bytes()
-    run.encoder.unlink()
-    for path in (run.checkpoint, run.checkpoint_before):
+    whole = run.encoder_file.read_bytes()
+    run.encoder_file.unlink()
+    for path in (run.checkpoint_file, run.earlier_checkpoint_file):
         path.write_bytes(how({"means": Evil(), "state_dict": Evil()}))
     assert main(["pretrain", "--out", "run", *FINISHED]) == 0  # from the beginning
     assert capsys.readouterr().err.count("is damaged") == 2
     assert not Path("executed").exists()
-    assert run.encoder.read_bytes() == whole
+    assert run.encoder_file.read_bytes() == whole
 
 
 @pytest.mark.parametrize("how", [pickle.dumps, torch_bytes], ids=["pickle", "torch"])
@@ -122,7 +122,7 @@ def test_pseudo_labels(run, capsys):
     ids=lambda v: v[0],
 )
 def test_yaml(run, capsys, text, command):
-    run.config.write_text(text)
+    run.config_file.write_text(text)
     refused(capsys, *command)
 
 
@@ -139,33 +139,33 @@ def test_weights_that_a_backbones_arguments_name(run, capsys):
     given = ["--backbone-kwargs.checkpoint_path", "evil.pth"]
     told = "--backbone-kwargs.checkpoint_path is not taken"
     refused(capsys, "pretrain", "--out", "x", *given, told=told)
-    config = yaml.safe_load(run.config.read_text())
+    config = yaml.safe_load(run.config_file.read_text())
     config["backbone_kwargs"]["checkpoint_path"] = "evil.pth"
-    run.config.write_text(yaml.safe_dump(config))
-    run.encoder.unlink()
+    run.config_file.write_text(yaml.safe_dump(config))
+    run.encoder_file.unlink()
     refused(capsys, "run", "--config", "run/config.yaml", "--out", "run", told=told)
-    content = torch.load(run.classifier, weights_only=True)
+    content = torch.load(run.classifier_file, weights_only=True)
     content["spec"]["kwargs"]["checkpoint_path"] = "evil.pth"
-    torch.save(content, run.classifier)
+    torch.save(content, run.classifier_file)
     refused(capsys, "export", "run", told=told)
 
 
 @pytest.mark.e2e
 def test_records_of_an_evaluation(run, capsys, few):
-    first = sorted(run.adversarial.iterdir())[0]
-    run.evaluation.unlink()
+    first = sorted(run.adversarial_folder.iterdir())[0]
+    run.evaluation_file.unlink()
     with first.open("wb") as file:
         np.savez(file, positions=np.array([Evil()], dtype=object), images=np.array([Evil()], dtype=object))
     refused(capsys, "evaluate", "run", told=f"{first} is missing or damaged")
-    chunk = next(run.evaluation_chunks.iterdir())
+    chunk = next(run.chunks_folder.iterdir())
     chunk.write_text('{"start": 0, "predictions": [], "broken_by": ["../../x"], "done": "os.mkdir", "flags": []}')
     refused(capsys, "evaluate", "run", told=f"{chunk} is damaged (done is 'os.mkdir', not int)")
 
 
 @pytest.mark.parametrize(("field", "value"), [("dataset", "../../escaped"), ("threat_model", "../../../escaped")])
 def test_an_evaluation_does_not_lead_out_of_the_folder(run, capsys, field, value):
-    found = json.loads(run.evaluation.read_text())
-    run.evaluation.write_text(json.dumps(found | {field: value}))
+    found = json.loads(run.evaluation_file.read_text())
+    run.evaluation_file.write_text(json.dumps(found | {field: value}))
     refused(capsys, "export", "run", told=f"evaluation.json is damaged ({field} is {value!r}, not one of")
 
 
@@ -177,7 +177,7 @@ def test_the_index_of_exported_models(run):
     from acl_plugin.errors import UsageError
     from acl_plugin.leaderboard.registration import load_exported
 
-    described = run.robustbench / "models" / "digits" / "Linf" / "gsa_rsl_resnet10t.json"
+    described = run.robustbench_folder / "models" / "digits" / "Linf" / "gsa_rsl_resnet10t.json"
     description = json.loads(described.read_text())
     evil = pickle.dumps(Evil())
     Path("evil.pt").write_bytes(evil)

@@ -160,16 +160,16 @@ def test_a_suite_on_other_images_is_refused_or_overwritten(there, capsys):
 @pytest.mark.e2e
 def test_classes_by_other_names_are_refused_or_mapped(there, few):
     run = RunDir(there / "run")
-    before = json.loads(run.evaluation.read_text())
+    before = json.loads(run.evaluation_file.read_text())
     change(there, "classes", "test")
-    for path in (run.evaluation, run.evaluation_key):
+    for path in (run.evaluation_file, run.evaluation_key_file):
         path.unlink()
     with pytest.raises(UsageError, match="wasp only here; bee only in the classifier") as error:
         evaluate(run, settings(there), CPU)
     assert (error.value.parameter, error.value.allowed) == ("class_map", CLASSES)
     mapped = evaluate(run, settings(there, class_map={"wasp": "bee"}), CPU)
     assert mapped["clean_accuracy"] == before["clean_accuracy"]  # sorted, wasp is the last class, and bee the second
-    assert run.evaluation_lines.read_text() != ""
+    assert run.verdicts_file.read_text() != ""
     for wrong in ({"wasp": "fly"}, {"fly": "bee"}):
         with pytest.raises(UsageError) as error:
             evaluate(run, settings(there, class_map=wrong), CPU)
@@ -214,7 +214,7 @@ def test_limits_keep_the_shares_of_sorted_classes_and_are_recorded(there, tmp_pa
     assert found.test.labels.bincount().tolist() == [2, 2, 2, 2]
     assert found.test.rows.tolist() == datasets.load(options).test.rows.tolist()
     run = pretrain(options, tmp_path / "limited")
-    assert json.loads(run.images.read_text())["train_rows"] == found.train.rows.tolist()
+    assert json.loads(run.images_file.read_text())["train_rows"] == found.train.rows.tolist()
     capsys.readouterr()
     assert len(datasets.load(settings(there, limit_test=2).data).test) == 2
     assert "2 of 4 classes are missing" in capsys.readouterr().err

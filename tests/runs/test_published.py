@@ -239,7 +239,7 @@ def test_an_imported_run_is_ready_to_be_probed(layout, bank, tmp_path, images, c
         if projector is not None and name == "pgd":
             torch.testing.assert_close(encoder(images), projector(theirs), atol=1e-4, rtol=1e-3)
     assert read_projector(run)[0] == ("identity" if projector is None else LAYOUTS[layout].projector[0])
-    record = read_json(run.pretraining)
+    record = read_json(run.pretraining_file)
     assert (record["format"], record["bank"], record["file"]) == (layout, name, "checkpoint.pt")
     assert run.read_config().objective.objective == "imported"
 
@@ -461,7 +461,7 @@ def test_the_head_of_a_classifier_is_kept(layout, tmp_path, images, config, clas
     import_run(saved(tmp_path, content), run, config)
     with torch.no_grad():
         torch.testing.assert_close(load_classifier(run.path)(images), logits(images), atol=1e-3, rtol=1e-3)
-    record = read_json(run.probe)
+    record = read_json(run.probe_file)
     assert (record["protocol"], record["n"], record["train_accuracy"]) == ("imported", 20, 1.0)
     told = capsys.readouterr().err
     assert "is the classifier, right on 100.0 %" in told
@@ -475,7 +475,7 @@ def test_a_head_at_chance_on_few_images_is_kept_and_named_so(layout, tmp_path, c
     whole_head(content, LAYERS[layout])
     run = RunDir(tmp_path / "run")
     import_run(saved(tmp_path, content), run, config)
-    assert run.classifier.exists()
+    assert run.classifier_file.exists()
     told = capsys.readouterr().err
     assert f"the linear head {LAYERS[layout].split('.')[-1]!r} is the classifier, right on" in told
     assert "which is chance on so few" in told
@@ -539,7 +539,7 @@ def test_a_classifier_beside_the_network_is_its_head(linear, tmp_path, images, c
     assert import_run(path, run, config) == "shortcut"
     told = capsys.readouterr().err
     if not linear:  # never the last of its layers, nor the network's own
-        assert not run.classifier.exists()
+        assert not run.classifier_file.exists()
         assert "left out: classifier, head_pred, head_proj, linear" in told
         return
     with torch.no_grad():
@@ -552,7 +552,7 @@ def test_half_a_linear_layer_is_named(tmp_path, config, capsys):
     run = RunDir(tmp_path / "run")
     import_run(saved(tmp_path, made("shortcut")[0]), run, config)
     assert "left out: linear" in capsys.readouterr().err
-    assert not run.classifier.exists()
+    assert not run.classifier_file.exists()
 
 
 def test_other_groups_of_tensors_are_named(tmp_path, config, capsys):
@@ -601,7 +601,7 @@ def test_a_head_for_other_classes_is_named(tmp_path, config, capsys):
     run = RunDir(tmp_path / "run")
     import_run(saved(tmp_path, content), run, config)
     assert "left out: the linear head 'fc' (7 outputs on 16 features, here 10 classes" in capsys.readouterr().err
-    assert not run.classifier.exists()
+    assert not run.classifier_file.exists()
 
 
 @pytest.mark.e2e

@@ -30,8 +30,8 @@ def test_from_five_digits_to_the_others(source, tmp_path, capsys, few):
     assert f"acl-plugin probe {out} && acl-plugin evaluate {out}" in capsys.readouterr().out
     assert main(["probe", out]) == 0
     assert main(["evaluate", out]) == 0
-    assert json.loads((RunDir(out).evaluation).read_text())["dataset"] == "digits_5_9"
-    assert json.loads((RunDir(out).probe).read_text())["probe_epochs"] == 2
+    assert json.loads((RunDir(out).evaluation_file).read_text())["dataset"] == "digits_5_9"
+    assert json.loads((RunDir(out).probe_file).read_text())["probe_epochs"] == 2
     model = load_classifier(out)
     assert model.spec.classes == tuple("56789")
     for benign in (False, True):

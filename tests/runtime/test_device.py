@@ -38,9 +38,9 @@ def test_the_device_is_lightnings(monkeypatch):
 def test_what_was_decided_is_recorded(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     run = pretrain(tiny_config.replace(precision="auto", epochs=1), tmp_path / "run")
-    assert read_json(run.pretraining)["precision"] == "bf16-mixed"
+    assert read_json(run.pretraining_file)["precision"] == "bf16-mixed"
     assert run.read_config().machine.precision == "auto"
-    assert all(w.isfinite().all() for w in read_model(run.encoder)[1].values())
+    assert all(w.isfinite().all() for w in read_model(run.encoder_file)[1].values())
 
 
 @pytest.mark.e2e
@@ -62,7 +62,7 @@ def test_without_a_compiler_one_line_says_so_and_training_goes_on(tiny_config, t
 
     monkeypatch.setattr(torch, "compile", broken)
     run = pretrain(tiny_config.replace(compile=True, epochs=1), tmp_path / "run")
-    assert run.encoder.is_file()
+    assert run.encoder_file.is_file()
     told = [line for line in capsys.readouterr().err.splitlines() if "--compile" in line]
     assert told == ["--compile: no compiler works here (no C++ compiler); going on without it"]
 

@@ -55,9 +55,9 @@ def test_a_row_for_each_checkpoint_of_each_run(runs, audited):
     kept = [[int(kept.path.name[-5:]) for kept in run.snapshots()] for run in runs.values()]
     assert [row["epochs"] for row in result["rows"]] == [*kept[0], 4, *kept[1], 4]
     assert min(map(len, kept)) >= 2
-    assert json.loads(out.audit.read_text()) == result
+    assert json.loads(out.audit_file.read_text()) == result
     for run in runs.values():
-        own = json.loads(run.audit.read_text())
+        own = json.loads(run.audit_file.read_text())
         assert own["rows"] == [row for row in result["rows"] if row["run"] == str(run.path)]
         assert own["settings"]["adversary"] == "PGD-20"
     for row in result["rows"]:
@@ -107,8 +107,8 @@ def test_nothing_is_audited_twice_and_the_random_state_stays(runs, audited, monk
 @pytest.mark.usefixtures("audited")
 def test_an_audit_that_was_stopped_goes_on_to_the_same_rows(runs, monkeypatch):
     run = runs["acl_ds"]
-    whole = run.audit.read_bytes()
-    run.audit.unlink()
+    whole = run.audit_file.read_bytes()
+    run.audit_file.unlink()
     once = audit.audit_encoder
     left = [True, True]
 
@@ -121,22 +121,22 @@ def test_an_audit_that_was_stopped_goes_on_to_the_same_rows(runs, monkeypatch):
     monkeypatch.setattr(audit, "audit_encoder", stops)
     with pytest.raises(KeyboardInterrupt):
         audit.audit([run], run, "all", 48, CPU)
-    assert len(json.loads(run.audit.read_text())["rows"]) == 2
+    assert len(json.loads(run.audit_file.read_text())["rows"]) == 2
     monkeypatch.setattr(audit, "audit_encoder", once)
     audit.audit([run], run, "all", 48, CPU)
-    assert run.audit.read_bytes() == whole
+    assert run.audit_file.read_bytes() == whole
 
 
 @pytest.mark.e2e
 def test_other_settings_are_another_audit(runs):
     run = runs["gsa_rsl"]
-    before = json.loads(run.audit.read_text()) if run.audit.is_file() else None
+    before = json.loads(run.audit_file.read_text()) if run.audit_file.is_file() else None
     result = audit.audit([run], run, "last", 20, CPU)
-    assert json.loads(run.audit.read_text())["settings"]["n"] == 20
+    assert json.loads(run.audit_file.read_text())["settings"]["n"] == 20
     assert len(result["rows"]) == 1
     assert all(value is None for value in result["correlation"].values())
     if before is not None:
-        run.audit.write_text(json.dumps(before, indent=2) + "\n")
+        run.audit_file.write_text(json.dumps(before, indent=2) + "\n")
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -195,8 +195,8 @@ def test_table_and_figure(audited):
     assert any("estimate, no certificate" in line for line in lines)
     n = len(result["rows"])
     assert any(line.startswith(f"Spearman's correlation with the robust loss over {n} checkpoints") for line in lines)
-    assert out.audit_figure.read_bytes() == figures.svg(figures.audit(result))
-    assert b"http://www.w3.org/2000/svg" in out.audit_figure.read_bytes()
+    assert out.audit_figure_file.read_bytes() == figures.svg(figures.audit(result))
+    assert b"http://www.w3.org/2000/svg" in out.audit_figure_file.read_bytes()
     assert len(figures.audit(result | {"correlation": {}}).axes) == 1
 
 

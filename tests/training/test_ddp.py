@@ -40,7 +40,7 @@ if how == "plain":
 else:
     more = {"max_steps": 1} if how == "stopped" else {}
     run = pretrain(config.replace(devices=2), Path(sys.argv[1]), callbacks=[Record()], **more)
-    assert run.encoder.is_file()
+    assert run.encoder_file.is_file()
 """
 
 

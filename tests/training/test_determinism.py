@@ -90,7 +90,7 @@ def test_the_seed_reaches_every_stage(finished_run, stage, tmp_path, monkeypatch
     command, path = other[stage]
     if stage == "audit":  # has the seed of the run
         run = RunDir("run")
-        run.config.write_text(run.config.read_text().replace("\nseed: 0\n", "\nseed: 1\n"))
+        run.config_file.write_text(run.config_file.read_text().replace("\nseed: 0\n", "\nseed: 1\n"))
         Path("run/audit.json").unlink()
     elif stage in ("probe", "pseudo-labels"):
         assert main(command) == 0

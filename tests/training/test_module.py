@@ -25,11 +25,11 @@ def plain(config, folder, ckpt_path=None, **options):
     run = RunDir(folder / "written")
     run.path.mkdir(parents=True, exist_ok=True)
     module.write_encoder(run)
-    return run.encoder.read_bytes()
+    return run.encoder_file.read_bytes()
 
 
 def ours(config, folder, epochs):
-    return pretrain(config.replace(epochs=epochs), folder / f"ours{epochs}").encoder.read_bytes()
+    return pretrain(config.replace(epochs=epochs), folder / f"ours{epochs}").encoder_file.read_bytes()
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_group_keeps_its_own_rate_and_decay(optimizer, register, config, tmp_p
             (0.002 * share, 0.0),
             (0.0, config.training.weight_decay),
         ]
-    kept = torch.load(RunDir(tmp_path / "whole").checkpoint, weights_only=True)["state_dict"]
+    kept = torch.load(RunDir(tmp_path / "whole").checkpoint_file, weights_only=True)["state_dict"]
     matrices = {name: value for name, value in first.items() if value.dim() > 1}
     same = {name: torch.equal(kept[f"model.{name}"], value) for name, value in matrices.items()}
     assert {name for name in same if same[name]} == {name for name in same if name.startswith("backbone.conv1")}
@@ -193,6 +193,6 @@ def test_the_last_partial_step_is_made(register, config, tmp_path):
     options = {"optimizer": "lion", "weight_decay": 0.0, "warmup": 0.0, "epochs": 1, "lr": 0.01}
     config = config.replace(objective="linear", **options)
     run = pretrain(config, tmp_path / "run")
-    weight = torch.load(run.encoder, weights_only=True)["weights"]["bn1.weight"]
+    weight = torch.load(run.encoder_file, weights_only=True)["weights"]["bn1.weight"]
     moved = 0.01 * (learning_rate(0.5, 0) + learning_rate(0.75, 0))
     assert torch.allclose(1 - weight, torch.tensor(moved), atol=1e-6)

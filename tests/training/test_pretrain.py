@@ -56,7 +56,7 @@ def healthy(monkeypatch):
 
 
 def files(run):
-    return read_model(run.encoder), run.metrics.read_text()
+    return read_model(run.encoder_file), run.metrics_file.read_text()
 
 
 def same_weights(one, two):
@@ -93,7 +93,7 @@ def test_an_interrupted_run_keeps_the_step_and_goes_on_after_it(tiny_config, tmp
     for at in ((0, 0), (0, 1), (1, 1)):
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, tmp_path / "stopped", callbacks=[InterruptAt(*at, number)])
-        checkpoint = torch.load(RunDir(tmp_path / "stopped").checkpoint, weights_only=True)
+        checkpoint = torch.load(RunDir(tmp_path / "stopped").checkpoint_file, weights_only=True)
         steps.append(checkpoint["global_step"])
     per_epoch = 3 if coreset == "rcs" else 4  # the first epoch has all images
     first = steps[0]
@@ -114,7 +114,7 @@ def test_an_interruption_waits_for_the_end_of_an_accumulated_step_and_of_an_epoc
     for at, steps in (((0, 0), 1), ((0, 3), 3), ((2, 3), 6)):  # steps of two batches, two an epoch
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, tmp_path / "stopped", callbacks=[InterruptAt(*at)])
-        checkpoint = torch.load(RunDir(tmp_path / "stopped").checkpoint, weights_only=True)
+        checkpoint = torch.load(RunDir(tmp_path / "stopped").checkpoint_file, weights_only=True)
         assert checkpoint["global_step"] == steps
     again = pretrain(config, tmp_path / "stopped")
     assert same_weights(files(whole)[0][1], files(again)[0][1])
@@ -129,7 +129,7 @@ def test_a_long_epoch_has_checkpoints_within(tiny_config, tmp_path, healthy, mon
     for (epoch, batch), steps in (((0, 3), 1), ((1, 1), 2), ((2, 2), 5)):
         with pytest.raises(Killed):
             pretrain(config, tmp_path / "stopped", callbacks=[StopAt(epoch, batch)])
-        checkpoint = torch.load(RunDir(tmp_path / "stopped").checkpoint, weights_only=True)
+        checkpoint = torch.load(RunDir(tmp_path / "stopped").checkpoint_file, weights_only=True)
         assert checkpoint["global_step"] == steps
     again = pretrain(config, tmp_path / "stopped")
     assert same_weights(files(whole)[0][1], files(again)[0][1])
@@ -142,7 +142,7 @@ def test_seed_decides_the_result(tiny_config, tmp_path):
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         torch.manual_seed(len(weights))  # the global state does not matter
         run = pretrain(tiny_config.replace(seed=seed), tmp_path / name)
-        weights[name] = read_model(run.encoder)[1]
+        weights[name] = read_model(run.encoder_file)[1]
     assert same_weights(weights["one"], weights["same"])
     assert not same_weights(weights["one"], weights["other"])
 
@@ -150,9 +150,9 @@ def test_seed_decides_the_result(tiny_config, tmp_path):
 @pytest.mark.e2e
 def test_a_finished_run_is_left_alone_and_another_configuration_refused(tiny_config, tmp_path):
     run = pretrain(tiny_config, tmp_path / "run")
-    before = run.encoder.stat().st_mtime_ns
+    before = run.encoder_file.stat().st_mtime_ns
     pretrain(tiny_config, tmp_path / "run")
-    assert run.encoder.stat().st_mtime_ns == before
+    assert run.encoder_file.stat().st_mtime_ns == before
     with pytest.raises(UsageError, match=r"another configuration \(`lr` 0.5, there 0.02\); choose another `out`"):
         pretrain(tiny_config.replace(lr=0.5), tmp_path / "run")
     (tmp_path / "full").mkdir()
@@ -165,7 +165,7 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(tiny_con
 def test_a_run_killed_after_its_last_step_only_writes_the_encoder(tiny_config, tmp_path):
     run = pretrain(tiny_config, tmp_path / "run")
     (spec, weights), metrics = files(run)
-    run.encoder.unlink()
+    run.encoder_file.unlink()
     pretrain(tiny_config, tmp_path / "run")
     (other_spec, other_weights), other_metrics = files(run)
     assert spec == other_spec
@@ -176,10 +176,10 @@ def test_a_run_killed_after_its_last_step_only_writes_the_encoder(tiny_config, t
 @pytest.mark.e2e
 def test_run_folder_holds_configuration_environment_metrics_and_checkpoint(tiny_config, tmp_path):
     run = pretrain(tiny_config, tmp_path / "run")
-    assert yaml.safe_load(run.config.read_text())["objective"] == "gsa_rsl"
-    assert run.checkpoint.is_file()
+    assert yaml.safe_load(run.config_file.read_text())["objective"] == "gsa_rsl"
+    assert run.checkpoint_file.is_file()
     assert list((run.path / "tensorboard").glob("events*"))
-    rows = list(csv.DictReader(run.metrics.open()))
+    rows = list(csv.DictReader(run.metrics_file.open()))
     assert [row["epoch"] for row in rows] == ["0", "1"]
     assert {"loss", "nce_adv", "nce_clean", "sharpness", "global_js", "attack_moved"} <= rows[0].keys()
     assert float(rows[0]["attack_moved"]) == 1.0
@@ -201,12 +201,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_checkp
     with pytest.raises(TrainingStopped, match=r"the loss is nan at step 3 \(nce_clean .*\); lower --lr"):
         pretrain(config, tmp_path / "run")
     run = RunDir(tmp_path / "run")
-    weights = torch.load(run.checkpoint, weights_only=True)["state_dict"]
+    weights = torch.load(run.checkpoint_file, weights_only=True)["state_dict"]
     assert all(w.isfinite().all() for w in weights.values() if isinstance(w, torch.Tensor))
-    assert torch.load(run.checkpoint, weights_only=True)["epoch"] == 0
-    assert not run.encoder.exists()
+    assert torch.load(run.checkpoint_file, weights_only=True)["epoch"] == 0
+    assert not run.encoder_file.exists()
     pretrain(config, tmp_path / "run")  # the cause is gone: the run goes on
-    assert run.encoder.is_file()
+    assert run.encoder_file.is_file()
 
 
 @pytest.mark.e2e
@@ -224,14 +224,14 @@ def test_a_collapsed_run_stops_and_says_what_to_change(register, tiny_config, tm
     with pytest.raises(TrainingStopped, match=message):
         pretrain(config, tmp_path / "run")
     # warm-up is 4 steps, 2 an epoch: the checkpoint is of the last epoch before the streak began
-    assert torch.load(RunDir(tmp_path / "run").checkpoint, weights_only=True)["epoch"] == 1
+    assert torch.load(RunDir(tmp_path / "run").checkpoint_file, weights_only=True)["epoch"] == 1
 
 
 @pytest.mark.e2e
 def test_what_a_finished_run_was_made_with_stays(tiny_config, tmp_path):
     run = pretrain(tiny_config, tmp_path / "run")
     (run.path / "environment.json").write_text("as it was")
-    assert pretrain(tiny_config, tmp_path / "run").encoder.is_file()
+    assert pretrain(tiny_config, tmp_path / "run").encoder_file.is_file()
     assert (run.path / "environment.json").read_text() == "as it was"
 
 
@@ -242,27 +242,28 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_leads_to_the_same_we
 ):
     config = tiny_config.replace(epochs=3)
     run = pretrain(config, tmp_path / "run")
-    whole = run.encoder.read_bytes()
-    assert torch.load(run.checkpoint_before, weights_only=True)["epoch"] < 2
-    run.encoder.unlink()
-    for path in (run.checkpoint, run.checkpoint_before)[:damaged]:
+    whole = run.encoder_file.read_bytes()
+    assert torch.load(run.earlier_checkpoint_file, weights_only=True)["epoch"] < 2
+    run.encoder_file.unlink()
+    for path in (run.checkpoint_file, run.earlier_checkpoint_file)[:damaged]:
         damage(path)
     capsys.readouterr()
     pretrain(config, tmp_path / "run")
     told = [line for line in capsys.readouterr().err.splitlines() if "is damaged" in line]
     assert len(told) == damaged
-    assert told[0] == f"{run.checkpoint} is damaged (a checksum is not right); resuming from the checkpoint before it"
-    assert run.encoder.read_bytes() == whole
+    reason = "is damaged (a checksum is not right); resuming from the checkpoint before it"
+    assert told[0] == f"{run.checkpoint_file} {reason}"
+    assert run.encoder_file.read_bytes() == whole
 
 
 @pytest.mark.e2e
 def test_a_process_that_dies_between_two_checkpoints_goes_on_from_the_one_before(tiny_config, tmp_path):
     config = tiny_config.replace(epochs=3)
     run = pretrain(config, tmp_path / "run")
-    whole = run.encoder.read_bytes()
-    run.encoder.unlink()
-    run.checkpoint.unlink()
-    assert pretrain(config, tmp_path / "run").encoder.read_bytes() == whole
+    whole = run.encoder_file.read_bytes()
+    run.encoder_file.unlink()
+    run.checkpoint_file.unlink()
+    assert pretrain(config, tmp_path / "run").encoder_file.read_bytes() == whole
 
 
 @pytest.mark.e2e
@@ -284,38 +285,38 @@ def test_a_process_that_dies_between_checkpoint_and_metrics_loses_no_row(tiny_co
         with pytest.raises(KeyboardInterrupt):
             pretrain(config, tmp_path / "killed")
     run = RunDir(tmp_path / "killed")
-    assert run.checkpoint.is_file()
-    rows = run.metrics.read_text().splitlines()[1:] if run.metrics.is_file() else []
+    assert run.checkpoint_file.is_file()
+    rows = run.metrics_file.read_text().splitlines()[1:] if run.metrics_file.is_file() else []
     assert len(rows) == epoch - 1
     pretrain(config, run.path)
-    assert run.metrics.read_bytes() == whole.metrics.read_bytes()
-    assert run.encoder.read_bytes() == whole.encoder.read_bytes()
+    assert run.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
+    assert run.encoder_file.read_bytes() == whole.encoder_file.read_bytes()
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("content", [b"", b"epoch,step\n", b"\x80", b"step\n1\n", b"epoch,step\nx,1\n"])
 def test_damaged_metrics_are_told_before_the_first_step(tiny_config, tmp_path, content):
     run = pretrain(tiny_config, tmp_path / "run")
-    run.encoder.unlink()
-    run.metrics.write_bytes(content)
+    run.encoder_file.unlink()
+    run.metrics_file.write_bytes(content)
     with pytest.raises(UsageError, match=r"metrics.csv is damaged .*; delete it"):
         pretrain(tiny_config, tmp_path / "run")
-    assert run.metrics.read_bytes() == content
-    run.metrics.unlink()
-    assert pretrain(tiny_config, tmp_path / "run").encoder.is_file()
+    assert run.metrics_file.read_bytes() == content
+    run.metrics_file.unlink()
+    assert pretrain(tiny_config, tmp_path / "run").encoder_file.is_file()
 
 
 @pytest.mark.e2e
 def test_seconds_are_those_of_all_starts(tiny_config, tmp_path):
     run = pretrain(tiny_config.replace(epochs=1), tmp_path / "whole")
-    once = json.loads(run.pretraining.read_text())
+    once = json.loads(run.pretraining_file.read_text())
     assert not once["resumed"]
-    checkpoint = torch.load(run.checkpoint, weights_only=True)
+    checkpoint = torch.load(run.checkpoint_file, weights_only=True)
     assert 0 < checkpoint["seconds"] <= once["seconds"] + 0.1
-    torch.save(checkpoint | {"seconds": 1000.0}, run.checkpoint)
-    run.encoder.unlink()
+    torch.save(checkpoint | {"seconds": 1000.0}, run.checkpoint_file)
+    run.encoder_file.unlink()
     pretrain(tiny_config.replace(epochs=1), tmp_path / "whole")
-    again = json.loads(run.pretraining.read_text())
+    again = json.loads(run.pretraining_file.read_text())
     assert again["resumed"]
     assert 1000 <= again["seconds"] < 1100
 
@@ -329,7 +330,7 @@ def test_real_training_does_not_look_collapsed(tiny_config, tmp_path):
 @pytest.mark.parametrize("option", [{"precision": "bf16-mixed"}, {"precision": "64-true"}, {"optimizer": "lars"}])
 def test_lightnings_and_timms_options_are_passed_through(option, tiny_config, tmp_path):
     run = pretrain(tiny_config.replace(**option), tmp_path / "run")
-    assert all(w.isfinite().all() for w in read_model(run.encoder)[1].values())
+    assert all(w.isfinite().all() for w in read_model(run.encoder_file)[1].values())
 
 
 @pytest.mark.e2e
@@ -346,7 +347,7 @@ def test_accumulated_gradients_are_averaged(register, tiny_config, tmp_path):
         options = {"optimizer": "sgd", "weight_decay": 0.0, "warmup": 0.0, "epochs": 1, "batch_size": 4, "lr": 0.01}
         config = tiny_config.replace(objective="linear", accumulate_grad_batches=every, **options)
         run = pretrain(config, tmp_path / str(every))
-        weights[every] = read_model(run.encoder)[1]["bn1.weight"]
+        weights[every] = read_model(run.encoder_file)[1]["bn1.weight"]
     assert torch.allclose(1 - weights[4], torch.tensor(0.01 * 1.9 * learning_rate(0.75, 0)), atol=1e-6)
     assert (weights[1] < weights[4]).all()
 

@@ -38,7 +38,7 @@ def undisturbed(tmp_path_factory):
     def train(config):
         if str(config) not in known:
             run = pretrain(config, tmp_path_factory.mktemp("undisturbed") / "run")
-            known[str(config)] = run.encoder.read_bytes(), run.metrics.read_bytes()
+            known[str(config)] = run.encoder_file.read_bytes(), run.metrics_file.read_bytes()
         return known[str(config)]
 
     return train
@@ -55,9 +55,9 @@ def resumed(config, out, starts=12, **options):
         else:
             assert done == sorted(set(done))
             return stops
-        assert run.checkpoint.is_file()
-        assert not run.encoder.exists()
-        assert not run.pretraining.exists()
+        assert run.checkpoint_file.is_file()
+        assert not run.encoder_file.exists()
+        assert not run.pretraining_file.exists()
     raise AssertionError("never done")
 
 
@@ -71,7 +71,7 @@ def test_every_option_of_lightnings_trainer_keeps_the_weights_or_is_refused(
     if name in FREE:
         stops = resumed(config, run.path, **{name: OTHER[name]})
         assert stops == {"max_time": 3, "max_steps": 1}.get(name, 0)
-        assert (run.encoder.read_bytes(), run.metrics.read_bytes()) == undisturbed(config)
+        assert (run.encoder_file.read_bytes(), run.metrics_file.read_bytes()) == undisturbed(config)
     else:
         with pytest.raises(UsageError) as error:
             pretrain(config, run.path, **{name: OTHER[name]})
@@ -97,7 +97,7 @@ def test_options_are_added_to_ours_or_repeat_them(options, config, undisturbed, 
     if options.get("logger") == "one":
         options = {"logger": CSVLogger(tmp_path / "logs")}
     run = pretrain(config, tmp_path / "run", **options)
-    assert (run.encoder.read_bytes(), run.metrics.read_bytes()) == undisturbed(config)
+    assert (run.encoder_file.read_bytes(), run.metrics_file.read_bytes()) == undisturbed(config)
     assert list((run.path / "tensorboard").glob("events*"))
 
 
@@ -127,7 +127,7 @@ def test_options_in_the_environment_change_nothing(config, undisturbed, tmp_path
     monkeypatch.setenv("PL_TRAINER_LIMIT_TRAIN_BATCHES", "1")
     monkeypatch.setenv("PL_TRAINER_MAX_STEPS", "1")
     run = pretrain(config, tmp_path / "run")
-    assert (run.encoder.read_bytes(), run.metrics.read_bytes()) == undisturbed(config)
+    assert (run.encoder_file.read_bytes(), run.metrics_file.read_bytes()) == undisturbed(config)
 
 
 class StopAt(lightning.Callback):
@@ -158,9 +158,9 @@ def test_whoever_stops_the_training_it_is_not_done_and_resumes(hook, every, conf
         pretrain(config, tmp_path / "run", callbacks=StopAt(hook, at))
     assert error.value.total == 3 * (3 if every == 1 else 2)
     assert (error.value.done > 0) == (hook != "on_train_start")
-    assert not RunDir(tmp_path / "run").encoder.exists()
+    assert not RunDir(tmp_path / "run").encoder_file.exists()
     run = pretrain(config, tmp_path / "run")
-    assert (run.encoder.read_bytes(), run.metrics.read_bytes()) == undisturbed(config)
+    assert (run.encoder_file.read_bytes(), run.metrics_file.read_bytes()) == undisturbed(config)
 
 
 class Leave(lightning.Callback):
@@ -179,7 +179,7 @@ def test_an_epoch_that_was_left_is_not_counted(config, undisturbed, tmp_path):
     with pytest.raises(TrainingUnfinished):
         pretrain(config, tmp_path / "run", callbacks=Leave())
     run = pretrain(config, tmp_path / "run")
-    assert (run.encoder.read_bytes(), run.metrics.read_bytes()) == undisturbed(config)
+    assert (run.encoder_file.read_bytes(), run.metrics_file.read_bytes()) == undisturbed(config)
 
 
 @pytest.mark.e2e
@@ -190,4 +190,4 @@ def test_early_stopping_leaves_a_run_that_resumes(config, undisturbed, tmp_path)
         pretrain(config, tmp_path / "run", callbacks=[stopping])
     assert error.value.done == 2
     run = pretrain(config, tmp_path / "run")
-    assert (run.encoder.read_bytes(), run.metrics.read_bytes()) == undisturbed(config)
+    assert (run.encoder_file.read_bytes(), run.metrics_file.read_bytes()) == undisturbed(config)

@@ -1,0 +1,48 @@
+"""The policy of all stages for results that already exist.
+
+With the settings of an earlier result, a stage returns it, or resumes it if it is unfinished. With different settings,
+the stage is refused, unless it is to overwrite the earlier result.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from acl_plugin.data.fingerprint import setting_differences
+from acl_plugin.errors import UsageError
+from acl_plugin.runs.records import read_record
+
+
+def earlier_record(
+    file: Path, settings: Mapping[str, Any], overwrite: bool, what: str = "an evaluation"
+) -> dict[str, Any] | None:
+    """Return the record of an earlier result with the same settings; None if there is none or it is replaced.
+
+    Args:
+        file: the record; its suffix determines the format.
+        settings: settings of the current call.
+        overwrite: ignore the earlier record.
+        what: kind of result, for the message.
+
+    Raises:
+        UsageError: when the earlier settings differ, naming them; or when the file is damaged.
+    """
+    if overwrite or not file.is_file():
+        return None
+    before = read_record(file)
+    refuse(file.parent, setting_differences(settings, before), what)
+    return before
+
+
+def refuse(folder: Path, differences: list[str], what: str) -> None:
+    """Raise the error for a folder with ``what`` of different settings; return if there are no ``differences``.
+
+    Raises:
+        UsageError: listing the differences.
+    """
+    if differences:
+        raise UsageError(
+            f"{folder} already contains {what} with different settings ({'; '.join(differences)}). Pass `overwrite` "
+            "to replace it, or choose another folder.",
+            parameter="overwrite", given=False, allowed=(True,),
+        )  # fmt: skip
