@@ -207,7 +207,7 @@ def test_a_published_checkpoint_is_imported_and_probed(tmp_path, capsys, monkeyp
     assert model.spec.mean == pytest.approx((0.485, 0.456, 0.406))
     assert torch.equal(model.backbone.conv1.weight, weights["module.conv1.weight"])
     assert main(["import", str(tmp_path / "published.pt"), "--out", out, *small, "--limit-train", "8"]) == 2
-    assert "another configuration" in capsys.readouterr().err
+    assert "a run with different settings" in capsys.readouterr().err
 
 
 MISTAKES = [
@@ -326,7 +326,7 @@ OF_A_RUN = [
     (["pseudo-labels", "run", "--out", "x", "--clusters", "two"], "--clusters: allowed: list. Got value: two"),
     (["pseudo-labels", "run", "--out", "nowhere/x.npz", "--clusters", "[2]"], "nowhere/x.npz cannot be written"),
     (["import", "run/encoder.pt", "--out", "x", "--data", "digits"], "run/encoder.pt is a model of acl_plugin already"),
-    (["pretrain", "--out", "run", "--lr", "0.5"], "run holds a run of another configuration"),
+    (["pretrain", "--out", "run", "--lr", "0.5"], "run already contains a run with different settings"),
 ]
 
 
@@ -358,7 +358,7 @@ def test_another_configuration_is_refused_and_nothing_lost(tmp_path, capsys):
     assert main(["pretrain", "--out", str(run), *OPTIONS]) == 0
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     assert main(["pretrain", "--out", str(run), *OPTIONS, "--lr", "0.5"]) == 2
-    assert "another configuration (--lr 0.5, there 0.02)" in capsys.readouterr().err
+    assert "a run with different settings (--lr 0.5, there 0.02)" in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     (run / "config.yaml").write_text("[")
     assert main(["probe", str(run)]) == 2

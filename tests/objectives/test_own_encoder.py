@@ -206,7 +206,7 @@ def test_a_run_of_ones_own_encoder_is_loaded_with_that_encoder_alone(run, config
 @pytest.mark.e2e
 def test_the_folder_is_of_that_encoder(run, config):
     assert run.read_config().encoder.backbone.startswith("own:")
-    with pytest.raises(UsageError, match="holds a run of another configuration"):
+    with pytest.raises(UsageError, match="a run with different settings"):
         pretrain(config, run.path)
 
 

@@ -42,7 +42,7 @@ def test_from_five_digits_to_the_others(source, tmp_path, capsys, few):
     assert main([*command, "--probe-epochs", "2"]) == 0
     assert times == {p: p.stat().st_mtime_ns for p in (tmp_path / "high").glob("*.pt")}
     assert main([*command, "--probe-epochs", "3"]) == 2
-    assert "holds a run of another configuration (--probe-epochs 3, there 2)" in capsys.readouterr().err
+    assert "a run with different settings (--probe-epochs 3, there 2)" in capsys.readouterr().err
 
 
 def test_threat_model_and_probe_are_the_new_data_sets(source):

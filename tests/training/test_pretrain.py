@@ -153,7 +153,7 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(tiny_con
     before = run.encoder_file.stat().st_mtime_ns
     pretrain(tiny_config, tmp_path / "run")
     assert run.encoder_file.stat().st_mtime_ns == before
-    with pytest.raises(UsageError, match=r"another configuration \(`lr` 0.5, there 0.02\); choose another `out`"):
+    with pytest.raises(UsageError, match=r"different settings \(`lr` 0.5, there 0.02\)"):
         pretrain(tiny_config.replace(lr=0.5), tmp_path / "run")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
