@@ -1,7 +1,7 @@
-"""Registries of objectives, datasets and probe protocols by name.
+"""Registries of objectives, datasets, attacks, probe protocols, suites and export formats by name.
 
-To add to ``OBJECTIVES``, ``DATASETS`` or ``PROTOCOLS``, define an entry point of the registry's group in a
-distribution, or call ``register`` in a script.
+To add to one of them, define an entry point of the registry's group in a distribution, or call ``register`` in a
+script.
 """
 
 import inspect
@@ -127,6 +127,20 @@ A function may have an attribute ``defaults``, a mapping of options to their def
 """
 PROTOCOLS = Registry("probe protocol", "acl_plugin.protocols", "probe_protocol", suffix="+")
 """Functions that train a classifier: ``acl_plugin.probing.protocols.Probing`` -> values to record."""
+
+ATTACKS = Registry("attack", "acl_plugin.attacks", "attack")
+"""Attacks beside those of torchattacks: classes with the interface of ``torchattacks.Attack``.
+
+Attributes of the class declare its use. ``norms``: the threat models, such as ``("Linf",)``. ``whole_batch``: whether
+it follows the gradient of the whole batch, as contrastive losses need, instead of treating samples independently.
+"""
+SUITES = Registry("suite", "acl_plugin.suites", "suite")
+"""Functions that evaluate the classifier of a run folder: ``suite(run, config, *, overwrite)`` -> values to print.
+
+``run`` is an ``acl_plugin.runs.folder.RunDir``, ``config`` a ``RunConfig``. Further keyword parameters are options.
+"""
+EXPORTERS = Registry("export format", "acl_plugin.exporters", "format")
+"""Functions that export a run folder: ``export(run, **options)`` -> path of the result."""
 
 register, unregister, available = OBJECTIVES.register, OBJECTIVES.unregister, OBJECTIVES.names
 

@@ -7,6 +7,8 @@ import torch
 
 import acl_plugin
 from acl_plugin import registry
+from acl_plugin.attacks.catalogue import attack_names
+from acl_plugin.cli.main import main
 from acl_plugin.errors import UsageError
 from acl_plugin.objectives.simclr import SimCLR
 
@@ -209,3 +211,93 @@ def test_names_that_are_none_are_refused():
         with pytest.raises(UsageError) as error:
             acl_plugin.register(name)
         assert (error.value.parameter, error.value.given) == ("name", name)
+
+
+REGISTRIES = {name: value for name, value in vars(registry).items() if isinstance(value, registry.Registry)}
+
+
+@pytest.mark.parametrize("name", REGISTRIES)
+def test_every_registry_names_a_third_party_that_is_broken(name, monkeypatch):
+    class Distribution:
+        name = "third-party"
+
+    one = REGISTRIES[name]
+    entries = [
+        EntryPoint("missing", "no_such_module:Theirs", one.group)._for(Distribution),
+        EntryPoint("constant", "math:pi", one.group)._for(Distribution),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries if group == one.group else [])
+    assert {"missing", "constant"} <= set(one.names())
+    for entry, message in (("missing", "cannot be loaded: ModuleNotFoundError"), ("constant", "is float, no class or")):
+        with pytest.raises(UsageError, match=f"{one.kind} '{entry}' of third-party {message}") as error:
+            one.get(entry)
+        assert (error.value.parameter, error.value.given) == (one.parameter, entry)
+    with pytest.raises(UsageError, match=f"unknown {one.kind} 'nothing'"):
+        one.get("nothing")
+
+
+def test_every_registry_has_a_group_of_its_own():
+    assert len({one.group for one in REGISTRIES.values()}) == len(REGISTRIES) == 6
+
+
+@pytest.fixture
+def half_step():
+    """A registered attack: one signed step of half of eps along the gradient of the whole batch."""
+    from torchattacks.attack import Attack
+
+    @registry.ATTACKS.register("HalfStep")
+    class HalfStep(Attack):
+        norms, whole_batch = ("Linf",), True
+
+        def __init__(self, model, eps=8 / 255):
+            super().__init__("HalfStep", model)
+            self.eps, self.supported_mode = eps, ["default", "targeted"]
+
+        def forward(self, images, labels):
+            images = images.clone().detach().requires_grad_()
+            loss = torch.nn.functional.cross_entropy(self.get_logits(images), labels)
+            (gradient,) = torch.autograd.grad(loss, images)
+            return (images + self.eps / 2 * gradient.sign()).clamp(0, 1).detach()
+
+    yield HalfStep
+    registry.ATTACKS.unregister("HalfStep")
+
+
+def test_a_registered_attack_is_one_of_the_inner_attacks(half_step):
+    assert "HalfStep" in attack_names("Linf", "joint")
+    assert "HalfStep" not in attack_names("L2")
+    torch.manual_seed(0)
+    model, images = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)), torch.rand(4, 3, 2, 2)
+    labels = torch.tensor([0, 1, 2, 0])
+    found = acl_plugin.InnerAttack(acl_plugin.ThreatModel("Linf", 0.1), "HalfStep").classifier(model, images, labels)
+    images.requires_grad_()
+    (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(model(images), labels), images)
+    torch.testing.assert_close(found, (images + 0.05 * gradient.sign()).clamp(0, 1).detach())
+    assert acl_plugin.preset("digits", attack="HalfStep").objective.attack == "HalfStep"
+    with pytest.raises(UsageError, match="attack 'HalfStep' is not for L2"):
+        acl_plugin.InnerAttack(acl_plugin.ThreatModel("L2", 0.1), "HalfStep")
+
+
+@pytest.mark.e2e
+def test_registered_suites_and_formats_are_those_of_the_command_line(finished_run, tmp_path, capsys):
+    @registry.SUITES.register("agreement")
+    def agreement(run, config, *, overwrite=False):
+        return {"seed": config.machine.seed, "overwrite": overwrite}
+
+    @registry.EXPORTERS.register("listing")
+    def listing(run, *, name="listing"):
+        (tmp_path / name).write_text(str(run.encoder_file))
+        return tmp_path / name
+
+    try:
+        assert main(["evaluate", str(finished_run), "--suite", "agreement", "--seed", "3", "--overwrite"]) == 0
+        assert capsys.readouterr().out == "seed: 3\noverwrite: True\n"
+        assert main(["export", str(finished_run), "--format", "listing", "--name", "files"]) == 0
+        assert capsys.readouterr().out == f"exported: {tmp_path / 'files'}\n"
+        assert main(["export", str(finished_run), "--format", "listing", "--authors", "A"]) == 2
+        assert "--authors A is not used with this --format; allowed are name" in capsys.readouterr().err
+        assert main(["evaluate", str(finished_run), "--suite", "agreemint"]) == 2
+        assert "unknown suite 'agreemint'; the nearest: agreement" in capsys.readouterr().err
+    finally:
+        registry.SUITES.unregister("agreement")
+        registry.EXPORTERS.unregister("listing")

@@ -1,4 +1,4 @@
-"""Catalogue of torchattacks' classes: supported norms and views, and valid arguments."""
+"""Catalogue of attacks, torchattacks' and registered ones: supported norms and views, and valid arguments."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.registry import ATTACKS
 
 ALL_VIEWS = ("joint", "bank", "scalar")
 _WHOLE_BATCH = {
@@ -37,8 +38,8 @@ _CHOICES = {
 
 
 def attack_names(norm: str | None = None, view: str | None = None) -> list[str]:
-    """Return the names of the torchattacks classes that support a norm and a view; None stands for any."""
-    names = set()
+    """Return the names of the attacks that support a norm and a view; None stands for any."""
+    names = {name for name in ATTACKS.names() if _supports(ATTACKS.get(name), norm, view)}
     for table, views in ((_WHOLE_BATCH, ALL_VIEWS), (_ROW_BY_ROW, ("bank",))):
         for table_norm, classes in table.items():
             if norm in (None, table_norm) and (view is None or view in views):
@@ -46,8 +47,16 @@ def attack_names(norm: str | None = None, view: str | None = None) -> list[str]:
     return sorted(names)
 
 
-def class_of(name: str) -> type:
-    """Return the torchattacks class of this name."""
+def _supports(attack: Any, norm: str | None, view: str | None) -> bool:
+    """Return whether a registered class declares that it supports a norm and a view."""
+    views = ALL_VIEWS if getattr(attack, "whole_batch", False) else ("bank",)
+    return norm in (None, *getattr(attack, "norms", ())) and view in (None, *views)
+
+
+def class_of(name: str) -> Any:
+    """Return the class of an attack, registered or of torchattacks."""
+    if name in ATTACKS:
+        return ATTACKS.get(name)
     import torchattacks
 
     return getattr(torchattacks, name)

@@ -1,7 +1,7 @@
 """Implement the commands."""
 
 import logging
-from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +18,10 @@ from acl_plugin.cli.parser import (
 from acl_plugin.config import MachineConfig, ProbeConfig, ThreatConfig, check, unused
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError, unknown
-from acl_plugin.leaderboard import export, provenance
+from acl_plugin.leaderboard import provenance
 from acl_plugin.objectives import pseudo_labels
 from acl_plugin.probing import protocols
-from acl_plugin.registry import DATASETS
+from acl_plugin.registry import DATASETS, EXPORTERS
 from acl_plugin.reporting import report, tables
 from acl_plugin.runs import published, transfer
 from acl_plugin.runs.folder import RunDir
@@ -99,10 +99,17 @@ def export_run(arguments: list[str]) -> None:
     text = "Whether more images were used than the dataset's training images; needed where no file decides it."
     parser.add_argument("--additional-data", type=bool | None, default=None, help=text)
     parser.add_argument("--overwrite", type=bool, help="Take over a name that the export of another run has.")
+    parser.add_argument("--format", type=str, default="robustbench", help="Format of the export.")
     options = parse(parser, arguments, lambda given: {}, {})
     run = RunDir(options.pop("run"))
-    given = {k: v for k, v in options.items() if v is not None and k != "config"}
-    print(f"model_info: {export.export(run, **given)}")
+    exporter = EXPORTERS.get(options.pop("format"))
+    given = {k: v for k, v in options.items() if v is not None and (k, v) != ("overwrite", False) and k != "config"}
+    allowed = tuple(signature(exporter).parameters)[1:]
+    for name, value in given.items():
+        if name not in allowed:
+            message = f"`{name}` {value} is not used with this `format`; allowed are {', '.join(allowed) or 'none'}"
+            raise UsageError(message, parameter=name, given=value, allowed=allowed)
+    print(f"exported: {exporter(run, **given)}")
 
 
 def import_checkpoint(arguments: list[str]) -> None:
@@ -211,7 +218,7 @@ def make_pseudo_labels(arguments: list[str]) -> None:
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the dataset is now.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of k-means.")
     options = parse(parser, arguments, defaults_of_run, unused.PSEUDO_LABELS)
-    config = replace(RunDir(options["run"]).read_config(), **known_options(options))
+    config = RunDir(options["run"]).read_config().replace(**known_options(options))
     check(config)
     encoder = channels_last(load_encoder(options["run"], benign=True))
     origin, seen = provenance.sources(RunDir(options["run"])), None

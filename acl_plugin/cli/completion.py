@@ -72,5 +72,6 @@ VALUES: dict[str, Any] = {
     "attack": _attacks,
     "data": registry.DATASETS.names,
     "probe_protocol": registry.PROTOCOLS.names,
+    "suite": registry.SUITES.names,
 }
 """Completion functions by option name."""

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from acl_plugin import config as configuration
 from acl_plugin.attacks.threat_model import ThreatModel
@@ -13,8 +14,10 @@ from acl_plugin.config import DataConfig, EvaluationConfig, MachineConfig, Threa
 from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluation import corruption_files, own_model, run_folder
+from acl_plugin.evaluation import corruption_files, own_model
+from acl_plugin.evaluation import run_folder as _suites  # noqa: F401 (importing it registers the suites)
 from acl_plugin.evaluation.results import CorruptionEvaluation, Evaluation, SuiteEvaluation
+from acl_plugin.registry import SUITES
 from acl_plugin.reporting import tables
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.device import training_device
@@ -43,25 +46,18 @@ def _run_folder(arguments: list[str]) -> None:
     config = run.read_config().replace(**known_options(options))
     check(config)
 
-    if options["suite"] == "standard":
-        found = run_folder.evaluate_suite(run, config, attacks=options["attacks"], overwrite=overwrite)
-        print("\n".join(tables.suite(found)))
-    elif options["suite"] == "corruptions":
-        place = options["corruptions_dir"]
-        found = run_folder.evaluate_corruptions(run, config, folder=place, overwrite=overwrite)
-        print("\n".join(tables.corruptions(found)))
-    else:
-        found = run_folder.evaluate(run, config, overwrite=overwrite)
-        print("\n".join(tables.accuracies([(config.objective.objective, found)])))
+    suite = SUITES.get(options["suite"])
+    own = {name: options[name] for name in ("attacks", "corruptions_dir") if name in signature(suite).parameters}
+    found = suite(run, config, overwrite=overwrite, **own)
+    print("\n".join(_table(options["suite"], config.objective.objective, found)))
 
 
 def _add_options(parser: Parser) -> None:
     """Add the options that both forms share."""
     parser.add_class_arguments(ThreatConfig)
     parser.add_argument("--limit-test", type=int | None, default=None, help="Evaluate on N test images only.")
-    suites = Literal["autoattack", "standard", "corruptions"]
-    text = "standard: torchattacks, one by one; corruptions: the 15 common ones."
-    parser.add_argument("--suite", type=suites, default="autoattack", help=text)
+    text = "autoattack; standard: torchattacks, one by one; corruptions: the 15 common ones; or a registered suite."
+    parser.add_argument("--suite", type=str, default="autoattack", help=text)
     text = "Folder that holds CIFAR-10-C or CIFAR-100-C; without it corruptions are made on the fly."
     parser.add_argument("--corruptions-dir", type=Path | None, default=None, help=text)
     parser.add_argument("--attacks", type=list[str] | None, default=None, help="Only these of --suite standard.")
@@ -102,7 +98,7 @@ def _own_model(arguments: list[str]) -> None:
     result = _result(model, data, config, options, given)
     if is_file:
         result.save(out)
-    _show(result, options["model"])
+    print("\n".join(_table(options["suite"], options["model"], result.values)))
     print(f"results: {out}")
 
 
@@ -116,24 +112,26 @@ def _result(
     model: Any, data: DataSet, config: configuration.RunConfig, options: Mapping[str, Any], given: dict[str, Any]
 ) -> Evaluation | SuiteEvaluation | CorruptionEvaluation:
     """Return the evaluation that ``--suite`` selects."""
-    images, threat = data.test, ThreatModel(config.threat.norm, config.threat.eps)
-    if options["suite"] == "standard":
+    images, threat, suite = data.test, ThreatModel(config.threat.norm, config.threat.eps), options["suite"]
+    if suite == "standard":
         return own_model.evaluate_suite(
             model, images.floats(), images.labels, threat, attacks=options["attacks"], **given
         )
-    if options["suite"] == "corruptions":
+    if suite == "corruptions":
         place = options["corruptions_dir"]
         source = None if place is None else corruption_files.corrupted(data, images, place, config.machine.seed)
         return own_model.evaluate_corruptions(model, images.floats(), images.labels, source=source, **given)
-    return own_model.evaluate(model, images.floats(), images.labels, threat, **given)
+    if suite == "autoattack":
+        return own_model.evaluate(model, images.floats(), images.labels, threat, **given)
+    SUITES.get(suite)  # raises if there is none
+    allowed = ("autoattack", "corruptions", "standard")
+    message = f"`suite` {suite} evaluates run folders; with `model` allowed are {', '.join(allowed)}"
+    raise UsageError(message, parameter="suite", given=suite, allowed=allowed)
 
 
-def _show(result: Evaluation | SuiteEvaluation | CorruptionEvaluation, name: str) -> None:
-    """Print the table of a result."""
-    if isinstance(result, Evaluation):
-        lines = tables.accuracies([(name, result.values)])
-    elif isinstance(result, SuiteEvaluation):
-        lines = tables.suite(result.values)
-    else:
-        lines = tables.corruptions(result.values)
-    print("\n".join(lines))
+def _table(suite: str, name: str, values: dict[str, Any]) -> list[str]:
+    """Return the lines to print for the result of a suite."""
+    known = {"standard": tables.suite, "corruptions": tables.corruptions}
+    if suite == "autoattack":
+        return tables.accuracies([(name, values)])
+    return known[suite](values) if suite in known else [f"{key}: {value}" for key, value in values.items()]

@@ -112,9 +112,10 @@ for names, use in {
     RUN |= dict.fromkeys(names.split(), (use,))
 """Conditions for ``run``, ``pretrain``, ``import`` and ``transfer``, whose folders store options of a later probe."""
 PROBE = RUN | {"precision": (TRAINED,)}
+ATTACKING = Use("suite", lambda o: o["suite"] != "corruptions", "suites of attacks")
 EVALUATE: Uses = {
     "data_dir": (FROM_FILES,),
-    **dict.fromkeys(("norm", "eps", "eval_batch_size"), (Use("suite", frozenset({"autoattack", "standard"})),)),
+    **dict.fromkeys(("norm", "eps", "eval_batch_size"), (ATTACKING,)),
     "devices": (Use("suite", frozenset({"autoattack"})),),
     "attacks": (Use("suite", frozenset({"standard"})),),
     "corruptions_dir": (Use("suite", frozenset({"corruptions"})),),

@@ -6,38 +6,35 @@ resumes with identical verdicts. Successful adversarial examples are stored, and
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
-from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
-from acl_plugin.errors import EvaluationStopped, UsageError
+from acl_plugin.errors import UsageError
 from acl_plugin.evaluation import corruption_files, corruptions
 from acl_plugin.evaluation.adversarial_images import recount
 from acl_plugin.evaluation.autoattack import (
     REDUCED_VERSION,
     STANDARD_VERSION,
     all_flags,
-    autoattack,
     autoattack_version,
     chunk_verdicts,
 )
 from acl_plugin.evaluation.checks import check_classifier, largest_batch
+from acl_plugin.evaluation.chunks import attack_chunks, read_inputs, share_out
 from acl_plugin.evaluation.storage import FolderStates, attacks_done, write_verdicts
 from acl_plugin.evaluation.suite import CURVE, attack_suite, chosen_attacks
 from acl_plugin.evaluation.verdicts import STANDARD, summary
 from acl_plugin.models.encoder import Classifier
-from acl_plugin.models.fusion import folded
-from acl_plugin.models.memory_format import channels_last
+from acl_plugin.registry import SUITES
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import exclusive
-from acl_plugin.runs.models import load_classifier, weights_hash
+from acl_plugin.runs.models import weights_hash
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import earlier_record
 from acl_plugin.runtime.device import training_device
@@ -48,6 +45,7 @@ from acl_plugin.runtime.progress import Progress
 logger = logging.getLogger(__name__)
 
 
+@SUITES.register("autoattack")
 @exclusive
 def evaluate(
     run: RunDir,
@@ -73,7 +71,7 @@ def evaluate(
     """
     config, device = _resolved(run, config, device)
     require_script(config.machine.devices, guarded=True)
-    model, data, images = _read(run, config, device)
+    model, data, images = read_inputs(run, config, device)
     if not len(images):
         raise UsageError(
             f"{config.data.data} has no test images to evaluate on", parameter="data", given=config.data.data
@@ -93,7 +91,7 @@ def evaluate(
         if config.machine.devices == 1:
             attack_chunks(states, model, images, starts, threat, config.machine.seed, progress.advance)
         else:
-            _share_out(states, config, device, starts, progress)
+            share_out(states, config, device, starts, progress)
     chunks = [chunk for start in starts if (chunk := states.chunk(start)) is not None]
     assert [chunk.finished for chunk in chunks] == [True] * len(starts), chunks
     found = [verdict for chunk in chunks for verdict in chunk_verdicts(chunk, images.labels, images.rows)]
@@ -112,37 +110,7 @@ def evaluate(
     return result
 
 
-def attack_chunks(
-    states: FolderStates,
-    model: Classifier,
-    images: Images,
-    starts: Sequence[int],
-    threat: ThreatModel,
-    seed: int,
-    advance: Callable[[], object] = lambda: None,
-) -> None:
-    """Attack the chunks that begin at ``starts``, or resume them, and store the state after each attack.
-
-    ``advance`` is called after each attack.
-    """
-    size, device = read_record(states.run.evaluation_key_file)["batch_size"], next(model.parameters()).device
-    faster = folded(model, images.floats(0, 64).to(device))
-    earlier = {start: chunk for start in starts if (chunk := states.chunk(start)) is not None}
-    for step in autoattack(
-        model,
-        images,
-        images.labels,
-        threat,
-        batch_size=size,
-        seed=seed,
-        starts=starts,
-        earlier=earlier,
-        faster=faster,
-    ):
-        states.store(step)
-        advance()
-
-
+@SUITES.register("standard")
 @exclusive
 def evaluate_suite(
     run: RunDir,
@@ -167,7 +135,7 @@ def evaluate_suite(
             with different settings.
     """
     config, device = _resolved(run, config, device)
-    model, data, images = _read(run, config, device)
+    model, data, images = read_inputs(run, config, device)
     threat, classes, shape = (
         ThreatModel(config.threat.norm, config.threat.eps),
         len(model.spec.classes),
@@ -198,12 +166,13 @@ def evaluate_suite(
     return result
 
 
+@SUITES.register("corruptions")
 @exclusive
 def evaluate_corruptions(
     run: RunDir,
     config: RunConfig | None = None,
     device: torch.device | str | None = None,
-    folder: Path | None = None,
+    corruptions_dir: Path | None = None,
     names: Sequence[str] | None = None,
     *,
     overwrite: bool = False,
@@ -212,7 +181,7 @@ def evaluate_corruptions(
 
     Args:
         run, config, device: see ``evaluate``.
-        folder: contains CIFAR-10-C or CIFAR-100-C; None to generate the corruptions on the fly.
+        corruptions_dir: contains CIFAR-10-C or CIFAR-100-C; None to generate the corruptions on the fly.
         names: subset of ``corruptions.NAMES``; None for all.
         overwrite: replace earlier accuracies, whatever their settings.
 
@@ -226,8 +195,8 @@ def evaluate_corruptions(
     """
     chosen = corruptions.chosen_corruptions(names)
     config, device = _resolved(run, config, device)
-    model, data, images = _read(run, config, device)
-    source, corrupted = corruption_files.corrupted(data, images, folder, config.machine.seed)
+    model, data, images = read_inputs(run, config, device)
+    source, corrupted = corruption_files.corrupted(data, images, corruptions_dir, config.machine.seed)
     settings = _settings(config, model, data, images) | {"source": source}
     check_classifier(model, images.floats(0, 64).to(device))
     started = time.monotonic()
@@ -249,13 +218,6 @@ def _resolved(
     return config, training_device(config.machine.accelerator) if device is None else torch.device(device)
 
 
-def _read(run: RunDir, config: RunConfig, device: torch.device) -> tuple[Classifier, DataSet, Images]:
-    """Return the classifier of a run, its dataset, and the test images with the classifier's labels."""
-    model = channels_last(load_classifier(run.path)).to(device)
-    data = datasets.load(config.data)
-    return model, data, data.test_for(model.spec.classes, config.evaluation.class_map)
-
-
 def _settings(
     config: RunConfig, model: Classifier, data: DataSet, images: Images, threat: ThreatModel | None = None
 ) -> dict[str, Any]:
@@ -268,45 +230,6 @@ def _settings(
         "images": images.fingerprint(data.classes).to_dict(),
         "weights_sha256": weights_hash(model),
     }
-
-
-def _share_out(
-    states: FolderStates, config: RunConfig, device: torch.device, starts: Sequence[int], progress: Progress
-) -> None:
-    """Divide the chunks among one process per device; the first error of one stops all."""
-    context = start_processes(
-        _attack_share,
-        (str(states.run.path), config, device.type),
-        config.machine.devices,
-        join=False,
-        start_method="spawn",
-    )
-    try:
-        while not context.join(timeout=1):
-            new = attacks_done(states, starts) - progress.done
-            if new:
-                progress.advance(new)
-    except ProcessException as error:  # the others are ended by then
-        reason = str(error).strip().splitlines()[-1]
-        ended = f"one of {config.machine.devices} processes has ended early ({reason})"
-        raise EvaluationStopped(f"{ended}; the same command resumes from the attacks that were kept") from error
-
-
-def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:
-    """Attack every chunk whose number modulo the process count is ``rank``."""
-    if kind == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // config.machine.devices))
-    run, device = RunDir(path), torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
-    model, _, images = _read(run, config, device)
-    starts = range(0, len(images), read_record(run.evaluation_key_file)["batch_size"])[rank :: config.machine.devices]
-    attack_chunks(
-        FolderStates(run),
-        model,
-        images,
-        starts,
-        ThreatModel(config.threat.norm, config.threat.eps),
-        config.machine.seed,
-    )
 
 
 def _batch_size(

@@ -19,6 +19,7 @@ from acl_plugin.leaderboard.index import index_locked, index_path, read_index, t
 from acl_plugin.leaderboard.model_info import FIELDS, check_info, local_reason, model_info
 from acl_plugin.leaderboard.registration import register_with_timm
 from acl_plugin.models.encoder import Classifier
+from acl_plugin.registry import EXPORTERS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import exclusive
 from acl_plugin.runs.models import load_classifier, weights_hash
@@ -28,6 +29,7 @@ from acl_plugin.runtime.files import write_atomic, write_json
 NAME = r"[A-Za-z][A-Za-z0-9_-]*"
 
 
+@EXPORTERS.register("robustbench")
 @exclusive
 def export(
     run: RunDir,

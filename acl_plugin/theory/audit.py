@@ -278,9 +278,8 @@ def _settings(config: RunConfig, data: DataSet, limit: int) -> dict[str, Any]:
         "test_images": data.test.subset(limit).fingerprint(data.classes).to_dict(),
         "threat_model": threat.norm, "eps": threat.eps, "seed": config.machine.seed,
         "adversary": f"{threat.pgd}-{STEPS}", "view_attack": f"{threat.pgd}-{config.objective.attack_steps}",
-        "batch_size": config.training.batch_size, "augment": config.training.augment,
-        "temperature": TEMPERATURE, "rho": RHO,
-        "probe": f"solved linear head, weight decay {config.probe.probe_weight_decay:g}",
+        "batch_size": config.training.batch_size, "augment": config.training.augment, "temperature": TEMPERATURE,
+        "rho": RHO, "probe": f"solved linear head, weight decay {config.probe.probe_weight_decay:g}",
         "learned_divergences": MEASURED_WITH,
     }  # fmt: skip
 

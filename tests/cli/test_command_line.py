@@ -50,7 +50,7 @@ def test_the_stages_alone(tmp_path, capsys, few):
     folder = RunDir(run).robustbench_folder / "local" / "model_info" / "digits" / "Linf"
     info = json.loads((folder / "Mine.json").read_text())
     assert info["authors"] == "A. Author"
-    assert "model_info: " in capsys.readouterr().out
+    assert "exported: " in capsys.readouterr().out
 
 
 @pytest.mark.e2e

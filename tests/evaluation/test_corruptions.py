@@ -97,7 +97,7 @@ def test_folders_are_read_by_robustbench(run, tmp_path):
         np.save(place / f"{name}.npy", stored)
         stored_labels = np.arange(10_000) % 10
     np.save(place / "labels.npy", stored_labels)
-    result = evaluate_corruptions(run, preset("cifar10"), CPU, folder=tmp_path, names=["snow"])
+    result = evaluate_corruptions(run, preset("cifar10"), CPU, corruptions_dir=tmp_path, names=["snow"])
     assert result["source"] == "CIFAR-10-C"
     model = load_classifier(run.path)
     for severity in range(5):
@@ -111,14 +111,14 @@ def test_what_cannot_be_is_told(run, tmp_path, monkeypatch, images, library):
     with pytest.raises(UsageError, match="unknown corruption 'frog'; the nearest: fog, frost"):
         evaluate_corruptions(run, preset("cifar10"), CPU, names=["frog"])
     with pytest.raises(UsageError, match=r"CIFAR-10-C lacks labels.npy, gaussian_noise.npy"):
-        evaluate_corruptions(run, preset("cifar10"), CPU, folder=tmp_path)
+        evaluate_corruptions(run, preset("cifar10"), CPU, corruptions_dir=tmp_path)
     found = datasets.load(None)
     with (
         monkeypatch.context() as patch,
         pytest.raises(UsageError, match="cifar10, cifar100 only, not of stl10") as error,
     ):
         patch.setattr(datasets, "load", lambda config: dataclasses.replace(found, name="stl10"))
-        evaluate_corruptions(run, preset("cifar10"), CPU, folder=tmp_path)
+        evaluate_corruptions(run, preset("cifar10"), CPU, corruptions_dir=tmp_path)
     assert error.value.allowed == ("cifar10", "cifar100")
     small = dataclasses.replace(images, pixels=images.pixels[:, :1, :8, :8])
     with pytest.raises(UsageError, match="images of 1 x 8 x 8 cannot be corrupted"):

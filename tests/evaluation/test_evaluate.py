@@ -13,7 +13,7 @@ import acl_plugin
 from acl_plugin import Evaluation, ThreatModel, UsageError
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
-from acl_plugin.evaluation import run_folder
+from acl_plugin.evaluation import chunks, run_folder
 from acl_plugin.evaluation.storage import FolderStates
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.memory_format import channels_last
@@ -104,7 +104,7 @@ def test_the_result_is_that_of_the_run_folder(tmp_path, few, monkeypatch):
     classifier = Classifier(spec(classes="0123456789"))
     nn.init.normal_(classifier.head.weight, std=3.0)
     write_model(run.classifier_file, classifier.spec, classifier.state_dict())
-    monkeypatch.setattr(run_folder, "folded", lambda model, images: model)
+    monkeypatch.setattr(chunks, "folded", lambda model, images: model)
     theirs = run_folder.evaluate(run, config, torch.device("cpu"))
     test = datasets.load(config.data).test
     own = acl_plugin.evaluate(

@@ -307,7 +307,7 @@ def test_two_processes_share_out_the_images_and_find_the_same(run, tmp_path):
 
 
 def test_the_chunks_of_several_processes_are_small_enough_for_all(run, few, monkeypatch):
-    monkeypatch.setattr(run_folder, "_share_out", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(run_folder, "share_out", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run_folder.evaluate(run, preset("digits", **TINY, devices=5), CPU)
     assert read_json(run.evaluation_key_file)["batch_size"] == 3

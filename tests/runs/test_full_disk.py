@@ -13,7 +13,7 @@ import pytest
 from run_files import check_whole, contents, files
 
 from acl_plugin.cli.main import main
-from acl_plugin.evaluation import run_folder
+from acl_plugin.evaluation import chunks
 from acl_plugin.runs.folder import RunDir
 from conftest import FINISHED, OPTIONS
 
@@ -162,7 +162,7 @@ def test_a_process_of_several_that_dies(run, few, monkeypatch, capsys):
     assert main(command) == 0
     whole = run.verdicts_file.read_bytes()
     anew()
-    monkeypatch.setattr(run_folder, "_attack_share", _dies)
+    monkeypatch.setattr(chunks, "_attack_share", _dies)
     assert main([*command, "--devices", "2"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert "stopped: one of 2 processes has ended early (process 1 terminated with signal SIGKILL)" in lines[-1]
