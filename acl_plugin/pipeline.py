@@ -36,7 +36,7 @@ def run(
         config: see ``acl_plugin.config.preset``.
         out: run folder, new or with the same configuration.
         device: device of probe and evaluation; None for that of ``config.machine.accelerator``, as in pretraining.
-        overwrite: remove all files of a run that is in the folder, whatever its configuration, and begin anew.
+        overwrite: remove all files of a run that is in the folder, whatever its configuration.
         trainer_options: see ``acl_plugin.training.pretrain.pretrain``.
 
     Returns:

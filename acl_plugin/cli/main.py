@@ -3,13 +3,14 @@
 Exit status 0: success. 2: usage error, reported in one line; nothing was written. 1: any other error.
 """
 
+import contextlib
 import functools
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from acl_plugin.cli import completion
 from acl_plugin.cli.commands import (
@@ -52,8 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status; 141 if the reader of the output closes the pipe, as by convention."""
     try:
         try:
-            with on_stderr():
-                return _main(arguments)
+            given = list(sys.argv[1:] if arguments is None else arguments)
+            with on_stderr(), _as_command(silent="--quiet" in given):
+                return _main([argument for argument in given if argument != "--quiet"])
         finally:
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()
@@ -64,19 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
 
 
-def _main(arguments: Sequence[str] | None) -> int:
-    _quiet()
+def _main(given: list[str]) -> int:
     if completion.wanted():
         name = completion.command(COMMANDS)
         if name:
             _dispatch([name])
         return 0
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)  # schedulers send SIGTERM; treat it as SIGINT
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    Progress.silent = "--quiet" in given
     try:
-        _dispatch([argument for argument in given if argument != "--quiet"])
+        _dispatch(given)
     except UsageError as error:
         print(f"{PROGRAM}: {as_flags(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
@@ -116,8 +113,26 @@ def _dispatch(arguments: list[str]) -> None:
     RUN[name](rest)
 
 
-def _quiet() -> None:
-    """Silence messages of other libraries that users cannot act on."""
+@contextlib.contextmanager
+def _as_command(silent: bool) -> Iterator[None]:
+    """Set what belongs to a command and not to a library: signals, progress bars and warnings of other libraries."""
+    before = Progress.silent
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    # schedulers send SIGTERM; treat it as SIGINT
+    handler = signal.signal(signal.SIGTERM, interrupt) if in_main_thread else None
+    Progress.silent = silent
+    try:
+        with warnings.catch_warnings():
+            _ignore_warnings()
+            yield
+    finally:
+        Progress.silent = before
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _ignore_warnings() -> None:
+    """Ignore warnings of other libraries that users cannot act on."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")

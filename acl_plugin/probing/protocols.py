@@ -75,8 +75,8 @@ def probe(
     data = datasets.load(config.data)
     run.check_images(data)
     settings = _settings(run, config, data, device)
-    begin_anew = overwrite or _imported(run) or not run.classifier_file.is_file()
-    if earlier_record(run.probe_file, settings, begin_anew, "a probe"):
+    replaced = overwrite or _imported(run) or not run.classifier_file.is_file()
+    if earlier_record(run.probe_file, settings, replaced, "a probe"):
         return
     checkpoints = ProbeCheckpoints(run.probing_folder, settings)
     train, held_out = split(data.train, config.probe.probe_holdout, config.machine.seed)
