@@ -10,7 +10,6 @@ turn with its own seed. The gap between the reference's passes and the device's 
 import copy
 import statistics
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def run(*arguments: str) -> dict[str, Any]:
     parser.add_argument("--turns", type=int, default=3, help="Pairs of evaluations.")
     parser.add_argument("--eps", type=str, default="", help="Another eps than the run's.")
     given = parser.parse(arguments)
-    config = replace(RunDir(given.run).read_config(), limit_test=given.limit)
+    config = RunDir(given.run).read_config().replace(limit_test=given.limit)
     threat = ThreatModel(config.threat.norm, given.eps or config.threat.eps)
     device = training_device(config.machine.accelerator)
     model = load_classifier(given.run).to(device).requires_grad_(False)

@@ -203,7 +203,7 @@ def job(row: Row, seed: int, data_name: str, shared: dict[str, Any], runs: Path)
         settings = first | {k: v for k, v in shared.items() if k != "limit_test"} | _of_row(row, seed)
         source = _job(replace(row, probed_on=None), seed, preset(settings["data"], **used(**settings)), runs)
         before = source.config_file
-        config = transferred(before, there, **{"data_dir": before.data_dir, "seed": seed} | options)
+        config = transferred(before, there, **{"data_dir": before.data.data_dir, "seed": seed} | options)
         return _job(row, seed, config, runs, source)
     options = shared | _of_row(row, seed)
     if row.label == SUPERVISED.label:

@@ -55,7 +55,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
     own = {"teacher": str(given.out / "teacher")}
     student = preset(given.data, objective=given.student, objective_kwargs=own, epochs=given.student_epochs, **shared)
     datasets.load(teacher.data)  # find errors before anything is written
-    device = training_device(student.accelerator)
+    device = training_device(student.machine.accelerator)
     name = f"{given.data}_{device.type}"
     try:
         with stopped_after(given.minutes):

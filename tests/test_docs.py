@@ -158,7 +158,7 @@ def test_the_tutorial_runs(folder, few):
     scope = {}
     for cell in cells:
         exec(cell, scope)
-    assert scope["result"]["n"] == scope["config"].limit_test
+    assert scope["result"]["n"] == scope["config"].data.limit_test
 
 
 @pytest.mark.parametrize(

@@ -161,10 +161,12 @@ class RunDir:
         text = yaml.safe_dump(configuration.to_dict(config), sort_keys=False)
         write_atomic(self.config_file, text.encode())
 
-    def start(self, config: RunConfig) -> None:
-        """Create the folder, and record configuration and environment."""
-        self.check_config(config)
+    def start(self, config: RunConfig, overwrite: bool = False) -> None:
+        """Create the folder, or clear that of another run, and record configuration and environment."""
+        self.check_config(config, overwrite)
         try:
+            if overwrite:
+                self.clear()
             self.path.mkdir(parents=True, exist_ok=True)
             self.record_config(config)  # first, as it marks a run folder
             self.checkpoint_file.parent.mkdir(exist_ok=True)

@@ -80,10 +80,8 @@ def pretrain(
         with deferred() as interrupted:
             checkpoints = Checkpoints(run, config.training, config.machine.ranks, interrupted, _limit(given))
             trainer = _trainer(config, run, checkpoints, given)
-            if overwrite and is_first_process():
-                with locked(run.path):
-                    run.clear()
-            run.start(config)
+            with locked(run.path):
+                run.start(config, overwrite and is_first_process())
             with locked(run.path):
                 run.record_images(data)
                 _fit(module, run, trainer, checkpoints)

@@ -122,7 +122,7 @@ def test_transfer_and_headline_run(results, tmp_path, few):
         assert len(kept["runs"]) == len(EXPERIMENTS[name]())
     first = compact.read(results / "results" / "experiment_transfer_digits.json")["runs"][0]
     transferred = RunDir(tmp_path / "runs" / first["hash"] / "0")
-    assert json.loads(transferred.pretraining.read_text())["transferred_from"] == "digits_0_4"
+    assert json.loads(transferred.pretraining_file.read_text())["transferred_from"] == "digits_0_4"
 
 
 @pytest.mark.e2e
@@ -134,9 +134,11 @@ def test_a_run_that_collapses_is_a_result(results, tmp_path, few, monkeypatch):
     rows = [r for r in experiments.ablation() if r.label in ("global", "benign")]
     monkeypatch.setitem(EXPERIMENTS, "ablation", lambda: rows)
     whole = experiments.pipeline.run
-    monkeypatch.setattr(
-        experiments.pipeline, "run", lambda c, o, d: (collapses if "benign" in c.objective_kwargs else whole)(c, o, d)
-    )
+
+    def run(config, out, device):
+        return (collapses if "benign" in config.objective.objective_kwargs else whole)(config, out, device)
+
+    monkeypatch.setattr(experiments.pipeline, "run", run)
     where = ["--seeds", "[0]", "--runs", str(tmp_path / "runs"), "--at-a-time", "1"]
     assert main.main(["ablation", *where]) == 0
     kept = compact.read(results / "results" / "experiment_ablation_digits.json")

@@ -23,7 +23,7 @@ def test_a_record_is_trained_probed_attacked_and_kept(results, few, capsys):
     assert main.main(command(results)) == 0
     kept = compact.read(results / "results" / "record_digits_val_cpu.json")
     student = RunDir(results / "record" / "student")
-    assert kept["evaluation"] == json.loads(student.evaluation.read_text())
+    assert kept["evaluation"] == json.loads(student.evaluation_file.read_text())
     assert kept["training_seconds"] == pytest.approx(sum(kept["seconds"].values()))
     assert set(kept["seconds"]) == {"teacher", "student", "probe"}
     assert kept["settings"]["student"]["objective_kwargs"] == {"teacher": "teacher"}

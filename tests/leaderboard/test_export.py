@@ -331,15 +331,15 @@ def test_a_name_is_not_taken_from_another_run(run, tmp_path):
     export(folder, name="Mine")  # its own
     other, newer = evaluated(RunDir(tmp_path / "other"))
     nn.init.ones_(newer.head.weight)
-    write_model(other.classifier, newer.spec, newer.state_dict())
-    result = json.loads(other.evaluation.read_text())
-    write_json(other.evaluation, result | {"weights_sha256": weights_hash(newer)})
+    write_model(other.classifier_file, newer.spec, newer.state_dict())
+    result = json.loads(other.evaluation_file.read_text())
+    write_json(other.evaluation_file, result | {"weights_sha256": weights_hash(newer)})
     x = torch.rand(3, 3, 32, 32)
     for name in ("Mine", "mine"):  # which are one for robustbench.load_model
         with pytest.raises(UsageError) as error:
             export(other, name=name)
         assert error.value.parameter == "name"
-        assert not other.robustbench.exists()
+        assert not other.robustbench_folder.exists()
     assert torch.equal(timm.create_model("mine_cifar10_linf")(x), load_classifier(folder.path)(x))
     export(other, name="Mine", overwrite=True)
     assert torch.equal(timm.create_model("mine_cifar10_linf")(x), load_classifier(other.path)(x))
@@ -424,7 +424,7 @@ def test_additional_data_of_teachers_and_pseudo_labels(tmp_path):
         shutil.rmtree(teacher.path, ignore_errors=True)
         shutil.rmtree(run.path, ignore_errors=True)
         teacher.start(preset(name, objective="simclr"))
-        write_json(teacher.pretraining, {"seconds": 1.0})
+        write_json(teacher.pretraining_file, {"seconds": 1.0})
         run.start(preset("cifar10", objective="deacl", objective_kwargs={"teacher": str(teacher.path)}))
         write_json(run.pretraining_file, {"seconds": 1.0})
         assert additional_data(run, "cifar10")[0] is (name == "stl10")

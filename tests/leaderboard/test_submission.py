@@ -289,7 +289,7 @@ def test_the_whole_run_has_the_settings_of_its_later_stages(tmp_path, few):
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(again)
             assert main(line.replace('"$here/config.yaml"', str(folder / "config.yaml")).split()[1:]) == 0
-    one, other = (json.loads(r.evaluation.read_text()) for r in (RunDir(run), RunDir(again / "run")))
+    one, other = (json.loads(r.evaluation_file.read_text()) for r in (RunDir(run), RunDir(again / "run")))
     keys = ("n", "eps", "seed", "weights_sha256", "robust_accuracy")
     assert {key: one[key] for key in keys} == {key: other[key] for key in keys}
 

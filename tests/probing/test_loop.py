@@ -67,7 +67,7 @@ def test_order_and_views_are_a_function_of_the_seed(images):
 
 def test_streams_of_a_runs_seed_are_apart():
     settings = {"epochs": 1, "batch_size": 2, "lr": 1.0, "weight_decay": 0.0, "milestones": (), "augment": "none"}
-    assert schedule_of(preset(), 3, **settings).seed != schedule_of(preset(), 4, **settings).seed
+    assert schedule_of(preset().machine, 3, **settings).seed != schedule_of(preset().machine, 4, **settings).seed
 
 
 class Noisy(nn.Module):

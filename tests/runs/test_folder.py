@@ -45,7 +45,7 @@ def test_logits_do_not_depend_on_the_batch(run):
 def test_missing_folders_and_stages_are_told(tmp_path, run):
     with pytest.raises(UsageError, match="nowhere: no such run folder"):
         acl_plugin.load_classifier(tmp_path / "nowhere")
-    run[0].classifier.unlink()
+    run[0].classifier_file.unlink()
     with pytest.raises(UsageError, match=r"classifier.pt is missing; run first: acl-plugin probe .*run"):
         acl_plugin.load_classifier(run[0].path)
 
@@ -58,20 +58,20 @@ class Evil:
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", pickle.dumps(Evil()), b"text"])
 def test_damaged_and_malicious_files_are_refused_and_not_run(run, content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run[0].classifier.write_bytes(content)
+    run[0].classifier_file.write_bytes(content)
     with pytest.raises(UsageError, match=r"classifier.pt is damaged or no model of acl_plugin"):
         acl_plugin.load_classifier(run[0].path)
     assert not (tmp_path / "evil").exists()
 
 
 def test_truncated_weights_are_refused(run):
-    whole = run[0].classifier.read_bytes()
-    run[0].classifier.write_bytes(whole[: len(whole) // 2])
+    whole = run[0].classifier_file.read_bytes()
+    run[0].classifier_file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UsageError, match="is damaged"):
         acl_plugin.load_classifier(run[0].path)
     buffer = io.BytesIO()
     torch.save({"weights": {}}, buffer)
-    run[0].classifier.write_bytes(buffer.getvalue())
+    run[0].classifier_file.write_bytes(buffer.getvalue())
     with pytest.raises(UsageError, match="is damaged"):
         acl_plugin.load_classifier(run[0].path)
 
@@ -131,7 +131,7 @@ def test_a_flipped_byte_is_found(run, where):
 
 
 def test_intact_is_of_whole_files_of_torch_alone(run, tmp_path):
-    assert files.intact(run[0].classifier)
+    assert files.intact(run[0].classifier_file)
     assert not files.intact(tmp_path / "nowhere")
     (tmp_path / "text").write_text("text")
     assert not files.intact(tmp_path / "text")

@@ -143,7 +143,7 @@ def test_a_second_thread_is_refused_before_anything_is_written_and_the_first_end
     assert all("another thread" in str(error) for error in found)
     assert run.encoder_file.read_bytes() == whole.encoder_file.read_bytes()
     assert run.metrics_file.read_bytes() == whole.metrics_file.read_bytes()
-    assert in_another_thread(lambda: pretrain(config, tmp_path / "later")).encoder.is_file()
+    assert in_another_thread(lambda: pretrain(config, tmp_path / "later")).encoder_file.is_file()
 
 
 @pytest.mark.e2e

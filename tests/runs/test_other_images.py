@@ -100,7 +100,7 @@ def test_a_stage_refuses_other_images(there, stage, how, capsys, few):
     split, command = commands(there)[stage]
     change(there, how, split)
     config_file = there / "run" / "config.yaml"  # the folder was copied, and audit reads where the images are
-    config_file.write_text(config_file.read_text().replace(str(settings(there).data_dir), str(there / "images")))
+    config_file.write_text(config_file.read_text().replace(str(settings(there).data.data_dir), str(there / "images")))
     text = config_file.read_text().splitlines()
     lines = [f"data_dir: {there / 'images'}" if line.startswith("data_dir:") else line for line in text]
     config_file.write_text("\n".join(lines) + "\n")

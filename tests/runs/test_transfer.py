@@ -48,9 +48,9 @@ def test_from_five_digits_to_the_others(source, tmp_path, capsys, few):
 def test_threat_model_and_probe_are_the_new_data_sets(source):
     config, there = transferred(source.read_config(), "cifar100", data_dir=None), preset("cifar100")
     assert (config.threat.eps, config.probe.probe_augment, config.probe.probe_lr) == (
-        there.eps,
-        there.probe_augment,
-        there.probe_lr,
+        there.threat.eps,
+        there.probe.probe_augment,
+        there.probe.probe_lr,
     )
     assert (config.encoder.backbone_kwargs, config.objective.objective) == (TINY["backbone_kwargs"], "acl_ds")
 

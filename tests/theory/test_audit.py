@@ -230,7 +230,7 @@ def test_mistakes(runs, arguments, message, capsys):
 
 @pytest.mark.e2e
 def test_too_few_images_are_refused(runs):
-    config, encoder = replace(runs["gsa_rsl"].read_config(), limit_test=8), load_encoder(runs["gsa_rsl"].path)
+    config, encoder = runs["gsa_rsl"].read_config().replace(limit_test=8), load_encoder(runs["gsa_rsl"].path)
     loaded = datasets.load(config.data)
     one = replace(loaded.test, labels=torch.tensor([3, 0, 0, 0, 0, 0, 0, 0]))
     for images in (loaded.test.subset(5), one):

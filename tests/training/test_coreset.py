@@ -185,7 +185,7 @@ def test_without_a_projector_the_last_weight_of_the_backbone_decides():
 
 
 def test_epochs_and_sizes(config, images):
-    parts = Coreset(config, images)
+    parts = Coreset(config.coreset, config.training, config.machine.seed, images)
     assert held_out_count(60) == len(parts.held_out) == 2
     assert held_out_count(50_000) == 500
     assert len(parts.pool) == 58

@@ -17,7 +17,8 @@ def terms(loss, device="cpu", collapsed=None, **parts):
 
 
 def guard(**options):
-    return Guard(preset("digits", batch_size=8, **options), 0.5)
+    config = preset("digits", batch_size=8, **options)
+    return Guard(config.training, config.objective.eps_ramp, 0.5)
 
 
 def test_on_a_cpu_every_step_is_looked_at():
