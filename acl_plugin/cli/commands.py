@@ -18,6 +18,7 @@ from acl_plugin.cli.parser import (
 from acl_plugin.config import MachineConfig, ProbeConfig, ThreatConfig, check, unused
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.leaderboard import export as _formats  # noqa: F401 (importing it registers the format)
 from acl_plugin.leaderboard import provenance
 from acl_plugin.objectives import pseudo_labels
 from acl_plugin.probing import protocols

@@ -15,7 +15,7 @@ from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError
 from acl_plugin.evaluation import corruption_files, own_model
-from acl_plugin.evaluation import run_folder as _suites  # noqa: F401 (importing it registers the suites)
+from acl_plugin.evaluation import run_folder as _suites  # noqa: F401 (importing it registers them)
 from acl_plugin.evaluation.results import CorruptionEvaluation, Evaluation, SuiteEvaluation
 from acl_plugin.registry import SUITES
 from acl_plugin.reporting import tables

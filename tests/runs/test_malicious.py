@@ -83,7 +83,7 @@ def test_the_evil_is_evil():
     ids=lambda v: v if isinstance(v, str) else v[0],
 )
 def test_weights_in_a_run_folder(run, capsys, file, command, how):
-    path = getattr(run, file)
+    path = getattr(run, f"{file}_file")
     path.write_bytes(how({"spec": Evil(), "projector": Evil(), "weights": {}}))
     refused(capsys, *command, told=f"{path} is damaged")
 
@@ -140,7 +140,7 @@ def test_weights_that_a_backbones_arguments_name(run, capsys):
     told = "--backbone-kwargs.checkpoint_path is not taken"
     refused(capsys, "pretrain", "--out", "x", *given, told=told)
     config = yaml.safe_load(run.config_file.read_text())
-    config["backbone_kwargs"]["checkpoint_path"] = "evil.pth"
+    config["encoder"]["backbone_kwargs"]["checkpoint_path"] = "evil.pth"
     run.config_file.write_text(yaml.safe_dump(config))
     run.encoder_file.unlink()
     refused(capsys, "run", "--config", "run/config.yaml", "--out", "run", told=told)

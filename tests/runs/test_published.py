@@ -592,7 +592,7 @@ def test_a_wide_resnet_is_named_as_one_whatever_else_it_looks_like(prefix, norm,
 @pytest.mark.parametrize("kind", ["encoder", "projector"])
 def test_our_own_files_are_named(kind, finished_run):
     with pytest.raises(UsageError, match="is a model of acl_plugin already; use the run folder"):
-        read(getattr(RunDir(finished_run), kind))
+        read(getattr(RunDir(finished_run), f"{kind}_file"))
 
 
 def test_a_head_for_other_classes_is_named(tmp_path, config, capsys):

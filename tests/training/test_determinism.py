@@ -83,14 +83,14 @@ def test_the_seed_reaches_every_stage(finished_run, stage, tmp_path, monkeypatch
     shutil.copytree(finished_run, "run")
     other = {
         "pretrain": (["pretrain", "--out", "other", *FINISHED, "--seed=1"], "other/encoder.pt"),
-        "probe": (["probe", "run", "--probe-batch-size", "4"], "run/classifier.pt"),  # in another order
+        "probe": (["probe", "run", "--probe-batch-size", "4", "--overwrite"], "run/classifier.pt"),  # in another order
         "audit": (["audit", "run"], "run/audit.json"),
         "pseudo-labels": (["pseudo-labels", "run", "--out", "run/labels.npz", "--clusters", "[5]"], "run/labels.npz"),
     }
     command, path = other[stage]
     if stage == "audit":  # has the seed of the run
         run = RunDir("run")
-        run.config_file.write_text(run.config_file.read_text().replace("\nseed: 0\n", "\nseed: 1\n"))
+        run.config_file.write_text(run.config_file.read_text().replace("\n  seed: 0\n", "\n  seed: 1\n"))
         Path("run/audit.json").unlink()
     elif stage in ("probe", "pseudo-labels"):
         assert main(command) == 0
