@@ -203,6 +203,7 @@ def test_settings_are_chosen_on_training_images_alone(fabricated):
         assert len(chosen_by.test.labels.unique()) == 10
 
 
+@pytest.mark.e2e
 def test_the_real_cifar10(cifar10_dir):
     loaded = datasets.load(config.preset("cifar10", data_dir=cifar10_dir))
     assert (len(loaded.train), len(loaded.test)) == (50_000, 10_000)
