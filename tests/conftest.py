@@ -5,7 +5,6 @@ import os
 import pickle
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from acl_plugin.cli.main import main
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.objectives.pseudo_labels import PseudoLabels
+from acl_plugin.reporting import figures
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels, write_pseudo_labels
 from acl_plugin.runtime.messages import on_stderr
 from acl_plugin.theory import audit, divergence_estimates
@@ -47,7 +47,6 @@ OPTIONS = [f"--{k.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else 
 """The same on the command line."""
 FINISHED = [*OPTIONS, "--limit-test=24", "--keep-every=1"]
 """Of ``finished_run``."""
-
 
 TIERS = ("e2e", "ddp", "slow")
 
@@ -114,12 +113,18 @@ def teacher_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def two_banks_run(tmp_path_factory):
+    """A pretrained run with two norm banks on 40 images; to be copied."""
+    options = TINY | {"limit_train": 40, "objective": "acl_ds"}
+    return pretrain(configuration.preset("digits", **options), tmp_path_factory.mktemp("two_banks") / "run").path
+
+
+@pytest.fixture(scope="session")
 def labels_file(tmp_path_factory):
     """Pseudo-labels of all digits."""
     rows = torch.arange(1797)
     path = tmp_path_factory.mktemp("labels") / "labels.npz"
-    labels = PseudoLabels(rows, {2: rows % 2, 5: rows % 5}, {"data": "digits", "n": 1797})
-    write_pseudo_labels(labels, path)
+    write_pseudo_labels(PseudoLabels(rows, {2: rows % 2, 5: rows % 5}, {"data": "digits", "n": 1797}), path)
     return path
 
 
@@ -154,7 +159,13 @@ def shorten(patch):
 
 
 @pytest.fixture
-def few(monkeypatch):
+def undrawn(monkeypatch):
+    """Figures are made and not drawn, which takes most of the time of a report."""
+    monkeypatch.setattr(figures, "svg", lambda figure: b"<svg></svg>")
+
+
+@pytest.fixture
+def few(monkeypatch, undrawn):
     """Little to compute, for tests that are about bookkeeping."""
     shorten(monkeypatch.setattr)
 
@@ -167,11 +178,11 @@ def finished_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACL_PLUGIN_HOME", str(folder / "home"))
         shorten(patch.setattr)
+        patch.setattr(figures, "svg", lambda figure: b"<svg></svg>")
         for command in (
             ["run", "--out", run, *FINISHED],
-            ["audit", run, "--checkpoints", "all"],
+            ["audit", run],
             ["evaluate", run, "--suite", "standard", "--attacks", '["FGSM", "PGDL2"]'],
-            ["report", run],
         ):
             assert main(command) == 0
     return Path(run)
@@ -287,14 +298,3 @@ def results(tmp_path, monkeypatch):
     monkeypatch.setattr(main, "HERE", tmp_path)
     monkeypatch.setattr(main, "RESULTS", tmp_path / "results")
     return tmp_path
-
-
-def damage(path, where=0.5):
-    """Flip a byte of a file that torch.save wrote, inside its largest record (not in the padding between two)."""
-    with zipfile.ZipFile(path) as file:
-        record = max(file.infolist(), key=lambda info: info.file_size)
-    content = bytearray(path.read_bytes())
-    names = content[record.header_offset + 26 : record.header_offset + 30]
-    start = record.header_offset + 30 + int.from_bytes(names[:2], "little") + int.from_bytes(names[2:], "little")
-    content[start + int(where * (record.file_size - 1))] ^= 1
-    path.write_bytes(content)

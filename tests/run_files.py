@@ -52,3 +52,14 @@ def check_whole(folder):
             assert path.read_text().endswith("\n")
         elif path.suffix == ".svg":
             assert path.read_text().rstrip().endswith("</svg>")
+
+
+def damage(path, where=0.5):
+    """Flip a byte of a file that torch.save wrote, inside its largest record (not in the padding between two)."""
+    with zipfile.ZipFile(path) as file:
+        record = max(file.infolist(), key=lambda info: info.file_size)
+    content = bytearray(path.read_bytes())
+    names = content[record.header_offset + 26 : record.header_offset + 30]
+    start = record.header_offset + 30 + int.from_bytes(names[:2], "little") + int.from_bytes(names[2:], "little")
+    content[start + int(where * (record.file_size - 1))] ^= 1
+    path.write_bytes(content)

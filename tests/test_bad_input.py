@@ -40,7 +40,7 @@ def told(capsys):
 
 
 @pytest.mark.e2e
-@repeated(40)
+@repeated(12)
 @given(st.lists(st.tuples(OPTION, WORD), min_size=1, max_size=2))
 @example([("--eps", "1/0")])
 @example([("--eps", "nan")])
@@ -70,7 +70,7 @@ def test_random_options(tmp_path_factory, monkeypatch, capsys, options):
 
 
 @pytest.mark.e2e
-@repeated(40)
+@repeated(12)
 @given(st.binary(max_size=200) | st.text(max_size=60).map(str.encode))
 @example(b"data: [")
 @example(b"[]")
@@ -140,9 +140,9 @@ def test_every_record_is_damaged_in_the_next_test():
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", READERS)
-@repeated(12)
+@repeated(4)
 @given(st.data())
-def test_random_records(copy_of_run, name, monkeypatch, capsys, data):
+def test_random_records(copy_of_run, name, monkeypatch, capsys, few, data):
     """A part of a file of results is replaced; every command that reads the file either works or says so."""
     path = copy_of_run.path / name
     monkeypatch.chdir(copy_of_run.path.parent)
@@ -176,7 +176,7 @@ READ_BY = {
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", ["config.yaml", "encoder.pt", "projector.pt", "classifier.pt", "evaluation_key.json"])
-@repeated(8)
+@repeated(3)
 @given(st.binary(max_size=100))
 def test_random_bytes_in_place_of_a_file(copy_of_run, name, monkeypatch, capsys, content):
     path = copy_of_run.path / name

@@ -1,8 +1,6 @@
 """What users may rely on; a name is removed, or an argument renamed, in a release with a line in the changelog."""
 
 import inspect
-import subprocess
-import sys
 
 import pytest
 
@@ -60,8 +58,11 @@ def test_the_arguments_and_a_docstring(name):
         assert " ".join(inspect.signature(found).parameters) == FACE[name]
 
 
-@pytest.mark.e2e
 def test_a_star_import_has_them_all():
-    code = "from acl_plugin import *; print(pretrain.__module__, run.__module__)"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert shown.split() == ["acl_plugin.training.pretrain", "acl_plugin.pipeline"]
+    scope = {}
+    exec("from acl_plugin import *", scope)
+    assert {*FACE} <= scope.keys()
+    assert (scope["pretrain"].__module__, scope["run"].__module__) == (
+        "acl_plugin.training.pretrain",
+        "acl_plugin.pipeline",
+    )

@@ -26,7 +26,7 @@ VALUES = (
 
 
 @pytest.mark.e2e
-@settings(max_examples=600, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(NAMES), VALUES)
 def test_an_option_is_valid_or_named(name, value):
     """A configuration that is taken can be written down, and is the same when it is read again."""

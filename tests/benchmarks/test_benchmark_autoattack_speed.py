@@ -9,7 +9,7 @@ from conftest import TINY
 
 @pytest.mark.e2e
 def test_both_are_run_on_the_same_and_become_a_row(results, few):
-    pipeline.run(preset("digits", **TINY | {"epochs": 4, "limit_train": 64, "limit_test": 30}), results / "run")
+    pipeline.run(preset("digits", **TINY | {"limit_test": 30}), results / "run")
     command = ["autoattack-speed", "tiny", str(results / "run"), "--limit", "30", "--turns", "2", "--eps", "0.01"]
     assert main.main(command) == 0
     kept = compact.read(results / "results" / "autoattack_speed_tiny.json")

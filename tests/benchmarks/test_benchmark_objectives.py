@@ -51,13 +51,11 @@ def test_encoder_forwards_of_whole_runs():
 @pytest.mark.e2e
 def test_runs_results_and_table_by_one_command(results, tmp_path, few, monkeypatch):
     rows = '["deacl","advcl","simclr"]'
-    command = ["objectives", "--rows", rows, "--seeds", "[0,1]", "--runs", str(tmp_path / "runs")]
+    command = ["objectives", "--rows", rows, "--seeds", "[1]", "--runs", str(tmp_path / "runs")]
     assert main.main(command) == 0
     kept = compact.read(results / "results" / "objectives_digits.json")
-    assert [(run["row"], run["settings"]["seed"]) for run in kept] == [
-        (row, seed) for seed in (0, 1) for row in ("simclr", "deacl", "advcl")
-    ]
-    assert kept[1]["settings"]["objective_kwargs"]["teacher"].endswith("simclr/0")
+    assert [(run["row"], run["settings"]["seed"]) for run in kept] == [(row, 1) for row in ("simclr", "deacl", "advcl")]
+    assert kept[1]["settings"]["objective_kwargs"]["teacher"].endswith("simclr/1")
     table = (results / "RESULTS.md").read_text()
     assert "## Objectives on digits" in table
     (deacl,) = (line for line in table.splitlines() if line.startswith("| deacl |"))

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acl_plugin.errors import UsageError
@@ -23,6 +23,7 @@ def typed(values):
 
 
 @pytest.mark.e2e
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(VALUES | st.lists(st.dictionaries(KEYS, VALUES, max_size=3), max_size=5))
 def test_unpacking_undoes_packing(values):
     packed = json.loads(json.dumps(compact.pack(values)))

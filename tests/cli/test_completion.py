@@ -1,10 +1,9 @@
 import os
-import subprocess
-import sys
 
 import pytest
 
 from acl_plugin import available
+from acl_plugin.cli.main import main
 from acl_plugin.cli.parser import COMMANDS
 from acl_plugin.registry import DATASETS
 
@@ -19,8 +18,12 @@ def completed(line, tmp_path):
         "COMP_TYPE": "9",
     }
     asked["_ARGCOMPLETE_STDOUT_FILENAME"] = str(tmp_path / "offered")
-    command = [sys.executable, "-m", "acl_plugin"]
-    subprocess.run(command, env=os.environ | asked, check=True, capture_output=True, cwd=tmp_path)
+    child = os.fork()  # argcomplete ends its process
+    if not child:
+        os.environ.update(asked)
+        os.chdir(tmp_path)
+        os._exit(main())
+    assert os.waitpid(child, 0)[1] == 0
     return [word.strip() for word in (tmp_path / "offered").read_text().split("\n") if word.strip()]
 
 

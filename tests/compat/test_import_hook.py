@@ -1,4 +1,4 @@
-import os
+import json
 import subprocess
 import sys
 
@@ -6,16 +6,57 @@ import pytest
 
 from acl_plugin.compat import import_hook
 
+SERVER = """
+import json, os, sys, traceback
+import torch, torchvision  # which have no part in this
+for line in sys.stdin:
+    code, environment, path, output = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.environ.update(environment)
+        sys.path[:0] = path
+        written = os.open(output, os.O_WRONLY | os.O_CREAT)
+        os.dup2(written, 1), os.dup2(written, 2)
+        status = 1
+        try:
+            exec(code, {"__name__": "__main__"})
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
-def python(code, **environment):
-    env = {**os.environ, **environment}
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=env)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
+
+@pytest.fixture(scope="module")
+def server():
+    """Starts processes with nothing imported but torch."""
+    command = [sys.executable, "-W", "ignore", "-c", SERVER]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    yield process
+    process.stdin.close()
+    process.wait(timeout=30)
+
+
+@pytest.fixture
+def python(server, tmp_path_factory):
+    """Run code in a process of its own, with folders before all others on its path; what it prints."""
+
+    def run(code, *path, **environment):
+        output = tmp_path_factory.mktemp("printed") / "output"
+        server.stdin.write(json.dumps([code, environment, [*map(str, path)], str(output)]) + "\n")
+        server.stdin.flush()
+        status = int(server.stdout.readline())
+        assert status == 0, output.read_text()
+        return output.read_text().strip()
+
+    return run
 
 
 @pytest.mark.e2e
-def test_autoattack_and_its_submodules_are_answered_for_after_import():
+def test_autoattack_and_its_submodules_are_answered_for_after_import(python):
     code = """
 import acl_plugin
 from autoattack import AutoAttack
@@ -31,14 +72,15 @@ print(robustbench.benchmark.__module__)
 
 
 @pytest.mark.e2e
-def test_the_real_package_is_not_shadowed(tmp_path):
+def test_the_real_package_is_not_shadowed(python, tmp_path):
     (tmp_path / "autoattack").mkdir()
     (tmp_path / "autoattack" / "__init__.py").write_text("AutoAttack = 'the real one'")
     code = "import acl_plugin, autoattack; print(autoattack.AutoAttack)"
-    assert python(code, PYTHONPATH=str(tmp_path)) == "the real one"
+    assert python(code, tmp_path) == "the real one"
 
 
-def test_without_import_of_ours_nothing_changes():
+@pytest.mark.e2e
+def test_without_import_of_ours_nothing_changes(python):
     code = """
 try:
     import autoattack
@@ -50,7 +92,7 @@ except ModuleNotFoundError as error:
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("order", ["import timm, acl_plugin", "import acl_plugin, timm"])
-def test_a_damaged_index_of_exports_breaks_nothing(order, tmp_path):
+def test_a_damaged_index_of_exports_breaks_nothing(order, python, tmp_path):
     (tmp_path / "exports.json").write_text("{")
     code = f"{order}\nprint(timm.is_model('resnet18'))"
     assert python(code, ACL_PLUGIN_HOME=str(tmp_path)) == "True"
@@ -67,7 +109,7 @@ OLD = {
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", OLD)
-def test_an_old_copy_of_robustbench_is_refused_with_its_cure(kind, tmp_path):
+def test_an_old_copy_of_robustbench_is_refused_with_its_cure(kind, python, tmp_path):
     for file, text in OLD[kind].items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(text)
@@ -80,22 +122,22 @@ for _ in range(2):
 """
     if kind == "init_deleted":  # a folder without __init__.py loses against any package further on
         code = f"import torch, timm, acl_plugin\nimport sys\nsys.path = [{str(tmp_path)!r}]\n" + code
-    told = python(code, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}").splitlines()
+    told = python(code, tmp_path).splitlines()
     assert len(told) == 2
     assert all(line.endswith("pip install --force-reinstall --no-deps robustbench==1.1.1") for line in told)
 
 
 @pytest.mark.e2e
-def test_an_old_copy_that_was_imported_before_is_told(tmp_path):
+def test_an_old_copy_that_was_imported_before_is_told(python, tmp_path):
     (tmp_path / "robustbench").mkdir()
     (tmp_path / "robustbench" / "__init__.py").write_text("")
     code = "import sys, robustbench\nsys.stderr = sys.stdout\nimport acl_plugin"
-    told = python(code, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    told = python(code, tmp_path)
     assert told.endswith("robustbench==1.1.1")
 
 
 @pytest.mark.e2e
-def test_another_fault_of_robustbench_keeps_its_own_message(tmp_path):
+def test_another_fault_of_robustbench_keeps_its_own_message(python, tmp_path):
     (tmp_path / "robustbench").mkdir()
     text = "import no_such_package\nfrom .eval import benchmark"
     (tmp_path / "robustbench" / "__init__.py").write_text(text)
@@ -105,7 +147,7 @@ try:
 except ModuleNotFoundError as error:
     print(error.name)
 """
-    assert python(code, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}") == "no_such_package"
+    assert python(code, tmp_path) == "no_such_package"
 
 
 def test_installing_twice_changes_nothing():

@@ -13,7 +13,10 @@ from acl_plugin.errors import UsageError
 
 
 def test_digits_are_split_once_and_for_all_and_stratified():
-    one, two = datasets.load(config.preset("digits").data), datasets.load(config.preset("digits", seed=5).data)
+    one, two = (
+        datasets.load(config.preset("digits").data),
+        datasets.load(config.preset("digits", seed=5).data),
+    )
     assert (len(one.train), len(one.test)) == (1297, 500)
     assert torch.equal(one.test.rows, two.test.rows)
     assert not set(one.train.rows.tolist()) & set(one.test.rows.tolist())
@@ -203,6 +206,7 @@ def test_settings_are_chosen_on_training_images_alone(fabricated):
         assert len(chosen_by.test.labels.unique()) == 10
 
 
+@pytest.mark.e2e
 def test_the_real_cifar10(cifar10_dir):
     loaded = datasets.load(config.preset("cifar10", data_dir=cifar10_dir).data)
     assert (len(loaded.train), len(loaded.test)) == (50_000, 10_000)

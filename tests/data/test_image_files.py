@@ -310,7 +310,7 @@ STARTS = [
 
 @pytest.mark.e2e
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(start=st.sampled_from(STARTS), content=st.binary(max_size=60))
 def test_any_bytes_are_an_image_or_refused_by_name(start, content, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "random.png"
@@ -319,7 +319,7 @@ def test_any_bytes_are_an_image_or_refused_by_name(start, content, tmp_path_fact
 
 
 @pytest.mark.filterwarnings("ignore")
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(name=st.sampled_from(sorted(READABLE)), place=st.integers(0, 10_000), value=st.integers(0, 255))
 def test_any_changed_byte_leaves_an_image_or_is_refused_by_name(name, place, value, tmp_path_factory):
     content = bytearray(READABLE[name][0])

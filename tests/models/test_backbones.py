@@ -189,7 +189,7 @@ def test_an_unknown_field_of_a_spec_is_not_ignored():
         ModelSpec.from_dict(spec().to_dict() | {"wheels": 4})
 
 
-SIZES = [(8, 8), (17, 17), (28, 28), (31, 31), (32, 32), (50, 50), (96, 96), (100, 100), (28, 50)]
+SIZES = [(8, 8), (17, 17), (32, 32), (28, 50), (100, 100)]
 SEEN = {  # of one kind of stem or of downsampling each
     ("vit_tiny_patch16_224", "cifar"): {"depth": 1, "embed_dim": 12},
     ("vit_tiny_patch16_224", "native"): {"depth": 1, "embed_dim": 12},
@@ -215,7 +215,7 @@ def unseen(model, shape):
 @pytest.mark.e2e
 @pytest.mark.parametrize(("backbone", "stem"), SEEN)
 def test_every_pixel_has_an_influence(backbone, stem):
-    for height, width in SIZES if "mix" not in backbone else SIZES[2:4]:
+    for height, width in SIZES if "mix" not in backbone else SIZES[2:3]:
         torch.manual_seed(0)
         shape = (3, height, width)
         model = Encoder(spec(shape, backbone, SEEN[backbone, stem], stem=stem)).eval()

@@ -61,13 +61,13 @@ def test_bare_loop(name, attack, settings_of):
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", available())
 def test_in_the_trainer(name, tiny_config, tmp_path, paths_of):
-    config = tiny_config.replace(objective=name, objective_kwargs=paths_of(name))
+    config = tiny_config.replace(objective=name, objective_kwargs=paths_of(name), epochs=1)
     run = pretrain(config, tmp_path / "run")
     _, weights = read_model(run.encoder_file)
     assert weights
     assert all(w.isfinite().all() for w in weights.values())
     assert not any("banks" in key or "projector" in key for key in weights)
-    assert len(run.metrics_file.read_text().splitlines()) == 1 + tiny_config.training.epochs
+    assert len(run.metrics_file.read_text().splitlines()) == 2
     objective = create_objective(name)
     assert run.benign_encoder_file.is_file() == (len(objective.routes) > 1)
     assert read_projector(run)[0] == objective.projector

@@ -1,15 +1,17 @@
-import dataclasses
+import shutil
 
 import pytest
 import torch
+from run_files import damage
 
+from acl_plugin.config import preset
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
 from acl_plugin.probing.protocols import probe
 from acl_plugin.registry import PROTOCOLS
+from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier
 from acl_plugin.runtime.files import read_json
-from acl_plugin.training.pretrain import pretrain
-from conftest import damage
+from conftest import TINY
 
 CPU = torch.device("cpu")
 
@@ -53,19 +55,17 @@ def test_short_trainings_write_nothing(tmp_path):
     assert not (tmp_path / "probing").exists()
 
 
+WITH_THE_STEPS_OF_ANOTHER = ("slf_exact", "alf", "aff_pgd", "dynacl++")
+"""Without SGD, or the loop of slf, aff_trades or air++ with another attack."""
+
+
 @pytest.mark.e2e
-@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS.names() if name != "slf_exact"])
-def test_every_protocol_goes_on_where_it_was_stopped(protocol, tiny_config, tmp_path, every_step, monkeypatch):
-    config = dataclasses.replace(
-        tiny_config,
-        objective="acl_ds",
-        limit_train=40,
-        aft_epochs=1,
-        probe_epochs=2,
-        probe_batch_size=8,
-        probe_protocol=protocol,
-    )
-    run = pretrain(config, tmp_path / "run")
+@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS.names() if name not in WITH_THE_STEPS_OF_ANOTHER])
+def test_every_protocol_goes_on_where_it_was_stopped(protocol, two_banks_run, tmp_path, every_step, monkeypatch):
+    own = {"limit_train": 40, "batch_size": 20, "probe_batch_size": 20, "probe_protocol": protocol}
+    own |= {"aft_epochs": 1} if protocol in ("dynacl++", "air++") else {}
+    config = preset("digits", **TINY | own | {"objective": "acl_ds"})
+    run = RunDir(shutil.copytree(two_banks_run, tmp_path / "run"))
     probe(run, config, CPU)
     whole = load_classifier(run.path).state_dict()
     record = read_json(run.probe_file)
@@ -77,7 +77,7 @@ def test_every_protocol_goes_on_where_it_was_stopped(protocol, tiny_config, tmp_
         def stop(self, what, state):
             save(self, what, state)
             saved.append(what)
-            if saved.count(what) == 6 and what in ("SLF", "ALF", "AFF"):
+            if saved.count(what) == 3 and what in ("SLF", "ALF", "AFF"):
                 raise KeyboardInterrupt
 
         patch.setattr(ProbeCheckpoints, "save", stop)

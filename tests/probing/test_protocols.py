@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from acl_plugin.probing.protocols import probe, split
 from acl_plugin.registry import PROTOCOLS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import write_model
-from acl_plugin.training.pretrain import pretrain
 from conftest import TINY, spec
 
 CPU = torch.device("cpu")
@@ -27,17 +27,19 @@ def run(tmp_path):
     folder = RunDir(tmp_path / "run")
     folder.start(preset("digits"))
     encoder = Classifier(spec(classes="0"))
+    images = datasets.load(preset("digits", limit_train=64).data).train.floats()
     for _ in range(20):  # statistics
-        encoder.features(datasets.load(preset("digits", limit_train=64).data).train.floats())
+        encoder.features(images)
     write_model(folder.encoder_file, spec(), encoder.backbone.state_dict())
     return folder
 
 
 @pytest.fixture
-def two_banks(tmp_path):
+def two_banks(two_banks_run, tmp_path):
     """A pretrained run with two norm banks."""
-    config = preset("digits", **TINY | {"limit_train": 40, "objective": "acl_ds"}).replace(aft_epochs=1)
-    return pretrain(config, tmp_path / "two"), config
+    own = {"limit_train": 40, "objective": "acl_ds", "batch_size": 20, "probe_batch_size": 20}
+    config = preset("digits", **TINY | own).replace(aft_epochs=1)
+    return RunDir(shutil.copytree(two_banks_run, tmp_path / "two")), config
 
 
 @pytest.mark.e2e
@@ -72,13 +74,10 @@ def test_every_protocol_gives_a_classifier_and_its_record(two_banks, protocol):
     same = all(torch.equal(v, pretrained[k]) for k, v in model.backbone.state_dict().items())
     assert same == (protocol in ("slf", "slf_exact", "alf"))  # to the bit
     assert model.head.weight.any()
-    again = {k: v.clone() for k, v in model.state_dict().items()}
-    probe(folder, config, CPU)
-    assert all(torch.equal(v, again[k]) for k, v in load_classifier(folder.path).state_dict().items())
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("protocol", ["slf", "alf", "aff_trades", "aff_pgd", "semi"])
+@pytest.mark.parametrize("protocol", ["slf", "alf", "semi"])  # on benign and on PGD images, and all weights
 def test_the_epoch_is_chosen_on_training_images_that_are_held_out(two_banks, protocol, monkeypatch):
     folder, config = two_banks
     config = config.replace(probe_protocol=protocol, probe_holdout=0.25, probe_epochs=3)
@@ -107,7 +106,7 @@ def test_what_is_held_out_is_stratified_and_apart():
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("protocol", ["slf", "alf", "aff_trades", "aff_pgd"])
+@pytest.mark.parametrize("protocol", ["slf", "alf", "aff_trades"])
 def test_bfloat16_probes_as_float32_does(two_banks, protocol):
     folder, config = two_banks
     pretrained = load_encoder(folder.path).backbone.state_dict()
@@ -123,7 +122,7 @@ def test_bfloat16_probes_as_float32_does(two_banks, protocol):
     assert other_loss == pytest.approx(loss, rel=1e-2)
     assert not torch.equal(head, other_head)  # it was another computation
     assert torch.cosine_similarity(head, other_head, dim=0) > 0.98
-    if protocol in ("aff_trades", "aff_pgd"):  # all weights have their gradients
+    if protocol == "aff_trades":  # all weights have their gradients
         assert torch.cosine_similarity(way, other_way, dim=0) > 0.5  # bfloat16 rounds as each processor sums
 
 
@@ -138,9 +137,8 @@ def test_l2_has_pgd_protocols_and_no_trades(two_banks):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("augment", ["none", "shift", "weak"])
-def test_probe_is_a_function_of_the_seed(run, augment, tiny_config):
-    config = tiny_config.replace(probe_augment=augment)
+def test_probe_is_a_function_of_the_seed(run, tiny_config):
+    config = tiny_config.replace(probe_augment="weak")
 
     def head(seed):
         state = torch.get_rng_state()

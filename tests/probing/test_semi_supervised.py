@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from acl_plugin.data.subsets import stratified
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.probing import semi_supervised
 from acl_plugin.probing.adversarial_finetuning import attack_of
+from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_encoder
-from acl_plugin.training.pretrain import pretrain
 from conftest import TINY
 
 CPU = torch.device("cpu")
@@ -28,11 +29,11 @@ def test_a_share_of_each_class_is_labeled(share):
 
 
 @pytest.fixture
-def prepared(tmp_path):
+def prepared(two_banks_run, tmp_path):
     config = preset(
-        "digits", **TINY | {"limit_train": 60, "objective": "acl_ds", "probe_protocol": "semi", "label_fraction": 0.2}
+        "digits", **TINY | {"limit_train": 40, "objective": "acl_ds", "probe_protocol": "semi", "label_fraction": 0.2}
     )
-    run, images = pretrain(config, tmp_path / "run"), datasets.load(config.data)
+    run, images = RunDir(shutil.copytree(two_banks_run, tmp_path / "run")), datasets.load(config.data)
     encoder = load_encoder(run.path)
     torch.manual_seed(0)
     model = Classifier(dataclasses.replace(encoder.spec, classes=images.classes))
@@ -58,7 +59,7 @@ def test_the_loss_is_the_formula(prepared, monkeypatch, same_noise):
     soft, known = tables["soft"], tables["known"]
     assert 0 < known[rows].sum() < 12
     assert known.sum() == semi_supervised.count(config, train)
-    torch.testing.assert_close(soft[train.rows].sum(1), torch.ones(60))
+    torch.testing.assert_close(soft[train.rows].sum(1), torch.ones(40))
     model.eval()
     value = loss(x, y, rows)
     targets = torch.tensor([y[i] if known[r] else soft[r].argmax() for i, r in enumerate(rows)])

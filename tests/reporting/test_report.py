@@ -109,7 +109,7 @@ def test_what_is_missing_tells_the_command(runs, tmp_path):
 
 
 @pytest.mark.e2e
-def test_several_runs_are_compared(runs, tmp_path):
+def test_several_runs_are_compared(runs, tmp_path, undrawn):
     assert main(["report", *(str(run.path) for run in runs), "--out", str(tmp_path / "page.html")]) == 0
     page = Page((tmp_path / "page.html").read_text())
     assert page.elements.count("h1") == 3
@@ -118,7 +118,7 @@ def test_several_runs_are_compared(runs, tmp_path):
 
 
 @pytest.mark.e2e
-def test_strings_from_files_are_shown_and_not_obeyed(runs, tmp_path):
+def test_strings_from_files_are_shown_and_not_obeyed(runs, tmp_path, undrawn):
     whole, _ = runs
     copied = RunDir(tmp_path / "<img src=x onerror=alert(1)>")
     shutil.copytree(whole.path, copied.path)
@@ -137,7 +137,7 @@ def test_strings_from_files_are_shown_and_not_obeyed(runs, tmp_path):
 
 
 @pytest.mark.e2e
-def test_images_that_are_not_here_are_told(runs, tmp_path):
+def test_images_that_are_not_here_are_told(runs, tmp_path, undrawn):
     whole, _ = runs
     copied = RunDir(tmp_path / "run")
     shutil.copytree(whole.path, copied.path)
@@ -195,7 +195,7 @@ def test_a_browser_shows_it(runs, tmp_path, width, dark):
 
 
 @pytest.mark.e2e
-def test_what_is_partial_or_of_another_model_or_other_images_is_marked(finished_run, tmp_path):
+def test_what_is_partial_or_of_another_model_or_other_images_is_marked(finished_run, tmp_path, undrawn):
     run = RunDir(tmp_path / "run")
     shutil.copytree(finished_run, run.path)
 
@@ -220,7 +220,7 @@ def test_what_is_partial_or_of_another_model_or_other_images_is_marked(finished_
 
 
 @pytest.mark.e2e
-def test_runs_on_different_images_are_not_compared_in_silence(finished_run, tmp_path):
+def test_runs_on_different_images_are_not_compared_in_silence(finished_run, tmp_path, undrawn):
     runs = [RunDir(tmp_path / name) for name in "ab"]
     for run in runs:
         shutil.copytree(finished_run, run.path)

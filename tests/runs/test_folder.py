@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from run_files import damage
 
 import acl_plugin
 from acl_plugin.config import preset
@@ -13,7 +14,7 @@ from acl_plugin.models.encoder import Classifier
 from acl_plugin.runs import environment, models
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime import files
-from conftest import damage, spec
+from conftest import spec
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
+import multiprocessing
 import os
-import subprocess
-import sys
 import threading
 import time
 
@@ -20,14 +19,11 @@ from acl_plugin.runtime import seeding
 from acl_plugin.training.pretrain import pretrain
 from conftest import TINY
 
-HOLDS = """
-import sys, time
-from pathlib import Path
-from acl_plugin.runs.lock import locked
-with locked(Path(sys.argv[1])):
-    print("holds", flush=True)
-    time.sleep(60)
-"""
+
+def hold(path, holds):
+    with locked(path):
+        holds.set()
+        time.sleep(60)
 
 
 @pytest.fixture
@@ -35,11 +31,14 @@ def other(tmp_path):
     """Another process that works in ``tmp_path / "run"``."""
     run = RunDir(tmp_path / "run")
     run.start(preset("digits", **TINY))
-    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(run.path)], stdout=subprocess.PIPE)
-    process.stdout.readline()
+    context = multiprocessing.get_context("fork")  # one that need not import everything
+    holds = context.Event()
+    process = context.Process(target=hold, args=(run.path, holds))
+    process.start()
+    assert holds.wait(60)
     yield run, process
     process.kill()
-    process.wait()
+    process.join()
 
 
 @pytest.mark.e2e
@@ -64,7 +63,7 @@ def test_two_processes_do_not_work_in_one_folder(other):
 def test_the_lock_of_a_process_that_was_killed_is_taken_over_with_a_notice(other, capsys):
     run, process = other
     process.kill()
-    process.wait()
+    process.join()
     with locked(run.path):
         pass
     assert f"the lock of process {process.pid}, which has ended, is taken over" in capsys.readouterr().err

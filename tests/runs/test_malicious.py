@@ -115,6 +115,7 @@ def test_pseudo_labels(run, capsys):
     refused(capsys, "pretrain", "--out", "x", *own, *OPTIONS, told="labels.npz is damaged or no file of pseudo-labels")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("text", [EVIL_YAML, f"data: {EVIL_YAML}", f"objective_kwargs: {{rho: {EVIL_YAML}}}"])
 @pytest.mark.parametrize(
     "command",
@@ -162,6 +163,7 @@ def test_records_of_an_evaluation(run, capsys, few):
     refused(capsys, "evaluate", "run", told=f"{chunk} is damaged (done is 'os.mkdir', not int)")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(("field", "value"), [("dataset", "../../escaped"), ("threat_model", "../../../escaped")])
 def test_an_evaluation_does_not_lead_out_of_the_folder(run, capsys, field, value):
     found = json.loads(run.evaluation_file.read_text())
@@ -169,10 +171,12 @@ def test_an_evaluation_does_not_lead_out_of_the_folder(run, capsys, field, value
     refused(capsys, "export", "run", told=f"evaluation.json is damaged ({field} is {value!r}, not one of")
 
 
+@pytest.mark.e2e
 def test_a_model_name_does_not_lead_out_of_the_folder(run, capsys):
     refused(capsys, "export", "run", "--name", "../../escaped", told="--name '../../escaped': allowed are letters")
 
 
+@pytest.mark.e2e
 def test_the_index_of_exported_models(run):
     from acl_plugin.errors import UsageError
     from acl_plugin.leaderboard.registration import load_exported

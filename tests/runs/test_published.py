@@ -469,7 +469,7 @@ def test_the_head_of_a_classifier_is_kept(layout, tmp_path, images, config, clas
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("layout", LAYERS)
+@pytest.mark.parametrize("layout", [next(iter(LAYERS))])
 def test_a_head_at_chance_on_few_images_is_kept_and_named_so(layout, tmp_path, config, capsys):
     content = made(layout)[0]
     whole_head(content, LAYERS[layout])

@@ -45,6 +45,7 @@ def test_from_five_digits_to_the_others(source, tmp_path, capsys, few):
     assert "a run with different settings (--probe-epochs 3, there 2)" in capsys.readouterr().err
 
 
+@pytest.mark.e2e
 def test_threat_model_and_probe_are_the_new_data_sets(source):
     config, there = transferred(source.read_config(), "cifar100", data_dir=None), preset("cifar100")
     assert (config.threat.eps, config.probe.probe_augment, config.probe.probe_lr) == (

@@ -212,6 +212,7 @@ def test_command_line(runs, tmp_path, capsys):
     assert (tmp_path / "joint" / "audit.svg").is_file()
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -38,8 +38,8 @@ def config(tiny_config):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("own", [{}, CORESET, {"objective": "dynacl"}])
-@pytest.mark.parametrize("epochs", [1, 2, 4])
+@pytest.mark.parametrize("own", [CORESET, {"objective": "dynacl"}])
+@pytest.mark.parametrize("epochs", [1, 4])
 def test_any_number_of_epochs_gives_the_weights_of_our_own_trainer(own, epochs, config, tmp_path):
     config = config.replace(**own)
     assert plain(config, tmp_path, max_epochs=epochs) == ours(config, tmp_path, epochs)
@@ -49,14 +49,13 @@ def test_any_number_of_epochs_gives_the_weights_of_our_own_trainer(own, epochs, 
 def test_steps_or_time_decide_where_there_are_no_epochs(config, tmp_path):
     whole = ours(config, tmp_path, 2)  # two steps an epoch, of 3 batches and of 1
     assert plain(config, tmp_path / "steps", max_steps=4) == whole
-    assert plain(config, tmp_path / "both", max_epochs=-1, max_steps=4) == whole
     assert plain(config, tmp_path / "time", max_epochs=-1, max_time={"hours": 1}) == whole
     assert plain(config, tmp_path / "endless", max_epochs=-1) == whole
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("own", [{}, CORESET])
-@pytest.mark.parametrize("steps", [1, 3, 5])
+@pytest.mark.parametrize("steps", [1, 5])
 def test_the_rate_reaches_its_end_after_max_steps(own, steps, config, tmp_path):
     """The schedule is that of the steps, though the last epoch is left within."""
     module = build(config.replace(**own, batch_size=2), datasets.load(config.data))
@@ -80,15 +79,14 @@ def test_the_rate_reaches_its_end_after_max_steps(own, steps, config, tmp_path):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("length", [{"max_epochs": 3}, {"max_steps": 10}])
-@pytest.mark.parametrize("own", [{}, CORESET])
+@pytest.mark.parametrize(("own", "length"), [({}, {"max_epochs": 3}), (CORESET, {"max_steps": 10})])
 def test_it_resumes_from_any_checkpoint_of_lightnings_own(own, length, config, tmp_path):
     config = config.replace(**own, accumulate_grad_batches=1)
     keep = ModelCheckpoint(tmp_path / "kept", "{step}", every_n_train_steps=1, save_top_k=-1)
     whole = plain(config, tmp_path, **length, callbacks=[keep])
     kept = sorted((tmp_path / "kept").glob("*.ckpt"))
     assert len(kept) > 6
-    for path in kept[:-1]:
+    for path in kept[:-1:3]:  # within an epoch and at its end
         assert plain(config, tmp_path, path, **length) == whole
 
 
@@ -132,7 +130,7 @@ class Groups(SimCLR):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars", "lamb", "lion"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lars", "lion"])
 def test_a_group_keeps_its_own_rate_and_decay(optimizer, register, config, tmp_path):
     register("groups", Groups)
     config = config.replace(objective="groups", optimizer=optimizer, accumulate_grad_batches=1, epochs=2)
@@ -182,6 +180,7 @@ def test_a_batch_larger_than_the_images_of_all_devices_is_refused(config):
     assert error.value.parameter == "coreset"
 
 
+@pytest.mark.e2e
 def test_the_last_partial_step_is_made(register, config, tmp_path):
     """Gradient 1 on each weight: four batches in steps of three and one move by the sum of two rates."""
 

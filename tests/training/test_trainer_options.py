@@ -61,22 +61,27 @@ def resumed(config, out, starts=12, **options):
     raise AssertionError("never done")
 
 
+STOPPING = {"max_time": 3, "max_steps": 1}
+"""Options that stop a training, and how often."""
+
+
 @pytest.mark.e2e
-@pytest.mark.parametrize("name", signature_defaults())
-def test_every_option_of_lightnings_trainer_keeps_the_weights_or_is_refused(
-    name, config, undisturbed, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("names", [*([name] for name in STOPPING), sorted(FREE - STOPPING.keys())], ids=" ".join)
+def test_every_option_that_is_passed_on_keeps_the_weights(names, config, undisturbed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = RunDir(tmp_path / "run")
-    if name in FREE:
-        stops = resumed(config, run.path, **{name: OTHER[name]})
-        assert stops == {"max_time": 3, "max_steps": 1}.get(name, 0)
-        assert (run.encoder_file.read_bytes(), run.metrics_file.read_bytes()) == undisturbed(config)
-    else:
-        with pytest.raises(UsageError) as error:
-            pretrain(config, run.path, **{name: OTHER[name]})
-        assert (error.value.parameter, error.value.given) == (name, OTHER[name])
-        assert not run.path.exists()
+    stops = resumed(config, run.path, **{name: OTHER[name] for name in names})
+    assert stops == sum(STOPPING.get(name, 0) for name in names)
+    assert (run.encoder_file.read_bytes(), run.metrics_file.read_bytes()) == undisturbed(config)
+
+
+@pytest.mark.parametrize("name", sorted(signature_defaults().keys() - FREE))
+def test_every_other_option_is_refused(name, config, tmp_path):
+    run = RunDir(tmp_path / "run")
+    with pytest.raises(UsageError) as error:
+        pretrain(config, run.path, **{name: OTHER[name]})
+    assert (error.value.parameter, error.value.given) == (name, OTHER[name])
+    assert not run.path.exists()
 
 
 @pytest.mark.e2e
@@ -84,18 +89,31 @@ def test_every_option_of_lightnings_trainer_keeps_the_weights_or_is_refused(
     "options",
     [
         {"logger": True},
-        {"logger": "one"},
-        {"logger": []},
-        {"callbacks": None, "logger": None},
-        {"callbacks": callbacks.ModelCheckpoint(every_n_train_steps=1, save_top_k=-1, save_last=True)},
-        {"callbacks": (callbacks.LearningRateMonitor(), callbacks.Timer()), "enable_checkpointing": True},
-        {"max_epochs": 2, "devices": 1, "accumulate_grad_batches": 2, "limit_train_batches": None},
-        {"max_steps": -1, "fast_dev_run": False, "overfit_batches": 0.0},
+        {
+            "callbacks": callbacks.ModelCheckpoint(every_n_train_steps=1, save_top_k=-1, save_last=True),
+            "logger": "one",
+        },
+        {
+            "callbacks": (callbacks.LearningRateMonitor(), callbacks.Timer()),
+            "enable_checkpointing": True,
+            "logger": [],
+        },
+        {
+            "callbacks": None,
+            "logger": None,
+            "max_epochs": 2,
+            "devices": 1,
+            "accumulate_grad_batches": 2,
+            "limit_train_batches": None,
+            "max_steps": -1,
+            "fast_dev_run": False,
+            "overfit_batches": 0.0,
+        },
     ],
 )
 def test_options_are_added_to_ours_or_repeat_them(options, config, undisturbed, tmp_path):
     if options.get("logger") == "one":
-        options = {"logger": CSVLogger(tmp_path / "logs")}
+        options = options | {"logger": CSVLogger(tmp_path / "logs")}
     run = pretrain(config, tmp_path / "run", **options)
     assert (run.encoder_file.read_bytes(), run.metrics_file.read_bytes()) == undisturbed(config)
     assert list((run.path / "tensorboard").glob("events*"))
@@ -145,12 +163,17 @@ class StopAt(lightning.Callback):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize(
-    "hook",
-    ["on_train_start", "on_train_epoch_start", "on_train_batch_start", "on_train_batch_end",
-     "on_train_epoch_end"],
-)  # fmt: skip
+    ("hook", "every"),
+    [
+        ("on_train_start", 2),
+        ("on_train_epoch_start", 2),
+        ("on_train_batch_start", 2),
+        ("on_train_batch_end", 1),
+        ("on_train_batch_end", 2),
+        ("on_train_epoch_end", 2),
+    ],
+)
 def test_whoever_stops_the_training_it_is_not_done_and_resumes(hook, every, config, undisturbed, tmp_path):
     config = config.replace(epochs=3, accumulate_grad_batches=every, checkpoint_every=3)
     at = 1 if hook == "on_train_start" else 2
