@@ -23,6 +23,7 @@ from acl_plugin.data import datasets
 from acl_plugin.data.images import Images
 from acl_plugin.evaluation.autoattack import autoattack, chunk_verdicts
 from acl_plugin.evaluation.checks import largest_batch
+from acl_plugin.evaluation.target import Target
 from acl_plugin.evaluation.verdicts import summary
 from acl_plugin.models.fusion import folded
 from acl_plugin.runs.environment import environment
@@ -79,7 +80,7 @@ def ours(model: Any, images: Images, threat: ThreatModel, seed: int) -> tuple[fl
     device = next(model.parameters()).device
     size, began, found = largest_batch(model, model.spec.shape, device), time.perf_counter(), []
     faster = folded(model, images.floats(0, 64).to(device))
-    for step in autoattack(model, images, images.labels, threat, batch_size=size, seed=seed, faster=faster):
+    for step in autoattack(Target(model, images, images.labels, threat, size, seed), faster=faster):
         if step.chunk.finished:
             found += chunk_verdicts(step.chunk, images.labels, images.rows)
     return time.perf_counter() - began, summary(found)["robust_accuracy"]

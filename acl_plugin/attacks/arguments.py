@@ -76,7 +76,7 @@ def check_classes(name: str, kwargs: Mapping[str, Any], classes: int | None) -> 
 
 
 def class_arguments(
-    name: str, given: Mapping[str, Any], steps: int, scale: float, threat: ThreatModel, classes: int, seed: int
+    name: str, given: Mapping[str, Any], *, steps: int, scale: float, threat: ThreatModel, classes: int, seed: int
 ) -> dict[str, Any]:
     """Return the arguments of a torchattacks class.
 

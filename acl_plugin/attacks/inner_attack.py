@@ -221,7 +221,7 @@ class InnerAttack:
         def logits(images: Tensor) -> Tensor:
             return check_output(model(images), (len(images), classes))
 
-        return self._run(model, x, y.long(), logits, classes, bounded, generator=generator)
+        return self._run(model, x, y.long(), logits, classes, bounded=bounded, generator=generator)
 
     def trades(
         self,
@@ -275,6 +275,7 @@ class InnerAttack:
         labels: Tensor,
         logits: Callable[[Tensor], Tensor],
         classes: int,
+        *,
         bounded: bool = True,
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -284,7 +285,9 @@ class InnerAttack:
         threat, seed = replace(self.threat, eps=self.threat.eps * self.scale), noise_seed(generator)
         with gradients(), norm_banks.inference(model), seeding.private(seed, x.device):
             x, labels = constant(x).contiguous(), constant(labels)  # some attacks use view()
-            arguments = class_arguments(self.name, self.kwargs, self.steps, self.scale, threat, classes, seed)
+            arguments = class_arguments(
+                self.name, self.kwargs, steps=self.steps, scale=self.scale, threat=threat, classes=classes, seed=seed
+            )
             attack = class_of(self.name)(Bridge(logits, x), **arguments)
             moved = attack(x, labels).detach()
             # some attacks leave the ball (CW, DeepFool), and some divide by a gradient that can be zero

@@ -133,10 +133,10 @@ def import_checkpoint(arguments: list[str]) -> None:
         options["file"],
         out,
         configuration.preset(**known_options(options)),
-        options["format"],
-        options["bank"],
-        options["allow_pickle"],
-        options["normalization"],
+        layout=options["format"],
+        bank=options["bank"],
+        allow_pickle=options["allow_pickle"],
+        normalization=options["normalization"],
     )
     print(f"encoder: {out.encoder_file}, format {layout}: {LAYOUTS[layout].papers}")
 

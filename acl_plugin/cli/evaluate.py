@@ -1,7 +1,6 @@
 """Implement ``acl-plugin evaluate`` for the classifier of a run folder or your own model."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,7 @@ def _own_model(arguments: list[str]) -> None:
     parser.add_class_arguments(MachineConfig, skip={"num_nodes", "compile", "precision", "devices"})
     options = parse(parser, arguments, _defaults_of_dataset, unused.EVALUATE)
 
-    config = replace(configuration.preset(options["data"]), **known_options(options))
+    config = configuration.preset(options["data"]).replace(**known_options(options))
     check(config)
     out, overwrite = options["out"], options["overwrite"]
     is_file = out.suffix == ".json"

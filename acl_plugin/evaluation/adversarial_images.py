@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import EvaluationStopped
-from acl_plugin.evaluation.batches import ImageSource, batch, device_of
+from acl_plugin.evaluation.batches import batch
+from acl_plugin.evaluation.target import Target
 from acl_plugin.evaluation.verdicts import STANDARD, Verdict
 
 
@@ -26,33 +27,22 @@ class Kept(Protocol):
 
 
 @torch.no_grad()
-def recount(
-    kept: Kept,
-    model: nn.Module,
-    images: ImageSource,
-    labels: Tensor,
-    found: Sequence[Verdict],
-    threat: ThreatModel,
-    batch_size: int,
-) -> None:
+def recount(kept: Kept, target: Target, found: Sequence[Verdict]) -> None:
     """Recount the verdicts from the test images and the stored adversarial examples.
 
     Args:
         kept: the stored adversarial examples.
-        model: classifier in eval mode.
-        images, labels: N test images and their (N,) labels.
+        target: classifier in eval mode, and N images in chunks of ``batch_size``.
         found: N verdicts to verify.
-        threat: norm and eps.
-        batch_size: number of images in a chunk.
 
     Raises:
         EvaluationStopped: when a clean prediction differs, or a stored image does not fool the model or lies outside
             the threat model.
     """
-    device = device_of(model)
-    for start in range(0, len(images), batch_size):
-        x = batch(images, start, start + batch_size, device)
-        here = found[start : start + batch_size]
+    model, size, device = target.model, target.batch_size, target.device
+    for start in range(0, len(target.images), size):
+        x = batch(target.images, start, start + size, device)
+        here = found[start : start + size]
         if model(x).argmax(1).tolist() != [v.clean_prediction for v in here]:
             raise EvaluationStopped(
                 f"clean predictions of images {start} to {start + len(x) - 1} are not those recorded"
@@ -63,8 +53,8 @@ def recount(
             if positions.tolist() != expected:
                 raise EvaluationStopped(f"{kept.described(start, name)} is not what {kept.lines} says")
             if expected:
-                check_threat(name, x_adv.to(device), x[positions.to(device) - start], threat)
-                if (model(x_adv.to(device)).argmax(1).cpu() == labels[positions]).any():
+                check_threat(name, x_adv.to(device), x[positions.to(device) - start], target.threat)
+                if (model(x_adv.to(device)).argmax(1).cpu() == target.labels[positions]).any():
                     raise EvaluationStopped(f"images of {kept.described(start, name)} do not break the model")
 
 

@@ -4,13 +4,15 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.evaluation.adversarial_images import check_threat
-from acl_plugin.evaluation.batches import ImageSource, batch, device_of
+from acl_plugin.evaluation.batches import batch
+from acl_plugin.evaluation.target import Target
 from acl_plugin.evaluation.verdicts import STANDARD, Verdict
 from acl_plugin.models import norm_banks
 from acl_plugin.runtime import seeding
@@ -66,33 +68,24 @@ class Step:
 
 
 def autoattack(
-    model: nn.Module,
-    images: ImageSource,
-    labels: Tensor,
-    threat: ThreatModel,
+    target: Target,
     *,
-    batch_size: int,
-    seed: int = 0,
     starts: Sequence[int] | None = None,
     earlier: Mapping[int, Chunk] | None = None,
     faster: nn.Module | None = None,
 ) -> Iterator[Step]:
     """Run the attacks of AutoAttack standard in order, each on the images that are still robust.
 
-    The random numbers of an attack depend only on ``seed``, attack and chunk. A generator that resumes from ``earlier``
-    therefore yields the same states as an uninterrupted one. Between two states, the model's modes and flags and
-    torch's random state are restored. Verdicts are counted with ``model`` on the adversarial examples.
+    The random numbers of an attack depend only on the seed, the attack and the chunk. A generator that resumes from
+    ``earlier`` therefore yields the same states as an uninterrupted one. Between two states, the model's modes and
+    flags and torch's random state are restored. Verdicts are counted with the target's model on the adversarial
+    examples.
 
     Args:
-        model: classifier of images in [0, 1] that returns (B, K) logits. It is attacked in eval mode.
-        images: N images, (N, C, H, W) floats in [0, 1] or ``Stored``.
-        labels: (N,) int64.
-        threat: norm and eps.
-        batch_size: number of images in a chunk, which are attacked together.
-        seed: seed of all attacks.
+        target: model, images and settings; a chunk has ``batch_size`` images.
         starts: positions of the first images of the chunks to attack; None for all.
         earlier: states to resume from, by position.
-        faster: the same function as ``model``, called by the attacks; None for ``model`` itself.
+        faster: the same function as the model, called by the attacks; None for the model itself.
 
     Yields:
         The state after each attack on each chunk.
@@ -103,31 +96,21 @@ def autoattack(
     Source: Croce and Hein, arXiv 2003.01690.
 
     Example:
-        >>> for step in autoattack(model, x, y, threat, batch_size=100):  # doctest: +SKIP
+        >>> for step in autoattack(Target(model, x, y, threat, batch_size=100)):  # doctest: +SKIP
         ...     print(step.attack, len(step.positions))
     """
-    earlier = earlier or {}
-    for start in range(0, len(images), batch_size) if starts is None else starts:
+    earlier, size, n = earlier or {}, target.batch_size, len(target.images)
+    for start in range(0, n, size) if starts is None else starts:
         chunk = earlier.get(start)
         if chunk is None or not chunk.finished:
-            where = slice(start, min(start + batch_size, len(images)))
-            yield from _attack_chunk(model, faster or model, images, labels, where, threat, seed, chunk)
+            yield from _attack_chunk(target, faster or target.model, slice(start, min(start + size, n)), chunk)
 
 
-def _attack_chunk(
-    model: nn.Module,
-    faster: nn.Module,
-    images: ImageSource,
-    labels: Tensor,
-    where: slice,
-    threat: ThreatModel,
-    seed: int,
-    chunk: Chunk | None,
-) -> Iterator[Step]:
+def _attack_chunk(target: Target, faster: nn.Module, where: slice, chunk: Chunk | None) -> Iterator[Step]:
     """Yield the state after each attack on the images of ``where`` that ``chunk`` still lacks."""
-    device = device_of(model)
+    model, threat, seed, device = target.model, target.threat, target.seed, target.device
     with _undisturbed(model, faster, seed, device):
-        x, y = batch(images, where.start, where.stop, device), labels[where].to(device)
+        x, y = batch(target.images, where.start, where.stop, device), target.labels[where].to(device)
         logits = model(x)
         clean, classes = (logits.argmax(1) == y).cpu(), logits.shape[1]
         chunk = chunk or Chunk(where.start, logits.argmax(1).tolist(), [None] * len(y))
@@ -139,7 +122,9 @@ def _attack_chunk(
             if len(left) and (name != "apgd-t" or classes > 3):
                 attack_seed = mixed_seed(seed, EVALUATION, number, where.start) % 2**31
                 there = left.to(device)
-                x_adv = run_attack(faster, name, x[there], y[there], threat, attack_seed, classes)
+                adversary = _adversary(faster, threat, attack_seed, classes, device)
+                adversary.attacks_to_run = [name]
+                x_adv = adversary.run_standard_evaluation(x[there], y[there], bs=len(there)).detach()
                 check_threat(name, x_adv, x[there], threat)
                 broken, x_adv = _fooled(model, x_adv, y, left)
         broken_by = list(chunk.broken_by)
@@ -194,18 +179,15 @@ def _fooled(model: nn.Module, x_adv: Tensor, y: Tensor, left: Tensor) -> tuple[T
         broken, x_adv = broken[wrong], x_adv[wrong.to(x_adv.device)]
 
 
-def run_attack(
-    model: nn.Module, name: str, x: Tensor, y: Tensor, threat: ThreatModel, seed: int, classes: int
-) -> Tensor:
-    """Run one attack of AutoAttack and return its adversarial examples."""
+def _adversary(model: nn.Module, threat: ThreatModel, seed: int, classes: int, device: torch.device) -> Any:
+    """Return AutoAttack with as many target classes as there are, at most nine."""
     from autoattack import AutoAttack
 
     adversary = AutoAttack(
-        model, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=x.device, verbose=False
+        model, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=device, verbose=False
     )
     adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)
-    adversary.attacks_to_run = [name]
-    return adversary.run_standard_evaluation(x, y, bs=len(x)).detach()
+    return adversary
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.data.fingerprint import Fingerprint, image_hashes
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.evaluation import inputs
@@ -16,6 +17,7 @@ from acl_plugin.evaluation.batches import predicted
 from acl_plugin.evaluation.checks import largest_batch
 from acl_plugin.evaluation.isolation import isolated
 from acl_plugin.evaluation.storage import state_hash
+from acl_plugin.evaluation.target import Target
 from acl_plugin.registry import DATASETS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import alone, locked
@@ -54,6 +56,10 @@ class Case:
         """Return (C, H, W)."""
         c, h, w = self.images.shape[1:]
         return c, h, w
+
+    def target(self, threat: ThreatModel, batch_size: int) -> Target:
+        """Return what is to be attacked within ``threat``."""
+        return Target(self.model, self.images, self.labels, threat, batch_size, self.seed)
 
     def size(self, run: RunDir | None = None, overwrite: bool = False) -> int:
         """Return the batch size: the given one, that of an interrupted evaluation in ``run``, or the largest."""
@@ -101,6 +107,7 @@ def prepared(
     model: nn.Module,
     images: inputs.ImageData,
     labels: Any,
+    *,
     seed: int,
     batch_size: int | None,
     device: torch.device | str | None,

@@ -11,7 +11,9 @@ from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.errors import EvaluationStopped
 from acl_plugin.evaluation.autoattack import autoattack
+from acl_plugin.evaluation.batches import batch
 from acl_plugin.evaluation.storage import FolderStates, attacks_done
+from acl_plugin.evaluation.target import Target
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.fusion import folded
 from acl_plugin.models.memory_format import channels_last
@@ -29,32 +31,16 @@ def read_inputs(run: RunDir, config: RunConfig, device: torch.device) -> tuple[C
 
 
 def attack_chunks(
-    states: FolderStates,
-    model: Classifier,
-    images: Images,
-    starts: Sequence[int],
-    threat: ThreatModel,
-    seed: int,
-    advance: Callable[[], object] = lambda: None,
+    states: FolderStates, target: Target, starts: Sequence[int], advance: Callable[[], object] = lambda: None
 ) -> None:
     """Attack the chunks that begin at ``starts``, or resume them, and store the state after each attack.
 
     ``advance`` is called after each attack.
     """
-    size, device = read_record(states.run.evaluation_key_file)["batch_size"], next(model.parameters()).device
-    faster = folded(model, images.floats(0, 64).to(device))
+    assert isinstance(target.model, Classifier)
+    faster = folded(target.model, batch(target.images, 0, 64, target.device))
     earlier = {start: chunk for start in starts if (chunk := states.chunk(start)) is not None}
-    for step in autoattack(
-        model,
-        images,
-        images.labels,
-        threat,
-        batch_size=size,
-        seed=seed,
-        starts=starts,
-        earlier=earlier,
-        faster=faster,
-    ):
+    for step in autoattack(target, starts=starts, earlier=earlier, faster=faster):
         states.store(step)
         advance()
 
@@ -87,12 +73,8 @@ def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:
         torch.set_num_threads(max(1, torch.get_num_threads() // config.machine.devices))
     run, device = RunDir(path), torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
     model, _, images = read_inputs(run, config, device)
-    starts = range(0, len(images), read_record(run.evaluation_key_file)["batch_size"])[rank :: config.machine.devices]
-    attack_chunks(
-        FolderStates(run),
-        model,
-        images,
-        starts,
-        ThreatModel(config.threat.norm, config.threat.eps),
-        config.machine.seed,
-    )
+    size = read_record(run.evaluation_key_file)["batch_size"]
+    threat = ThreatModel(config.threat.norm, config.threat.eps)
+    target = Target(model, images, images.labels, threat, size, config.machine.seed)
+    starts = range(0, len(images), size)[rank :: config.machine.devices]
+    attack_chunks(FolderStates(run), target, starts)

@@ -88,7 +88,8 @@ def evaluate(
         >>> print(acl_plugin.evaluate(model, x, y, threat, folder="evaluation"))  # doctest: +SKIP
     """
     threat = _threat(threat)
-    with prepared(model, images, labels, seed, batch_size, device, classes, dataset, folder) as case:
+    options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": device, "classes": classes}
+    with prepared(model, images, labels, **options, dataset=dataset, folder=folder) as case:
         version = STANDARD_VERSION if len(case.classes) > 3 else REDUCED_VERSION
         settings = case.settings() | {"threat_model": threat.norm, "eps": threat.eps, "version": version}
         if case.run is None:
@@ -140,23 +141,13 @@ def evaluate_suite(
         >>> acl_plugin.evaluate_suite(model, x, y, threat, attacks=["FGSM", "PGD-20"]).worst_case  # doctest: +SKIP
     """
     threat = _threat(threat)
-    with prepared(model, images, labels, seed, batch_size, device, classes, dataset, folder) as case:
+    options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": device, "classes": classes}
+    with prepared(model, images, labels, **options, dataset=dataset, folder=folder) as case:
         shape, settings = case.shape, case.settings() | {"threat_model": threat.norm, "eps": threat.eps}
         settings["clean_accuracy"] = case.clean_accuracy()
         chosen, _ = chosen_attacks(attacks, threat, shape, len(case.classes))
         before = case.earlier("suite.json", settings, overwrite)
-        states = attack_suite(
-            case.model,
-            case.images,
-            case.labels,
-            threat,
-            shape=shape,
-            classes=len(case.classes),
-            batch_size=case.size(),
-            seed=seed,
-            attacks=attacks,
-            earlier=before.get("rows"),
-        )
+        states = attack_suite(case.target(threat, case.size()), len(case.classes), attacks, before.get("rows"))
         return SuiteEvaluation(_written(case, "suite.json", settings, states, len(chosen) + len(CURVE)))
 
 
@@ -199,7 +190,8 @@ def evaluate_corruptions(
         >>> acl_plugin.evaluate_corruptions(model, x, y, names=["fog", "snow"]).mean  # doctest: +SKIP
     """
     chosen = corruptions.chosen_corruptions(names)
-    with prepared(model, images, labels, seed, batch_size, device, classes, dataset, folder) as case:
+    options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": device, "classes": classes}
+    with prepared(model, images, labels, **options, dataset=dataset, folder=folder) as case:
         name, corrupted = source or _made_of(case)
         settings = case.settings() | {"source": name}
         settings["clean_accuracy"] = case.clean_accuracy()
@@ -221,12 +213,10 @@ def _autoattack(case: Case, threat: ThreatModel, settings: dict[str, Any], state
     """Run the remaining attacks, recount the verdicts, and write the result if ``states`` are files."""
     settings.setdefault("batch_size", case.size())
     size, started, n = settings["batch_size"], time.monotonic(), len(case.images)
-    starts = range(0, n, size)
+    starts, target = range(0, n, size), case.target(threat, size)
     earlier = {start: chunk for start in starts if (chunk := states.chunk(start)) is not None}
     with Progress("AutoAttack", len(starts) * len(STANDARD), attacks_done(states, starts), unit="attack") as progress:
-        for step in autoattack(
-            case.model, case.images, case.labels, threat, batch_size=size, seed=case.seed, earlier=earlier
-        ):
+        for step in autoattack(target, earlier=earlier):
             states.store(step)
             progress.advance()
     chunks = [chunk for start in starts if (chunk := states.chunk(start)) is not None]
@@ -234,7 +224,7 @@ def _autoattack(case: Case, threat: ThreatModel, settings: dict[str, Any], state
     run = states.run if isinstance(states, FolderStates) else None
     if run is not None:
         write_verdicts(run.verdicts_file, found)
-    recount(states, case.model, case.images, case.labels, found, threat, size)
+    recount(states, target, found)
     if run is not None and run.evaluation_file.is_file():
         return Evaluation(read_record(run.evaluation_file), tuple(found))
     values = {

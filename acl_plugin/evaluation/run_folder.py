@@ -29,6 +29,7 @@ from acl_plugin.evaluation.checks import check_classifier, largest_batch
 from acl_plugin.evaluation.chunks import attack_chunks, read_inputs, share_out
 from acl_plugin.evaluation.storage import FolderStates, attacks_done, write_verdicts
 from acl_plugin.evaluation.suite import CURVE, attack_suite, chosen_attacks
+from acl_plugin.evaluation.target import Target
 from acl_plugin.evaluation.verdicts import STANDARD, summary
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.registry import SUITES
@@ -87,16 +88,17 @@ def evaluate(
     started, states = time.monotonic(), FolderStates(run)
     states.begin(settings, overwrite)
     starts = range(0, len(images), batch_size)
+    target = Target(model, images, images.labels, threat, batch_size, config.machine.seed)
     with Progress("AutoAttack", len(starts) * len(STANDARD), attacks_done(states, starts), unit="attack") as progress:
         if config.machine.devices == 1:
-            attack_chunks(states, model, images, starts, threat, config.machine.seed, progress.advance)
+            attack_chunks(states, target, starts, progress.advance)
         else:
             share_out(states, config, device, starts, progress)
     chunks = [chunk for start in starts if (chunk := states.chunk(start)) is not None]
     assert [chunk.finished for chunk in chunks] == [True] * len(starts), chunks
     found = [verdict for chunk in chunks for verdict in chunk_verdicts(chunk, images.labels, images.rows)]
     write_verdicts(run.verdicts_file, found)
-    recount(states, model, images, images.labels, found, threat, batch_size)
+    recount(states, target, found)
     result = {
         **settings,
         **summary(found),
@@ -136,27 +138,15 @@ def evaluate_suite(
     """
     config, device = _resolved(run, config, device)
     model, data, images = read_inputs(run, config, device)
-    threat, classes, shape = (
-        ThreatModel(config.threat.norm, config.threat.eps),
-        len(model.spec.classes),
-        model.spec.shape,
-    )
+    threat, classes = ThreatModel(config.threat.norm, config.threat.eps), len(model.spec.classes)
+    shape = model.spec.shape
     chosen, _ = chosen_attacks(attacks, threat, shape, classes)
     settings = _settings(config, model, data, images, threat)
     check_classifier(model, images.floats(0, 64).to(device))
     before = earlier_record(run.suite_file, settings, overwrite) or {}
-    states = attack_suite(
-        model,
-        images,
-        images.labels,
-        threat,
-        shape=shape,
-        classes=classes,
-        batch_size=config.evaluation.eval_batch_size or largest_batch(model, shape, device),
-        seed=config.machine.seed,
-        attacks=attacks,
-        earlier=before.get("rows"),
-    )
+    size = config.evaluation.eval_batch_size or largest_batch(model, shape, device)
+    target = Target(model, images, images.labels, threat, size, config.machine.seed)
+    states = attack_suite(target, classes, attacks, before.get("rows"))
     result: dict[str, Any] = {}
     with Progress("suite", len(chosen) + len(CURVE), unit="attack") as progress:
         for state in states:

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError, unknown
-from acl_plugin.evaluation.batches import ImageSource, batch, device_of, predicted
+from acl_plugin.evaluation.batches import batch, predicted
+from acl_plugin.evaluation.target import Target
 from acl_plugin.models import norm_banks
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.seeding import mixed_seed
@@ -94,29 +95,16 @@ def radius(norm: str, threat: ThreatModel, shape: Sequence[int]) -> float:
 
 
 def attack_suite(
-    model: nn.Module,
-    images: ImageSource,
-    labels: Tensor,
-    threat: ThreatModel,
-    *,
-    shape: tuple[int, int, int],
+    target: Target,
     classes: int,
-    batch_size: int,
-    seed: int = 0,
     attacks: Sequence[str] | None = None,
     earlier: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run the suite; each attack starts from the clean images, independently of the others.
 
     Args:
-        model: classifier of images in [0, 1] that returns (B, K) logits. It is attacked in eval mode.
-        images: N images, (N, C, H, W) floats in [0, 1] or ``Stored``.
-        labels: (N,) int64.
-        threat: norm and eps.
-        shape: (C, H, W).
-        classes: K.
-        batch_size: number of images attacked together.
-        seed: seed of all attacks.
+        target: model, images and settings.
+        classes: K, the number of logits.
         attacks: names in ``SUITE``; None for all that are valid for the images and the number of classes.
         earlier: rows of an earlier suite, by attack; those with the same budget are kept.
 
@@ -129,32 +117,18 @@ def attack_suite(
     Raises:
         UsageError: when an attack is unknown or not valid here; at the first state.
     """
-    target = _Target(model, images, shape, classes, threat, seed, batch_size)
-    chosen, left_out = chosen_attacks(attacks, threat, shape, classes)
+    chosen, left_out = chosen_attacks(attacks, target.threat, target.shape, classes)
     rows = {name: row for name, row in (earlier or {}).items() if _is_same(name, row, target)}
-    with torch.inference_mode(False), norm_banks.inference(model):
-        clean = predicted(model, images, batch_size) == labels
+    with torch.inference_mode(False), norm_banks.inference(target.model):
+        clean = predicted(target.model, target.images, target.batch_size) == target.labels
     curve: list[dict[str, float]] = []
     for name in chosen:
         if name not in rows:
-            rows[name] = _row(name, target, labels, clean)
+            rows[name] = _row(name, target, clean)
         yield _state(clean, rows, left_out, curve)
     for multiple in CURVE:
-        curve.append({"eps": multiple * threat.eps, "accuracy": _at(multiple, target, labels, clean)})
+        curve.append({"eps": multiple * target.threat.eps, "accuracy": _at(multiple, target, clean)})
         yield _state(clean, rows, left_out, curve)
-
-
-@dataclass(frozen=True)
-class _Target:
-    """Model, images and settings under attack."""
-
-    model: nn.Module
-    images: ImageSource
-    shape: tuple[int, int, int]
-    classes: int
-    threat: ThreatModel
-    seed: int
-    batch_size: int
 
 
 def _state(
@@ -209,7 +183,7 @@ def _attack_of(setting: Setting, threat: ThreatModel, eps: float) -> InnerAttack
     return InnerAttack(ThreatModel(_norm_of(setting, threat), eps), setting.attack, setting.steps, kwargs)
 
 
-def _budget(setting: Setting, target: _Target) -> dict[str, Any]:
+def _budget(setting: Setting, target: Target) -> dict[str, Any]:
     """Return all settings that determine the strength of an attack."""
     norm = _norm_of(setting, target.threat)
     eps = radius(norm, target.threat, target.shape)
@@ -223,7 +197,7 @@ def _budget(setting: Setting, target: _Target) -> dict[str, Any]:
     }
 
 
-def _is_same(name: str, row: Mapping[str, Any], target: _Target) -> bool:
+def _is_same(name: str, row: Mapping[str, Any], target: Target) -> bool:
     """Return whether a row of an earlier suite has the current budget."""
     if name not in SUITE:
         return False
@@ -231,11 +205,11 @@ def _is_same(name: str, row: Mapping[str, Any], target: _Target) -> bool:
     return {k: row.get(k) for k in budget} == budget
 
 
-def _row(name: str, target: _Target, labels: Tensor, clean: Tensor) -> dict[str, Any]:
+def _row(name: str, target: Target, clean: Tensor) -> dict[str, Any]:
     setting, started = SUITE[name], time.monotonic()
     budget = _budget(setting, target)
     attack, number = _attack_of(setting, target.threat, budget["eps"]), list(SUITE).index(name)
-    correct, norms = _under(attack, target, labels, clean, number, setting.smallest)
+    correct, norms = _under(attack, target, clean, number, setting.smallest)
     broken = clean & ~correct
     within = broken & (norms <= attack.threat.eps) if setting.smallest else broken
     row = {
@@ -252,22 +226,22 @@ def _row(name: str, target: _Target, labels: Tensor, clean: Tensor) -> dict[str,
     return row
 
 
-def _at(multiple: float, target: _Target, labels: Tensor, clean: Tensor) -> float:
+def _at(multiple: float, target: Target, clean: Tensor) -> float:
     """Return the accuracy under PGD-20 (PGDL2 for L2) at a multiple of eps; eps is at most 1 for Linf."""
     correct, threat = clean, target.threat
     if multiple:
         setting = SUITE["PGD-20" if threat.norm == "Linf" else "PGDL2"]
         eps = multiple * threat.eps if threat.norm == "L2" else min(1.0, multiple * threat.eps)
         attack = _attack_of(setting, threat, eps)
-        correct, _ = _under(attack, target, labels, clean, len(SUITE) + CURVE.index(multiple))
+        correct, _ = _under(attack, target, clean, len(SUITE) + CURVE.index(multiple))
     return correct.double().mean().item()
 
 
 def _under(
-    attack: InnerAttack, target: _Target, labels: Tensor, clean: Tensor, number: int, smallest: bool = False
+    attack: InnerAttack, target: Target, clean: Tensor, number: int, smallest: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return which images stay correct under an attack, (N,) bool, and the L2 norms of the perturbations, (N,)."""
-    model, size, device = target.model, target.batch_size, device_of(target.model)
+    model, size, device, labels = target.model, target.batch_size, target.device, target.labels
     correct, norms = clean.clone(), torch.zeros(len(labels))
     for start in range(0, len(labels), size):
         left = clean[start : start + size].nonzero().squeeze(1)

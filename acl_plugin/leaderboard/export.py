@@ -86,7 +86,8 @@ def export(
         root = run.robustbench_folder / "local" if local else run.robustbench_folder
         info_file = root / "model_info" / dataset / threat / f"{name}.json"
         info_file.parent.mkdir(parents=True, exist_ok=True)
-        submission.write(root / "submission" / name, run, model, name, info, evaluation, local, reason)
+        submitted = submission.Submission(run, model, name, info, evaluation, local, reason)
+        submission.write(root / "submission" / name, submitted)
         write_json(info_file, info)
         write_json(index_path(), read_index() | {timm_name(name, dataset, threat): str(described.resolve())})
     if "timm.models" in sys.modules:

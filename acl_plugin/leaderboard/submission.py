@@ -14,6 +14,7 @@ repeat.sh           repeats the evaluation of these weights, and the whole run
 
 import hashlib
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,11 @@ TOLERANCE = 0.05
 """Largest difference in that test between ``clean_acc`` and the accuracy on all test images, in percentage points."""
 
 
-def write(
-    folder: Path,
-    run: RunDir,
-    model: Classifier,
-    name: str,
-    info: dict[str, Any],
-    evaluation: dict[str, Any],
-    local: str | None,
-    data_reason: str,
-) -> None:
-    """Write the submission of an evaluated run.
+@dataclass(frozen=True)
+class Submission:
+    """An evaluated run that is to be submitted.
 
-    Args:
-        folder: target folder; files of an earlier export are removed.
+    Attributes:
         run: the run, with its evaluation.
         model: the evaluated classifier.
         name: name on the leaderboard.
@@ -55,8 +47,21 @@ def write(
         local: why the result does not qualify for the leaderboard; None if it does.
         data_reason: evidence for ``additional_data``.
     """
+
+    run: RunDir
+    model: Classifier
+    name: str
+    info: dict[str, Any]
+    evaluation: dict[str, Any]
+    local: str | None
+    data_reason: str
+
+
+def write(folder: Path, s: Submission) -> None:
+    """Write a submission to ``folder``; files of an earlier export are removed."""
     from safetensors.torch import save
 
+    run, model, name, evaluation = s.run, s.model, s.name, s.evaluation
     done, folder = folder, folder.with_name(f".{name}.part")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -66,18 +71,18 @@ def write(
     digest = hashlib.sha256(safe).hexdigest()
     code = stub(model, name, dataset, threat, digest)
     wrong = fault(code, model, name)
-    write_json(folder / f"{name}.json", info)
+    write_json(folder / f"{name}.json", s.info)
     write_json(folder / "export.json", description(model, name, dataset, threat, f"{name}.safetensors", digest))
     files = {f"{name}.safetensors": safe, f"{name}.pt": pickled}
     texts = {
         f"{name}.safetensors.sha256": f"{digest}  {name}.safetensors\n",
-        "NEW_MODEL.md": form(run, model, name, info, evaluation, local, data_reason, (digest, pickled), wrong),
+        "NEW_MODEL.md": form(s, (digest, pickled), wrong),
     }
     if wrong is None:
         texts[f"{name}.py"] = code
-    if wrong is None and local is None:
+    if wrong is None and s.local is None:
         texts["model_zoo.py"] = zoo_entry(name, dataset, threat)
-    shipped, texts["repeat.sh"] = whole_run.script(run, info, evaluation)
+    shipped, texts["repeat.sh"] = whole_run.script(run, s.info, evaluation)
     for file, content in (files | shipped | {file: text.encode() for file, text in texts.items()}).items():
         write_atomic(folder / file, content)
     for log in (run.evaluation_file, run.verdicts_file):
@@ -204,24 +209,15 @@ RobustBench's own tests of a new model (tests/test_clean_acc.py), by the verdict
 """RobustBench's form for a new model."""
 
 
-def form(
-    run: RunDir,
-    model: Classifier,
-    name: str,
-    info: dict[str, Any],
-    evaluation: dict[str, Any],
-    local: str | None,
-    data_reason: str,
-    weights: tuple[str, bytes],
-    wrong: str | None,
-) -> str:
+def form(s: Submission, weights: tuple[str, bytes], wrong: str | None) -> str:
     """Return RobustBench's form for a new model, filled in.
 
     Args:
-        run, model, name, info, evaluation, local, data_reason: see ``write``.
+        s: the submission.
         weights: SHA-256 of the safetensors file, and content of ``NAME.pt``.
         wrong: why the folder has no ``NAME.py``; None if it has one.
     """
+    model, name, info, evaluation, local = s.model, s.name, s.info, s.evaluation, s.local
     absent = missing(info)
     notes = [f"> Draft: {', '.join(absent)} missing; export again with the options of the paper.\n"] if absent else []
     if local:
@@ -235,7 +231,7 @@ def form(
     code = f"code in {name}.py" if wrong is None else f"no code in one file ({wrong})"
     code += f"; it needs the module {elsewhere}, which defines {model.spec.backbone}" if elsewhere else ""
     robust = info.get("autoattack_acc") or f"{info['reported']} (not for the leaderboard: {local})"
-    accepted = "\n".join(f"- {line}" for line in acceptance(run, evaluation, info["clean_acc"]))
+    accepted = "\n".join(f"- {line}" for line in acceptance(s.run, evaluation, info["clean_acc"]))
     return FORM.format(
         name=name,
         notes="".join(notes),
@@ -249,7 +245,7 @@ def form(
         clean=info["clean_acc"],
         robust=robust,
         additional_data=str(info["additional_data"]).lower(),
-        data_reason=data_reason,
+        data_reason=s.data_reason,
         version=evaluation["version"],
         package=evaluation.get("autoattack", ""),
         images=images_text(evaluation),

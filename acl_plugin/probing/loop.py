@@ -54,6 +54,7 @@ def descend(
     images: Images,
     step: Step,
     schedule: Schedule,
+    *,
     score: Callable[[], float] | None = None,
     checkpoints: ProbeCheckpoints | None = None,
 ) -> dict[str, Any]:

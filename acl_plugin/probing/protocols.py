@@ -87,7 +87,13 @@ def probe(
     record = protocol(Probing(run, config, replace(data, train=train), held_out, model, device, checkpoints))
     accuracy = (predictions(model.eval(), train) == train.labels).double().mean().item()
     write_model(run.classifier_file, model.spec, {k: v.cpu() for k, v in model.state_dict().items()})
-    result = {**settings, "n": len(train), **record, "train_accuracy": accuracy}
+    result = {
+        "protocol": config.probe.probe_protocol,
+        **settings,
+        "n": len(train),
+        **record,
+        "train_accuracy": accuracy,
+    }
     write_json(run.probe_file, result | {"seconds": round(checkpoints.seconds(), 1)})
     checkpoints.clear()
 
@@ -97,7 +103,6 @@ def _settings(run: RunDir, config: RunConfig, data: DataSet, device: torch.devic
     banks = [path for path in (run.encoder_file, run.benign_encoder_file) if path.is_file()]
     threat = ThreatModel(config.threat.norm, config.threat.eps)
     return {
-        "protocol": config.probe.probe_protocol,
         **vars(config.probe),
         "threat_model": threat.norm,
         "eps": threat.eps,
@@ -149,7 +154,16 @@ class Probing:
         """Minimize the loss of ``step`` over the weights of ``trained``; ``attack`` is used to select the epoch."""
         schedule = probe_schedule(self.config.probe, self.config.machine, PROBE)
         score = self._score(attack)
-        return descend(what, self.model, trained.parameters(), self.data.train, step, schedule, score, self.checkpoints)
+        return descend(
+            what,
+            self.model,
+            trained.parameters(),
+            self.data.train,
+            step,
+            schedule,
+            score=score,
+            checkpoints=self.checkpoints,
+        )
 
     def _score(self, attack: InnerAttack | None) -> Callable[[], float] | None:
         """Return the accuracy on held-out images, under ``attack`` if given, through bank ``adv`` if there are two."""
@@ -211,7 +225,7 @@ def aff_pgd(p: Probing) -> dict[str, Any]:
 @PROTOCOLS.register("semi")
 def semi(p: Probing) -> dict[str, Any]:
     """Run semi-supervised finetuning (see ``acl_plugin.probing.semi_supervised``)."""
-    loss = semi_supervised.prepare(p.run, p.config, p.data, p.pgd, p.model, p.device, p.checkpoints)
+    loss = semi_supervised.prepare(p.run, p.config, p.data, p.pgd, p.model, p.device, checkpoints=p.checkpoints)
     return _finetune(p, loss) | {"labeled": semi_supervised.count(p.config, p.data.train)}
 
 

@@ -45,6 +45,7 @@ def prepare(
     attack: InnerAttack,
     model: Classifier,
     device: torch.device,
+    *,
     checkpoints: ProbeCheckpoints | None = None,
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Run stage 1, and return the loss of stage 2 for ``loop.descend``.

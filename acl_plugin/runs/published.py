@@ -69,6 +69,7 @@ def import_run(
     path: Path,
     run: RunDir,
     config: RunConfig,
+    *,
     layout: str = "auto",
     bank: str | None = None,
     allow_pickle: bool = False,
@@ -91,10 +92,10 @@ def import_run(
         UsageError: see ``read``; nothing is written then.
     """
     data = datasets.load(config.data)
-    shape = data.shape
     published = read(
-        path, layout, config.encoder.backbone, config.encoder.backbone_kwargs, shape, allow_pickle, normalization
-    )
+        path, layout=layout, backbone=config.encoder.backbone, backbone_kwargs=config.encoder.backbone_kwargs,
+        shape=data.shape, allow_pickle=allow_pickle, normalization=normalization,
+    )  # fmt: skip
     probed, benign = published.bank(bank), next(iter(published.banks))
     digest = hashlib.sha256(user_path(path).read_bytes()).hexdigest()
     source = {"file": path.name, "sha256": digest, "format": published.layout, "bank": probed}
@@ -120,6 +121,7 @@ def import_run(
 
 def read(
     path: Path,
+    *,
     layout: str = "auto",
     backbone: str = "resnet18",
     backbone_kwargs: dict[str, Any] | None = None,

@@ -6,6 +6,7 @@ It works with any objective, as it only uses the gradient of the loss with respe
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -88,8 +89,8 @@ class Coreset:
         groups = order[: len(order) // size * size].split(size)
         batches = [self.pool.take(group) for group in groups]
         seed = mixed_seed(self.seed, CORESET, epoch)
-        fidelity = self.coreset.coreset_fidelity
-        taken = select(model, objective, attack, batches, self.held_out, self.budget, draw, seed, fidelity)
+        criterion = Criterion(self.held_out, self.budget, seed, self.coreset.coreset_fidelity)
+        taken = select(model, objective, attack, batches, draw, criterion)
         self.chosen, self.chosen_at = torch.cat([groups[i] for i in taken]), epoch
 
     def _shuffled(self, count: int, *purpose: int) -> Tensor:
@@ -102,18 +103,34 @@ def held_out_count(images: int) -> int:
     return max(2, images // 100)
 
 
+@dataclass(frozen=True)
+class Criterion:
+    """What ``select`` minimizes, and how far.
+
+    Attributes:
+        validation: images held out of training.
+        budget: number of batches to select.
+        seed: seed of views and attacks.
+        fidelity: ``released`` repeats three errors of the code: min-max scaled embeddings in place of distributions, a
+            step twice as long, and the first half of the validation images twice. In both, the loss is the
+            objective's own; the code uses that of ACL(DS) in DynACL-RCS too.
+    """
+
+    validation: Images
+    budget: int
+    seed: int
+    fidelity: Fidelity = "paper"
+
+
 def select(
     model: EncoderProtocol,
     objective: Objective,
     attack: InnerAttack,
     batches: list[Images],
-    validation: Images,
-    budget: int,
     draw: Callable[[Tensor, Tensor], Views],
-    seed: int,
-    fidelity: Fidelity = "paper",
+    criterion: Criterion,
 ) -> list[int]:
-    """Select ``budget`` of ``batches`` greedily, so that a step on each lowers the divergence of validation images.
+    """Select batches greedily, so that a step on each lowers the divergence of validation images.
 
     R = KL(softmax z' || softmax z) between embeddings of adversarial and benign validation images, and g_i is the
     gradient of the objective's loss on batch i after its own inner attack, both with respect to the projector. Norm
@@ -128,13 +145,8 @@ def select(
     Args:
         model, objective, attack: as in training.
         batches: candidate minibatches.
-        validation: images held out of training.
-        budget: number of batches to select.
         draw: returns the objective's views of the (pixels, rows) of a batch.
-        seed: seed of views and attacks.
-        fidelity: ``released`` repeats three errors of the code: min-max scaled embeddings in place of distributions, a
-            step twice as long, and the first half of the validation images twice. In both, the loss is the
-            objective's own; the code uses that of ACL(DS) in DynACL-RCS too.
+        criterion: validation images, number of batches, seed and fidelity.
 
     Returns:
         Indices into ``batches``, in the order of selection.
@@ -142,7 +154,7 @@ def select(
     Source: RCS (arXiv 2302.03857) and its authors' code as PyTorch 2 runs it. (Before PyTorch 2.0, all gradients that
     the code keeps for its steps are one tensor, which later gradients overwrite.)
     """
-    device = next(model.parameters()).device
+    device, seed, released = next(model.parameters()).device, criterion.seed, criterion.fidelity == "released"
     model, objective = copy.deepcopy((model, objective))
     model.train(False)
     for parameter in model.parameters():
@@ -168,17 +180,17 @@ def select(
             table.append(_row_means(gradient(i)))
             progress.advance()
     gains, left, taken = torch.stack(table), list(range(len(batches))), []
-    for turn in range(budget):
+    for turn in range(criterion.budget):
         with seeding.private(mixed_seed(seed, len(batches) + turn), device):
-            divergence = _divergence(moved, objective, attack, validation, fidelity == "released")
+            divergence = _divergence(moved, objective, attack, criterion.validation, released)
         head = head_parameters(moved)
         wanted = _row_means(_gradient(divergence, head))
         taken.append(left.pop(int((gains[left] @ wanted).argmax())))
-        if turn + 1 < budget:
+        if turn + 1 < criterion.budget:
             steps = gradient(taken[-1])
             with torch.no_grad():
                 for parameter, step in zip(head, steps, strict=True):
-                    parameter.sub_((2 if fidelity == "released" else 1) * RATE * step)
+                    parameter.sub_((2 if released else 1) * RATE * step)
     return taken
 
 

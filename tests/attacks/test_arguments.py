@@ -7,7 +7,7 @@ THREAT = ThreatModel("Linf", 8 / 255)
 
 
 def arguments(name, steps=5, scale=1.0, **given):
-    return class_arguments(name, given, steps, scale, THREAT, classes=12, seed=7)
+    return class_arguments(name, given, steps=steps, scale=scale, threat=THREAT, classes=12, seed=7)
 
 
 def test_the_step_size_is_5_quarters_of_eps_over_the_steps():

@@ -69,7 +69,7 @@ def test_suites_and_published_settings(tmp_path, capsys, few):
     assert "unknown attack of the suite 'FGMS'; the nearest: FGSM" in capsys.readouterr().err
     assert main(["evaluate", run, "--suite", "corruptions"]) == 2
     assert "images of 1 x 8 x 8 cannot be corrupted" in capsys.readouterr().err
-    assert main(["probe", run, "--published", "--probe-epochs", "1", "--probe-protocol", "alf"]) == 0
+    assert main(["probe", run, "--published", "--probe-epochs", "1", "--probe-protocol", "alf", "--overwrite"]) == 0
     record = json.loads((tmp_path / "run" / "probe.json").read_text())
     assert (record["protocol"], record["probe_epochs"], record["probe_milestones"]) == ("alf", 1, [0.6, 0.8])
     assert main(["evaluate", run]) == 2  # another classifier now
@@ -83,7 +83,7 @@ def test_print_config_is_a_config(tmp_path, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     printed = yaml.safe_load(text)
-    assert list(printed) == ["out", *configuration.SECTIONS]
+    assert set(printed) == {"out", "overwrite", *configuration.SECTIONS}
     assert (printed["training"]["lr"], printed["threat"]["eps"]) == (0.5, "8/255")
     assert printed["encoder"]["backbone"] == "resnet18"
     (tmp_path / "run.yaml").write_text(text)
@@ -305,7 +305,7 @@ OF_A_RUN = [
     (["evaluate", "run", "--eps", "9"], "allowed is a number or a fraction such as 8/255, above 0 and at most 1"),
     (["evaluate", "run", "--limit-test", "9999"], "digits has 500 such images"),
     (["evaluate", "run", "--devices", "0"], "--devices 0: allowed is a number from 1"),
-    (["evaluate", "run", "--suite", "standrad"], "--suite: allowed: 'autoattack', 'standard', 'corruptions'"),
+    (["evaluate", "run", "--suite", "standrad"], "unknown suite 'standrad'; the nearest: standard"),
     (["evaluate", "run", "--eval-batch-size", "0"], "--eval-batch-size 0: allowed is a number from 1"),
     (["evaluate", "run", "--accelerator", "tpu"], "--accelerator: allowed: 'auto', 'cpu'"),
     (["audit", "run", "--limit", "3"], "--limit 3: allowed is a number from 8"),
@@ -369,7 +369,7 @@ def test_another_configuration_is_refused_and_nothing_lost(tmp_path, capsys):
 def test_training_that_stops_has_status_1(tmp_path, capsys, monkeypatch):
     from acl_plugin.errors import TrainingStopped
 
-    def stop(config, out):
+    def stop(config, out, **_):
         raise TrainingStopped("the loss is nan at step 3")
 
     monkeypatch.setattr(pretrain, "pretrain", stop)

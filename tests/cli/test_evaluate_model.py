@@ -74,7 +74,7 @@ def test_a_function_of_a_module_or_file(here, few, capsys, source):
     assert {name: values[name] for name in same} == {name: expected.values[name] for name in same}
     assert values["dataset"] == "digits"
     assert main(["evaluate", f"--model={source}", *GIVEN, "--out", "own", "--seed", "1"]) == 2
-    assert "seed 1, there 0). Pass --overwrite to replace it." in capsys.readouterr().err
+    assert "seed 1, there 0). Pass --overwrite to replace it" in capsys.readouterr().err
     assert main(["evaluate", f"--model={source}", *GIVEN, "--out", "own", "--seed", "1", "--overwrite"]) == 0
 
 
@@ -183,6 +183,6 @@ def test_overwrite_of_a_run(finished_run, tmp_path, few, capsys):
     run = shutil.copytree(finished_run, tmp_path / "run")
     command = ["evaluate", str(run), "--eps", "0.05"]
     assert main(command) == 2
-    assert "eps 0.05, there 0.1). Pass --overwrite to replace it." in capsys.readouterr().err
+    assert "eps 0.05, there 0.1). Pass --overwrite to replace it" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
     assert json.loads((run / "evaluation.json").read_text())["eps"] == 0.05

@@ -13,6 +13,7 @@ from acl_plugin.errors import UsageError
 from acl_plugin.evaluation import autoattack, run_folder
 from acl_plugin.evaluation.autoattack import chunk_verdicts
 from acl_plugin.evaluation.storage import FolderStates
+from acl_plugin.evaluation.target import Target
 from acl_plugin.evaluation.verdicts import STANDARD
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.registry import DATASETS
@@ -42,7 +43,7 @@ class Nearest(nn.Module):
 def attacked(model, images, where, threat, seed):
     """Verdicts and warnings of a chunk."""
     part = images.take(torch.arange(len(images))[where])
-    *_, last = autoattack.autoattack(model, part, part.labels, threat, batch_size=len(part), seed=seed)
+    *_, last = autoattack.autoattack(Target(model, part, part.labels, threat, len(part), seed))
     return chunk_verdicts(last.chunk, part.labels, part.rows), set(last.chunk.flags)
 
 
@@ -98,7 +99,7 @@ def test_one_image_and_images_that_are_all_wrong(images, few):
     wrong = dataclasses.replace(images, labels=(images.labels + 1) % 10)
     model = Nearest().eval()
     right = (model(images.floats()).argmax(1) == wrong.labels).sum()
-    steps = list(autoattack.autoattack(model, wrong, wrong.labels, THREAT, batch_size=40))
+    steps = list(autoattack.autoattack(Target(model, wrong, wrong.labels, THREAT, 40)))
     assert [step.attack for step in steps] == list(STANDARD)
     assert sum(v.clean for v in chunk_verdicts(steps[-1].chunk, wrong.labels, wrong.rows)) == right
 
@@ -130,7 +131,7 @@ def test_few_classes_have_fewer_targets_and_three_no_apgd_t(images, few):
 def test_modes_and_flags_are_as_before_at_each_state(images, few):
     model = Nearest()
     before = torch.get_rng_state()
-    for step in autoattack.autoattack(model, images.floats(), images.labels, THREAT, batch_size=40):
+    for step in autoattack.autoattack(Target(model, images.floats(), images.labels, THREAT, 40)):
         assert model.training, step.attack
         assert model.means.requires_grad
         assert torch.equal(before, torch.get_rng_state())
@@ -347,7 +348,7 @@ def test_no_images_are_told(run, monkeypatch):
     config = preset("digits", **TINY)
     found = datasets.load(config.data)
     none = dataclasses.replace(found, test=found.test.take(torch.arange(0)))
-    monkeypatch.setattr(run_folder.datasets, "load", lambda _: none)
+    monkeypatch.setattr(datasets, "load", lambda _: none)
     with pytest.raises(UsageError, match="has no test images") as error:
         run_folder.evaluate(run, config, CPU)
     assert error.value.parameter == "data"

@@ -13,7 +13,7 @@ from acl_plugin.config import preset
 from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluation import run_folder, suite
+from acl_plugin.evaluation import suite
 from acl_plugin.evaluation.run_folder import evaluate_suite
 from acl_plugin.evaluation.suite import CURVE, SUITE
 from acl_plugin.models.encoder import Classifier
@@ -177,9 +177,7 @@ def test_every_attack_with_any_number_of_classes(tmp_path, monkeypatch, quick, c
     with torch.no_grad():
         labels = model(pixels / 255).argmax(1)
     images = Images(pixels, labels, torch.arange(4), levels=255)
-    monkeypatch.setattr(
-        run_folder.datasets, "load", lambda config: DataSet("digits", images, images, names, (0.5,), (0.5,))
-    )
+    monkeypatch.setattr(datasets, "load", lambda config: DataSet("digits", images, images, names, (0.5,), (0.5,)))
     folder = RunDir(tmp_path / "run")
     folder.start(config())
     write_model(folder.classifier_file, model.spec, model.state_dict())

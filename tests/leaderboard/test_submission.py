@@ -282,14 +282,15 @@ def test_repeat_finds_what_differs(submitted, few, capsys):
 def test_the_whole_run_has_the_settings_of_its_later_stages(tmp_path, few):
     run = str(tmp_path / "run")
     assert main(["run", "--out", run, *FINISHED, "--epochs=1"]) == 0
-    assert main(["probe", run, "--probe-epochs", "1", "--probe-lr", "0.5", "--seed", "7"]) == 0
+    assert main(["probe", run, "--probe-epochs", "1", "--probe-lr", "0.5", "--seed", "7", "--overwrite"]) == 0
     for file in (RunDir(run).evaluation_file, RunDir(run).evaluation_key_file):
         file.unlink()
     assert main(["evaluate", run, "--eps", "0.05", "--limit-test", "9", "--seed", "3"]) == 0
     assert main(["export", run]) == 0
     folder = RunDir(run).robustbench_folder / "local" / "submission" / "gsa_rsl_resnet10t"
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert (config["probe_epochs"], config["probe_lr"], config["eps"], config["seed"]) == (1, 0.5, 0.1, 0)
+    assert (config["probe"]["probe_epochs"], config["probe"]["probe_lr"]) == (1, 0.5)
+    assert (config["threat"]["eps"], config["machine"]["seed"]) == (0.1, 0)
     lines = [line for line in (folder / "repeat.sh").read_text().splitlines() if line.startswith("acl-plugin ")]
     again = tmp_path / "again"
     again.mkdir()
@@ -308,7 +309,7 @@ def test_the_teacher_and_the_pseudo_labels_of_a_run_are_in_its_folder(teacher_ru
     run.start(preset("digits", objective="deacl", objective_kwargs={"teacher": str(teacher_run)}))
     write_json(run.pretraining_file, {"seconds": 1.0})
     files, text = whole_run.script(run, info, EVALUATION)
-    assert yaml.safe_load(files["teacher.yaml"])["objective"] == "simclr"
+    assert yaml.safe_load(files["teacher.yaml"])["objective"]["objective"] == "simclr"
     assert yaml.safe_load(files["config.yaml"])["objective_kwargs"] == {"teacher": "teacher"}
     assert text.index('teacher.yaml" --out teacher') < text.index('config.yaml" --out run')
     shutil.rmtree(run.path)

@@ -44,7 +44,7 @@ def test_the_first_of_the_best_epochs_is_kept(images):
         weights.append(model.w.item())
         return next(scores)
 
-    result = descend("test", model, [model.w], images, lambda *_: model.w.sum(), PLAIN, score)
+    result = descend("test", model, [model.w], images, lambda *_: model.w.sum(), PLAIN, score=score)
     assert (result["epoch"], result["score"]) == (2, 0.7)
     assert model.w.item() == weights[1]
 
@@ -101,7 +101,9 @@ def test_a_later_start_goes_on_and_ends_the_same_to_the_bit(images, stopped_at, 
             return -abs(model.norm.num_batches_tracked.item() - 4)
 
         checkpoints = ProbeCheckpoints(folder, {"of": "this"})
-        result = descend("test", model, model.parameters(), images, step, schedule, score, checkpoints)
+        result = descend(
+            "test", model, model.parameters(), images, step, schedule, score=score, checkpoints=checkpoints
+        )
         return result, model.state_dict(), steps
 
     result, weights, steps = train(tmp_path / "whole")

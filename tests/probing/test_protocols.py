@@ -112,7 +112,7 @@ def test_bfloat16_probes_as_float32_does(two_banks, protocol):
     pretrained = load_encoder(folder.path).backbone.state_dict()
     found = {}
     for precision in ("32-true", "bf16-mixed"):
-        probe(folder, config.replace(probe_protocol=protocol, precision=precision), CPU)
+        probe(folder, config.replace(probe_protocol=protocol, precision=precision), CPU, overwrite=True)
         record, model = json.loads(folder.probe_file.read_text()), load_classifier(folder.path)
         assert record["precision"] == precision
         assert {v.dtype for v in model.parameters()} == {torch.float32}
@@ -131,9 +131,9 @@ def test_l2_has_pgd_protocols_and_no_trades(two_banks):
     folder, config = two_banks
     config = config.replace(norm="L2", eps=0.5)
     for protocol in ("alf", "aff_pgd"):
-        probe(folder, config.replace(probe_protocol=protocol), CPU)
+        probe(folder, config.replace(probe_protocol=protocol), CPU, overwrite=True)
     with pytest.raises(UsageError, match="attack 'TPGD' is not for L2"):
-        probe(folder, config.replace(probe_protocol="aff_trades"), CPU)
+        probe(folder, config.replace(probe_protocol="aff_trades"), CPU, overwrite=True)
 
 
 @pytest.mark.e2e
@@ -142,7 +142,7 @@ def test_probe_is_a_function_of_the_seed(run, tiny_config):
 
     def head(seed):
         state = torch.get_rng_state()
-        probe(run, config.replace(seed=seed), CPU)
+        probe(run, config.replace(seed=seed), CPU, overwrite=True)
         assert torch.equal(state, torch.get_rng_state())
         return load_classifier(run.path).head.weight
 

@@ -13,7 +13,7 @@ from acl_plugin.models.encoder import Encoder
 from acl_plugin.objectives.base import Objective, Terms, Views
 from acl_plugin.registry import create_objective
 from acl_plugin.training import coreset
-from acl_plugin.training.coreset import Coreset, head_parameters, held_out_count, select
+from acl_plugin.training.coreset import Coreset, Criterion, head_parameters, held_out_count, select
 from acl_plugin.training.pretrain import pretrain
 from conftest import spec
 from golden_inputs import ACCURACY, outputs, rcs_case, start_from_noise
@@ -88,7 +88,7 @@ def test_selection_is_the_greedy_loop(images, fidelity, monkeypatch):
     monkeypatch.setattr(coreset, "_divergence", lambda m, *_: size_of_head(m))
     objective, batches = create_objective("simclr"), batches_of(images, 6)
     attack = InnerAttack(ThreatModel("Linf", 0.1), "PGD", 2)
-    taken = select(model, objective, attack, batches, images, 6, draw, 3, fidelity)
+    taken = select(model, objective, attack, batches, draw, Criterion(images, 6, 3, fidelity))
     assert taken == reference_selection(model, objective, batches, 6, 100.0 if fidelity == "released" else 50.0)
     assert taken != reference_selection(model, objective, batches, 6, 0.0)
 
@@ -124,7 +124,8 @@ def test_selection_and_criterion_are_those_of_the_authors_code(fidelity, monkeyp
     means, original = [], coreset._row_means
     monkeypatch.setattr(coreset, "_row_means", lambda g: means.append(original(g)) or means[-1])
     budget = len(batches) - 1
-    assert select(model, objective, attack, batches, validation, budget, draw, 0, fidelity) == expected["taken"]
+    chosen = select(model, objective, attack, batches, draw, Criterion(validation, budget, 0, fidelity))
+    assert chosen == expected["taken"]
     criterion = torch.stack(means[len(batches) :])
     torch.testing.assert_close(criterion, torch.tensor(expected["criterion"], dtype=torch.float64), **ACCURACY)
     gains = torch.stack(means[: len(batches)]) @ criterion[0]
@@ -139,7 +140,7 @@ def test_the_batch_that_lowers_the_divergence_is_taken(images, monkeypatch):
     monkeypatch.setattr(coreset, "_divergence", lambda m, *_: sum(p.sum() for p in head_parameters(m)))
     batches = batches_of(images, 10)
     brightness = torch.stack([draw(b.pixels, b.rows).a.mean() for b in batches])
-    taken = select(model, Toward(), InnerAttack(ThreatModel("Linf", 0.1)), batches, images, 3, draw, 0)
+    taken = select(model, Toward(), InnerAttack(ThreatModel("Linf", 0.1)), batches, draw, Criterion(images, 3, 0))
     assert taken == brightness.argsort(descending=True)[:3].tolist()
 
 
@@ -165,7 +166,7 @@ def test_any_objective_is_selected_for_and_nothing_is_changed(name, images, sett
     before = copy.deepcopy((model.state_dict(), objective.state_dict(), torch.get_rng_state()))
     flags = [p.requires_grad for p in model.parameters()]
     attack = InnerAttack(ThreatModel("Linf", 0.1), "PGD", 2)
-    arguments = (model, objective, attack, batches_of(images, 20), images.take(torch.arange(4)), 2, draw, 5)
+    arguments = (model, objective, attack, batches_of(images, 20), draw, Criterion(images.take(torch.arange(4)), 2, 5))
     taken = select(*arguments)
     assert len(set(taken)) == 2
     assert select(*arguments) == taken
