@@ -15,7 +15,7 @@ def ascend(
 ) -> Iterator[None]:
     """Move the weights to theta + e inside the context, then restore them exactly.
 
-    SAM: e = rho g / ||g||_2. ASAM (``adaptive``): e = rho theta^2 g / || |theta| g ||_2, with products per weight, which
+    SAM: e = rho g / ||g||_2. ASAM (``adaptive``): e = rho theta^2 g / || |theta| g ||_2 with products per weight, which
     does not depend on the scale of a layer.
 
     Args:

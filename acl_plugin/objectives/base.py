@@ -137,6 +137,7 @@ class Objective(nn.Module):
     Attributes:
         routes: norm banks of the encoder; the first is for benign images, and the last one is probed.
         projector: projector of the encoder, one of ``projectors.PROJECTORS``.
+        normalized: features are divided by their L2 norm, before the projector and in the probe.
         needs: random views that the objective uses, from ``a``, ``b`` and ``weak``.
         strength: augmentation strength of the strong views, in [0, 1]; ``on_epoch`` may change it.
         attack_view: mode of the inner attack (``joint``, ``bank``, ``scalar``); None without an attack.
@@ -148,6 +149,7 @@ class Objective(nn.Module):
 
     routes: tuple[str, ...] = ("clean",)
     projector: str = "three_layer"
+    normalized: bool = False
     needs: tuple[str, ...] = ("a", "b")
     strength: float = 1.0
     attack_view: Literal["joint", "bank", "scalar"] | None = None
@@ -175,6 +177,8 @@ class Objective(nn.Module):
             raise refused_value("attack_view", self.attack_view, f"None, {', '.join(ALL_VIEWS)}")
         if self.projector not in PROJECTORS:
             raise refused_value("projector", self.projector, ", ".join(PROJECTORS))
+        if not isinstance(self.normalized, bool):
+            raise refused_value("normalized", self.normalized, "True or False")
         if not isinstance(self.cost, Cost | None):
             raise refused_value("cost", self.cost, "None or an acl_plugin.Cost")
         require_share(strength=self.strength)

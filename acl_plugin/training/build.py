@@ -45,7 +45,8 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
     check_sizes(config, data)
     with seeding.private(mixed_seed(config.machine.seed, INITIALIZATION)):
         if encoder is None:
-            model: EncoderProtocol = Encoder(model_spec(config, data), objective.routes, objective.projector)
+            spec = model_spec(config, data, objective.normalized)
+            model: EncoderProtocol = Encoder(spec, objective.routes, objective.projector)
         else:
             model = _copied(encoder, objective, data)
         objective.setup(model)
@@ -80,7 +81,7 @@ def _objective(config: RunConfig) -> Objective:
     return create_objective(config.objective.objective, **{**given, **objects})
 
 
-def model_spec(config: RunConfig, data: DataSet) -> ModelSpec:
+def model_spec(config: RunConfig, data: DataSet, normalized: bool = False) -> ModelSpec:
     """Return the specification of the configured encoder, for the images of ``data``."""
     import timm
 
@@ -92,4 +93,5 @@ def model_spec(config: RunConfig, data: DataSet) -> ModelSpec:
         mean=data.mean,
         std=data.std,
         timm_version=timm.__version__,
+        normalized=normalized,
     )
