@@ -69,16 +69,18 @@ def _copied(encoder: EncoderProtocol, objective: Objective, data: DataSet) -> En
 
 def _objective(config: RunConfig) -> Objective:
     """Create the objective, after loading the objects whose paths are in the configuration."""
-    given = config.objective.objective_kwargs
-    objective: Objective = create_objective(
-        config.objective.objective, **given
-    )  # rejects invalid settings before files are read
+    name, given = config.objective.objective, config.objective.objective_kwargs
+    objective: Objective = create_objective(name, **given)  # rejects invalid settings before files are read
     readers: dict[str, Callable[[str], Any]] = {"encoder": load_encoder, "pseudo_labels": read_pseudo_labels}
-    paths = {name: kind for name, kind in objective.from_files.items() if isinstance(given.get(name), str)}
-    if not paths:
-        return objective
-    objects = {name: readers[kind](given[name]) for name, kind in paths.items()}
-    return create_objective(config.objective.objective, **{**given, **objects})
+    loaded = copy.deepcopy(given)
+    for path, kind in objective.from_files.items():
+        *parents, setting = path.split(".")
+        settings = loaded
+        for parent in parents:
+            settings = settings.get(parent) or {}
+        if isinstance(settings.get(setting), str):
+            settings[setting] = readers[kind](settings[setting])
+    return objective if loaded == given else create_objective(config.objective, **loaded)
 
 
 def model_spec(config: RunConfig, data: DataSet, normalized: bool = False) -> ModelSpec:
