@@ -72,15 +72,19 @@ def _objective(config: RunConfig) -> Objective:
     name, given = config.objective.objective, config.objective.objective_kwargs
     objective: Objective = create_objective(name, **given)  # rejects invalid settings before files are read
     readers: dict[str, Callable[[str], Any]] = {"encoder": load_encoder, "pseudo_labels": read_pseudo_labels}
-    loaded = copy.deepcopy(given)
-    for path, kind in objective.from_files.items():
-        *parents, setting = path.split(".")
-        settings = loaded
-        for parent in parents:
-            settings = settings.get(parent) or {}
-        if isinstance(settings.get(setting), str):
-            settings[setting] = readers[kind](settings[setting])
-    return objective if loaded == given else create_objective(config.objective, **loaded)
+    loaded = given
+    for setting, kind in objective.from_files.items():
+        loaded = _loaded(loaded, setting.split("."), readers[kind])
+    return objective if loaded is given else create_objective(name, **loaded)
+
+
+def _loaded(settings: dict[str, Any], path: list[str], read: Callable[[str], Any]) -> dict[str, Any]:
+    """Return settings with the object of one file, whose name stands at ``path``; the same if there is none."""
+    value = settings.get(path[0])
+    if len(path) > 1:
+        inner = _loaded(value, path[1:], read) if isinstance(value, dict) else value
+        return settings if inner is value else {**settings, path[0]: inner}
+    return {**settings, path[0]: read(value)} if isinstance(value, str) else settings
 
 
 def model_spec(config: RunConfig, data: DataSet, normalized: bool = False) -> ModelSpec:
