@@ -20,6 +20,7 @@ from acl_plugin.config.ranges import RANGES, check
 from acl_plugin.config.sections import (
     SECTION_OF,
     SECTIONS,
+    TWO_SIDED,
     CoresetConfig,
     DataConfig,
     EncoderConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "PRESETS",
     "RANGES",
     "SECTIONS",
+    "TWO_SIDED",
     "SECTION_OF",
     "WHERE_AND_HOW",
     "CoresetConfig",

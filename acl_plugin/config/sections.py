@@ -56,14 +56,28 @@ class EncoderConfig:
     with DeACL's padding; native: as in timm."""
 
 
+TWO_SIDED: dict[str, Any] = {
+    "base": "acl_a2a",
+    "benign": 1.0,
+    "global_": 1.0,
+    "rho": 0.05,
+    "adaptive": False,
+    "divergence": "js",
+    "layer": "features",
+    "attack_divergence": False,
+}
+"""Settings of gsa_rsl for its two-sided form, the default on digits: both views adversarial, one norm bank, SAM, and a
+divergence of features. Without settings, gsa_rsl is the method as its authors released it."""
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """Objective and its inner attack"""
 
     objective: str = "gsa_rsl"
     """Pretraining objective by name (`acl-plugin list objectives`)."""
-    objective_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Settings of the objective, such as --objective-kwargs.temperature 0.2."""
+    objective_kwargs: dict[str, Any] = field(default_factory=TWO_SIDED.copy)
+    """Settings of the objective, such as --objective-kwargs.temperature 0.2; '{}' for its own defaults."""
     attack: str = "PGD"
     """Inner attack: a torchattacks class by name (`acl-plugin list attacks`)."""
     attack_steps: int = 5

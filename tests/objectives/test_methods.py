@@ -12,6 +12,7 @@ import reference
 from acl_plugin import available, create_objective, load_encoder
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.config import TWO_SIDED
 from acl_plugin.data.augment import high_pass
 from acl_plugin.errors import UsageError
 from acl_plugin.losses.contrastive import HardNegatives, cosine_distance_rows, multi_view_nce_rows
@@ -584,7 +585,7 @@ def test_gsa_rsl_with_every_subset_of_its_parts(model, views, attack, adversaria
         with pytest.raises(UsageError, match="one of them must be above 0"):
             create_objective("gsa_rsl", **settings)
         return
-    objective = create_objective("gsa_rsl", temperature=TAU, **settings).eval()  # fixes the spectral norms
+    objective = create_objective("gsa_rsl", temperature=TAU, **TWO_SIDED | settings).eval()  # fixes the spectral norms
     if not (adversarial or global_):
         assert objective.attack_view is None
     terms, gradients = run(objective, model, views, attack)
@@ -624,7 +625,7 @@ def test_gsa_rsl_with_every_subset_of_its_parts(model, views, attack, adversaria
     [({}, 2), ({"adversarial": 0.0, "global_": 0.0}, 1), ({"benign": 0.0, "global_": 0.0}, 1), ({"benign": 0.0}, 2)],
 )
 def test_gsa_rsl_passes_through_the_norm_statistics_only_what_it_trains_on(encoder, attack, settings, passes):
-    objective = create_objective("gsa_rsl", **settings)
+    objective = create_objective("gsa_rsl", **TWO_SIDED | settings)
     objective.setup(encoder)
     norm = encoder.backbone.bn1.banks["clean"]
     before = norm.num_batches_tracked.item()
@@ -645,7 +646,8 @@ def test_gsa_rsl_leaves_the_weights_to_the_optimizer(encoder, attack):
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_gsa_rsl_with_every_divergence(model, views, attack, name):
-    objective = create_objective("gsa_rsl", divergence=name, benign=0.0, adversarial=0.0, rho=0.0)
+    own = {"divergence": name, "benign": 0.0, "adversarial": 0.0, "rho": 0.0}
+    objective = create_objective("gsa_rsl", **TWO_SIDED | own)
     objective.setup(model)
     before = objective.divergence.state_dict()
     terms, gradients = run(objective, model, views, attack)
@@ -657,9 +659,8 @@ def test_gsa_rsl_with_every_divergence(model, views, attack, name):
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_attack_divergence_pushes_features_off_the_benign_law(model, views, attack, name):
-    objective = create_objective(
-        "gsa_rsl", divergence=name, attack_divergence=True, adversarial=1e-6, benign=0.0, global_=1.0
-    )
+    own = {"divergence": name, "attack_divergence": True, "adversarial": 1e-6, "benign": 0.0}
+    objective = create_objective("gsa_rsl", **TWO_SIDED | own)
     objective.setup(model)
     assert objective.attack_view == "scalar"
     for _ in range(20):
@@ -691,7 +692,8 @@ COLLAPSED = [
     ("dynacl_air", {}, 2 * PAIR),
     ("deacl", {"beta": 3.0}, 1 + 3),
     ("profeat", {"beta": 3.0}, 1 + 3),
-    ("gsa_rsl", {"global_": 0.0, "rho": 0.0}, 2 * PAIR),
+    ("clae", {"benign": 3.0}, 4 * PAIR),
+    ("gsa_rsl", {"global_": 0.0, "rho": 0.0}, 3 * PAIR),
 ]
 """What an encoder that maps everything to 0 costs: all cosines are 0, and all laws over the batch uniform."""
 
