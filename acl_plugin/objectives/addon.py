@@ -109,7 +109,9 @@ def added_cost(base: Objective | None, added: Added) -> Cost | None:
     again = 0 if any(f"{v}'" in encoded for v in compared) else len(compared)
     attacked = 0 if base is None else len(base.attacked_views)
     first = own.forwards + len(left) + again
-    forwards = first + 2 * attacked * added.in_eval + len(set(compared) - set(left)) * added.attack_compares
+    forwards = first + 2 * attacked * added.in_eval
+    if added.attack_compares and not set(compared) <= set(left):
+        forwards += len(compared)
     backwards = own.backwards + len(left) + again
     if added.sharpened == "all":
         forwards, backwards = forwards + first, 2 * backwards

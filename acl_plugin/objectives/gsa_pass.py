@@ -143,12 +143,11 @@ class Pass:
             return None
         names = shown(cast(Any, self.method.base))
         chosen = [getattr(self.views, name) for name in names] or list(views)
-        known = [self.encoder.found(view, self.method.routes[0]) for view in chosen]
-        if any(record is None for record in known):
-            with norm_banks.inference(self.encoder), self.encoder.apart():
-                known = [self.encoder.encode([view]) for view in chosen]
-                return torch.cat([self._layer(record) for record in known if record is not None])
-        return torch.cat([r.of(v, self._layer(r)) for r, v in zip(known, chosen, strict=True) if r is not None])
+        if names and set(names) <= set(self.method.missing):
+            known = [(self._found(view), view) for view in chosen]
+            return torch.cat([record.of(view, self._layer(record)) for record, view in known])
+        with norm_banks.inference(self.encoder), self.encoder.apart():
+            return self._layer(self.encoder.encode(chosen))
 
     @torch.no_grad()
     def _fit_in_eval(self, benign: tuple[Tensor, ...], adversarial: tuple[Tensor, ...]) -> None:
