@@ -223,6 +223,8 @@ class RunConfig:
     def replace(self, **options: Any) -> "RunConfig":
         """Return a copy with other values of ``options``, which are not checked.
 
+        Another objective without ``objective_kwargs`` has its own defaults.
+
         Raises:
             TypeError: for an unknown option.
 
@@ -233,6 +235,8 @@ class RunConfig:
         unknown = options.keys() - SECTION_OF.keys()
         if unknown:
             raise TypeError(f"RunConfig has no option {', '.join(sorted(unknown))}")
+        if options.get("objective", self.objective.objective) != self.objective.objective:
+            options = {"objective_kwargs": {}} | options
         own: dict[str, dict[str, Any]] = {}
         for name, value in options.items():
             own.setdefault(SECTION_OF[name], {})[name] = value

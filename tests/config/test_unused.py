@@ -191,7 +191,7 @@ IGNORED = [
     for name, conditions in unused.RUN.items()
     for use in conditions
     for value in CHOICES[use.choice]
-    if not use.holds(OF_RUN | {use.choice: value})
+    if not use.holds(configuration.preset("digits").replace(**{use.choice: value}).options())
 ]
 
 

@@ -82,7 +82,7 @@ def test_a_run_is_probed_with_the_features_that_were_trained(tiny_config, tmp_pa
             return Terms.weighted(spread=(1.0, (f @ f.T).mean()))
 
     register("spread", Spread)
-    config = tiny_config.replace(objective="spread", objective_kwargs={})
+    config = tiny_config.replace(objective="spread")
     run = pretrain(config, tmp_path / "run")
     encoder = load_encoder(run.path)
     assert encoder.spec.normalized
