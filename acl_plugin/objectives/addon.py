@@ -100,7 +100,7 @@ def missing(base: Objective | None, added: Added) -> tuple[str, ...]:
 
 
 def added_cost(base: Objective | None, added: Added) -> Cost | None:
-    """Return the cost of base and added terms; None if the base does not tell what this depends on."""
+    """Return the cost of base and added terms; None if the base does not declare what this depends on."""
     own = Cost(0, 0, 0) if base is None else base.cost
     if own is None or (base is not None and not base.attacked_views):
         return None

@@ -79,8 +79,8 @@ class Pass:
         """Return the benign contrast at the current weights; the views are encoded in the same batches."""
         encoder = RecordingEncoder(self.model)
         records = [self._found(view) for view in self._pair()]
-        anew = {id(r): encoder.encode(r.views, r.route) for r in dict.fromkeys(records)}
-        return self._contrast([anew[id(r)] for r in records])
+        fresh = {id(r): encoder.encode(r.views, r.route) for r in dict.fromkeys(records)}
+        return self._contrast([fresh[id(r)] for r in records])
 
     def terms(self, nce: Tensor | None = None, **parts: Tensor) -> Terms:
         """Return all terms.

@@ -130,7 +130,9 @@ def trajectories(tmp_path_factory):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join([name, *map(str, kwargs.values())]) for name, kwargs in CASES])
+@pytest.mark.parametrize(
+    "case", range(len(CASES)), ids=["-".join([name, *map(str, kwargs.values())]) for name, kwargs in CASES]
+)
 def test_two_ranks_are_one_process_with_the_joint_batch(case, trajectories):
     one, first, second = (each[case] for each in trajectories)
     assert first == second
