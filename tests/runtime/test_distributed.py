@@ -97,8 +97,8 @@ CASES = [
     ("acl_a2a", {}),
     ("acl_ds", {}),
     ("acl_air", {}),
-    ("gsa_rsl", {"base": "acl_ds"}),
-    ("gsa_rsl", {"base": "acl_ds", "sharpen": "all"}),
+    ("gsa_rsl", {"base": "acl_ds", "attack_divergence": False}),  # OfEachRank is about joint attacks
+    ("gsa_rsl", {"base": "acl_ds", "attack_divergence": False, "sharpen": "all"}),
     ("gsa_rsl", TWO_SIDED),
     ("gsa_rsl", TWO_SIDED | {"divergence": "mmd"}),
     ("gsa_rsl", TWO_SIDED | {"divergence": "wasserstein", "rho": 0.5}),
