@@ -104,8 +104,15 @@ class TrainingConfig:
     """Weight decay as defined by the optimizer."""
     warmup: float = 0.05
     """Fraction of the training steps over which the learning rate grows linearly."""
+    schedule: Literal["cosine", "cosine_by_epoch"] = "cosine"
+    """Learning rate after the warm-up: cosine, by step; cosine_by_epoch: as in GSA-RSL, from 1e-8 in the warm-up to the
+    cosine over all epochs, which changes with each epoch."""
     augment: Literal["digits", "simclr"] = "digits"
     """Augmentation of the views: digits (small affine changes), simclr (crop, flip, color)."""
+    crop_scale: float = 0.1
+    """Smallest fraction of the area in the crops of simclr; 0.2 in GSA-RSL."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur in simclr; 0.5 in GSA-RSL."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
     keep_every: int = 4

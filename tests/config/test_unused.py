@@ -185,6 +185,7 @@ CHOICES = {
     "coreset": ["none", "rcs"],
     "objective": ["simclr", "gsa_rsl"],
     "attack": ["FGSM", "FFGSM", "PGD"],
+    "augment": ["digits", "simclr"],
 }
 IGNORED = [
     (name, use.choice, value)
