@@ -1,4 +1,4 @@
-"""Define and run the experiments on GSA-RSL's method.
+"""Define and run the experiments on the two-sided form of GSA-RSL (``config.TWO_SIDED``).
 
     python -m benchmarks ablation       every subset of {adversarial, benign, SAM, global}, and two reference rows
     python -m benchmarks divergences    the estimators of the global divergence
@@ -27,7 +27,7 @@ import torch
 
 from acl_plugin import pipeline
 from acl_plugin.cli.parser import Parser
-from acl_plugin.config import RunConfig, preset, used
+from acl_plugin.config import TWO_SIDED, RunConfig, preset, used
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingStopped, UsageError, unknown
 from acl_plugin.runs.environment import environment
@@ -48,7 +48,7 @@ class Row:
 
     Attributes:
         label: name of the row.
-        objective: settings of ``gsa_rsl``; the others keep their defaults.
+        objective: settings of ``gsa_rsl`` that differ from the two-sided form.
         options: options of the run.
         untrained: keep the initial encoder.
         probed_on: another dataset to probe and evaluate on.
@@ -214,7 +214,7 @@ def job(row: Row, seed: int, data_name: str, shared: dict[str, Any], runs: Path)
 
 
 def _of_row(row: Row, seed: int) -> dict[str, Any]:
-    return {"objective": "gsa_rsl", "objective_kwargs": row.objective, "seed": seed, **row.options}
+    return {"objective": "gsa_rsl", "objective_kwargs": TWO_SIDED | row.objective, "seed": seed, **row.options}
 
 
 def _job(row: Row, seed: int, config: RunConfig, runs: Path, source: Job | None = None) -> Job:

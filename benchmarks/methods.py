@@ -7,6 +7,7 @@ import inspect
 import re
 from typing import Any
 
+from acl_plugin.config import preset
 from acl_plugin.registry import OBJECTIVES
 from benchmarks import compact, tables
 from benchmarks.__main__ import RESULTS
@@ -23,7 +24,7 @@ PAPER = re.compile(r"(?P<title>[^,]+), (?:(?P<venue>.+) )?(?P<year>20\d\d), arXi
 def table() -> list[str]:
     """Return one line per objective of this package, by year and name."""
     runs = tables.grouped(compact.read(RESULTS / "objectives_digits.json"))
-    objectives = {name: OBJECTIVES.get(name)() for name in OBJECTIVES.names() if ours(name)}
+    objectives = {name: of_preset(name) for name in OBJECTIVES.names() if ours(name)}
     papers = {name: cited(objective.paper) for name, objective in objectives.items()}
     lines = tables.head("method", "paper", "year", "norm banks", "needs", "F", "AutoAttack")
     for name in sorted(objectives, key=lambda name: (papers[name]["year"], name)):
@@ -35,9 +36,14 @@ def table() -> list[str]:
             ", ".join(objective.routes),
             ", ".join(shown for setting, shown in NEEDED.items() if takes(objective, setting)),
             objective.cost.encoder_forwards(STEPS),
-            tables.spread(tables.robust(runs[SHOWN.get(name, name)])),
+            tables.spread(tables.robust(runs[shown])) if (shown := SHOWN.get(name, name)) in runs else "",
         )
     return lines
+
+
+def of_preset(name: str) -> Any:
+    """Return an objective with its settings on digits, where the results are from."""
+    return OBJECTIVES.get(name)(**preset("digits", objective=name).objective.objective_kwargs)
 
 
 def ours(name: str) -> bool:

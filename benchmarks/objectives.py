@@ -13,7 +13,7 @@ from typing import Any
 
 from acl_plugin import pipeline, registry
 from acl_plugin.cli.parser import Parser
-from acl_plugin.config import RunConfig, preset, used
+from acl_plugin.config import TWO_SIDED, RunConfig, preset, used
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.objectives import pseudo_labels
@@ -47,7 +47,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "dynacl_air++": {"objective": "dynacl_air", "probe_protocol": "air++"},
     "deacl": {},
     "profeat": {},
-    "gsa_rsl": {},
+    "clae": {},
+    "gsa_rsl": {"objective_kwargs": TWO_SIDED},
 }
 """Rows of the table: options of a run and settings of its objective. The default objective is the row's name."""
 
@@ -71,7 +72,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def config_of(row: str, seed: int, runs: Path, data_name: str, **options: Any) -> RunConfig:
     """Return the configuration of ``row`` with ``seed``, whose teacher is in the folder ``runs``."""
     given = {"objective": row, **ROWS[row]}
-    own = {k: given.pop(k) for k in ("base", "variant") if k in given}
+    own = given.pop("objective_kwargs", {}) | {k: given.pop(k) for k in ("base", "variant") if k in given}
     if given["objective"] in ("deacl", "profeat"):
         own["teacher"] = str(folder_of(TEACHER, seed, runs))
     elif given["objective"] == "advcl" or own.get("base") == "advcl":

@@ -5,6 +5,7 @@ is the same in both codes whatever the order of the calls.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,9 +45,9 @@ def start_from_noise(monkeypatch, order=None):
     monkeypatch.setattr(torch.Tensor, "uniform_", uniform_)
 
 
-def encoder_in_float64(routes, projector="three_layer"):
+def encoder_in_float64(routes, projector="three_layer", normalized=False):
     """A tiny ResNet with banks whose statistics and weights are not trivial."""
-    model = Encoder(spec(), routes, projector)
+    model = Encoder(replace(spec(), normalized=normalized), routes, projector)
     draw_in_float64(model)
     with torch.no_grad():
         for norm in [m for m in model.modules() if hasattr(m, "running_mean")]:
@@ -95,6 +96,67 @@ def advcl_case(name="advcl", **settings):
     draw_in_float64(objective)
     a, b, weak = 0.2 + 0.6 * torch.rand(3, 6, 1, 8, 8, dtype=torch.float64, generator=generator)
     return objective, model, Views(a, b, weak, rows, weak), InnerAttack(ThreatModel("Linf", EPS), "PGD", 5)
+
+
+NETWORK = {"projector": "two_layer", "normalized": True}
+ADVCL = 0.5 / 0.07
+"""Factor of AdvCL's contrastive losses; GSA-RSL's code has it in the benign term as well."""
+GSA_RSL = {
+    "ours": {},
+    "h not in the attack": {"attack_divergence": False},
+    "4 steps": {"steps": 4},
+    "deep h": {"divergence": "deep"},
+    "no h": {"global_": 0.0},
+    "SAM": {"adaptive": False},
+    "no SAM": {"rho": 0.0},
+    "SAM on everything": {"sharpen": "all"},
+    "SAM on everything, no h": {"sharpen": "all", "global_": 0.0},
+    "no h, no SAM": {"global_": 0.0, "rho": 0.0},
+    "RoCL": {"base": "rocl", "base_kwargs": {"banks": "dual"}, "benign": 0.0, "global_": 0.0, **NETWORK},
+    "RoCL + ours": {"base": "rocl", "base_kwargs": {"banks": "dual"}, **NETWORK},
+    "CLAE": {"base": "clae", "base_kwargs": {"benign": 1.0}, "benign": 0.0, "global_": 0.0},
+    "CLAE + ours": {"base": "clae", "base_kwargs": {"benign": 0.0}},
+    "ACL(DS)": {"base": "acl_ds", "base_kwargs": {"adversarial": 1.0}, "benign": 0.0, "global_": 0.0, **NETWORK},
+    "ACL(DS) + ours, no h": {
+        "base": "acl_ds", "base_kwargs": {"benign": 0.0, "adversarial": 1.0}, "global_": 0.0, **NETWORK,
+    },
+    "AdvCL": {"base": "advcl", "base_kwargs": {"cluster_weight": 0}, "benign": 0.0, "global_": 0.0, **NETWORK},
+    "AdvCL + ours": {
+        "base": "advcl", "base_kwargs": {"cluster_weight": 0}, "benign": 0.5 * ADVCL, "global_": 6.0, "rho": 0.5,
+        "freeze_statistics": False, "discriminator_lr": 0.5, **NETWORK,
+    },
+}  # fmt: skip
+"""Settings of ``gsa_rsl`` for the variants of its authors' code, which fails for ACL(DS) with h."""
+STRONG_H = 2.0
+"""Weight of h in these cases, so that it changes adversarial examples within one attack on a tiny network."""
+
+
+def gsa_case(variant):
+    """Objective, encoder, optimizer, views and attack; the views lie away from 0 and 1."""
+    objective = create_objective("gsa_rsl", **{"global_": STRONG_H} | GSA_RSL[variant])
+    model = encoder_in_float64(objective.routes, objective.projector, objective.normalized).train()
+    objective.setup(model)
+    if objective.global_:
+        draw_in_float64(objective.divergence)
+    drawn = 0.2 + 0.6 * torch.rand(3, 6, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    views = Views(*drawn[:2], drawn[0], torch.arange(6), drawn[2])
+    optimizer = torch.optim.SGD(objective.param_groups(model), lr=0.5, momentum=0.9, weight_decay=1e-4)
+    return objective, model, optimizer, views, InnerAttack(ThreatModel("Linf", 8 / 255), "PGD", 5)
+
+
+def digest(tensors):
+    """One number of each tensor: its sum weighted by noise."""
+    return [float(f"{(t.detach() * noise(t.shape, 1)).sum().item():.9g}") for t in tensors]
+
+
+def after_update(model, network):
+    """What one whole update leaves: weights and running statistics of the encoder, and the weights of h."""
+    statistics = [b for name, b in model.backbone.named_buffers() if name.endswith(("_mean", "_var"))]
+    return {
+        "weights": digest(model.parameters()),
+        "statistics": digest(statistics),
+        "h": [] if network is None else digest(network.parameters()),
+    }
 
 
 def summary(model, terms):

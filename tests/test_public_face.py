@@ -38,7 +38,7 @@ FACE = {
     "register": "name",
     "report": "runs out",
     "run": "config out device trainer_options",
-    "wrap_encoder": "module shape features input_size input_range mean std projector routes",
+    "wrap_encoder": "module shape features input_size input_range mean std projector routes normalized",
 }
 """Names, and the arguments of those that are called."""
 

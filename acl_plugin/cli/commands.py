@@ -49,7 +49,9 @@ def run(name: str, arguments: list[str]) -> None:
     options = parse(parser, arguments, defaults_of_data, {})
     out, compare, overwrite = options.pop("out"), options.pop("compare", None), options.pop("overwrite")
     config = configuration.from_dict(known_options(options))
-    configs = [config] if compare is None else [config, config.replace(objective=compare, objective_kwargs={})]
+    configs = [config]
+    if compare is not None:
+        configs.append(config.replace(objective=compare, **configuration.following(config, objective=compare)))
     unused.refuse([each.options() for each in configs], configuration.usual(config).options(), unused.RUN)
 
     from acl_plugin import pipeline

@@ -164,9 +164,9 @@ def parse(
 
 
 def defaults_of_data(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults for the dataset, backbone and norm of the command line."""
+    """Return the defaults for the dataset, backbone, norm and objective of the command line."""
     norm = given.get("norm")
-    return {"norm": norm} | configuration.defaults(given["data"], given["backbone"], norm)
+    return {"norm": norm} | configuration.defaults(given["data"], given["backbone"], norm, given.get("objective"))
 
 
 def defaults_of_run(given: Mapping[str, Any]) -> dict[str, Any]:

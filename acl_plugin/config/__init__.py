@@ -20,6 +20,7 @@ from acl_plugin.config.ranges import RANGES, check
 from acl_plugin.config.sections import (
     SECTION_OF,
     SECTIONS,
+    TWO_SIDED,
     CoresetConfig,
     DataConfig,
     EncoderConfig,
@@ -38,6 +39,7 @@ __all__ = [
     "RANGES",
     "SECTIONS",
     "SECTION_OF",
+    "TWO_SIDED",
     "WHERE_AND_HOW",
     "CoresetConfig",
     "DataConfig",

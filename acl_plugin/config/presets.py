@@ -5,7 +5,15 @@ from typing import Any
 
 from acl_plugin.config import unused
 from acl_plugin.config.ranges import check
-from acl_plugin.config.sections import SECTION_OF, SECTIONS, DataConfig, EncoderConfig, RunConfig, in_sections
+from acl_plugin.config.sections import (
+    SECTION_OF,
+    SECTIONS,
+    DataConfig,
+    EncoderConfig,
+    ObjectiveConfig,
+    RunConfig,
+    in_sections,
+)
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.registry import DATASETS
 
@@ -13,6 +21,7 @@ CIFAR: dict[str, Any] = {
     "eps": "8/255",
     "backbone": "resnet18",
     "backbone_kwargs": {},
+    "objective_kwargs": {},
     "epochs": 100,
     "batch_size": 256,
     "keep_every": 10,
@@ -45,7 +54,7 @@ WHERE_AND_HOW = frozenset(
 L2 = {data: {"attack": "PGDL2", "eps": 0.25 if data.startswith("digits") else 0.5} for data in PRESETS}
 """Defaults that differ for the L2 norm, by dataset. CIFAR has RobustBench's eps of 0.5. The eps of digits is the same
 fraction of the largest L2 norm within Linf's eps: 0.5 / (8/255 sqrt(3072)) of 0.1 sqrt(64), rounded."""
-FOLLOWING = {"norm": ("eps", "attack"), "backbone": ("backbone_kwargs",)}
+FOLLOWING = {"norm": ("eps", "attack"), "backbone": ("backbone_kwargs",), "objective": ("objective_kwargs",)}
 """Options whose default depends on an option other than the dataset."""
 
 
@@ -75,13 +84,15 @@ def used(data: str = "digits", **options: Any) -> dict[str, Any]:
 
 
 def usual(config: RunConfig) -> RunConfig:
-    """Return the defaults for the dataset, backbone and norm of ``config``."""
-    data = config.data.data
-    return in_sections({"data": data} | defaults(data, config.encoder.backbone, config.threat.norm))
+    """Return the defaults for the dataset, backbone, norm and objective of ``config``."""
+    data, backbone, norm = config.data.data, config.encoder.backbone, config.threat.norm
+    return in_sections({"data": data} | defaults(data, backbone, norm, config.objective.objective))
 
 
-def defaults(data: str, backbone: str | None = None, norm: str | None = None) -> dict[str, Any]:
-    """Return the defaults that differ from the general ones for a dataset, backbone and norm.
+def defaults(
+    data: str, backbone: str | None = None, norm: str | None = None, objective: str | None = None
+) -> dict[str, Any]:
+    """Return the defaults that differ from the general ones for a dataset, backbone, norm and objective.
 
     Raises:
         UsageError: for an unknown dataset.
@@ -96,13 +107,15 @@ def defaults(data: str, backbone: str | None = None, norm: str | None = None) ->
         raise error
     if backbone not in (None, found.get("backbone", EncoderConfig.backbone)):
         found |= {"backbone_kwargs": {}}
+    if objective not in (None, found.get("objective", ObjectiveConfig.objective)):
+        found |= {"objective_kwargs": {}}
     if norm == "L2":
         found |= L2.get(data, L2["cifar10"])
     return found
 
 
 def following(config: RunConfig, **chosen: Any) -> dict[str, Any]:
-    """Return the defaults that depend on ``chosen`` (``norm`` or ``backbone``), where it differs from ``config``."""
+    """Return the defaults that depend on ``chosen`` (keys of ``FOLLOWING``), where it differs from ``config``."""
     found, before = in_sections(defaults(config.data.data, **chosen)).options(), config.options()
     changed = [name for name, value in chosen.items() if value != before[name]]
     return {option: found[option] for name in changed for option in FOLLOWING[name]}
@@ -129,7 +142,8 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
         if option not in SECTION_OF:
             raise unknown("option", str(option), SECTION_OF)
     data = options.get("data", DataConfig.data)
-    config = in_sections(defaults(data, options.get("backbone"), options.get("norm")) | options)
+    chosen = (options.get(name) for name in ("backbone", "norm", "objective"))
+    config = in_sections(defaults(data, *chosen) | options)
     check(config)
     return config
 

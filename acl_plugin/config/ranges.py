@@ -15,9 +15,10 @@ RANGES = {
     ),
     **dict.fromkeys("keep_every knn_every lr aft_lr probe_lr weight_decay probe_weight_decay".split(), Range(0)),
     **dict.fromkeys(
-        "eps_ramp warmup coreset_warmup coreset_fraction probe_holdout label_fraction".split(), Range(0, 1)
+        "eps_ramp warmup coreset_warmup coreset_fraction probe_holdout label_fraction blur".split(), Range(0, 1)
     ),
     **{"batch_size": Range(2), "limit_train": Range(2), "image_size": Range(8), "seed": Range(0, 2**63 - 1)},
+    "crop_scale": Range(0, 1, open=True),
 }
 """Ranges of the numeric options."""
 

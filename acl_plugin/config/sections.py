@@ -56,14 +56,28 @@ class EncoderConfig:
     with DeACL's padding; native: as in timm."""
 
 
+TWO_SIDED: dict[str, Any] = {
+    "base": "acl_a2a",
+    "benign": 1.0,
+    "global_": 1.0,
+    "rho": 0.05,
+    "adaptive": False,
+    "divergence": "js",
+    "layer": "features",
+    "attack_divergence": False,
+}
+"""Settings of gsa_rsl for its two-sided form, the default on digits: both views adversarial, one norm bank, SAM, and a
+divergence of features. Without settings, gsa_rsl is the method as its authors released it."""
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """Objective and its inner attack"""
 
     objective: str = "gsa_rsl"
     """Pretraining objective by name (`acl-plugin list objectives`)."""
-    objective_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Settings of the objective, such as --objective-kwargs.temperature 0.2."""
+    objective_kwargs: dict[str, Any] = field(default_factory=TWO_SIDED.copy)
+    """Settings of the objective, such as --objective-kwargs.temperature 0.2; '{}' for its own defaults."""
     attack: str = "PGD"
     """Inner attack: a torchattacks class by name (`acl-plugin list attacks`)."""
     attack_steps: int = 5
@@ -90,8 +104,15 @@ class TrainingConfig:
     """Weight decay as defined by the optimizer."""
     warmup: float = 0.05
     """Fraction of the training steps over which the learning rate grows linearly."""
+    schedule: Literal["cosine", "cosine_by_epoch"] = "cosine"
+    """Learning rate after the warm-up: cosine, by step; cosine_by_epoch: as in GSA-RSL, from 1e-8 in the warm-up to the
+    cosine over all epochs, which changes with each epoch."""
     augment: Literal["digits", "simclr"] = "digits"
     """Augmentation of the views: digits (small affine changes), simclr (crop, flip, color)."""
+    crop_scale: float = 0.1
+    """Smallest fraction of the area in the crops of simclr; 0.2 in GSA-RSL."""
+    blur: float = 0.0
+    """Probability of a Gaussian blur in simclr; 0.5 in GSA-RSL."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
     keep_every: int = 4
@@ -209,6 +230,8 @@ class RunConfig:
     def replace(self, **options: Any) -> "RunConfig":
         """Return a copy with other values of ``options``, which are not checked.
 
+        Another objective without ``objective_kwargs`` has its own defaults.
+
         Raises:
             TypeError: for an unknown option.
 
@@ -219,6 +242,8 @@ class RunConfig:
         unknown = options.keys() - SECTION_OF.keys()
         if unknown:
             raise TypeError(f"RunConfig has no option {', '.join(sorted(unknown))}")
+        if options.get("objective", self.objective.objective) != self.objective.objective:
+            options = {"objective_kwargs": {}} | options
         own: dict[str, dict[str, Any]] = {}
         for name, value in options.items():
             own.setdefault(SECTION_OF[name], {})[name] = value

@@ -10,7 +10,7 @@ WEAK: dict[str, Literal["shift", "weak"]] = {"digits": "shift", "simclr": "weak"
 """Weak augmentation for each strong one. Digits are not flipped, as a mirrored digit is not a digit."""
 
 
-def views(images: Tensor, augment: str, strength: float = 1.0) -> Tensor:
+def views(images: Tensor, augment: str, strength: float = 1.0, *, crop_scale: float = 0.1, blur: float = 0.0) -> Tensor:
     """Return one random view of each image, drawn from torch's global generators.
 
     Args:
@@ -20,6 +20,9 @@ def views(images: Tensor, augment: str, strength: float = 1.0) -> Tensor:
             ``shift``: crop of the image padded by an eighth of its side; ``weak``: ``shift`` and flip;
             ``none``: the image itself.
         strength: from 0 (weakest) to 1; scales crop, color jitter and the probability of grayscale.
+        crop_scale: smallest share of the area in a crop of ``simclr`` at full strength, in (0, 1); 0.2 in GSA-RSL.
+        blur: probability of a Gaussian blur in ``simclr`` at full strength, in [0, 1]. The kernel has 3 pixels, 5 for
+            images above 32 pixels, and a standard deviation of 0.1 to 2, as in GSA-RSL, whose probability is 0.5.
 
     Returns:
         (B, C, H, W) in [0, 1].
@@ -27,16 +30,18 @@ def views(images: Tensor, augment: str, strength: float = 1.0) -> Tensor:
     assert 0 <= strength <= 1, strength
     if augment == "none":
         return images
-    pipeline = _pipeline(augment, images.shape[1], images.shape[2], images.shape[3], strength)
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    pipeline = _pipeline(augment, shape, strength, crop_scale, blur)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         return pipeline(images).clamp(0, 1)
 
 
 @lru_cache(maxsize=32)
-def _pipeline(augment: str, channels: int, height: int, width: int, strength: float) -> nn.Module:
+def _pipeline(augment: str, shape: tuple[int, int, int], strength: float, crop_scale: float, blur: float) -> nn.Module:
     import kornia.augmentation as K
 
-    s, size = strength, (height, width)
+    s, (channels, height, width) = strength, shape
+    size = (height, width)
     if augment == "digits":
         affine = K.RandomAffine(15.0 * s, translate=(0.1 * s, 0.1 * s), scale=(1 - 0.15 * s, 1 + 0.15 * s))
         return nn.Sequential(affine, K.RandomContrast((1 - 0.3 * s, 1 + 0.3 * s), clip_output=True))
@@ -44,10 +49,15 @@ def _pipeline(augment: str, channels: int, height: int, width: int, strength: fl
         moved = K.RandomCrop(size, padding=max(1, height // 8))
         return nn.Sequential(moved, K.RandomHorizontalFlip()) if augment == "weak" else moved
     assert augment == "simclr", augment
-    crop = K.RandomResizedCrop(size, scale=(1 - 0.9 * s, 1.0), resample="bicubic", cropping_mode="resample")
+    crop = K.RandomResizedCrop(
+        size, scale=(1 - (1 - crop_scale) * s, 1.0), resample="bicubic", cropping_mode="resample"
+    )
     layers: list[nn.Module] = [crop, K.RandomHorizontalFlip()]
     if channels == 3:
         layers += [K.ColorJitter(0.4 * s, 0.4 * s, 0.4 * s, 0.1 * s, p=0.8 * s), K.RandomGrayscale(p=0.2 * s)]
+    if blur:
+        kernel = 3 if height <= 32 else 5
+        layers.append(K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=blur * s))
     return nn.Sequential(*layers)
 
 

@@ -24,6 +24,9 @@ def stub(model: Classifier, name: str, dataset: str, threat_model: str, digest: 
     plain = _plain_timm(network, spec.backbone)
     changes = [f"        {line}" for line in _changes(plain, network)]
     arguments = ", ".join(f"{k}={v!r}" for k, v in _created_with(network).items())
+    features = "self.backbone(self.preprocess(x))"
+    if spec.normalized:
+        features = f"F.normalize({features}, dim=1)"
     elsewhere = defined_in(spec.backbone)
     lines = [
         f'"""{name}: {spec.backbone}, images {spec.shape[0]} x {spec.shape[1]} x {spec.shape[2]} in [0, 1]."""',
@@ -52,7 +55,7 @@ def stub(model: Classifier, name: str, dataset: str, threat_model: str, digest: 
         f"        self.head = nn.Linear({model.head.in_features}, {model.head.out_features})",
         "",
         "    def forward(self, x):",
-        "        return self.head(self.backbone(self.preprocess(x)))",
+        f"        return self.head({features})",
         "",
         "",
         *_entry(name, timm_name(name, dataset, threat_model)),

@@ -71,13 +71,21 @@ class Learned(Divergence):
 
     def __init__(self, size: int, hidden: int = 256, lr: float = 1e-4, steps: int = 1) -> None:
         super().__init__(size)
+        self.network = self.create_network(size, hidden)
+        self.lr, self.steps = lr, steps
+        self._created: torch.optim.Optimizer | None = None
+        self._state: dict[str, Any] | None = None
+
+    def create_network(self, size: int, hidden: int) -> nn.Sequential:
+        """Return h: (B, D) -> (B, 1)."""
         layers: list[nn.Module] = []
         for wide, narrow in pairwise([size, hidden, hidden, 1]):
             layers += [nn.utils.parametrizations.spectral_norm(nn.Linear(wide, narrow)), nn.LeakyReLU(0.2)]
-        self.network = nn.Sequential(*layers[:-1])
-        self.lr, self.steps = lr, steps
-        self._adam: torch.optim.Adam | None = None
-        self._adam_state: dict[str, Any] | None = None
+        return nn.Sequential(*layers[:-1])
+
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer of h."""
+        return torch.optim.Adam(self.network.parameters(), lr=self.lr, betas=(0.5, 0.999))
 
     def bound(self, benign: Tensor, adversarial: Tensor) -> Tensor:
         """Return the lower bound () from the values (B,) of h on each of the two batches."""
@@ -91,17 +99,17 @@ class Learned(Divergence):
 
     def fit(self, benign: Tensor, adversarial: Tensor) -> None:
         benign, adversarial = benign.detach(), adversarial.detach()
-        adam = self._optimizer()
+        optimizer = self._optimizer()
         with torch.enable_grad():
             for _ in range(self.steps):
                 loss = -self.bound(self.values(benign), self.values(adversarial))
-                adam.zero_grad()
+                optimizer.zero_grad()
                 # autograd.grad does not touch the .grad that the encoder's loss has filled
                 gradients = torch.autograd.grad(loss, list(self.network.parameters()))
                 for p, g in zip(self.network.parameters(), gradients, strict=True):
                     p.grad = g
-                adam.step()
-                adam.zero_grad()
+                optimizer.step()
+                optimizer.zero_grad()
 
     def values_of_both(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """Return h of both batches, with gradient for the features only."""
@@ -111,19 +119,21 @@ class Learned(Divergence):
         finally:
             self.network.requires_grad_(True)
 
-    def _optimizer(self) -> torch.optim.Adam:
-        if self._adam is None:
-            self._adam = torch.optim.Adam(self.network.parameters(), lr=self.lr, betas=(0.5, 0.999))
-            if self._adam_state is not None:
-                self._adam.load_state_dict(self._adam_state)
-        return self._adam
+    def _optimizer(self) -> torch.optim.Optimizer:
+        if self._created is None:
+            self._created = self.create_optimizer()
+            if self._state is not None:
+                self._created.load_state_dict(self._state)
+        for group in self._created.param_groups:
+            group["lr"] = self.lr  # a schedule may change it
+        return self._created
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return Adam's state, so that a run resumes exactly."""
+        """Return the optimizer's state, so that a run resumes exactly."""
         return self._optimizer().state_dict()
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self._adam, self._adam_state = None, copy.deepcopy(state)
+        self._created, self._state = None, copy.deepcopy(state)
 
 
 class JensenShannon(Learned):

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization (SAM) and a measure of sharpness."""
+"""Sharpness-aware minimization (SAM), its adaptive form (ASAM), and a measure of sharpness."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -6,21 +6,42 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from acl_plugin.validation import require_not_negative
+
 
 @contextmanager
-def ascend(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], rho: float) -> Iterator[None]:
-    """Move the weights to theta + rho g / ||g||_2 inside the context, then restore them exactly.
+def ascend(
+    parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], rho: float, adaptive: bool = False
+) -> Iterator[None]:
+    """Move the weights to theta + e inside the context, then restore them exactly.
+
+    SAM: e = rho g / ||g||_2. ASAM (``adaptive``): e = rho theta^2 g / || |theta| g ||_2 with products per weight, which
+    does not depend on the scale of a layer.
 
     Args:
         parameters: theta.
         gradients: g, one per parameter; None counts as zero.
-        rho: length of the step in weight space, at least 0.
+        rho: radius in weight space, at least 0.
+        adaptive: move by ASAM.
 
-    Source: SAM (arXiv 2010.01412), equation 2 with p = 2.
+    Raises:
+        UsageError: for a negative rho.
+
+    Source: SAM (arXiv 2010.01412), equation 2 with p = 2; ASAM (arXiv 2102.11600), equation 2, without its eta.
+
+    Example:
+        >>> theta, g = torch.nn.Parameter(torch.tensor([2.0, 1.0])), torch.tensor([3.0, 8.0])
+        >>> with acl_plugin.losses.sharpness.ascend([theta], [g], 0.5, adaptive=True):
+        ...     print(theta.data)
+        tensor([2.6000, 1.4000])
     """
+    require_not_negative(rho=rho)
     moved = [(p, g) for p, g in zip(parameters, gradients, strict=True) if g is not None]
     with restored([p for p, _ in moved]):
-        if moved:
+        if moved and adaptive:
+            scaled = norm([p.detach().abs() * g for p, g in moved])
+            _move([(p, p.detach().square() * g) for p, g in moved], rho, scaled)
+        elif moved:
             _move(moved, rho)
         yield
 
@@ -76,8 +97,8 @@ def norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def _move(moved: Sequence[tuple[nn.Parameter, Tensor]], length: float) -> None:
-    """Move all parameters along their gradients, by ``length`` in total."""
-    total = norm([g for _, g in moved]).clamp_min(1e-12)
+def _move(moved: Sequence[tuple[nn.Parameter, Tensor]], length: float, total: Tensor | None = None) -> None:
+    """Move all parameters along their directions times ``length`` / ``total``; None is the norm of all directions."""
+    total = (norm([g for _, g in moved]) if total is None else total).clamp_min(1e-12)
     for p, g in moved:
         p.add_(g * (length / total))

@@ -52,15 +52,23 @@ class BackboneAndProjector(nn.Module):
         size: D, size of the features.
         routes: names of the norm banks; the first is the default.
         projector: one of ``projectors.PROJECTORS``.
+        normalized: divide features by their L2 norm.
     """
 
     def __init__(
-        self, preprocess: "Preprocess", backbone: nn.Module, size: int, routes: Sequence[str], projector: str
+        self,
+        preprocess: "Preprocess",
+        backbone: nn.Module,
+        size: int,
+        routes: Sequence[str],
+        projector: str,
+        normalized: bool = False,
     ) -> None:
         super().__init__()
         if projector not in PROJECTORS:
             raise unknown("projector", projector, PROJECTORS)
         self.size: int = size
+        self.normalized = normalized
         self.routes: tuple[str, ...] = tuple(routes)
         self.preprocess = preprocess
         self.backbone = norm_banks.add_routes(backbone, self.routes)
@@ -69,7 +77,8 @@ class BackboneAndProjector(nn.Module):
     def features(self, x: Tensor, route: str | None = None) -> Tensor:
         """Return f(x): images (B, C, H, W) in [0, 1] -> features (B, D)."""
         with norm_banks.route(self.backbone, self.routes[0] if route is None else route):
-            return self.backbone(self.preprocess(x))
+            features = self.backbone(self.preprocess(x))
+        return F.normalize(features, dim=1) if self.normalized else features
 
     def project(self, features: Tensor, route: str | None = None) -> Tensor:
         """Return g of features: (B, D) -> embeddings (B, P)."""
@@ -98,7 +107,7 @@ class Encoder(BackboneAndProjector):
     def __init__(self, spec: ModelSpec, routes: Sequence[str] = ("clean",), projector: str = "three_layer") -> None:
         backbone, input_size = create_backbone(spec)
         size = feature_size(backbone, spec.shape[0], input_size)
-        super().__init__(_preprocess(spec, input_size), backbone, size, routes, projector)
+        super().__init__(_preprocess(spec, input_size), backbone, size, routes, projector, spec.normalized)
         self.spec = spec
         channels_last(self)
 
@@ -120,7 +129,8 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Return features: images (B, C, H, W) in [0, 1] -> (B, D)."""
-        return self.backbone(self.preprocess(x))
+        features = self.backbone(self.preprocess(x))
+        return F.normalize(features, dim=1) if self.spec.normalized else features
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits: (B, D) -> (B, classes), in the precision of the head even under autocast."""

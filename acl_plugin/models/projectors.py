@@ -24,6 +24,11 @@ def wide(size: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(size, 4 * size), nn.ReLU(), nn.Linear(4 * size, 128))
 
 
+def two_layer(size: int) -> nn.Sequential:
+    """Create GSA-RSL's projector: Linear D-D, ReLU, Linear D-128, without norm layers."""
+    return nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, 128))
+
+
 def bottleneck(size: int) -> nn.Sequential:
     """Create AdvCL's projector: Linear D-D, BN, ReLU, Linear D-128."""
     return nn.Sequential(nn.Linear(size, size), nn.BatchNorm1d(size), nn.ReLU(), nn.Linear(size, 128))
@@ -36,6 +41,7 @@ def identity(size: int) -> nn.Sequential:
 
 PROJECTORS: dict[str, Callable[[int], nn.Sequential]] = {
     "three_layer": three_layer,
+    "two_layer": two_layer,
     "wide": wide,
     "bottleneck": bottleneck,
     "identity": identity,

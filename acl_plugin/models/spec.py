@@ -26,6 +26,7 @@ class ModelSpec:
         module: Python module that registered the backbone with timm, if not timm itself.
         every_pixel: enlarge images if the network would drop border pixels. False for files that do not record it,
             whose models were trained without it.
+        normalized: divide features by their L2 norm, before projector and head.
     """
 
     backbone: str
@@ -38,6 +39,7 @@ class ModelSpec:
     timm_version: str = ""
     module: str = field(default="", compare=False)
     every_pixel: bool = True
+    normalized: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types, with the module that registered the backbone."""
@@ -72,4 +74,5 @@ def spec_of(encoder: EncoderProtocol, shape: tuple[int, int, int]) -> ModelSpec:
     mean, std = (tuple(getattr(preprocess, name, torch.zeros(0)).flatten().tolist()) for name in ("mean", "std"))
     kind = type(network)
     name = f"{OWN}{kind.__module__}.{kind.__qualname__}"
-    return ModelSpec(name, kwargs, "native", getattr(encoder, "shape", shape), mean, std, module=kind.__module__)
+    shape, normalized = getattr(encoder, "shape", shape), getattr(encoder, "normalized", False)
+    return ModelSpec(name, kwargs, "native", shape, mean, std, module=kind.__module__, normalized=normalized)

@@ -31,9 +31,9 @@ class WrappedEncoder(BackboneAndProjector):
 
     def __init__(
         self, preprocess: Preprocess, backbone: FeatureExtractor, shape: tuple[int, int, int], size: int,
-        routes: Sequence[str], projector: str,
+        routes: Sequence[str], projector: str, normalized: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(preprocess, backbone, size, routes, projector)
+        super().__init__(preprocess, backbone, size, routes, projector, normalized)
         self.shape = shape
 
     def unwrap(self, route: str | None = None) -> nn.Module:
@@ -70,6 +70,7 @@ def wrap_encoder(
     std: PerChannel = None,
     projector: str = "three_layer",
     routes: Sequence[str] = ("clean",),
+    normalized: bool = False,
 ) -> WrappedEncoder:
     """Wrap any module as an encoder that every objective can train.
 
@@ -91,6 +92,7 @@ def wrap_encoder(
         projector: name in ``models.projectors.PROJECTORS``; objectives specify theirs as ``objective.projector``.
         routes: names of the norm banks; objectives specify theirs as ``objective.routes``. Each BatchNorm layer is
             copied once per route.
+        normalized: divide features by their L2 norm; objectives specify theirs as ``objective.normalized``.
 
     Returns:
         The encoder; see ``EncoderProtocol``.
@@ -117,7 +119,7 @@ def wrap_encoder(
     extractor = FeatureExtractor(copied, features)
     images = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0)).to(*like)
     found = _feature_size(extractor, preprocess, images)
-    encoder = WrappedEncoder(preprocess, extractor, (channels, height, width), found, routes, projector)
+    encoder = WrappedEncoder(preprocess, extractor, (channels, height, width), found, routes, projector, normalized)
     encoder.projector.to(*like)
     return encoder.train()
 

@@ -14,7 +14,7 @@ from acl_plugin.models import norm_banks
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.base import Cost, Objective, Terms, Views
 from acl_plugin.registry import register
-from acl_plugin.validation import require_one_of
+from acl_plugin.validation import require_not_negative, require_one_of
 
 PAPER = "ACL, NeurIPS 2020, arXiv 2010.13337"
 
@@ -33,6 +33,7 @@ class AdversarialToAdversarial(Objective):
 
     routes = ("adv",)
     attack_view = "joint"
+    attacked_views, encoded_views = ("a", "b"), ("a'", "b'")
     cost = Cost(attacked=2, forwards=2, backwards=2)
     paper = PAPER
 
@@ -57,6 +58,7 @@ class AdversarialToStandard(Objective):
     """
 
     routes = ("clean", "adv")
+    attacked_views, encoded_views = ("a",), ("b", "a'")
     cost = Cost(attacked=1, forwards=3, backwards=2)
     paper = PAPER
 
@@ -80,23 +82,35 @@ class AdversarialToStandard(Objective):
 class DualStream(Objective):
     """ACL(DS): dual-stream adversarial contrastive learning, each stream through its own norm bank.
 
-    L = (NT-Xent(a, b) + NT-Xent(a', b')) / 2
+    L = benign NT-Xent(a, b) + adversarial NT-Xent(a', b')
 
     Args:
         temperature: tau, above 0.
+        benign, adversarial: weights of the two streams, at least 0; published as 1/2. Without a weight, the benign
+            views are not encoded.
 
     Source: arXiv 2010.13337, section 3.2, in the form that the published code trains.
     """
 
     routes = ("clean", "adv")
     attack_view = "joint"
+    attacked_views = ("a", "b")
+    encoded_views: tuple[str, ...] = ("a", "b", "a'", "b'")
     cost = Cost(attacked=2, forwards=4, backwards=4)
     paper = PAPER
 
+    def __init__(self, *, temperature: float = 0.5, benign: float = 0.5, adversarial: float = 0.5) -> None:
+        super().__init__(temperature=temperature)
+        require_not_negative(benign=benign, adversarial=adversarial)
+        self.benign, self.adversarial = benign, adversarial
+        if not benign:
+            self.encoded_views, self.cost = ("a'", "b'"), Cost(attacked=2, forwards=2, backwards=2)
+
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         a, b = attack.joint(model, views.a, views.b, route="adv", temperature=self.temperature)
-        level = collapsed_nce(len(a))
-        return Terms.weighted(
-            nce_clean=(0.5, nt_xent(*model.views(views.a, views.b, "clean"), self.temperature), level),
-            nce_adv=(0.5, nt_xent(*model.views(a, b, "adv"), self.temperature), level),
-        )
+        level, parts = collapsed_nce(len(a)), {}
+        if self.benign:
+            nce = nt_xent(*model.views(views.a, views.b, "clean"), self.temperature)
+            parts["nce_clean"] = (self.benign, nce, level)
+        parts["nce_adv"] = (self.adversarial, nt_xent(*model.views(a, b, "adv"), self.temperature), level)
+        return Terms.weighted(**parts)

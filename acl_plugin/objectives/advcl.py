@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,9 +52,10 @@ class AdvCL(Objective):
     projector = "bottleneck"
     needs = ("a", "b", "weak")
     attack_view = "scalar"
+    attacked_views, encoded_views = ("weak",), ("a", "b", "weak'")
     cost = Cost(attacked=2, forwards=8, backwards=5)
     paper = "AdvCL, NeurIPS 2021, arXiv 2111.01124"
-    from_files: ClassVar[Mapping[str, Literal["encoder", "pseudo_labels"]]] = {"pseudo_labels": "pseudo_labels"}
+    from_files: Mapping[str, Literal["encoder", "pseudo_labels"]] = {"pseudo_labels": "pseudo_labels"}
     given: PseudoLabels | Tensor | None
     scale = 0.5 / 0.07
     weights: Tensor | None = None  # weights of the pairs of (w', a, b, h)
@@ -119,7 +120,7 @@ class AdvCL(Objective):
         def contrast(x: Tensor) -> Tensor:
             with mode(model):
                 z = [model(x, "adv"), *(fixed or encoded())]
-            return multi_view_nce_rows(z, self.temperature, weights=self.attack_weights)
+            return self.scale * multi_view_nce_rows(z, self.temperature, weights=self.attack_weights)
 
         def clusters(x: Tensor) -> Tensor:
             return self.clusters(model.features(x, "ce"), views.rows)

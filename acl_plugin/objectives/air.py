@@ -54,6 +54,7 @@ class InvariantACL(Objective):
 
     routes = ("clean", "adv")
     attack_view = "joint"
+    attacked_views, encoded_views = ("a", "b"), ("a", "b", "a'", "b'")
     cost = Cost(attacked=2, forwards=5, backwards=5)
     paper = "ACL-AIR, NeurIPS 2023, arXiv 2305.00374"
     weight = 0.0

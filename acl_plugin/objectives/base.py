@@ -137,23 +137,32 @@ class Objective(nn.Module):
     Attributes:
         routes: norm banks of the encoder; the first is for benign images, and the last one is probed.
         projector: projector of the encoder, one of ``projectors.PROJECTORS``.
+        normalized: features are divided by their L2 norm, before the projector and in the probe.
         needs: random views that the objective uses, from ``a``, ``b`` and ``weak``.
         strength: augmentation strength of the strong views, in [0, 1]; ``on_epoch`` may change it.
         attack_view: mode of the inner attack (``joint``, ``bank``, ``scalar``); None without an attack.
+        attacked_views: views that the inner attack perturbs (the first, if there are several).
+        encoded_views: views that ``terms`` passes to the encoder as they are, with gradient: benign ones through the
+            first norm bank, and adversarial ones, written ``a'``, through the last. An objective that adds terms to
+            this one (``gsa_rsl``) uses these embeddings again. Without them it encodes the views itself.
         cost: passes through the encoder.
         paper: source of the method.
         from_files: settings that take an object, by its kind: ``encoder`` (a trained encoder) or ``pseudo_labels`` (a
-            ``PseudoLabels``). In a configuration they take a path: of a run folder, or of a file.
+            ``PseudoLabels``). In a configuration they take a path: of a run folder, or of a file. A setting of a
+            setting is written ``base_kwargs.teacher``.
     """
 
     routes: tuple[str, ...] = ("clean",)
     projector: str = "three_layer"
+    normalized: bool = False
     needs: tuple[str, ...] = ("a", "b")
     strength: float = 1.0
     attack_view: Literal["joint", "bank", "scalar"] | None = None
+    attacked_views: tuple[str, ...] = ()
+    encoded_views: tuple[str, ...] = ()
     cost: Cost | None = None
     paper: ClassVar[str] = ""
-    from_files: ClassVar[Mapping[str, Literal["encoder", "pseudo_labels"]]] = {}
+    from_files: Mapping[str, Literal["encoder", "pseudo_labels"]] = {}
 
     def __init__(self, *, temperature: float = 0.5) -> None:
         super().__init__()
@@ -171,10 +180,17 @@ class Objective(nn.Module):
             raise refused_value("routes", self.routes, "a tuple of one name or more, each once")
         if not isinstance(self.needs, tuple) or not set(self.needs) <= set(RANDOM_VIEWS):
             raise refused_value("needs", self.needs, f"a tuple of views among {', '.join(RANDOM_VIEWS)}")
+        if not isinstance(self.attacked_views, tuple) or not set(self.attacked_views) <= set(self.needs):
+            raise refused_value("attacked_views", self.attacked_views, f"a tuple of views among {self.needs}")
+        shown = (*self.needs, *(f"{name}'" for name in self.attacked_views))
+        if not isinstance(self.encoded_views, tuple) or not set(self.encoded_views) <= set(shown):
+            raise refused_value("encoded_views", self.encoded_views, f"a tuple of views among {shown}")
         if self.attack_view not in (None, *ALL_VIEWS):
             raise refused_value("attack_view", self.attack_view, f"None, {', '.join(ALL_VIEWS)}")
         if self.projector not in PROJECTORS:
             raise refused_value("projector", self.projector, ", ".join(PROJECTORS))
+        if not isinstance(self.normalized, bool):
+            raise refused_value("normalized", self.normalized, "True or False")
         if not isinstance(self.cost, Cost | None):
             raise refused_value("cost", self.cost, "None or an acl_plugin.Cost")
         require_share(strength=self.strength)

@@ -1,7 +1,7 @@
 """DeACL: adversarial distillation of a benign teacher (Zhang et al., ECCV 2022, arXiv 2207.10899)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -37,9 +37,10 @@ class DeACL(Objective):
     projector = "identity"
     needs = ("weak",)
     attack_view = "scalar"
+    attacked_views = ("weak",)
     cost = Cost(attacked=1, forwards=3, backwards=2)
     paper = "DeACL, ECCV 2022, arXiv 2207.10899"
-    from_files: ClassVar[Mapping[str, Literal["encoder", "pseudo_labels"]]] = {"teacher": "encoder"}
+    from_files: Mapping[str, Literal["encoder", "pseudo_labels"]] = {"teacher": "encoder"}
     given: EncoderProtocol | None
 
     def __init__(self, *, teacher: EncoderProtocol | None = None, beta: float = 2.0) -> None:

@@ -32,6 +32,7 @@ class DynACL(Objective):
 
     routes = ("clean", "adv")
     attack_view = "joint"
+    attacked_views, encoded_views = ("a", "b"), ("a", "a'")
     cost = Cost(attacked=2, forwards=4, backwards=2)
     paper = "DynACL, ICLR 2023, arXiv 2303.01289"
     weight = 1.0

@@ -1,7 +1,7 @@
 """ProFeAT: adversarial distillation through a projector (Addepalli et al., TMLR 2024, arXiv 2406.05796)."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -40,9 +40,10 @@ class ProFeAT(Objective):
     routes = ("shared",)
     needs = ("a", "weak")
     attack_view = "scalar"
+    attacked_views, encoded_views = ("a",), ("a", "a'")
     cost = Cost(attacked=1, forwards=3, backwards=2)
     paper = "ProFeAT, TMLR 2024, arXiv 2406.05796"
-    from_files: ClassVar[Mapping[str, Literal["encoder", "pseudo_labels"]]] = {"teacher": "encoder"}
+    from_files: Mapping[str, Literal["encoder", "pseudo_labels"]] = {"teacher": "encoder"}
     given: EncoderProtocol | None
 
     def __init__(

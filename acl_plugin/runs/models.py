@@ -94,7 +94,7 @@ def _filled(
 ) -> OwnEncoder:
     """Return a copy of the user's encoder with one norm bank and the weights of a run."""
     here = spec_of(require_encoder(encoder, "encoder"), spec.shape)
-    names = ("backbone", "kwargs", "shape", "mean", "std")
+    names = ("backbone", "kwargs", "shape", "mean", "std", "normalized")
     other = [name for name in names if getattr(here, name) != getattr(spec, name)]
     if other:
         details = "; ".join(f"{name} {getattr(here, name)}, there {getattr(spec, name)}" for name in other)

@@ -45,7 +45,8 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
     check_sizes(config, data)
     with seeding.private(mixed_seed(config.machine.seed, INITIALIZATION)):
         if encoder is None:
-            model: EncoderProtocol = Encoder(model_spec(config, data), objective.routes, objective.projector)
+            spec = model_spec(config, data, objective.normalized)
+            model: EncoderProtocol = Encoder(spec, objective.routes, objective.projector)
         else:
             model = _copied(encoder, objective, data)
         objective.setup(model)
@@ -68,19 +69,25 @@ def _copied(encoder: EncoderProtocol, objective: Objective, data: DataSet) -> En
 
 def _objective(config: RunConfig) -> Objective:
     """Create the objective, after loading the objects whose paths are in the configuration."""
-    given = config.objective.objective_kwargs
-    objective: Objective = create_objective(
-        config.objective.objective, **given
-    )  # rejects invalid settings before files are read
+    name, given = config.objective.objective, config.objective.objective_kwargs
+    objective: Objective = create_objective(name, **given)  # rejects invalid settings before files are read
     readers: dict[str, Callable[[str], Any]] = {"encoder": load_encoder, "pseudo_labels": read_pseudo_labels}
-    paths = {name: kind for name, kind in objective.from_files.items() if isinstance(given.get(name), str)}
-    if not paths:
-        return objective
-    objects = {name: readers[kind](given[name]) for name, kind in paths.items()}
-    return create_objective(config.objective.objective, **{**given, **objects})
+    loaded = given
+    for setting, kind in objective.from_files.items():
+        loaded = _loaded(loaded, setting.split("."), readers[kind])
+    return objective if loaded is given else create_objective(name, **loaded)
 
 
-def model_spec(config: RunConfig, data: DataSet) -> ModelSpec:
+def _loaded(settings: dict[str, Any], path: list[str], read: Callable[[str], Any]) -> dict[str, Any]:
+    """Return settings with the object of one file, whose name stands at ``path``; the same if there is none."""
+    value = settings.get(path[0])
+    if len(path) > 1:
+        inner = _loaded(value, path[1:], read) if isinstance(value, dict) else value
+        return settings if inner is value else {**settings, path[0]: inner}
+    return {**settings, path[0]: read(value)} if isinstance(value, str) else settings
+
+
+def model_spec(config: RunConfig, data: DataSet, normalized: bool = False) -> ModelSpec:
     """Return the specification of the configured encoder, for the images of ``data``."""
     import timm
 
@@ -92,4 +99,5 @@ def model_spec(config: RunConfig, data: DataSet) -> ModelSpec:
         mean=data.mean,
         std=data.std,
         timm_version=timm.__version__,
+        normalized=normalized,
     )

@@ -21,6 +21,7 @@ from acl_plugin.models import norm_banks
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.spec import spec_of
 from acl_plugin.objectives.base import Objective, Views
+from acl_plugin.objectives.schedules import warmup_then_cosine
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import write_encoder
 from acl_plugin.runtime import seeding
@@ -224,11 +225,17 @@ class Pretraining(lightning.LightningModule):
         self.guard.watch(terms, step, position / total)
         self.means.add({"loss": terms.total.detach(), **terms.parts})
         if (batch_idx + 1) % every == 0 or batch_idx + 1 == per_epoch:
-            share = learning_rate(position / total, self.config.training.warmup)
             for group, peak in zip(optimizer.param_groups, self.peaks, strict=True):
-                group["lr"] = peak * share
+                group["lr"] = self._rate(peak, position / total)
                 self._average([p.grad for p in group["params"] if p.grad is not None], batch_idx % every + 1)
             optimizer.step()
+
+    def _rate(self, peak: float, progress: float) -> float:
+        """Return the learning rate at ``progress`` in [0, 1] of the training."""
+        training, epochs = self.config.training, self.planned.training.epochs
+        if training.schedule == "cosine":
+            return peak * learning_rate(progress, training.warmup)
+        return warmup_then_cosine(progress * self.length, epochs, peak, training.warmup * epochs)
 
     def on_train_epoch_end(self) -> None:
         self._average_statistics()
@@ -260,9 +267,12 @@ class Pretraining(lightning.LightningModule):
 
     def _views(self, pixels: Tensor, rows: Tensor) -> Views:
         images = pixels.to(self.dtype) / self.data.train.levels
-        augment = self.config.training.augment
+        c = self.config.training
+        options = {"crop_scale": c.crop_scale, "blur": c.blur} if c.augment == "simclr" else {}
         drawn = {
-            name: views(images, WEAK[augment]) if name == "weak" else views(images, augment, self.objective.strength)
+            name: views(images, WEAK[c.augment])
+            if name == "weak"
+            else views(images, c.augment, self.objective.strength, **options)
             for name in self.objective.needs
         }
         return Views(images=images, rows=rows, **drawn)

@@ -11,6 +11,7 @@ import pytest
 
 import benchmarks.__main__ as main
 from acl_plugin import create_objective
+from acl_plugin.config import TWO_SIDED
 from acl_plugin.errors import TrainingStopped
 from acl_plugin.losses.divergences import DIVERGENCES
 from acl_plugin.runs.folder import RunDir
@@ -44,7 +45,7 @@ def test_the_ablation_has_every_subset_once():
         subsets.add(tuple(on))
     expected = {s for s in product((False, True), repeat=4) if any((s[0], s[1], s[3])) and (s[1] or not s[2])}
     assert subsets == expected
-    assert rows[ALL.label].config.objective.objective_kwargs == {}
+    assert rows[ALL.label].config.objective.objective_kwargs == TWO_SIDED
     assert rows[SUPERVISED.label].config.probe.probe_protocol == "aff_pgd"
     assert rows[SUPERVISED.label].config.probe.probe_epochs == rows[ALL.label].config.training.epochs
     assert rows[SUPERVISED.label].config.encoder.backbone_kwargs == rows[ALL.label].config.encoder.backbone_kwargs
@@ -73,7 +74,7 @@ def test_transfer_probes_other_classes_with_the_same_encoder(data):
     for each in (job(row, 1, data, SHARED, Path("runs")) for row in EXPERIMENTS["transfer"]()):
         assert each.config.data.data == {"digits": "digits_5_9", "cifar10": "cifar100"}[data]
         assert each.source.config.data.data == {"digits": "digits_0_4", "cifar10": "cifar10"}[data]
-        assert each.source.config.objective.objective_kwargs == each.row.objective
+        assert each.source.config.objective.objective_kwargs == TWO_SIDED | each.row.objective
         assert each.config.machine.seed == each.source.config.machine.seed == 1
 
 
@@ -138,7 +139,7 @@ def test_a_run_that_collapses_is_a_result(results, tmp_path, few, monkeypatch):
     whole = experiments.pipeline.run
 
     def run(config, out, device):
-        return (collapses if "benign" in config.objective.objective_kwargs else whole)(config, out, device)
+        return (whole if config.objective.objective_kwargs["benign"] else collapses)(config, out, device)
 
     monkeypatch.setattr(experiments.pipeline, "run", run)
     where = ["--seeds", "[0]", "--runs", str(tmp_path / "runs"), "--at-a-time", "1"]

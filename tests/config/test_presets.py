@@ -82,3 +82,18 @@ def test_eps_and_attack_go_with_the_norm(data):
 def test_unknown_data_set():
     with pytest.raises(UsageError, match="unknown dataset 'cifar11'; the nearest: cifar10, cifar100"):
         config.preset("cifar11")
+
+
+def test_settings_of_an_objective_are_not_those_of_another():
+    """The default form of gsa_rsl on digits is a preset; elsewhere, and with {}, it is the released one."""
+    assert config.preset("digits").objective.objective_kwargs == config.TWO_SIDED
+    assert config.preset("digits", objective_kwargs={}).objective.objective_kwargs == {}
+    assert config.preset("cifar10").objective.objective_kwargs == {}
+    for data in ("digits", "cifar10"):
+        assert config.preset(data, objective="acl_ds").objective.objective_kwargs == {}
+        assert config.preset(data).replace(objective="acl_ds").objective.objective_kwargs == {}
+    other = config.preset("digits", objective="acl_ds")
+    assert config.following(other, objective="gsa_rsl") == {"objective_kwargs": config.TWO_SIDED}
+    assert config.following(config.preset("digits"), objective="acl_ds") == {"objective_kwargs": {}}
+    kept = config.preset("digits").replace(objective="gsa_rsl", epochs=3).objective.objective_kwargs
+    assert kept == config.TWO_SIDED

@@ -185,13 +185,14 @@ CHOICES = {
     "coreset": ["none", "rcs"],
     "objective": ["simclr", "gsa_rsl"],
     "attack": ["FGSM", "FFGSM", "PGD"],
+    "augment": ["digits", "simclr"],
 }
 IGNORED = [
     (name, use.choice, value)
     for name, conditions in unused.RUN.items()
     for use in conditions
     for value in CHOICES[use.choice]
-    if not use.holds(OF_RUN | {use.choice: value})
+    if not use.holds(configuration.preset("digits").replace(**{use.choice: value}).options())
 ]
 
 

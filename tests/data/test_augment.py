@@ -76,3 +76,24 @@ def test_high_frequencies_of_flat_and_checkered_images():
     assert high_pass(flat).abs().max() < 1e-6
     checkered = checkered.float().expand(2, 3, 32, 32)
     torch.testing.assert_close(high_pass(checkered), checkered - 0.5, atol=1e-6, rtol=1e-5)
+
+
+def test_blur_and_crop_are_options_of_the_strong_view():
+    torch.manual_seed(0)
+    x = torch.rand(256, 3, 32, 32)
+
+    def roughness(images):
+        return (images[..., 1:] - images[..., :-1]).square().mean((1, 2, 3))
+
+    def drawn(**options):
+        torch.manual_seed(1)
+        return roughness(views(x, "simclr", **options))
+
+    assert torch.equal(drawn(), drawn(crop_scale=0.1, blur=0.0))
+    whole = drawn(crop_scale=0.99)  # an enlarged crop of noise is smoother
+    assert whole.mean() > drawn(crop_scale=0.2).mean() > drawn(crop_scale=0.01).mean()
+    blurred = (drawn(crop_scale=0.99, blur=1.0) < 0.9 * whole).float().mean()
+    half = (drawn(crop_scale=0.99, blur=0.5) < 0.9 * whole).float().mean()
+    assert blurred > 0.8
+    assert 0.35 * blurred < half < 0.65 * blurred
+    assert views(torch.rand(2, 3, 64, 64), "simclr", blur=1.0).shape == (2, 3, 64, 64)

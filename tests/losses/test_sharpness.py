@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from acl_plugin.errors import UsageError
 from acl_plugin.losses.sharpness import ascend, sharpness
 
 pytestmark = pytest.mark.numeric
@@ -24,6 +25,39 @@ def test_worst_case_of_a_linear_loss():
     theta, w = torch.nn.Parameter(torch.tensor([1.0, -2.0])), torch.tensor([3.0, 4.0])
     with ascend([theta], [w], 0.1):
         assert (w @ theta).item() == pytest.approx(3 - 8 + 0.1 * 5, abs=1e-5)
+
+
+def test_asam_is_the_loop_over_weights():
+    torch.manual_seed(1)
+    parameters = [torch.nn.Parameter(torch.randn(3, 2).double()), torch.nn.Parameter(torch.randn(4).double())]
+    gradients = [torch.randn(3, 2).double(), torch.randn(4).double()]
+    weights = [w for p in parameters for w in p.flatten().tolist()]
+    slopes = [g for each in gradients for g in each.flatten().tolist()]
+    length = sum((abs(w) * g) ** 2 for w, g in zip(weights, slopes, strict=True)) ** 0.5
+    expected = [w + 0.7 * w**2 * g / length for w, g in zip(weights, slopes, strict=True)]
+    before = [p.detach().clone() for p in parameters]
+    with ascend(parameters, gradients, 0.7, adaptive=True):
+        moved = torch.cat([p.detach().flatten() for p in parameters])
+    torch.testing.assert_close(moved, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+
+
+def test_asam_reaches_the_worst_case_of_a_linear_loss_and_does_not_depend_on_scale():
+    # max over ||d / theta|| <= rho of w . (theta + d) is w . theta + rho || theta w ||
+    theta, w = torch.nn.Parameter(torch.tensor([1.0, -2.0])), torch.tensor([3.0, 2.0])
+    with ascend([theta], [w], 0.1, adaptive=True):
+        assert (w @ theta).item() == pytest.approx(3 - 4 + 0.1 * 5, abs=1e-6)
+    scaled = torch.nn.Parameter(theta.detach() * torch.tensor([10.0, 0.1]))  # the same function of another weight
+    slopes = w / torch.tensor([10.0, 0.1])
+    with ascend([scaled], [slopes], 0.1, adaptive=True):
+        assert (slopes @ scaled).item() == pytest.approx(3 - 4 + 0.1 * 5, abs=1e-5)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_negative_radius_is_refused(adaptive):
+    p = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(UsageError, match="rho -0.5: allowed is a number from 0"), ascend([p], [p.data], -0.5, adaptive):
+        pass
 
 
 def test_restores_after_an_exception_and_takes_missing_and_zero_gradients():

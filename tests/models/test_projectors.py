@@ -14,6 +14,7 @@ pytestmark = pytest.mark.numeric
 @pytest.mark.parametrize(("name", "layers", "size"), [
     ("three_layer", [(16, 16, True), (16, 16, False), (16, 16, False)], 16),
     ("wide", [(16, 64, True), (64, 128, True)], 128),
+    ("two_layer", [(16, 16, True), (16, 128, True)], 128),
     ("bottleneck", [(16, 16, True), (16, 128, True)], 128),
     ("identity", [], 16),
 ])  # fmt: skip

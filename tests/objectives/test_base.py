@@ -7,6 +7,7 @@ from acl_plugin import UsageError, available, create_objective
 from acl_plugin.attacks.catalogue import ALL_VIEWS
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.config import TWO_SIDED
 from acl_plugin.data.images import Images
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.objectives.base import Objective, Terms, Views
@@ -140,13 +141,25 @@ VARIANTS = [
     ("dynacl_air", {}, 5, 35),
     ("deacl", {}, 5, 17),
     ("profeat", {}, 5, 17),
-    ("gsa_rsl", {}, 5, 42),
-    ("gsa_rsl", {"rho": 0.0}, 5, 32),
-    ("gsa_rsl", {"global_": 0.0}, 5, 38),
-    ("gsa_rsl", {"benign": 0.0}, 5, 32),
-    ("gsa_rsl", {"benign": 0.0, "global_": 0.0}, 5, 26),
-    ("gsa_rsl", {"adversarial": 0.0, "global_": 0.0}, 5, 12),
-    ("gsa_rsl", {"adversarial": 0.0, "global_": 0.0, "rho": 0.0}, 5, 6),
+    ("acl_ds", {"benign": 0.0}, 5, 26),
+    ("rocl", {"banks": "dual"}, 7, 24),
+    ("clae", {}, 5, 20),
+    ("gsa_rsl", {}, 7, 36),
+    ("gsa_rsl", {"steps": 4}, 7, 50),
+    ("gsa_rsl", {"rho": 0.0}, 7, 26),
+    ("gsa_rsl", {"global_": 0.0}, 7, 34),
+    ("gsa_rsl", {"benign": 0.0}, 7, 26),
+    ("gsa_rsl", {"sharpen": "all"}, 7, 36),
+    ("gsa_rsl", {"adversarial": 0.0, "global_": 0.0}, 7, 12),
+    ("gsa_rsl", {"divergence": "mmd"}, 7, 35),
+    ("gsa_rsl", TWO_SIDED, 5, 42),
+    ("gsa_rsl", TWO_SIDED | {"attack_divergence": True}, 5, 42),
+    ("gsa_rsl", TWO_SIDED | {"rho": 0.0}, 5, 32),
+    ("gsa_rsl", TWO_SIDED | {"global_": 0.0}, 5, 38),
+    ("gsa_rsl", TWO_SIDED | {"benign": 0.0}, 5, 32),
+    ("gsa_rsl", TWO_SIDED | {"benign": 0.0, "global_": 0.0}, 5, 26),
+    ("gsa_rsl", TWO_SIDED | {"adversarial": 0.0, "global_": 0.0}, 5, 12),
+    ("gsa_rsl", TWO_SIDED | {"adversarial": 0.0, "global_": 0.0, "rho": 0.0}, 5, 6),
 ]
 """Objective, settings, attack steps, and the fewest encoder forwards per image that its formula and modes need."""
 

@@ -12,6 +12,7 @@ import reference
 from acl_plugin import available, create_objective, load_encoder
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.config import TWO_SIDED
 from acl_plugin.data.augment import high_pass
 from acl_plugin.errors import UsageError
 from acl_plugin.losses.contrastive import HardNegatives, cosine_distance_rows, multi_view_nce_rows
@@ -21,6 +22,7 @@ from acl_plugin.models.encoder import Encoder
 from acl_plugin.objectives.air import invariance
 from acl_plugin.objectives.base import Views
 from acl_plugin.objectives.branches import Pair, Teacher
+from acl_plugin.objectives.gsa_pass import Pass
 from acl_plugin.objectives.pseudo_labels import PseudoLabels
 from conftest import spec
 from golden_inputs import advcl_case, noise, outputs, start_from_noise, summary
@@ -35,13 +37,13 @@ class LinearEncoder(nn.Module):
     def __init__(self, size=5):
         super().__init__()
         torch.manual_seed(3)
-        self.size, self.routes = size, ("clean", "adv")
+        self.size, self.routes, self.scale = size, ("clean", "adv"), 1.3
         self.backbone, self.projector = nn.Identity(), nn.Identity()  # stand-ins: w and v are the weights
         self.w = nn.Parameter(torch.randn(size, 16) / 4)
         self.v = nn.Parameter(torch.randn(size, size) / 2)
 
     def features(self, x, route=None):
-        scale = 1.3 if route == "adv" else 1.0
+        scale = self.scale if route == "adv" else 1.0
         return (x.flatten(1) - 0.5 * scale) @ self.w.T
 
     def project(self, features, route=None):
@@ -299,7 +301,7 @@ def test_advcl_attacks_with_the_running_statistics_and_leaves_them(monkeypatch, 
     objective.terms(model, views, Looked(attack.threat, attack.name, attack.steps))
     twin = advcl_case(name)[1].eval()
     z = [twin(views.weak, "adv"), *(twin(x, "clean") for x in (views.a, views.b, high_pass(views.weak)))]
-    torch.testing.assert_close(seen[0], multi_view_nce_rows(z, 0.5))
+    torch.testing.assert_close(seen[0], 0.5 / 0.07 * multi_view_nce_rows(z, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -584,19 +586,20 @@ def test_gsa_rsl_with_every_subset_of_its_parts(model, views, attack, adversaria
         with pytest.raises(UsageError, match="one of them must be above 0"):
             create_objective("gsa_rsl", **settings)
         return
-    objective = create_objective("gsa_rsl", temperature=TAU, **settings).eval()  # fixes the spectral norms
+    model.scale = 1.0  # the two-sided form has one norm bank
+    objective = create_objective("gsa_rsl", temperature=TAU, **TWO_SIDED | settings).eval()  # fixes the spectral norms
     if not (adversarial or global_):
         assert objective.attack_view is None
     terms, gradients = run(objective, model, views, attack)
-    a, b = attack.joint(model, views.a, views.b, temperature=TAU)
+    a, b = attack.joint(model, views.a, views.b, route="adv", temperature=TAU)
     with torch.no_grad():
         discriminator = copy.deepcopy(objective.divergence.network).double() if global_ else None
 
     def others(m):
-        value = adversarial * loop(m, a, b)
+        value = adversarial * loop(m, a, b, "adv")
         if global_:
-            p = discriminator(m.features(torch.cat([views.a, views.b]).double()))
-            q = discriminator(m.features(torch.cat([a, b]).double()))
+            p = discriminator(m.features(torch.cat([views.a, views.b]).double(), "adv"))
+            q = discriminator(m.features(torch.cat([a, b]).double(), "adv"))
             js = (
                 torch.log(torch.tensor(2.0)) + (torch.sigmoid(p).log().mean() + (1 - torch.sigmoid(q)).log().mean()) / 2
             )
@@ -605,13 +608,13 @@ def test_gsa_rsl_with_every_subset_of_its_parts(model, views, attack, adversaria
 
     value, expected = in_float64(model, others)
     if benign:
-        _, ascent = in_float64(model, lambda m: loop(m, views.a, views.b))
+        _, ascent = in_float64(model, lambda m: loop(m, views.a, views.b, "adv"))
         norm = torch.sqrt(sum((g**2).sum() for g in ascent))
         above = copy.deepcopy(model).double()
         with torch.no_grad():
             for p, g in zip(above.parameters(), ascent, strict=True):
                 p.add_(rho * g / norm)
-        sharp, sharp_gradients = in_float64(above, lambda m: loop(m, views.a, views.b))
+        sharp, sharp_gradients = in_float64(above, lambda m: loop(m, views.a, views.b, "adv"))
         value = value + benign * sharp
         expected = [e + benign * g for e, g in zip(expected, sharp_gradients, strict=True)]
     check(terms, gradients, value, expected, scale=5)  # the weights add up to 4.2
@@ -624,9 +627,9 @@ def test_gsa_rsl_with_every_subset_of_its_parts(model, views, attack, adversaria
     [({}, 2), ({"adversarial": 0.0, "global_": 0.0}, 1), ({"benign": 0.0, "global_": 0.0}, 1), ({"benign": 0.0}, 2)],
 )
 def test_gsa_rsl_passes_through_the_norm_statistics_only_what_it_trains_on(encoder, attack, settings, passes):
-    objective = create_objective("gsa_rsl", **settings)
+    objective = create_objective("gsa_rsl", **TWO_SIDED | settings)
     objective.setup(encoder)
-    norm = encoder.backbone.bn1.banks["clean"]
+    norm = encoder.backbone.bn1.banks["adv"]
     before = norm.num_batches_tracked.item()
     a, b = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
     objective.backward(encoder, Views(a, b, a, torch.arange(4)), attack)
@@ -639,13 +642,14 @@ def test_gsa_rsl_leaves_the_weights_to_the_optimizer(encoder, attack):
     torch.manual_seed(0)
     a, b = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
     twin = copy.deepcopy(encoder)
-    objective.backward(encoder, Views(a, b, a, torch.arange(4)), attack)
+    objective.backward(encoder, Views(a, b, a, torch.arange(4), b), attack)
     assert all(torch.equal(p, q) for p, q in zip(encoder.parameters(), twin.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_gsa_rsl_with_every_divergence(model, views, attack, name):
-    objective = create_objective("gsa_rsl", divergence=name, benign=0.0, adversarial=0.0, rho=0.0)
+    own = {"divergence": name, "benign": 0.0, "adversarial": 0.0, "rho": 0.0}
+    objective = create_objective("gsa_rsl", **TWO_SIDED | own)
     objective.setup(model)
     before = objective.divergence.state_dict()
     terms, gradients = run(objective, model, views, attack)
@@ -657,9 +661,8 @@ def test_gsa_rsl_with_every_divergence(model, views, attack, name):
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_attack_divergence_pushes_features_off_the_benign_law(model, views, attack, name):
-    objective = create_objective(
-        "gsa_rsl", divergence=name, attack_divergence=True, adversarial=1e-6, benign=0.0, global_=1.0
-    )
+    own = {"divergence": name, "attack_divergence": True, "adversarial": 1e-6, "benign": 0.0}
+    objective = create_objective("gsa_rsl", **TWO_SIDED | own)
     objective.setup(model)
     assert objective.attack_view == "scalar"
     for _ in range(20):
@@ -667,7 +670,7 @@ def test_attack_divergence_pushes_features_off_the_benign_law(model, views, atta
     rows = objective.divergence.eval().adversarial_rows
     with norm_banks.inference(model), torch.no_grad():
         benign = model.features(torch.cat([views.a, views.b]))
-        moved = model.features(torch.cat(objective._adversarial_views(model, views, attack, benign)))
+        moved = model.features(torch.cat(Pass(objective, model, views, attack).calls[0].adversarial))
         assert rows(benign, moved).mean() > rows(benign, benign).mean()
 
 
@@ -691,7 +694,8 @@ COLLAPSED = [
     ("dynacl_air", {}, 2 * PAIR),
     ("deacl", {"beta": 3.0}, 1 + 3),
     ("profeat", {"beta": 3.0}, 1 + 3),
-    ("gsa_rsl", {"global_": 0.0, "rho": 0.0}, 2 * PAIR),
+    ("clae", {"benign": 3.0}, 4 * PAIR),
+    ("gsa_rsl", {"global_": 0.0, "rho": 0.0}, 3 * PAIR),
 ]
 """What an encoder that maps everything to 0 costs: all cosines are 0, and all laws over the batch uniform."""
 

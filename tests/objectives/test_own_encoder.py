@@ -30,9 +30,13 @@ class Tiny(nn.Module):
         return self.head(self.stem(x).mean((2, 3)))
 
 
+def configured(config):
+    return create_objective(config.objective.objective, **config.objective.objective_kwargs)
+
+
 def wrapped(objective, seed=0, **settings):
     torch.manual_seed(seed)
-    given = {"features": "stem", "input_range": (-1, 1), **settings}
+    given = {"features": "stem", "input_range": (-1, 1), "normalized": objective.normalized, **settings}
     return wrap_encoder(Tiny(), SHAPE, routes=objective.routes, projector=objective.projector, **given)
 
 
@@ -163,11 +167,11 @@ def test_in_our_trainer(name, config, needed, tmp_path, labels_file, monkeypatch
 
 @pytest.mark.e2e
 def test_an_interrupted_run_of_ones_own_encoder_resumes_with_the_same_weights(config, tmp_path):
-    encoder = wrapped(create_objective(config.objective.objective))
+    encoder = wrapped(configured(config))
     whole = pretrain(config, tmp_path / "whole", encoder=encoder)
     with pytest.raises(TrainingUnfinished):
         pretrain(config, tmp_path / "stopped", encoder=encoder, max_steps=1)
-    other = wrapped(create_objective(config.objective.objective), seed=5)  # the checkpoint has the weights
+    other = wrapped(configured(config), seed=5)  # the checkpoint has the weights
     again = pretrain(config, tmp_path / "stopped", encoder=other)
     one, two = (read_model(run.encoder_file)[1] for run in (whole, again))
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -175,12 +179,16 @@ def test_an_interrupted_run_of_ones_own_encoder_resumes_with_the_same_weights(co
 
 @pytest.fixture
 def run(config, tmp_path):
-    return pretrain(config, tmp_path / "run", encoder=wrapped(create_objective(config.objective.objective)))
+    return pretrain(
+        config,
+        tmp_path / "run",
+        encoder=wrapped(configured(config)),
+    )
 
 
 @pytest.mark.e2e
 def test_a_run_of_ones_own_encoder_is_loaded_with_that_encoder_alone(run, config):
-    objective = create_objective(config.objective.objective)
+    objective = configured(config)
     with pytest.raises(UsageError, match=r"Tiny' is a module of your own, .*: pass it, as load_encoder\(run, encoder="):
         load_encoder(run.path)
     other = wrap_encoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), SHAPE, routes=objective.routes)

@@ -11,6 +11,7 @@ import types
 import pytest
 import torch
 
+from acl_plugin.config import TWO_SIDED
 from acl_plugin.runtime.distributed import average, gathered, ranks, require_script
 
 SCRIPT = """
@@ -96,9 +97,11 @@ CASES = [
     ("acl_a2a", {}),
     ("acl_ds", {}),
     ("acl_air", {}),
-    ("gsa_rsl", {}),
-    ("gsa_rsl", {"divergence": "mmd"}),
-    ("gsa_rsl", {"divergence": "wasserstein", "rho": 0.5}),
+    ("gsa_rsl", {"base": "acl_ds", "attack_divergence": False}),  # OfEachRank is about joint attacks
+    ("gsa_rsl", {"base": "acl_ds", "attack_divergence": False, "sharpen": "all"}),
+    ("gsa_rsl", TWO_SIDED),
+    ("gsa_rsl", TWO_SIDED | {"divergence": "mmd"}),
+    ("gsa_rsl", TWO_SIDED | {"divergence": "wasserstein", "rho": 0.5}),
 ]
 
 
@@ -127,7 +130,9 @@ def trajectories(tmp_path_factory):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("case", range(len(CASES)), ids=["-".join([name, *kwargs]) for name, kwargs in CASES])
+@pytest.mark.parametrize(
+    "case", range(len(CASES)), ids=["-".join([name, *map(str, kwargs.values())]) for name, kwargs in CASES]
+)
 def test_two_ranks_are_one_process_with_the_joint_batch(case, trajectories):
     one, first, second = (each[case] for each in trajectories)
     assert first == second

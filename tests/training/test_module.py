@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingUnfinished, UsageError
 from acl_plugin.objectives.base import Objective, Terms
+from acl_plugin.objectives.schedules import warmup_then_cosine
 from acl_plugin.objectives.simclr import SimCLR
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.training.build import build
@@ -195,3 +196,18 @@ def test_the_last_partial_step_is_made(register, config, tmp_path):
     weight = torch.load(run.encoder_file, weights_only=True)["weights"]["bn1.weight"]
     moved = 0.01 * (learning_rate(0.5, 0) + learning_rate(0.75, 0))
     assert torch.allclose(1 - weight, torch.tensor(moved), atol=1e-6)
+
+
+@pytest.mark.e2e
+def test_the_schedule_of_gsa_rsl_warms_up_by_step_and_falls_by_epoch(config, tmp_path):
+    config = config.replace(schedule="cosine_by_epoch", warmup=0.25, epochs=4, accumulate_grad_batches=1)
+    seen = []
+
+    class Rates(lightning.Callback):
+        def on_train_batch_end(self, trainer, *_, **__):
+            seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    pretrain(config, tmp_path / "run", callbacks=Rates())
+    steps = len(seen) // 4
+    assert seen == [warmup_then_cosine(step / steps, 4, config.training.lr, 1) for step in range(4 * steps)]
+    assert len(set(seen)) == steps + 3
