@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from acl_plugin.theory.audit import correlations
+from acl_plugin.theory.bounds import Bound
 from benchmarks import compact
 
 HEADER = """# Results
@@ -165,7 +166,7 @@ def correlation(kept: dict[str, Any]) -> list[str]:
         "",
         f"{len(rows)} checkpoints of {len({r['run'] for r in rows})} runs, {settings['adversary']}, eps "
         f"{settings['eps']:.4g}, {kept['n']} test images, {settings['probe']}. The bounds that are certain (coupling; "
-        f"contrastive with class positives) hold in {sum(b['holds'] for b in certain)} of {len(certain)} cases. Means "
+        f"contrastive with class positives) hold in {sum(_holds(b) for b in certain)} of {len(certain)} cases. Means "
         f"over seeds, of the last checkpoints:",
         "",
         *head("row", *(LABELS.get(name, name) for name in shown)),
@@ -178,7 +179,7 @@ def correlation(kept: dict[str, Any]) -> list[str]:
         cells = []
         for number in range(len(bounds)):
             values = [r["bounds"][number] for r in group]
-            holds = f"{sum(b['holds'] for b in values)}/{len(values)}"
+            holds = f"{sum(_holds(b) for b in values)}/{len(values)}"
             cells.append(f"{mean(b['left'] for b in values):.2f} ≤ {mean(b['right'] for b in values):.2f} ({holds})")
         lines += row(name, *cells)
     samples = {"all checkpoints": rows, "last ones": lasts, "last ones of adversarial runs": adversarial}
@@ -194,6 +195,10 @@ def correlation(kept: dict[str, Any]) -> list[str]:
         values = [of[term] for of in found.values()]
         lines += row(term, *("" if v is None else f"{v['rho']:.2f} [{v['low']:.2f}, {v['high']:.2f}]" for v in values))
     return lines
+
+
+def _holds(bound: dict[str, Any]) -> bool:
+    return Bound(*(bound[name] for name in ("name", "left", "right", "certain")), "").holds
 
 
 def speeds(results: Runs) -> list[str]:

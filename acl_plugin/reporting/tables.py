@@ -88,9 +88,8 @@ def audit(result: dict[str, Any]) -> list[str]:
         lines.append(f"{'':32}{'left':>9} <={'right':>9}{'slack':>9}")
         for bound in last["bounds"]:
             kind = "certain" if bound["certain"] else f"estimate, no certificate; if {bound['assumption']}"
-            holds = "holds" if bound["holds"] else "does not hold"
             values = f"{bound['left']:9.4f} <={bound['right']:9.4f}{bound['slack']:9.4f}"
-            lines.append(f"{bound['name']:32}{values}  {holds} ({kind})")
+            lines.append(f"{bound['name']:32}{values}  {bound['verdict']} ({kind})")
     known = {name: value for name, value in result["correlation"].items() if value is not None}
     if known:
         n = max(value["n"] for value in known.values())

@@ -29,7 +29,8 @@ COLUMNS = {
 """Terms of an audit, with the names of their columns."""
 NUMBER, COUNT, SHARE = "a number", "a whole number above 0", "a number from 0 to 1"
 BOUND = {
-    "name": str, "left": NUMBER, "right": NUMBER, "slack": NUMBER, "certain": bool, "holds": bool, "assumption": str,
+    "name": str, "left": NUMBER, "right": NUMBER, "slack": NUMBER, "certain": bool, "verdict": str, "assumption": str,
+    "about": str, "limit": (NUMBER, None),
 }  # fmt: skip
 AUDITED = {
     "run": str, "epochs": int, "encoder_sha256": str, "terms": dict.fromkeys(COLUMNS, NUMBER), "bounds": [BOUND, 5],

@@ -165,7 +165,7 @@ def test_mistakes_are_told(results, tmp_path, arguments, message, capsys):
 def test_a_table_of_audits_groups_by_row():
     def row(label, run, loss, last=True):
         terms = dict.fromkeys(("benign_loss", *tables.TERMS), loss) | {"robust_loss": loss, "robust_accuracy": 0.5}
-        bound = {"name": "coupling", "left": 0.1, "right": loss, "certain": True, "holds": True}
+        bound = {"name": "coupling", "left": 0.1, "right": loss, "certain": True}
         return {"row": label, "run": run, "epochs": 4, "last": last, "terms": terms, "bounds": [bound]}
 
     rows = [row("adversarial", f"a/{i}", 1.0 + i) for i in range(3)] + [
