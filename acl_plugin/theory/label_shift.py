@@ -45,7 +45,7 @@ def label_shift(
 
 
 def chosen_decays(benign: Tensor, adversarial: Tensor, labels: Tensor, classes: int, seed: int) -> tuple[float, float]:
-    """Return the weight decay for each half with the best held-out cross-entropy inside the half, on both samples."""
+    """Return the weight decay for each half with the best held-out cross-entropy inside the half, over both probes."""
     p, q = standardized(benign, adversarial)
     first, second = (_chosen(p[half], q[half], labels[half], classes, seed) for half in class_halves(labels, seed))
     return first, second
@@ -56,11 +56,11 @@ def _chosen(p: Tensor, q: Tensor, labels: Tensor, classes: int, seed: int) -> fl
     for fitted, held_out in split_indices(len(labels), 2, seed):
         if labels[fitted].unique().numel() < 2:
             continue
-        features, known = torch.cat([p[fitted], q[fitted]]), labels[fitted].repeat(2)
-        for decay in DECAYS:
-            weight, bias = fit_head(features, known, classes, decay, TOLERANCE)
-            for held in (p[held_out], q[held_out]):
-                losses[decay] += F.cross_entropy(held @ weight.T + bias, labels[held_out]).item()
+        for features in (p, q):
+            for decay in DECAYS:
+                weight, bias = fit_head(features[fitted], labels[fitted], classes, decay, TOLERANCE)
+                held = features[held_out] @ weight.T + bias
+                losses[decay] += F.cross_entropy(held, labels[held_out]).item()
     return min(reversed(DECAYS), key=losses.__getitem__)
 
 

@@ -24,12 +24,13 @@ def test_many_default_steps_cross_the_ball_from_a_random_start(norm):
     threat = ThreatModel(norm, 0.1)
     w = torch.linspace(-1, 1, 12)[torch.randperm(12, generator=torch.Generator().manual_seed(0))] + 0.05
 
-    def model(x):
-        score = x.flatten(1) @ w
-        return torch.stack([score, -score], 1)
+    class Linear(torch.nn.Module):
+        def forward(self, x):
+            score = x.flatten(1) @ w
+            return torch.stack([score, -score], 1)
 
     x, y = torch.full((8, 3, 2, 2), 0.5), torch.zeros(8, dtype=torch.long)
-    moved = InnerAttack(threat, threat.pgd, 20).classifier(model, x, y, generator=torch.Generator().manual_seed(0))
+    moved = InnerAttack(threat, threat.pgd, 20).classifier(Linear(), x, y, generator=torch.Generator().manual_seed(0))
     direction = w.sign() if norm == "Linf" else w / w.norm()
     assert torch.allclose((moved - x).flatten(1), (-0.1 * direction).expand(8, -1), atol=1e-4)
 
