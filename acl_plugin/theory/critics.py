@@ -1,4 +1,4 @@
-"""Fit critics that tell benign from adversarial samples: the logit of "benign" as a function of the features.
+"""Fit critics that separate benign from adversarial samples: the logit of "benign" as a function of the features.
 
 A critic is a function of training rows that returns a function of rows. Rows come in pairs: row i of both samples is
 the same image. Any critic gives a lower bound of the Jensen-Shannon divergence on images that it was not fitted on, so
