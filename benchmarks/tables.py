@@ -1,5 +1,6 @@
 """Generate RESULTS.md from the result files alone."""
 
+import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -168,9 +169,9 @@ def correlation(kept: dict[str, Any]) -> list[str]:
         f"## Audit of the ablation on {kept['data']}",
         "",
         f"{len(rows)} checkpoints of {len({r['run'] for r in rows})} runs, {settings['adversary']}, eps "
-        f"{settings['eps']:.4g}, {kept['n']} test images, {settings['probe']}. The bounds that are certain (coupling; "
-        f"contrastive with class positives) hold in {sum(_holds(b) for b in certain)} of {len(certain)} cases. Means "
-        f"over seeds, of the last checkpoints:",
+        f"{settings['eps']:.4g}, {kept['n']} test images, {settings['probe']}. The certain bounds "
+        f"({'; '.join(dict.fromkeys(b['name'] for b in certain))}) hold in "
+        f"{sum(_bound(b).holds for b in certain)} of {len(certain)} cases. Means over seeds, of the last checkpoints:",
         "",
         *head("row", *(LABELS.get(name, name) for name in shown)),
     ]
@@ -182,7 +183,9 @@ def correlation(kept: dict[str, Any]) -> list[str]:
         cells = []
         for number in range(len(bounds)):
             values = [r["bounds"][number] for r in group]
-            holds = f"{sum(_holds(b) for b in values)}/{len(values)}"
+            holds = f"{sum(_bound(b).holds for b in values)}/{len(values)}"
+            vacuous = sum(_bound(b).verdict == "holds vacuously" for b in values)
+            holds += f", {vacuous} vacuously" if vacuous else ""
             cells.append(f"{mean(b['left'] for b in values):.2f} ≤ {mean(b['right'] for b in values):.2f} ({holds})")
         lines += row(name, *cells)
     rows = [r | {"adversarial": "adversarial" in r["row"]} for r in rows]
@@ -212,8 +215,10 @@ def _correlation(value: dict[str, Any] | None) -> str:
     return f"{value['rho']:.2f}{within}"
 
 
-def _holds(bound: dict[str, Any]) -> bool:
-    return Bound(*(bound[name] for name in ("name", "left", "right", "certain")), "").holds
+def _bound(kept: dict[str, Any]) -> Bound:
+    limit = kept.get("limit")
+    sides = (kept[name] for name in ("name", "left", "right", "certain"))
+    return Bound(*sides, "", limit=math.inf if limit is None else limit)
 
 
 def speeds(results: Runs) -> list[str]:

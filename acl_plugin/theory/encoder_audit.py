@@ -79,7 +79,7 @@ def audit_encoder(
     return {
         "terms": on_test.terms,
         "train": on_train.terms,
-        "intervals": on_test.intervals,
+        "intervals": {name: list(pair) for name, pair in on_test.intervals.items()},
         "null": on_test.null,
         "attacks": on_test.attacks,
         "critics": on_test.critics,
@@ -151,7 +151,7 @@ def _population(test: Measured, train: Measured, labels: Tensor, classes: int, s
     clipped = {"robust_loss": test.losses_adv, "benign_loss": test.losses}
     return {
         "clipped_at": limit,
-        **{name: empirical_bernstein(losses, limit) for name, losses in clipped.items()},
+        **{name: list(empirical_bernstein(losses, limit)) for name, losses in clipped.items()},
         "gibbs_probe": asdict(solved_gibbs_probe(test.features, labels, train.features, classes)),
     }
 

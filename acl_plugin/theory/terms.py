@@ -99,7 +99,7 @@ def measure(
         adversarial = {adversary(threat): attack_probe(model, x, y, threat, device)}
     if stored is not None:
         adversarial["AutoAttack's images"] = stored
-        adversarial["strongest"] = worst(model, list(adversarial.values()), y, device)
+        adversarial["the strongest of both"] = worst(model, list(adversarial.values()), y, device)
     x_adv = list(adversarial.values())[-1]
     f_adv = finite(batched(model.features, x_adv, device), "features of adversarial images")
     logits, logits_adv = (_logits(model, z) for z in (f, f_adv))
