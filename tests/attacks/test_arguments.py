@@ -32,7 +32,9 @@ def test_many_default_steps_cross_the_ball_from_a_random_start(norm):
     x, y = torch.full((8, 3, 2, 2), 0.5), torch.zeros(8, dtype=torch.long)
     moved = InnerAttack(threat, threat.pgd, 20).classifier(Linear(), x, y, generator=torch.Generator().manual_seed(0))
     direction = w.sign() if norm == "Linf" else w / w.norm()
-    assert torch.allclose((moved - x).flatten(1), (-0.1 * direction).expand(8, -1), atol=1e-4)
+    assert torch.allclose(
+        (moved - x).flatten(1), (-0.1 * direction).expand(8, -1), atol=1e-4 if norm == "Linf" else 2e-3
+    )
 
 
 def test_a_step_size_that_cannot_cross_the_ball_is_logged(caplog):

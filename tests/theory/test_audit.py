@@ -71,6 +71,8 @@ def test_a_row_for_each_checkpoint_of_each_run(runs, audited):
         assert all(b["verdict"].startswith("holds") for b in row["bounds"] if b["certain"])
         assert row["terms"]["robust_loss"] > row["terms"]["benign_loss"]
         assert row["terms"]["sharpness"] > 0
+        about = {b["name"]: b["about"] for b in row["bounds"]}
+        assert "under PGD-3 on its own loss" in about["contrastive, class positives"]
         assert row["terms"]["joint_js"] >= row["terms"]["js"]
         assert set(row["train"]) == set(row["terms"])
         for name, (low, high) in row["intervals"].items():
