@@ -18,6 +18,8 @@ PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridge penalties to choose from, relative to the mean variance of a feature."""
 INNER = 3
 """Folds of the choice of a penalty."""
+CHECKED = 5
+"""Steps of the network between two looks at its held-out loss."""
 BINS = 8
 """Bins of a score."""
 
@@ -210,34 +212,16 @@ def network(rows: Rows, seed: int, hidden: int = 64, most: int = 150, patience: 
         p, q = (torch.cat([(x.float() - mean) / unit, *shown], 1) for x in (of.benign, of.adversarial))
         return p, q
 
+    held_out, *others = folds(len(rows), 4, seed)
+    held, train = prepared(rows.take(held_out)), prepared(rows.take(torch.cat(others)))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         width = both.shape[1] + groups
-        h = nn.Sequential(
-            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
-        )
-        adam = torch.optim.AdamW(h.parameters(), 3e-3, weight_decay=1e-2)
-        held_out, *others = folds(len(rows), 4, seed)
-        train, (v, w) = torch.cat(others), prepared(rows.take(held_out))
-        p, q = prepared(rows.take(train))
-        best, at, since = float("inf"), [x.detach().clone() for x in h.parameters()], 0
-        for _ in range(most):
-            chosen = torch.randint(len(train), (min(256, len(train)),))
-            loss = log_loss((h(p[chosen]).squeeze(1), h(q[chosen]).squeeze(1))).mean()
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            with torch.no_grad():
-                now = log_loss((h(v).squeeze(1), h(w).squeeze(1))).mean().item()
-            since += 1
-            if now < best:
-                best, at, since = now, [x.detach().clone() for x in h.parameters()], 0
-            if since >= patience:
-                break
+        layers = nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+        h = nn.Sequential(*layers)
+        _descend(h, train, held, most, patience)
     with torch.no_grad():
-        for weight, value in zip(h.parameters(), at, strict=True):
-            weight.copy_(value)
-        slope, offset = logistic_line(h(v).squeeze(1), h(w).squeeze(1))
+        slope, offset = logistic_line(h(held[0]).squeeze(1), h(held[1]).squeeze(1))
 
     @torch.no_grad()
     def values(of: Rows) -> Values:
@@ -245,6 +229,30 @@ def network(rows: Rows, seed: int, hidden: int = 64, most: int = 150, patience: 
         return p, q
 
     return values
+
+
+def _descend(h: nn.Module, train: Values, held: Values, most: int, patience: int) -> None:
+    """Minimize the log loss of h by Adam on random pairs, and keep the weights with the lowest held-out loss."""
+    adam = torch.optim.AdamW(h.parameters(), 3e-3, weight_decay=1e-2)
+    best, at, since = float("inf"), [x.detach().clone() for x in h.parameters()], 0
+    for step in range(most):
+        chosen = torch.randint(len(train[0]), (min(256, len(train[0])),))
+        loss = log_loss((h(train[0][chosen]).squeeze(1), h(train[1][chosen]).squeeze(1))).mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        if step % CHECKED:
+            continue
+        with torch.no_grad():
+            now = log_loss((h(held[0]).squeeze(1), h(held[1]).squeeze(1))).mean().item()
+        since += CHECKED
+        if now < best:
+            best, at, since = now, [x.detach().clone() for x in h.parameters()], 0
+        if since > patience:
+            break
+    with torch.no_grad():
+        for weight, value in zip(h.parameters(), at, strict=True):
+            weight.copy_(value)
 
 
 def logistic_line(benign: Tensor, adversarial: Tensor, steps: int = 30) -> tuple[float, float]:
@@ -259,7 +267,10 @@ def logistic_line(benign: Tensor, adversarial: Tensor, steps: int = 30) -> tuple
         chance = (design @ line).sigmoid()
         gradient = design.T @ (chance - is_benign) / (2 * n) + penalty * line
         curvature = design.T @ (design * (chance * (1 - chance)).unsqueeze(1)) / (2 * n) + penalty.diag()
-        line = line - torch.linalg.solve(curvature, gradient).clamp(-5, 5)
+        step = torch.linalg.solve(curvature, gradient).clamp(-5, 5)
+        line = line - step
+        if step.abs().max() < 1e-9:
+            break
     slope = max(0.0, (line[0] / unit).item())
     return slope, 0.0 if slope == 0 else (line[1] - line[0] * x.mean() / unit).item()
 
