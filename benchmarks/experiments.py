@@ -116,6 +116,8 @@ EXPERIMENTS = {
 }
 SETTINGS: dict[str, dict[str, Any]] = {"digits": {"limit_test": 250, "keep_every": 8}, "cifar10": {"limit_test": 1000}}
 """Options of all rows, by dataset."""
+AUDIT_ENTRIES = ("epochs", "terms", "train", "null", "attacks", "bounds")
+"""Entries of an audited checkpoint that are stored."""
 AUDITED = 500
 """Largest number of test images in an audit."""
 TRANSFERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
@@ -165,7 +167,7 @@ def audit_ablation(*arguments: str) -> tuple[str, dict[str, Any]]:
         kept = read_json(RunDir(each.out).audit_file)
         for row in kept["rows"]:
             of_run = {"row": each.row.label, "run": f"{each.out.parent.name}/{each.seed}", "seed": each.seed}
-            rows.append(of_run | {k: row[k] for k in ("epochs", "terms", "bounds")} | {"last": row is kept["rows"][-1]})
+            rows.append(of_run | {k: row[k] for k in AUDIT_ENTRIES} | {"last": row is kept["rows"][-1]})
     n = len(datasets.load(jobs[0].config.data).test.subset(AUDITED))
     return data_name, {"settings": kept["settings"], "n": n, "environment": environment(), "rows": rows}
 

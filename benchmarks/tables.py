@@ -1,12 +1,15 @@
 """Generate RESULTS.md from the result files alone."""
 
+import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from acl_plugin.theory.audit import correlations
+from acl_plugin.theory.audit import BASELINE, correlations
+from acl_plugin.theory.bounds import Bound
 from benchmarks import compact
+from benchmarks.comparisons import EXPLAINED, compared
 
 HEADER = """# Results
 
@@ -61,6 +64,7 @@ def objectives(runs: Runs) -> list[str]:
     """Return one row per objective, on the same images, backbone and epochs."""
     settings, by_row = runs[0]["settings"], grouped(runs)
     best = max(by_row.values(), key=lambda group: statistics.mean(robust(group)))
+    to_best = compared(by_row, best, robust)
     lines = [
         f"## Objectives on {settings['data']}",
         "",
@@ -68,9 +72,9 @@ def objectives(runs: Runs) -> list[str]:
         f"images, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, {settings['attack']} with "
         f"{settings['attack_steps']} steps, eps {settings['eps']} and probe, on the first {runs[0]['evaluation']['n']} "
         f"test images; {device(runs)}. None was tuned by itself. F: encoder forwards per training image over the whole "
-        f"run, without the teacher's. *tie*: with the best robust accuracy, inside one standard deviation.",
+        f"run, without the teacher's. {EXPLAINED}",
         "",
-        *head("objective", "clean", "AutoAttack", "over SimCLR", "F", "pretrain s", "probe s", "seeds"),
+        *head("objective", "clean", "AutoAttack", "to the best", "over SimCLR", "F", "pretrain s", "probe s", "seeds"),
     ]
     for name, group in by_row.items():
         gain = "" if "simclr" not in by_row else f"{mean(robust(group)) - mean(robust(by_row['simclr'])):+.1f}"
@@ -78,7 +82,8 @@ def objectives(runs: Runs) -> list[str]:
         lines += row(
             name,
             spread(clean(group)),
-            beside(group, best),
+            spread(robust(group)),
+            to_best[name],
             gain,
             "" if forwards is None else f"{forwards:,.0f}",
             spread(run["pretraining"]["seconds"] for run in group),
@@ -122,29 +127,29 @@ def experiment(kept: dict[str, Any]) -> list[str]:
     evaluated = {name: [r for r in group if "evaluation" in r] for name, group in by_row.items()}
     probed = [group for group in evaluated.values() if group and group[0]["settings"]["probe_protocol"] == "slf"]
     best = max(probed, key=lambda group: mean(robust(group)))
-    settings = best[0]["settings"]
+    settings, to_best = best[0]["settings"], compared(evaluated, best, robust)
     lines = [
         f"## {kept['name'].capitalize()} on {kept['data']}",
         "",
         f"GSA-RSL, {settings['backbone']}, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, "
         f"{settings['attack']} with {settings['attack_steps']} steps, eps {settings['eps']}; AutoAttack on "
         f"{best[0]['evaluation']['n']} test images of {best[0]['evaluation']['dataset']}; {device(best)}, runs side by "
-        f"side. Hash: of the row's configuration. Best: of the linear probes; *tie*: with it, inside one standard "
-        f"deviation.",
+        f"side. Hash: of the row's configuration. Best: of the linear probes. {EXPLAINED}",
         "",
-        *head("row", "hash", "clean", "AutoAttack", "pretrain s", "AutoAttack s", "seeds"),
+        *head("row", "hash", "clean", "AutoAttack", "to the best", "pretrain s", "AutoAttack s", "seeds"),
     ]
     for name, group in by_row.items():
         done, stopped = evaluated[name], [r for r in group if "stopped" in r]
         told = "" if not stopped else f" ({len(stopped)} of {len(group)} collapsed)"
         if not done:
-            lines += row(name, group[0]["hash"], "", f"collapsed in all {len(group)} runs", "", "", "")
+            lines += row(name, group[0]["hash"], "", f"collapsed in all {len(group)} runs", "", "", "", "")
             continue
         lines += row(
             name,
             group[0]["hash"],
             spread(clean(done)),
-            beside(done, best) + told,
+            spread(robust(done)) + told,
+            to_best[name],
             spread(run["pretraining"]["seconds"] for run in done),
             spread(run["evaluation"]["seconds"] for run in done),
             seeds(done),
@@ -164,9 +169,9 @@ def correlation(kept: dict[str, Any]) -> list[str]:
         f"## Audit of the ablation on {kept['data']}",
         "",
         f"{len(rows)} checkpoints of {len({r['run'] for r in rows})} runs, {settings['adversary']}, eps "
-        f"{settings['eps']:.4g}, {kept['n']} test images, {settings['probe']}. The bounds that are certain (coupling; "
-        f"contrastive with class positives) hold in {sum(b['holds'] for b in certain)} of {len(certain)} cases. Means "
-        f"over seeds, of the last checkpoints:",
+        f"{settings['eps']:.4g}, {kept['n']} test images, {settings['probe']}. The certain bounds "
+        f"({'; '.join(dict.fromkeys(b['name'] for b in certain))}) hold in "
+        f"{sum(_bound(b).holds for b in certain)} of {len(certain)} cases. Means over seeds, of the last checkpoints:",
         "",
         *head("row", *(LABELS.get(name, name) for name in shown)),
     ]
@@ -178,22 +183,42 @@ def correlation(kept: dict[str, Any]) -> list[str]:
         cells = []
         for number in range(len(bounds)):
             values = [r["bounds"][number] for r in group]
-            holds = f"{sum(b['holds'] for b in values)}/{len(values)}"
+            holds = f"{sum(_bound(b).holds for b in values)}/{len(values)}"
+            vacuous = sum(_bound(b).verdict == "holds vacuously" for b in values)
+            holds += f", {vacuous} vacuously" if vacuous else ""
             cells.append(f"{mean(b['left'] for b in values):.2f} ≤ {mean(b['right'] for b in values):.2f} ({holds})")
         lines += row(name, *cells)
+    rows = [r | {"adversarial": "adversarial" in r["row"]} for r in rows]
+    lasts = [r for r in rows if r["last"]]
     samples = {"all checkpoints": rows, "last ones": lasts, "last ones of adversarial runs": adversarial}
     lines += [
         "",
-        "Spearman's correlation with the robust loss, and the 95 % interval of a bootstrap over runs:",
+        "Spearman's correlation with the robust loss, and the 95 % interval of a bootstrap over rows of the ablation "
+        "(none below five); within: over seeds alone, in one row at one epoch. A term has to beat the last line.",
         "",
-        *head("term", *(f"{name} ({len(sample)})" for name, sample in samples.items())),
+        *head("term", *(f"{name} ({len(sample)})" for name, sample in samples.items()), "within"),
     ]
     found = {name: correlations(sample) for name, sample in samples.items()}
     first = found["all checkpoints"]
-    for term in sorted(first, key=lambda t: -(first[t] or {"rho": 0})["rho"]):
-        values = [of[term] for of in found.values()]
-        lines += row(term, *("" if v is None else f"{v['rho']:.2f} [{v['low']:.2f}, {v['high']:.2f}]" for v in values))
+    for term in sorted(first, key=lambda t: (t != BASELINE, (first[t] or {"rho": 0})["rho"]), reverse=True):
+        within = (first[term] or {"partial": None})["partial"]
+        lines += row(
+            term, *(_correlation(of[term]) for of in found.values()), "" if within is None else f"{within:.2f}"
+        )
     return lines
+
+
+def _correlation(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return ""
+    within = "" if value["low"] is None else f" [{value['low']:.2f}, {value['high']:.2f}]"
+    return f"{value['rho']:.2f}{within}"
+
+
+def _bound(kept: dict[str, Any]) -> Bound:
+    limit = kept.get("limit")
+    sides = (kept[name] for name in ("name", "left", "right", "certain"))
+    return Bound(*sides, "", limit=math.inf if limit is None else limit)
 
 
 def speeds(results: Runs) -> list[str]:
@@ -382,18 +407,6 @@ def device(runs: Runs) -> str:
     """Return the device of the first run."""
     environment = runs[0]["environment"]
     return f"{environment['device']}, {environment['threads']} threads"
-
-
-def beside(group: Runs, best: Runs) -> str:
-    """Return robust accuracies, marked if they are the best or tied with the best."""
-    same = "best" if group is best else "*tie*" if tied(robust(group), robust(best)) else ""
-    return f"{spread(robust(group))} {same}".strip()
-
-
-def tied(values: list[float], others: list[float]) -> bool:
-    """Return whether two means differ by no more than the larger standard deviation."""
-    deviation = max(statistics.stdev(v) if len(v) > 1 else 0.0 for v in (values, others))
-    return abs(mean(values) - mean(others)) <= deviation
 
 
 def mean(values: Iterable[float]) -> float:

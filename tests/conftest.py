@@ -25,7 +25,7 @@ from acl_plugin.objectives.pseudo_labels import PseudoLabels
 from acl_plugin.reporting import figures
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels, write_pseudo_labels
 from acl_plugin.runtime.messages import on_stderr
-from acl_plugin.theory import audit, divergence_estimates
+from acl_plugin.theory import adversary
 from acl_plugin.training.pretrain import pretrain
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: each, and what it starts, has one
@@ -146,7 +146,7 @@ def paths_of(teacher_run, labels_file):
 
 
 def shorten(patch):
-    """AutoAttack with few iterations and queries, and the audit's learned divergences with few steps."""
+    """AutoAttack with few iterations and queries, and the audit's adversary with few steps."""
     original = pyautoattack.AutoAttack._set_version
 
     def fast(self, version="standard"):
@@ -154,8 +154,8 @@ def shorten(patch):
         self.square.n_queries, self.apgd.n_iter, self.apgd_targeted.n_iter, self.fab.n_iter = 50, 5, 5, 5
 
     patch(pyautoattack.AutoAttack, "_set_version", fast)
-    for module in (divergence_estimates, audit):
-        patch(module, "MEASURED_WITH", divergence_estimates.MEASURED_WITH | {"steps": 10})
+    patch(adversary, "STEPS", 3)
+    patch(adversary, "RESTARTS", 1)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Validation of an inner attack's settings, and the arguments of its torchattacks class."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from acl_plugin.attacks.catalogue import (
 )
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError, unknown
+
+logger = logging.getLogger(__name__)
 
 
 def check_settings(norm: str, name: str, steps: int, kwargs: Mapping[str, Any], scale: float) -> None:
@@ -41,6 +44,26 @@ def check_settings(norm: str, name: str, steps: int, kwargs: Mapping[str, Any], 
         allowed = "a number above 0, at most 1"
         message = f"attack scale {scale!r}: allowed is {allowed}"
         raise UsageError(message, parameter="scale", given=scale, allowed=allowed)
+
+
+def default_step(steps: int) -> float:
+    """Return the default step size as a fraction of eps: 1.25 / steps, and 1/4 from five steps on.
+
+    A training attack of five steps moves by 1.25 eps. One that evaluates a model has more steps, and has to cross the
+    ball from any start: by 2 eps, which takes eight steps of this size.
+    """
+    return max(1.25 / steps, 0.25)
+
+
+def warn_of_short_steps(name: str, given: Mapping[str, Any], steps: int, eps: float) -> None:
+    """Log a warning when the given step size is too small to cross the ball from a random start."""
+    count = next((given[each] for each in STEPS if each in given), steps)
+    known = defaults(name)
+    random_start = given.get("random_start", known.get("random_start", False))
+    if "alpha" not in given or "alpha" not in known or not random_start or count * given["alpha"] >= 2 * eps:
+        return
+    far = f"{count} steps of {given['alpha']:.4g} cannot cross the eps ball ({eps:.4g}) from a random start"
+    logger.warning("attack %r: %s; for evaluation, pass alpha %.4g or more", name, far, 2 * eps / count)
 
 
 def check_view(norm: str, name: str, view: str | None, channels: int | None) -> None:
@@ -94,7 +117,7 @@ def class_arguments(
     wanted = {
         "eps": threat.eps,
         "max_epsilon": threat.eps,
-        "alpha": 1.25 * threat.eps / count,
+        "alpha": default_step(count) * threat.eps,
         **dict.fromkeys(STEPS, count),
         "norm": threat.norm,
         "n_classes": min(classes, 10),  # at most nine targets, as in AutoAttack

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acl_plugin.attacks.arguments import check_classes, check_settings, check_view, class_arguments
+from acl_plugin.attacks.arguments import check_classes, check_settings, check_view, class_arguments, warn_of_short_steps
 from acl_plugin.attacks.bridge import Bridge, count_classes, loss_logits, noise_seed
 from acl_plugin.attacks.catalogue import class_of
 from acl_plugin.attacks.inputs import check_images, check_labels, check_output, check_values
@@ -45,8 +45,11 @@ class InnerAttack:
     Args:
         threat: norm and eps.
         name: class name in torchattacks.
-        steps: number of steps, for classes with steps. The step size is 1.25 eps / steps: 2/255 for 8/255 in 5 steps.
-        kwargs: further arguments of the class.
+        steps: number of steps, for classes with steps. The step size is eps / 4, and 1.25 eps / steps below 5 steps:
+            2/255 for 8/255. Fewer than 8 steps of eps / 4 cannot cross the ball from a random start: use them for
+            training alone.
+        kwargs: further arguments of the class. A step size ``alpha`` too small to cross the ball from a random start is
+            logged as a warning.
         scale: fraction of eps (and step size) to use, in (0, 1].
         on_moved: called after each attack with the fraction of perturbed samples, a () tensor. Some classes do not
             perturb samples that are already misclassified, which is common early in pretraining.
@@ -67,6 +70,8 @@ class InnerAttack:
 
     def __post_init__(self) -> None:
         check_settings(self.threat.norm, self.name, self.steps, self.kwargs, self.scale)
+        if self.scale == 1:  # not again for each fraction of a schedule
+            warn_of_short_steps(self.name, self.kwargs, self.steps, self.threat.eps)
 
     def check(self, view: str | None, channels: int | None = None, classes: int | None = None) -> None:
         """Check that the attack supports a view, a number of channels and a number of classes; None stands for any.

@@ -153,6 +153,7 @@ def audit_runs(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path | None, default=None, help="Folder of the joint result of several runs.")
     kinds = Literal["auto", "cpu", "gpu", "cuda", "mps"]
     parser.add_argument("--accelerator", type=kinds, default="auto", help="auto takes what there is.")
+    parser.add_argument("--overwrite", type=bool, help="Replace audits that are there, whatever their settings.")
     given = parser.parse(arguments)
     if len(given.runs) > 1 and given.out is None:
         message = "`out` FOLDER is needed for the joint result of several runs"
@@ -162,7 +163,7 @@ def audit_runs(arguments: list[str]) -> None:
     runs = [RunDir(path) for path in given.runs]
     out = RunDir(given.out or given.runs[0])
     device = training_device(given.accelerator)
-    result = audit.audit(runs, out, given.checkpoints, given.limit, device)
+    result = audit.audit(runs, out, given.checkpoints, given.limit, device, given.overwrite)
     print("\n".join(tables.audit(result)))
     print(f"results: {out.audit_file}, figure: {out.audit_figure_file}")
 

@@ -83,7 +83,7 @@ class ObjectiveConfig:
     attack_steps: int = 5
     """Number of steps of the inner attack."""
     attack_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the torchattacks class; the step size is 1.25 eps / steps unless alpha is given."""
+    """Further arguments of the torchattacks class; alpha is the step size, eps / 4 (1.25 eps / steps below 5 steps)."""
     eps_ramp: float = 0.3
     """Fraction of the training steps over which the inner attack's eps grows linearly to its full value."""
 

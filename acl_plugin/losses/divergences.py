@@ -234,7 +234,7 @@ class MaximumMeanDiscrepancy(Divergence):
     """
 
     def forward(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
-        squared = self._of_rows(benign, adversarial).mean()
+        squared = self.rows(benign, adversarial).mean()
         return squared, squared.detach().clamp_min(0)
 
     def adversarial_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
@@ -242,7 +242,8 @@ class MaximumMeanDiscrepancy(Divergence):
         within, across = self._kernels(benign, adversarial)
         return 1 + (within - across).sum(1) / (len(within) - 1)
 
-    def _of_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
+    def rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
+        """Return (B,) contributions of the images, whose mean is the estimate."""
         of_benign, _ = self._kernels(adversarial, benign)
         of_adversarial, across = self._kernels(benign, adversarial)
         return (of_benign + of_adversarial - across - across.T).sum(1) / (len(across) - 1)

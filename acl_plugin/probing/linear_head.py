@@ -62,7 +62,9 @@ def solve_head(model: Classifier, images: Images, weight_decay: float) -> float:
     return F.cross_entropy(logits, images.labels).item()
 
 
-def fit_head(features: Tensor, labels: Tensor, classes: int, weight_decay: float) -> tuple[Tensor, Tensor]:
+def fit_head(
+    features: Tensor, labels: Tensor, classes: int, weight_decay: float, tolerance: float = 1e-8
+) -> tuple[Tensor, Tensor]:
     """Return the (C, D) weight and (C,) bias of ``solve_head``, in float64.
 
     Args:
@@ -70,12 +72,13 @@ def fit_head(features: Tensor, labels: Tensor, classes: int, weight_decay: float
         labels: (N,) labels of at least two classes.
         classes: number of classes C.
         weight_decay: weight decay, above 0.
+        tolerance: gradient at which the solver stops.
     """
     from sklearn.linear_model import LogisticRegression
 
     x = features.double().cpu()
     mean = x.mean(0)
-    fit = LogisticRegression(C=1 / (weight_decay * len(x)), tol=1e-8, max_iter=20_000)
+    fit = LogisticRegression(C=1 / (weight_decay * len(x)), tol=tolerance, max_iter=20_000)
     with threadpool_limits(1):  # threads slow down many small products
         fit.fit((x - mean).numpy(), labels.cpu().numpy())  # centering halves the number of steps
     weight = torch.from_numpy(fit.coef_)

@@ -51,13 +51,53 @@ def audit(result: dict[str, Any]) -> "Figure":
         names = sorted(known, key=lambda name: known[name]["rho"])
         for place, name in enumerate(names):
             value = known[name]
-            axes[1].plot([value["low"], value["high"]], [place, place], color=COLORS[0], linewidth=2, alpha=0.5)
+            if value["low"] is not None:
+                axes[1].plot([value["low"], value["high"]], [place, place], color=COLORS[0], linewidth=2, alpha=0.5)
             axes[1].plot(value["rho"], place, "o", color=COLORS[0])
         axes[1].axvline(0, color="grey", linewidth=1)
         axes[1].set_yticks(range(len(names)), names, fontsize=8)
         n = max(value["n"] for value in known.values())
         axes[1].set(xlim=(-1.05, 1.05), xlabel="Spearman's correlation with the robust loss")
-        axes[1].set_title(f"{n} checkpoints, 95 % bootstrap interval")
+        axes[1].set_title(f"{n} checkpoints, 95 % interval from five runs on")
+    figure.set_layout_engine("tight")
+    return figure
+
+
+def audit_classes(row: Mapping[str, Any]) -> "Figure":
+    """Plot the terms of one checkpoint by class, on separate axes because units differ.
+
+    Args:
+        row: row of ``acl_plugin.theory.audit.audit``.
+    """
+    from matplotlib.figure import Figure
+
+    classes = row["by_class"]
+    names = list(next(iter(classes.values())))
+    figure = Figure(figsize=(3 * len(names), 3))
+    for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        ax.bar(range(len(classes)), [values[name] for values in classes.values()], color=COLORS[0])
+        ax.axhline(row["terms"][name], color="grey", linewidth=1)
+        ax.set_title(name, fontsize=9)
+        ax.set_xticks(range(len(classes)), list(classes), fontsize=6, rotation=90)
+        ax.tick_params(axis="y", labelsize=7)
+    figure.set_layout_engine("tight")
+    return figure
+
+
+def audit_epochs(rows: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Plot the tightness of each bound, left / right, by epoch of one run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3))
+    ax = figure.subplots()
+    epochs = [row["epochs"] for row in rows]
+    for number, (bound, color) in enumerate(zip(rows[0]["bounds"], COLORS, strict=False)):
+        values = [row["bounds"][number] for row in rows]
+        shares = [each["left"] / each["right"] if each["right"] > 0 else float("nan") for each in values]
+        ax.plot(epochs, shares, "o-" if bound["certain"] else "x--", color=color, label=bound["name"])
+    ax.axhline(1, color="grey", linewidth=1)
+    ax.set(ylim=(0, None), xlabel="epoch", ylabel="left / right side")
+    ax.legend(fontsize=7)
     figure.set_layout_engine("tight")
     return figure
 

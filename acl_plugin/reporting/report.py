@@ -21,7 +21,7 @@ from acl_plugin.errors import UsageError, as_flags
 from acl_plugin.reporting import figures, tables
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier, weights_hash
-from acl_plugin.runs.records import read_metrics, read_record
+from acl_plugin.runs.records import read_audit, read_metrics, read_record
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.files import write_atomic
 from acl_plugin.runtime.paths import user_path
@@ -160,9 +160,8 @@ class _Run:
         grid = figures.image_grid(x[shown], moved[shown], details, threat.eps if threat.norm == "Linf" else 0.1)
         axes = torch.linalg.svd(torch.cat([f, f_adv]) - f.mean(0), full_matrices=False).Vh[:2].T
         flat, flat_adv = ((z - f.mean(0)) @ axes for z in (f, f_adv))
-        caption = (
-            f"{threat.pgd} with 20 steps. Above the images: label: prediction; above the adversarial ones: prediction"
-        )
+        how = f"{threat.pgd} with 20 steps of eps / 4"
+        caption = f"{how}. Above the images: label: prediction; above the adversarial ones: prediction"
         lines += _figure(grid, caption)
         return lines + _figure(
             figures.feature_map(flat, flat_adv, images.labels, classes), f"Features of {len(images)} test images"
@@ -172,12 +171,22 @@ class _Run:
         lines = ["<h2>Why it is robust, or not</h2>"]
         if not self.run.audit_file.is_file():
             return [*lines, _missing(f"acl-plugin audit {self.run.path} --checkpoints all")]
-        found = read_record(self.run.audit_file)
+        found = read_audit(self.run.audit_file)
+        if found is None:
+            return [
+                *lines,
+                _missing(f"acl-plugin audit {self.run.path} --checkpoints all", "Of an earlier version; repeat:"),
+            ]
         if not found["complete"]:
             lines.append(_missing(f"acl-plugin audit {self.run.path} --checkpoints all", "Partial: to finish it, run"))
         lines += _figure(
             figures.audit(found), "Both sides of each bound on the robust loss; estimates are no certificates"
         )
+        lines += _figure(
+            figures.audit_classes(found["rows"][-1]), "Terms by class at the last epoch; line: of all images"
+        )
+        if len(found["rows"]) > 1:
+            lines += _figure(figures.audit_epochs(found["rows"]), "Tightness of the bounds by epoch; 1 is tight")
         return [*lines, *_text(tables.audit(found))]
 
     def curves(self) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 from acl_plugin.config import RunConfig
 from acl_plugin.evaluation.verdicts import STANDARD
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runs.records import read_metrics, read_record
+from acl_plugin.runs.records import read_audit, read_metrics, read_record
 
 
 def status(run: RunDir) -> list[str]:
@@ -26,7 +26,7 @@ def status(run: RunDir) -> list[str]:
         "evaluate": _evaluate(run),
         "suite": _done(run.suite_file, _suite),
         "corruptions": _done(run.corruptions_file, lambda v: f"{_partial(v)}mean {100 * v['mean']:.2f} %"),
-        "audit": _done(run.audit_file, lambda v: f"{_partial(v)}{len(v['rows'])} checkpoints"),
+        "audit": _audit(run),
         "export": ", ".join(p.stem for p in sorted(run.robustbench_folder.rglob("model_info/*/*/*.json"))) or "not yet",
     }
     return lines + [f"  {name:12}{details}" for name, details in stages.items()]
@@ -58,6 +58,13 @@ def _evaluate(run: RunDir) -> str:
     chunks = -(-key["n"] // key["batch_size"])
     done = sum(read_record(path)["done"] for path in run.chunks_folder.glob("*.json"))
     return f"{done} of {chunks * len(STANDARD)} attacks"
+
+
+def _audit(run: RunDir) -> str:
+    found = read_audit(run.audit_file) if run.audit_file.is_file() else {"rows": []}
+    if found is None:
+        return "of an earlier version"
+    return f"{_partial(found)}{len(found['rows'])} checkpoints" if found["rows"] else "not yet"
 
 
 def _suite(values: dict[str, Any]) -> str:

@@ -74,7 +74,7 @@ def corruptions(result: dict[str, Any]) -> list[str]:
 
 
 def audit(result: dict[str, Any]) -> list[str]:
-    """Return terms of each checkpoint, bounds of each run's last one, and correlations with the robust loss."""
+    """Return terms of each checkpoint, attacks, terms and bounds of each run's last one, and correlations."""
     rows = result["rows"]
     runs = list(dict.fromkeys(row["run"] for row in rows))
     width = max(5, *(len(run) for run in runs)) + 2 if len(runs) > 1 else 0
@@ -84,19 +84,54 @@ def audit(result: dict[str, Any]) -> list[str]:
         lines.append(f"{run}{row['epochs']:>6}" + "".join(f"{row['terms'][name]:10.4g}" for name in COLUMNS))
     for run in runs:
         last = [row for row in rows if row["run"] == run][-1]
-        lines += ["", f"{run}, epoch {last['epochs']}: bounds on the robust loss"]
-        lines.append(f"{'':32}{'left':>9} <={'right':>9}{'slack':>9}")
-        for bound in last["bounds"]:
-            kind = "certain" if bound["certain"] else f"estimate, no certificate; if {bound['assumption']}"
-            holds = "holds" if bound["holds"] else "does not hold"
-            values = f"{bound['left']:9.4f} <={bound['right']:9.4f}{bound['slack']:9.4f}"
-            lines.append(f"{bound['name']:32}{values}  {holds} ({kind})")
-    known = {name: value for name, value in result["correlation"].items() if value is not None}
-    if known:
-        n = max(value["n"] for value in known.values())
-        lines += ["", f"Spearman's correlation with the robust loss over {n} checkpoints, 95 % bootstrap interval"]
-        for name, value in sorted(known.items(), key=lambda item: -item[1]["rho"]):
-            lines.append(f"{name:40}{value['rho']:7.2f}  [{value['low']:5.2f}, {value['high']:5.2f}]")
+        lines += ["", f"{run}, epoch {last['epochs']}", *_terms(last), *_bounds(last)]
+    return lines + _correlations(result["correlation"])
+
+
+def _terms(row: dict[str, Any]) -> list[str]:
+    """Return the robust loss under each attack, and the terms on test and training images."""
+    lines = [f"{'attack':50}{'R':>9}{'robust':>9}"]
+    for name, found in row["attacks"].items():
+        lines.append(f"{name:50}{found['robust_loss']:9.4f}{100 * found['robust_accuracy']:8.2f}%")
+    lines.append(f"{'term':24}{'test':>10}  {'95 % interval':20}{'train':>10}{'gap':>10}{'null':>10}")
+    for name, value in row["terms"].items():
+        low, high = row["intervals"].get(name, (None, None))
+        within = "" if low is None else f"[{low:.4g}, {high:.4g}]"
+        train, null = row["train"][name], row["null"].get(name)
+        none = "" if null is None else f"{null:10.4g}"
+        lines.append(f"{name:24}{value:10.4g}  {within:20}{train:10.4g}{value - train:10.4g}{none}")
+    population, gibbs = row["population"], row["population"]["gibbs_probe"]
+    for name, symbol in (("robust_loss", "R"), ("benign_loss", "B")):
+        low, high = population[name]
+        text = f"with probability 0.95, {symbol} clipped at {population['clipped_at']:.3f}"
+        lines.append(f"{text}, of the population: {low:.3f} to {high:.3f} (empirical Bernstein)")
+    lines.append(
+        f"with probability 0.95, the clean error of a Gibbs probe (sigma {gibbs['sigma']:g}) solved on these "
+        f"{gibbs['n']} images is at most {gibbs['bound']:.3f} (PAC-Bayes-kl)"
+    )
+    return lines
+
+
+def _bounds(row: dict[str, Any]) -> list[str]:
+    lines = ["bounds on the robust loss", f"{'':32}{'left':>9} <={'right':>9}{'slack':>9}"]
+    for bound in row["bounds"]:
+        kind = "certain" if bound["certain"] else f"no certificate; if {bound['assumption']}"
+        values = f"{bound['left']:9.4f} <={bound['right']:9.4f}{bound['slack']:9.4f}"
+        lines.append(f"{bound['name']:32}{values}  {bound['verdict']} ({kind}); of {bound['about']}")
+    return lines
+
+
+def _correlations(found: dict[str, Any]) -> list[str]:
+    known = {name: value for name, value in found.items() if value is not None}
+    if not known:
+        return []
+    n = max(value["n"] for value in known.values())
+    lines = ["", f"Spearman's correlation with the robust loss over {n} checkpoints"]
+    lines.append(f"{'':40}{'rho':>7}  {'95 % interval':15}{'within configuration and epoch':>32}")
+    for name, value in sorted(known.items(), key=lambda item: -item[1]["rho"]):
+        within = f"[{value['low']:5.2f}, {value['high']:5.2f}]" if value["low"] is not None else ""
+        partial = f"{value['partial']:32.2f}" if value["partial"] is not None else ""
+        lines.append(f"{name:40}{value['rho']:7.2f}  {within:15}{partial}".rstrip())
     return lines
 
 

@@ -18,10 +18,12 @@ COLUMNS = {
     "nce_adv": "nce_adv",
     "nce_clean": "nce_clean",
     "sharpness": "sharp",
+    "noise_sharpness": "noise",
     "js": "js",
     "mmd": "mmd",
     "sliced_wasserstein": "sliced_w",
     "wasserstein": "w1",
+    "joint_js": "joint js",
     "coupling_distance": "coupling",
     "label_shift": "shift",
     "probe_norm": "||W||",
@@ -29,12 +31,21 @@ COLUMNS = {
 """Terms of an audit, with the names of their columns."""
 NUMBER, COUNT, SHARE = "a number", "a whole number above 0", "a number from 0 to 1"
 BOUND = {
-    "name": str, "left": NUMBER, "right": NUMBER, "slack": NUMBER, "certain": bool, "holds": bool, "assumption": str,
+    "name": str, "left": NUMBER, "right": NUMBER, "slack": NUMBER, "certain": bool, "verdict": str, "assumption": str,
+    "about": str, "limit": (NUMBER, None),
 }  # fmt: skip
 AUDITED = {
     "run": str, "epochs": int, "encoder_sha256": str, "terms": dict.fromkeys(COLUMNS, NUMBER), "bounds": [BOUND, 5],
+    "train": dict.fromkeys(COLUMNS, NUMBER), "intervals": {str: [NUMBER, 2]}, "null": {str: NUMBER},
+    "attacks": {str: {"robust_loss": NUMBER, "robust_accuracy": SHARE}}, "critics": {str: NUMBER},
+    "by_class": {str: {str: NUMBER}}, "row": str, "adversarial": bool,
+    "population": {"robust_loss": [NUMBER, 2], "benign_loss": [NUMBER, 2], "gibbs_probe": {str: NUMBER}},
 }  # fmt: skip
-CORRELATION = {"rho": NUMBER, "low": NUMBER, "high": NUMBER, "n": COUNT}
+CORRELATION = {
+    "rho": NUMBER, "low": (NUMBER, None), "high": (NUMBER, None), "partial": (NUMBER, None), "n": COUNT,
+}  # fmt: skip
+AUDIT_VERSION = 2
+"""Version of ``audit.json``; a file of another one is measured again."""
 ATTACKED = {
     "accuracy": SHARE, "norm": str, "eps": NUMBER, "of_threat_model": bool, "median_norm": (NUMBER, None),
     "steps?": COUNT, "restarts?": COUNT, "step_size?": (NUMBER, None), "success?": (SHARE, None),
@@ -61,7 +72,7 @@ SHAPES: dict[str, Any] = {
         "curve": [{"eps": NUMBER, "accuracy": SHARE}],
     },
     "corruptions.json": {"complete?": bool, "mean": SHARE, "accuracy": {str: [SHARE]}},
-    "audit.json": {"complete": bool, "rows": [AUDITED, 1], "correlation": {str: (CORRELATION, None)}},
+    "audit.json": {"version": COUNT, "complete": bool, "rows": [AUDITED, 1], "correlation": {str: (CORRELATION, None)}},
 }  # fmt: skip
 """Schemas by file name: a dict lists the required keys, or optional ones (``?``); ``{str: S}`` is any dict of S,
 ``[S]`` a list of S, ``[S, n]`` a list of at least n, a set the allowed names, and a tuple alternatives."""
@@ -80,6 +91,17 @@ def read_record(path: Path) -> dict[str, Any]:
     if wrong:
         raise _damaged(path, wrong, "delete it, and repeat the command that wrote it")
     return dict(values)
+
+
+def read_audit(path: Path) -> dict[str, Any] | None:
+    """Read ``audit.json``; None for one of an earlier version.
+
+    Raises:
+        UsageError: see ``read_record``.
+    """
+    values = read_json(path)
+    earlier = isinstance(values, dict) and "rows" in values and values.get("version", 1) != AUDIT_VERSION
+    return None if earlier else read_record(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:

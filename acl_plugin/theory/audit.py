@@ -1,58 +1,44 @@
-"""Measure every term of the bounds on the robust loss on the checkpoints of an encoder.
+"""Audit the checkpoints of one or several runs, and correlate the terms with the robust loss."""
 
-All checkpoints share one kind of probe, the linear head that is solved on the training images, and one adversary, PGD
-with 20 steps on its cross-entropy. Everything else is measured on test images: R and B, the contrastive losses, the
-sharpness, the divergences between benign and adversarial features, and the bounds of ``acl_plugin.theory.bounds``.
-"""
-
-import math
+import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
-from acl_plugin.data.augment import views
 from acl_plugin.data.fingerprint import setting_differences
-from acl_plugin.data.images import DataSet, batched
+from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError
-from acl_plugin.losses.contrastive import nt_xent
-from acl_plugin.losses.divergences import DIVERGENCES
-from acl_plugin.losses.sharpness import sharpness
-from acl_plugin.models.encoder import Classifier, Encoder
 from acl_plugin.models.memory_format import channels_last
-from acl_plugin.probing.linear_head import fit_head, solve_head
+from acl_plugin.registry import OBJECTIVES
 from acl_plugin.reporting import figures
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import locked
 from acl_plugin.runs.models import load_encoder, weights_hash
-from acl_plugin.runs.records import read_record
-from acl_plugin.runtime import seeding
+from acl_plugin.runs.records import AUDIT_VERSION, read_audit
+from acl_plugin.runs.resume import refuse
 from acl_plugin.runtime.files import write_atomic, write_json
 from acl_plugin.runtime.progress import Progress
-from acl_plugin.runtime.seeding import AUDIT, mixed_seed
-from acl_plugin.theory.bounds import contrastive_bound, coupling_bound, divergence_bound, view_contrastive_bound
-from acl_plugin.theory.correlation import spearman
-from acl_plugin.theory.divergence_estimates import MEASURED_WITH, measure
+from acl_plugin.theory.adversary import adversary, autoattack_images
+from acl_plugin.theory.correlation import FEWEST, spearman
+from acl_plugin.theory.divergence_estimates import MEASURED_WITH
+from acl_plugin.theory.encoder_audit import audit_encoder
+from acl_plugin.theory.terms import RHO, SHARP_BATCHES, SIGMA, TEMPERATURE
 
-TEMPERATURE = 0.5
-"""Temperature of all contrastive terms. It ignores the objective's own, so that runs can be compared."""
-RHO = 0.05
-"""Radius of the sharpness in weight space."""
-STEPS = 20
-"""Number of steps of the adversary."""
+BASELINE = "has the adversarial loss"
+"""Name of the series that is 1 for objectives with an adversarial loss, and 0 otherwise."""
 OUTCOMES = ("robust_loss", "robust_accuracy")
 """Quantities that the terms are correlated with."""
 
 
-def audit(runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, device: torch.device) -> dict[str, Any]:
+def audit(
+    runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, device: torch.device, overwrite: bool = False
+) -> dict[str, Any]:
     """Audit the checkpoints of one or several runs; write ``audit.json`` of each run, and of ``out`` with its figure.
 
     Skip checkpoints that were audited before with the same settings.
@@ -63,12 +49,13 @@ def audit(runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, dev
         checkpoints: ``last``, or ``all`` that were kept (``--keep-every``).
         limit: number of test images.
         device: device to compute on.
+        overwrite: replace earlier audits of the runs, whatever their settings.
 
     Returns:
         ``rows``, one per checkpoint, and ``correlation`` of each term with the robust loss over them.
 
     Raises:
-        UsageError: when a run has no encoder, or its images cannot be audited.
+        UsageError: when a run has no encoder, its images cannot be audited, or it was audited with different settings.
     """
     for run in runs:
         run.require(run.encoder_file, f"pretrain --out {run.path}")
@@ -78,8 +65,8 @@ def audit(runs: Sequence[RunDir], out: RunDir, checkpoints: str, limit: int, dev
     with Progress("audit", sum(map(len, chosen.values())), unit="checkpoint") as progress:
         for run in runs:
             with locked(run.path):
-                found += _audit_run(run, chosen[run.path], limit, device, progress.advance)
-    result = {"complete": True, "rows": found, "correlation": correlations(found)}
+                found += _audit_run(run, chosen[run.path], limit, device, overwrite, progress.advance)
+    result = {"version": AUDIT_VERSION, "complete": True, "rows": found, "correlation": correlations(found)}
     if [run.path for run in runs] != [out.path]:
         out.path.mkdir(parents=True, exist_ok=True)
         write_json(out.audit_file, result)
@@ -109,20 +96,29 @@ def _require_comparable(runs: Sequence[RunDir], limit: int) -> None:
 
 
 def _audit_run(
-    run: RunDir, checkpoints: Sequence[RunDir], limit: int, device: torch.device, advance: Callable[[], object]
+    run: RunDir,
+    checkpoints: Sequence[RunDir],
+    limit: int,
+    device: torch.device,
+    overwrite: bool,
+    advance: Callable[[], object],
 ) -> list[dict[str, Any]]:
     config = run.read_config()
     data, found = datasets.load(config.data), []
     run.check_images(data)
+    images = data.test.subset(limit)
+    stored = autoattack_images(run, data, images, ThreatModel(config.threat.norm, config.threat.eps))
     settings = _settings(config, data, limit)
-    rows = _rows_of_before(run, settings)
+    settings["autoattack"] = None if stored is None else hashlib.sha256(stored.numpy().tobytes()).hexdigest()
+    rows = {} if overwrite else _rows_of_before(run, settings)
     for checkpoint in checkpoints:
         encoder = channels_last(load_encoder(checkpoint.path))
         digest = weights_hash(encoder)
         if digest not in rows:
-            measured = audit_encoder(encoder, config, data, limit, device)
+            measured = audit_encoder(encoder, config, data, limit, device, stored)
             epochs = config.training.epochs if checkpoint is run else int(checkpoint.path.name.split("-")[1])
-            rows[digest] = {"run": str(run.path), "epochs": epochs, "encoder_sha256": digest, **measured}
+            about = {"run": str(run.path), "epochs": epochs, "encoder_sha256": digest} | _about(config)
+            rows[digest] = about | measured
             _write(run, settings, list(rows.values()), complete=False)
         found.append(rows[digest] | {"run": str(run.path)})
         advance()
@@ -130,171 +126,75 @@ def _audit_run(
     return found
 
 
-def audit_encoder(
-    encoder: Encoder, config: RunConfig, data: DataSet, limit: int, device: torch.device
-) -> dict[str, Any]:
-    """Return terms and bounds of one encoder: ``terms`` by name, and ``bounds`` as ``Bound.to_dict``.
-
-    All randomness is a function of the run's seed.
-
-    Raises:
-        UsageError: when there are fewer than 8 test images, or fewer than two classes with two images each.
-    """
-    images, seed = data.test.subset(limit), mixed_seed(config.machine.seed, AUDIT)
-    if len(images) < 8 or (images.labels.bincount() > 1).sum() < 2:
-        needed = "8 test images or more, two of each of two classes"
-        message = f"an audit takes {needed}, not these {len(images)}"
-        raise UsageError(message, parameter="limit", given=len(images), allowed=needed)
-    threat = ThreatModel(config.threat.norm, config.threat.eps)
-    encoder = encoder.to(device).eval().requires_grad_(False)
-    model = probed(encoder, data, config.probe.probe_weight_decay, device)
-    x, y = images.floats(), images.labels
-    with seeding.private(seed, device):
-        attack = InnerAttack(threat, threat.pgd, STEPS)
-        x_adv = torch.cat(
-            [
-                attack.classifier(model, a.to(device), b.to(device)).cpu()
-                for a, b in zip(x.split(250), y.split(250), strict=True)
-            ]
-        )
-    f, f_adv = (batched(model.features, images, device) for images in (x, x_adv))
-    weight, bias = model.head.weight.double().cpu(), model.head.bias.double().cpu()
-    logits, logits_adv = (z.double() @ weight.T + bias for z in (f, f_adv))
-    losses, losses_adv = (F.cross_entropy(of, y, reduction="none") for of in (logits, logits_adv))
-    za, zb, contrastive = _contrastive(encoder, x, config, threat, device)
-    shift = label_shift(f, f_adv, y, len(data.classes), config.probe.probe_weight_decay, seed)
-    label = F.one_hot(y, len(data.classes)).float()
-    terms = {
-        "robust_loss": losses_adv.mean().item(),
-        "benign_loss": losses.mean().item(),
-        "robust_accuracy": (logits_adv.argmax(1) == y).double().mean().item(),
-        "clean_accuracy": (logits.argmax(1) == y).double().mean().item(),
-        **contrastive,
-        **{name: measure(name, f, f_adv, seed) for name in DIVERGENCES},
-        "joint_js": measure("js", torch.cat([f, label], 1), torch.cat([f_adv, label], 1), seed),
-        "label_shift": shift,
-        "coupling_distance": (f_adv - f).norm(dim=1).mean().item(),
-        "probe_norm": torch.linalg.matrix_norm(weight, 2).item(),
-    }
-    guess = math.log(len(data.classes))
-    z_adv = batched(partial(_embedding, encoder), x_adv, device)
-    bounds = [
-        coupling_bound(weight, bias, f, f_adv, y),
-        divergence_bound(losses, losses_adv, terms["js"], shift, guess),
-        divergence_bound(losses, losses_adv, terms["joint_js"], None, guess),
-        contrastive_bound(z_adv, y),
-        view_contrastive_bound(za, zb, z_adv, y),
-    ]
-    assert all(bound.holds for bound in bounds if bound.certain), bounds
-    return {"terms": terms, "bounds": [bound.to_dict() for bound in bounds]}
-
-
-def probed(encoder: Encoder, data: DataSet, weight_decay: float, device: torch.device) -> Classifier:
-    """Return the encoder with the linear head that is solved on the training images."""
-    with seeding.private(0):
-        model = Classifier(replace(encoder.spec, classes=data.classes)).to(device).eval().requires_grad_(False)
-    model.backbone.load_state_dict(encoder.backbone.state_dict())
-    solve_head(model, data.train, weight_decay)
-    return model
-
-
-def label_shift(
-    benign: Tensor, adversarial: Tensor, labels: Tensor, classes: int, weight_decay: float, seed: int
-) -> float:
-    """Estimate E_Q |P(y|z) - Q(y|z)|_1, in [0, 2], by two linear probes, one on each distribution.
-
-    The probes are fitted on one half of each class and compared on the adversarial features of the other, both ways.
-
-    Args:
-        benign, adversarial: (N, D) features; labels: (N,).
-        classes, weight_decay, seed: number of classes, weight decay of the probes, seed of the split.
-    """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = order[labels[order].argsort(stable=True)]
-    halves, found = (order[::2], order[1::2]), []
-    for fitted, held_out in (halves, halves[::-1]):
-        laws = []
-        for features in (benign, adversarial):
-            weight, bias = fit_head(features[fitted], labels[fitted], classes, weight_decay)
-            laws.append((adversarial[held_out].double() @ weight.T + bias).softmax(1))
-        found.append((laws[0] - laws[1]).abs().sum(1).mean().item())
-    return sum(found) / 2
-
-
 def correlations(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return Spearman's correlation of each term, and of each right side, with the robust loss over all rows."""
+    """Return Spearman's correlation of each term, and of each right side, with the robust loss over all rows.
+
+    Rows name their run, epoch, configuration without the seed (``row``), and whether their objective has an
+    adversarial loss (``adversarial``), which is itself a series. The bootstrap draws configurations; with fewer than
+    five, runs. The partial correlation compares only rows of one configuration and epoch.
+    """
     if not rows:
         return {}
     robust = [row["terms"]["robust_loss"] for row in rows]
     series = {name: [row["terms"][name] for row in rows] for name in rows[0]["terms"] if name not in OUTCOMES}
     for number, bound in enumerate(rows[0]["bounds"]):
         series[f"{bound['name']} bound"] = [row["bounds"][number]["right"] for row in rows]
-    runs = [row["run"] for row in rows]
-    found = {name: spearman(values, robust, runs) for name, values in series.items()}
+    series[BASELINE] = [float(row.get("adversarial", True)) for row in rows]
+    runs, configurations = [row["run"] for row in rows], [row.get("row", row["run"]) for row in rows]
+    groups = configurations if len(set(configurations)) >= FEWEST else runs
+    strata = [(name, row["epochs"]) for name, row in zip(configurations, rows, strict=True)]
+    found = {name: spearman(values, robust, groups, strata) for name, values in series.items()}
     return {name: None if value is None else asdict(value) for name, value in found.items()}
 
 
-def _contrastive(
-    encoder: Encoder, x: Tensor, config: RunConfig, threat: ThreatModel, device: torch.device
-) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """Return embeddings of two adversarial views of each image, and the contrastive terms as means over batches."""
-    attack = InnerAttack(threat, threat.pgd, config.objective.attack_steps)
-    parts: dict[str, list[float]] = {"nce_adv": [], "nce_clean": [], "sharpness": []}
-    embedded = []
-    with seeding.private(mixed_seed(config.machine.seed, AUDIT, 1), device):
-        batches = [part.to(device) for part in x.split(config.training.batch_size)]
-        for batch in batches:
-            a, b = (views(batch, config.training.augment) for _ in range(2))
-            moved = attack.joint(encoder, a, b, temperature=TEMPERATURE)
-            with torch.no_grad():
-                za, zb = (_embedding(encoder, view) for view in moved)
-            embedded.append((za.cpu(), zb.cpu()))
-            if len(batch) < len(batches[0]):
-                continue  # the loss depends on the batch size
-            parts["nce_adv"].append(nt_xent(za, zb, TEMPERATURE).item())
-            encoder.requires_grad_(True)
-            plain, worst = sharpness(list(encoder.parameters()), partial(_benign_nce, encoder, a, b), RHO)
-            encoder.requires_grad_(False)
-            parts["nce_clean"].append(plain)
-            parts["sharpness"].append(worst - plain)
-    za, zb = (torch.cat(each) for each in zip(*embedded, strict=True))
-    return za, zb, {name: sum(values) / len(values) for name, values in parts.items()}
+def _about(config: RunConfig) -> dict[str, Any]:
+    """Return the entries of a row that correlations need: the configuration without its seed, and the baseline."""
+    settings = {name: value for name, value in config.options().items() if name not in ("seed", "data_dir", "download")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return {"row": f"{config.objective.objective} {digest}", "adversarial": _has_adversarial_loss(config)}
 
 
-def _embedding(encoder: Encoder, x: Tensor) -> Tensor:
-    """Return z with z . z' = cos / tau, as in the contrastive loss. (B, C, H, W) -> (B, P)."""
-    return F.normalize(encoder(x), dim=1) / math.sqrt(TEMPERATURE)
-
-
-def _benign_nce(encoder: Encoder, a: Tensor, b: Tensor) -> Tensor:
-    return nt_xent(*encoder.views(a, b), TEMPERATURE)
+def _has_adversarial_loss(config: RunConfig) -> bool:
+    """Return whether the objective attacks its images, and does not give their loss the weight 0."""
+    try:
+        attacked = OBJECTIVES.get(config.objective.objective)().attack_view is not None
+    except (UsageError, TypeError):  # one that needs a teacher, or an unknown one of an imported run
+        attacked = config.objective.objective in OBJECTIVES
+    return attacked and config.objective.objective_kwargs.get("adversarial", 1.0) != 0
 
 
 def _settings(config: RunConfig, data: DataSet, limit: int) -> dict[str, Any]:
-    """Return the settings that determine a row, apart from the encoder."""
+    """Return the settings that determine a row, apart from encoder and classifier."""
     threat = ThreatModel(config.threat.norm, config.threat.eps)
     return {
         "dataset": config.data.data, "n": limit, "train_images": data.train.fingerprint(data.classes).to_dict(),
         "test_images": data.test.subset(limit).fingerprint(data.classes).to_dict(),
         "threat_model": threat.norm, "eps": threat.eps, "seed": config.machine.seed,
-        "adversary": f"{threat.pgd}-{STEPS}", "view_attack": f"{threat.pgd}-{config.objective.attack_steps}",
-        "batch_size": config.training.batch_size, "augment": config.training.augment, "temperature": TEMPERATURE,
-        "rho": RHO, "probe": f"solved linear head, weight decay {config.probe.probe_weight_decay:g}",
-        "learned_divergences": MEASURED_WITH,
+        "adversary": adversary(threat), "view_attack": f"{threat.pgd}-{config.objective.attack_steps}",
+        "batch_size": config.training.batch_size, "augment": config.training.augment,
+        "crop_scale": config.training.crop_scale, "blur": config.training.blur, "temperature": TEMPERATURE,
+        "rho": RHO, "sigma": SIGMA, "sharpness_batches": SHARP_BATCHES,
+        "probe": f"solved linear head, weight decay {config.probe.probe_weight_decay:g}", "divergences": MEASURED_WITH,
     }  # fmt: skip
 
 
 def _rows_of_before(run: RunDir, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the rows of an earlier audit with the same settings, by the encoder's hash."""
-    if not run.audit_file.is_file():
+    """Return the rows of an earlier audit, by the encoder's hash; none if it is of an earlier version.
+
+    Raises:
+        UsageError: when it has different settings.
+    """
+    before = read_audit(run.audit_file) if run.audit_file.is_file() else None
+    if before is None or "settings" not in before:
         return {}
-    before = read_record(run.audit_file)
-    if before.get("settings") != settings:
-        return {}
+    ours, theirs = ({**each, "images": each["test_images"]} for each in (settings, before["settings"]))
+    for each in (ours, theirs):
+        del each["test_images"], each["train_images"]  # training images are compared with those of the run
+    refuse(run.path, setting_differences(ours, theirs), "an audit")
     return {row["encoder_sha256"]: row for row in before["rows"]}
 
 
 def _write(run: RunDir, settings: dict[str, Any], rows: list[dict[str, Any]], complete: bool) -> None:
     rows = sorted(rows, key=lambda row: row["epochs"])
-    result = {"complete": complete, "settings": settings, "rows": rows, "correlation": correlations(rows)}
-    write_json(run.audit_file, result)
+    result = {"version": AUDIT_VERSION, "complete": complete, "settings": settings, "rows": rows}
+    write_json(run.audit_file, result | {"correlation": correlations(rows)})

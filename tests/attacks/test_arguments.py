@@ -1,6 +1,8 @@
 import pytest
+import torch
 
 from acl_plugin.attacks.arguments import class_arguments
+from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 
 THREAT = ThreatModel("Linf", 8 / 255)
@@ -10,9 +12,42 @@ def arguments(name, steps=5, scale=1.0, **given):
     return class_arguments(name, given, steps=steps, scale=scale, threat=THREAT, classes=12, seed=7)
 
 
-def test_the_step_size_is_5_quarters_of_eps_over_the_steps():
-    assert arguments("PGD") == {"eps": 8 / 255, "alpha": pytest.approx(2 / 255), "steps": 5}
-    assert arguments("PGD", steps=20)["alpha"] == pytest.approx(0.5 / 255)
+@pytest.mark.parametrize(("steps", "size"), [(1, 10), (3, 10 / 3), (5, 2), (7, 2), (20, 2), (100, 2)])
+def test_the_step_size_is_a_quarter_of_eps_or_more(steps, size):
+    expected = {"eps": 8 / 255, "alpha": pytest.approx(size / 255), "steps": steps}
+    assert arguments("PGD", steps=steps) == expected
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_many_default_steps_cross_the_ball_from_a_random_start(norm):
+    """PGD on a linear model ends at the corner of the ball, wherever it starts; the steps of five would end before."""
+    threat = ThreatModel(norm, 0.1)
+    w = torch.linspace(-1, 1, 12)[torch.randperm(12, generator=torch.Generator().manual_seed(0))] + 0.05
+
+    class Linear(torch.nn.Module):
+        def forward(self, x):
+            score = x.flatten(1) @ w
+            return torch.stack([score, -score], 1)
+
+    x, y = torch.full((8, 3, 2, 2), 0.5), torch.zeros(8, dtype=torch.long)
+    moved = InnerAttack(threat, threat.pgd, 20).classifier(Linear(), x, y, generator=torch.Generator().manual_seed(0))
+    direction = w.sign() if norm == "Linf" else w / w.norm()
+    assert torch.allclose(
+        (moved - x).flatten(1), (-0.1 * direction).expand(8, -1), atol=1e-4 if norm == "Linf" else 2e-3
+    )
+
+
+def test_a_step_size_that_cannot_cross_the_ball_is_logged(caplog):
+    InnerAttack(ThreatModel("Linf", 0.1), "PGD", 20, {"alpha": 0.00625})
+    (line,) = caplog.messages
+    assert (
+        "20 steps of 0.00625 cannot cross the eps ball (0.1) from a random start; for evaluation, pass alpha 0.01"
+        in line
+    )
+    caplog.clear()
+    for kwargs in ({}, {"alpha": 0.025}, {"alpha": 0.00625, "random_start": False}):
+        InnerAttack(ThreatModel("Linf", 0.1), "PGD", 20, kwargs)
+    assert not caplog.messages
 
 
 def test_a_class_of_one_step_takes_one_whole_step():

@@ -7,7 +7,7 @@ import pytest
 import benchmarks.__main__ as main
 from acl_plugin import available
 from acl_plugin.config import preset
-from benchmarks import compact, objectives, tables
+from benchmarks import compact, objectives
 from conftest import TINY
 
 
@@ -79,10 +79,3 @@ def test_mistakes_are_told(results, tmp_path, arguments, message, capsys):
     assert main.main(["objectives", "--runs", str(tmp_path / "runs"), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
-
-
-def test_ties_are_within_the_larger_standard_deviation():
-    assert tables.tied([82.0, 86.0], [85.0, 85.0])
-    assert not tables.tied([80.0, 81.0], [85.0, 85.0])
-    assert tables.tied([80.0], [80.0])
-    assert not tables.tied([80.0], [81.0])

@@ -89,7 +89,7 @@ def test_a_page_has_every_section_and_nothing_from_outside(runs):
     assert "PGD-20 by eps" in page.words
     assert "--temperature" not in page.words
     assert "--objective-kwargs" in page.words
-    assert page.elements.count("img") == 6
+    assert page.elements.count("img") == 8  # the audit has its bounds, terms by class, and tightness by epoch
     assert "script" not in page.elements
     assert "link" not in page.elements
     addresses = [value for name, value in page.attributes if name in ("src", "href")]
@@ -133,7 +133,19 @@ def test_strings_from_files_are_shown_and_not_obeyed(runs, tmp_path, undrawn):
     assert "script" not in page.elements
     assert not any(name.startswith("on") for name, _ in page.attributes)
     assert page.words.count("alert('x')") >= 3
-    assert page.elements.count("img") == 6
+    assert page.elements.count("img") == 8
+
+
+@pytest.mark.e2e
+def test_an_audit_of_an_earlier_version_is_one_line(runs, tmp_path):
+    whole, _ = runs
+    copied = RunDir(shutil.copytree(whole.path, tmp_path / "run"))
+    found = read_json(copied.audit_file)
+    write_json(copied.audit_file, {name: value for name, value in found.items() if name != "version"})
+    report.report([copied], tmp_path / "page.html")
+    words = Page((tmp_path / "page.html").read_text()).words
+    assert f"Of an earlier version; repeat: acl-plugin audit {copied.path} --checkpoints all" in words
+    assert "bounds on the robust loss" not in words
 
 
 @pytest.mark.e2e

@@ -45,7 +45,7 @@ def original(tmp_path_factory):
         shorten(patch.setattr)
         pipeline.run(settings(folder), folder / "run")
         assert main(["evaluate", str(folder / "run"), "--suite", "standard", "--attacks", '["FGSM", "PGDL2"]']) == 0
-        assert main(["audit", str(folder / "run"), "--limit", "8"]) == 0
+        assert main(["audit", str(folder / "run"), "--limit", "20"]) == 0
     return folder
 
 
@@ -88,7 +88,7 @@ def commands(folder):
     run, where = str(folder / "run"), ["--data-dir", str(folder / "images")]
     return {
         "probe": ("train", ["probe", run, *where]),
-        "audit": ("train", ["audit", run, "--limit", "8"]),
+        "audit": ("train", ["audit", run, "--limit", "20"]),
         "evaluate": ("test", ["evaluate", run, *where]),
     }
 
@@ -204,7 +204,7 @@ def test_a_run_records_what_it_has_seen(there):
 
 @pytest.mark.e2e
 def test_runs_on_other_images_are_not_audited_together(there, finished_run, capsys):
-    assert main(["audit", str(there / "run"), str(finished_run), "--out", str(there / "joint"), "--limit", "8"]) == 2
+    assert main(["audit", str(there / "run"), str(finished_run), "--out", str(there / "joint"), "--limit", "20"]) == 2
     told = capsys.readouterr().err
     assert "cannot be audited together" in told
     assert "dataset digits, there image_folder" in told

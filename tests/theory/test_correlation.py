@@ -1,3 +1,5 @@
+"""Rank correlations against scipy, their intervals against the truth, and partial ones against plain loops."""
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -49,8 +51,41 @@ def test_groups_are_drawn_as_a_whole():
 
 
 @pytest.mark.e2e
+def test_fewer_than_five_groups_have_no_interval():
+    # one run of eight checkpoints says nothing about another run
+    alone = spearman(range(8), range(8), ["run"] * 8)
+    assert (alone.rho, alone.low, alone.high) == (pytest.approx(1.0), None, None)
+    four, five = ([i % count for i in range(20)] for count in (4, 5))
+    x, y = points(20)
+    assert spearman(x, y, four).low is None
+    assert spearman(x, y, five).low is not None
+
+
+def test_partial_correlation_is_of_ranks_without_the_means_of_the_strata():
+    x, y = points(24, seed=3)
+    strata = [("row", i % 4) for i in range(24)]
+    y = [value + 10 * (i % 4) for i, value in enumerate(y)]
+    from scipy.stats import pearsonr, rankdata
+
+    ranks = [rankdata(x), rankdata(y)]
+    for of in ranks:
+        for stratum in range(4):
+            of[stratum::4] = of[stratum::4] - of[stratum::4].mean()
+    found = spearman(x, y, strata=strata)
+    assert found.partial == pytest.approx(pearsonr(*ranks).statistic)
+
+
+def test_what_only_separates_strata_has_no_partial_correlation():
+    x = [float(i // 6) for i in range(24)]
+    y = [10 * (i // 6) + (i * 7 % 6) for i in range(24)]
+    found = spearman(x, y, strata=[i // 6 for i in range(24)])
+    assert found.rho > 0.9
+    assert found.partial is None
+
+
+@pytest.mark.e2e
 def test_perfect_order_and_nothing_to_say():
     one = pytest.approx(1.0)
-    assert spearman(range(FEWEST), range(FEWEST)) == Correlation(one, one, one, FEWEST)
+    assert spearman(range(FEWEST), range(FEWEST)) == Correlation(one, one, one, None, FEWEST)
     assert spearman(range(FEWEST - 1), range(FEWEST - 1)) is None
     assert spearman([1.0] * 9, range(9)) is None
