@@ -13,40 +13,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 from acl_plugin.cli import completion
-from acl_plugin.cli.commands import (
-    audit_runs,
-    export_run,
-    import_checkpoint,
-    make_pseudo_labels,
-    probe_run,
-    run,
-    show_list,
-    show_status,
-    transfer_run,
-    write_report,
-)
-from acl_plugin.cli.evaluate import evaluate
 from acl_plugin.cli.parser import COMMANDS, PROGRAM
 from acl_plugin.errors import EvaluationStopped, TrainingStopped, UsageError, as_flags, unknown
 from acl_plugin.runtime.messages import on_stderr
 from acl_plugin.runtime.progress import Progress
 from acl_plugin.runtime.signals import interrupt
-
-RUN: dict[str, Callable[[list[str]], None]] = {
-    "audit": audit_runs,
-    "evaluate": evaluate,
-    "export": export_run,
-    "import": import_checkpoint,
-    "list": show_list,
-    "pretrain": functools.partial(run, "pretrain"),
-    "probe": probe_run,
-    "pseudo-labels": make_pseudo_labels,
-    "report": write_report,
-    "run": functools.partial(run, "run"),
-    "status": show_status,
-    "transfer": transfer_run,
-}
-"""Functions of the commands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,7 +81,29 @@ def _dispatch(arguments: list[str]) -> None:
     name, *rest = arguments
     if name not in COMMANDS:
         raise unknown("command", name, COMMANDS)
-    RUN[name](rest)
+    _function(name)(rest)
+
+
+def _function(name: str) -> Callable[[list[str]], None]:
+    """Return the function of a command; the import takes seconds."""
+    from acl_plugin.cli import commands
+    from acl_plugin.cli.evaluate import evaluate
+
+    functions: dict[str, Callable[[list[str]], None]] = {
+        "audit": commands.audit_runs,
+        "evaluate": evaluate,
+        "export": commands.export_run,
+        "import": commands.import_checkpoint,
+        "list": commands.show_list,
+        "pretrain": functools.partial(commands.run, "pretrain"),
+        "probe": commands.probe_run,
+        "pseudo-labels": commands.make_pseudo_labels,
+        "report": commands.write_report,
+        "run": functools.partial(commands.run, "run"),
+        "status": commands.show_status,
+        "transfer": commands.transfer_run,
+    }
+    return functions[name]
 
 
 @contextlib.contextmanager

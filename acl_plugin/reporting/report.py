@@ -169,16 +169,14 @@ class _Run:
 
     def audit(self) -> list[str]:
         lines = ["<h2>Why it is robust, or not</h2>"]
+        command = f"acl-plugin audit {self.run.path} --checkpoints all"
         if not self.run.audit_file.is_file():
-            return [*lines, _missing(f"acl-plugin audit {self.run.path} --checkpoints all")]
+            return [*lines, _missing(command)]
         found = read_audit(self.run.audit_file)
         if found is None:
-            return [
-                *lines,
-                _missing(f"acl-plugin audit {self.run.path} --checkpoints all", "Of an earlier version; repeat:"),
-            ]
+            return [*lines, _missing(command, "Of an earlier version; repeat:")]
         if not found["complete"]:
-            lines.append(_missing(f"acl-plugin audit {self.run.path} --checkpoints all", "Partial: to finish it, run"))
+            lines.append(_missing(command, "Partial: to finish it, run"))
         lines += _figure(
             figures.audit(found), "Both sides of each bound on the robust loss; estimates are no certificates"
         )
