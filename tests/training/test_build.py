@@ -32,6 +32,14 @@ def test_the_path_of_a_file_becomes_pseudo_labels(labels_file):
     assert objective.clusters.labels.sizes == [2, 5]
 
 
+def test_paths_of_a_base_become_objects_too(teacher_run):
+    settings = {"teacher": str(teacher_run), "beta": 3.0}
+    objective = built("gsa_rsl", base="deacl", base_kwargs=settings).objective
+    assert isinstance(objective.base.teacher, Teacher)
+    assert objective.base.beta == 3.0
+    assert settings["teacher"] == str(teacher_run)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
@@ -44,6 +52,8 @@ def test_the_path_of_a_file_becomes_pseudo_labels(labels_file):
         ("advcl", {"pseudo_labels": "nowhere.npz"}, "nowhere.npz: no such file; make it with acl-plugin pseudo-labels"),
         ("advcl", {"pseudo_labels": "nowhere.npz", "cluster_weight": -1}, "cluster_weight -1"),
         ("a_infonce", {"base": "rocl", "pseudo_labels": "nowhere"}, "setting of a_infonce on rocl: 'pseudo_labels'"),
+        ("gsa_rsl", {"base": "deacl"}, "base 'deacl': .*--objective-kwargs.base_kwargs.teacher TEACHER"),
+        ("gsa_rsl", {"base": "deacl", "base_kwargs": {"teacher": "nowhere"}}, "nowhere: no such run folder"),
         ("deacl", {"teacher": 3}, "`teacher` of type int: allowed is an encoder"),
     ],
 )
