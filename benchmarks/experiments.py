@@ -204,7 +204,7 @@ def job(row: Row, seed: int, data_name: str, shared: dict[str, Any], runs: Path)
         first, there, options = TRANSFERS[data_name]
         settings = first | {k: v for k, v in shared.items() if k != "limit_test"} | _of_row(row, seed)
         source = _job(replace(row, probed_on=None), seed, preset(settings["data"], **used(**settings)), runs)
-        before = source.config_file
+        before = source.config
         config = transferred(before, there, **{"data_dir": before.data.data_dir, "seed": seed} | options)
         return _job(row, seed, config, runs, source)
     options = shared | _of_row(row, seed)

@@ -73,9 +73,9 @@ def test_the_hash_leaves_out_seed_and_place():
 def test_transfer_probes_other_classes_with_the_same_encoder(data):
     for each in (job(row, 1, data, SHARED, Path("runs")) for row in EXPERIMENTS["transfer"]()):
         assert each.config.data.data == {"digits": "digits_5_9", "cifar10": "cifar100"}[data]
-        assert each.source.config_file.data.data == {"digits": "digits_0_4", "cifar10": "cifar10"}[data]
-        assert each.source.config_file.objective.objective_kwargs == TWO_SIDED | each.row.objective
-        assert each.config.machine.seed == each.source.config_file.machine.seed == 1
+        assert each.source.config.data.data == {"digits": "digits_0_4", "cifar10": "cifar10"}[data]
+        assert each.source.config.objective.objective_kwargs == TWO_SIDED | each.row.objective
+        assert each.config.machine.seed == each.source.config.machine.seed == 1
 
 
 def test_headline_takes_the_encoders_of_the_ablation_and_all_test_images():
