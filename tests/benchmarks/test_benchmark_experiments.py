@@ -110,7 +110,7 @@ def test_runs_results_and_tables(results, tmp_path, few, monkeypatch):
     assert [row["last"] for row in audited["rows"][:3]] == [True, False, True]
     table = (results / "RESULTS.md").read_text()
     assert "## Audit of the ablation on digits" in table
-    assert "hold in 20 of 20 cases" in table
+    assert "hold in 30 of 30 cases" in table
 
 
 @pytest.mark.e2e
