@@ -14,7 +14,7 @@ from acl_plugin.probing.linear_head import fit_head
 from acl_plugin.theory.critics import split_indices
 from acl_plugin.theory.divergence_estimates import Estimate
 
-DECAYS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+DECAYS = (1e-3, 3e-2, 1.0)
 """Weight decays of the probes, on features with standard deviation 1, to choose from by cross-validation."""
 TOLERANCE = 1e-3
 

@@ -111,7 +111,7 @@ def test_runs_results_and_tables(results, tmp_path, few, monkeypatch):
     assert [row["last"] for row in audited["rows"]] == [True, False, True]
     table = (results / "RESULTS.md").read_text()
     assert "## Audit of the ablation on digits" in table
-    assert "hold in 6 of 6 cases" in table
+    assert "hold in 9 of 9 cases" in table
 
 
 @pytest.mark.e2e
