@@ -33,7 +33,7 @@ def table() -> list[str]:
             f"`{name}`",
             f"[{paper['title']}](https://arxiv.org/abs/{paper['number']})" + paper["venue"],
             paper["year"],
-            ", ".join(objective.routes),
+            ", ".join(objective.norm_banks),
             ", ".join(shown for setting, shown in NEEDED.items() if takes(objective, setting)),
             objective.cost.encoder_forwards(STEPS),
             tables.spread(tables.robust(runs[shown])) if (shown := SHOWN.get(name, name)) in runs else "",

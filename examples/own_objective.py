@@ -15,8 +15,8 @@ from acl_plugin.models.spec import ModelSpec
 class OneAdversarialView(acl_plugin.Objective):
     """NT-Xent between a benign view and an adversarial one, both in one norm bank."""
 
-    routes = ("shared",)  # names of the norm banks; the last one is probed
-    attack_view = "bank"  # the attack moves each sample away from its own key
+    norm_banks = ("shared",)  # names of the norm banks; the last one is probed
+    attack_mode = "bank"  # the attack moves each sample away from its own key
 
     def terms(self, model, views, attack):
         with torch.no_grad():
@@ -33,7 +33,7 @@ def main(epochs: int = 8, batch_size: int = 128, limit_train: int | None = None)
     network = {"stem_width": 8, "channels": [16, 32, 64, 128]}
     spec = ModelSpec("resnet10t", network, "cifar", data.shape, data.mean, data.std)
     objective = OneAdversarialView(temperature=0.5)
-    model = acl_plugin.Encoder(spec, objective.routes, objective.projector)
+    model = acl_plugin.Encoder(spec, objective.norm_banks, objective.projector)
     objective.setup(model)
     attack = acl_plugin.InnerAttack(acl_plugin.ThreatModel("Linf", 0.1), "PGD", steps=5)
     optimizer = torch.optim.AdamW(objective.param_groups(model), lr=2e-3)

@@ -17,7 +17,7 @@ ATTACKS: dict[str, dict[str, Any]] = {"PGD": {"attack_steps": 5}, "MIFGSM": {"at
 
 def main(out: Path, **options: Any) -> dict[str, float]:
     """Return the AutoAttack accuracy for each inner attack; ``options`` apply to all runs."""
-    print(f"ACL(DS) with Linf takes: {', '.join(attack_names('Linf', view='joint'))}")
+    print(f"ACL(DS) with Linf takes: {', '.join(attack_names('Linf', mode='pairwise'))}")
     robust = {}
     for attack, own in ATTACKS.items():
         config = acl_plugin.preset("digits", objective="acl_ds", attack=attack, **own, **options)

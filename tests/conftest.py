@@ -88,9 +88,9 @@ def spec(shape=(1, 8, 8), backbone="resnet10t", kwargs=None, classes=(), stem="c
 def trained_encoder(shape=(1, 8, 8)):
     torch.manual_seed(0)
     model = Encoder(spec(shape), ("clean", "adv"))
-    for route, scale in (("clean", 1.0), ("adv", 0.5)):
+    for norm_bank, scale in (("clean", 1.0), ("adv", 0.5)):
         for _ in range(5):
-            model(scale * torch.rand(8, *shape), route)
+            model(scale * torch.rand(8, *shape), norm_bank)
     return model
 
 

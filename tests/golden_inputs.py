@@ -45,9 +45,9 @@ def start_from_noise(monkeypatch, order=None):
     monkeypatch.setattr(torch.Tensor, "uniform_", uniform_)
 
 
-def encoder_in_float64(routes, projector="three_layer", normalized=False):
+def encoder_in_float64(norm_banks, projector="three_layer", normalized=False):
     """A tiny ResNet with banks whose statistics and weights are not trivial."""
-    model = Encoder(replace(spec(), normalized=normalized), routes, projector)
+    model = Encoder(replace(spec(), normalized=normalized), norm_banks, projector)
     draw_in_float64(model)
     with torch.no_grad():
         for norm in [m for m in model.modules() if hasattr(m, "running_mean")]:
@@ -91,7 +91,7 @@ def advcl_case(name="advcl", **settings):
     labels = {size: torch.randint(size, (6,), generator=generator) for size in sizes}
     given = PseudoLabels(rows, labels)
     objective = create_objective(name, pseudo_labels=given, fidelity=FIDELITY, **settings)
-    model = encoder_in_float64(objective.routes, objective.projector).train()
+    model = encoder_in_float64(objective.norm_banks, objective.projector).train()
     objective.setup(model)
     draw_in_float64(objective)
     a, b, weak = 0.2 + 0.6 * torch.rand(3, 6, 1, 8, 8, dtype=torch.float64, generator=generator)
@@ -134,7 +134,7 @@ STRONG_H = 2.0
 def gsa_case(variant):
     """Objective, encoder, optimizer, views and attack; the views lie away from 0 and 1."""
     objective = create_objective("gsa_rsl", **{"global_": STRONG_H} | GSA_RSL[variant])
-    model = encoder_in_float64(objective.routes, objective.projector, objective.normalized).train()
+    model = encoder_in_float64(objective.norm_banks, objective.projector, objective.normalized).train()
     objective.setup(model)
     if objective.global_:
         draw_in_float64(objective.divergence)

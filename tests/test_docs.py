@@ -119,7 +119,7 @@ def test_a_model_of_ones_own(folder, few):
 @pytest.mark.e2e
 def test_a_network_of_ones_own(folder, few):
     scope = {}
-    for words in ("routes=objective.routes,  #", "encoder=encoder)", "unwrap()"):
+    for words in ("norm_banks=objective.norm_banks,  #", "encoder=encoder)", "unwrap()"):
         exec(block_with(words), scope)
     assert scope["plain"].state_dict().keys() == scope["network"].state_dict().keys()
     assert scope["trained"].size == 16

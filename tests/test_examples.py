@@ -63,7 +63,7 @@ def test_swap_backbone(tmp_path, few, monkeypatch):
 @pytest.mark.e2e
 def test_swap_attack(tmp_path, few):
     module = example("swap_attack")
-    assert set(module.ATTACKS) <= set(attack_names("Linf", view="joint"))
+    assert set(module.ATTACKS) <= set(attack_names("Linf", mode="pairwise"))
     assert module.main(tmp_path, **TINY | {"epochs": 1}).keys() == module.ATTACKS.keys()
 
 

@@ -9,7 +9,7 @@ import acl_plugin
 FACE = {
     "Classifier": "spec",
     "Cost": "attacked forwards backwards repeated",
-    "Encoder": "spec routes projector",
+    "Encoder": "spec norm_banks projector",
     "EncoderProtocol": None,
     "Evaluation": "values verdicts",
     "EvaluationStopped": None,
@@ -38,7 +38,7 @@ FACE = {
     "register": "name",
     "report": "runs out",
     "run": "config out device trainer_options",
-    "wrap_encoder": "module shape features input_size input_range mean std projector routes normalized",
+    "wrap_encoder": "module shape features input_size input_range mean std projector norm_banks normalized",
 }
 """Names, and the arguments of those that are called."""
 

@@ -154,8 +154,9 @@ def test_a_name_is_not_taken_from_another_distribution(several, first):
 @pytest.mark.parametrize(
     ("attribute", "value"),
     [
-        ("routes", ()), ("routes", ("a", "a")), ("routes", "clean"), ("routes", (1,)), ("needs", ("c",)),
-        ("needs", ("images",)), ("needs", "a"), ("attack_view", "both"), ("projector", "four_layer"),
+        ("norm_banks", ()), ("norm_banks", ("a", "a")), ("norm_banks", "clean"), ("norm_banks", (1,)),
+        ("needs", ("c",)),
+        ("needs", ("images",)), ("needs", "a"), ("attack_mode", "both"), ("projector", "four_layer"),
         ("projector", None),        ("strength", 2.0), ("cost", 3), ("temperature", None), ("temperature", -1.0),
     ],
 )  # fmt: skip
@@ -264,7 +265,7 @@ def half_step():
 
 
 def test_a_registered_attack_is_one_of_the_inner_attacks(half_step):
-    assert "HalfStep" in attack_names("Linf", "joint")
+    assert "HalfStep" in attack_names("Linf", "pairwise")
     assert "HalfStep" not in attack_names("L2")
     torch.manual_seed(0)
     model, images = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)), torch.rand(4, 3, 2, 2)

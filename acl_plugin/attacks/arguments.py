@@ -66,8 +66,8 @@ def warn_of_short_steps(name: str, given: Mapping[str, Any], steps: int, eps: fl
     logger.warning("attack %r: %s; for evaluation, pass alpha %.4g or more", name, far, 2 * eps / count)
 
 
-def check_view(norm: str, name: str, view: str | None, channels: int | None) -> None:
-    """Check that a class supports a view and a number of channels; None stands for any.
+def check_mode(norm: str, name: str, mode: str | None, channels: int | None) -> None:
+    """Check that a class supports a mode and a number of channels; None stands for any.
 
     Raises:
         UsageError: listing the valid classes.
@@ -75,11 +75,11 @@ def check_view(norm: str, name: str, view: str | None, channels: int | None) -> 
     if name in RGB_ONLY and channels not in (None, 3):
         message = f"attack {name!r} takes images of 3 channels, not {channels}; use PGD or MIFGSM"
         raise UsageError(message, parameter="channels", given=channels, allowed=3)
-    valid = attack_names(norm, view)
-    if view is not None and name not in valid:
+    valid = attack_names(norm, mode)
+    if mode is not None and name not in valid:
         raise UsageError(
-            f"attack {name!r} moves each row for itself and is not valid for the {view!r} view, in which "
-            f"rows depend on each other; allowed: {', '.join(valid)}",
+            f"attack {name!r} treats samples independently and cannot be used with mode {mode!r}, where the loss "
+            f"couples the whole batch; allowed: {', '.join(valid)}",
             parameter="name",
             given=name,
             allowed=tuple(valid),

@@ -1,4 +1,4 @@
-"""Catalogue of attacks, torchattacks' and registered ones: supported norms and views, and valid arguments."""
+"""Catalogue of attacks, torchattacks' and registered ones: supported norms and modes, and valid arguments."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.registry import ATTACKS
 
-ALL_VIEWS = ("joint", "bank", "scalar")
+MODES = ("pairwise", "bank", "scalar")
 _WHOLE_BATCH = {
     "Linf": (
         "FGSM BIM RFGSM PGD EOTPGD FFGSM MIFGSM NIFGSM SINIFGSM VMIFGSM VNIFGSM UPGD DIFGSM TIFGSM PIFGSM PIFGSMPP"
@@ -37,20 +37,20 @@ _CHOICES = {
 }
 
 
-def attack_names(norm: str | None = None, view: str | None = None) -> list[str]:
-    """Return the names of the attacks that support a norm and a view; None stands for any."""
-    names = {name for name in ATTACKS.names() if _supports(ATTACKS.get(name), norm, view)}
-    for table, views in ((_WHOLE_BATCH, ALL_VIEWS), (_ROW_BY_ROW, ("bank",))):
+def attack_names(norm: str | None = None, mode: str | None = None) -> list[str]:
+    """Return the names of the attacks that support a norm and a mode; None stands for any."""
+    names = {name for name in ATTACKS.names() if _supports(ATTACKS.get(name), norm, mode)}
+    for table, modes in ((_WHOLE_BATCH, MODES), (_ROW_BY_ROW, ("bank",))):
         for table_norm, classes in table.items():
-            if norm in (None, table_norm) and (view is None or view in views):
+            if norm in (None, table_norm) and (mode is None or mode in modes):
                 names |= set(classes.split())
     return sorted(names)
 
 
-def _supports(attack: Any, norm: str | None, view: str | None) -> bool:
-    """Return whether a registered class declares that it supports a norm and a view."""
-    views = ALL_VIEWS if getattr(attack, "whole_batch", False) else ("bank",)
-    return norm in (None, *getattr(attack, "norms", ())) and view in (None, *views)
+def _supports(attack: Any, norm: str | None, mode: str | None) -> bool:
+    """Return whether a registered class declares that it supports a norm and a mode."""
+    modes = MODES if getattr(attack, "whole_batch", False) else ("bank",)
+    return norm in (None, *getattr(attack, "norms", ())) and mode in (None, *modes)
 
 
 def class_of(name: str) -> Any:

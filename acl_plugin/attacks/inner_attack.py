@@ -2,7 +2,7 @@
 
 torchattacks requires a model with logits, and labels. A contrastive loss becomes a classification loss in three ways:
 
-- ``joint``: logits (2B, 2B), the similarities of two views that are both perturbed; label: the other view. The mean
+- ``pairwise``: logits (2B, 2B), the similarities of two views that are both perturbed; label: the other view. The mean
   cross-entropy is NT-Xent. The loss couples the whole batch, so only attacks that follow its gradient are valid.
 - ``bank``: logits (B, K) against fixed keys; label: the sample's own key. Samples are independent, so any attack is
   valid.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acl_plugin.attacks.arguments import check_classes, check_settings, check_view, class_arguments, warn_of_short_steps
+from acl_plugin.attacks.arguments import check_classes, check_mode, check_settings, class_arguments, warn_of_short_steps
 from acl_plugin.attacks.bridge import Bridge, count_classes, loss_logits, noise_seed
 from acl_plugin.attacks.catalogue import class_of
 from acl_plugin.attacks.inputs import check_images, check_labels, check_output, check_values
@@ -73,35 +73,35 @@ class InnerAttack:
         if self.scale == 1:  # not again for each fraction of a schedule
             warn_of_short_steps(self.name, self.kwargs, self.steps, self.threat.eps)
 
-    def check(self, view: str | None, channels: int | None = None, classes: int | None = None) -> None:
-        """Check that the attack supports a view, a number of channels and a number of classes; None stands for any.
+    def check(self, mode: str | None, channels: int | None = None, classes: int | None = None) -> None:
+        """Check that the attack supports a mode, a number of channels and a number of classes; None stands for any.
 
         Raises:
             UsageError: listing the valid classes.
         """
-        check_view(self.threat.norm, self.name, view, channels)
+        check_mode(self.threat.norm, self.name, mode, channels)
         check_classes(self.name, self.kwargs, classes)
 
     def scaled(self, scale: float) -> "InnerAttack":
         """Return the same attack with ``scale`` in (0, 1] as the fraction of eps and step size."""
         return replace(self, scale=scale)
 
-    def joint(
+    def pairwise(
         self,
         model: Network,
         a: Tensor,
         b: Tensor,
         *,
-        route: str | None = None,
+        norm_bank: str | None = None,
         temperature: float = 0.5,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Perturb both views to maximize NT-Xent between them.
 
         Args:
-            model: encoder, called as ``model(images, route)`` -> (2B, P).
+            model: encoder, called as ``model(images, norm_bank)`` -> (2B, P).
             a, b: (B, C, H, W) views in [0, 1].
-            route: name of the norm bank; None for the first.
+            norm_bank: name of the norm bank; None for the first.
             temperature: tau > 0.
             generator: source of the noise; None for torch's global CPU generator.
 
@@ -117,10 +117,10 @@ class InnerAttack:
         if a.shape != b.shape:
             message = f"views of different shapes: {tuple(a.shape)} and {tuple(b.shape)}"
             raise UsageError(message, parameter="b", given=tuple(b.shape), allowed=tuple(a.shape))
-        self.check("joint", a.shape[1])
+        self.check("pairwise", a.shape[1])
 
         def logits(x: Tensor) -> Tensor:
-            return contrastive.joint_logits(check_output(model(x, route), (len(x), None)), temperature)[0]
+            return contrastive.pairwise_logits(check_output(model(x, norm_bank), (len(x), None)), temperature)[0]
 
         partners = torch.arange(2 * len(a), device=a.device).roll(len(a))
         both = torch.cat([a, b])
@@ -134,17 +134,17 @@ class InnerAttack:
         x: Tensor,
         keys: Tensor,
         *,
-        route: str | None = None,
+        norm_bank: str | None = None,
         temperature: float = 0.5,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Perturb each image away from its own key, toward those of other images.
 
         Args:
-            model: encoder, called as ``model(images, route)`` -> (B, P).
+            model: encoder, called as ``model(images, norm_bank)`` -> (B, P).
             x: (B, C, H, W) in [0, 1].
             keys: (K, P) fixed embeddings, K >= B; keys[i] belongs to image i.
-            route, temperature, generator: see ``joint``.
+            norm_bank, temperature, generator: see ``pairwise``.
 
         Returns:
             (B, C, H, W) adversarial examples, detached, in the eps ball and in [0, 1].
@@ -159,7 +159,7 @@ class InnerAttack:
         keys = constant(keys)
 
         def logits(images: Tensor) -> Tensor:
-            embedded = check_output(model(images, route), (len(images), keys.shape[1]))
+            embedded = check_output(model(images, norm_bank), (len(images), keys.shape[1]))
             return contrastive.similarity_logits(embedded, keys, temperature)
 
         labels = torch.arange(len(x), device=x.device)
@@ -179,7 +179,7 @@ class InnerAttack:
             model: contains every module that ``row_losses`` uses; it is put into eval mode.
             x: (B, C, H, W) in [0, 1].
             row_losses: (B, C, H, W) -> (B,) losses above 0.
-            generator: see ``joint``.
+            generator: see ``pairwise``.
 
         Returns:
             (B, C, H, W) adversarial examples, detached, in the eps ball and in [0, 1].
@@ -204,7 +204,7 @@ class InnerAttack:
             x: (B, C, H, W) in [0, 1].
             y: (B,) labels in [0, classes).
             bounded: project onto the eps ball; False for attacks that search for the smallest perturbation.
-            generator: see ``joint``.
+            generator: see ``pairwise``.
 
         Returns:
             (B, C, H, W) adversarial examples, detached, in [0, 1], and in the eps ball if ``bounded``.
@@ -247,7 +247,7 @@ class InnerAttack:
             x: (B, C, H, W) in [0, 1].
             logits: (B, C, H, W) -> (B, classes).
             benign_logits: (B, classes), constant.
-            generator: see ``joint``.
+            generator: see ``pairwise``.
 
         Returns:
             (B, C, H, W) adversarial examples, detached, in the eps ball and in [0, 1].
@@ -288,7 +288,7 @@ class InnerAttack:
             return x.detach().clone()
         check_autograd(model)
         threat, seed = replace(self.threat, eps=self.threat.eps * self.scale), noise_seed(generator)
-        with gradients(), norm_banks.inference(model), seeding.private(seed, x.device):
+        with gradients(), norm_banks.inference(model), seeding.isolated_rng(seed, x.device):
             x, labels = constant(x).contiguous(), constant(labels)  # some attacks use view()
             arguments = class_arguments(
                 self.name, self.kwargs, steps=self.steps, scale=self.scale, threat=threat, classes=classes, seed=seed

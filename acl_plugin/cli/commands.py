@@ -253,12 +253,12 @@ def show_list(arguments: list[str]) -> None:
 
         print("\n".join(backbone_names(given.pattern)))
     elif given.what == "attacks":
-        from acl_plugin.attacks.catalogue import ALL_VIEWS, attack_names
+        from acl_plugin.attacks.catalogue import MODES, attack_names
         from acl_plugin.validation import NORMS
 
         for attack in attack_names():
             norms = " ".join(n for n in NORMS if attack in attack_names(n))
-            views = " ".join(v for v in ALL_VIEWS if attack in attack_names(view=v))
+            views = " ".join(v for v in MODES if attack in attack_names(mode=v))
             print(f"{attack:12}{norms:10}{views}")
     elif given.what == "data":
         print("\n".join(f"{name:10}{tables.first_line(DATASETS.get(name))}" for name in DATASETS.names()))

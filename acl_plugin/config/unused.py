@@ -68,7 +68,7 @@ def refuse(runs: Sequence[Options], usual: Options, uses: Uses) -> None:
 def _example(options: Options) -> Any:
     """Create the objective to read its attributes; None if that fails, which raises an error elsewhere."""
     try:
-        with seeding.private(0):
+        with seeding.isolated_rng(0):
             return create_objective(options["objective"], **options["objective_kwargs"])
     except UsageError:
         return None
@@ -76,7 +76,7 @@ def _example(options: Options) -> Any:
 
 def _has_attack(options: Options) -> bool:
     objective = _example(options)
-    return objective is None or objective.attack_view is not None
+    return objective is None or objective.attack_mode is not None
 
 
 def _has_views(options: Options) -> bool:

@@ -249,7 +249,7 @@ def _under(
             continue
         x = batch(target.images, start, start + size, device)[left.to(device)]
         y = labels[start : start + size][left].to(device)
-        with seeding.private(mixed_seed(target.seed, seeding.SUITE, number, start), device):
+        with seeding.isolated_rng(mixed_seed(target.seed, seeding.SUITE, number, start), device):
             x_adv = attack.classifier(model, x, y, bounded=not smallest)
             with torch.inference_mode(False), torch.no_grad(), norm_banks.inference(model):
                 correct[start + left] = (model(x_adv).argmax(1) == y).cpu()

@@ -59,7 +59,7 @@ def load_exported(path: Path, classes: int = 0) -> Classifier:
 
     description = read_json(path)
     try:
-        with seeding.private(0):
+        with seeding.isolated_rng(0):
             model = Classifier(ModelSpec.from_dict(description["spec"]))
         weights = path.parent / description["weights"]
         if not weights.resolve().is_relative_to(path.parent.resolve()):

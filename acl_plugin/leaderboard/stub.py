@@ -119,7 +119,7 @@ def fault(code: str, model: Classifier, name: str) -> str | None:
     """Return why the code of ``stub`` does not reproduce the model on random images; None if it does."""
     parts: dict[str, Any] = {"__file__": "/nowhere/stub.py", "__name__": f"stub_of_{class_name(name)}"}
     try:
-        with seeding.private(0), torch.no_grad():
+        with seeding.isolated_rng(0), torch.no_grad():
             exec(compile(code, parts["__file__"], "exec"), parts)  # code that this module generated
             again = parts[class_name(name)]().eval()
             again.load_state_dict(model.state_dict())
@@ -134,7 +134,7 @@ def fault(code: str, model: Classifier, name: str) -> str | None:
 def _plain_timm(network: nn.Module, backbone: str) -> nn.Module:
     import timm
 
-    with seeding.private(0):
+    with seeding.isolated_rng(0):
         return timm.create_model(backbone, **_created_with(network))
 
 

@@ -35,7 +35,7 @@ def similarity_logits(z: Tensor, keys: Tensor, temperature: float) -> Tensor:
         return F.normalize(z, dim=1) @ F.normalize(keys, dim=1).T / temperature
 
 
-def joint_logits(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def pairwise_logits(z: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Cast two views as a classification problem: find the other view of each sample.
 
     The mean cross-entropy of the result is exactly NT-Xent.
@@ -67,7 +67,7 @@ def nt_xent_rows(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
 
     Source: SimCLR (arXiv 2002.05709), equation 1.
     """
-    logits, partners = joint_logits(torch.cat([za, zb]), temperature)
+    logits, partners = pairwise_logits(torch.cat([za, zb]), temperature)
     return F.cross_entropy(logits, partners, reduction="none").view(2, -1)
 
 

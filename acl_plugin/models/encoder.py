@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acl_plugin.errors import unknown
-from acl_plugin.models import norm_banks
 from acl_plugin.models.backbones import create_backbone, feature_size
 from acl_plugin.models.memory_format import channels_last
+from acl_plugin.models.norm_banks import active, add_banks
 from acl_plugin.models.projectors import PROJECTORS, SHARED
 from acl_plugin.models.spec import ModelSpec
 
@@ -44,13 +44,13 @@ class Preprocess(nn.Module):
 
 
 class BackboneAndProjector(nn.Module):
-    """Implement ``EncoderProtocol`` with preprocessing, backbone f and projector g, and one norm bank per route.
+    """Implement ``EncoderProtocol`` with preprocessing, backbone f and projector g, and one norm bank per norm bank.
 
     Args:
         preprocess: (B, C, H, W) in [0, 1] -> (B, C, H', W').
-        backbone: (B, C, H', W') -> (B, D); each BatchNorm layer is replaced in place by one per route.
+        backbone: (B, C, H', W') -> (B, D); each BatchNorm layer is replaced in place by one per norm bank.
         size: D, size of the features.
-        routes: names of the norm banks; the first is the default.
+        norm_banks: names of the norm banks; the first is the default.
         projector: one of ``projectors.PROJECTORS``.
         normalized: divide features by their L2 norm.
     """
@@ -60,7 +60,7 @@ class BackboneAndProjector(nn.Module):
         preprocess: "Preprocess",
         backbone: nn.Module,
         size: int,
-        routes: Sequence[str],
+        norm_banks: Sequence[str],
         projector: str,
         normalized: bool = False,
     ) -> None:
@@ -69,45 +69,45 @@ class BackboneAndProjector(nn.Module):
             raise unknown("projector", projector, PROJECTORS)
         self.size: int = size
         self.normalized = normalized
-        self.routes: tuple[str, ...] = tuple(routes)
+        self.norm_banks: tuple[str, ...] = tuple(norm_banks)
         self.preprocess = preprocess
-        self.backbone = norm_banks.add_routes(backbone, self.routes)
-        self.projector = norm_banks.add_routes(PROJECTORS[projector](size), self.routes, shared=projector in SHARED)
+        self.backbone = add_banks(backbone, self.norm_banks)
+        self.projector = add_banks(PROJECTORS[projector](size), self.norm_banks, shared=projector in SHARED)
 
-    def features(self, x: Tensor, route: str | None = None) -> Tensor:
+    def features(self, x: Tensor, norm_bank: str | None = None) -> Tensor:
         """Return f(x): images (B, C, H, W) in [0, 1] -> features (B, D)."""
-        with norm_banks.route(self.backbone, self.routes[0] if route is None else route):
+        with active(self.backbone, self.norm_banks[0] if norm_bank is None else norm_bank):
             features = self.backbone(self.preprocess(x))
         return F.normalize(features, dim=1) if self.normalized else features
 
-    def project(self, features: Tensor, route: str | None = None) -> Tensor:
+    def project(self, features: Tensor, norm_bank: str | None = None) -> Tensor:
         """Return g of features: (B, D) -> embeddings (B, P)."""
-        with norm_banks.route(self.projector, self.routes[0] if route is None else route):
+        with active(self.projector, self.norm_banks[0] if norm_bank is None else norm_bank):
             return self.projector(features)
 
-    def forward(self, x: Tensor, route: str | None = None) -> Tensor:
+    def forward(self, x: Tensor, norm_bank: str | None = None) -> Tensor:
         """Return z = g(f(x)): images (B, C, H, W) in [0, 1] -> embeddings (B, P)."""
-        return self.project(self.features(x, route), route)
+        return self.project(self.features(x, norm_bank), norm_bank)
 
-    def views(self, a: Tensor, b: Tensor, route: str | None = None) -> tuple[Tensor, Tensor]:
+    def views(self, a: Tensor, b: Tensor, norm_bank: str | None = None) -> tuple[Tensor, Tensor]:
         """Return the embeddings (B, P) of two views (B, C, H, W), encoded as one batch."""
-        za, zb = self(torch.cat([a, b]), route).chunk(2)
+        za, zb = self(torch.cat([a, b]), norm_bank).chunk(2)
         return za, zb
 
 
 class Encoder(BackboneAndProjector):
-    """Encode images in [0, 1] with a timm model, with one norm bank per route.
+    """Encode images in [0, 1] with a timm model, with one norm bank per norm bank.
 
     Args:
         spec: the model, without classes.
-        routes: names of the norm banks; the first is the default.
+        norm_banks: names of the norm banks; the first is the default.
         projector: one of ``projectors.PROJECTORS``.
     """
 
-    def __init__(self, spec: ModelSpec, routes: Sequence[str] = ("clean",), projector: str = "three_layer") -> None:
+    def __init__(self, spec: ModelSpec, norm_banks: Sequence[str] = ("clean",), projector: str = "three_layer") -> None:
         backbone, input_size = create_backbone(spec)
         size = feature_size(backbone, spec.shape[0], input_size)
-        super().__init__(_preprocess(spec, input_size), backbone, size, routes, projector, spec.normalized)
+        super().__init__(_preprocess(spec, input_size), backbone, size, norm_banks, projector, spec.normalized)
         self.spec = spec
         channels_last(self)
 

@@ -36,7 +36,9 @@ def cluster(features: Tensor, size: int, seed: int) -> Tensor:
     return torch.from_numpy(means.fit_predict(features.double().cpu().numpy())).long()
 
 
-def features_of(encoder: EncoderProtocol, images: Images, route: str | None = None, batch_size: int = 500) -> Tensor:
+def features_of(
+    encoder: EncoderProtocol, images: Images, norm_bank: str | None = None, batch_size: int = 500
+) -> Tensor:
     """Return the features of all images without augmentation, (N, D) on the CPU."""
     device = next(encoder.parameters()).device
-    return batched(lambda x: encoder.features(x, route), images, device, batch_size)
+    return batched(lambda x: encoder.features(x, norm_bank), images, device, batch_size)

@@ -17,7 +17,7 @@ from acl_plugin.errors import unknown
 from acl_plugin.models.protocol import Network
 
 _DECLARED = "norm_banks"
-"""Attribute that stores the routes of a network."""
+"""Attribute that stores the norm banks of a network."""
 
 
 class _Route:
@@ -28,57 +28,57 @@ class _Route:
 
 
 class RoutedNorm(nn.Module):
-    """Independent BatchNorm layers, one per route, of which one is active: (B, C, ...) -> (B, C, ...)."""
+    """Independent BatchNorm layers, one per norm bank, of which one is active: (B, C, ...) -> (B, C, ...)."""
 
-    def __init__(self, norm: _BatchNorm, routes: Sequence[str], current: _Route) -> None:
+    def __init__(self, norm: _BatchNorm, norm_banks: Sequence[str], current: _Route) -> None:
         super().__init__()
-        self.banks = nn.ModuleDict({route: copy.deepcopy(norm) for route in routes})
+        self.banks = nn.ModuleDict({norm_bank: copy.deepcopy(norm) for norm_bank in norm_banks})
         self.current = current
 
     def forward(self, x: Tensor) -> Tensor:
         return self.banks[self.current.name](x)
 
 
-def add_routes(network: nn.Module, routes: Sequence[str], shared: bool = False) -> nn.Module:
-    """Replace every BatchNorm layer of ``network`` in place by one per route; the first route is active.
+def add_banks(network: nn.Module, norm_banks: Sequence[str], shared: bool = False) -> nn.Module:
+    """Replace every BatchNorm layer of ``network`` in place by one per norm bank; the first norm bank is active.
 
-    A network without BatchNorm, or with a single route, keeps one bank for all routes. It still rejects other routes.
+    A network without BatchNorm, or with a single name, keeps one bank for all names. It still rejects other names.
 
     Args:
         network: any module.
-        routes: names of the banks, at least one.
-        shared: keep one bank for all routes.
+        norm_banks: names of the banks, at least one.
+        shared: keep one bank for all norm banks.
 
     Returns:
         The network (a new object only if it is itself a BatchNorm layer).
     """
-    if len(routes) > 1 and not shared:
-        current = _Route(routes[0])
-        network = _replace(network, _BatchNorm, lambda norm: RoutedNorm(norm, routes, current))
-    vars(network)[_DECLARED] = tuple(routes)
+    if len(norm_banks) > 1 and not shared:
+        current = _Route(norm_banks[0])
+        network = _replace(network, _BatchNorm, lambda norm: RoutedNorm(norm, norm_banks, current))
+    vars(network)[_DECLARED] = tuple(norm_banks)
     return network
 
 
 def declared(network: nn.Module) -> tuple[str, ...]:
-    """Return the routes of ``network`` or of a part of it; empty for a plain network, which accepts any route."""
+    """Return the names of the norm banks of a network or a part; empty for a plain one, which accepts any name."""
     given = (vars(module).get(_DECLARED, ()) for module in network.modules())
-    return next((routes for routes in given if routes), ())
+    return next((norm_banks for norm_banks in given if norm_banks), ())
 
 
-def routes_of(network: nn.Module) -> list[str]:
-    """Return the names of the network's banks; empty if one bank serves all routes."""
+def names_of(network: nn.Module) -> list[str]:
+    """Return the names of the network's banks; empty if one bank serves all norm banks."""
     layers = _layers(network)
     return list(layers[0].banks) if layers else []
 
 
 @contextmanager
-def route(network: nn.Module, name: str) -> Iterator[None]:
+def active(network: nn.Module, name: str) -> Iterator[None]:
     """Use the bank ``name`` of ``network`` inside the context.
 
     Raises:
-        UsageError: when the network has routes, but none of this name.
+        UsageError: when the network has norm banks, but none of this name.
     """
-    _check_route(network, name)
+    _check_name(network, name)
     layers = _layers(network)
     before = [layer.current.name for layer in layers]
     for layer in layers:
@@ -94,9 +94,9 @@ def export(network: nn.Module, name: str) -> nn.Module:
     """Return a plain copy with the BatchNorm layers of the bank ``name``: same function, original keys.
 
     Raises:
-        UsageError: see ``route``.
+        UsageError: see ``active``.
     """
-    with route(network, name):
+    with active(network, name):
         plain = _replace(copy.deepcopy(network), RoutedNorm, lambda layer: layer.banks[layer.current.name])
     for module in plain.modules():
         vars(module).pop(_DECLARED, None)
@@ -108,14 +108,14 @@ def load_banks(network: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -
 
     Args:
         network: network with the banks named in ``states``; a single shared bank loads the last state.
-        states: state dicts by route, with the network's original keys.
+        states: state dicts by norm bank, with the network's original keys.
 
     Raises:
         UsageError: for a bank that the network does not have.
         RuntimeError: for missing, unexpected or ill-shaped weights, as ``load_state_dict``.
     """
     for name in states:
-        _check_route(network, name)
+        _check_name(network, name)
     if not _layers(network):
         network.load_state_dict(list(states.values())[-1])
         return
@@ -184,10 +184,10 @@ def _mode(network: Network, *, training: bool) -> Iterator[None]:
             m.training = before
 
 
-def _check_route(network: nn.Module, name: str) -> None:
+def _check_name(network: nn.Module, name: str) -> None:
     known = declared(network)
     if known and name not in known:
-        raise unknown("norm bank", name, known, parameter="route")
+        raise unknown("norm bank", name, known, parameter="norm_bank")
 
 
 def _layers(network: nn.Module) -> list[RoutedNorm]:

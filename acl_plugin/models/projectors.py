@@ -49,4 +49,4 @@ PROJECTORS: dict[str, Callable[[int], nn.Sequential]] = {
 """Projectors by name."""
 
 SHARED = frozenset({"bottleneck"})
-"""Projectors with one BatchNorm bank for all routes."""
+"""Projectors with one BatchNorm bank for all norm banks."""

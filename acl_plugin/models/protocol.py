@@ -32,12 +32,12 @@ class EncoderProtocol(Network, Protocol):
     """Interface of an encoder: an ``nn.Module`` with backbone f and projector g.
 
     ``Encoder`` (timm models by name) and ``WrappedEncoder`` (any module) implement it. Images are (B, C, H, W) floats
-    in [0, 1]; the encoder resizes and normalizes them. ``route`` selects one of the norm banks in ``routes``; None
-    selects the first.
+    in [0, 1]; the encoder resizes and normalizes them. ``norm_bank`` selects one of ``norm_banks``, by default the
+    first.
 
     Attributes:
         size: D, size of the features.
-        routes: names of the norm banks, at least one; the first is the default.
+        norm_banks: names of the norm banks, at least one; the first is the default.
         backbone: f without resizing and normalization.
         projector: g.
 
@@ -50,26 +50,26 @@ class EncoderProtocol(Network, Protocol):
     """
 
     size: int
-    routes: tuple[str, ...]
+    norm_banks: tuple[str, ...]
     backbone: nn.Module
     projector: nn.Module
 
-    def features(self, x: Tensor, route: str | None = None) -> Tensor:
+    def features(self, x: Tensor, norm_bank: str | None = None) -> Tensor:
         """Return f(x): images (B, C, H, W) -> features (B, D)."""
 
-    def project(self, features: Tensor, route: str | None = None) -> Tensor:
+    def project(self, features: Tensor, norm_bank: str | None = None) -> Tensor:
         """Return g of features: (B, D) -> embeddings (B, P)."""
 
-    def forward(self, x: Tensor, route: str | None = None) -> Tensor:
+    def forward(self, x: Tensor, norm_bank: str | None = None) -> Tensor:
         """Return z = g(f(x)): images (B, C, H, W) -> embeddings (B, P)."""
 
-    def views(self, a: Tensor, b: Tensor, route: str | None = None) -> tuple[Tensor, Tensor]:
+    def views(self, a: Tensor, b: Tensor, norm_bank: str | None = None) -> tuple[Tensor, Tensor]:
         """Return the embeddings (B, P) of two views (B, C, H, W), encoded as one batch of 2B images."""
 
 
 def is_encoder(value: object) -> TypeGuard[EncoderProtocol]:
     """Return whether ``value`` is a module with all members of ``EncoderProtocol``."""
-    names = ("size", "routes", "backbone", "projector", "features", "project", "forward", "views")
+    names = ("size", "norm_banks", "backbone", "projector", "features", "project", "forward", "views")
     return isinstance(value, nn.Module) and all(hasattr(value, name) for name in names)
 
 

@@ -24,38 +24,38 @@ class WrappedEncoder(BackboneAndProjector):
     Attributes:
         shape: (C, H, W) of the images.
         size: D, size of the features.
-        routes: names of the norm banks.
+        norm_banks: names of the norm banks.
         backbone: the copy with its feature extraction.
         projector: g.
     """
 
     def __init__(
         self, preprocess: Preprocess, backbone: FeatureExtractor, shape: tuple[int, int, int], size: int,
-        routes: Sequence[str], projector: str, normalized: bool = False,
+        norm_banks: Sequence[str], projector: str, normalized: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(preprocess, backbone, size, routes, projector, normalized)
+        super().__init__(preprocess, backbone, size, norm_banks, projector, normalized)
         self.shape = shape
 
-    def unwrap(self, route: str | None = None) -> nn.Module:
+    def unwrap(self, norm_bank: str | None = None) -> nn.Module:
         """Return a copy of the module with the trained weights, of the original class and with the original keys.
 
         Args:
-            route: name of the norm bank to keep; None for the first.
+            norm_bank: name of the norm bank to keep; None for the first.
 
         Returns:
             The module, in the mode and on the device of the encoder. Its input is that of the original: resized and
             normalized images.
 
         Raises:
-            UsageError: for an unknown route.
+            UsageError: for an unknown norm bank.
 
         Example:
             >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
-            >>> encoder = acl_plugin.wrap_encoder(net, (3, 8, 8), routes=("clean", "adv"))
+            >>> encoder = acl_plugin.wrap_encoder(net, (3, 8, 8), norm_banks=("clean", "adv"))
             >>> encoder.unwrap("adv").state_dict().keys() == net.state_dict().keys()
             True
         """
-        exported = norm_banks.export(self.backbone, self.routes[0] if route is None else route)
+        exported = norm_banks.export(self.backbone, self.norm_banks[0] if norm_bank is None else norm_bank)
         return exported.get_submodule("module")
 
 
@@ -69,7 +69,7 @@ def wrap_encoder(
     mean: PerChannel = None,
     std: PerChannel = None,
     projector: str = "three_layer",
-    routes: Sequence[str] = ("clean",),
+    norm_banks: Sequence[str] = ("clean",),
     normalized: bool = False,
 ) -> WrappedEncoder:
     """Wrap any module as an encoder that every objective can train.
@@ -90,8 +90,8 @@ def wrap_encoder(
         input_range: module's input values for black and white, before ``mean`` and ``std``.
         mean, std: normalization in ``input_range``, a number or one per channel; None for 0 and 1.
         projector: name in ``models.projectors.PROJECTORS``; objectives specify theirs as ``objective.projector``.
-        routes: names of the norm banks; objectives specify theirs as ``objective.routes``. Each BatchNorm layer is
-            copied once per route.
+        norm_banks: names of the norm banks; objectives specify theirs as ``objective.norm_banks``. Each BatchNorm
+            layer is copied once per norm bank.
         normalized: divide features by their L2 norm; objectives specify theirs as ``objective.normalized``.
 
     Returns:
@@ -104,7 +104,8 @@ def wrap_encoder(
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU())
         >>> objective = acl_plugin.create_objective("acl_ds")
-        >>> encoder = acl_plugin.wrap_encoder(net, (3, 8, 8), routes=objective.routes, projector=objective.projector)
+        >>> own = {"norm_banks": objective.norm_banks, "projector": objective.projector}
+        >>> encoder = acl_plugin.wrap_encoder(net, (3, 8, 8), **own)
         >>> encoder.features(torch.rand(2, 3, 8, 8), "adv").shape
         torch.Size([2, 8])
     """
@@ -112,14 +113,14 @@ def wrap_encoder(
     channels, height, width = _shape(shape)
     size = (height, width) if input_size is None else _side(input_size)
     preprocess = _preprocess(channels, size, (height, width), input_range, mean, std)
-    _check_routes(routes)
+    _check_names(norm_banks)
     tensors = (t for t in chain(copied.parameters(), copied.buffers()) if t.dtype.is_floating_point)
     like = next(((t.device, t.dtype) for t in tensors), (torch.device("cpu"), torch.get_default_dtype()))
     preprocess.to(*like)
     extractor = FeatureExtractor(copied, features)
     images = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0)).to(*like)
     found = _feature_size(extractor, preprocess, images)
-    encoder = WrappedEncoder(preprocess, extractor, (channels, height, width), found, routes, projector, normalized)
+    encoder = WrappedEncoder(preprocess, extractor, (channels, height, width), found, norm_banks, projector, normalized)
     encoder.projector.to(*like)
     return encoder.train()
 
@@ -185,10 +186,14 @@ def _channels(name: str, value: Any, count: int) -> list[float]:
     return [float(each) for each in numbers]
 
 
-def _check_routes(routes: Any) -> None:
-    names = isinstance(routes, Sequence) and not isinstance(routes, str) and len(routes) > 0
-    if not names or not all(isinstance(name, str) and name for name in routes) or len(set(routes)) < len(routes):
-        raise refused_value("routes", routes, "a tuple of one name or more, each once")
+def _check_names(norm_banks: Any) -> None:
+    names = isinstance(norm_banks, Sequence) and not isinstance(norm_banks, str) and len(norm_banks) > 0
+    if (
+        not names
+        or not all(isinstance(name, str) and name for name in norm_banks)
+        or len(set(norm_banks)) < len(norm_banks)
+    ):
+        raise refused_value("norm_banks", norm_banks, "a tuple of one name or more, each once")
 
 
 def _feature_size(extractor: FeatureExtractor, preprocess: Preprocess, images: Tensor) -> int:

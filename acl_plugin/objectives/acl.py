@@ -31,14 +31,14 @@ class AdversarialToAdversarial(Objective):
     Source: arXiv 2010.13337, section 3.2.
     """
 
-    routes = ("adv",)
-    attack_view = "joint"
+    norm_banks = ("adv",)
+    attack_mode = "pairwise"
     attacked_views, encoded_views = ("a", "b"), ("a'", "b'")
     cost = Cost(attacked=2, forwards=2, backwards=2)
     paper = PAPER
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
-        a, b = attack.joint(model, views.a, views.b, route="adv", temperature=self.temperature)
+        a, b = attack.pairwise(model, views.a, views.b, norm_bank="adv", temperature=self.temperature)
         nce = nt_xent(*model.views(a, b, "adv"), self.temperature)
         return Terms.weighted(nce_adv=(1.0, nce, collapsed_nce(len(a))))
 
@@ -51,27 +51,27 @@ class AdversarialToStandard(Objective):
 
     Args:
         temperature: tau, above 0.
-        attack_view: ``scalar`` attacks L itself. ``bank`` attacks the classification of a' among the fixed embeddings
+        attack_mode: ``scalar`` attacks L itself. ``bank`` attacks the classification of a' among the fixed embeddings
             of b, which is independent for each sample, so that every torchattacks class is valid.
 
     Source: arXiv 2010.13337, section 3.2.
     """
 
-    routes = ("clean", "adv")
+    norm_banks = ("clean", "adv")
     attacked_views, encoded_views = ("a",), ("b", "a'")
     cost = Cost(attacked=1, forwards=3, backwards=2)
     paper = PAPER
 
-    def __init__(self, *, temperature: float = 0.5, attack_view: Literal["scalar", "bank"] = "scalar") -> None:
+    def __init__(self, *, temperature: float = 0.5, attack_mode: Literal["scalar", "bank"] = "scalar") -> None:
         super().__init__(temperature=temperature)
-        require_one_of(("scalar", "bank"), attack_view=attack_view)
-        self.attack_view = attack_view
+        require_one_of(("scalar", "bank"), attack_mode=attack_mode)
+        self.attack_mode = attack_mode
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         with torch.no_grad(), norm_banks.inference(model):
             keys = model(views.b, "clean")
-        if self.attack_view == "bank":
-            a = attack.bank(model, views.a, keys, route="adv", temperature=self.temperature)
+        if self.attack_mode == "bank":
+            a = attack.bank(model, views.a, keys, norm_bank="adv", temperature=self.temperature)
         else:
             a = attack.scalar(model, views.a, lambda x: nt_xent_rows(model(x, "adv"), keys, self.temperature).mean(0))
         nce = nt_xent(model(a, "adv"), model(views.b, "clean"), self.temperature)
@@ -92,8 +92,8 @@ class DualStream(Objective):
     Source: arXiv 2010.13337, section 3.2, in the form that the published code trains.
     """
 
-    routes = ("clean", "adv")
-    attack_view = "joint"
+    norm_banks = ("clean", "adv")
+    attack_mode = "pairwise"
     attacked_views = ("a", "b")
     encoded_views: tuple[str, ...] = ("a", "b", "a'", "b'")
     cost = Cost(attacked=2, forwards=4, backwards=4)
@@ -107,7 +107,7 @@ class DualStream(Objective):
             self.encoded_views, self.cost = ("a'", "b'"), Cost(attacked=2, forwards=2, backwards=2)
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
-        a, b = attack.joint(model, views.a, views.b, route="adv", temperature=self.temperature)
+        a, b = attack.pairwise(model, views.a, views.b, norm_bank="adv", temperature=self.temperature)
         level, parts = collapsed_nce(len(a)), {}
         if self.benign:
             nce = nt_xent(*model.views(views.a, views.b, "clean"), self.temperature)

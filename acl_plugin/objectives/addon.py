@@ -29,7 +29,7 @@ def create_base(name: str, settings: dict[str, Any], **usual: Any) -> Objective:
     known = inspect.signature(OBJECTIVES.get(name)).parameters
     base: Objective = create_objective(name, **{k: v for k, v in usual.items() if k in known} | settings)
     problem = None
-    if base.attack_view is None:
+    if base.attack_mode is None:
         problem = "has no adversarial examples"
     elif type(base).backward is not Objective.backward:
         problem = "has a backward pass of its own"
@@ -46,7 +46,7 @@ def _is_base(name: str) -> bool:
         example: Objective = create_objective(name)
     except UsageError:  # broken, or without a default of a setting
         return False
-    return example.attack_view is not None and type(example).backward is Objective.backward
+    return example.attack_mode is not None and type(example).backward is Objective.backward
 
 
 def set_up(base: Objective, name: str, model: EncoderProtocol) -> None:

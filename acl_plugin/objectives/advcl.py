@@ -48,10 +48,10 @@ class AdvCL(Objective):
     Source: arXiv 2111.01124 and its authors' code, which has the factor 0.5 / 0.07.
     """
 
-    routes: tuple[str, ...] = ("clean", "ce", "adv")
+    norm_banks: tuple[str, ...] = ("clean", "ce", "adv")
     projector = "bottleneck"
     needs = ("a", "b", "weak")
-    attack_view = "scalar"
+    attack_mode = "scalar"
     attacked_views, encoded_views = ("weak",), ("a", "b", "weak'")
     cost = Cost(attacked=2, forwards=8, backwards=5)
     paper = "AdvCL, NeurIPS 2021, arXiv 2111.01124"
@@ -80,7 +80,7 @@ class AdvCL(Objective):
         keys = {"forwards": 3 + attacked, "repeated": 3} if self.released else {"forwards": 6 + attacked}
         self.cost = Cost(attacked=attacked, backwards=3 + attacked, **keys)
         if not cluster_weight:
-            self.routes = ("clean", "adv")
+            self.norm_banks = ("clean", "adv")
 
     def setup(self, model: EncoderProtocol) -> None:
         if not self.cluster_weight:

@@ -52,8 +52,8 @@ class InvariantACL(Objective):
     Source: arXiv 2305.00374 and its authors' code.
     """
 
-    routes = ("clean", "adv")
-    attack_view = "joint"
+    norm_banks = ("clean", "adv")
+    attack_mode = "pairwise"
     attacked_views, encoded_views = ("a", "b"), ("a", "b", "a'", "b'")
     cost = Cost(attacked=2, forwards=5, backwards=5)
     paper = "ACL-AIR, NeurIPS 2023, arXiv 2305.00374"
@@ -73,7 +73,7 @@ class InvariantACL(Objective):
         self.standard, self.adversarial, self.fidelity = standard, adversarial, fidelity
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
-        moved_a, moved_b = attack.joint(model, views.a, views.b, route="adv", temperature=self.temperature)
+        moved_a, moved_b = attack.pairwise(model, views.a, views.b, norm_bank="adv", temperature=self.temperature)
         a, b = model.views(views.a, views.b, "clean")
         adv_a, adv_b = model.views(moved_a, moved_b, "adv")
         o = model(views.images, "clean")

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from acl_plugin.attacks.catalogue import ALL_VIEWS
+from acl_plugin.attacks.catalogue import MODES
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.data.images import Images
 from acl_plugin.errors import UsageError
@@ -135,12 +135,12 @@ class Objective(nn.Module):
     schedule), so that checkpoints are complete.
 
     Attributes:
-        routes: norm banks of the encoder; the first is for benign images, and the last one is probed.
+        norm_banks: norm banks of the encoder; the first is for benign images, and the last one is probed.
         projector: projector of the encoder, one of ``projectors.PROJECTORS``.
         normalized: features are divided by their L2 norm, before the projector and in the probe.
         needs: random views that the objective uses, from ``a``, ``b`` and ``weak``.
         strength: augmentation strength of the strong views, in [0, 1]; ``on_epoch`` may change it.
-        attack_view: mode of the inner attack (``joint``, ``bank``, ``scalar``); None without an attack.
+        attack_mode: mode of the inner attack (``pairwise``, ``bank``, ``scalar``); None without an attack.
         attacked_views: views that the inner attack perturbs (the first, if there are several).
         encoded_views: views that ``terms`` passes to the encoder as they are, with gradient: benign ones through the
             first norm bank, and adversarial ones, written ``a'``, through the last. An objective that adds terms to
@@ -152,12 +152,12 @@ class Objective(nn.Module):
             setting is written ``base_kwargs.teacher``.
     """
 
-    routes: tuple[str, ...] = ("clean",)
+    norm_banks: tuple[str, ...] = ("clean",)
     projector: str = "three_layer"
     normalized: bool = False
     needs: tuple[str, ...] = ("a", "b")
     strength: float = 1.0
-    attack_view: Literal["joint", "bank", "scalar"] | None = None
+    attack_mode: Literal["pairwise", "bank", "scalar"] | None = None
     attacked_views: tuple[str, ...] = ()
     encoded_views: tuple[str, ...] = ()
     cost: Cost | None = None
@@ -175,9 +175,9 @@ class Objective(nn.Module):
         Raises:
             UsageError: with the attribute, its value and the allowed values.
         """
-        names = isinstance(self.routes, tuple) and all(isinstance(route, str) and route for route in self.routes)
-        if not names or not self.routes or len(set(self.routes)) < len(self.routes):
-            raise refused_value("routes", self.routes, "a tuple of one name or more, each once")
+        names = isinstance(self.norm_banks, tuple) and all(isinstance(name, str) and name for name in self.norm_banks)
+        if not names or not self.norm_banks or len(set(self.norm_banks)) < len(self.norm_banks):
+            raise refused_value("norm_banks", self.norm_banks, "a tuple of one name or more, each once")
         if not isinstance(self.needs, tuple) or not set(self.needs) <= set(RANDOM_VIEWS):
             raise refused_value("needs", self.needs, f"a tuple of views among {', '.join(RANDOM_VIEWS)}")
         if not isinstance(self.attacked_views, tuple) or not set(self.attacked_views) <= set(self.needs):
@@ -185,8 +185,8 @@ class Objective(nn.Module):
         shown = (*self.needs, *(f"{name}'" for name in self.attacked_views))
         if not isinstance(self.encoded_views, tuple) or not set(self.encoded_views) <= set(shown):
             raise refused_value("encoded_views", self.encoded_views, f"a tuple of views among {shown}")
-        if self.attack_view not in (None, *ALL_VIEWS):
-            raise refused_value("attack_view", self.attack_view, f"None, {', '.join(ALL_VIEWS)}")
+        if self.attack_mode not in (None, *MODES):
+            raise refused_value("attack_mode", self.attack_mode, f"None, {', '.join(MODES)}")
         if self.projector not in PROJECTORS:
             raise refused_value("projector", self.projector, ", ".join(PROJECTORS))
         if not isinstance(self.normalized, bool):

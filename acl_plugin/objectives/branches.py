@@ -30,9 +30,9 @@ class Momentum(nn.Module):
         network = copy.deepcopy(cast(nn.Module, model))
         self.encoder = cast(EncoderProtocol, network.requires_grad_(False))
 
-    def forward(self, x: Tensor, route: str | None = None) -> Tensor:
+    def forward(self, x: Tensor, norm_bank: str | None = None) -> Tensor:
         """Return the embeddings (B, P) of images (B, C, H, W)."""
-        return self.encoder(x, route)
+        return self.encoder(x, norm_bank)
 
     @torch.no_grad()
     def follow(self, model: EncoderProtocol) -> None:
@@ -48,14 +48,14 @@ class Pair(nn.Module):
         super().__init__()
         self.first, self.second = first, second
 
-    def views(self, a: Tensor, b: Tensor, route: str | None = None) -> tuple[Tensor, Tensor]:
+    def views(self, a: Tensor, b: Tensor, norm_bank: str | None = None) -> tuple[Tensor, Tensor]:
         """Return the embeddings (B, P) of two views."""
-        return self.first(a, route), self.second(b, route)
+        return self.first(a, norm_bank), self.second(b, norm_bank)
 
-    def forward(self, x: Tensor, route: str | None = None) -> Tensor:
+    def forward(self, x: Tensor, norm_bank: str | None = None) -> Tensor:
         """Return the embeddings (2B, P) of images (2B, C, H, W)."""
         a, b = x.chunk(2)
-        return torch.cat(self.views(a, b, route))
+        return torch.cat(self.views(a, b, norm_bank))
 
 
 class Teacher(nn.Module):
@@ -151,7 +151,7 @@ def together(*modules: Network) -> nn.ModuleList:
 
 
 def _copy(source: EncoderProtocol, part: str, model: EncoderProtocol) -> None:
-    plain = norm_banks.export(getattr(source, part), source.routes[0])
+    plain = norm_banks.export(getattr(source, part), source.norm_banks[0])
     network = getattr(model, part)
     norm_banks.load_banks(network, dict.fromkeys(norm_banks.declared(network), plain.state_dict()))
 

@@ -21,11 +21,11 @@ class OneSided(Objective):
         key: name of the view that q' is contrasted with.
     """
 
-    routes = ("clean", "adv")
+    norm_banks = ("clean", "adv")
     projector = "two_layer"
     normalized = True
     needs: tuple[str, ...] = ("a", "weak")
-    attack_view = "scalar"
+    attack_mode = "scalar"
     cost = Cost(attacked=1, forwards=4, backwards=3)
     pair: tuple[str, str] = ("a", "weak")
     key = "a"

@@ -33,10 +33,10 @@ class DeACL(Objective):
     Source: arXiv 2207.10899 and its authors' code.
     """
 
-    routes = ("shared",)
+    norm_banks = ("shared",)
     projector = "identity"
     needs = ("weak",)
-    attack_view = "scalar"
+    attack_mode = "scalar"
     attacked_views = ("weak",)
     cost = Cost(attacked=1, forwards=3, backwards=2)
     paper = "DeACL, ECCV 2022, arXiv 2207.10899"

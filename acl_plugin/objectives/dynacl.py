@@ -30,8 +30,8 @@ class DynACL(Objective):
     Source: arXiv 2303.01289 and its authors' code.
     """
 
-    routes = ("clean", "adv")
-    attack_view = "joint"
+    norm_banks = ("clean", "adv")
+    attack_mode = "pairwise"
     attacked_views, encoded_views = ("a", "b"), ("a", "a'")
     cost = Cost(attacked=2, forwards=4, backwards=2)
     paper = "DynACL, ICLR 2023, arXiv 2303.01289"
@@ -52,7 +52,7 @@ class DynACL(Objective):
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         both = Pair(model, self.copy)
-        a, b = attack.joint(both, views.a, views.b, route="adv", temperature=self.temperature)
+        a, b = attack.pairwise(both, views.a, views.b, norm_bank="adv", temperature=self.temperature)
         clean_a, clean_b = both.views(views.a, views.b, "clean")
         adv_a, adv_b = both.views(a, b, "adv")
         self.copy.follow(model)  # before the optimizer step of this loss

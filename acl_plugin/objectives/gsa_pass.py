@@ -79,7 +79,7 @@ class Pass:
         """Return the benign contrast at the current weights; the views are encoded in the same batches."""
         encoder = RecordingEncoder(self.model)
         records = [self._found(view) for view in self._pair()]
-        fresh = {id(r): encoder.encode(r.views, r.route) for r in dict.fromkeys(records)}
+        fresh = {id(r): encoder.encode(r.views, r.norm_bank) for r in dict.fromkeys(records)}
         return self._contrast([fresh[id(r)] for r in records])
 
     def terms(self, nce: Tensor | None = None, **parts: Tensor) -> Terms:
@@ -104,15 +104,15 @@ class Pass:
         return nt_xent(p, q, self.method.temperature)
 
     def _found(self, view: Tensor) -> Encoded:
-        route = self.method.routes[0]
-        return self.encoder.found(view, route) or self.encoder.encode([view], route)
+        norm_bank = self.method.norm_banks[0]
+        return self.encoder.found(view, norm_bank) or self.encoder.encode([view], norm_bank)
 
     def _encode_missing(self) -> None:
-        route = self.method.routes[0]
+        norm_bank = self.method.norm_banks[0]
         views = [getattr(self.views, name) for name in self.method.missing]
-        left = [view for view in views if self.encoder.found(view, route) is None]
+        left = [view for view in views if self.encoder.found(view, norm_bank) is None]
         if left:
-            _ = self.encoder.encode(left, route).embeddings  # now, for the order of the norm statistics
+            _ = self.encoder.encode(left, norm_bank).embeddings  # now, for the order of the norm statistics
 
     def _steer(self, views: tuple[Tensor, ...], attack: Callable[[bool], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Attack, train a discriminator on the result, and attack again if there are four steps."""
@@ -130,7 +130,7 @@ class Pass:
         """Return the losses of the base, and those of the divergence on what it encodes first."""
         with self.encoder.apart() as records:
             rows = self.method.adversarial * row_losses(x)
-            record = records[0] if records else self.encoder.encode([x], self.method.routes[-1])
+            record = records[0] if records else self.encoder.encode([x], self.method.norm_banks[-1])
             adversarial = self._layer(record)
         benign = adversarial if self.compared is None else self.compared
         more = self.method.global_ * self.method.divergence.adversarial_rows(benign, adversarial) / 2
@@ -153,8 +153,8 @@ class Pass:
     def _fit_in_eval(self, benign: tuple[Tensor, ...], adversarial: tuple[Tensor, ...]) -> None:
         with norm_banks.inference(self.encoder), self.encoder.apart():
             both = [
-                self._layer(self.encoder.encode(views, route))
-                for views, route in ((benign, self.method.routes[0]), (adversarial, self.method.routes[-1]))
+                self._layer(self.encoder.encode(views, norm_bank))
+                for views, norm_bank in ((benign, self.method.norm_banks[0]), (adversarial, self.method.norm_banks[-1]))
             ]
         self.method.divergence.fit(*(gathered(values) for values in both))
 
@@ -163,13 +163,13 @@ class Pass:
         if not self.calls:
             message = f"base {self.method.base_name!r} made no adversarial examples with its attack"
             raise UsageError(message, parameter="base", given=self.method.base_name, allowed="a base that attacks")
-        method, route = self.method, self.method.routes[-1]
+        method, norm_bank = self.method, self.method.norm_banks[-1]
         pairs = list(zip(self.calls[0].benign, self.calls[0].adversarial, strict=True))
-        encoded = [pair for pair in pairs if self.encoder.found(pair[1], route) is not None]
+        encoded = [pair for pair in pairs if self.encoder.found(pair[1], norm_bank) is not None]
         if not encoded:
-            self.encoder.encode([moved for _, moved in pairs], route)
+            self.encoder.encode([moved for _, moved in pairs], norm_bank)
         laws = []
-        for views, bank in zip(zip(*(encoded or pairs), strict=True), (method.routes[0], route), strict=True):
+        for views, bank in zip(zip(*(encoded or pairs), strict=True), (method.norm_banks[0], norm_bank), strict=True):
             records = [self.encoder.found(view, bank) or self.encoder.encode([view], bank) for view in views]
             values = [r.of(view, self._layer(r)) for r, view in zip(records, views, strict=True)]
             laws.append(gathered(torch.cat(values)))

@@ -136,7 +136,7 @@ class GlobalSharpnessAware(Objective):
             base: Objective = OneSided(temperature=self.temperature)
         else:
             base = create_base(name, settings, temperature=self.temperature)
-        self.routes, self.strength = base.routes, base.strength
+        self.norm_banks, self.strength = base.norm_banks, base.strength
         self.projector = base.projector if projector is None else projector
         self.normalized = base.normalized if normalized is None else normalized
         self.pair = ("a", "b") if "b" in base.needs else ("a", "weak")
@@ -167,7 +167,7 @@ class GlobalSharpnessAware(Objective):
         self.cost = added_cost(base, self.added)
         self.needs = tuple(dict.fromkeys((*(base.needs if base is not None else ()), *pair)))
         if base is not None:
-            self.attack_view = "scalar" if self.attack_divergence else base.attack_view
+            self.attack_mode = "scalar" if self.attack_divergence else base.attack_mode
             self.from_files = {f"base_kwargs.{name}": kind for name, kind in base.from_files.items()}
 
     def setup(self, model: EncoderProtocol) -> None:

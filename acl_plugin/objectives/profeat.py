@@ -37,9 +37,9 @@ class ProFeAT(Objective):
     Source: arXiv 2406.05796 and its authors' code.
     """
 
-    routes = ("shared",)
+    norm_banks = ("shared",)
     needs = ("a", "weak")
-    attack_view = "scalar"
+    attack_mode = "scalar"
     attacked_views, encoded_views = ("a",), ("a", "a'")
     cost = Cost(attacked=1, forwards=3, backwards=2)
     paper = "ProFeAT, TMLR 2024, arXiv 2406.05796"

@@ -20,21 +20,21 @@ class Encoded:
 
     Attributes:
         views: (B, C, H, W) each, encoded together.
-        route: norm bank.
+        norm_bank: norm bank.
         features: (V B, D).
     """
 
-    def __init__(self, encoder: EncoderProtocol, views: tuple[Tensor, ...], route: str) -> None:
-        self.encoder, self.views, self.route = encoder, views, route
+    def __init__(self, encoder: EncoderProtocol, views: tuple[Tensor, ...], norm_bank: str) -> None:
+        self.encoder, self.views, self.norm_bank = encoder, views, norm_bank
         self.training, self.graph = cast(nn.Module, encoder).training, torch.is_grad_enabled()
-        self.features = encoder.features(torch.cat(views) if len(views) > 1 else views[0], route)
+        self.features = encoder.features(torch.cat(views) if len(views) > 1 else views[0], norm_bank)
         self._embeddings: Tensor | None = None
 
     @property
     def embeddings(self) -> Tensor:
         """Return z, (V B, P), computed once."""
         if self._embeddings is None:
-            self._embeddings = self.encoder.project(self.features, self.route)
+            self._embeddings = self.encoder.project(self.features, self.norm_bank)
         return self._embeddings
 
     def of(self, view: Tensor, values: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class RecordingEncoder(nn.Module):
     def __init__(self, encoder: EncoderProtocol) -> None:
         super().__init__()
         self.encoder = cast(nn.Module, encoder)
-        self.size, self.routes = encoder.size, encoder.routes
+        self.size, self.norm_banks = encoder.size, encoder.norm_banks
         self.backbone, self.projector = encoder.backbone, encoder.projector
         self.training = self.mode = self.encoder.training
         self.records: list[Encoded] = []
@@ -64,35 +64,37 @@ class RecordingEncoder(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("encoder"), name)
 
-    def encode(self, views: Sequence[Tensor], route: str | None = None) -> Encoded:
+    def encode(self, views: Sequence[Tensor], norm_bank: str | None = None) -> Encoded:
         """Encode views as one batch, and record it."""
-        self.records.append(Encoded(self._inner(), tuple(views), self.routes[0] if route is None else route))
+        self.records.append(
+            Encoded(self._inner(), tuple(views), self.norm_banks[0] if norm_bank is None else norm_bank)
+        )
         return self.records[-1]
 
     def _inner(self) -> EncoderProtocol:
         return cast(EncoderProtocol, self.encoder)
 
-    def features(self, x: Tensor, route: str | None = None) -> Tensor:
+    def features(self, x: Tensor, norm_bank: str | None = None) -> Tensor:
         """Return f(x), as ``encoder``."""
-        return self.encode([x], route).features
+        return self.encode([x], norm_bank).features
 
-    def project(self, features: Tensor, route: str | None = None) -> Tensor:
+    def project(self, features: Tensor, norm_bank: str | None = None) -> Tensor:
         """Return g of features, as ``encoder``."""
-        known = next((r for r in self.records if r.features is features and route in (None, r.route)), None)
-        return self._inner().project(features, route) if known is None else known.embeddings
+        known = next((r for r in self.records if r.features is features and norm_bank in (None, r.norm_bank)), None)
+        return self._inner().project(features, norm_bank) if known is None else known.embeddings
 
-    def forward(self, x: Tensor, route: str | None = None) -> Tensor:
+    def forward(self, x: Tensor, norm_bank: str | None = None) -> Tensor:
         """Return z = g(f(x)), as ``encoder``."""
-        return self.encode([x], route).embeddings
+        return self.encode([x], norm_bank).embeddings
 
-    def views(self, a: Tensor, b: Tensor, route: str | None = None) -> tuple[Tensor, Tensor]:
+    def views(self, a: Tensor, b: Tensor, norm_bank: str | None = None) -> tuple[Tensor, Tensor]:
         """Return the embeddings of two views, encoded as one batch."""
-        record = self.encode([a, b], route)
+        record = self.encode([a, b], norm_bank)
         return record.of(a, record.embeddings), record.of(b, record.embeddings)
 
-    def found(self, view: Tensor, route: str) -> Encoded | None:
+    def found(self, view: Tensor, norm_bank: str) -> Encoded | None:
         """Return the first recorded training pass of this very tensor through a norm bank."""
-        passes = (r for r in self.records if r.graph and r.training == self.mode and r.route == route)
+        passes = (r for r in self.records if r.graph and r.training == self.mode and r.norm_bank == norm_bank)
         return next((r for r in passes if any(each is view for each in r.views)), None)
 
     @contextmanager
@@ -146,31 +148,45 @@ class RecordingAttack:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.attack, name)
 
-    def joint(
-        self, model: Any, a: Tensor, b: Tensor, *, route: str | None = None, temperature: float = 0.5, **options: Any
+    def pairwise(
+        self,
+        model: Any,
+        a: Tensor,
+        b: Tensor,
+        *,
+        norm_bank: str | None = None,
+        temperature: float = 0.5,
+        **options: Any,
     ) -> tuple[Tensor, ...]:
-        """Perturb both views, as ``InnerAttack.joint``."""
+        """Perturb both views, as ``InnerAttack.pairwise``."""
 
         def rows(x: Tensor) -> Tensor:
-            za, zb = model(x, route).chunk(2)
+            za, zb = model(x, norm_bank).chunk(2)
             return nt_xent_rows(za, zb, temperature).flatten()
 
         def own() -> tuple[Tensor, ...]:
-            return self.attack.joint(model, a, b, route=route, temperature=temperature, **options)
+            return self.attack.pairwise(model, a, b, norm_bank=norm_bank, temperature=temperature, **options)
 
         return self._call((a, b), model, own, rows, options)
 
     def bank(
-        self, model: Any, x: Tensor, keys: Tensor, *, route: str | None = None, temperature: float = 0.5, **options: Any
+        self,
+        model: Any,
+        x: Tensor,
+        keys: Tensor,
+        *,
+        norm_bank: str | None = None,
+        temperature: float = 0.5,
+        **options: Any,
     ) -> Tensor:
         """Perturb each image away from its own key, as ``InnerAttack.bank``."""
 
         def rows(images: Tensor) -> Tensor:
-            logits = similarity_logits(model(images, route), keys.detach(), temperature)
+            logits = similarity_logits(model(images, norm_bank), keys.detach(), temperature)
             return F.cross_entropy(logits, torch.arange(len(images), device=images.device), reduction="none")
 
         def own() -> tuple[Tensor, ...]:
-            return (self.attack.bank(model, x, keys, route=route, temperature=temperature, **options),)
+            return (self.attack.bank(model, x, keys, norm_bank=norm_bank, temperature=temperature, **options),)
 
         return self._call((x,), model, own, rows, options)[0]
 
@@ -213,7 +229,7 @@ class RepeatedAttack:
     def __init__(self, calls: Sequence[Attacked]) -> None:
         self.left = list(calls)
 
-    def joint(self, *_: Any, **options: Any) -> tuple[Tensor, ...]:
+    def pairwise(self, *_: Any, **options: Any) -> tuple[Tensor, ...]:
         """Return both adversarial views of the next recorded attack."""
         return self.left.pop(0).adversarial
 

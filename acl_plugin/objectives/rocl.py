@@ -45,9 +45,9 @@ class RoCL(Objective):
     Source: arXiv 2006.07589 and its authors' code for lambda, the sum of the pairs and the projector.
     """
 
-    routes: tuple[str, ...] = ("shared",)
+    norm_banks: tuple[str, ...] = ("shared",)
     projector = "wide"
-    attack_view = "scalar"
+    attack_mode = "scalar"
     attacked_views: tuple[str, ...] = ("a",)
     encoded_views: tuple[str, ...] = ()
     cost = Cost(attacked=1, forwards=4, backwards=3)
@@ -70,7 +70,7 @@ class RoCL(Objective):
         require_one_of(("shared", "dual"), banks=banks)
         if banks == "dual":
             require_one_of(("paper",), fidelity=fidelity)
-            self.routes, self.encoded_views = ("clean", "adv"), ("a", "b", "a'")
+            self.norm_banks, self.encoded_views = ("clean", "adv"), ("a", "b", "a'")
         self.regularizer, self.stopped, self.again = regularizer, fidelity == "released", fidelity == "released"
         if self.again:
             self.cost = Cost(attacked=1, forwards=6, backwards=5)
@@ -79,14 +79,14 @@ class RoCL(Objective):
         stopped = self.again
         with torch.no_grad(), norm_banks.inference(model):
             key = model(views.b)
-        adv = self.routes[-1]
+        adv = self.norm_banks[-1]
         a = attack.scalar(
             model, views.a, lambda x: multi_view_nce_rows([model(x, adv), key], self.temperature, detached=stopped)
         )
         alone = model.views(a, views.b) if self.again else None
         z: Sequence[Tensor]
-        if len(self.routes) > 1:
-            z = [*model.views(views.a, views.b, self.routes[0]), model(a, adv)]
+        if len(self.norm_banks) > 1:
+            z = [*model.views(views.a, views.b, self.norm_banks[0]), model(a, adv)]
         else:
             z = model(torch.cat([views.a, views.b, a])).chunk(3)
         pair = alone or (z[2], z[1])

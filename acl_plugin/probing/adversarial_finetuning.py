@@ -25,18 +25,18 @@ def attack_of(threat: ThreatModel, name: str, **kwargs: object) -> InnerAttack:
 
 def set_banks(model: Classifier, banks: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Load the weights of one norm bank or several into the backbone, in place."""
-    model.backbone = norm_banks.add_routes(model.backbone, tuple(banks))
+    model.backbone = norm_banks.add_banks(model.backbone, tuple(banks))
     norm_banks.load_banks(model.backbone, banks)
 
 
-def logits(model: Classifier, x: Tensor, route: str = "adv") -> Tensor:
+def logits(model: Classifier, x: Tensor, norm_bank: str = "adv") -> Tensor:
     """Return the logits (B, classes) of images (B, C, H, W) through a norm bank."""
-    with norm_banks.route(model.backbone, route):
+    with norm_banks.active(model.backbone, norm_bank):
         return model(x)
 
 
 def trades_loss(
-    model: Classifier, x: Tensor, y: Tensor, attack: InnerAttack, attacked_route: str = "adv", benign_route: str = "adv"
+    model: Classifier, x: Tensor, y: Tensor, attack: InnerAttack, attacked_bank: str = "adv", benign_bank: str = "adv"
 ) -> Tensor:
     """Return the TRADES loss CE(f(x), y) + 6 KL(softmax f(x) || softmax f(x')), where x' maximizes the KL.
 
@@ -47,8 +47,8 @@ def trades_loss(
         attack: TPGD, or PGD, which uses the benign prediction as soft labels. TPGD starts beside the image, as TRADES
             and `--probe-protocol aff_trades` do. DynACL's copy of the loss starts at the image, where the gradient of
             this divergence is zero up to rounding; PGD with ``random_start=False`` reproduces that copy.
-        attacked_route: norm bank of the benign prediction that the attack moves away from.
-        benign_route: norm bank of the benign images in the loss.
+        attacked_bank: norm bank of the benign prediction that the attack moves away from.
+        benign_bank: norm bank of the benign images in the loss.
 
     Returns:
         () loss in nats, in which no gradient is stopped.
@@ -56,9 +56,9 @@ def trades_loss(
     Source: TRADES (arXiv 1901.08573).
     """
     with torch.no_grad(), norm_banks.inference(model):
-        target = logits(model, x, attacked_route)
+        target = logits(model, x, attacked_bank)
     moved = attack.trades(model, x, lambda images: logits(model, images), target)
-    benign, adversarial = logits(model, x, benign_route).log_softmax(1), logits(model, moved).log_softmax(1)
+    benign, adversarial = logits(model, x, benign_bank).log_softmax(1), logits(model, moved).log_softmax(1)
     divergence = F.kl_div(adversarial, benign, reduction="batchmean", log_target=True)
     return F.nll_loss(benign, y) + BETA * divergence
 

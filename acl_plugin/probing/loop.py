@@ -77,7 +77,7 @@ def descend(
     s, t = schedule, _Training(model, parameters, schedule)
     images, batch_size = images.to(t.device), min(s.batch_size, len(images))
     steps = len(images) // batch_size  # per epoch
-    with seeding.private(s.seed, t.device):
+    with seeding.isolated_rng(s.seed, t.device):
         kept = checkpoints.load(what) if checkpoints is not None else None
         if kept is not None:
             t.load_state_dict(kept)

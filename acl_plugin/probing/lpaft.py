@@ -68,7 +68,7 @@ def finetune(
     features = features_of(benign, data.train)
     labels = cluster(features, clusters, mixed_seed(seed, CLUSTERS))
     images = replace(data.train, labels=labels)
-    with seeding.private(mixed_seed(seed, FINETUNING), device):
+    with seeding.isolated_rng(mixed_seed(seed, FINETUNING), device):
         model = Classifier(replace(encoder.spec, classes=tuple(map(str, range(clusters))))).to(device)
     model.backbone.load_state_dict(encoder.backbone.state_dict())
 
@@ -83,13 +83,13 @@ def finetune(
         banks = {"clean": benign.backbone.state_dict(), **banks}
     set_banks(model, banks)
     model.to(device).requires_grad_(True).train()
-    attacked_route = next(iter(banks))
+    attacked_bank = next(iter(banks))
     loss = descend(
         "AFT",
         model,
         model.parameters(),
         images,
-        lambda x, y, _: trades_loss(model, x, y, attack, attacked_route),
+        lambda x, y, _: trades_loss(model, x, y, attack, attacked_bank),
         aft_schedule(config),
         checkpoints=checkpoints,
     )["loss"]

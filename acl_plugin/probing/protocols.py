@@ -80,7 +80,7 @@ def probe(
         return
     checkpoints = ProbeCheckpoints(run.probing_folder, settings)
     train, held_out = split(data.train, config.probe.probe_holdout, config.machine.seed)
-    with seeding.private(mixed_seed(config.machine.seed, PROBE), device):
+    with seeding.isolated_rng(mixed_seed(config.machine.seed, PROBE), device):
         model = Classifier(replace(encoder.spec, classes=data.classes)).to(device)
     model.backbone.load_state_dict(encoder.backbone.state_dict())
     zero_head(model)
@@ -176,7 +176,7 @@ class Probing:
             for start in range(0, len(images), 250):
                 x = images.floats(start, start + 250).to(self.device)
                 y = images.labels[start : start + 250].to(self.device)
-                with norm_banks.inference(model), norm_banks.route(model.backbone, "adv"):
+                with norm_banks.inference(model), norm_banks.active(model.backbone, "adv"):
                     moved = x if attack is None else attack.classifier(model, x, y)
                     correct += int((model(moved).argmax(1) == y).sum())
             return correct / len(images)
@@ -211,8 +211,8 @@ def aff_trades(p: Probing) -> dict[str, Any]:
     if p.run.benign_encoder_file.is_file():
         banks = {"clean": load_encoder(p.run.path, benign=True).backbone.state_dict(), **banks}
     set_banks(p.model, banks)
-    route = next(iter(banks))
-    return _finetune(p, lambda x, y, _: trades_loss(p.model, x, y, attack, route, route))
+    norm_bank = next(iter(banks))
+    return _finetune(p, lambda x, y, _: trades_loss(p.model, x, y, attack, norm_bank, norm_bank))
 
 
 @PROTOCOLS.register("aff_pgd")
@@ -255,6 +255,6 @@ def _finetune(p: Probing, loss: Step) -> dict[str, Any]:
     """Train all weights, and keep only bank ``adv`` in the model."""
     p.model.to(p.device).requires_grad_(True).train()
     result = p.descend("AFF", p.model, loss, p.pgd)
-    if norm_banks.routes_of(p.model.backbone):
+    if norm_banks.names_of(p.model.backbone):
         p.model.backbone = norm_banks.export(p.model.backbone, "adv")
     return result

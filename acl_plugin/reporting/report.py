@@ -147,7 +147,7 @@ class _Run:
         except UsageError as error:
             return [*lines, f"<p class=missing>{html.escape(as_flags(str(error)))}</p>"]
         threat, x = ThreatModel(self.config.threat.norm, self.config.threat.eps), images.floats()
-        with seeding.private(mixed_seed(self.config.machine.seed, REPORT)):
+        with seeding.isolated_rng(mixed_seed(self.config.machine.seed, REPORT)):
             moved = InnerAttack(threat, threat.pgd, 20).classifier(model, x, images.labels)
         with torch.no_grad():
             f, f_adv = model.features(x), model.features(moved)

@@ -18,7 +18,7 @@ def objectives() -> list[str]:
             lines.append(f"{name:12}{error}")
             continue
         cost = "" if objective.cost is None else objective.cost.encoder_forwards(5)
-        banks, attack = " ".join(objective.routes), objective.attack_view or "none"
+        banks, attack = " ".join(objective.norm_banks), objective.attack_mode or "none"
         lines.append(f"{name:12}{cost:>4}  {attack:8}{banks:16}{first_line(factory)}  [{objective.paper}]")
     return lines
 

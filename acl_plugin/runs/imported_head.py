@@ -89,7 +89,7 @@ def judge(head: Head | None, spec: ModelSpec, backbone: dict[str, Tensor], data:
         outputs, inputs = head.weight.shape
         details = f"{outputs} outputs on {inputs} features, here {len(data.classes)} classes and {size} features"
         return Judged(None, f"left out: the linear head {head.name!r} ({details})")
-    with seeding.private(0):
+    with seeding.isolated_rng(0):
         model = Classifier(replace(spec, classes=data.classes)).eval()
     model.backbone.load_state_dict(backbone)
     model.head.load_state_dict({"weight": head.weight, "bias": head.bias})

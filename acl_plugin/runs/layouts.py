@@ -17,7 +17,7 @@ class Layout:
     Attributes:
         papers: papers with such checkpoints.
         marks: patterns of keys; a file with matches for all of them has this layout.
-        routes: names of the norm banks in the file's order, where bank N is ``bn_list.N``.
+        norm_banks: names of the norm banks in the file's order, where bank N is ``bn_list.N``.
         normalization: mean and std that the code applies if the file does not store them; None if the authors' network
             always stores them, so that a file without them is undecided.
         dropped: pattern of keys outside backbone, projector and head.
@@ -30,7 +30,7 @@ class Layout:
 
     papers: str
     marks: tuple[str, ...]
-    routes: tuple[str, ...]
+    norm_banks: tuple[str, ...]
     normalization: Normalization | None
     dropped: str | None
     renamed: Rules = ()

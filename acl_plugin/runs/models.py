@@ -39,7 +39,7 @@ def load_classifier(run: Path | str) -> Classifier:
     """
     folder = RunDir(run)
     spec, weights = read_model(folder.require(folder.classifier_file, f"probe {folder.path}"))
-    with seeding.private(0):
+    with seeding.isolated_rng(0):
         model = Classifier(spec)
     try:
         model.load_state_dict(weights)
@@ -79,7 +79,7 @@ def load_encoder(run: Path | str, *, benign: bool = False, encoder: Any = None) 
     kind, projector = read_projector(folder)
     if encoder is not None:
         return _filled(encoder, spec, weights, projector)
-    with seeding.private(0):
+    with seeding.isolated_rng(0):
         encoder = Encoder(spec, projector=kind)
     try:
         encoder.backbone.load_state_dict(weights)
@@ -103,7 +103,7 @@ def _filled(
     filled: Any = copy.deepcopy(encoder)
     try:
         for part, values in (("backbone", weights), ("projector", projector)):
-            plain = norm_banks.export(getattr(filled, part), filled.routes[0])
+            plain = norm_banks.export(getattr(filled, part), filled.norm_banks[0])
             plain.load_state_dict(values)
             setattr(filled, part, plain)
     except RuntimeError as error:

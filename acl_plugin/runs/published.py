@@ -163,23 +163,23 @@ def read(
     stored = {leaf: state.pop(f"normalize.{leaf}") for leaf in ("mean", "std") if f"normalize.{leaf}" in state}
     stem = "native" if "conv1.weight" in state and state["conv1.weight"].shape[-1] == 7 else known.stem
     spec = ModelSpec(backbone, backbone_kwargs or {}, stem, shape, *NONE, timm_version=_timm_version())
-    with seeding.private(0):
+    with seeding.isolated_rng(0):
         expected = create_backbone(spec)[0].state_dict()
-    strangers = [
-        k for k in state if (bank := re.search(r"(?:^|\.)bn_list\.(\d+)\.", k)) and int(bank[1]) >= len(known.routes)
-    ]
+    count = len(known.norm_banks)
+    strangers = [k for k in state if (bank := re.search(r"(?:^|\.)bn_list\.(\d+)\.", k)) and int(bank[1]) >= count]
     if strangers:
-        raise misfit(path, name, f"a norm bank beside {', '.join(known.routes)}: {', '.join(strangers[:3])}, ...")
+        raise misfit(path, name, f"a norm bank beside {', '.join(known.norm_banks)}: {', '.join(strangers[:3])}, ...")
     backbone_state, projector_state = _split(state, known)
     banks = {
-        bank: _plain(path, spec.backbone, backbone_state, number, expected) for number, bank in enumerate(known.routes)
+        bank: _plain(path, spec.backbone, backbone_state, number, expected)
+        for number, bank in enumerate(known.norm_banks)
     }
     kept = None
     if known.projector is not None and projector_state:
         kind = known.projector[0]
-        with seeding.private(0):
+        with seeding.isolated_rng(0):
             expected = PROJECTORS[kind](imported_head.feature_size(expected)).state_dict()
-        kept = (kind, {b: _plain(path, kind, projector_state, n, expected) for n, b in enumerate(known.routes)})
+        kept = (kind, {b: _plain(path, kind, projector_state, n, expected) for n, b in enumerate(known.norm_banks)})
     mean, std = normalization_of(path, known, bottleneck, stored, normalization)
     return Published(name, replace(spec, mean=mean, std=std), banks, kept, head, tuple(left_out))
 

@@ -41,7 +41,7 @@ _GENERATORS = threading.RLock()  # all threads share torch's global generators
 
 
 @contextmanager
-def private(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+def isolated_rng(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seed torch's global generators inside the context, then restore them.
 
     The generators of all CUDA devices are restored as well, as torch.manual_seed seeds them all, even before their

@@ -157,7 +157,7 @@ def _about(config: RunConfig) -> dict[str, Any]:
 def _has_adversarial_loss(config: RunConfig) -> bool:
     """Return whether the objective attacks its images, and does not give their loss the weight 0."""
     try:
-        attacked = OBJECTIVES.get(config.objective.objective)().attack_view is not None
+        attacked = OBJECTIVES.get(config.objective.objective)().attack_mode is not None
     except (UsageError, TypeError):  # one that needs a teacher, or an unknown one of an imported run
         attacked = config.objective.objective in OBJECTIVES
     return attacked and config.objective.objective_kwargs.get("adversarial", 1.0) != 0

@@ -134,7 +134,7 @@ def _contrastive_bounds(
         return two_class_losses(embedding(encoder, moved), own, means.to(device), shares.to(device))
 
     threat = ThreatModel(config.threat.norm, config.threat.eps)
-    with seeding.private(mixed_seed(config.machine.seed, AUDIT, 2), device):
+    with seeding.isolated_rng(mixed_seed(config.machine.seed, AUDIT, 2), device):
         moved = attack_rows(encoder, losses, x, of_row, threat, device)
     z_adv = finite(batched(partial(embedding, encoder), moved, device), "embeddings")
     about = f"the mean classifier of these benign images, under {threat.pgd}-{adversary.STEPS} on its own loss"
@@ -162,7 +162,7 @@ def probed(encoder: Encoder, data: DataSet, weight_decay: float, device: torch.d
     Raises:
         UsageError: when features are not finite, or the solver did not reach the minimum.
     """
-    with seeding.private(0):
+    with seeding.isolated_rng(0):
         model = Classifier(replace(encoder.spec, classes=data.classes)).to(device).eval().requires_grad_(False)
     model.backbone.load_state_dict(encoder.backbone.state_dict())
     features = finite(batched(model.features, data.train, device), "features of training images")

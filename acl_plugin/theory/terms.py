@@ -95,7 +95,7 @@ def measure(
     x, y, seed = images.floats(), images.labels, mixed_seed(config.machine.seed, AUDIT)
     threat = ThreatModel(config.threat.norm, config.threat.eps)
     f = finite(batched(model.features, x, device), "features of benign images")
-    with seeding.private(seed, device):
+    with seeding.isolated_rng(seed, device):
         adversarial = {adversary(threat): attack_probe(model, x, y, threat, device)}
     if stored is not None:
         adversarial["AutoAttack's images"] = stored
@@ -208,12 +208,12 @@ def _contrastive(
     attack = InnerAttack(threat, threat.pgd, config.objective.attack_steps)
     parts: dict[str, list[Tensor]] = {"nce_adv": [], "nce_clean": [], "sharpness": [], "noise_sharpness": []}
     embedded = []
-    with seeding.private(mixed_seed(config.machine.seed, AUDIT, 1), device):
+    with seeding.isolated_rng(mixed_seed(config.machine.seed, AUDIT, 1), device):
         batches = [part.to(device) for part in x.split(config.training.batch_size)]
         for number, batch in enumerate(batches):
             own = {"crop_scale": config.training.crop_scale, "blur": config.training.blur}
             a, b = (views(batch, config.training.augment, **own) for _ in range(2))
-            moved = attack.joint(encoder, a, b, temperature=TEMPERATURE)
+            moved = attack.pairwise(encoder, a, b, temperature=TEMPERATURE)
             with torch.no_grad():
                 za, zb = (embedding(encoder, view) for view in moved)
                 embedded.append((za.cpu(), zb.cpu()))

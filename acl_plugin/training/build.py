@@ -41,12 +41,12 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
     threat = ThreatModel(config.threat.norm, config.threat.eps)
     attack = InnerAttack(threat, config.objective.attack, config.objective.attack_steps, config.objective.attack_kwargs)
     objective = _objective(config)
-    attack.check(objective.attack_view, data.shape[0])
+    attack.check(objective.attack_mode, data.shape[0])
     check_sizes(config, data)
-    with seeding.private(mixed_seed(config.machine.seed, INITIALIZATION)):
+    with seeding.isolated_rng(mixed_seed(config.machine.seed, INITIALIZATION)):
         if encoder is None:
             spec = model_spec(config, data, objective.normalized)
-            model: EncoderProtocol = Encoder(spec, objective.routes, objective.projector)
+            model: EncoderProtocol = Encoder(spec, objective.norm_banks, objective.projector)
         else:
             model = _copied(encoder, objective, data)
         objective.setup(model)
@@ -56,10 +56,12 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
 
 def _copied(encoder: EncoderProtocol, objective: Objective, data: DataSet) -> EncoderProtocol:
     """Return a copy of the user's encoder, after checking it against objective and images."""
-    if tuple(encoder.routes) != objective.routes:
-        given = f"norm banks {tuple(encoder.routes)}"
-        message = f"`encoder` has {given}, the objective has {objective.routes}; pass routes={objective.routes}"
-        raise UsageError(message, parameter="encoder", given=given, allowed=objective.routes)
+    if tuple(encoder.norm_banks) != objective.norm_banks:
+        given = f"norm banks {tuple(encoder.norm_banks)}"
+        message = (
+            f"`encoder` has {given}, the objective has {objective.norm_banks}; pass norm_banks={objective.norm_banks}"
+        )
+        raise UsageError(message, parameter="encoder", given=given, allowed=objective.norm_banks)
     shape = getattr(encoder, "shape", data.shape)
     if shape != data.shape:
         message = f"`encoder` takes images of shape {shape}, those of {data.name} are {data.shape}"

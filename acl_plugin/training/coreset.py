@@ -168,7 +168,7 @@ def select(
 
     def gradient(i: int) -> list[Tensor]:
         batch = batches[i]
-        with seeding.private(mixed_seed(seed, i), device):
+        with seeding.isolated_rng(mixed_seed(seed, i), device):
             total = objective.terms(model, draw(batch.pixels.to(device), batch.rows.to(device)), attack).total
         found = _gradient(total, head_parameters(model))
         both.load_state_dict(start)  # undo updates of momentum encoders and running means
@@ -181,7 +181,7 @@ def select(
             progress.advance()
     gains, left, taken = torch.stack(table), list(range(len(batches))), []
     for turn in range(criterion.budget):
-        with seeding.private(mixed_seed(seed, len(batches) + turn), device):
+        with seeding.isolated_rng(mixed_seed(seed, len(batches) + turn), device):
             divergence = _divergence(moved, objective, attack, criterion.validation, released)
         head = head_parameters(moved)
         wanted = _row_means(_gradient(divergence, head))
@@ -204,16 +204,16 @@ def _divergence(
     model: EncoderProtocol, objective: Objective, attack: InnerAttack, images: Images, released: bool
 ) -> Tensor:
     """Return R between benign images and their adversarial examples against the current model."""
-    benign_route, adversarial_route = objective.routes[0], objective.routes[-1]
+    benign_bank, adversarial_bank = objective.norm_banks[0], objective.norm_banks[-1]
     x = images.floats().to(next(model.parameters()))
     if released:
         x = x[torch.arange(len(x), device=x.device) // 2]
     rows = _min_max_rows if released else _kl_rows
-    z = model(x, benign_route)
+    z = model(x, benign_bank)
     fixed = z.detach()
     three = InnerAttack(attack.threat, attack.threat.pgd, steps=3)
-    adversarial = three.scalar(model, x, lambda images: 1 + rows(model(images, adversarial_route), fixed))
-    return rows(model(adversarial, adversarial_route), z).mean()
+    adversarial = three.scalar(model, x, lambda images: 1 + rows(model(images, adversarial_bank), fixed))
+    return rows(model(adversarial, adversarial_bank), z).mean()
 
 
 def _kl_rows(z: Tensor, benign: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ NEIGHBOURS = 20
 
 
 def knn_accuracy(
-    encoder: EncoderProtocol, images: Images, seed: int, route: str | None = None, most: int = 5000
+    encoder: EncoderProtocol, images: Images, seed: int, norm_bank: str | None = None, most: int = 5000
 ) -> float:
     """Return the 20-nearest-neighbor accuracy, by cosine similarity, of a tenth of ``images`` given the other nine.
 
@@ -19,7 +19,7 @@ def knn_accuracy(
         encoder: encoder in eval mode.
         images: training images, of which a stratified subset of ``most`` is used.
         seed: seed of the stratified split.
-        route: norm bank.
+        norm_bank: norm bank.
         most: maximum number of images.
 
     Returns:
@@ -29,7 +29,7 @@ def knn_accuracy(
 
     images = images.subset(most)
     queries = stratified(images.labels, 0.1, seed)
-    features = torch.nn.functional.normalize(features_of(encoder, images, route), dim=1).numpy()
+    features = torch.nn.functional.normalize(features_of(encoder, images, norm_bank), dim=1).numpy()
     labels, known = images.labels.numpy(), (~queries).numpy()
     vote = KNeighborsClassifier(min(NEIGHBOURS, int(known.sum())), metric="cosine", algorithm="brute")
     vote.fit(features[known], labels[known])

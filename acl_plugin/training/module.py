@@ -203,7 +203,7 @@ class Pretraining(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
         assert self.batches is not None
         step = self.steps_before(self.batches.epoch) + batch_idx
-        with seeding.private(mixed_seed(self.config.machine.seed, STEP, step, self.global_rank), self.device):
+        with seeding.isolated_rng(mixed_seed(self.config.machine.seed, STEP, step, self.global_rank), self.device):
             self._step(batch, batch_idx, self.batches.epoch, step)
 
     def _step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int, epoch: int, step: int) -> None:
@@ -244,9 +244,9 @@ class Pretraining(lightning.LightningModule):
         self.log_dict(self.means.means(), sync_dist=self.ranks > 1)
         done = self.batches.epoch + 1
         if self.config.training.knn_every and done % self.config.training.knn_every == 0:
-            kept, route = self.objective.downstream(self.model), self.objective.routes[-1]
+            kept, norm_bank = self.objective.downstream(self.model), self.objective.norm_banks[-1]
             with norm_banks.inference(kept):
-                accuracy = knn_accuracy(kept, self.data.train, mixed_seed(self.config.machine.seed, HOLDOUT), route)
+                accuracy = knn_accuracy(kept, self.data.train, mixed_seed(self.config.machine.seed, HOLDOUT), norm_bank)
             self.log("knn_accuracy", accuracy, sync_dist=self.ranks > 1)
         endless = self.trainer.max_epochs == self.trainer.max_steps == -1
         if endless and done >= self.planned.training.epochs:
@@ -255,7 +255,7 @@ class Pretraining(lightning.LightningModule):
     def write_encoder(self, run: RunDir) -> None:
         """Write the current encoder as plain networks with one norm bank each."""
         objective, model = self.objective, self.objective.downstream(self.model)
-        benign, adversarial = objective.routes[0], objective.routes[-1]
+        benign, adversarial = objective.norm_banks[0], objective.norm_banks[-1]
         run.path.mkdir(exist_ok=True)
         write_encoder(
             run,

@@ -44,9 +44,9 @@ def pretrain(
     Args:
         config: see ``acl_plugin.config.preset``.
         out: run folder, new or of the same configuration.
-        encoder: your own encoder, such as ``acl_plugin.wrap_encoder(...)`` with the objective's routes and projector,
-            in place of ``config.encoder.backbone``; a copy of it is trained. The folder records its class name as
-            ``backbone``. Pass the same encoder to resume, and to ``acl_plugin.load_encoder(out, encoder=...)``.
+        encoder: your own encoder, such as ``acl_plugin.wrap_encoder(...)`` with the objective's norm banks and
+            projector, in place of ``config.encoder.backbone``; a copy of it is trained. The folder records its class
+            name as ``backbone``. Pass the same encoder to resume, and to ``acl_plugin.load_encoder(out, encoder=...)``.
         overwrite: remove all files of a run that is in the folder, whatever its configuration.
         trainer_options: further options of ``lightning.Trainer`` that do not change the trained weights, see
             ``acl_plugin.training.trainer_options.FREE``. ``logger`` and ``callbacks`` are added to ours; ``max_time``

@@ -8,7 +8,7 @@ import torchattacks
 from torch import nn
 
 import reference
-from acl_plugin.attacks.catalogue import ALL_VIEWS, attack_names
+from acl_plugin.attacks.catalogue import MODES, attack_names
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError
@@ -24,7 +24,7 @@ SUITED = {  # arguments for small images
     "Square": {"n_queries": 50},
     "TIFGSM": {"len_kernel": 3},
 }
-VALID = [(n, v, name) for n in NORMS for v in ALL_VIEWS for name in attack_names(n, v)]
+VALID = [(n, v, name) for n in NORMS for v in MODES for name in attack_names(n, v)]
 
 
 @pytest.fixture
@@ -33,24 +33,24 @@ def views():
     return torch.rand(6, 1, 8, 8), torch.rand(6, 1, 8, 8)
 
 
-def embed(encoder, x, route="adv"):
+def embed(encoder, x, norm_bank="adv"):
     with torch.no_grad(), norm_banks.inference(encoder):
-        return encoder(x, route)
+        return encoder(x, norm_bank)
 
 
-def aim(attack, encoder, view, a, b):
+def aim(attack, encoder, mode, a, b):
     """The attacked image(s), and the attacked loss as a function of them, in eval mode."""
     keys = embed(encoder, b)
-    if view == "joint":
-        moved = torch.cat(attack.joint(encoder, a, b, route="adv"))
+    if mode == "pairwise":
+        moved = torch.cat(attack.pairwise(encoder, a, b, norm_bank="adv"))
         return moved, torch.cat([a, b]), lambda x: contrastive.nt_xent(*embed(encoder, x).chunk(2))
-    if view == "bank":
+    if mode == "bank":
 
         def loss(x):
             logits = contrastive.similarity_logits(embed(encoder, x), keys, 0.5)
             return torch.nn.functional.cross_entropy(logits, torch.arange(len(x)))
 
-        return attack.bank(encoder, a, keys, route="adv"), a, loss
+        return attack.bank(encoder, a, keys, norm_bank="adv"), a, loss
     moved = attack.scalar(encoder, a, lambda x: contrastive.nt_xent_rows(encoder(x, "adv"), keys).mean(0))
     return moved, a, lambda x: contrastive.nt_xent(embed(encoder, x), keys)
 
@@ -84,8 +84,8 @@ def same(one, two):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("norm", "view", "name"), VALID)
-def test_every_valid_attack_stays_in_ball_and_box_raises_the_loss_and_leaves_no_trace(encoder, views, norm, view, name):
+@pytest.mark.parametrize(("norm", "mode", "name"), VALID)
+def test_every_valid_attack_stays_in_ball_and_box_raises_the_loss_and_leaves_no_trace(encoder, views, norm, mode, name):
     a, b = views
     if name in ("TIFGSM", "PIFGSM", "PIFGSMPP"):  # for RGB images only
         encoder = trained_encoder((3, 16, 16))
@@ -95,7 +95,7 @@ def test_every_valid_attack_stays_in_ball_and_box_raises_the_loss_and_leaves_no_
         p.grad = torch.ones_like(p)
     attack = InnerAttack(ThreatModel(norm, EPS[norm]), name, 5, SUITED.get(name, {}))
     before, drawn = state_of(encoder), after_one_draw()
-    moved, x, loss = aim(attack, encoder, view, a, b)
+    moved, x, loss = aim(attack, encoder, mode, a, b)
     assert same(before, state_of(encoder))
     assert torch.equal(torch.get_rng_state(), drawn)
     delta = (moved - x).flatten(1)
@@ -111,7 +111,7 @@ def test_every_valid_attack_stays_in_ball_and_box_raises_the_loss_and_leaves_no_
 def test_joint_pgd_is_plain_pgd_on_nt_xent(encoder, views):
     a, b = views
     attack = InnerAttack(ThreatModel("Linf", 0.1), "PGD", 3, {"random_start": False, "alpha": 0.04})
-    moved = torch.cat(attack.joint(encoder, a, b, route="adv"))
+    moved = torch.cat(attack.pairwise(encoder, a, b, norm_bank="adv"))
     encoder.double().eval()
 
     def loss(x):
@@ -160,7 +160,7 @@ def linear(x, classes=5):
 
 
 WAYS = {
-    "joint": lambda attack, encoder, a, b, **noise: attack.joint(encoder, a, b, **noise)[0],
+    "pairwise": lambda attack, encoder, a, b, **noise: attack.pairwise(encoder, a, b, **noise)[0],
     "bank": lambda attack, encoder, a, b, **noise: attack.bank(encoder, a, embed(encoder, b, None), **noise),
     "scalar": lambda attack, encoder, a, b, **noise: attack.scalar(
         encoder, a, lambda x: 1 + encoder(x).square().mean(1), **noise
@@ -353,7 +353,7 @@ def test_shapes_of_contrastive_inputs_are_checked(encoder, views, attack):
     a, b = views
     keys, two = embed(encoder, b), linear(a, 2)
     for parameter, aimed in (
-        ("b", lambda: attack.joint(encoder, a, b[:5])),
+        ("b", lambda: attack.pairwise(encoder, a, b[:5])),
         ("keys", lambda: attack.bank(encoder, a, keys[:5])),
         ("keys", lambda: attack.bank(encoder, a, keys[0])),
         ("model", lambda: attack.bank(encoder, a, keys[:, :2])),
@@ -362,7 +362,7 @@ def test_shapes_of_contrastive_inputs_are_checked(encoder, views, attack):
         ("benign_logits", lambda: attack.trades(two, a, two, two(b[:5]))),
         ("logits", lambda: attack.trades(two, a, encoder, two(a))),
         ("name", lambda: dataclasses.replace(attack, name="FGSM").trades(two, a, two, two(a))),
-        ("route", lambda: attack.joint(encoder, a, b, route="advs")),
+        ("norm_bank", lambda: attack.pairwise(encoder, a, b, norm_bank="advs")),
     ):
         with pytest.raises(UsageError) as error:
             aimed()
@@ -403,14 +403,14 @@ def test_the_dlr_loss_takes_three_classes(views):
 
 def test_step_size_and_scale(encoder, views):
     attack = InnerAttack(ThreatModel("Linf", 8 / 255), "PGD", 5)
-    half = attack.scaled(0.5).joint(encoder, *views, route="adv")[0] - views[0]
+    half = attack.scaled(0.5).pairwise(encoder, *views, norm_bank="adv")[0] - views[0]
     assert half.abs().max() <= 4 / 255 + 1e-6
 
 
 def test_share_of_moved_rows_is_reported(encoder, views):
     shares = []
     threat = ThreatModel("Linf", 0.1)
-    InnerAttack(threat, on_moved=shares.append).joint(encoder, *views, route="adv")
+    InnerAttack(threat, on_moved=shares.append).pairwise(encoder, *views, norm_bank="adv")
     model, y = linear(views[0]), torch.zeros(6, dtype=torch.long)
     with torch.no_grad():
         model[1].weight.zero_()  # no gradient
@@ -421,11 +421,13 @@ def test_share_of_moved_rows_is_reported(encoder, views):
 
 def test_row_by_row_attacks_are_refused_where_rows_depend_on_each_other(encoder, views):
     attack = InnerAttack(ThreatModel("Linf", 0.1), "Square")
-    with pytest.raises(UsageError, match="'Square' moves each row for itself and is not valid for the 'joint' view"):
-        attack.joint(encoder, *views)
+    with pytest.raises(
+        UsageError, match="'Square' treats samples independently and cannot be used with mode 'pairwise'"
+    ):
+        attack.pairwise(encoder, *views)
     with pytest.raises(UsageError, match="'TIFGSM' takes images of 3 channels, not 1"):
-        InnerAttack(ThreatModel("Linf", 0.1), "TIFGSM").joint(encoder, *views)
-    with pytest.raises(UsageError, match="'scalar' view"):
+        InnerAttack(ThreatModel("Linf", 0.1), "TIFGSM").pairwise(encoder, *views)
+    with pytest.raises(UsageError, match="mode 'scalar'"):
         attack.scalar(encoder, views[0], lambda x: x.flatten(1).sum(1))
 
 

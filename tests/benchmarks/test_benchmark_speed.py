@@ -21,7 +21,7 @@ def modules(objective="acl_ds", **options):
     options = SMALL | {"objective": objective, "attack_kwargs": {"random_start": False}} | options
     config = preset("cifar10", **used("cifar10", **options))
     ours = build(config, speed.random_data(12, 3, 16))
-    for name in ours.objective.routes:  # norm statistics that attacks can see
+    for name in ours.objective.norm_banks:  # norm statistics that attacks can see
         for _ in range(4):
             ours.model(torch.rand(8, 3, 12, 12), name)
     return ours, speed.plain(ours)
@@ -58,7 +58,7 @@ def test_the_plain_attack_takes_weight_gradients_and_leaves_what_was_there():
     theirs.model.projector[0].weight.register_hook(lambda g: seen.append(g))
     a, b = torch.rand(2, 4, 3, 12, 12)
     theirs.model.train()
-    moved, _ = theirs.attack.joint(theirs.model, a, b, route="adv")
+    moved, _ = theirs.attack.pairwise(theirs.model, a, b, norm_bank="adv")
     assert len(seen) == 3
     assert theirs.model.training
     assert all(p.grad is g for p, g in zip(theirs.model.parameters(), before, strict=True))

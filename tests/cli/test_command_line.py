@@ -127,15 +127,15 @@ def test_lists(capsys):
     assert set(lines) == set(available())
     for name, line in lines.items():
         objective = create_objective(name)
-        assert line.split()[1:3] == [str(objective.cost.encoder_forwards(5)), objective.attack_view or "none"]
-        assert " ".join(objective.routes) in line
+        assert line.split()[1:3] == [str(objective.cost.encoder_forwards(5)), objective.attack_mode or "none"]
+        assert " ".join(objective.norm_banks) in line
         assert line.endswith(f"[{objective.paper}]")
-    assert lines["acl_ds"].split()[1:5] == ["32", "joint", "clean", "adv"]
+    assert lines["acl_ds"].split()[1:5] == ["32", "pairwise", "clean", "adv"]
     assert main(["list", "formats"]) == 0
     assert "student     DeACL" in capsys.readouterr().out
     assert main(["list", "attacks"]) == 0
     assert any(
-        line.split() == ["PGD", "Linf", "joint", "bank", "scalar"] for line in capsys.readouterr().out.splitlines()
+        line.split() == ["PGD", "Linf", "pairwise", "bank", "scalar"] for line in capsys.readouterr().out.splitlines()
     )
     assert main(["list", "backbones", "--pattern", "vit_tiny*"]) == 0
     assert "vit_tiny_patch16_224" in capsys.readouterr().out
@@ -237,7 +237,7 @@ MISTAKES = [
     (["run", "--out", "x", "--batch-size", "2000"], "only 1297 training images"),
     (["run", "--out", "x", "--epochs", "many"], "--epochs: allowed: int. Got value: many"),
     (["run", "--out", "x", "--limit-test", "501"], "digits has 500 such images"),
-    (["run", "--out", "x", "--attack", "Square"], "not valid for the 'joint' view"),
+    (["run", "--out", "x", "--attack", "Square"], "cannot be used with mode 'pairwise'"),
     (["run", "--out", "x", "--attack", "PGDL2"], "attack 'PGDL2' is not for Linf"),
     (["run", "--out", "x", "--objective-kwargs.rho", "-1"], "rho -1: allowed is a number from 0"),
     (["run", "--out", "x", "--objective-kwargs.tau", "1"], "setting of objective 'gsa_rsl': 'tau'"),

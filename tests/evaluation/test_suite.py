@@ -102,7 +102,7 @@ def test_a_row_is_torchattacks_with_the_documented_settings(run):
     model, images = load_classifier(run.path), datasets.load(config().data).test
     x, y = images.floats(), images.labels
     right = model(x).argmax(1) == y
-    with seeding.private(seeding.mixed_seed(0, seeding.SUITE, list(SUITE).index("PGD-20"), 0)):
+    with seeding.isolated_rng(seeding.mixed_seed(0, seeding.SUITE, list(SUITE).index("PGD-20"), 0)):
         torch.manual_seed(noise_seed(None))
         moved = torchattacks.PGD(model, eps=0.1, alpha=0.025, steps=20)(x[right], y[right])
     still = (model(moved).argmax(1) == y[right]).sum().item()

@@ -53,7 +53,7 @@ def test_rows_are_positive_and_average_to_the_loss():
 def test_joint_cross_entropy_is_nt_xent_in_value_and_gradient():
     torch.manual_seed(0)
     z = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
-    logits, partners = contrastive.joint_logits(z, 0.5)
+    logits, partners = contrastive.pairwise_logits(z, 0.5)
     loss, expected = F.cross_entropy(logits, partners), reference.nt_xent(z[:4], z[4:], 0.5)
     assert logits.isfinite().all()
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)

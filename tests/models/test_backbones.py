@@ -10,7 +10,7 @@ from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError
 from acl_plugin.models.backbones import create_backbone, sees_every_pixel
 from acl_plugin.models.encoder import Classifier, Encoder, Preprocess
-from acl_plugin.models.norm_banks import export, routes_of
+from acl_plugin.models.norm_banks import export, names_of
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.models.timm_names import backbone_names
 from acl_plugin.objectives.acl import DualStream
@@ -39,7 +39,7 @@ def test_each_family_is_pretrained_probed_and_attacked(backbone):
     kwargs, banks = FAMILIES[backbone]
     torch.manual_seed(0)
     encoder = Encoder(spec((3, 32, 32), backbone, kwargs), ("clean", "adv"))
-    assert len(routes_of(encoder.backbone)) == banks
+    assert len(names_of(encoder.backbone)) == banks
     a, b = torch.rand(4, 3, 32, 32), torch.rand(4, 3, 32, 32)
     attack = InnerAttack(ThreatModel("Linf", 8 / 255), "PGD", 1)
     objective = DualStream()

@@ -16,7 +16,7 @@ def test_export_equals_the_routed_forward_bit_for_bit(encoder, name, training):
     encoder.train(training)
     x = encoder.preprocess(torch.rand(4, 1, 8, 8))
     plain = norm_banks.export(encoder.backbone, name)
-    with norm_banks.route(encoder.backbone, name):
+    with norm_banks.active(encoder.backbone, name):
         assert torch.equal(plain(x), encoder.backbone(x))
     assert not any(isinstance(m, norm_banks.RoutedNorm) for m in plain.modules())
 
@@ -36,7 +36,7 @@ def test_each_bank_has_its_own_statistics_and_a_forward_touches_one(encoder):
 
 def test_route_is_restored_after_an_exception_and_unknown_banks_are_refused(encoder):
     layers = [m for m in encoder.backbone.modules() if isinstance(m, norm_banks.RoutedNorm)]
-    with pytest.raises(KeyError), norm_banks.route(encoder.backbone, "adv"):
+    with pytest.raises(KeyError), norm_banks.active(encoder.backbone, "adv"):
         raise KeyError
     assert {layer.current.name for layer in layers} == {"clean"}
     with pytest.raises(UsageError, match="unknown norm bank 'advs'; the nearest: adv"):
@@ -45,10 +45,10 @@ def test_route_is_restored_after_an_exception_and_unknown_banks_are_refused(enco
 
 def test_a_network_without_batch_norm_has_one_bank_for_all_routes():
     network = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
-    routed = norm_banks.add_routes(network, ("clean", "adv"))
+    routed = norm_banks.add_banks(network, ("clean", "adv"))
     assert routed is network
-    assert norm_banks.routes_of(routed) == []
-    with norm_banks.route(routed, "adv"):
+    assert norm_banks.names_of(routed) == []
+    with norm_banks.active(routed, "adv"):
         routed(torch.rand(2, 3))
 
 
@@ -97,28 +97,28 @@ def test_a_network_with_one_bank_takes_the_last_state_and_faults_are_raised(enco
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("projector", ["three_layer", "bottleneck", "identity"])
-@pytest.mark.parametrize("routes", [("shared",), ("clean", "adv")])
+@pytest.mark.parametrize("names", [("shared",), ("clean", "adv")])
 @pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224"])
-def test_banks_that_an_encoder_was_not_given_are_refused(projector, routes, backbone):
+def test_banks_that_an_encoder_was_not_given_are_refused(projector, names, backbone):
     kwargs = None if backbone == "resnet10t" else {"depth": 1}
-    model, x = Encoder(spec((1, 8, 8), backbone, kwargs), routes, projector).eval(), torch.rand(2, 1, 8, 8)
+    model, x = Encoder(spec((1, 8, 8), backbone, kwargs), names, projector).eval(), torch.rand(2, 1, 8, 8)
     state = model.backbone.state_dict()
-    for route in routes:
-        z = model(x, route)
-        assert z.shape == model.project(model.features(x, route), route).shape
+    for norm_bank in names:
+        z = model(x, norm_bank)
+        assert z.shape == model.project(model.features(x, norm_bank), norm_bank).shape
     for use in (
-        lambda: model(x, "no such route"),
+        lambda: model(x, "no such norm bank"),
         lambda: model(x, ""),
-        lambda: model.features(x, "no such route"),
-        lambda: model.project(torch.rand(2, model.size), "no such route"),
-        lambda: model.views(x, x, "no such route"),
-        lambda: norm_banks.export(model.backbone, "no such route"),
-        lambda: norm_banks.export(model.projector, "no such route"),
-        lambda: norm_banks.load_banks(model.backbone, {"no such route": state}),
+        lambda: model.features(x, "no such norm bank"),
+        lambda: model.project(torch.rand(2, model.size), "no such norm bank"),
+        lambda: model.views(x, x, "no such norm bank"),
+        lambda: norm_banks.export(model.backbone, "no such norm bank"),
+        lambda: norm_banks.export(model.projector, "no such norm bank"),
+        lambda: norm_banks.load_banks(model.backbone, {"no such norm bank": state}),
     ):
         with pytest.raises(UsageError) as error:
             use()
-        assert (error.value.parameter, error.value.allowed) == ("route", tuple(sorted(routes)))
-    plain = norm_banks.export(model.backbone, routes[0])  # which takes any, as a classifier's backbone does
-    with norm_banks.route(plain, "any"):
+        assert (error.value.parameter, error.value.allowed) == ("norm_bank", tuple(sorted(names)))
+    plain = norm_banks.export(model.backbone, names[0])  # which takes any, as a classifier's backbone does
+    with norm_banks.active(plain, "any"):
         plain(model.preprocess(x))

@@ -74,7 +74,7 @@ def test_a_run_is_probed_with_the_features_that_were_trained(tiny_config, tmp_pa
     class Spread(Objective):
         """Spreads features."""
 
-        normalized, attack_view, needs = True, None, ("a",)
+        normalized, attack_mode, needs = True, None, ("a",)
 
         def terms(self, model, views, attack):
             f = model.features(views.a)

@@ -4,7 +4,7 @@ from torch import nn
 
 from acl_plugin.errors import UsageError
 from acl_plugin.models.encoder import Encoder
-from acl_plugin.models.norm_banks import routes_of
+from acl_plugin.models.norm_banks import names_of
 from acl_plugin.models.projectors import PROJECTORS
 from conftest import spec
 
@@ -30,7 +30,7 @@ def test_an_encoder_has_any_projector(name):
     model = Encoder(spec(), ("clean", "adv"), name)
     assert model(torch.rand(3, 1, 8, 8), "adv").shape[0] == 3
     banks = ["clean", "adv"] if name == "three_layer" else []
-    assert routes_of(model.projector) == banks  # AdvCL's norm is one for all; the others have none
+    assert names_of(model.projector) == banks  # AdvCL's norm is one for all; the others have none
 
 
 def test_unknown_projector():

@@ -59,12 +59,12 @@ def x():
     ],
 )
 def test_features_are_what_was_named(net, x, features, reference):
-    encoder = wrap_encoder(net, SHAPE, features=features, routes=("clean", "adv")).eval()
+    encoder = wrap_encoder(net, SHAPE, features=features, norm_banks=("clean", "adv")).eval()
     net.eval()
     expected = reference(net, x)
     assert encoder.size == expected.shape[1]
-    for route in (None, "clean", "adv"):
-        torch.testing.assert_close(encoder.features(x, route), expected)
+    for norm_bank in (None, "clean", "adv"):
+        torch.testing.assert_close(encoder.features(x, norm_bank), expected)
     assert not any(module._forward_hooks for module in encoder.modules())
 
 
@@ -85,7 +85,7 @@ def test_the_users_module_stays_as_it_is(net, x):
     net.stem.eval()
     net.head.requires_grad_(False)
     state, modes = copy.deepcopy(net.state_dict()), [m.training for m in net.modules()]
-    encoder = wrap_encoder(net, SHAPE, routes=("clean", "adv"))
+    encoder = wrap_encoder(net, SHAPE, norm_banks=("clean", "adv"))
     assert all(module.training for module in encoder.modules())
     optimizer = torch.optim.SGD([p for p in encoder.parameters() if p.requires_grad], lr=0.1)
     encoder(x, "adv").square().sum().backward()
@@ -97,23 +97,23 @@ def test_the_users_module_stays_as_it_is(net, x):
     assert [p.requires_grad for p in encoder.unwrap().parameters()] == [True] * 4 + [False] * 2
 
 
-@pytest.mark.parametrize("route", ["clean", "adv"])
-def test_unwrapping_gives_the_trained_module_with_its_own_keys(net, x, route):
-    encoder = wrap_encoder(net, SHAPE, routes=("clean", "adv"))
+@pytest.mark.parametrize("norm_bank", ["clean", "adv"])
+def test_unwrapping_gives_the_trained_module_with_its_own_keys(net, x, norm_bank):
+    encoder = wrap_encoder(net, SHAPE, norm_banks=("clean", "adv"))
     for name in ("clean", "adv"):
         encoder(x if name == "clean" else 0.3 * x, name)
-    unwrapped = encoder.eval().unwrap(route)
+    unwrapped = encoder.eval().unwrap(norm_bank)
     assert type(unwrapped) is Net
     assert unwrapped.state_dict().keys() == net.state_dict().keys()
-    torch.testing.assert_close(unwrapped(x), encoder.features(x, route))
-    other = encoder.features(x, "clean" if route == "adv" else "adv")
+    torch.testing.assert_close(unwrapped(x), encoder.features(x, norm_bank))
+    other = encoder.features(x, "clean" if norm_bank == "adv" else "adv")
     assert not torch.allclose(unwrapped(x), other)
 
 
 def test_a_norm_layer_that_is_used_twice_stays_one_layer(x):
     norm = nn.BatchNorm2d(3)
     net = nn.Sequential(norm, nn.Conv2d(3, 3, 1), norm)
-    encoder = wrap_encoder(net, SHAPE, routes=("clean", "adv"))
+    encoder = wrap_encoder(net, SHAPE, norm_banks=("clean", "adv"))
     layers = encoder.backbone.module
     assert layers[0] is layers[2]
     encoder(x, "adv")
@@ -203,8 +203,8 @@ class Refusing(nn.Module):
         (Net(), {"mean": [0.5], "std": 1.0}, "mean .0.5.: allowed is numbers, one for each of 3 channels"),
         (Net(), {"mean": 0.5, "std": [1, 0, 1]}, "std .*: allowed is numbers above 0"),
         (Net(), {"projector": "thee_layer"}, "unknown projector 'thee_layer'; the nearest: three_layer"),
-        (Net(), {"routes": "clean"}, "routes 'clean': allowed is a tuple"),
-        (Net(), {"routes": ()}, "routes .*: allowed is a tuple"),
+        (Net(), {"norm_banks": "clean"}, "norm_banks 'clean': allowed is a tuple"),
+        (Net(), {"norm_banks": ()}, "norm_banks .*: allowed is a tuple"),
     ],
 )
 def test_what_cannot_be_wrapped_is_refused_in_a_line(module, given, message):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from acl_plugin import UsageError, available, create_objective
-from acl_plugin.attacks.catalogue import ALL_VIEWS
+from acl_plugin.attacks.catalogue import MODES
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import TWO_SIDED
@@ -20,7 +20,7 @@ from conftest import spec
 def made(name, settings, shape=(1, 8, 8)):
     """An objective that is ready to train, and its encoder."""
     objective = create_objective(name, **settings)
-    model = Encoder(spec(shape), objective.routes, objective.projector)
+    model = Encoder(spec(shape), objective.norm_banks, objective.projector)
     objective.setup(model)
     return objective, model
 
@@ -52,7 +52,7 @@ def test_bare_loop(name, attack, settings_of):
         assert terms.parts
         assert all(part.isfinite() and not part.requires_grad for part in terms.parts.values())
     assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), start, strict=True))
-    assert objective.attack_view in (None, *ALL_VIEWS)
+    assert objective.attack_mode in (None, *MODES)
     assert 0 <= objective.strength <= 1
     assert isinstance(objective.downstream(model), Encoder)
     assert objective.paper
@@ -70,7 +70,7 @@ def test_in_the_trainer(name, tiny_config, tmp_path, paths_of):
     assert not any("banks" in key or "projector" in key for key in weights)
     assert len(run.metrics_file.read_text().splitlines()) == 2
     objective = create_objective(name)
-    assert run.benign_encoder_file.is_file() == (len(objective.routes) > 1)
+    assert run.benign_encoder_file.is_file() == (len(objective.norm_banks) > 1)
     assert read_projector(run)[0] == objective.projector
     encoder = load_encoder(run.path)
     assert not encoder.training
@@ -105,8 +105,8 @@ class Counter:
         self.forwards = self.input_gradients = self.weight_gradients = 0
         original = Encoder.features
 
-        def features(encoder, x, route=None):
-            f = original(encoder, x, route)
+        def features(encoder, x, norm_bank=None):
+            f = original(encoder, x, norm_bank)
             self.forwards += len(x)
             trains = any(p.requires_grad for p in encoder.backbone.parameters())
             if f.requires_grad:
@@ -125,7 +125,7 @@ VARIANTS = [
     ("simclr", {}, 5, 6),
     ("acl_a2a", {}, 5, 26),
     ("acl_a2s", {}, 5, 17),
-    ("acl_a2s", {"attack_view": "bank"}, 5, 17),
+    ("acl_a2s", {"attack_mode": "bank"}, 5, 17),
     ("acl_ds", {}, 5, 32),
     ("rocl", {}, 7, 24),
     ("rocl", {"fidelity": "released"}, 7, 30),

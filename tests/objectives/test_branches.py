@@ -63,17 +63,17 @@ def test_a_teacher_stays_as_it_is(teacher_run):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("routes", [("shared",), ("clean", "adv")])
-def test_a_student_starts_as_its_teacher(teacher_run, routes):
-    model = Encoder(spec(), routes)
+@pytest.mark.parametrize("norm_banks", [("shared",), ("clean", "adv")])
+def test_a_student_starts_as_its_teacher(teacher_run, norm_banks):
+    model = Encoder(spec(), norm_banks)
     teacher = Teacher.of_student(load_encoder(teacher_run), model, "profeat")
     teacher.copy_projector_to(model)
     model.eval()
     model.preprocess.load_state_dict(teacher.encoder.preprocess.state_dict())
     x = torch.rand(3, 1, 8, 8)
-    for route in routes:
-        torch.testing.assert_close(model.features(x, route), teacher(x))
-        torch.testing.assert_close(model(x, route), load_encoder(teacher_run)(x))
+    for norm_bank in norm_banks:
+        torch.testing.assert_close(model.features(x, norm_bank), teacher(x))
+        torch.testing.assert_close(model(x, norm_bank), load_encoder(teacher_run)(x))
 
 
 def test_another_network_cannot_be_taught(teacher_run):

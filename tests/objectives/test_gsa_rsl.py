@@ -53,7 +53,7 @@ def test_two_updates_are_those_of_the_authors_code(monkeypatch, variant):
 
 def two_banks(objective):
     """A tiny encoder in float64, and views away from 0 and 1."""
-    model = encoder_in_float64(objective.routes, objective.projector, objective.normalized).train()
+    model = encoder_in_float64(objective.norm_banks, objective.projector, objective.normalized).train()
     objective.setup(model)
     draw_in_float64(objective.divergence)
     a, b, weak = 0.2 + 0.6 * torch.rand(3, 6, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -122,7 +122,7 @@ def test_the_attack_maximizes_what_h_detects_beside_the_contrast(pgd):
 
 def test_the_rate_of_h_follows_its_schedule():
     objective = create_objective("gsa_rsl")
-    objective.setup(Encoder(spec(), objective.routes, objective.projector))
+    objective.setup(Encoder(spec(), objective.norm_banks, objective.projector))
     rates = []
     for epoch in range(100):
         objective.on_epoch(epoch, 100)
@@ -133,7 +133,7 @@ def test_the_rate_of_h_follows_its_schedule():
 
 
 @pytest.mark.usefixtures("same_noise")
-@pytest.mark.parametrize(("base", "settings"), [("acl_ds", {}), ("acl_a2s", {"attack_view": "bank"}), ("dynacl", {})])
+@pytest.mark.parametrize(("base", "settings"), [("acl_ds", {}), ("acl_a2s", {"attack_mode": "bank"}), ("dynacl", {})])
 def test_it_adds_to_the_loss_of_its_base(base, settings, pgd):
     """Plain sums: what the base alone has, the benign contrast, and the divergence of features."""
     torch.manual_seed(4)
@@ -148,8 +148,8 @@ def test_it_adds_to_the_loss_of_its_base(base, settings, pgd):
     compared = []
 
     class Kept(InnerAttack):
-        def joint(self, *arguments, **options):
-            moved = super().joint(*arguments, **options)
+        def pairwise(self, *arguments, **options):
+            moved = super().pairwise(*arguments, **options)
             compared[:] = [(views.a, moved[0]), (views.b, moved[1])]
             return moved
 
@@ -178,7 +178,7 @@ def base_settings(settings_of):
 @pytest.mark.parametrize("own", [{}, {"sharpen": "all", "steps": 4}, {"divergence": "mmd"}, {"benign": 0.0}])
 def test_every_objective_with_an_attack_is_a_base_at_the_cost_that_is_told(name, own, base_settings, monkeypatch):
     objective = create_objective("gsa_rsl", **base_settings(name), **own)
-    model = Encoder(spec(), objective.routes, objective.projector)
+    model = Encoder(spec(), objective.norm_banks, objective.projector)
     objective.setup(model)
     optimizer = torch.optim.SGD(objective.param_groups(model), lr=0.01)
     start = [p.detach().clone() for p in model.parameters()]
@@ -200,17 +200,17 @@ def test_a_base_of_a_third_party_needs_to_tell_nothing_more(register, pgd):
     class Half(Objective):
         """Attacks one view; one norm bank; encodes both at once."""
 
-        routes, attack_view, needs = ("shared",), "joint", ("a", "b")
+        norm_banks, attack_mode, needs = ("shared",), "pairwise", ("a", "b")
 
         def terms(self, model, views, attack):
-            a, _ = attack.joint(model, views.a, views.b)
+            a, _ = attack.pairwise(model, views.a, views.b)
             za, zb = model(torch.cat([a, views.b])).chunk(2)
             return Terms.weighted(apart=(1.0, (za - zb).square().mean()))
 
     register("half", Half)
     objective = create_objective("gsa_rsl", base="half")
     assert objective.cost is None
-    model = Encoder(spec(), objective.routes, objective.projector)
+    model = Encoder(spec(), objective.norm_banks, objective.projector)
     objective.setup(model)
     terms = objective.backward(model, drawn(objective), pgd)
     assert terms.parts.keys() == {"apart", "nce_clean", "sharpness", "global_linear"}
@@ -219,7 +219,7 @@ def test_a_base_of_a_third_party_needs_to_tell_nothing_more(register, pgd):
 def test_sharpness_of_everything_moves_a_momentum_encoder_once(pgd):
     torch.manual_seed(0)
     objective = create_objective("gsa_rsl", base="dynacl", base_kwargs={"momentum": 0.5}, sharpen="all")
-    model = Encoder(spec(), objective.routes, objective.projector)
+    model = Encoder(spec(), objective.norm_banks, objective.projector)
     objective.setup(model)
     with torch.no_grad():
         model.projector[0].weight.add_(1.0)
@@ -231,7 +231,7 @@ def test_sharpness_of_everything_moves_a_momentum_encoder_once(pgd):
 
 def test_views_strength_and_the_encoder_to_keep_are_those_of_the_base():
     objective = create_objective("gsa_rsl", base="dynacl")
-    model = Encoder(spec(), objective.routes, objective.projector)
+    model = Encoder(spec(), objective.norm_banks, objective.projector)
     objective.setup(model)
     objective.on_epoch(90, 100)
     assert objective.strength == objective.base.strength < 1
@@ -243,7 +243,7 @@ def test_views_strength_and_the_encoder_to_keep_are_those_of_the_base():
 
 def test_two_sided_is_what_acl_a2a_is_the_base_of():
     objective = create_objective("gsa_rsl", **TWO_SIDED)
-    assert (objective.routes, objective.attack_view, objective.needs) == (("adv",), "joint", ("a", "b"))
+    assert (objective.norm_banks, objective.attack_mode, objective.needs) == (("adv",), "pairwise", ("a", "b"))
     assert (objective.projector, objective.normalized) == ("three_layer", False)
 
 
@@ -314,18 +314,18 @@ def test_settings_out_of_range_are_refused_in_a_line(settings, message, register
 def test_what_a_base_needs_and_does_not_get_is_told_in_a_line(base, message):
     objective = create_objective("gsa_rsl", base=base)
     with pytest.raises(UsageError, match=message) as error:
-        objective.setup(Encoder(spec(), objective.routes, objective.projector))
+        objective.setup(Encoder(spec(), objective.norm_banks, objective.projector))
     assert "\n" not in str(error.value)
     assert error.value.parameter.startswith("base_kwargs.")
 
 
 def test_a_base_that_does_not_attack_is_told(register, pgd):
     class Idle(SimCLR):
-        attack_view = "scalar"
+        attack_mode = "scalar"
 
     register("idle", Idle)
     objective = create_objective("gsa_rsl", base="idle")
-    model = Encoder(spec(), objective.routes, objective.projector)
+    model = Encoder(spec(), objective.norm_banks, objective.projector)
     objective.setup(model)
     with pytest.raises(UsageError, match="base 'idle' made no adversarial examples with its attack"):
         objective.backward(model, drawn(objective), pgd)

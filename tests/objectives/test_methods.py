@@ -37,23 +37,23 @@ class LinearEncoder(nn.Module):
     def __init__(self, size=5):
         super().__init__()
         torch.manual_seed(3)
-        self.size, self.routes, self.scale = size, ("clean", "adv"), 1.3
+        self.size, self.norm_banks, self.scale = size, ("clean", "adv"), 1.3
         self.backbone, self.projector = nn.Identity(), nn.Identity()  # stand-ins: w and v are the weights
         self.w = nn.Parameter(torch.randn(size, 16) / 4)
         self.v = nn.Parameter(torch.randn(size, size) / 2)
 
-    def features(self, x, route=None):
-        scale = self.scale if route == "adv" else 1.0
+    def features(self, x, norm_bank=None):
+        scale = self.scale if norm_bank == "adv" else 1.0
         return (x.flatten(1) - 0.5 * scale) @ self.w.T
 
-    def project(self, features, route=None):
+    def project(self, features, norm_bank=None):
         return features @ self.v.T
 
-    def forward(self, x, route=None):
-        return self.project(self.features(x, route), route)
+    def forward(self, x, norm_bank=None):
+        return self.project(self.features(x, norm_bank), norm_bank)
 
-    def views(self, a, b, route=None):
-        return self(a, route), self(b, route)
+    def views(self, a, b, norm_bank=None):
+        return self(a, norm_bank), self(b, norm_bank)
 
 
 @pytest.fixture
@@ -106,18 +106,18 @@ def test_simclr(model, views, attack):
 
 def test_acl_a2a(model, views, attack):
     result = run(create_objective("acl_a2a", temperature=TAU), model, views, attack)
-    a, b = attack.joint(model, views.a, views.b, route="adv", temperature=TAU)
+    a, b = attack.pairwise(model, views.a, views.b, norm_bank="adv", temperature=TAU)
     assert not torch.equal(a, views.a)
     check(*result, *in_float64(model, lambda m: loop(m, a, b, "adv")))
 
 
 @pytest.mark.parametrize("view", ["scalar", "bank"])
 def test_acl_a2s(model, views, attack, view):
-    result = run(create_objective("acl_a2s", temperature=TAU, attack_view=view), model, views, attack)
+    result = run(create_objective("acl_a2s", temperature=TAU, attack_mode=view), model, views, attack)
     with torch.no_grad():
         keys = model(views.b, "clean")
     if view == "bank":
-        a = attack.bank(model, views.a, keys, route="adv", temperature=TAU)
+        a = attack.bank(model, views.a, keys, norm_bank="adv", temperature=TAU)
     else:
 
         def rows(x):
@@ -139,7 +139,7 @@ def reference_row(za, zb, i):
 
 def test_acl_ds(model, views, attack):
     terms, gradients = run(create_objective("acl_ds", temperature=TAU), model, views, attack)
-    a, b = attack.joint(model, views.a, views.b, route="adv", temperature=TAU)
+    a, b = attack.pairwise(model, views.a, views.b, norm_bank="adv", temperature=TAU)
     expected = in_float64(model, lambda m: (loop(m, views.a, views.b) + loop(m, a, b, "adv")) / 2)
     check(terms, gradients, *expected)
     assert set(terms.parts) == {"nce_clean", "nce_adv"}
@@ -149,8 +149,8 @@ def nce(views, weight, detached=lambda a, b: False):
     return reference.multi_view_nce(views, TAU, weight, detached)
 
 
-def contrast_rows(model, x, keys, route=None, detached=False):
-    return multi_view_nce_rows([model(x, route), *keys], TAU, detached=detached)
+def contrast_rows(model, x, keys, norm_bank=None, detached=False):
+    return multi_view_nce_rows([model(x, norm_bank), *keys], TAU, detached=detached)
 
 
 def moved_from_partner(model, views, attack, released):
@@ -428,7 +428,7 @@ def test_dynacl(model, views, attack):
     k = copy.deepcopy(objective.copy.encoder)
     terms = objective.backward(model, views, attack)
     gradients = [p.grad for p in model.parameters()]
-    a, b = attack.joint(Pair(model, k), views.a, views.b, route="adv", temperature=TAU)
+    a, b = attack.pairwise(Pair(model, k), views.a, views.b, norm_bank="adv", temperature=TAU)
     fixed = copy.deepcopy(k).double()
 
     def loss(m):
@@ -473,7 +473,7 @@ def test_air(model, views, attack, name, fidelity):
     w = objective.weight
     assert (w > 0) == (name == "dynacl_air")
     terms, gradients = run(objective, model, views, attack)
-    moved = attack.joint(model, views.a, views.b, route="adv", temperature=TAU)
+    moved = attack.pairwise(model, views.a, views.b, norm_bank="adv", temperature=TAU)
 
     def divergence(p, q):
         if fidelity == "normalized":
@@ -562,7 +562,7 @@ def test_profeat(model, views, attack, teacher):
 @pytest.mark.e2e
 def test_profeats_projector_is_the_teachers_and_stays_so(teacher_run):
     objective = create_objective("profeat", teacher=load_encoder(teacher_run))
-    model = Encoder(spec(), objective.routes, objective.projector)
+    model = Encoder(spec(), objective.norm_banks, objective.projector)
     objective.setup(model)
     model.train()
     theirs = load_encoder(teacher_run).projector.state_dict()
@@ -589,9 +589,9 @@ def test_gsa_rsl_with_every_subset_of_its_parts(model, views, attack, adversaria
     model.scale = 1.0  # the two-sided form has one norm bank
     objective = create_objective("gsa_rsl", temperature=TAU, **TWO_SIDED | settings).eval()  # fixes the spectral norms
     if not (adversarial or global_):
-        assert objective.attack_view is None
+        assert objective.attack_mode is None
     terms, gradients = run(objective, model, views, attack)
-    a, b = attack.joint(model, views.a, views.b, route="adv", temperature=TAU)
+    a, b = attack.pairwise(model, views.a, views.b, norm_bank="adv", temperature=TAU)
     with torch.no_grad():
         discriminator = copy.deepcopy(objective.divergence.network).double() if global_ else None
 
@@ -664,7 +664,7 @@ def test_attack_divergence_pushes_features_off_the_benign_law(model, views, atta
     own = {"divergence": name, "attack_divergence": True, "adversarial": 1e-6, "benign": 0.0}
     objective = create_objective("gsa_rsl", **TWO_SIDED | own)
     objective.setup(model)
-    assert objective.attack_view == "scalar"
+    assert objective.attack_mode == "scalar"
     for _ in range(20):
         objective.backward(model, views, attack)
     rows = objective.divergence.eval().adversarial_rows
@@ -745,7 +745,7 @@ def test_every_objective_has_a_closed_form():
         ),
         ("gsa_rsl", {"gradient": "reverse"}, "unknown gradient 'reverse'; the nearest: reversed"),
         ("gsa_rsl", {"globl": 1}, "unknown setting of objective 'gsa_rsl': 'globl'; the nearest: global_"),
-        ("acl_a2s", {"attack_view": "joint"}, "unknown attack_view 'joint'; allowed: bank, scalar"),
+        ("acl_a2s", {"attack_mode": "pairwise"}, "unknown attack_mode 'pairwise'; allowed: bank, scalar"),
     ],
 )
 def test_settings_out_of_range_are_told(name, settings, message):

@@ -37,7 +37,7 @@ def configured(config):
 def wrapped(objective, seed=0, **settings):
     torch.manual_seed(seed)
     given = {"features": "stem", "input_range": (-1, 1), "normalized": objective.normalized, **settings}
-    return wrap_encoder(Tiny(), SHAPE, routes=objective.routes, projector=objective.projector, **given)
+    return wrap_encoder(Tiny(), SHAPE, norm_banks=objective.norm_banks, projector=objective.projector, **given)
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def test_in_a_bare_loop(name, attack, needed):
         assert terms.total.isfinite()
     check_trained(encoder, before)
     kept = objective.downstream(encoder)
-    assert kept.features(x, objective.routes[-1]).shape == (6, 8)
-    assert kept.unwrap(objective.routes[-1]).state_dict().keys() == Tiny().state_dict().keys()
+    assert kept.features(x, objective.norm_banks[-1]).shape == (6, 8)
+    assert kept.unwrap(objective.norm_banks[-1]).state_dict().keys() == Tiny().state_dict().keys()
 
 
 class Contrastive(lightning.LightningModule):
@@ -191,7 +191,7 @@ def test_a_run_of_ones_own_encoder_is_loaded_with_that_encoder_alone(run, config
     objective = configured(config)
     with pytest.raises(UsageError, match=r"Tiny' is a module of your own, .*: pass it, as load_encoder\(run, encoder="):
         load_encoder(run.path)
-    other = wrap_encoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), SHAPE, routes=objective.routes)
+    other = wrap_encoder(nn.Sequential(nn.Flatten(), nn.Linear(64, 8)), SHAPE, norm_banks=objective.norm_banks)
     with pytest.raises(
         UsageError, match="`encoder` is another one than the run was pretrained with: backbone own:torch"
     ):
@@ -202,7 +202,7 @@ def test_a_run_of_ones_own_encoder_is_loaded_with_that_encoder_alone(run, config
         load_encoder(run.path, encoder=wrapped(objective, input_range=(0, 1)))
     with pytest.raises(UsageError, match="another one .*: kwargs .*forward.*, there .*stem"):
         load_encoder(run.path, encoder=wrapped(objective, features="forward"))
-    wide = wrap_encoder(Tiny(7), SHAPE, features="stem", input_range=(-1, 1), routes=objective.routes)
+    wide = wrap_encoder(Tiny(7), SHAPE, features="stem", input_range=(-1, 1), norm_banks=objective.norm_banks)
     with pytest.raises(UsageError, match="`encoder` is another network than the run was pretrained with: .*stem.0"):
         load_encoder(run.path, encoder=wide)
     with pytest.raises(
@@ -223,10 +223,10 @@ def test_an_encoder_that_does_not_fit_the_run_is_refused_before_anything_is_writ
     config = config.replace(objective="acl_ds")
     one_bank = wrap_encoder(Tiny(), SHAPE)
     with pytest.raises(
-        UsageError, match=r"norm banks \('clean',\), the objective has \('clean', 'adv'\); pass routes="
+        UsageError, match=r"norm banks \('clean',\), the objective has \('clean', 'adv'\); pass norm_banks="
     ):
         pretrain(config, out, encoder=one_bank)
-    larger = wrap_encoder(Tiny(), (1, 16, 16), routes=("clean", "adv"))
+    larger = wrap_encoder(Tiny(), (1, 16, 16), norm_banks=("clean", "adv"))
     with pytest.raises(UsageError, match=r"takes images of shape \(1, 16, 16\), those of digits are \(1, 8, 8\)"):
         pretrain(config, out, encoder=larger)
     with pytest.raises(UsageError, match="`encoder` of type Tiny: allowed is an encoder"):

@@ -70,7 +70,7 @@ def test_the_attack_is_torchattacks_and_changes_nothing(classifier, tpgd):
     assert all(torch.equal(v, before[k]) for k, v in classifier.state_dict().items())
     from acl_plugin.attacks.bridge import noise_seed
 
-    with seeding.private(noise_seed(generator.manual_seed(0))):
+    with seeding.isolated_rng(noise_seed(generator.manual_seed(0))):
         theirs = torchattacks.TPGD(classifier, eps=0.1, alpha=0.025, steps=10)(x, None)
     assert torch.equal(moved, theirs)
 
@@ -133,7 +133,7 @@ def test_two_banks_send_benign_images_their_own_way(classifier, tpgd, same_noise
             source(scale * torch.rand(8, 1, 8, 8))
         states[name] = source.state_dict()
     set_banks(classifier, states)
-    assert norm_banks.routes_of(classifier.backbone) == ["clean", "adv"]
+    assert norm_banks.names_of(classifier.backbone) == ["clean", "adv"]
     x, y = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 1])
     twin = copy.deepcopy(classifier)
     loss = trades_loss(classifier, x, y, tpgd, "clean", "clean")

@@ -84,7 +84,7 @@ def test_released_air_attacks_from_the_benign_bank(run, monkeypatch):
     config = config.replace(probe_protocol="air++", aft_fidelity="released", aft_lr=0.0)
     weights, _ = lpaft.finetune(folder, config, datasets.load(config.data), CPU)
     model, x, target = targets[0]
-    with torch.no_grad(), norm_banks.inference(model), norm_banks.route(model.backbone, "clean"):
+    with torch.no_grad(), norm_banks.inference(model), norm_banks.active(model.backbone, "clean"):
         torch.testing.assert_close(model(x), target)
     encoder = load_encoder(folder.path)  # at rate 0 the convolutions and the bank's affine parameters stay
     assert isinstance(encoder, Encoder)

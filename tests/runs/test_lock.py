@@ -153,7 +153,7 @@ def test_another_threads_private_numbers_do_not_disturb_a_training(tmp_path):
 
     def disturb():
         while not done.is_set():
-            with seeding.private(1):
+            with seeding.isolated_rng(1):
                 torch.rand(9)
 
     thread = threading.Thread(target=disturb)

@@ -47,12 +47,12 @@ def test_what_was_decided_is_recorded(tiny_config, tmp_path, monkeypatch):
 def test_a_compiled_encoder_has_the_same_keys_and_values(encoder):
     x = torch.rand(6, 1, 8, 8)
     encoder.eval()
-    keys, before = list(encoder.state_dict()), {route: encoder(x, route) for route in encoder.routes}
+    keys, before = list(encoder.state_dict()), {norm_bank: encoder(x, norm_bank) for norm_bank in encoder.norm_banks}
     if not compile_encoder(encoder, CPU):
         pytest.skip("no compiler works here")
     assert list(encoder.state_dict()) == keys
-    for route, expected in before.items():
-        torch.testing.assert_close(encoder(x, route), expected, rtol=1e-4, atol=1e-4)
+    for norm_bank, expected in before.items():
+        torch.testing.assert_close(encoder(x, norm_bank), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.e2e

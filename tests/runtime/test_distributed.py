@@ -37,30 +37,30 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.size, self.routes = 6, ("clean", "adv")
+        self.size, self.norm_banks = 6, ("clean", "adv")
         self.backbone = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 6))
         self.projector = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 5))
 
-    def features(self, x, route=None):
+    def features(self, x, norm_bank=None):
         return self.backbone(x)
 
-    def project(self, f, route=None):
+    def project(self, f, norm_bank=None):
         return self.projector(f)
 
-    def forward(self, x, route=None):
-        return self.project(self.features(x, route), route)
+    def forward(self, x, norm_bank=None):
+        return self.project(self.features(x, norm_bank), norm_bank)
 
-    def views(self, a, b, route=None):
-        return self(torch.cat([a, b]), route).chunk(2)
+    def views(self, a, b, norm_bank=None):
+        return self(torch.cat([a, b]), norm_bank).chunk(2)
 
 
 class OfEachRank(InnerAttack):
     '''In one process, what two ranks do: each attacks its own half.'''
 
-    def joint(self, model, a, b, **options):
+    def pairwise(self, model, a, b, **options):
         if rank >= 0:
-            return super().joint(model, a, b, **options)
-        halves = [super(OfEachRank, self).joint(model, x, y, **options) for x, y in zip(a.chunk(2), b.chunk(2))]
+            return super().pairwise(model, a, b, **options)
+        halves = [super(OfEachRank, self).pairwise(model, x, y, **options) for x, y in zip(a.chunk(2), b.chunk(2))]
         return tuple(torch.cat(each) for each in zip(*halves))
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from acl_plugin.runtime.seeding import mixed_seed, private
+from acl_plugin.runtime.seeding import isolated_rng, mixed_seed
 
 
 def test_mixed_seeds_differ():
@@ -10,13 +10,13 @@ def test_mixed_seeds_differ():
     assert all(0 <= n < 2**63 for n in numbers)
 
 
-def test_private_starts_from_its_seed_and_restores_the_global_state():
+def test_isolated_rng_starts_from_its_seed_and_restores_the_global_state():
     state = torch.get_rng_state()
-    with pytest.raises(KeyError), private(3):
+    with pytest.raises(KeyError), isolated_rng(3):
         one = torch.rand(3)
         raise KeyError
     assert torch.equal(state, torch.get_rng_state())
-    with private(3):
+    with isolated_rng(3):
         assert torch.equal(one, torch.rand(3))
 
 
@@ -27,6 +27,6 @@ def test_private_leaves_the_seed_of_a_cuda_to_come():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_initialized", lambda: False)
         patch.setattr(torch.cuda, "manual_seed_all", seeds.append)
-        with private(3):
+        with isolated_rng(3):
             torch.manual_seed(4)  # as APGD does
     assert seeds == [3, 4, 5]

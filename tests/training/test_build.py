@@ -82,4 +82,4 @@ def test_looking_at_the_options_reads_no_file(monkeypatch):
         monkeypatch.setattr(building, reader, None)
     for name, settings in (("deacl", {"teacher": "nowhere"}), ("advcl", {"pseudo_labels": "nowhere"})):
         options = preset("digits").replace(objective=name, objective_kwargs=settings).options()
-        assert unused._example(options).attack_view == "scalar"
+        assert unused._example(options).attack_mode == "scalar"

@@ -98,8 +98,8 @@ def test_selection_is_the_greedy_loop(images, fidelity, monkeypatch):
 def test_the_divergence_of_validation_images_rises_by_their_attack(images, released):
     torch.manual_seed(0)
     model = Encoder(spec(), ("clean", "adv"))
-    for route in model.routes:
-        model(images.floats(), route)  # statistics
+    for norm_bank in model.norm_banks:
+        model(images.floats(), norm_bank)  # statistics
     model.eval()
     divergence = coreset._divergence(
         model, create_objective("acl_ds"), InnerAttack(ThreatModel("Linf", 0.1)), images.take(torch.arange(8)), released
@@ -161,7 +161,7 @@ def test_the_divergence_is_of_laws_or_as_released():
 def test_any_objective_is_selected_for_and_nothing_is_changed(name, images, settings_of):
     torch.manual_seed(0)
     objective = create_objective(name, **settings_of(name))
-    model = Encoder(spec(), objective.routes, objective.projector)
+    model = Encoder(spec(), objective.norm_banks, objective.projector)
     objective.setup(model)
     before = copy.deepcopy((model.state_dict(), objective.state_dict(), torch.get_rng_state()))
     flags = [p.requires_grad for p in model.parameters()]

@@ -18,7 +18,7 @@ class Pixels(nn.Module):
         super().__init__()
         self.marker = nn.Parameter(torch.zeros(1))
 
-    def features(self, x, route=None):
+    def features(self, x, norm_bank=None):
         return x.flatten(1)
 
 
