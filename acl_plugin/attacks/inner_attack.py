@@ -125,8 +125,8 @@ class InnerAttack:
         partners = torch.arange(2 * len(a), device=a.device).roll(len(a))
         both = torch.cat([a, b])
         self._check_values(both, "a and b")
-        moved_a, moved_b = self._run(model, both, partners, logits, 2 * len(a), generator=generator).chunk(2)
-        return moved_a, moved_b
+        a_adv, b_adv = self._run(model, both, partners, logits, 2 * len(a), generator=generator).chunk(2)
+        return a_adv, b_adv
 
     def bank(
         self,
@@ -261,13 +261,13 @@ class InnerAttack:
         check_output(benign_logits, (len(x), None), "benign_logits")
         self._check_values(x)
         benign_logits = constant(benign_logits)
-        law = benign_logits.softmax(1)
+        target = benign_logits.softmax(1)
         first = [benign_logits] if self.name == "TPGD" else []  # TPGD calls the model on the benign images first
 
         def answer(images: Tensor) -> Tensor:
-            return first.pop() if first else check_output(logits(images), tuple(law.shape), "logits")
+            return first.pop() if first else check_output(logits(images), tuple(target.shape), "logits")
 
-        return self._run(model, x, law, answer, classes=law.shape[1], generator=generator)
+        return self._run(model, x, target, answer, classes=target.shape[1], generator=generator)
 
     def _check_values(self, x: Tensor, parameter: str = "x", y: Tensor | None = None, classes: int = 0) -> None:
         if x.numel() and not (self.trusted and x.device.type != "cpu"):
@@ -294,10 +294,10 @@ class InnerAttack:
                 self.name, self.kwargs, steps=self.steps, scale=self.scale, threat=threat, classes=classes, seed=seed
             )
             attack = class_of(self.name)(Bridge(logits, x), **arguments)
-            moved = attack(x, labels).detach()
+            x_adv = attack(x, labels).detach()
             # some attacks leave the ball (CW, DeepFool), and some divide by a gradient that can be zero
-            moved = torch.where(moved.isfinite(), moved, x)
-            moved = threat.project(moved, x) if bounded else moved.clamp(0, 1)
+            x_adv = torch.where(x_adv.isfinite(), x_adv, x)
+            x_adv = threat.project(x_adv, x) if bounded else x_adv.clamp(0, 1)
             if self.on_moved is not None:
-                self.on_moved((moved != x).flatten(1).any(1).float().mean())
-        return moved
+                self.on_moved((x_adv != x).flatten(1).any(1).float().mean())
+        return x_adv

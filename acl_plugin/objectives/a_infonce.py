@@ -169,12 +169,12 @@ class AsymmetricAdvCL(AdvCL):
         self.warm = epoch < max(1, self.warmup * epochs)
 
     @torch.no_grad()
-    def look_at(self, model: EncoderProtocol, weak: Tensor, moved: Tensor) -> None:
+    def adapt(self, model: EncoderProtocol, weak: Tensor, x_adv: Tensor) -> None:
         if not self.inferior:
             return
         with (norm_banks.training if self.released else norm_banks.inference)(model):
             before = model.features(weak, "clean")
-            distance = (model.features(moved, "clean") - before).norm(dim=1).mean()
+            distance = (model.features(x_adv, "clean") - before).norm(dim=1).mean()
         average([distance])
         if self.warm:
             self.sum += distance

@@ -129,17 +129,17 @@ class AdvCL(Objective):
             with mode(model):
                 return clusters(x)
 
-        moved = attack.scalar(model, views.weak, contrast)
-        z = [model(moved, "adv"), *(model(x, "clean") for x in benign)]
-        self.look_at(model, views.weak, moved)
+        x_adv = attack.scalar(model, views.weak, contrast)
+        z = [model(x_adv, "adv"), *(model(x, "clean") for x in benign)]
+        self.adapt(model, views.weak, x_adv)
         options = {"detached": self.stopped, "hard": self.hard}
         scale, nce4 = weighted_nce(z, self.temperature, self.scale, self.weights, **options)
-        contrast_part = (scale, nce4, collapsed_nce(len(moved), 4, self.hard))
+        contrast_part = (scale, nce4, collapsed_nce(len(x_adv), 4, self.hard))
         if not self.cluster_weight:
             return Terms.weighted(nce4=contrast_part)
         misled = attack.scalar(together(model, self.clusters), views.weak, attacked_clusters)
         cluster_ce = clusters(misled).mean() / len(self.clusters)
         return Terms.weighted(nce4=contrast_part, cluster_ce=(self.cluster_weight, cluster_ce))
 
-    def look_at(self, model: EncoderProtocol, weak: Tensor, moved: Tensor) -> None:
+    def adapt(self, model: EncoderProtocol, weak: Tensor, x_adv: Tensor) -> None:
         """Adapt to the size of the perturbation; a hook for subclasses."""

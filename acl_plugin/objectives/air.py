@@ -73,16 +73,20 @@ class InvariantACL(Objective):
         self.standard, self.adversarial, self.fidelity = standard, adversarial, fidelity
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
-        moved_a, moved_b = attack.pairwise(model, views.a, views.b, norm_bank="adv", temperature=self.temperature)
+        a_adv, b_adv = attack.pairwise(model, views.a, views.b, norm_bank="adv", temperature=self.temperature)
         a, b = model.views(views.a, views.b, "clean")
-        adv_a, adv_b = model.views(moved_a, moved_b, "adv")
+        adv_a, adv_b = model.views(a_adv, b_adv, "adv")
         o = model(views.images, "clean")
 
-        def law(u: Tensor, v: Tensor) -> Tensor:
+        def distribution(u: Tensor, v: Tensor) -> Tensor:
             return log_batch_softmax(u, v, self.temperature)
 
-        sir = invariance(law(a, o), law(b, o), self.fidelity)
-        air = invariance(law(adv_a, o) + law(adv_a, a), law(adv_b, o) + law(adv_b, b), self.fidelity)
+        sir = invariance(distribution(a, o), distribution(b, o), self.fidelity)
+        air = invariance(
+            distribution(adv_a, o) + distribution(adv_a, a),
+            distribution(adv_b, o) + distribution(adv_b, b),
+            self.fidelity,
+        )
         level = collapsed_nce(len(o))
         return Terms.weighted(
             nce_clean=(1 - self.weight, nt_xent(a, b, self.temperature), level),

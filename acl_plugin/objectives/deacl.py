@@ -54,8 +54,8 @@ class DeACL(Objective):
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         target = self.teacher(views.weak)
-        moved = attack.scalar(model, views.weak, lambda x: 1 + cosine_distance_rows(model.features(x), target))
-        benign, adversarial = model.features(torch.cat([views.weak, moved])).chunk(2)
+        x_adv = attack.scalar(model, views.weak, lambda x: 1 + cosine_distance_rows(model.features(x), target))
+        benign, adversarial = model.features(torch.cat([views.weak, x_adv])).chunk(2)
         return Terms.weighted(
             distillation=(1.0, cosine_distance_rows(benign, target).mean()),
             robustness=(self.beta, cosine_distance_rows(adversarial, benign).mean()),

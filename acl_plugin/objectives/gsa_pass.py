@@ -168,14 +168,14 @@ class Pass:
         encoded = [pair for pair in pairs if self.encoder.found(pair[1], norm_bank) is not None]
         if not encoded:
             self.encoder.encode([moved for _, moved in pairs], norm_bank)
-        laws = []
+        distributions = []
         for views, bank in zip(zip(*(encoded or pairs), strict=True), (method.norm_banks[0], norm_bank), strict=True):
             records = [self.encoder.found(view, bank) or self.encoder.encode([view], bank) for view in views]
             values = [r.of(view, self._layer(r)) for r, view in zip(records, views, strict=True)]
-            laws.append(gathered(torch.cat(values)))
+            distributions.append(gathered(torch.cat(values)))
         if fit:
-            method.divergence.fit(*laws)
-        loss, estimate = method.divergence(*laws)
+            method.divergence.fit(*distributions)
+        loss, estimate = method.divergence(*distributions)
         parts = {**self.others.parts, f"global_{method.estimator}": estimate}
         self.others = replace(self.others, total=self.others.total + method.global_ * loss, parts=parts)
 

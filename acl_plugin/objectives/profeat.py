@@ -69,8 +69,8 @@ class ProFeAT(Objective):
         fixed = f.detach()
 
         def row_losses(x: Tensor) -> Tensor:
-            moved = model.features(x)
-            apart = cosine_distance_rows(moved, fixed) + cosine_distance_rows(model.project(moved), teacher_g)
+            found = model.features(x)
+            apart = cosine_distance_rows(found, fixed) + cosine_distance_rows(model.project(found), teacher_g)
             return 1 + apart
 
         f_adv = model.features(attack.scalar(model, views.a, row_losses))

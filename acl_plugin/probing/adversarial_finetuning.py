@@ -57,8 +57,8 @@ def trades_loss(
     """
     with torch.no_grad(), norm_banks.inference(model):
         target = logits(model, x, attacked_bank)
-    moved = attack.trades(model, x, lambda images: logits(model, images), target)
-    benign, adversarial = logits(model, x, benign_bank).log_softmax(1), logits(model, moved).log_softmax(1)
+    x_adv = attack.trades(model, x, lambda images: logits(model, images), target)
+    benign, adversarial = logits(model, x, benign_bank).log_softmax(1), logits(model, x_adv).log_softmax(1)
     divergence = F.kl_div(adversarial, benign, reduction="batchmean", log_target=True)
     return F.nll_loss(benign, y) + BETA * divergence
 
@@ -77,5 +77,5 @@ def adversarial_loss(model: Classifier, x: Tensor, y: Tensor, attack: InnerAttac
 
     Source: Madry et al. (arXiv 1706.06083), equation 2.1.
     """
-    moved = attack.classifier(model, x, y)
-    return F.cross_entropy(model(moved), y)
+    x_adv = attack.classifier(model, x, y)
+    return F.cross_entropy(model(x_adv), y)

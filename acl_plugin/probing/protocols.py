@@ -177,8 +177,8 @@ class Probing:
                 x = images.floats(start, start + 250).to(self.device)
                 y = images.labels[start : start + 250].to(self.device)
                 with norm_banks.inference(model), norm_banks.active(model.backbone, "adv"):
-                    moved = x if attack is None else attack.classifier(model, x, y)
-                    correct += int((model(moved).argmax(1) == y).sum())
+                    x_adv = x if attack is None else attack.classifier(model, x, y)
+                    correct += int((model(x_adv).argmax(1) == y).sum())
             return correct / len(images)
 
         return accuracy

@@ -81,10 +81,10 @@ def prepare(
     soft, is_known = _tables(first.eval(), images, known, device)
 
     def loss(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        law, has_label = soft[rows], is_known[rows]
-        moved = attack.classifier(model, x, torch.where(has_label, y, law.argmax(1)))
-        before, after = model(x).log_softmax(1), model(moved).log_softmax(1)
-        distilled = -(law * after).sum(1)
+        predicted, has_label = soft[rows], is_known[rows]
+        x_adv = attack.classifier(model, x, torch.where(has_label, y, predicted.argmax(1)))
+        before, after = model(x).log_softmax(1), model(x_adv).log_softmax(1)
+        distilled = -(predicted * after).sum(1)
         supervised = F.nll_loss(after, torch.where(has_label, y, 0), reduction="none")
         rows_loss = torch.where(has_label, (supervised + distilled) / 2, distilled)
         return rows_loss.mean() + BETA * F.kl_div(after, before, reduction="batchmean", log_target=True)

@@ -36,11 +36,11 @@ def label_shift(
     p, q = standardized(benign, adversarial)
     halves = class_halves(labels, seed)
     for decay, fitted, held_out in zip(decays, halves, halves[::-1], strict=True):
-        laws = []
+        predictions = []
         for features in (p, q):
             weight, bias = fit_head(features[fitted], labels[fitted], classes, decay, TOLERANCE)
-            laws.append((q[held_out] @ weight.T + bias).softmax(1))
-        rows[held_out] = (laws[0] - laws[1]).abs().sum(1)
+            predictions.append((q[held_out] @ weight.T + bias).softmax(1))
+        rows[held_out] = (predictions[0] - predictions[1]).abs().sum(1)
     return Estimate(rows.mean().item(), rows, {})
 
 
