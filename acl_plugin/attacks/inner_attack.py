@@ -36,8 +36,7 @@ class InnerAttack:
 
     During the attack the model is in eval mode and its weights take no gradient. Modes, buffers and gradients are then
     restored. Each call draws one seed for all noise of the attack, from torch's global CPU generator or from
-    ``generator``, and changes no other random state. Two calls therefore differ, and the same state gives the same
-    result. The attack also works under ``torch.no_grad`` and ``torch.inference_mode``.
+    ``generator``, and changes no other random state. It also works under ``torch.no_grad`` and ``inference_mode``.
 
     Every call checks types, shapes and values (images in [0, 1], labels among the classes). The check of values
     synchronizes with an accelerator once; see ``trusted``. An empty batch is returned unchanged.
@@ -290,10 +289,8 @@ class InnerAttack:
         threat, seed = replace(self.threat, eps=self.threat.eps * self.scale), noise_seed(generator)
         with gradients(), norm_banks.inference(model), seeding.isolated_rng(seed, x.device):
             x, labels = constant(x).contiguous(), constant(labels)  # some attacks use view()
-            arguments = class_arguments(
-                self.name, self.kwargs, steps=self.steps, scale=self.scale, threat=threat, classes=classes, seed=seed
-            )
-            attack = class_of(self.name)(Bridge(logits, x), **arguments)
+            own: Any = {"steps": self.steps, "scale": self.scale, "threat": threat, "classes": classes, "seed": seed}
+            attack = class_of(self.name)(Bridge(logits, x), **class_arguments(self.name, self.kwargs, **own))
             x_adv = attack(x, labels).detach()
             # some attacks leave the ball (CW, DeepFool), and some divide by a gradient that can be zero
             x_adv = torch.where(x_adv.isfinite(), x_adv, x)

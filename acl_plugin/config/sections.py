@@ -10,7 +10,16 @@ from acl_plugin.validation import plain
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class Section:
+    """Group of options, whose values are of plain types."""
+
+    def __post_init__(self) -> None:
+        for name, value in list(vars(self).items()):
+            object.__setattr__(self, name, plain(value))
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
     """Images"""
 
     data: str = "digits"
@@ -27,14 +36,13 @@ class DataConfig:
     """Side in pixels to which all images are resized; null keeps the dataset's own size."""
 
     def __post_init__(self) -> None:
-        for name, value in list(vars(self).items()):
-            object.__setattr__(self, name, plain(value))
+        super().__post_init__()
         if isinstance(self.data_dir, str):
             object.__setattr__(self, "data_dir", user_path(self.data_dir, "data_dir"))
 
 
 @dataclass(frozen=True)
-class ThreatConfig:
+class ThreatConfig(Section):
     """Threat model"""
 
     norm: Literal["Linf", "L2"] = "Linf"
@@ -44,7 +52,7 @@ class ThreatConfig:
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class EncoderConfig(Section):
     """Encoder"""
 
     backbone: str = "resnet10t"
@@ -71,7 +79,7 @@ divergence of features. Without settings, gsa_rsl is the method as its authors r
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Section):
     """Objective and its inner attack"""
 
     objective: str = "gsa_rsl"
@@ -89,7 +97,7 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Section):
     """Pretraining"""
 
     epochs: int = 32
@@ -124,7 +132,7 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
-class CoresetConfig:
+class CoresetConfig(Section):
     """Training on part of the images"""
 
     coreset: Literal["none", "rcs"] = "none"
@@ -140,7 +148,7 @@ class CoresetConfig:
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(Section):
     """Probe: from an encoder to a classifier"""
 
     probe_protocol: str = "slf"
@@ -172,7 +180,7 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Section):
     """Evaluation"""
 
     class_map: dict[str, str] = field(default_factory=dict)
@@ -182,7 +190,7 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class MachineConfig:
+class MachineConfig(Section):
     """Machine and randomness"""
 
     seed: int = 0

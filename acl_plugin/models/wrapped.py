@@ -30,7 +30,7 @@ class WrappedEncoder(BackboneAndProjector):
     """
 
     def __init__(
-        self, preprocess: Preprocess, backbone: FeatureExtractor, shape: tuple[int, int, int], size: int,
+        self, preprocess: Preprocess, backbone: FeatureExtractor, shape: tuple[int, int, int], size: int, *,
         norm_banks: Sequence[str], projector: str, normalized: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(preprocess, backbone, size, norm_banks, projector, normalized)
@@ -120,7 +120,8 @@ def wrap_encoder(
     extractor = FeatureExtractor(copied, features)
     images = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0)).to(*like)
     found = _feature_size(extractor, preprocess, images)
-    encoder = WrappedEncoder(preprocess, extractor, (channels, height, width), found, norm_banks, projector, normalized)
+    own: Any = {"norm_banks": norm_banks, "projector": projector, "normalized": normalized}
+    encoder = WrappedEncoder(preprocess, extractor, (channels, height, width), found, **own)
     encoder.projector.to(*like)
     return encoder.train()
 

@@ -78,13 +78,13 @@ class InvariantACL(Objective):
         adv_a, adv_b = model.views(a_adv, b_adv, "adv")
         o = model(views.images, "clean")
 
-        def distribution(u: Tensor, v: Tensor) -> Tensor:
+        def sigma(u: Tensor, v: Tensor) -> Tensor:
             return log_batch_softmax(u, v, self.temperature)
 
-        sir = invariance(distribution(a, o), distribution(b, o), self.fidelity)
+        sir = invariance(sigma(a, o), sigma(b, o), self.fidelity)
         air = invariance(
-            distribution(adv_a, o) + distribution(adv_a, a),
-            distribution(adv_b, o) + distribution(adv_b, b),
+            sigma(adv_a, o) + sigma(adv_a, a),
+            sigma(adv_b, o) + sigma(adv_b, b),
             self.fidelity,
         )
         level = collapsed_nce(len(o))

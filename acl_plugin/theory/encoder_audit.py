@@ -72,7 +72,7 @@ def audit_encoder(
     require_images(data, test)
     encoder = encoder.to(device).eval().requires_grad_(False)
     model = probed(encoder, data, config.probe.probe_weight_decay, device)
-    on_test = measure(encoder, model, test, config, device, stored)
+    on_test = measure(encoder, model, test, config, device, stored=stored)
     on_train = measure(encoder, model, train, config, device, with_null=False)
     bounds = [*_probe_bounds(model, on_test, test.labels), *_contrastive_bounds(encoder, on_test, test, config, device)]
     require_certain(bounds)

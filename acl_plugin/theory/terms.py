@@ -76,6 +76,7 @@ def measure(
     images: Images,
     config: RunConfig,
     device: torch.device,
+    *,
     stored: Tensor | None = None,
     with_null: bool = True,
 ) -> Measured:
