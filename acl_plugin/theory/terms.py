@@ -112,7 +112,7 @@ def measure(
         "coupling_distance": (f_adv - f).double().norm(dim=1),
     }
     za, zb, contrastive = _contrastive(encoder, x, config, threat, device)
-    estimates, null = _divergences(f, f_adv, y, logits, logits_adv, seed, with_null)
+    estimates, null = _divergences(f, f_adv, y, logits, logits_adv, seed=seed, with_null=with_null)
     of_rows = rows | contrastive | {name: estimate.rows for name, estimate in estimates.items()}
     weight = model.head.weight.double().cpu()
     return Measured(
@@ -166,7 +166,7 @@ def _outcome(model: Classifier, x: Tensor, y: Tensor, device: torch.device) -> d
 
 
 def _divergences(
-    f: Tensor, f_adv: Tensor, y: Tensor, logits: Tensor, logits_adv: Tensor, seed: int, with_null: bool
+    f: Tensor, f_adv: Tensor, y: Tensor, logits: Tensor, logits_adv: Tensor, *, seed: int, with_null: bool
 ) -> tuple[dict[str, Estimate], dict[str, float]]:
     """Return the divergences by name, and the null values of those that have one."""
     classes = logits.shape[1]
