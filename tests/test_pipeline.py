@@ -42,7 +42,7 @@ def test_a_second_call_does_nothing_again(tiny_config, tmp_path, few):
 
 
 @pytest.mark.e2e
-def test_an_interrupted_run_says_how_to_go_on(tmp_path):
+def test_an_interrupted_run_states_how_to_resume(tmp_path):
     """Here SIGTERM; both signals are sent to the stages of a run in the tests of killed runs."""
     run = RunDir(tmp_path / "run")
     command = ["pretrain", "--out", str(run.path), *OPTIONS, "--epochs=400", "--accelerator=cpu"]

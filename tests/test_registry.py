@@ -65,14 +65,14 @@ def test_duplicates_are_refused():
     assert registry.OBJECTIVES.get("simclr") is SimCLR
 
 
-def test_unknown_names_and_settings_are_told_with_the_nearest():
+def test_unknown_names_and_settings_are_reported_with_the_nearest():
     with pytest.raises(UsageError, match="unknown objective 'simcrl'; the nearest: simclr"):
         acl_plugin.create_objective("simcrl")
     with pytest.raises(UsageError, match="setting of objective 'simclr': 'tau'; allowed: temperature"):
         acl_plugin.create_objective("simclr", tau=1)
 
 
-def test_entry_points_are_named_unloaded_and_loaded_when_asked_for(third_party):
+def test_entry_points_are_named_unloaded_and_loaded_when_requested(third_party):
     assert {"theirs", "broken"} <= set(acl_plugin.available())
     assert "third_party_acl" not in sys.modules
     assert type(acl_plugin.create_objective("theirs")).__name__ == "Theirs"

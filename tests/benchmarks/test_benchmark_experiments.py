@@ -51,7 +51,7 @@ def test_the_ablation_has_every_subset_once():
     assert rows[SUPERVISED.label].config.encoder.backbone_kwargs == rows[ALL.label].config.encoder.backbone_kwargs
 
 
-def test_experiments_share_runs_and_folders_tell_settings_apart():
+def test_experiments_share_runs_and_folders_show_settings_apart():
     where = {name: {each.row.label: each.out for each in planned(name)} for name in EXPERIMENTS}
     everything = where["ablation"][ALL.label]
     assert where["divergences"]["js"] == where["sweeps"]["rho 0.05"] == where["sweeps"]["lambda_global 1"] == everything
@@ -160,7 +160,7 @@ def test_a_run_that_collapses_is_a_result(results, tmp_path, few, monkeypatch):
         (["correlation"], "has no encoder; run first: python -m benchmarks ablation --data digits"),
     ],
 )
-def test_mistakes_are_told(results, tmp_path, arguments, message, capsys):
+def test_mistakes_are_reported(results, tmp_path, arguments, message, capsys):
     assert main.main([*arguments, "--runs", str(tmp_path / "runs")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

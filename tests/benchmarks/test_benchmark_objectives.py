@@ -75,7 +75,7 @@ def test_runs_results_and_table_by_one_command(results, tmp_path, few, monkeypat
         (["--sedes", "[0]"], "unknown argument '--sedes'; the nearest: --seeds"),
     ],
 )
-def test_mistakes_are_told(results, tmp_path, arguments, message, capsys):
+def test_mistakes_are_reported(results, tmp_path, arguments, message, capsys):
     assert main.main(["objectives", "--runs", str(tmp_path / "runs"), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()

@@ -49,7 +49,7 @@ def test_the_alarm_is_an_interrupt_and_is_taken_back():
         pass
 
 
-def test_mistakes_are_told_and_nothing_is_written(results, capsys):
+def test_mistakes_are_reported_and_nothing_is_written(results, capsys):
     assert main.main(["record", "--out", str(results / "record")]) == 2
     assert "cifar10 needs --data-dir" in capsys.readouterr().err
     assert not (results / "record").exists()

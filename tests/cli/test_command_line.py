@@ -105,7 +105,7 @@ def test_a_config_may_have_sections_or_not(tmp_path, capsys):
 
 
 @pytest.mark.e2e
-def test_help_tells_every_option_and_the_defaults_of_the_data_set(capsys):
+def test_help_shows_every_option_and_the_defaults_of_the_data_set(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["run", "--data", "cifar10", "--out", "x", "--help"])
     assert stop.value.code == 0
@@ -488,6 +488,6 @@ def test_a_reader_that_has_seen_enough_ends_a_command_quietly(arguments, unread,
 
 
 @pytest.mark.e2e
-def test_progress_that_nobody_reads_ends_a_command_quietly(unread, tmp_path):
+def test_progress_that_nothing_reads_ends_a_command_quietly(unread, tmp_path):
     command = ["pretrain", "--out", str(tmp_path / "run"), *OPTIONS, "--epochs=1", "--accelerator=cpu"]
     assert ended(started(command, unread, unread)) == 141

@@ -128,7 +128,7 @@ for _ in range(2):
 
 
 @pytest.mark.e2e
-def test_an_old_copy_that_was_imported_before_is_told(python, tmp_path):
+def test_an_old_copy_that_was_imported_before_is_reported(python, tmp_path):
     (tmp_path / "robustbench").mkdir()
     (tmp_path / "robustbench" / "__init__.py").write_text("")
     code = "import sys, robustbench\nsys.stderr = sys.stdout\nimport acl_plugin"

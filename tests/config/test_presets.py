@@ -61,7 +61,7 @@ def test_differences_leave_out_where_the_data_are():
         ({"epoch": 3}, "unknown option 'epoch'; the nearest: epochs"),
     ],
 )
-def test_values_out_of_range_are_told(options, message):
+def test_values_out_of_range_are_reported(options, message):
     with pytest.raises(UsageError, match=message):
         config.preset("digits", **options)
 

@@ -107,7 +107,7 @@ def test_folders_are_read_by_robustbench(run, tmp_path):
 
 
 @pytest.mark.e2e
-def test_what_cannot_be_is_told(run, tmp_path, monkeypatch, images, library):
+def test_what_cannot_be_is_reported(run, tmp_path, monkeypatch, images, library):
     with pytest.raises(UsageError, match="unknown corruption 'frog'; the nearest: fog, frost"):
         evaluate_corruptions(run, preset("cifar10"), CPU, names=["frog"])
     with pytest.raises(UsageError, match=r"CIFAR-10-C lacks labels.npy, gaussian_noise.npy"):

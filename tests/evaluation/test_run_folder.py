@@ -221,7 +221,7 @@ def test_the_evaluation_of_something_else_is_refused(run, few):
 
 
 @pytest.mark.e2e
-def test_a_damaged_chunk_is_told(run, few):
+def test_a_damaged_chunk_is_reported(run, few):
     config = preset("digits", **TINY)
     run_folder.evaluate(run, config, CPU)
     run.evaluation_file.unlink()
@@ -344,7 +344,7 @@ def test_l2_and_fractions(run, few):
     assert (result["threat_model"], result["eps"]) == ("L2", 0.5)
 
 
-def test_no_images_are_told(run, monkeypatch):
+def test_no_images_are_reported(run, monkeypatch):
     config = preset("digits", **TINY)
     found = datasets.load(config.data)
     none = dataclasses.replace(found, test=found.test.take(torch.arange(0)))

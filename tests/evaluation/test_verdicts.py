@@ -26,7 +26,7 @@ def test_lines_are_written_and_read(tmp_path):
 
 
 @pytest.mark.parametrize("text", ['{"index": 3}\n', "no json\n", "[1]\n", "\xff\n"])
-def test_damaged_lines_are_told(tmp_path, text):
+def test_damaged_lines_are_reported(tmp_path, text):
     path = tmp_path / "evaluation.jsonl"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UsageError, match="evaluation.jsonl is damaged"):

@@ -204,7 +204,7 @@ def test_square_makes_a_result_unreliable():
         ({"venue": "a\nb"}, "field 'venue'"),
     ],
 )
-def test_what_is_no_model_info_is_told(change, message):
+def test_what_is_no_model_info_is_reported(change, message):
     info = model_info(EVALUATION, CIFAR) | {"link": "", "name": "A", "authors": "B", "venue": "C"}
     check_info(info)
     with pytest.raises(UsageError, match=message):
@@ -309,7 +309,7 @@ def test_a_moved_export_is_no_longer_registered(run):
     assert not timm.is_model("never_exported_cifar10_linf")
 
 
-def test_mistakes_are_told(run, tmp_path):
+def test_mistakes_are_reported(run, tmp_path):
     folder, model = run
     for name in ("../x", "Rice2020Overfitting", "rice2020-overfitting".replace("-", "")):  # two are RobustBench's own
         with pytest.raises(UsageError) as error:
@@ -400,7 +400,7 @@ def test_additional_data_follows_what_the_run_saw(tmp_path, pretraining, data, e
 
 
 @pytest.mark.parametrize("case", ["imported", "no_record", "no_teacher", "imported_teacher", "old_labels", "a_file"])
-def test_additional_data_is_asked_for_where_no_file_decides(tmp_path, case):
+def test_additional_data_is_requested_where_no_file_decides(tmp_path, case):
     run, teacher, labels = RunDir(tmp_path / "run"), RunDir(tmp_path / "teacher"), tmp_path / "labels.npz"
     settings = {
         "imported": {"file": "acl.pt"}, "no_record": {}, "no_teacher": {"teacher": str(teacher.path)},

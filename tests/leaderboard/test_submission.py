@@ -130,7 +130,7 @@ def test_the_folder_is_complete_and_agrees_with_itself(tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_draft_and_a_subset_say_so(tmp_path):
+def test_a_draft_and_a_subset_state_so(tmp_path):
     folder, _ = exported(tmp_path, evaluation={"n": 100})
     text = (folder.robustbench_folder / "local" / "submission" / "Author2026Paper" / "NEW_MODEL.md").read_text()
     assert not (folder.robustbench_folder / "local" / "submission" / "Author2026Paper" / "model_zoo.py").exists()

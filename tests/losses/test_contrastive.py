@@ -158,7 +158,7 @@ def test_hard_negatives_that_are_not_hard_have_a_closed_form():
     assert loss.item() == pytest.approx(math.log(math.exp(2) + 4) - 2, abs=1e-6)
 
 
-def test_cosine_distance_and_batch_law():
+def test_cosine_distance_and_batch_distribution():
     x, y = torch.tensor([[1.0, 0], [2, 0], [1, 1]]), torch.tensor([[3.0, 0], [-1, 0], [0, 5]])
     torch.testing.assert_close(contrastive.cosine_distance_rows(x, y), torch.tensor([0, 2, 1 - 0.5**0.5]))
     law = contrastive.log_batch_softmax(x, y, 0.5).exp()

@@ -78,7 +78,7 @@ def test_wasserstein_is_near_and_not_above_the_distance_of_shifted_gaussians(shi
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_estimates_are_about_0_for_one_law_and_monotone_in_the_shift(name):
+def test_estimates_are_about_0_for_one_distribution_and_monotone_in_the_shift(name):
     values = [estimate(name, shift)[1] for shift in (0.0, 0.5, 1.5, 4.0)]
     assert values == sorted(values)
     assert 0 <= values[0] < 0.08
@@ -96,7 +96,7 @@ def test_estimates_see_a_change_of_scale(name):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_the_encoder_gradient_brings_the_laws_together(name):
+def test_the_encoder_gradient_brings_the_distributions_together(name):
     divergence, _ = estimate(name, 3.0)
     torch.manual_seed(1)
     q = (torch.randn(64, 1) + 3).requires_grad_()
@@ -108,7 +108,7 @@ def test_the_encoder_gradient_brings_the_laws_together(name):
 
 
 @pytest.mark.e2e
-def test_the_non_saturating_gradient_brings_the_laws_together():
+def test_the_non_saturating_gradient_brings_the_distributions_together():
     js, _ = estimate("js", 3.0, gradient="non_saturating")
     q = torch.full((8, 1), 3.0, requires_grad=True)
     loss, _ = js(torch.zeros(8, 1), q)
@@ -118,7 +118,7 @@ def test_the_non_saturating_gradient_brings_the_laws_together():
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_adversarial_rows_are_positive_and_larger_off_the_benign_law(name):
+def test_adversarial_rows_are_positive_and_larger_off_the_benign_distribution(name):
     divergence, _ = estimate(name, 3.0)
     torch.manual_seed(1)
     benign, near = torch.randn(64, 1), torch.randn(64, 1)

@@ -133,7 +133,7 @@ def test_arguments_are_refused(kwargs):
     ("pit_ti_224", 9, "stem", ("native",)),  # its patches would skip pixels inside of the image
     ("halonet_h1", 32, "image_size", (64, 64)),
 ])  # fmt: skip
-def test_a_refusal_says_what_was_tried_and_works(backbone, side, parameter, allowed):
+def test_a_refusal_states_what_was_tried_and_works(backbone, side, parameter, allowed):
     refused = spec((3, side, side), backbone, {})
     with pytest.raises(UsageError, match=r"\w+Error: \S.*; it takes ") as error:
         create_backbone(refused)

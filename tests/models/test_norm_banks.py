@@ -34,7 +34,7 @@ def test_each_bank_has_its_own_statistics_and_a_forward_touches_one(encoder):
     assert all(".banks.adv." in k for k in changed)
 
 
-def test_route_is_restored_after_an_exception_and_unknown_banks_are_refused(encoder):
+def test_norm_bank_is_restored_after_an_exception_and_unknown_banks_are_refused(encoder):
     layers = [m for m in encoder.backbone.modules() if isinstance(m, norm_banks.RoutedNorm)]
     with pytest.raises(KeyError), norm_banks.active(encoder.backbone, "adv"):
         raise KeyError

@@ -166,7 +166,7 @@ VARIANTS = [
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(("name", "own", "steps", "fewest"), VARIANTS)
-def test_cost_is_the_fewest_passes_and_what_is_told(name, own, steps, fewest, settings_of, monkeypatch):
+def test_cost_is_the_fewest_passes_and_what_is_reported(name, own, steps, fewest, settings_of, monkeypatch):
     given = {} if own.get("base") == "rocl" else settings_of(name)
     objective, model = made(name, given | own)
     counter = Counter(monkeypatch)
@@ -183,7 +183,7 @@ def test_the_cost_of_every_objective_is_measured():
     assert {name for name, *_ in VARIANTS} == set(available())
 
 
-def test_a_view_that_was_not_given_is_told():
+def test_a_view_that_was_not_given_is_reported():
     images = torch.rand(2, 1, 4, 4)
     views = Views(images, images, rows=torch.arange(2))
     assert views.a is images
@@ -210,7 +210,7 @@ def test_a_view_that_was_not_given_is_told():
         ("advcl", {"pseudo_labels": "nowhere.npz"}, "`pseudo_labels` nowhere.npz: allowed is PseudoLabels"),
     ],
 )
-def test_what_an_objective_needs_and_does_not_get_is_told(name, settings, message):
+def test_what_an_objective_needs_and_does_not_get_is_reported(name, settings, message):
     with pytest.raises(UsageError, match=message):
         made(name, settings)
 

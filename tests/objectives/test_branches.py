@@ -82,7 +82,7 @@ def test_another_network_cannot_be_taught(teacher_run):
         Teacher.of_student(load_encoder(teacher_run), model, "deacl")
 
 
-def test_a_teacher_without_the_students_projector_is_told(teacher_run):
+def test_a_teacher_without_the_students_projector_is_reported(teacher_run):
     model = Encoder(spec(), projector="wide")
     with pytest.raises(UsageError, match="no projector of the student's kind; use a SimCLR run"):
         Teacher.of_student(load_encoder(teacher_run), model, "profeat").copy_projector_to(model)

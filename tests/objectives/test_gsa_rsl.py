@@ -176,7 +176,7 @@ def base_settings(settings_of):
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", BASES)
 @pytest.mark.parametrize("own", [{}, {"sharpen": "all", "steps": 4}, {"divergence": "mmd"}, {"benign": 0.0}])
-def test_every_objective_with_an_attack_is_a_base_at_the_cost_that_is_told(name, own, base_settings, monkeypatch):
+def test_every_objective_with_an_attack_is_a_base_at_the_cost_that_is_reported(name, own, base_settings, monkeypatch):
     objective = create_objective("gsa_rsl", **base_settings(name), **own)
     model = Encoder(spec(), objective.norm_banks, objective.projector)
     objective.setup(model)
@@ -196,7 +196,7 @@ def test_every_objective_with_an_attack_is_a_base_at_the_cost_that_is_told(name,
     assert any(not torch.equal(p, q) for p, q in zip(model.parameters(), start, strict=True))
 
 
-def test_a_base_of_a_third_party_needs_to_tell_nothing_more(register, pgd):
+def test_a_base_of_a_third_party_needs_to_show_nothing_more(register, pgd):
     class Half(Objective):
         """Attacks one view; one norm bank; encodes both at once."""
 
@@ -311,7 +311,7 @@ def test_settings_out_of_range_are_refused_in_a_line(settings, message, register
         ("advcl", r"base 'advcl': .* needs pseudo-labels: .*--objective-kwargs.base_kwargs.cluster_weight 0 to go"),
     ],
 )
-def test_what_a_base_needs_and_does_not_get_is_told_in_a_line(base, message):
+def test_what_a_base_needs_and_does_not_get_is_reported_in_a_line(base, message):
     objective = create_objective("gsa_rsl", base=base)
     with pytest.raises(UsageError, match=message) as error:
         objective.setup(Encoder(spec(), objective.norm_banks, objective.projector))
@@ -319,7 +319,7 @@ def test_what_a_base_needs_and_does_not_get_is_told_in_a_line(base, message):
     assert error.value.parameter.startswith("base_kwargs.")
 
 
-def test_a_base_that_does_not_attack_is_told(register, pgd):
+def test_a_base_that_does_not_attack_is_reported(register, pgd):
     class Idle(SimCLR):
         attack_mode = "scalar"
 

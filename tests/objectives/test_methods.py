@@ -497,7 +497,7 @@ def test_air(model, views, attack, name, fidelity):
     check(terms, gradients, *in_float64(model, loss))
 
 
-def test_air_of_equal_laws_is_zero_and_released_is_not():
+def test_air_of_equal_distributions_is_zero_and_released_is_not():
     law = torch.full((8,), -math.log(8))
     assert invariance(law, law, "paper").item() == pytest.approx(0, abs=1e-6)
     # at B = 512 it is about -log B
@@ -660,7 +660,7 @@ def test_gsa_rsl_with_every_divergence(model, views, attack, name):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_attack_divergence_pushes_features_off_the_benign_law(model, views, attack, name):
+def test_attack_divergence_pushes_features_off_the_benign_distribution(model, views, attack, name):
     own = {"divergence": name, "attack_divergence": True, "adversarial": 1e-6, "benign": 0.0}
     objective = create_objective("gsa_rsl", **TWO_SIDED | own)
     objective.setup(model)
@@ -748,6 +748,6 @@ def test_every_objective_has_a_closed_form():
         ("acl_a2s", {"attack_mode": "pairwise"}, "unknown attack_mode 'pairwise'; allowed: bank, scalar"),
     ],
 )
-def test_settings_out_of_range_are_told(name, settings, message):
+def test_settings_out_of_range_are_reported(name, settings, message):
     with pytest.raises(UsageError, match=message):
         create_objective(name, **settings)

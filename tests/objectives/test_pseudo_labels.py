@@ -33,7 +33,7 @@ def test_clusters_are_a_function_of_the_seed():
 
 
 @pytest.mark.parametrize("size", [1, 9])
-def test_a_number_of_clusters_that_cannot_be_is_told(size):
+def test_a_number_of_clusters_that_cannot_be_is_reported(size):
     with pytest.raises(UsageError, match=f"`clusters` {size}: allowed is 2 to 8, the number of images"):
         cluster(torch.rand(8, 2), size, 0)
 

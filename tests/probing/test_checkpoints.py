@@ -41,7 +41,7 @@ def test_of_other_settings_nothing_is_taken(tmp_path, every_step):
     assert other.seconds() < 100
 
 
-def test_damage_is_told_and_begun_anew(tmp_path, every_step, capsys):
+def test_damage_is_reported_and_begun_again(tmp_path, every_step, capsys):
     kept = ProbeCheckpoints(tmp_path, {})
     kept.save("SLF", lambda: {"w": torch.ones(1000)})
     damage(tmp_path / "SLF.pt")
@@ -61,7 +61,7 @@ WITH_THE_STEPS_OF_ANOTHER = ("slf_exact", "alf", "aff_pgd", "dynacl++")
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("protocol", [name for name in PROTOCOLS.names() if name not in WITH_THE_STEPS_OF_ANOTHER])
-def test_every_protocol_goes_on_where_it_was_stopped(protocol, two_banks_run, tmp_path, every_step, monkeypatch):
+def test_every_protocol_resumes_where_it_was_stopped(protocol, two_banks_run, tmp_path, every_step, monkeypatch):
     own = {"limit_train": 40, "batch_size": 20, "probe_batch_size": 20, "probe_protocol": protocol}
     own |= {"aft_epochs": 1} if protocol in ("dynacl++", "air++") else {}
     config = preset("digits", **TINY | own | {"objective": "acl_ds"})

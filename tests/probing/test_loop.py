@@ -83,7 +83,7 @@ class Noisy(nn.Module):
 
 
 @pytest.mark.parametrize("stopped_at", [1, 5, 6, 9])  # two steps an epoch
-def test_a_later_start_goes_on_and_ends_the_same_to_the_bit(images, stopped_at, tmp_path, monkeypatch):
+def test_a_later_start_resumes_and_ends_the_same_to_the_bit(images, stopped_at, tmp_path, monkeypatch):
     monkeypatch.setattr(ProbeCheckpoints, "often", 0.0)
     schedule = dataclasses.replace(PLAIN, augment="weak")
 
@@ -117,7 +117,7 @@ def test_a_later_start_goes_on_and_ends_the_same_to_the_bit(images, stopped_at, 
 
 
 @pytest.mark.parametrize(("asked", "kind"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)])
-def test_networks_multiply_in_the_precision_asked_for(images, asked, kind):
+def test_networks_multiply_in_the_precision_requested(images, asked, kind):
     model, kinds = nn.Linear(64, 10), []
 
     def step(x, y, _):

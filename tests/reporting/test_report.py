@@ -99,7 +99,7 @@ def test_a_page_has_every_section_and_nothing_from_outside(runs):
 
 
 @pytest.mark.e2e
-def test_what_is_missing_tells_the_command(runs, tmp_path):
+def test_what_is_missing_shows_the_command(runs, tmp_path):
     _, begun = runs
     assert main(["report", str(begun.path), "--out", str(tmp_path / "page.html")]) == 0
     words = Page((tmp_path / "page.html").read_text()).words
@@ -149,7 +149,7 @@ def test_an_audit_of_an_earlier_version_is_one_line(runs, tmp_path):
 
 
 @pytest.mark.e2e
-def test_images_that_are_not_here_are_told(runs, tmp_path, undrawn):
+def test_images_that_are_not_here_are_reported(runs, tmp_path, undrawn):
     whole, _ = runs
     copied = RunDir(tmp_path / "run")
     shutil.copytree(whole.path, copied.path)

@@ -43,7 +43,7 @@ def test_logits_do_not_depend_on_the_batch(run):
     torch.testing.assert_close(torch.cat([loaded(row[None]) for row in x]), loaded(x), atol=1e-5, rtol=1e-4)
 
 
-def test_missing_folders_and_stages_are_told(tmp_path, run):
+def test_missing_folders_and_stages_are_reported(tmp_path, run):
     with pytest.raises(UsageError, match="nowhere: no such run folder"):
         acl_plugin.load_classifier(tmp_path / "nowhere")
     run[0].classifier_file.unlink()
@@ -91,7 +91,7 @@ def test_atomic_writes_leave_the_old_file_or_the_new_one(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
 
 
-def test_configuration_is_read_back_and_damage_is_told(run):
+def test_configuration_is_read_back_and_damage_is_reported(run):
     folder, _ = run
     assert folder.read_config() == preset("digits")
     for text in (

@@ -127,7 +127,7 @@ def test_a_stage_that_is_killed_anywhere_ends_as_an_undisturbed_one(undisturbed,
     ("stage", "number"),
     [("pretrain", signal.SIGTERM), ("evaluate", signal.SIGINT)],  # of which the first waits for the end of a step
 )
-def test_a_stage_that_is_interrupted_leaves_soon_and_goes_on(undisturbed, stage, number):
+def test_a_stage_that_is_interrupted_leaves_soon_and_resumes(undisturbed, stage, number):
     server, took = undisturbed
     folder = server.folder
     for share in (1 / 2, 1 / 4, 1 / 8):  # the stage may be done before the signal

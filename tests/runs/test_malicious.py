@@ -90,7 +90,7 @@ def test_weights_in_a_run_folder(run, capsys, file, command, how):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("how", [pickle.dumps, torch_bytes], ids=["pickle", "torch"])
-def test_a_checkpoint_to_go_on_from(run, capsys, how):
+def test_a_checkpoint_to_resume_from(run, capsys, how):
     whole = run.encoder_file.read_bytes()
     run.encoder_file.unlink()
     for path in (run.checkpoint_file, run.earlier_checkpoint_file):

@@ -113,7 +113,7 @@ def test_a_stage_refuses_other_images(there, stage, how, capsys, few):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("how", ["pixels", "classes"])
-def test_an_interrupted_pretraining_does_not_go_on_with_other_images(there, how, tmp_path):
+def test_an_interrupted_pretraining_does_not_resume_with_other_images(there, how, tmp_path):
     class Stop(RuntimeError):
         pass
 

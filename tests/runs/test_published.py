@@ -310,7 +310,7 @@ def bad(tmp_path, kind):
         ("raw pickle", "holds more than weights"),
     ],
 )
-def test_bad_files_are_told_and_nothing_is_written_or_run(kind, message, tmp_path, config, monkeypatch):
+def test_bad_files_are_reported_and_nothing_is_written_or_run(kind, message, tmp_path, config, monkeypatch):
     path = bad(tmp_path, kind)
     monkeypatch.chdir(tmp_path)
     before = sorted(p.name for p in tmp_path.iterdir())
@@ -328,7 +328,7 @@ def test_bad_files_are_told_and_nothing_is_written_or_run(kind, message, tmp_pat
         ({"bank": "adv"}, "unknown norm bank of format 'banks': 'adv'; allowed: normal, pgd"),
     ],
 )
-def test_bad_options_are_told(options, message, tmp_path, config):
+def test_bad_options_are_reported(options, message, tmp_path, config):
     path = saved(tmp_path, made("banks")[0])
     with pytest.raises(UsageError, match=message):
         import_run(path, RunDir(tmp_path / "run"), config, **options)
@@ -481,7 +481,7 @@ def test_a_head_at_chance_on_few_images_is_kept_and_named_so(layout, tmp_path, c
     assert "which is chance on so few" in told
 
 
-def test_accuracy_tells_trained_heads_from_others():
+def test_accuracy_shows_trained_heads_from_others():
     labels = torch.arange(1000) % 10
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 10, (1000,), generator=generator)
@@ -581,7 +581,7 @@ def test_nothing_in_a_file_is_passed_over(change, message, tmp_path):
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 @pytest.mark.parametrize("norm", ["bn1.", "bn1.bn_list.0."])
-def test_a_wide_resnet_is_named_as_one_whatever_else_it_looks_like(prefix, norm, tmp_path):
+def test_a_wide_resnet_is_named_as_one_whatever_else_it_resembles(prefix, norm, tmp_path):
     keys = ["conv1.weight", f"{norm}weight", f"block1.layer.0.{norm}weight", "linear.fc1.weight"]
     state = {f"{prefix}{key}": torch.zeros(2) for key in keys} | {"momentum_backbone.conv1.weight": torch.zeros(2)}
     with pytest.raises(UsageError, match="is a WideResNet for small images"):

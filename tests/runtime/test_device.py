@@ -56,7 +56,7 @@ def test_a_compiled_encoder_has_the_same_keys_and_values(encoder):
 
 
 @pytest.mark.e2e
-def test_without_a_compiler_one_line_says_so_and_training_goes_on(tiny_config, tmp_path, monkeypatch, capsys):
+def test_without_a_compiler_one_line_states_so_and_training_resumes(tiny_config, tmp_path, monkeypatch, capsys):
     def broken(*_, **__):
         raise RuntimeError("no C++ compiler\nand a long trace")
 

@@ -12,7 +12,7 @@ def test_plain_lines_with_the_time_left(capsys):
     assert len(lines) <= 13
 
 
-def test_goes_on_from_what_was_done(capsys):
+def test_resumes_from_what_was_done(capsys):
     with Progress("work", 4, done=3) as progress:
         progress.advance()
     assert capsys.readouterr().err.startswith("work: 4/4 steps, 0:00:00 left")

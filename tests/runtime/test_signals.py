@@ -9,7 +9,7 @@ from acl_plugin.runtime.signals import deferred
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_kept_for_who_asks_and_raised_at_the_end(number):
+def test_a_signal_is_kept_for_who_requests_and_raised_at_the_end(number):
     before = signal.getsignal(number)
     reached = False
     with pytest.raises(KeyboardInterrupt), deferred() as interrupted:
@@ -37,7 +37,7 @@ def test_a_step_that_takes_too_long_is_broken_off():
         raise AssertionError("the signal was lost")
 
 
-def test_without_a_signal_nothing_happens_and_another_thread_is_not_told():
+def test_without_a_signal_nothing_happens_and_another_thread_is_not_reported():
     with deferred() as interrupted:
         pass
     assert not interrupted()

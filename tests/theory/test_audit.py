@@ -120,7 +120,7 @@ def test_nothing_is_audited_twice_and_the_random_state_stays(runs, audited, monk
 
 @pytest.mark.e2e
 @pytest.mark.usefixtures("audited")
-def test_an_audit_that_was_stopped_goes_on_to_the_same_rows(runs, monkeypatch):
+def test_an_audit_that_was_stopped_resumes_to_the_same_rows(runs, monkeypatch):
     run = runs["acl_ds"]
     whole = run.audit_file.read_bytes()
     run.audit_file.unlink()
@@ -291,7 +291,7 @@ def test_a_probe_that_is_not_at_its_minimum_is_refused():
 
 
 @pytest.mark.e2e
-def test_an_audit_of_an_earlier_version_is_made_again_and_told_in_one_line(runs):
+def test_an_audit_of_an_earlier_version_is_made_again_and_reported_in_one_line(runs):
     run = runs["acl_ds"]
     before = run.audit_file.read_text() if run.audit_file.is_file() else None
     old = {"complete": True, "settings": {}, "rows": [{"run": "x", "terms": {}}], "correlation": {}}

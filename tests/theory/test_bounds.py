@@ -140,7 +140,7 @@ def test_the_certain_bounds_hold_for_random_features_probes_and_adversaries(seed
     assert view_contrastive_bound(f * scale, other * push, labels, loss).holds
 
 
-def test_a_bound_that_is_violated_says_so():
+def test_a_bound_that_is_violated_states_so():
     assert not Bound("x", 1.0, 0.9, True, "none").holds
     assert Bound("x", 1.0, 1.0 - 1e-9, True, "none").holds
     assert not Bound("x", math.nan, 0.9, True, "none").holds
@@ -183,7 +183,7 @@ def test_the_limit_of_the_total_variation_is_attained_by_two_points_and_below_pi
     assert total_variation_limit(js) <= math.sqrt(2 * js) + 1e-6
 
 
-def test_divergence_bound_on_two_laws_that_are_known():
+def test_divergence_bound_on_two_distributions_that_are_known():
     """Two points: P has z = 1 with chance p, Q with chance q; labels are a function of z. TV and JS are exact."""
     p, q, limit = 0.3, 0.6, 2.0
     at_one, at_zero = 1.7, 0.2

@@ -26,7 +26,7 @@ def test_it_is_scipys_and_inside_its_interval():
 
 
 @pytest.mark.e2e
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+def test_the_interval_covers_the_truth_about_as_often_as_it_states():
     # for a bivariate normal law with correlation r, Spearman's is 6 / pi asin(r / 2)
     r = 1 / np.sqrt(2)
     truth = 6 / np.pi * np.arcsin(r / 2)
@@ -84,7 +84,7 @@ def test_what_only_separates_strata_has_no_partial_correlation():
 
 
 @pytest.mark.e2e
-def test_perfect_order_and_nothing_to_say():
+def test_perfect_order_and_nothing_to_state():
     one = pytest.approx(1.0)
     assert spearman(range(FEWEST), range(FEWEST)) == Correlation(one, one, one, None, FEWEST)
     assert spearman(range(FEWEST - 1), range(FEWEST - 1)) is None

@@ -17,7 +17,7 @@ def measured(benign, adversarial, labels, classes):
     return of(benign, adversarial), null_value(of, benign, adversarial, seed=0)
 
 
-def test_label_shift_is_that_of_two_known_laws():
+def test_label_shift_is_that_of_two_known_distributions():
     torch.manual_seed(0)
     labels = torch.arange(400) % 2
     features = torch.randn(400, 1) * 0.3 + 2 * labels.unsqueeze(1)

@@ -57,7 +57,7 @@ def test_paths_of_a_base_become_objects_too(teacher_run):
         ("deacl", {"teacher": 3}, "`teacher` of type int: allowed is an encoder"),
     ],
 )
-def test_what_an_objective_needs_and_does_not_get_is_told_in_a_line(name, settings, message):
+def test_what_an_objective_needs_and_does_not_get_is_reported_in_a_line(name, settings, message):
     with pytest.raises(UsageError, match=message) as error:
         built(name, **settings)
     assert "\n" not in str(error.value)
@@ -77,7 +77,7 @@ def test_an_objective_of_a_third_party_gets_objects_as_well(register, teacher_ru
     assert objective.motto == str(teacher_run)
 
 
-def test_looking_at_the_options_reads_no_file(monkeypatch):
+def test_reading_the_options_reads_no_file(monkeypatch):
     for reader in ("load_encoder", "read_pseudo_labels"):
         monkeypatch.setattr(building, reader, None)
     for name, settings in (("deacl", {"teacher": "nowhere"}), ("advcl", {"pseudo_labels": "nowhere"})):

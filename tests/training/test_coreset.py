@@ -144,7 +144,7 @@ def test_the_batch_that_lowers_the_divergence_is_taken(images, monkeypatch):
     assert taken == brightness.argsort(descending=True)[:3].tolist()
 
 
-def test_the_divergence_is_of_laws_or_as_released():
+def test_the_divergence_is_of_distributions_or_as_released():
     z, benign = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
     p, q = torch.distributions.Categorical(logits=z), torch.distributions.Categorical(logits=benign)
     torch.testing.assert_close(coreset._kl_rows(z, benign), torch.distributions.kl_divergence(p, q))
@@ -229,7 +229,7 @@ def test_the_run_trains_on_the_part(tiny_config, tmp_path, monkeypatch):
         ({"coreset": "rcs", "devices": 2}, "`coreset` rcs works on one device, not on 2"),
     ],
 )
-def test_bad_settings_are_told_and_nothing_is_written(options, message, tiny_config, tmp_path):
+def test_bad_settings_are_reported_and_nothing_is_written(options, message, tiny_config, tmp_path):
     from acl_plugin.config import check
 
     with pytest.raises(UsageError, match=message):

@@ -21,12 +21,12 @@ def guard(**options):
     return Guard(config.training, config.objective.eps_ramp, 0.5)
 
 
-def test_on_a_cpu_every_step_is_looked_at():
+def test_on_a_cpu_every_step_is_checked():
     with pytest.raises(TrainingStopped, match=r"the loss is nan at step 3 \(nce_adv 2\); lower --lr"):
         guard().watch(terms(float("nan"), nce_adv=2.0), 3, 0.1)
 
 
-def test_on_an_accelerator_steps_are_looked_at_together_and_judged_one_by_one():
+def test_on_an_accelerator_steps_are_checked_together_and_judged_one_by_one():
     g = guard()
     for step in range(g.seldom - 1):
         g.watch(terms(float("inf") if step == 7 else 1.0, "cuda"), step, 0.1)
@@ -36,7 +36,7 @@ def test_on_an_accelerator_steps_are_looked_at_together_and_judged_one_by_one():
     assert not g.healthy
 
 
-def test_what_was_not_looked_at_is_looked_at_before_a_checkpoint():
+def test_what_was_not_checked_is_checked_before_a_checkpoint():
     g = guard()
     g.watch(terms(float("nan"), "cuda"), 0, 0.1)
     with pytest.raises(TrainingStopped):

@@ -16,7 +16,7 @@ def test_means_of_what_was_added_in_the_epoch():
     assert means.means() == {}
 
 
-def test_an_interrupted_epoch_goes_on():
+def test_an_interrupted_epoch_resumes():
     whole, first, second = EpochMeans(), EpochMeans(), EpochMeans()
     values = torch.rand(7)
     for means in (whole, first):

@@ -85,7 +85,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_con
 
 
 @pytest.mark.e2e
-def test_an_interrupted_run_keeps_the_step_and_goes_on_after_it(tiny_config, tmp_path, healthy):
+def test_an_interrupted_run_keeps_the_step_and_resumes_after_it(tiny_config, tmp_path, healthy):
     """With a coreset and SIGTERM; the next test has all images and SIGINT."""
     own = {"coreset": "rcs", "coreset_every": 3, "coreset_fraction": 0.8}
     config = tiny_config.replace(**own, epochs=3, batch_size=4, accumulate_grad_batches=1)
@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_last_checkp
 
 
 @pytest.mark.e2e
-def test_a_collapsed_run_stops_and_says_what_to_change(register, tiny_config, tmp_path):
+def test_a_collapsed_run_stops_and_states_what_to_change(register, tiny_config, tmp_path):
     class Collapsed(SimCLR):
         def terms(self, model, views, attack):
             level = torch.tensor(math.log(2 * len(views.a) - 1))
@@ -240,7 +240,7 @@ def test_a_collapsed_run_stops_and_says_what_to_change(register, tiny_config, tm
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("damaged", [1, 2])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_leads_to_the_same_weights(
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_leads_to_the_same_weights(
     run, tiny_config, capsys, damaged
 ):
     whole = run.encoder_file.read_bytes()
@@ -258,7 +258,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_leads_to_the_same_we
 
 
 @pytest.mark.e2e
-def test_a_process_that_dies_between_two_checkpoints_goes_on_from_the_one_before(run, tiny_config):
+def test_a_process_that_dies_between_two_checkpoints_resumes_from_the_one_before(run, tiny_config):
     whole = run.encoder_file.read_bytes()
     run.encoder_file.unlink()
     run.checkpoint_file.unlink()
@@ -293,7 +293,7 @@ def test_a_process_that_dies_between_checkpoint_and_metrics_loses_no_row(tiny_co
 
 
 @pytest.mark.e2e
-def test_damaged_metrics_are_told_before_the_first_step(run, tiny_config, tmp_path):
+def test_damaged_metrics_are_reported_before_the_first_step(run, tiny_config, tmp_path):
     run.encoder_file.unlink()
     for content in (b"", b"epoch,step\n", b"\x80", b"step\n1\n", b"epoch,step\nx,1\n"):
         run.metrics_file.write_bytes(content)
