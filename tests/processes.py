@@ -1,32 +1,23 @@
-"""Commands in copies of this process, which need not import everything again; a copy cannot use a GPU."""
+"""Commands in processes of their own."""
 
 import os
-from contextlib import redirect_stderr, redirect_stdout
+import subprocess
+import sys
 
-import torch
-
-from acl_plugin.cli.main import main
+from conftest import ROOT
 
 
-def started(arguments, out, err, before=lambda: None):
-    """Start a command; its process number.
+def started(arguments, out, err, before=None):
+    """Start a command.
 
-    ``out`` and ``err`` are files or descriptors for what the command prints.
+    ``out`` and ``err`` are files or descriptors for what the command prints; ``before`` is called in the new process.
     """
-    child, status = os.fork(), 1
-    if not child:
-        try:
-            torch.set_num_threads(1)  # others do not survive a fork
-            before()
-            with open(out, "w") as out, open(err, "w") as err, redirect_stdout(out), redirect_stderr(err):
-                status = main(arguments)
-        except SystemExit as stop:  # after --help
-            status = stop.code
-        finally:
-            os._exit(status)
-    return child
+    streams = [each if isinstance(each, int) else open(each, "w") for each in (out, err)]  # noqa: SIM115
+    command = [sys.executable, "-c", "import sys; from acl_plugin.cli.main import main; sys.exit(main())", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=streams[0], stderr=streams[1], preexec_fn=before, env=environment)
 
 
-def ended(child):
-    """The exit status of what was started."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+def ended(process):
+    """Return the exit status of what was started."""
+    return process.wait()

@@ -58,7 +58,7 @@ def test_random_options(tmp_path_factory, monkeypatch, capsys, options):
     folder = tmp_path_factory.mktemp("options")
     monkeypatch.chdir(folder)
 
-    def begun(self, config):
+    def begun(self, config, *_):
         raise TrainingStopped("begun")
 
     monkeypatch.setattr(RunDir, "start", begun)
@@ -83,7 +83,7 @@ def test_random_configurations(tmp_path_factory, monkeypatch, capsys, content):
     monkeypatch.chdir(folder)
     Path("config.yaml").write_bytes(content)
 
-    def begun(self, config):
+    def begun(self, config, *_):
         raise TrainingStopped("begun")
 
     monkeypatch.setattr(RunDir, "start", begun)

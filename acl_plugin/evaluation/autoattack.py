@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,9 +121,8 @@ def _attack_chunk(target: Target, faster: nn.Module, where: slice, chunk: Chunk 
             if len(left) and (name != "apgd-t" or classes > 3):
                 attack_seed = mixed_seed(seed, EVALUATION, number, where.start) % 2**31
                 there = left.to(device)
-                adversary = _adversary(faster, threat, attack_seed, classes, device)
-                adversary.attacks_to_run = [name]
-                x_adv = adversary.run_standard_evaluation(x[there], y[there], bs=len(there)).detach()
+                own = {"threat": threat, "seed": attack_seed, "classes": classes}
+                x_adv = run_attack(faster, name, x[there], y[there], **own)
                 check_threat(name, x_adv, x[there], threat)
                 broken, x_adv = _fooled(model, x_adv, y, left)
         broken_by = list(chunk.broken_by)
@@ -179,15 +177,18 @@ def _fooled(model: nn.Module, x_adv: Tensor, y: Tensor, left: Tensor) -> tuple[T
         broken, x_adv = broken[wrong], x_adv[wrong.to(x_adv.device)]
 
 
-def _adversary(model: nn.Module, threat: ThreatModel, seed: int, classes: int, device: torch.device) -> Any:
-    """Return AutoAttack with as many target classes as there are, at most nine."""
+def run_attack(
+    model: nn.Module, name: str, x: Tensor, y: Tensor, *, threat: ThreatModel, seed: int, classes: int
+) -> Tensor:
+    """Run one attack of AutoAttack, with at most nine target classes, and return its adversarial examples."""
     from autoattack import AutoAttack
 
     adversary = AutoAttack(
-        model, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=device, verbose=False
+        model, norm=threat.norm, eps=threat.eps, seed=seed, version="standard", device=x.device, verbose=False
     )
     adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = min(9, classes - 1)
-    return adversary
+    adversary.attacks_to_run = [name]
+    return adversary.run_standard_evaluation(x, y, bs=len(x)).detach()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from acl_plugin.runs.records import COLUMNS
 
 def objectives() -> list[str]:
     """Return one line per objective; for a broken one, with the reason."""
-    lines = [f"{'':12}{'F':>4}  {'attack':8}{'banks':16}(F: encoder forwards per image, with 5 attack steps)"]
+    lines = [f"{'':12}{'F':>4}  {'attack':10}{'banks':16}(F: encoder forwards per image, with 5 attack steps)"]
     for name in registry.OBJECTIVES.names():
         try:
             factory = registry.OBJECTIVES.get(name)
@@ -19,7 +19,7 @@ def objectives() -> list[str]:
             continue
         cost = "" if objective.cost is None else objective.cost.encoder_forwards(5)
         banks, attack = " ".join(objective.norm_banks), objective.attack_mode or "none"
-        lines.append(f"{name:12}{cost:>4}  {attack:8}{banks:16}{first_line(factory)}  [{objective.paper}]")
+        lines.append(f"{name:12}{cost:>4}  {attack:10}{banks:16}{first_line(factory)}  [{objective.paper}]")
     return lines
 
 

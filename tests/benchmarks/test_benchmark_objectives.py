@@ -59,7 +59,7 @@ def test_runs_results_and_table_by_one_command(results, tmp_path, few, monkeypat
     table = (results / "RESULTS.md").read_text()
     assert "## Objectives on digits" in table
     (deacl,) = (line for line in table.splitlines() if line.startswith("| deacl |"))
-    assert deacl.split("|")[5].strip() == "34"  # two epochs of 17
+    assert deacl.split("|")[6].strip() == "34"  # two epochs of 17
     # again: nothing is done twice
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("encoder.pt")}
     assert main.main(command) == 0

@@ -379,7 +379,7 @@ def test_images_that_are_no_tensors_name_the_transform():
 def test_an_error_in_the_middle_leaves_model_and_process_as_they_were(unchanged, data, few, monkeypatch):
     x, y = data
 
-    def fail(*arguments):
+    def fail(*_, **__):
         unchanged[0].running_mean.add_(1)
         unchanged.train()
         torch.rand(3)

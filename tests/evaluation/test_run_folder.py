@@ -147,7 +147,7 @@ def test_autoattacks_warnings_are_kept(images, few):
 @pytest.mark.parametrize("how", ["far", "outside", "nan"])
 def test_an_attack_that_leaves_the_threat_model_stops_the_evaluation(images, monkeypatch, how):
     change = {"far": lambda x: (x + 0.2).clamp(0, 1), "outside": lambda x: x - 0.01, "nan": lambda x: x * float("nan")}
-    monkeypatch.setattr(autoattack, "run_attack", lambda model, name, x, *rest: change[how](x))
+    monkeypatch.setattr(autoattack, "run_attack", lambda model, name, x, *_, **__: change[how](x))
     with pytest.raises(RuntimeError, match="apgd-ce left the threat model"):
         attacked(Nearest().eval(), images, slice(0, 5), THREAT, 0)
 

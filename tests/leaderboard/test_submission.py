@@ -310,14 +310,15 @@ def test_the_teacher_and_the_pseudo_labels_of_a_run_are_in_its_folder(teacher_ru
     write_json(run.pretraining_file, {"seconds": 1.0})
     files, text = whole_run.script(run, info, EVALUATION)
     assert yaml.safe_load(files["teacher.yaml"])["objective"]["objective"] == "simclr"
-    assert yaml.safe_load(files["config.yaml"])["objective_kwargs"] == {"teacher": "teacher"}
+    assert yaml.safe_load(files["config.yaml"])["objective"]["objective_kwargs"] == {"teacher": "teacher"}
     assert text.index('teacher.yaml" --out teacher') < text.index('config.yaml" --out run')
     shutil.rmtree(run.path)
     run.start(preset("digits", objective="advcl", objective_kwargs={"pseudo_labels": str(labels_file)}))
     write_json(run.pretraining_file, {"seconds": 1.0})
     files, text = whole_run.script(run, info, EVALUATION)
     assert files["pseudo_labels.npz"] == labels_file.read_bytes()
-    assert yaml.safe_load(files["config.yaml"])["objective_kwargs"] == {"pseudo_labels": "pseudo_labels.npz"}
+    config = yaml.safe_load(files["config.yaml"])
+    assert config["objective"]["objective_kwargs"] == {"pseudo_labels": "pseudo_labels.npz"}
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def like(value):
 @pytest.mark.parametrize("name", available())
 def test_a_step_stays_on_the_device(name, settings_of, monkeypatch):
     monkeypatch.setattr(inner_attack, "noise_seed", lambda generator: 0)  # of generators, which a fake has none of
-    monkeypatch.setattr(seeding, "private", lambda *seed_and_device: nullcontext())
+    monkeypatch.setattr(seeding, "isolated_rng", lambda *seed_and_device: nullcontext())
     objective, model = made(name, settings_of(name))
     objective.check_images(SIX)
     objective.on_epoch(0, 2)

@@ -72,7 +72,7 @@ def test_the_evil_is_evil():
     [
         ("encoder", ["probe", "run"]),
         ("projector", ["probe", "run"]),
-        ("encoder", ["audit", "run"]),
+        ("encoder", ["audit", "run", "--overwrite"]),
         ("encoder", ["transfer", "run", "--data", "digits", "--out", "other"]),
         ("encoder", ["pseudo-labels", "run", "--out", "labels.npz"]),
         ("classifier", ["evaluate", "run"]),

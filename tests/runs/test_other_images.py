@@ -88,7 +88,7 @@ def commands(folder):
     run, where = str(folder / "run"), ["--data-dir", str(folder / "images")]
     return {
         "probe": ("train", ["probe", run, *where]),
-        "audit": ("train", ["audit", run, "--limit", "20"]),
+        "audit": ("train", ["audit", run, "--limit", "20", "--overwrite"]),
         "evaluate": ("test", ["evaluate", run, *where]),
     }
 
@@ -102,7 +102,7 @@ def test_a_stage_refuses_other_images(there, stage, how, capsys, few):
     config_file = there / "run" / "config.yaml"  # the folder was copied, and audit reads where the images are
     config_file.write_text(config_file.read_text().replace(str(settings(there).data.data_dir), str(there / "images")))
     text = config_file.read_text().splitlines()
-    lines = [f"data_dir: {there / 'images'}" if line.startswith("data_dir:") else line for line in text]
+    lines = [f"  data_dir: {there / 'images'}" if line.startswith("  data_dir:") else line for line in text]
     config_file.write_text("\n".join(lines) + "\n")
     before = {path: path.read_bytes() for path in (there / "run").rglob("*.json")}
     assert main(command) == 2
@@ -214,9 +214,9 @@ def test_runs_on_other_images_are_not_audited_together(there, finished_run, caps
 @pytest.mark.e2e
 def test_limits_keep_the_shares_of_sorted_classes_and_are_recorded(there, tmp_path, capsys):
     options = settings(there, limit_train=8, limit_test=8, objective="simclr", batch_size=4)
-    found = datasets.load(options)
+    found = datasets.load(options.data)
     assert found.test.labels.bincount().tolist() == [2, 2, 2, 2]
-    assert found.test.rows.tolist() == datasets.load(options).test.rows.tolist()
+    assert found.test.rows.tolist() == datasets.load(options.data).test.rows.tolist()
     run = pretrain(options, tmp_path / "limited")
     assert json.loads(run.images_file.read_text())["train_rows"] == found.train.rows.tolist()
     capsys.readouterr()

@@ -27,11 +27,10 @@ def files(run):
     return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-def test_same_settings_return_the_record_and_others_are_refused(tmp_path):
+def test_same_settings_return_the_record_and_others_are_refused(folder, tmp_path):
     file = tmp_path / "evaluation_key.json"
-    record = {"batch_size": 4, "seed": 1, "images": {}, "weights_sha256": "0"}
     assert earlier_record(file, {"seed": 1}, False) is None
-    write_json(file, record)
+    write_json(file, read_json(folder.evaluation_key_file) | {"seed": 1})
     assert earlier_record(file, {"seed": 1}, False)["seed"] == 1
     assert earlier_record(file, {"seed": 2}, True) is None
     message = rf"{tmp_path} already contains a suite with different settings \(seed 2, there 1\). Pass `overwrite`"

@@ -1,7 +1,7 @@
 """Two gloo ranks against one process with the joint batch: loss, gradients and trajectory."""
 
 import json
-import multiprocessing
+import os
 import runpy
 import socket
 import subprocess
@@ -13,6 +13,7 @@ import torch
 
 from acl_plugin.config import TWO_SIDED
 from acl_plugin.runtime.distributed import average, gathered, ranks, require_script
+from conftest import ROOT
 
 SCRIPT = """
 import json, sys
@@ -105,11 +106,6 @@ CASES = [
 ]
 
 
-def run(arguments):
-    sys.argv = arguments
-    runpy.run_path(arguments[0], run_name="__main__")
-
-
 @pytest.fixture(scope="module")
 def trajectories(tmp_path_factory):
     """Of one process, and of each of two ranks: loss and gradients of five steps and the weights after, by case."""
@@ -118,14 +114,10 @@ def trajectories(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         given = [str(free.getsockname()[1]), str(folder), json.dumps(CASES)]
-    fork = multiprocessing.get_context("fork")  # processes that need not import everything
-    commands = [[str(folder / "rank.py"), str(rank), *given] for rank in (-1, 0, 1)]
-    processes = [fork.Process(target=run, args=(command,)) for command in commands]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-        assert process.exitcode == 0
+    command = [sys.executable, str(folder / "rank.py")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    processes = [subprocess.Popen([*command, str(rank), *given], env=environment) for rank in (-1, 0, 1)]
+    assert [process.wait(300) for process in processes] == [0, 0, 0]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (-1, 0, 1)]
 
 

@@ -154,7 +154,7 @@ def test_seed_decides_the_result(pretrained, tiny_config, tmp_path):
     for name, seed in (("same", 0), ("other", 1)):
         torch.manual_seed(len(weights))  # the global state does not matter
         weights[name] = read_model(pretrain(tiny_config.replace(seed=seed), tmp_path / name).encoder_file)[1]
-    one = read_model(pretrained.encoder)[1]
+    one = read_model(pretrained.encoder_file)[1]
     assert same_weights(one, weights["same"])
     assert not same_weights(one, weights["other"])
 
@@ -363,7 +363,7 @@ def test_schedules():
     ("options", "message"),
     [
         ({"objective": "simcrl"}, "unknown objective 'simcrl'"),
-        ({"attack": "Square"}, "'Square' moves each row for itself"),
+        ({"attack": "Square"}, "'Square' treats samples independently"),
         ({"attack": "TIFGSM"}, "takes images of 3 channels, not 1"),
         ({"eps": 0}, "`eps` 0"),
         ({"backbone": "resnt18"}, "unknown backbone"),
