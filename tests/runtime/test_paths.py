@@ -39,7 +39,9 @@ def test_every_path_from_python_is_expanded(home, finished_run, monkeypatch):
     assert RunDir("~/run").read_config() == RunDir(home / "run").read_config()
     assert load_classifier("~/run").spec == load_classifier(home / "run").spec
     assert load_encoder(Path("~/run")).spec == load_encoder(home / "run").spec
-    assert preset("cifar10", data_dir="~/data").data.data_dir == preset("cifar10", data_dir=Path("~/data")).data_dir
+    assert (
+        preset("cifar10", data_dir="~/data").data.data_dir == preset("cifar10", data_dir=Path("~/data")).data.data_dir
+    )
     assert preset("cifar10", data_dir="~/data").data.data_dir == home / "data"
     monkeypatch.setenv("ACL_PLUGIN_HOME", "~/acl")
     assert index_path() == home / "acl" / "exports.json"

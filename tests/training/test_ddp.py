@@ -43,7 +43,7 @@ ours("run")
 config = preset("digits", accelerator="cpu", **options)
 quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
 trainer = lightning.Trainer(max_epochs=options["epochs"], devices=2, callbacks=[Record("plain")], **quiet)
-trainer.fit(build(config, load(config)))
+trainer.fit(build(config, load(config.data)))
 with contextlib.suppress(TrainingUnfinished):  # several ranks stop after a whole epoch
     ours("stopped", max_steps=1)
 (folder / "left.txt").write_text(" ".join(path.name for path in (folder / "stopped").iterdir()))
