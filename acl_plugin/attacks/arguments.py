@@ -12,6 +12,7 @@ from acl_plugin.attacks.catalogue import (
     check_count,
     defaults,
     fewest_classes,
+    supports,
 )
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError, unknown
@@ -32,10 +33,10 @@ def check_settings(norm: str, name: str, steps: int, kwargs: Mapping[str, Any], 
     Raises:
         UsageError: for a setting that is unknown, out of range, or for another norm.
     """
-    if name not in attack_names():
+    if not supports(name):
         raise unknown("attack", name, attack_names(), parameter="name")
-    valid = attack_names(norm)
-    if name not in valid:
+    if not supports(name, norm):
+        valid = attack_names(norm)
         message = f"attack {name!r} is not for {norm}; allowed: {', '.join(valid)}"
         raise UsageError(message, parameter="name", given=name, allowed=tuple(valid))
     check_count("steps", steps)
@@ -75,8 +76,8 @@ def check_mode(norm: str, name: str, mode: str | None, channels: int | None) -> 
     if name in RGB_ONLY and channels not in (None, 3):
         message = f"attack {name!r} takes images of 3 channels, not {channels}; use PGD or MIFGSM"
         raise UsageError(message, parameter="channels", given=channels, allowed=3)
-    valid = attack_names(norm, mode)
-    if mode is not None and name not in valid:
+    if mode is not None and not supports(name, norm, mode):
+        valid = attack_names(norm, mode)
         raise UsageError(
             f"attack {name!r} treats samples independently and cannot be used with mode {mode!r}, where the loss "
             f"couples the whole batch; allowed: {', '.join(valid)}",

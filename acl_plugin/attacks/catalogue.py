@@ -20,6 +20,13 @@ _ROW_BY_ROW = {
     "Linf": "APGD APGDT FAB Square Jitter TPGD SPSA PGDRS",
     "L2": "APGD APGDT FAB Square CW DeepFool PGDRSL2",
 }
+_OF_TORCHATTACKS = {
+    name: (tuple(norm for norm in table if name in table[norm].split()), table is _WHOLE_BATCH)
+    for table in (_WHOLE_BATCH, _ROW_BY_ROW)
+    for classes in table.values()
+    for name in classes.split()
+}
+"""Norms of each class, and whether it follows the gradient of the whole batch."""
 RGB_ONLY = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 STEPS = ("steps", "num_iter_set", "nb_iter", "n_queries")
 """Arguments of torchattacks that set the number of steps."""
@@ -39,23 +46,28 @@ _CHOICES = {
 
 def attack_names(norm: str | None = None, mode: str | None = None) -> list[str]:
     """Return the names of the attacks that support a norm and a mode; None stands for any."""
-    names = {name for name in ATTACKS.names() if _supports(ATTACKS.get(name), norm, mode)}
-    for table, modes in ((_WHOLE_BATCH, MODES), (_ROW_BY_ROW, ("bank",))):
-        for table_norm, classes in table.items():
-            if norm in (None, table_norm) and (mode is None or mode in modes):
-                names |= set(classes.split())
-    return sorted(names)
+    return sorted(name for name in {*_OF_TORCHATTACKS, *ATTACKS.names()} if supports(name, norm, mode))
 
 
-def _supports(attack: Any, norm: str | None, mode: str | None) -> bool:
-    """Return whether a registered class declares that it supports a norm and a mode."""
-    modes = MODES if getattr(attack, "whole_batch", False) else ("bank",)
-    return norm in (None, *getattr(attack, "norms", ())) and mode in (None, *modes)
+def supports(name: str, norm: str | None = None, mode: str | None = None) -> bool:
+    """Return whether there is an attack of this name, for a norm and a mode; None stands for any.
+
+    Only for a name that torchattacks does not have, the entry points of other distributions are read: that takes
+    milliseconds, and attacks are checked in every training step.
+    """
+    if name in _OF_TORCHATTACKS:
+        norms, whole_batch = _OF_TORCHATTACKS[name]
+    elif name in ATTACKS:
+        attack = ATTACKS.get(name)
+        norms, whole_batch = getattr(attack, "norms", ()), getattr(attack, "whole_batch", False)
+    else:
+        return False
+    return norm in (None, *norms) and mode in (None, *(MODES if whole_batch else ("bank",)))
 
 
 def class_of(name: str) -> Any:
-    """Return the class of an attack, registered or of torchattacks."""
-    if name in ATTACKS:
+    """Return the class of an attack, of torchattacks or registered; torchattacks' names cannot be replaced."""
+    if name not in _OF_TORCHATTACKS:
         return ATTACKS.get(name)
     import torchattacks
 
