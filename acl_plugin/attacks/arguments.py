@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from acl_plugin.attacks.catalogue import (
@@ -63,7 +64,13 @@ def warn_of_short_steps(name: str, given: Mapping[str, Any], steps: int, eps: fl
     random_start = given.get("random_start", known.get("random_start", False))
     if "alpha" not in given or "alpha" not in known or not random_start or count * given["alpha"] >= 2 * eps:
         return
-    far = f"{count} steps of {given['alpha']:.4g} cannot cross the eps ball ({eps:.4g}) from a random start"
+    _warn_once(name, count, given["alpha"], eps)
+
+
+@cache
+def _warn_once(name: str, count: int, alpha: float, eps: float) -> None:
+    """Log the warning once for the same settings, as the trainer copies its attack in every step."""
+    far = f"{count} steps of {alpha:.4g} cannot cross the eps ball ({eps:.4g}) from a random start"
     logger.warning("attack %r: %s; for evaluation, pass alpha %.4g or more", name, far, 2 * eps / count)
 
 

@@ -13,7 +13,6 @@ from acl_plugin.config.presets import (
     to_dict,
     used,
     usual,
-    with_sections,
     without_sections,
 )
 from acl_plugin.config.ranges import RANGES, check
@@ -31,6 +30,7 @@ from acl_plugin.config.sections import (
     RunConfig,
     ThreatConfig,
     TrainingConfig,
+    with_sections,
 )
 
 __all__ = [

@@ -13,6 +13,7 @@ from acl_plugin.config.sections import (
     ObjectiveConfig,
     RunConfig,
     in_sections,
+    with_sections,
 )
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.registry import DATASETS
@@ -146,14 +147,6 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
     config = in_sections(defaults(data, *chosen) | options)
     check(config)
     return config
-
-
-def with_sections(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``options`` with those of a run grouped in sections."""
-    found: dict[str, Any] = {}
-    for name, value in options.items():
-        (found.setdefault(SECTION_OF[name], {}) if name in SECTION_OF else found)[name] = value
-    return found
 
 
 def without_sections(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -252,9 +252,7 @@ class RunConfig:
             raise TypeError(f"RunConfig has no option {', '.join(sorted(unknown))}")
         if options.get("objective", self.objective.objective) != self.objective.objective:
             options = {"objective_kwargs": {}} | options
-        own: dict[str, dict[str, Any]] = {}
-        for name, value in options.items():
-            own.setdefault(SECTION_OF[name], {})[name] = value
+        own = with_sections(options)
         return replace(self, **{name: replace(getattr(self, name), **values) for name, values in own.items()})
 
 
@@ -266,7 +264,12 @@ SECTION_OF = {f.name: name for name, section in SECTIONS.items() for f in fields
 
 def in_sections(options: Mapping[str, Any]) -> RunConfig:
     """Return the configuration with these options; the others have the defaults of the digits dataset."""
-    own: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    return RunConfig(**{name: SECTIONS[name](**own) for name, own in with_sections(options).items()})
+
+
+def with_sections(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``options`` with those of a run grouped in sections."""
+    found: dict[str, Any] = {}
     for name, value in options.items():
-        own[SECTION_OF[name]][name] = value
-    return RunConfig(**{name: section(**own[name]) for name, section in SECTIONS.items()})
+        (found.setdefault(SECTION_OF[name], {}) if name in SECTION_OF else found)[name] = value
+    return found

@@ -38,7 +38,6 @@ from acl_plugin.runs.lock import exclusive
 from acl_plugin.runs.models import weights_hash
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import earlier_record
-from acl_plugin.runtime.device import training_device
 from acl_plugin.runtime.distributed import require_script
 from acl_plugin.runtime.files import write_json
 from acl_plugin.runtime.progress import Progress
@@ -70,7 +69,7 @@ def evaluate(
             with different settings.
         EvaluationStopped: when the recount of the stored images differs from the attacks' verdicts.
     """
-    config, device = _resolved(run, config, device)
+    config, device = run.resolved(config, device)
     require_script(config.machine.devices, guarded=True)
     model, data, images = read_inputs(run, config, device)
     if not len(images):
@@ -136,7 +135,7 @@ def evaluate_suite(
         UsageError: when there is no classifier, an attack is unknown or not valid here, or the folder contains a suite
             with different settings.
     """
-    config, device = _resolved(run, config, device)
+    config, device = run.resolved(config, device)
     model, data, images = read_inputs(run, config, device)
     threat, classes = ThreatModel(config.threat.norm, config.threat.eps), len(model.spec.classes)
     shape = model.spec.shape
@@ -184,7 +183,7 @@ def evaluate_corruptions(
             3 channels and at least 32 x 32 pixels); or when the folder contains accuracies with different settings.
     """
     chosen = corruptions.chosen_corruptions(names)
-    config, device = _resolved(run, config, device)
+    config, device = run.resolved(config, device)
     model, data, images = read_inputs(run, config, device)
     source, corrupted = corruption_files.corrupted(data, images, corruptions_dir, config.machine.seed)
     settings = _settings(config, model, data, images) | {"source": source}
@@ -198,14 +197,6 @@ def evaluate_corruptions(
             write_json(run.corruptions_file, result)
             progress.advance()
     return result
-
-
-def _resolved(
-    run: RunDir, config: RunConfig | None, device: torch.device | str | None
-) -> tuple[RunConfig, torch.device]:
-    """Return configuration and device of an evaluation; None stands for those of the run."""
-    config = config or run.read_config()
-    return config, training_device(config.machine.accelerator) if device is None else torch.device(device)
 
 
 def _settings(

@@ -44,11 +44,11 @@ class Preprocess(nn.Module):
 
 
 class BackboneAndProjector(nn.Module):
-    """Implement ``EncoderProtocol`` with preprocessing, backbone f and projector g, and one norm bank per norm bank.
+    """Implement ``EncoderProtocol`` with preprocessing, backbone f and projector g, and a norm bank per name.
 
     Args:
         preprocess: (B, C, H, W) in [0, 1] -> (B, C, H', W').
-        backbone: (B, C, H', W') -> (B, D); each BatchNorm layer is replaced in place by one per norm bank.
+        backbone: (B, C, H', W') -> (B, D); each BatchNorm layer is replaced in place by one per name.
         size: D, size of the features.
         norm_banks: names of the norm banks; the first is the default.
         projector: one of ``projectors.PROJECTORS``.
@@ -96,7 +96,7 @@ class BackboneAndProjector(nn.Module):
 
 
 class Encoder(BackboneAndProjector):
-    """Encode images in [0, 1] with a timm model, with one norm bank per norm bank.
+    """Encode images in [0, 1] with a timm model, with a norm bank per name.
 
     Args:
         spec: the model, without classes.

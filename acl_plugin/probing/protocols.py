@@ -39,7 +39,7 @@ from acl_plugin.runs.models import load_encoder, write_model
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import earlier_record
 from acl_plugin.runtime import seeding
-from acl_plugin.runtime.device import precision, training_device
+from acl_plugin.runtime.device import precision
 from acl_plugin.runtime.files import write_json
 from acl_plugin.runtime.seeding import HOLDOUT, PROBE, mixed_seed
 
@@ -68,8 +68,7 @@ def probe(
         UsageError: when the encoder is missing, the data cannot be read, the protocol does not support them, or the
             folder contains a probe with different settings.
     """
-    config = config or run.read_config()
-    device = training_device(config.machine.accelerator) if device is None else torch.device(device)
+    config, device = run.resolved(config, device)
     protocol = PROTOCOLS.get(config.probe.probe_protocol)
     encoder = load_encoder(run.path)
     data = datasets.load(config.data)

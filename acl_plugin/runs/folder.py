@@ -24,12 +24,15 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
+
 from acl_plugin import config as configuration
 from acl_plugin.config import RunConfig
 from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError
 from acl_plugin.runs.environment import environment
 from acl_plugin.runs.resume import refuse
+from acl_plugin.runtime.device import training_device
 from acl_plugin.runtime.files import damaged, read_json, write_atomic, write_json
 from acl_plugin.runtime.paths import user_path
 
@@ -105,8 +108,17 @@ class RunDir:
         except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
             raise damaged(path, f"is not a configuration: {' '.join(str(error).split())}") from error
 
-    def check_config(self, config: RunConfig, overwrite: bool = False) -> None:
+    def resolved(self, config: RunConfig | None, device: torch.device | str | None) -> tuple[RunConfig, torch.device]:
+        """Return configuration and device of a stage; None stands for those of the run."""
+        config = config or self.read_config()
+        return config, training_device(config.machine.accelerator) if device is None else torch.device(device)
+
+    def check_config(self, config: RunConfig, overwrite: bool | None = None) -> None:
         """Reject a folder that does not belong to this run; another run is accepted with ``overwrite``.
+
+        Args:
+            config: configuration of the run.
+            overwrite: whether the caller replaces another run; None if it cannot.
 
         Raises:
             UsageError: when it contains another configuration or other files.
@@ -116,7 +128,8 @@ class RunDir:
             raise UsageError(message, parameter="out", given=str(self.path), allowed="a folder")
         if self.config_file.is_file():
             if not overwrite:
-                refuse(self.path, configuration.differences(config, self.read_config()), "a run")
+                differences = configuration.differences(config, self.read_config())
+                refuse(self.path, differences, "a run", replaceable=overwrite is not None)
         elif self.path.is_dir() and any(not _is_log(file) for file in self.path.iterdir()):
             raise UsageError(
                 f"{self.path} is not empty and not a run folder; choose another `out`",
@@ -155,13 +168,14 @@ class RunDir:
                 path.unlink(missing_ok=True)
 
     def record_config(self, config: RunConfig) -> None:
-        """Write the configuration, whose options of where and how may change when a run resumes."""
+        """Write the configuration, unless it is there: options of where and how may change when a run resumes."""
         import yaml
 
-        text = yaml.safe_dump(configuration.to_dict(config), sort_keys=False)
-        write_atomic(self.config_file, text.encode())
+        text = yaml.safe_dump(configuration.to_dict(config), sort_keys=False).encode()
+        if not self.config_file.is_file() or self.config_file.read_bytes() != text:
+            write_atomic(self.config_file, text)
 
-    def start(self, config: RunConfig, overwrite: bool = False) -> None:
+    def start(self, config: RunConfig, overwrite: bool | None = None) -> None:
         """Create the folder, or clear that of another run, and record configuration and environment."""
         self.check_config(config, overwrite)
         try:

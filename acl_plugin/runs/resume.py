@@ -34,15 +34,22 @@ def earlier_record(
     return before
 
 
-def refuse(folder: Path, differences: list[str], what: str) -> None:
+def refuse(folder: Path, differences: list[str], what: str, replaceable: bool = True) -> None:
     """Raise the error for a folder with ``what`` of different settings; return if there are no ``differences``.
+
+    Args:
+        folder: folder with the earlier result.
+        differences: one phrase each.
+        what: kind of result.
+        replaceable: whether the caller has a parameter ``overwrite``, which the message then names.
 
     Raises:
         UsageError: listing the differences.
     """
     if differences:
-        raise UsageError(
-            f"{folder} already contains {what} with different settings ({'; '.join(differences)}). Pass `overwrite` "
-            "to replace it, or choose another folder.",
-            parameter="overwrite", given=False, allowed=(True,),
-        )  # fmt: skip
+        found = f"{folder} already contains {what} with different settings ({'; '.join(differences)})"
+        if replaceable:
+            message = f"{found}. Pass `overwrite` to replace it, or choose another folder."
+            raise UsageError(message, parameter="overwrite", given=False, allowed=(True,))
+        message = f"{found}; choose another `out`"
+        raise UsageError(message, parameter="out", given=str(folder), allowed="a new folder, or that of the same run")

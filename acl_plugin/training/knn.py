@@ -19,7 +19,7 @@ def knn_accuracy(
         encoder: encoder in eval mode.
         images: training images, of which a stratified subset of ``most`` is used.
         seed: seed of the stratified split.
-        norm_bank: norm bank.
+        norm_bank: name of the norm bank; None for the first.
         most: maximum number of images.
 
     Returns:

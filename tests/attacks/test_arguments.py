@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from acl_plugin.attacks.arguments import class_arguments
+from acl_plugin.attacks.arguments import _warn_once, class_arguments
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 
@@ -38,7 +40,10 @@ def test_many_default_steps_cross_the_ball_from_a_random_start(norm):
 
 
 def test_a_step_size_that_cannot_cross_the_ball_is_logged(caplog):
-    InnerAttack(ThreatModel("Linf", 0.1), "PGD", 20, {"alpha": 0.00625})
+    _warn_once.cache_clear()
+    attack = InnerAttack(ThreatModel("Linf", 0.1), "PGD", 20, {"alpha": 0.00625})
+    for _ in range(3):  # as the trainer does in every step
+        replace(attack.scaled(1.0), trusted=True)
     (line,) = caplog.messages
     assert (
         "20 steps of 0.00625 cannot cross the eps ball (0.1) from a random start; for evaluation, pass alpha 0.01"

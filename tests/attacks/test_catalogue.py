@@ -1,6 +1,12 @@
-import pytest
+from dataclasses import replace
 
-from acl_plugin.attacks.catalogue import _FIXED, attack_names, check_arguments, defaults
+import pytest
+import torch
+
+from acl_plugin import registry
+from acl_plugin.attacks.catalogue import _FIXED, MODES, attack_names, check_arguments, class_of, defaults
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError
 
 
@@ -52,3 +58,23 @@ def test_names_by_norm_and_view():
     assert {"PGD", "APGD"} <= set(attack_names("Linf"))
     assert attack_names("L2", "pairwise") == ["PGDL2"]
     assert "Square" not in attack_names("Linf", "scalar")
+
+
+def test_a_step_reads_no_entry_points(monkeypatch):
+    """Reading them takes milliseconds, and the trainer copies and applies its attack in every step."""
+    attack = InnerAttack(ThreatModel("Linf", 0.1))
+    monkeypatch.setattr(registry, "entry_points", lambda **_: pytest.fail("entry points were read"))
+    model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)), torch.rand(2, 3, 2, 2)
+    replace(attack.scaled(0.5), trusted=True).classifier(model, x, torch.tensor([0, 1]))
+    for mode in MODES:
+        attack.check(mode, 3)
+
+
+def test_a_name_of_torchattacks_stays_its_class():
+    import torchattacks
+
+    registry.ATTACKS.register("PGD")(object)
+    try:
+        assert class_of("PGD") is torchattacks.PGD
+    finally:
+        registry.ATTACKS.unregister("PGD")

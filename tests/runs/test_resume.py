@@ -1,5 +1,7 @@
 """All stages have one policy for results that exist: resume or return, refuse, or overwrite."""
 
+import re
+
 import pytest
 import torch
 
@@ -118,3 +120,35 @@ def test_stages_take_their_settings_from_the_folder(folder, few):
     assert folder.classifier_file.read_bytes() == before
     assert run_folder.evaluate(folder, device=torch.device("cpu"))["n"] == 24
     assert pipeline.run(folder.read_config(), folder.path)["n"] == 24
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pretrain", "--out", "RUN", "--lr", "0.5"],
+        ["probe", "RUN", "--probe-lr", "0.5"],
+        ["evaluate", "RUN", "--eps", "0.05"],
+        ["audit", "RUN", "--limit", "20"],
+        ["transfer", "RUN", "--out", "RUN", "--data", "digits", "--probe-lr", "0.5"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_refused_command_names_only_flags_that_it_has(command, folder, capsys):
+    arguments = [str(folder.path) if each == "RUN" else each for each in command]
+    assert main(arguments) == 2
+    line = capsys.readouterr().err
+    assert "with different settings" in line
+    with pytest.raises(SystemExit):
+        main([command[0], "--help"])
+    shown = capsys.readouterr().out
+    named = line.partition(")")[2]
+    assert named.strip()
+    for flag in re.findall(r"--[a-z][a-z-]*", named):
+        assert flag in shown
+
+
+def test_a_complete_run_in_a_folder_that_may_only_be_read(folder, monkeypatch):
+    from acl_plugin.runs import folder as module
+
+    monkeypatch.setattr(module, "write_atomic", lambda *_: pytest.fail("written"))
+    assert pretrain(folder.read_config(), folder.path).encoder_file.is_file()
