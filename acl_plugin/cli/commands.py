@@ -106,7 +106,7 @@ def export_run(arguments: list[str]) -> None:
     options = parse(parser, arguments, lambda given: {}, {})
     run = RunDir(options.pop("run"))
     exporter = EXPORTERS.get(options.pop("format"))
-    given = {k: v for k, v in options.items() if v is not None and (k, v) != ("overwrite", False) and k != "config"}
+    given = {k: v for k, v in options.items() if k != "config" and v != parser.get_default(k)}
     allowed = tuple(signature(exporter).parameters)[1:]
     for name, value in given.items():
         if name not in allowed:
@@ -253,13 +253,13 @@ def show_list(arguments: list[str]) -> None:
 
         print("\n".join(backbone_names(given.pattern)))
     elif given.what == "attacks":
-        from acl_plugin.attacks.catalogue import MODES, attack_names
+        from acl_plugin.attacks.catalogue import MODES, attack_names, supports
         from acl_plugin.validation import NORMS
 
         for attack in attack_names():
-            norms = " ".join(n for n in NORMS if attack in attack_names(n))
-            views = " ".join(v for v in MODES if attack in attack_names(mode=v))
-            print(f"{attack:12}{norms:10}{views}")
+            norms = " ".join(norm for norm in NORMS if supports(attack, norm))
+            modes = " ".join(mode for mode in MODES if supports(attack, mode=mode))
+            print(f"{attack:12}{norms:10}{modes}")
     elif given.what == "data":
         print("\n".join(f"{name:10}{tables.first_line(DATASETS.get(name))}" for name in DATASETS.names()))
     elif given.what == "formats":

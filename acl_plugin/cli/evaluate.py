@@ -76,6 +76,7 @@ def _own_model(arguments: list[str]) -> None:
 
     config = configuration.preset(options["data"]).replace(**known_options(options))
     check(config)
+    _require_suite(options["suite"])
     out, overwrite = options["out"], options["overwrite"]
     is_file = out.suffix == ".json"
     if is_file and (out.is_dir() or (out.exists() and not overwrite)):
@@ -107,6 +108,19 @@ def _defaults_of_dataset(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"norm": norm} | configuration.defaults(given["data"], norm=norm)
 
 
+def _require_suite(suite: str) -> None:
+    """Check that a suite evaluates models without a run folder, before the user's model is built.
+
+    Raises:
+        UsageError: for an unknown suite, and for one of run folders.
+    """
+    SUITES.get(suite)
+    allowed = ("autoattack", "corruptions", "standard")
+    if suite not in allowed:
+        message = f"`suite` {suite} evaluates run folders; with `model` allowed are {', '.join(allowed)}"
+        raise UsageError(message, parameter="suite", given=suite, allowed=allowed)
+
+
 def _result(
     model: Any, data: DataSet, config: configuration.RunConfig, options: Mapping[str, Any], given: dict[str, Any]
 ) -> Evaluation | SuiteEvaluation | CorruptionEvaluation:
@@ -120,12 +134,7 @@ def _result(
         place = options["corruptions_dir"]
         source = None if place is None else corruption_files.corrupted(data, images, place, config.machine.seed)
         return own_model.evaluate_corruptions(model, images.floats(), images.labels, source=source, **given)
-    if suite == "autoattack":
-        return own_model.evaluate(model, images.floats(), images.labels, threat, **given)
-    SUITES.get(suite)  # raises if there is none
-    allowed = ("autoattack", "corruptions", "standard")
-    message = f"`suite` {suite} evaluates run folders; with `model` allowed are {', '.join(allowed)}"
-    raise UsageError(message, parameter="suite", given=suite, allowed=allowed)
+    return own_model.evaluate(model, images.floats(), images.labels, threat, **given)
 
 
 def _table(suite: str, name: str, values: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from acl_plugin.cli.model_source import Normalized, load_model
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
+from acl_plugin.registry import SUITES
 
 SOURCE = """
 import torch
@@ -186,3 +187,33 @@ def test_overwrite_of_a_run(finished_run, tmp_path, few, capsys):
     assert "eps 0.05, there 0.1). Pass --overwrite to replace it" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
     assert json.loads((run / "evaluation.json").read_text())["eps"] == 0.05
+
+
+def test_a_suite_is_checked_before_the_model_is_built(tmp_path, capsys):
+    @SUITES.register("of_folders")
+    def of_folders(run, config, *, overwrite=False):
+        return {}
+
+    (tmp_path / "mine.py").write_text("raise SystemExit('built')")
+    command = [
+        "evaluate",
+        "--model",
+        f"{tmp_path / 'mine.py'}:build",
+        "--data",
+        "digits",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    try:
+        for suite, message in (
+            ("of_folder", "unknown suite 'of_folder'; the nearest: of_folders"),
+            (
+                "of_folders",
+                "--suite of_folders evaluates run folders; with --model allowed are autoattack",
+            ),
+        ):
+            assert main([*command, "--suite", suite]) == 2
+            assert message in capsys.readouterr().err
+    finally:
+        SUITES.unregister("of_folders")
+    assert not (tmp_path / "out").exists()
