@@ -2,7 +2,9 @@
 
 python -m benchmarks collect NAME RUN [RUN ...]   collect runs in benchmarks/results/NAME.json
 python -m benchmarks objectives [--data NAME]     run every objective; write results/objectives_NAME.json and tables
-python -m benchmarks ablation | divergences | sweeps | transfer | headline   write results/experiment_NAME_DATA.json
+python -m benchmarks selection                    choose settings on held-out images; write results/selection_DATA.json
+python -m benchmarks ablation | chosen | bases | divergences | sweeps | transfer | headline
+                                                  run an experiment; write results/experiment_NAME_DATA.json
 python -m benchmarks correlation                  audit the ablation's runs; write results/correlation_DATA.json
 python -m benchmarks speed                        measure a training step; write results/speed_*.json
 python -m benchmarks scaling                      measure it by batch and ranks; write results/scaling_*.json
@@ -22,12 +24,13 @@ from acl_plugin.reporting import figures
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.files import read_json, write_atomic
 from benchmarks import autoattack_speed as measured_autoattack
-from benchmarks import compact, experiments, tables
+from benchmarks import compact, experiments, selection, tables
 from benchmarks import objectives as benchmarked
 from benchmarks import record as recorded
 from benchmarks import scaling as measured_scaling
 from benchmarks import speed as measured_speed
 from benchmarks.experiments import Job
+from benchmarks.rows import EXPERIMENTS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -92,6 +95,13 @@ def experiment(name: str, *arguments: str) -> None:
     table()
 
 
+def selected(*arguments: str) -> None:
+    """Choose settings on held-out training images, see ``benchmarks.selection``."""
+    data, result = selection.run_all(*arguments)
+    compact.write(RESULTS / f"selection_{data}.json", {"data": data} | result)
+    table()
+
+
 def _kept_job(job: Job) -> dict[str, Any]:
     row = {"row": job.row.label, "hash": job.out.parent.name, "seed": job.seed}
     stopped = job.out / "stopped.json"
@@ -145,7 +155,8 @@ def table() -> None:
 COMMANDS: dict[str, Any] = {
     "collect": collect,
     "objectives": objectives,
-    **{name: partial(experiment, name) for name in experiments.EXPERIMENTS},
+    "selection": selected,
+    **{name: partial(experiment, name) for name in EXPERIMENTS},
     "correlation": correlation,
     "speed": speed,
     "record": record,

@@ -1,8 +1,11 @@
-"""Define and run the experiments on the two-sided form of GSA-RSL (``config.TWO_SIDED``).
+"""Run the experiments on GSA-RSL.
 
-    python -m benchmarks ablation       every subset of {adversarial, benign, SAM, global}, and two reference rows
+    python -m benchmarks selection      settings chosen on held-out training images
+    python -m benchmarks ablation       every subset of {adversarial, benign, SAM or ASAM, global}, and reference rows
+    python -m benchmarks chosen         subsets with the chosen settings
+    python -m benchmarks bases          RoCL, CLAE, ACL, AdvCL and DynACL, each alone and with the additions
     python -m benchmarks divergences    the estimators of the global divergence
-    python -m benchmarks sweeps         rho, and the weight of the divergence
+    python -m benchmarks sweeps         the weights, and rho
     python -m benchmarks transfer       pretrained on one dataset, probed on another
     python -m benchmarks correlation    every checkpoint that the ablation kept, audited
     python -m benchmarks headline       all components, and supervised adversarial training, on every test image
@@ -19,7 +22,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ import torch
 
 from acl_plugin import pipeline
 from acl_plugin.cli.parser import Parser
-from acl_plugin.config import TWO_SIDED, RunConfig, preset, used
+from acl_plugin.config import RunConfig, preset, used
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingStopped, UsageError, unknown
 from acl_plugin.runs.environment import environment
@@ -37,83 +40,12 @@ from acl_plugin.runtime.device import training_device
 from acl_plugin.runtime.files import read_json, write_json
 from acl_plugin.theory.audit import audit
 from acl_plugin.training.build import build
+from benchmarks.rows import EXPERIMENTS, SUPERVISED, Row
 
 NOT_OF_THE_ROW = ("seed", "data_dir", "download", "accelerator")
 """Options that a row's hash leaves out."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """Row of a table.
-
-    Attributes:
-        label: name of the row.
-        objective: settings of ``gsa_rsl`` that differ from the two-sided form.
-        options: options of the run.
-        untrained: keep the initial encoder.
-        probed_on: another dataset to probe and evaluate on.
-        encoder_of: row whose runs provide the encoders.
-    """
-
-    label: str
-    objective: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-    untrained: bool = False
-    probed_on: str | None = None
-    encoder_of: "Row | None" = None
-
-
-def components(adversarial: bool, benign: bool, sam: bool, global_: bool) -> dict[str, float]:
-    """Return settings of ``gsa_rsl`` with only these components; an active one has its default strength."""
-    on = {"adversarial": adversarial, "benign": benign, "rho": sam, "global_": global_}
-    return {name: 0.0 for name, used in on.items() if not used}
-
-
-def ablation() -> list[Row]:
-    """Return every subset of components. SAM acts on the benign term, so it is left out without that term."""
-    rows = [Row("untrained encoder", untrained=True)]
-    for benign, sam in ((False, False), (True, False), (True, True)):
-        for adversarial in (False, True):
-            for global_ in (False, True):
-                names = ["adversarial"] * adversarial + ["benign"] * benign + ["SAM"] * sam + ["global"] * global_
-                if names:
-                    rows.append(Row(" + ".join(names), components(adversarial, benign, sam, global_)))
-    return [*rows, SUPERVISED]
-
-
-SUPERVISED = Row("supervised adversarial training", options={"probe_protocol": "aff_pgd"}, untrained=True)
-"""PGD-10 on cross-entropy from the same initial encoder, for as many epochs as the others pretrain."""
-ALL = Row("adversarial + benign + SAM + global")
-
-
-def divergences() -> list[Row]:
-    rows = [Row("none", components(True, True, True, False)), Row("js")]
-    return [*rows, *(Row(name, {"divergence": name}) for name in ("mmd", "sliced_wasserstein", "wasserstein"))]
-
-
-def sweeps() -> list[Row]:
-    rows = [Row("rho 0", components(True, True, False, True)), Row("rho 0.05"), Row("rho 0.2", {"rho": 0.2})]
-    rows += [Row("lambda_global 0", components(True, True, True, False)), Row("lambda_global 1")]
-    return [*rows, Row("lambda_global 10", {"global_": 10.0})]
-
-
-def transfers() -> list[Row]:
-    kinds = {"benign": (False, True, False, False), "adversarial": (True, False, False, False), ALL.label: (True,) * 4}
-    return [Row(label, components(*on), probed_on="") for label, on in kinds.items()]
-
-
-def headline() -> list[Row]:
-    rows = ALL, Row("the same, sliced Wasserstein", {"divergence": "sliced_wasserstein"}), SUPERVISED
-    return [replace(row, options=row.options | {"limit_test": None}, encoder_of=row) for row in rows]
-
-
-EXPERIMENTS = {
-    "ablation": ablation,
-    "divergences": divergences,
-    "sweeps": sweeps,
-    "transfer": transfers,
-    "headline": headline,
-}
+ALWAYS = ("objective", "objective_kwargs")
+"""Options that a row's hash has also where they are the defaults."""
 SETTINGS: dict[str, dict[str, Any]] = {"digits": {"limit_test": 250, "keep_every": 8}, "cifar10": {"limit_test": 1000}}
 """Options of all rows, by dataset."""
 AUDIT_ENTRIES = ("epochs", "terms", "train", "null", "attacks", "bounds")
@@ -216,7 +148,7 @@ def job(row: Row, seed: int, data_name: str, shared: dict[str, Any], runs: Path)
 
 
 def _of_row(row: Row, seed: int) -> dict[str, Any]:
-    return {"objective": "gsa_rsl", "objective_kwargs": TWO_SIDED | row.objective, "seed": seed, **row.options}
+    return {"objective": "gsa_rsl", "objective_kwargs": row.objective, "seed": seed, **row.options}
 
 
 def _job(row: Row, seed: int, config: RunConfig, runs: Path, source: Job | None = None) -> Job:
@@ -226,7 +158,8 @@ def _job(row: Row, seed: int, config: RunConfig, runs: Path, source: Job | None 
 def config_hash(config: RunConfig, untrained: bool = False) -> str:
     """Return a hash of eight digits of a configuration's differences from the defaults, without seed and paths."""
     usual = RunConfig().options()
-    settings = {k: v for k, v in config.options().items() if k not in NOT_OF_THE_ROW and v != usual[k]}
+    options = config.options().items()
+    settings = {k: v for k, v in options if k not in NOT_OF_THE_ROW and (k in ALWAYS or v != usual[k])}
     settings |= {"untrained": untrained}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 

@@ -157,6 +157,28 @@ def experiment(kept: dict[str, Any]) -> list[str]:
     return lines
 
 
+def selection(kept: dict[str, Any]) -> list[str]:
+    """Return one row per setting that was tried on held-out training images."""
+    settings, runs = kept["settings"], kept["runs"]
+    lines = [
+        f"## Settings of GSA-RSL, chosen on {kept['data']}",
+        "",
+        f"{settings['backbone']}, {settings['epochs']} epochs; accuracy under {kept['attack']}, eps {settings['eps']}, "
+        f"on {runs[0]['n']} training images that were held out, over the seeds; {kept['environment']['device']}. One "
+        f"setting after the other, from the released ones; base one-sided: without a base.",
+        "",
+        *head("base", "settings", "clean", kept["attack"], "seeds"),
+    ]
+    for form, of_form in grouped(runs, "form").items():
+        best = kept["chosen"][form]
+        for name, group in grouped(of_form).items():
+            chosen = all(group[0]["settings"].get(k, best[k]) == best[k] for k in best)
+            shown = (spread(100 * r.get(k, 0.0) for r in group) for k in ("clean_accuracy", "robust_accuracy"))
+            told = ", ".join(str(r["seed"]) for r in group)
+            lines += row(form, f"**{name}**" if chosen else name, *shown, told)
+    return lines
+
+
 def correlation(kept: dict[str, Any]) -> list[str]:
     """Return terms of the audit by row of the ablation, and their correlations with the robust loss."""
     rows = kept["rows"]
@@ -353,6 +375,7 @@ LABELS = {"robust_loss": "R", "benign_loss": "B", "sliced_wasserstein": "sliced 
 """Short names of columns."""
 SECTIONS = {
     "objectives_": objectives,
+    "selection_": selection,
     "experiment_": experiment,
     "correlation_": correlation,
     "scaling_": scaling,
@@ -380,11 +403,11 @@ def row(*cells: object) -> list[str]:
     return ["| " + " | ".join(str(cell) for cell in cells) + " |"]
 
 
-def grouped(runs: Runs) -> dict[str, Runs]:
-    """Group runs by row."""
+def grouped(runs: Runs, by: str = "row") -> dict[str, Runs]:
+    """Group runs by row, or by another entry."""
     by_row: dict[str, Runs] = {}
     for run in runs:
-        by_row.setdefault(run["row"], []).append(run)
+        by_row.setdefault(run[by], []).append(run)
     return by_row
 
 

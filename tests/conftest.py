@@ -25,8 +25,7 @@ from acl_plugin.objectives.pseudo_labels import PseudoLabels
 from acl_plugin.reporting import figures
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels, write_pseudo_labels
 from acl_plugin.runtime.messages import on_stderr
-from acl_plugin.theory import adversary
-from acl_plugin.training.pretrain import pretrain
+from acl_plugin.theory import adversary, critics
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: each, and what it starts, has one
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -109,14 +108,14 @@ def attack():
 def teacher_run(tmp_path_factory):
     """A finished SimCLR run on the tiny backbone."""
     config = configuration.preset("digits", **TINY, objective="simclr")
-    return pretrain(config, tmp_path_factory.mktemp("teacher") / "run").path
+    return acl_plugin.pretrain(config, tmp_path_factory.mktemp("teacher") / "run").path
 
 
 @pytest.fixture(scope="session")
 def two_banks_run(tmp_path_factory):
     """A pretrained run with two norm banks on 40 images; to be copied."""
-    options = TINY | {"limit_train": 40, "objective": "acl_ds"}
-    return pretrain(configuration.preset("digits", **options), tmp_path_factory.mktemp("two_banks") / "run").path
+    config = configuration.preset("digits", **TINY | {"limit_train": 40, "objective": "acl_ds"})
+    return acl_plugin.pretrain(config, tmp_path_factory.mktemp("two_banks") / "run").path
 
 
 @pytest.fixture(scope="session")
@@ -146,7 +145,7 @@ def paths_of(teacher_run, labels_file):
 
 
 def shorten(patch):
-    """AutoAttack with few iterations and queries, and the audit's adversary with few steps."""
+    """AutoAttack with few iterations and queries, and the audit's adversary and critic with few steps."""
     original = pyautoattack.AutoAttack._set_version
 
     def fast(self, version="standard"):
@@ -156,6 +155,7 @@ def shorten(patch):
     patch(pyautoattack.AutoAttack, "_set_version", fast)
     patch(adversary, "STEPS", 3)
     patch(adversary, "RESTARTS", 1)
+    patch(critics, "STEPS", 5)
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def fabricated(tmp_path, monkeypatch):
 
 @pytest.fixture
 def fabricated_others(tmp_path, monkeypatch):
-    """A folder that holds small CIFAR-100, STL-10 and train/ and test/ folders of images."""
+    """A folder that holds small CIFAR-100, STL-10, TinyImageNet and train/ and test/ folders of images."""
     from PIL import Image
     from torchvision.datasets import CIFAR100, STL10
 
@@ -262,9 +262,21 @@ def fabricated_others(tmp_path, monkeypatch):
         ]
         for split, times in (("train", 2), ("test", 1))
     }
-    others = [raw("class_names.txt", classes), raw("unlabeled_X.bin", b"")]
+    unlabeled = rng.integers(0, 256, (7, 3, 96, 96), dtype=np.uint8).tobytes()
+    others = [raw("unlabeled_X.bin", unlabeled), raw("class_names.txt", classes)]
     monkeypatch.setattr(STL10, "train_list", [*lists["train"], *others])
     monkeypatch.setattr(STL10, "test_list", lists["test"])
+
+    tiny = root / "tiny-imagenet-200"
+    for number, kind in enumerate(("n02", "n01")):
+        (tiny / "train" / kind / "images").mkdir(parents=True)
+        (tiny / "val" / "images").mkdir(parents=True, exist_ok=True)
+        for i in range(3):
+            picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+            picture.save(tiny / "train" / kind / "images" / f"{kind}_{i}.JPEG")
+        picture.rotate(90).save(tiny / "val" / "images" / f"val_{number}.JPEG")
+    (tiny / "wnids.txt").write_text("n02\nn01\n")
+    (tiny / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t0\t9\t9\nval_1.JPEG\tn01\t0\t0\t9\t9\n")
 
     for split, count in (("train", 3), ("test", 2)):
         for kind in ("cat", "dog"):

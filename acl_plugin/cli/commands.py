@@ -29,7 +29,6 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.layouts import LAYOUTS
 from acl_plugin.runtime.device import training_device
 from acl_plugin.theory import audit
-from acl_plugin.training import build, pretrain
 from acl_plugin.validation import Range, check_value
 
 LISTS = ("objectives", "backbones", "attacks", "data", "formats")
@@ -54,7 +53,8 @@ def run(name: str, arguments: list[str]) -> None:
         configs.append(config.replace(objective=compare, **configuration.following(config, objective=compare)))
     unused.refuse([each.options() for each in configs], configuration.usual(config).options(), unused.RUN)
 
-    from acl_plugin import pipeline
+    from acl_plugin import pipeline  # these import Lightning, which takes seconds
+    from acl_plugin.training import build, pretrain
 
     for logger in ("lightning.pytorch", "lightning.fabric"):  # after their import, which sets the level
         logging.getLogger(logger).setLevel(logging.ERROR)
@@ -233,7 +233,7 @@ def make_pseudo_labels(arguments: list[str]) -> None:
         "objective": config.objective.objective,
         "encoder_sha256": weights_hash(encoder),
     }
-    images = datasets.load(config.data).train
+    images = datasets.load(config.data).pretraining
     labels = pseudo_labels.make(encoder, images, options["clusters"], config.machine.seed, source | {"seen": seen})
     write_pseudo_labels(labels, options["out"])
     print(f"pseudo-labels: {options['out']}")
@@ -256,13 +256,15 @@ def show_list(arguments: list[str]) -> None:
         from acl_plugin.attacks.catalogue import MODES, attack_names, supports
         from acl_plugin.validation import NORMS
 
-        for attack in attack_names():
-            norms = " ".join(norm for norm in NORMS if supports(attack, norm))
-            modes = " ".join(mode for mode in MODES if supports(attack, mode=mode))
-            print(f"{attack:12}{norms:10}{modes}")
+        rows = {
+            name: f"{' '.join(norm for norm in NORMS if supports(name, norm)):10}"
+            + " ".join(mode for mode in MODES if supports(name, mode=mode))
+            for name in attack_names()
+        }
+        print("\n".join(tables.named(rows)))
     elif given.what == "data":
-        print("\n".join(f"{name:10}{tables.first_line(DATASETS.get(name))}" for name in DATASETS.names()))
+        print("\n".join(tables.named({name: tables.first_line(DATASETS.get(name)) for name in DATASETS.names()})))
     elif given.what == "formats":
-        print("\n".join(f"{name:12}{layout.papers}" for name, layout in LAYOUTS.items()))
+        print("\n".join(tables.named({name: layout.papers for name, layout in LAYOUTS.items()})))
     else:
         print("\n".join(tables.objectives()))

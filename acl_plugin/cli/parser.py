@@ -157,8 +157,9 @@ def parse(
     if shows:
         options = parser.parse(arguments).as_dict()
     usual = {action.dest: action.default for action in parser._actions}
-    if usual.get("data_dir") is not None:
-        usual["data_dir"] = Path(usual["data_dir"])
+    for name in ("data_dir", "unlabeled"):
+        if usual.get(name) is not None:
+            usual[name] = Path(usual[name])
     unused.refuse([found | options], usual, uses)
     return dict(options)
 

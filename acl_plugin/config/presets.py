@@ -42,6 +42,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cifar10_val": CIFAR,
     "cifar100": CIFAR,
     "stl10": CIFAR,
+    "stl10_unlabeled": CIFAR | {"image_size": 32},
+    "tiny_imagenet": CIFAR,
     "image_folder": CIFAR | {"image_size": 32},
 }
 """Defaults that differ from those of digits, by dataset. Other datasets have CIFAR's, updated by their own."""

@@ -10,7 +10,7 @@ from acl_plugin.validation import Range, check_value, require_eps
 RANGES = {
     **dict.fromkeys(
         "epochs attack_steps checkpoint_every devices num_nodes accumulate_grad_batches probe_epochs probe_batch_size "
-        "eval_batch_size coreset_every aft_epochs limit_test".split(),
+        "limit_unlabeled eval_batch_size coreset_every aft_epochs limit_test".split(),
         Range(1),
     ),
     **dict.fromkeys("keep_every knn_every lr aft_lr probe_lr weight_decay probe_weight_decay".split(), Range(0)),

@@ -28,8 +28,12 @@ class DataConfig(Section):
     """Folder in torchvision's layout, such as the one that holds cifar-10-batches-py."""
     download: bool = False
     """Download the dataset into --data-dir with torchvision if it is missing."""
+    unlabeled: Path | None = None
+    """Folder of further images for the pretraining, at any depth and without labels; resized to the dataset's size."""
     limit_train: int | None = None
     """Number of training images to use, in the class proportions of all; the same images in all runs."""
+    limit_unlabeled: int | None = None
+    """Number of unlabeled images to use."""
     limit_test: int | None = None
     """Number of test images to evaluate on, chosen in the same way."""
     image_size: int | None = None
@@ -37,8 +41,9 @@ class DataConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.data_dir, str):
-            object.__setattr__(self, "data_dir", user_path(self.data_dir, "data_dir"))
+        for name in ("data_dir", "unlabeled"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, user_path(getattr(self, name), name))
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,7 @@ class ProbeConfig(Section):
     probe_protocol: str = "slf"
     """slf: linear head; slf_exact: the same, solved by L-BFGS; alf: linear head on adversarial images; aff_trades,
     aff_pgd: all weights; semi: few labels; dynacl++, air++: slf after adversarial finetuning on pseudo-labels
-    (LP-AFT)."""
+    (LP-AFT); gsa_slf, gsa_alf: slf and alf with the cosine and the PGD of GSA-RSL's code."""
     probe_holdout: float = 0.0
     """Fraction of the training images held out to select the epoch; 0 uses the last epoch."""
     label_fraction: float = 0.1

@@ -84,21 +84,29 @@ def _has_views(options: Options) -> bool:
     return objective is None or bool(objective.needs) or options["probe_protocol"] in LPAFT
 
 
+def _has_unlabeled(options: Options) -> bool:
+    return options["unlabeled"] is not None or options["data"] not in WITHOUT_FILES | FILES - {"stl10_unlabeled"}
+
+
 WITHOUT_STEPS = frozenset({"FGSM", "FFGSM"})
 """torchattacks classes with a single step."""
-DOWNLOADED = frozenset({"cifar10", "cifar10_val", "cifar100", "stl10"})
-FILES = DOWNLOADED | {"image_folder"}
+DOWNLOADED = frozenset({"cifar10", "cifar10_val", "cifar100", "stl10", "stl10_unlabeled"})
+FILES = DOWNLOADED | {"image_folder", "tiny_imagenet"}
 SOLVED = frozenset({"slf_exact"})
-BY_SGD = frozenset({"slf", "alf", "aff_trades", "aff_pgd", "semi", "dynacl++", "air++"})
+BY_COSINE = frozenset({"gsa_slf", "gsa_alf"})
+BY_STEPS = frozenset({"slf", "alf", "aff_trades", "aff_pgd", "semi", "dynacl++", "air++"})
+BY_SGD = BY_STEPS | BY_COSINE
 LPAFT = frozenset({"dynacl++", "air++"})
 WITHOUT_FILES = frozenset({"digits", "digits_0_4", "digits_5_9", "digits_val"})
 FROM_FILES = Use("data", lambda o: o["data"] not in WITHOUT_FILES, ", ".join(sorted(FILES)))
 TRAINED = Use("probe_protocol", lambda o: o["probe_protocol"] not in SOLVED, ", ".join(sorted(BY_SGD)))
+FALLING = Use("probe_protocol", lambda o: o["probe_protocol"] not in SOLVED | BY_COSINE, ", ".join(sorted(BY_STEPS)))
 ATTACKED = Use("objective", _has_attack, "objectives that have an inner attack")
 
 RUN: Uses = {
     "data_dir": (FROM_FILES,),
     "download": (Use("data", DOWNLOADED),),
+    "limit_unlabeled": (Use("data", _has_unlabeled, "stl10_unlabeled, or with --unlabeled DIR"),),
     "attack_steps": (ATTACKED, Use("attack", lambda o: o["attack"] not in WITHOUT_STEPS, "attacks of several steps")),
     "augment": (Use("objective", _has_views, "objectives that draw views"),),
     **dict.fromkeys(("crop_scale", "blur"), (Use("augment", frozenset({"simclr"})),)),
@@ -108,7 +116,8 @@ for names, use in {
     "attack attack_kwargs eps_ramp": ATTACKED,
     "coreset_fraction coreset_warmup coreset_every coreset_fidelity": Use("coreset", frozenset({"rcs"})),
     "aft_epochs aft_lr aft_fidelity": Use("probe_protocol", LPAFT),
-    "probe_holdout probe_epochs probe_milestones probe_batch_size probe_lr probe_augment": TRAINED,
+    "probe_holdout probe_epochs probe_batch_size probe_lr probe_augment": TRAINED,
+    "probe_milestones": FALLING,
 }.items():
     RUN |= dict.fromkeys(names.split(), (use,))
 """Conditions for ``run``, ``pretrain``, ``import`` and ``transfer``, whose folders store options of a later probe."""

@@ -67,7 +67,7 @@ def read_image(path: Path) -> Tensor:
         ) from error
 
 
-def read_images(paths: Sequence[Path], side: int) -> tuple[Tensor, Tensor]:
+def read_images(paths: Sequence[Path], side: int, channels: int = 3) -> tuple[Tensor, Tensor]:
     """Read image files, resized to squares by antialiased interpolation, with a hash of each file.
 
     Decoding uses as many threads as PyTorch, at most 16.
@@ -75,22 +75,25 @@ def read_images(paths: Sequence[Path], side: int) -> tuple[Tensor, Tensor]:
     Args:
         paths: N files.
         side: side of the square in pixels.
+        channels: 3, or 1 for gray values.
 
     Returns:
-        (N, 3, side, side) uint8 and (N,) int64, in the order of ``paths``.
+        (N, channels, side, side) uint8 and (N,) int64, in the order of ``paths``.
 
     Raises:
         UsageError: for the first file that cannot be read, or when the images exceed the memory limit.
     """
-    from torchvision.transforms.v2.functional import resize
+    from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
 
-    require_memory(len(paths), 3, side)
-    pixels = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
+    require_memory(len(paths), channels, side)
+    pixels = torch.empty(len(paths), channels, side, side, dtype=torch.uint8)
     hashes = torch.empty(len(paths), dtype=torch.int64)
     threads = min(16, torch.get_num_threads())
 
     def square(path: Path) -> tuple[Tensor, int]:
-        return resize(read_image(path), [side, side], antialias=True), bytes_hash(path.read_bytes())
+        image = read_image(path)
+        image = rgb_to_grayscale(image) if channels == 1 else image
+        return resize(image, [side, side], antialias=True), bytes_hash(path.read_bytes())
 
     progress = Progress("reading images", len(paths), unit="image", quiet=len(paths) < QUIET)
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool, progress:

@@ -83,6 +83,28 @@ def list_splits(root: Path) -> tuple[Split, Split]:
     return train, test
 
 
+def list_tree(root: Path) -> list[Path]:
+    """List the images in a folder, at any depth, without opening them.
+
+    Symbolic links are followed. Hidden files and folders and those of operating systems are skipped, as are other
+    files.
+
+    Raises:
+        UsageError: for a folder that is missing, cannot be read, or has no image.
+    """
+    allowed = f"a folder with images ({' '.join(SUFFIXES)}) at any depth"
+    try:
+        paths = [path for path in _walk(root)[0] if _is_image(path)] if root.is_dir() else []
+    except OSError as error:
+        message = f"`unlabeled`: {error.filename or root} cannot be read: {error.strerror}"
+        raise UsageError(message, parameter="unlabeled", given=str(root), allowed=allowed) from error
+    if not paths:
+        what = "has no image" if root.is_dir() else "is no folder"
+        message = f"`unlabeled`: {root} {what}; allowed is {allowed}"
+        raise UsageError(message, parameter="unlabeled", given=str(root), allowed=allowed)
+    return paths
+
+
 def _split_folder(root: Path, *names: str) -> Path:
     """Return the first of the named folders that exists."""
     if not root.is_dir():

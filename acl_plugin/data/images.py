@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,17 +12,20 @@ from torch import Tensor
 
 from acl_plugin.data.fingerprint import Fingerprint, class_differences, image_hashes
 from acl_plugin.data.image_files import require_memory
-from acl_plugin.data.subsets import subset_rows
+from acl_plugin.data.subsets import stratified, subset_rows
 from acl_plugin.errors import UsageError, unknown
+
+UNLABELED = -1
+"""Label of an image without one."""
 
 
 @dataclass(frozen=True)
 class Images:
-    """N labeled images in memory.
+    """N images in memory.
 
     Attributes:
         pixels: (N, C, H, W) uint8.
-        labels: (N,) int64.
+        labels: (N,) int64; ``UNLABELED`` for images that only a pretraining sees.
         rows: (N,) int64 indices of the images in the original order of the dataset.
         levels: pixel value of white; ``pixels / levels`` lies in [0, 1].
         hashes: (N,) int64, equal on every machine: hashes of the files, or of the pixels at the original size. None
@@ -46,6 +50,13 @@ class Images:
         taken = {name: getattr(self, name)[chosen] for name in ("pixels", "labels", "rows", "hashes")}
         return replace(self, **taken)
 
+    def followed_by(self, others: "Images") -> "Images":
+        """Return these images and then the others, of the same shape and levels."""
+        joined: dict[str, Any] = {
+            n: torch.cat([getattr(self, n), getattr(others, n)]) for n in ("pixels", "labels", "rows", "hashes")
+        }
+        return replace(self, **joined)
+
     def subset(self, n: int | None) -> "Images":
         """Return n images in the class proportions of all; None for all images. See ``subsets.subset_rows``."""
         return self if n is None or n >= len(self) else self.take(subset_rows(self.labels, n))
@@ -58,6 +69,15 @@ class Images:
     def fingerprint(self, classes: Sequence[str]) -> Fingerprint:
         """Return the fingerprint of these images, to compare with that of another run."""
         return Fingerprint.of(self.hashes, self.labels, self.pixels.shape[1:], classes)
+
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and std per channel for pixels in [0, 1], from counts, as float32 images may exceed memory."""
+        channels = self.pixels.transpose(0, 1)
+        counts = torch.stack([channel.flatten().bincount(minlength=self.levels + 1) for channel in channels]).double()
+        values = torch.arange(self.levels + 1, dtype=torch.float64) / self.levels
+        mean = (counts * values).sum(1) / counts.sum(1)
+        variance = (counts * (values - mean[:, None]) ** 2).sum(1) / (counts.sum(1) - 1)
+        return tuple(mean.tolist()), tuple(variance.sqrt().clamp_min(1e-3).tolist())
 
     def resized(self, side: int | None) -> "Images":
         """Resize to ``side`` x ``side`` pixels by antialiased bilinear interpolation; None keeps the size.
@@ -83,11 +103,15 @@ class Images:
 class DataSet:
     """Training and test images, with their classes and normalization.
 
+    Labeled images are in ``train`` and ``test``. Pretraining uses ``pretraining``.
+
     Attributes:
         name: name on the command line; for RobustBench's datasets, also the name there.
         train, test: images of the two splits.
         classes: names of the classes.
         mean, std: statistics of the training images in [0, 1], one value per channel.
+        unlabeled: returns further images for the pretraining, with rows of their own; None without any. They are read
+            at the first use, as a probe does without them.
     """
 
     name: str
@@ -96,6 +120,18 @@ class DataSet:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    unlabeled: Callable[[], Images] | None = None
+
+    @cached_property
+    def pretraining(self) -> Images:
+        """Images of ``train``, and the unlabeled ones after them."""
+        return self.train if self.unlabeled is None else self.train.followed_by(self.unlabeled())
+
+    def held_out(self, name: str, share: float = 0.1) -> "DataSet":
+        """Return the dataset ``name`` whose test images are a share of each class of the training images."""
+        test = stratified(self.train.labels, share, 0)
+        train, held_out = (self.train.take(chosen.nonzero().squeeze(1)) for chosen in (~test, test))
+        return replace(self, name=name, train=train, test=held_out)
 
     def fingerprints(self) -> dict[str, Any]:
         """Return the fingerprint and the rows (None for all) of each split, as JSON types."""

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from acl_plugin.config import DataConfig
+from acl_plugin.errors import UsageError
+
 
 def subset_rows(labels: Tensor, n: int, seed: int = 0) -> Tensor:
     """Return the indices of ``n`` images in the class proportions of all, up to one image per class.
@@ -42,3 +45,13 @@ def missing_classes(labels: Tensor, classes: tuple[str, ...]) -> list[str]:
     """Return the names of the classes that do not occur in ``labels`` (N,)."""
     there = set(labels.tolist())
     return [name for number, name in enumerate(classes) if number not in there]
+
+
+def require_rows(config: DataConfig, train: int, test: int) -> None:
+    """Check that the limits do not exceed the numbers of training and test images."""
+    for option, limit, count in (("limit_train", config.limit_train, train), ("limit_test", config.limit_test, test)):
+        if limit is not None and limit > count:
+            raise UsageError(
+                f"`{option}` {limit}: {config.data} has {count} such images",
+                parameter=option, given=limit, allowed=f"at most {count}",
+            )  # fmt: skip

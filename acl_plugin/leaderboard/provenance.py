@@ -9,7 +9,13 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels
 from acl_plugin.runs.records import read_record
 
-PART_OF = {"cifar10_val": "cifar10", "digits_val": "digits", "digits_0_4": "digits", "digits_5_9": "digits"}
+PART_OF = {
+    "cifar10_val": "cifar10",
+    "digits_val": "digits",
+    "digits_0_4": "digits",
+    "digits_5_9": "digits",
+    "stl10_unlabeled": "stl10",
+}
 """Datasets whose images are all training images of another dataset."""
 
 
@@ -49,7 +55,11 @@ def sources(run: RunDir) -> Sources:
         if record.get("transferred_from") == config.data.data == "image_folder":
             found.unknown.append("another image_folder")
         found.seen[pretrained_on] = f"pretrained on {pretrained_on}"
-    for setting, value in config.objective.objective_kwargs.items():
+        if record.get("unlabeled"):
+            found.seen[f"unlabeled {record['unlabeled']}"] = f"pretrained on unlabeled images ({record['unlabeled']})"
+    settings = config.objective.objective_kwargs
+    of_base = settings.get("base_kwargs")
+    for setting, value in (settings | (of_base if isinstance(of_base, dict) else {})).items():
         if config.objective.objective == "imported" or not isinstance(value, str):
             continue
         if setting == "teacher":

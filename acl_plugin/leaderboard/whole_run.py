@@ -80,7 +80,7 @@ def _shared(run: RunDir, config: RunConfig) -> RunConfig:
     """Return the configuration with the probe's later settings and without machine-specific ones."""
     probed = read_record(run.probe_file) if run.probe_file.is_file() else {}
     given = {f.name: probed[f.name] for f in fields(ProbeConfig) if f.name in probed}
-    return config.replace(**given, data_dir=None, download=False, accelerator="auto")
+    return config.replace(**given, data_dir=None, download=False, unlabeled=None, accelerator="auto")
 
 
 def _elsewhere(run: RunDir) -> list[str]:
@@ -94,6 +94,12 @@ def _elsewhere(run: RunDir) -> list[str]:
         whose = f"of a run on {record['transferred_from']} (objective {config.objective.objective}"
         return [f"the encoder was transferred, {whose}, weights_sha256 {record.get('encoder_sha256')})"]
     reasons = [] if record else [f"{run.pretraining_file.name} is missing"]
+    if config.data.unlabeled is not None:
+        reasons.append(f"unlabeled images of the folder {config.data.unlabeled.name} on the author's machine")
+    of_base = config.objective.objective_kwargs.get("base_kwargs")
+    for setting, value in (of_base if isinstance(of_base, dict) else {}).items():
+        if isinstance(value, str) and Path(value).exists():
+            reasons.append(f"objective_kwargs.base_kwargs.{setting} is {Path(value).name} on the author's machine")
     for setting, value in config.objective.objective_kwargs.items():
         path = Path(value) if isinstance(value, str) else None
         if path is None:
@@ -109,6 +115,8 @@ def _elsewhere(run: RunDir) -> list[str]:
 
 def _portable(setting: str, value: Any) -> Any:
     """Return a setting of an objective without local folders."""
+    if isinstance(value, dict):
+        return {k: _portable("", v) for k, v in value.items()}
     if not isinstance(value, str):
         return value
     return SHIPPED[setting] if setting in SHIPPED else Path(value).name if Path(value).exists() else value

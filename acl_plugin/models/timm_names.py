@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from acl_plugin.errors import UsageError, unknown
 
@@ -11,15 +12,22 @@ OWN = "own:"
 
 def backbone_names(pattern: str = "") -> list[str]:
     """Return timm's model names that match a wildcard, without exported classifiers."""
+    timm = _timm()
+    return [name for name in timm.list_models(pattern) if name not in exported_names()]
+
+
+def _timm() -> Any:
+    """Return timm, in whose registry our own networks are as well."""
     import timm
 
-    return [name for name in timm.list_models(pattern) if name not in exported_names()]
+    from acl_plugin.models import gsa_resnet as _gsa_resnet  # noqa: F401 (importing it registers its networks)
+
+    return timm
 
 
 def registered_by(name: str) -> str:
     """Return the Python module that registered the model ``name`` with timm; empty for an unknown name."""
-    import timm
-
+    timm = _timm()
     return timm.models.model_entrypoint(name).__module__ if timm.is_model(name) else ""
 
 
@@ -33,8 +41,7 @@ def check_name(name: str, module: str = "") -> None:
     Raises:
         UsageError: for a URL or path, an unknown name, a tag, or a network registered by another module.
     """
-    import timm
-
+    timm = _timm()
     if name.startswith(OWN):
         raise _refused(
             name, "is a module of your own, which no file rebuilds: pass it, as load_encoder(run, encoder=...)"

@@ -22,6 +22,7 @@ from acl_plugin.attacks.catalogue import MODES
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.data.images import Images
 from acl_plugin.errors import UsageError
+from acl_plugin.losses.discriminator import Discriminator
 from acl_plugin.models.projectors import PROJECTORS
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.validation import refused_value, require_positive, require_share
@@ -222,6 +223,10 @@ class Objective(nn.Module):
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Prepare ``epoch``, counted from 0; called before each of ``epochs`` epochs."""
+
+    def discriminator(self) -> tuple[str, Discriminator] | None:
+        """Return the layer (``projections`` or ``features``) and the discriminator to keep for audits, if any."""
+        return None
 
     def downstream(self, model: EncoderProtocol) -> EncoderProtocol:
         """Return the encoder to keep after training: ``model``, unless the method keeps another."""

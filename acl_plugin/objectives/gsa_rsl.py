@@ -195,6 +195,9 @@ class GlobalSharpnessAware(Objective):
     def downstream(self, model: EncoderProtocol) -> EncoderProtocol:
         return model if self.base is None else self.base.downstream(model)
 
+    def discriminator(self) -> tuple[str, Discriminator] | None:
+        return (self.layer, self.divergence) if self.global_ and self.in_eval else None
+
     def on_epoch(self, epoch: int, epochs: int) -> None:
         if self.base is not None:
             self.base.on_epoch(epoch, epochs)

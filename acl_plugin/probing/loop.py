@@ -19,6 +19,8 @@ from acl_plugin.runtime.device import autocast, precision
 from acl_plugin.runtime.progress import Progress
 from acl_plugin.runtime.seeding import mixed_seed
 
+LEAST = 1e-8
+"""Learning rate at the end of a cosine."""
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Loss of a batch: (B, C, H, W) images in [0, 1], (B,) labels, (B,) rows -> () loss in nats."""
 
@@ -32,6 +34,7 @@ class Schedule:
         batch_size: images per step, at most all of them.
         lr, weight_decay: settings of SGD with momentum 0.9.
         milestones: shares of the epochs, in [0, 1], after which the learning rate drops by a factor of 10.
+        cosine: a cosine by epoch instead, whose last epoch has a rate of 1e-8, as in GSA-RSL's code.
         augment: augmentation, see ``data.augment.views``.
         seed: seed of order, views and attacks.
         precision: precision of the networks, see ``runtime.device.precision``.
@@ -45,6 +48,14 @@ class Schedule:
     augment: str
     seed: int
     precision: str = "32-true"
+    cosine: bool = False
+
+    def rate(self, epoch: int, before: float) -> float:
+        """Return the learning rate of an epoch (from 0), after one with the rate ``before``."""
+        if self.cosine:
+            return LEAST + (self.lr - LEAST) * (1 + math.cos(math.pi * (epoch + 1) / self.epochs)) / 2
+        falls = [math.ceil(share * self.epochs) for share in self.milestones]
+        return before * 0.1 ** falls.count(epoch)
 
 
 def descend(
@@ -108,8 +119,9 @@ class _Training:
 
     def __init__(self, model: nn.Module, parameters: Iterable[nn.Parameter], s: Schedule) -> None:
         self.model, self.device = model, next(model.parameters()).device
-        self.sgd = torch.optim.SGD(list(parameters), lr=s.lr, momentum=0.9, weight_decay=s.weight_decay)
-        self.falls = [math.ceil(share * s.epochs) for share in s.milestones]
+        self.schedule = s
+        lr = s.rate(0, s.lr)
+        self.sgd = torch.optim.SGD(list(parameters), lr=lr, momentum=0.9, weight_decay=s.weight_decay)
         self.epoch, self.batches = 0, 0  # completed epochs, and batches of the current one
         self.losses: list[Tensor] = []
         self.result: dict[str, Any] = {"precision": precision(s.precision, self.device)}
@@ -120,7 +132,7 @@ class _Training:
         self.result["loss"] = torch.stack(self.losses).mean().item()
         self.epoch, self.batches, self.losses = self.epoch + 1, 0, []
         for group in self.sgd.param_groups:
-            group["lr"] *= 0.1 ** self.falls.count(self.epoch)
+            group["lr"] = self.schedule.rate(self.epoch, group["lr"])
         if score is not None:
             found = score()
             if self.best is None or found > self.result["score"]:

@@ -45,7 +45,7 @@ def finetune(
     Args:
         run: run folder with a pretrained encoder.
         config: ``probe_protocol``, ``aft_...``, threat model and seed.
-        data: dataset; labels are not used.
+        data: dataset; labels are not used, so unlabeled images are trained on as well.
         device: device to compute on.
         checkpoints: see ``loop.descend``.
 
@@ -65,9 +65,9 @@ def finetune(
     clusters = CLUSTERS_OF_DYNACL if protocol == "dynacl++" else len(data.classes)
     benign, encoder = load_encoder(run.path, benign=True), load_encoder(run.path)
     benign = channels_last(benign).to(device)
-    features = features_of(benign, data.train)
+    features = features_of(benign, data.pretraining)
     labels = cluster(features, clusters, mixed_seed(seed, CLUSTERS))
-    images = replace(data.train, labels=labels)
+    images = replace(data.pretraining, labels=labels)
     with seeding.isolated_rng(mixed_seed(seed, FINETUNING), device):
         model = Classifier(replace(encoder.spec, classes=tuple(map(str, range(clusters))))).to(device)
     model.backbone.load_state_dict(encoder.backbone.state_dict())

@@ -7,6 +7,7 @@ aff_trades  all weights, by TRADES; with two norm banks, benign images go throug
 aff_pgd     all weights, by cross-entropy on PGD-10 images
 semi        all weights, on few labels and the encoder's own predictions for the other images
 dynacl++    LP-AFT on pseudo-labels, then slf; also air++
+gsa_slf     slf with the cosine of GSA-RSL's code; gsa_alf: alf with it, and with its PGD-10
 """
 
 import hashlib
@@ -149,9 +150,15 @@ class Probing:
         """Return PGD-10 of the threat model, on cross-entropy."""
         return attack_of(self.threat, self.threat.pgd)
 
-    def descend(self, what: str, trained: nn.Module, step: Step, attack: InnerAttack | None = None) -> dict[str, Any]:
+    def gsa_pgd(self, steps: int, size: float) -> InnerAttack:
+        """Return PGD with steps of ``size`` eps, on cross-entropy."""
+        return InnerAttack(self.threat, self.threat.pgd, steps, {"alpha": size * self.threat.eps})
+
+    def descend(
+        self, what: str, trained: nn.Module, step: Step, attack: InnerAttack | None = None, *, cosine: bool = False
+    ) -> dict[str, Any]:
         """Minimize the loss of ``step`` over the weights of ``trained``; ``attack`` is used to select the epoch."""
-        schedule = probe_schedule(self.config.probe, self.config.machine, PROBE)
+        schedule = replace(probe_schedule(self.config.probe, self.config.machine, PROBE), cosine=cosine)
         score = self._score(attack)
         return descend(
             what,
@@ -200,6 +207,21 @@ def alf(p: Probing) -> dict[str, Any]:
     """Run adversarial linear finetuning."""
     attack = p.pgd
     return p.descend("ALF", p.model.head, lambda x, y, _: head_loss(p.model, x, y, attack), attack)
+
+
+@PROTOCOLS.register("gsa_slf")
+def gsa_slf(p: Probing) -> dict[str, Any]:
+    """Run the linear probe of GSA-RSL on benign images; a held-out epoch is selected on PGD-20 images."""
+    return p.descend("SLF", p.model.head, lambda x, y, _: head_loss(p.model, x, y), p.gsa_pgd(20, 0.1), cosine=True)
+
+
+@PROTOCOLS.register("gsa_alf")
+def gsa_alf(p: Probing) -> dict[str, Any]:
+    """Run the linear probe of GSA-RSL on PGD-10 images; a held-out epoch is selected on PGD-20 images."""
+    attack = p.gsa_pgd(10, 7 / 31.4)
+    return p.descend(
+        "ALF", p.model.head, lambda x, y, _: head_loss(p.model, x, y, attack), p.gsa_pgd(20, 0.1), cosine=True
+    )
 
 
 @PROTOCOLS.register("aff_trades")

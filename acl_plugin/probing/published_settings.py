@@ -10,6 +10,9 @@ _RATES: dict[str, dict[str, float]] = {
     "dynacl_air": {"cifar10": 0.01, "cifar100": 0.1},
 }
 
+GSA: dict[str, Any] = {"probe_epochs": 100, "probe_lr": 0.1, "probe_weight_decay": 1e-4, "probe_batch_size": 512}
+"""Settings of the probes of GSA-RSL's code (e574b92, args/linear.py), for any objective."""
+
 
 def probe_settings(objective: str, data: str, protocol: str) -> dict[str, Any]:
     """Return the probe options that the authors of ``objective`` used, or RobustSSL for them.
@@ -19,8 +22,10 @@ def probe_settings(objective: str, data: str, protocol: str) -> dict[str, Any]:
         data: name of the dataset; outside CIFAR, the learning rates are those for CIFAR-10.
         protocol: see ``config.ProbeConfig.probe_protocol``.
 
-    Source: the benchmark code of RobustSSL, and of ACL, DynACL, AIR, AdvCL and DeACL.
+    Source: the benchmark code of RobustSSL, and of ACL, DynACL, AIR, AdvCL, DeACL and GSA-RSL.
     """
+    if protocol.startswith("gsa_"):
+        return GSA | {"probe_augment": "shift" if data == "digits" else "weak"}
     weak = "shift" if data == "digits" else "weak"  # flipped digits are not digits
     settings: dict[str, Any] = {"probe_weight_decay": 2e-4, "probe_augment": weak, "probe_epochs": 25}
     if protocol.startswith("aff"):

@@ -1,5 +1,6 @@
 """Format results as tables for the command line, line by line."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from acl_plugin import registry
@@ -9,18 +10,26 @@ from acl_plugin.runs.records import COLUMNS
 
 def objectives() -> list[str]:
     """Return one line per objective; for a broken one, with the reason."""
-    lines = [f"{'':12}{'F':>4}  {'attack':10}{'banks':16}(F: encoder forwards per image, with 5 attack steps)"]
-    for name in registry.OBJECTIVES.names():
+    names = registry.OBJECTIVES.names()
+    width = max(12, *(len(name) + 2 for name in names))
+    lines = [f"{'':{width}}{'F':>4}  {'attack':10}{'banks':16}(F: encoder forwards per image, with 5 attack steps)"]
+    for name in names:
         try:
             factory = registry.OBJECTIVES.get(name)
             objective = factory()
         except (UsageError, TypeError) as error:
-            lines.append(f"{name:12}{error}")
+            lines.append(f"{name:{width}}{error}")
             continue
         cost = "" if objective.cost is None else objective.cost.encoder_forwards(5)
         banks, attack = " ".join(objective.norm_banks), objective.attack_mode or "none"
-        lines.append(f"{name:12}{cost:>4}  {attack:10}{banks:16}{first_line(factory)}  [{objective.paper}]")
+        lines.append(f"{name:{width}}{cost:>4}  {attack:10}{banks:16}{first_line(factory)}  [{objective.paper}]")
     return lines
+
+
+def named(rows: Mapping[str, str]) -> list[str]:
+    """Return one line per name, with the texts in one column."""
+    width = max(map(len, rows), default=0) + 2
+    return [f"{name:{width}}{text}" for name, text in rows.items()]
 
 
 def accuracies(results: list[tuple[str, dict[str, Any]]]) -> list[str]:

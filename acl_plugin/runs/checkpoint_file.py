@@ -1,5 +1,6 @@
 """Read checkpoint files of other repositories, written by ``torch.save``."""
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def read_file(path: Path, allow_pickle: bool = False) -> Any:
     with path.open("rb") as file:
         begins_as_one = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
+        with torch.serialization.safe_globals([*_numpy_scalars(), argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
     except Exception as error:  # the unpickler raises many types
         if begins_as_one and "Weights only load failed" in str(error):

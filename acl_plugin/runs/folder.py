@@ -50,6 +50,7 @@ class RunDir:
         self.encoder_file = self.path / "encoder.pt"
         self.benign_encoder_file = self.path / "benign_encoder.pt"
         self.projector_file = self.path / "projector.pt"
+        self.discriminator_file = self.path / "discriminator.pt"
         self.pretraining_file = self.path / "pretraining.json"
         self.classifier_file = self.path / "classifier.pt"
         self.probe_file = self.path / "probe.json"
@@ -136,8 +137,12 @@ class RunDir:
                 parameter="out", given=str(self.path), allowed="a new or empty folder (log files may be there)",
             )  # fmt: skip
 
-    def check_images(self, data: DataSet) -> None:
+    def check_images(self, data: DataSet, *, pretraining: bool = False) -> None:
         """Reject training images that differ from those that the run started with.
+
+        Args:
+            data: dataset of the run.
+            pretraining: check the unlabeled images too.
 
         Raises:
             UsageError: with the difference.
@@ -147,15 +152,21 @@ class RunDir:
             raise UsageError(f"{self.images_file} is damaged; delete it", parameter="run", given=str(self.path))
         remedy = f"restore them, or choose another folder than {self.path}"
         data.train.fingerprint(data.classes).require(before.get("train"), f"the training images of {data.name}", remedy)
+        if pretraining:
+            own = data.pretraining.fingerprint(data.classes)
+            own.require(before.get("pretraining"), f"labeled and unlabeled images of {data.name}", remedy)
 
-    def record_images(self, data: DataSet) -> None:
+    def record_images(self, data: DataSet, *, pretraining: bool = False) -> None:
         """Record the images of the run, after ``check_images``.
 
         Raises:
             UsageError: see ``check_images``.
         """
-        self.check_images(data)
-        write_json(self.images_file, data.fingerprints())
+        self.check_images(data, pretraining=pretraining)
+        found = data.fingerprints()
+        if pretraining and data.unlabeled is not None:
+            found["pretraining"] = data.pretraining.fingerprint(data.classes).to_dict()
+        write_json(self.images_file, found)
 
     def clear(self) -> None:
         """Remove all files of the run, from the results to the configuration, which marks a run folder."""

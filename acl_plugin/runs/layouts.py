@@ -26,6 +26,8 @@ class Layout:
         projector: its kind, and patterns and replacements from the file's names to ours.
         head: name of a classifier's linear layer, after ``renamed``.
         bottleneck: ``normalization`` of networks with bottleneck blocks, such as ResNet-50, if it differs.
+        normalized: whether features are divided by their L2 norm.
+        network: prefix of timm's name for a network that differs from timm's, with the same names and shapes.
     """
 
     papers: str
@@ -38,6 +40,8 @@ class Layout:
     projector: tuple[str, Rules] | None = None
     head: str | None = None
     bottleneck: Normalization | None = None
+    normalized: bool = False
+    network: str = ""
 
     def normalization_of(self, bottleneck: bool) -> Normalization | None:
         """Return the code's normalization for a file that stores none, with or without bottleneck blocks."""
@@ -52,7 +56,31 @@ _THREE_LAYER: tuple[str, Rules] = (
 NORMALIZATIONS = {"none": NONE, "cifar": CIFAR, "imagenet": IMAGENET}
 """Normalizations that can be chosen for a file that stores none."""
 
+
+def _two_norms(shortcut: int, mark: str | None = None) -> Layout:
+    """Return the layout of GSA-RSL, whose blocks have their shortcut in the layers of this number."""
+    return Layout(
+        "GSA-RSL" + (" (bottleneck blocks)" if mark else ""),
+        (r"^encoder\.bn1\.0\.", *([mark] if mark else [])),
+        ("normal", "pgd"),
+        None,
+        None,
+        (
+            (r"^encoder\.", ""),
+            (rf"\.conv{shortcut}\.", ".downsample.0."),
+            (rf"\.bn{shortcut}\.([01])\.", r".downsample.1.bn_list.\1."),
+            (r"\b(bn\d)\.([01])\.", r"\1.bn_list.\2."),
+        ),
+        projector=("two_layer", ((r"^head\.", ""),)),
+        head="fc",
+        normalized=True,
+        network="gsa_",
+    )
+
+
 LAYOUTS: dict[str, Layout] = {
+    "two_norms_bottleneck": _two_norms(4, r"\.conv4\.weight$"),
+    "two_norms": _two_norms(3),
     "momentum": Layout(
         "DynACL (whole checkpoint, of which the momentum encoder is taken)",
         (r"^encoder_q\.", r"^encoder_k\.", r"\.bn_list\.0\."),

@@ -18,11 +18,13 @@ from torch import Tensor
 from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.losses.discriminator import Discriminator
 from acl_plugin.models.backbones import create_backbone
 from acl_plugin.models.projectors import PROJECTORS
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.runs import imported_head
-from acl_plugin.runs.checkpoint_file import read_file, weights_of
+from acl_plugin.runs.checkpoint_file import read_file, tensors_of, weights_of
+from acl_plugin.runs.discriminator import from_weights, write_discriminator
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.layouts import LAYOUTS, NONE, Layout
 from acl_plugin.runs.models import write_encoder, write_model
@@ -44,6 +46,7 @@ class Published:
         banks: weights of the backbone, by norm bank; the first is for benign images.
         projectors: its kind, and weights by norm bank; None if the file has no known projector.
         head: linear layer of a classifier, if the file has one; its classes, and whether it is trained, are unknown.
+        discriminator: layer and discriminator that were trained with the encoder, if the file has them.
         left_out: other content of the file, by the first part of the names.
     """
 
@@ -52,6 +55,7 @@ class Published:
     banks: dict[str, dict[str, Tensor]]
     projectors: tuple[str, dict[str, dict[str, Tensor]]] | None
     head: imported_head.Head | None = None
+    discriminator: tuple[str, Discriminator] | None = None
     left_out: tuple[str, ...] = ()
 
     def bank(self, name: str | None = None) -> str:
@@ -102,11 +106,17 @@ def import_run(
     if normalization is not None:
         source["normalization"] = normalization
     head = imported_head.judge(published.head, published.spec, published.banks[probed], data)
-    run.start(config.replace(objective="imported", objective_kwargs=source, stem=published.spec.stem))
+    run.start(
+        config.replace(
+            objective="imported", objective_kwargs=source, stem=published.spec.stem, backbone=published.spec.backbone
+        )
+    )
     run.record_images(data)
     write_json(run.pretraining_file, source)
     banks, kept = published.banks, published.projectors
     projector = None if kept is None else (kept[0], kept[1][probed])
+    if published.discriminator is not None:
+        write_discriminator(run, *published.discriminator)
     write_encoder(run, published.spec, banks[probed], banks[benign] if probed != benign else None, projector)
     notes = [head.note] if head.note else []
     if head.classifier is not None:
@@ -162,6 +172,7 @@ def read(
     bottleneck = any(re.search(r"^layer1\.0\.conv3\.", key) for key in state)
     stored = {leaf: state.pop(f"normalize.{leaf}") for leaf in ("mean", "std") if f"normalize.{leaf}" in state}
     stem = "native" if "conv1.weight" in state and state["conv1.weight"].shape[-1] == 7 else known.stem
+    backbone = backbone if backbone.startswith(known.network) else known.network + backbone
     spec = ModelSpec(backbone, backbone_kwargs or {}, stem, shape, *NONE, timm_version=_timm_version())
     with seeding.isolated_rng(0):
         expected = create_backbone(spec)[0].state_dict()
@@ -174,14 +185,42 @@ def read(
         bank: _plain(path, spec.backbone, backbone_state, number, expected)
         for number, bank in enumerate(known.norm_banks)
     }
-    kept = None
-    if known.projector is not None and projector_state:
-        kind = known.projector[0]
-        with seeding.isolated_rng(0):
-            expected = PROJECTORS[kind](imported_head.feature_size(expected)).state_dict()
-        kept = (kind, {b: _plain(path, kind, projector_state, n, expected) for n, b in enumerate(known.norm_banks)})
+    kept = _projectors(path, known, projector_state, imported_head.feature_size(expected))
+    discriminator = _discriminator(path, content, kept)
+    if discriminator is not None:
+        left_out.remove("discriminator")
     mean, std = normalization_of(path, known, bottleneck, stored, normalization)
-    return Published(name, replace(spec, mean=mean, std=std), banks, kept, head, tuple(left_out))
+    spec = replace(spec, mean=mean, std=std, normalized=known.normalized)
+    return Published(name, spec, banks, kept, head, discriminator, tuple(left_out))
+
+
+def _projectors(
+    path: Path, layout: Layout, state: dict[str, Tensor], size: int
+) -> tuple[str, dict[str, dict[str, Tensor]]] | None:
+    """Return kind and weights by norm bank of the projector for features of this size; None if the file has none."""
+    if layout.projector is None or not state:
+        return None
+    kind = layout.projector[0]
+    with seeding.isolated_rng(0):
+        expected = PROJECTORS[kind](size).state_dict()
+    return kind, {bank: _plain(path, kind, state, n, expected) for n, bank in enumerate(layout.norm_banks)}
+
+
+def _discriminator(
+    path: Path, content: Any, projectors: tuple[str, dict[str, dict[str, Tensor]]] | None
+) -> tuple[str, Discriminator] | None:
+    """Return the discriminator of a file of GSA-RSL; it reads projections, unless its size is that of the features."""
+    weights = tensors_of(content.get("discriminator")) if isinstance(content, Mapping) else {}
+    if not weights or projectors is None:
+        return None
+    try:
+        found = from_weights(weights)
+    except ValueError as error:
+        raise misfit(path, "a discriminator", str(error)) from error
+    projector = next(iter(projectors[1].values()))
+    embedding = len([value for name, value in projector.items() if name.endswith("bias")][-1])
+    size = next(found.network.parameters()).shape[1]
+    return ("projections" if size == embedding else "features"), found
 
 
 def detect(path: Path, state: Mapping[str, Tensor]) -> str:

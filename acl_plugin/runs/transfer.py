@@ -47,7 +47,7 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
     digest = weights_hash(encoder.backbone)
     pretrained_on = pretraining.get("transferred_from", trained.data.data)  # the first run's in a chain of transfers
     write_json(run.pretraining_file, pretraining | {"transferred_from": pretrained_on} | {"encoder_sha256": digest})
-    files = (source.projector_file, source.benign_encoder_file, source.encoder_file)
+    files = (source.discriminator_file, source.projector_file, source.benign_encoder_file, source.encoder_file)
     for file in files:  # the last one marks the others as complete
         if file.is_file():
             shutil.copyfile(file, run.path / f".{file.name}.part")

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from acl_plugin.errors import UsageError
 from acl_plugin.models.memory_format import channels_last
 from acl_plugin.registry import OBJECTIVES
 from acl_plugin.reporting import figures
+from acl_plugin.runs.discriminator import logits, read_discriminator
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import locked
 from acl_plugin.runs.models import load_encoder, weights_hash
@@ -110,12 +112,16 @@ def _audit_run(
     stored = autoattack_images(run, data, images, ThreatModel(config.threat.norm, config.threat.eps))
     settings = _settings(config, data, limit)
     settings["autoattack"] = None if stored is None else hashlib.sha256(stored.numpy().tobytes()).hexdigest()
+    files = [run.discriminator_file] if run.discriminator_file.is_file() else []
+    settings["discriminator"] = next((hashlib.sha256(file.read_bytes()).hexdigest() for file in files), None)
     rows = {} if overwrite else _rows_of_before(run, settings)
     for checkpoint in checkpoints:
         encoder = channels_last(load_encoder(checkpoint.path))
         digest = weights_hash(encoder)
         if digest not in rows:
-            measured = audit_encoder(encoder, config, data, limit, device, stored)
+            trained = read_discriminator(checkpoint)
+            critic = None if trained is None else partial(logits, encoder, *trained)
+            measured = audit_encoder(encoder, config, data, limit, device, stored, critic=critic)
             epochs = config.training.epochs if checkpoint is run else int(checkpoint.path.name.split("-")[1])
             about = {"run": str(run.path), "epochs": epochs, "encoder_sha256": digest} | _about(config)
             rows[digest] = about | measured

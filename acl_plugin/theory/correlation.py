@@ -55,29 +55,54 @@ def spearman(
         1.0
     """
     import numpy as np
-    from scipy.stats import rankdata
 
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-
-    def of(chosen: Any) -> float | None:
-        return _pearson(rankdata(a[chosen]), rankdata(b[chosen]))
-
-    if len(a) < FEWEST or (rho := of(np.arange(len(a)))) is None:
+    once = np.ones((1, len(a)))
+    if len(a) < FEWEST or not np.isfinite(rho := _rhos(a, b, once)[0]):
         return None
     low = high = partial = None
     members = _members(range(len(a)) if groups is None else groups)
     if len(members) >= FEWEST:
-        generator = np.random.default_rng(seed)
-        chosen = (generator.integers(len(members), size=len(members)) for _ in range(draws))
-        drawn = [value for each in chosen if (value := of(np.concatenate([members[i] for i in each]))) is not None]
-        low, high = map(float, np.percentile(drawn, [2.5, 97.5]))
+        chosen = np.random.default_rng(seed).integers(len(members), size=(draws, len(members)))
+        times = np.stack([np.bincount(each, minlength=len(members)) for each in chosen])
+        weights = np.empty((draws, len(a)))
+        for number, points in enumerate(members):
+            weights[:, points] = times[:, [number]]
+        low, high = map(float, np.nanpercentile(_rhos(a, b, weights), [2.5, 97.5]))
     if strata is not None:
-        of_x, of_y = rankdata(a), rankdata(b)
+        of_x, of_y = (_ranks(each, once)[0] for each in (a, b))
         for ranks in (of_x, of_y):
             for stratum in _members(strata):
                 ranks[stratum] -= ranks[stratum].mean()
-        partial = _pearson(of_x, of_y)
-    return Correlation(rho, low, high, partial, len(a))
+        within = _pearson(of_x, of_y, once)[0]
+        partial = float(within) if np.isfinite(within) else None
+    return Correlation(float(rho), low, high, partial, len(a))
+
+
+def _rhos(a: Any, b: Any, weights: Any) -> Any:
+    """Return Spearman's rho of each sample in which point i occurs ``weights[s, i]`` times; nan for a constant one."""
+    return _pearson(_ranks(a, weights), _ranks(b, weights), weights)
+
+
+def _ranks(values: Any, weights: Any) -> Any:
+    """Return the average ranks (samples, N) of values (N,), of which value i occurs ``weights[s, i]`` times."""
+    import numpy as np
+
+    different, place = np.unique(values, return_inverse=True)
+    counts = np.zeros((len(weights), len(different)))
+    np.add.at(counts.T, place, weights.T)
+    return (counts.cumsum(1) - counts + (counts + 1) / 2)[:, place]
+
+
+def _pearson(a: Any, b: Any, weights: Any) -> Any:
+    """Return the weighted correlation of each row of two arrays; nan if one is constant up to rounding."""
+    import numpy as np
+
+    count = weights.sum(1, keepdims=True)
+    a, b = (each - (weights * each).sum(1, keepdims=True) / count for each in (np.atleast_2d(a), np.atleast_2d(b)))
+    aa, bb, ab = (np.einsum("si,si,si->s", weights, *pair) for pair in ((a, a), (b, b), (a, b)))
+    size = np.sqrt(np.maximum(aa * bb, 1e-18))
+    return np.where(np.minimum(aa, bb) < 1e-9, np.nan, np.clip(ab / size, -1.0, 1.0))
 
 
 def _members(names: Sequence[Hashable]) -> list[Any]:
@@ -87,10 +112,3 @@ def _members(names: Sequence[Hashable]) -> list[Any]:
     for i, name in enumerate(names):
         places.setdefault(name, []).append(i)
     return [np.array(each) for each in places.values()]
-
-
-def _pearson(a: Any, b: Any) -> float | None:
-    """Return the correlation of two arrays; None if one is constant up to rounding."""
-    a, b = a - a.mean(), b - b.mean()
-    size = float((a @ a) * (b @ b)) ** 0.5
-    return None if min(a @ a, b @ b) < 1e-9 else float(min(1.0, max(-1.0, (a @ b) / size)))

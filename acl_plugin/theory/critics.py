@@ -18,6 +18,12 @@ PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridge penalties to choose from, relative to the mean variance of a feature."""
 INNER = 3
 """Folds of the choice of a penalty."""
+HIDDEN = 64
+"""Width of the network."""
+STEPS = 150
+"""Largest number of steps of Adam for the network, each on 256 pairs."""
+PATIENCE = 15
+"""Steps without an improvement of its held-out loss before the network's training ends."""
 CHECKED = 5
 """Steps of the network between two looks at its held-out loss."""
 BINS = 8
@@ -191,7 +197,7 @@ def _bins(scores: Tensor, edges: Tensor) -> Tensor:
     return torch.bucketize(scores.squeeze(1).contiguous(), edges, right=True)
 
 
-def network(rows: Rows, seed: int, hidden: int = 64, most: int = 150, patience: int = 15) -> Callable[[Rows], Values]:
+def network(rows: Rows, seed: int) -> Callable[[Rows], Values]:
     """Train a network with two hidden layers, without a Lipschitz constraint, until its held-out loss rises.
 
     A quarter of the rows is held out. ``Rows.group`` is appended as a one-hot vector.
@@ -199,9 +205,6 @@ def network(rows: Rows, seed: int, hidden: int = 64, most: int = 150, patience: 
     Args:
         rows: training rows.
         seed: seed of the network and the split.
-        hidden: width.
-        most: largest number of steps of Adam, each on 256 pairs.
-        patience: steps without an improvement of the held-out loss before the end.
     """
     both = torch.cat([rows.benign, rows.adversarial]).float()
     mean, unit = both.mean(0), both.std(0).clamp_min(1e-6)
@@ -217,9 +220,9 @@ def network(rows: Rows, seed: int, hidden: int = 64, most: int = 150, patience: 
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         width = both.shape[1] + groups
-        layers = nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+        layers = nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1)
         h = nn.Sequential(*layers)
-        _descend(h, train, held, most, patience)
+        _descend(h, train, held)
     with torch.no_grad():
         slope, offset = logistic_line(h(held[0]).squeeze(1), h(held[1]).squeeze(1))
 
@@ -231,11 +234,11 @@ def network(rows: Rows, seed: int, hidden: int = 64, most: int = 150, patience: 
     return values
 
 
-def _descend(h: nn.Module, train: Values, held: Values, most: int, patience: int) -> None:
+def _descend(h: nn.Module, train: Values, held: Values) -> None:
     """Minimize the log loss of h by Adam on random pairs, and keep the weights with the lowest held-out loss."""
     adam = torch.optim.AdamW(h.parameters(), 3e-3, weight_decay=1e-2)
     best, at, since = float("inf"), [x.detach().clone() for x in h.parameters()], 0
-    for step in range(most):
+    for step in range(STEPS):
         chosen = torch.randint(len(train[0]), (min(256, len(train[0])),))
         loss = log_loss((h(train[0][chosen]).squeeze(1), h(train[1][chosen]).squeeze(1))).mean()
         adam.zero_grad()
@@ -248,7 +251,7 @@ def _descend(h: nn.Module, train: Values, held: Values, most: int, patience: int
         since += CHECKED
         if now < best:
             best, at, since = now, [x.detach().clone() for x in h.parameters()], 0
-        if since > patience:
+        if since > PATIENCE:
             break
     with torch.no_grad():
         for weight, value in zip(h.parameters(), at, strict=True):

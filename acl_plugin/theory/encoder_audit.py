@@ -4,6 +4,7 @@ All encoders share one kind of probe, the linear head that is solved on the trai
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -47,6 +48,8 @@ def audit_encoder(
     limit: int,
     device: torch.device,
     stored: Tensor | None = None,
+    *,
+    critic: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Any]:
     """Measure one encoder: its terms on test and training images, and the bounds on test images.
 
@@ -59,6 +62,7 @@ def audit_encoder(
         limit: number of test images, and of training images.
         device: device to compute on.
         stored: AutoAttack's images of the test images, see ``adversary.autoattack_images``.
+        critic: see ``terms.measure``; used on test images alone, as it was trained on the others.
 
     Returns:
         ``terms``, ``intervals``, ``null``, ``attacks``, ``critics`` and ``by_class`` of the test images, ``train`` (the
@@ -72,7 +76,7 @@ def audit_encoder(
     require_images(data, test)
     encoder = encoder.to(device).eval().requires_grad_(False)
     model = probed(encoder, data, config.probe.probe_weight_decay, device)
-    on_test = measure(encoder, model, test, config, device, stored=stored)
+    on_test = measure(encoder, model, test, config, device, stored=stored, critic=critic)
     on_train = measure(encoder, model, train, config, device, with_null=False)
     bounds = [*_probe_bounds(model, on_test, test.labels), *_contrastive_bounds(encoder, on_test, test, config, device)]
     require_certain(bounds)

@@ -78,6 +78,7 @@ def measure(
     device: torch.device,
     *,
     stored: Tensor | None = None,
+    critic: Callable[[Tensor], Tensor] | None = None,
     with_null: bool = True,
 ) -> Measured:
     """Measure all terms on ``images``.
@@ -88,6 +89,7 @@ def measure(
         config: threat model, augmentation, attack steps and batch size of the contrastive terms, and seed.
         device: device of the models.
         stored: (N, C, H, W) images of AutoAttack, if there are any.
+        critic: discriminator that was trained with the encoder on other images: (N, D) features -> (N,) logits.
         with_null: measure the null values as well.
 
     Raises:
@@ -112,7 +114,8 @@ def measure(
         "coupling_distance": (f_adv - f).double().norm(dim=1),
     }
     za, zb, contrastive = _contrastive(encoder, x, config, threat, device)
-    estimates, null = _divergences(f, f_adv, y, logits, logits_adv, seed=seed, with_null=with_null)
+    trained = {} if critic is None else {"trained discriminator": (critic(f), critic(f_adv))}
+    estimates, null = _divergences(f, f_adv, y, logits, logits_adv, trained, seed=seed, with_null=with_null)
     of_rows = rows | contrastive | {name: estimate.rows for name, estimate in estimates.items()}
     weight = model.head.weight.double().cpu()
     return Measured(
@@ -166,12 +169,20 @@ def _outcome(model: Classifier, x: Tensor, y: Tensor, device: torch.device) -> d
 
 
 def _divergences(
-    f: Tensor, f_adv: Tensor, y: Tensor, logits: Tensor, logits_adv: Tensor, *, seed: int, with_null: bool
+    f: Tensor,
+    f_adv: Tensor,
+    y: Tensor,
+    logits: Tensor,
+    logits_adv: Tensor,
+    trained: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    seed: int,
+    with_null: bool,
 ) -> tuple[dict[str, Estimate], dict[str, float]]:
     """Return the divergences by name, and the null values of those that have one."""
     classes = logits.shape[1]
     margins, own = ((_top_margin(logits), _top_margin(logits_adv)), (_margin(logits, y), _margin(logits_adv, y)))
-    js = jensen_shannon(f, f_adv, seed, {"probe margin": margins}, classes)
+    js = jensen_shannon(f, f_adv, seed, {"probe margin": margins, **trained}, classes)
     scores: Mapping[str, Any] = {
         "probe margin of the label": own, "prediction right": tuple((m > 0).double() for m in own)
     }  # fmt: skip

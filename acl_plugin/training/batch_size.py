@@ -16,7 +16,8 @@ def check_sizes(config: RunConfig, data: DataSet) -> None:
     if config.coreset.coreset != "none" and ranks > 1:
         message = f"`coreset` {config.coreset.coreset} works on one device, not on {ranks}"
         raise UsageError(message, parameter="coreset", given=config.coreset.coreset, allowed=("none",))
-    left = len(data.train) - (held_out_count(len(data.train)) if config.coreset.coreset != "none" else 0)
+    count = len(data.pretraining)
+    left = count - (held_out_count(count) if config.coreset.coreset != "none" else 0)
     if config.training.batch_size * ranks > left:
         given = f"`batch_size` {config.training.batch_size} on {ranks} device(s)"
         allowed = f"at most {left // ranks}"

@@ -50,7 +50,7 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
         else:
             model = _copied(encoder, objective, data)
         objective.setup(model)
-    objective.check_images(data.train)
+    objective.check_images(data.pretraining)
     return Pretraining(config, data, model, objective, attack)
 
 

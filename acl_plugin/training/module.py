@@ -22,6 +22,7 @@ from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.spec import spec_of
 from acl_plugin.objectives.base import Objective, Views
 from acl_plugin.objectives.schedules import warmup_then_cosine
+from acl_plugin.runs.discriminator import write_discriminator
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import write_encoder
 from acl_plugin.runtime import seeding
@@ -50,7 +51,7 @@ class Pretraining(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.config, self.data = config, data
+        self.config, self.data, self.images = config, data, data.pretraining
         self.model, self.objective = model, objective
         self.attack = replace(attack, on_moved=lambda share: self.means.add({"attack_moved": share}))
         self._begin(config)
@@ -60,7 +61,7 @@ class Pretraining(lightning.LightningModule):
         self.planned, self.length = planned, float(planned.training.epochs)
         self.coreset = None
         if planned.coreset.coreset != "none":
-            self.coreset = Coreset(planned.coreset, planned.training, planned.machine.seed, self.data.train)
+            self.coreset = Coreset(planned.coreset, planned.training, planned.machine.seed, self.images)
         self.guard = Guard(planned.training, planned.objective.eps_ramp, self.objective.temperature)
         self.means = EpochMeans()
         self.loader = EpochLoader(self)
@@ -139,7 +140,7 @@ class Pretraining(lightning.LightningModule):
             scale = ramp(max(epoch, 1) / c.training.epochs, c.objective.eps_ramp)
             attack = replace(self.attack.scaled(scale), on_moved=None)
             self.coreset.renew(epoch, self.model, self.objective, attack, self._views)
-        images = (self.data.train if self.coreset is None else self.coreset.images).to(self.device)  # uint8: 150 MB
+        images = (self.images if self.coreset is None else self.coreset.images).to(self.device)  # uint8: 150 MB
         seed = mixed_seed(c.machine.seed, ORDER)
         self.batches = ShuffledBatches(images, c.training.batch_size, seed, epoch, self.global_rank, self.ranks)
         self.batches.load_state_dict(resumed)
@@ -157,7 +158,7 @@ class Pretraining(lightning.LightningModule):
         """Return the number of batches in all epochs before ``epoch``, counted from 0."""
         if self.coreset is not None:
             return self.coreset.steps_before(epoch)
-        return epoch * (len(self.data.train) // (self.config.training.batch_size * self.ranks))
+        return epoch * (len(self.images) // (self.config.training.batch_size * self.ranks))
 
     def batches_in(self, epoch: int) -> int:
         """Return the number of batches in ``epoch``, within the Trainer's ``limit_train_batches``."""
@@ -257,6 +258,9 @@ class Pretraining(lightning.LightningModule):
         objective, model = self.objective, self.objective.downstream(self.model)
         benign, adversarial = objective.norm_banks[0], objective.norm_banks[-1]
         run.path.mkdir(exist_ok=True)
+        discriminator = objective.discriminator()
+        if discriminator is not None:
+            write_discriminator(run, *discriminator)
         write_encoder(
             run,
             spec_of(model, self.data.shape),
@@ -266,7 +270,7 @@ class Pretraining(lightning.LightningModule):
         )
 
     def _views(self, pixels: Tensor, rows: Tensor) -> Views:
-        images = pixels.to(self.dtype) / self.data.train.levels
+        images = pixels.to(self.dtype) / self.images.levels
         c = self.config.training
         options = {"crop_scale": c.crop_scale, "blur": c.blur} if c.augment == "simclr" else {}
         drawn = {

@@ -69,7 +69,7 @@ def pretrain(
         run.check_config(config, overwrite)
         data = datasets.load(config.data)
         if not overwrite:
-            run.check_images(data)
+            run.check_images(data, pretraining=True)
         module = build(config, data, encoder)
         if run.encoder_file.is_file() and not overwrite:  # complete: keep the records of how it was made
             run.record_config(config)
@@ -83,7 +83,7 @@ def pretrain(
             with locked(run.path):
                 run.start(config, overwrite and is_first_process())
             with locked(run.path):
-                run.record_images(data)
+                run.record_images(data, pretraining=True)
                 _fit(module, run, trainer, checkpoints)
     return run
 
@@ -112,11 +112,13 @@ def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoin
     if done != total:
         ended = f"{checkpoints.ended_by(trainer)} ended the pretraining after {done} of {total} steps"
         raise TrainingUnfinished(f"{run.path}: {ended}; the same command resumes it", done, total)
-    record = {
+    record: dict[str, Any] = {
         "epochs": module.config.training.epochs,
         "seconds": round(module.seconds(), 1),
         "resumed": resume is not None,
     }
+    if module.config.data.unlabeled is not None:
+        record["unlabeled"] = module.config.data.unlabeled.name
     write_json(run.pretraining_file, record | {"precision": trainer.precision})
     module.write_encoder(run)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,8 +16,9 @@ from acl_plugin.config import TWO_SIDED
 from acl_plugin.errors import TrainingStopped
 from acl_plugin.losses.divergences import DIVERGENCES
 from acl_plugin.runs.folder import RunDir
-from benchmarks import compact, experiments, tables
-from benchmarks.experiments import ALL, EXPERIMENTS, SUPERVISED, config_hash, job
+from benchmarks import compact, experiments, rows, selection, tables
+from benchmarks.experiments import config_hash, job
+from benchmarks.rows import ALL, CHOSEN, EXPERIMENTS, SUPERVISED, TWO_SIDED_FORM
 from conftest import TINY
 
 SHARED = {"data_dir": None, "limit_test": 250}
@@ -33,34 +35,73 @@ def planned(name, seed=0):
 
 
 def test_the_ablation_has_every_subset_once():
-    rows = {each.row.label: each for each in planned("ablation")}
+    found = {each.row.label: each for each in planned("ablation")}
     subsets = set()
-    for label, each in rows.items():
-        if each.row.untrained:
+    for label, each in found.items():
+        if each.row.untrained or each.row is TWO_SIDED_FORM:
             continue
         objective = create_objective("gsa_rsl", **each.config.objective.objective_kwargs)
-        on = [bool(w) for w in (objective.adversarial, objective.benign, objective.rho, objective.global_)]
-        named = [name in label.split(" + ") for name in ("adversarial", "benign", "SAM", "global")]
-        assert on == named, label
-        subsets.add(tuple(on))
-    expected = {s for s in product((False, True), repeat=4) if any((s[0], s[1], s[3])) and (s[1] or not s[2])}
-    assert subsets == expected
-    assert rows[ALL.label].config.objective.objective_kwargs == TWO_SIDED
-    assert rows[SUPERVISED.label].config.probe.probe_protocol == "aff_pgd"
-    assert rows[SUPERVISED.label].config.probe.probe_epochs == rows[ALL.label].config.training.epochs
-    assert rows[SUPERVISED.label].config.encoder.backbone_kwargs == rows[ALL.label].config.encoder.backbone_kwargs
+        sharpness = "" if not objective.rho else "ASAM" if objective.adaptive else "SAM"
+        on = bool(objective.adversarial), bool(objective.benign), bool(objective.global_)
+        named = [*(name in label.split(" + ") for name in ("adversarial", "benign", "global"))]
+        assert [*on] == named, label
+        assert sharpness == next((name for name in ("ASAM", "SAM") if name in label.split(" + ")), ""), label
+        assert objective.base_name == "one-sided"
+        subsets.add((*on, sharpness))
+    kinds = product((False, True), (False, True), (False, True), ("", "SAM", "ASAM"))
+    assert subsets == {s for s in kinds if any(s[:3]) and (s[1] or not s[3])}
+    assert found[ALL].config.objective.objective_kwargs == {}  # the released method
+    assert found["two-sided form"].config.objective.objective_kwargs == TWO_SIDED
+    assert found[SUPERVISED.label].config.probe.probe_protocol == "aff_pgd"
+    assert found[SUPERVISED.label].config.probe.probe_epochs == found[ALL].config.training.epochs
+    assert found[SUPERVISED.label].config.encoder.backbone_kwargs == found[ALL].config.encoder.backbone_kwargs
 
 
 def test_experiments_share_runs_and_folders_show_settings_apart():
     where = {name: {each.row.label: each.out for each in planned(name)} for name in EXPERIMENTS}
-    everything = where["ablation"][ALL.label]
-    assert where["divergences"]["js"] == where["sweeps"]["rho 0.05"] == where["sweeps"]["lambda_global 1"] == everything
-    assert where["divergences"]["none"] == where["sweeps"]["lambda_global 0"]
+    everything = where["ablation"][ALL]
+    assert where["divergences"]["linear"] == where["sweeps"]["released"] == everything
+    assert where["bases"]["one-sided + ours, released"] == everything
+    assert (
+        where["divergences"]["none"] == where["sweeps"]["global_ 0"] == where["ablation"]["adversarial + benign + ASAM"]
+    )
+    assert where["bases"]["two-sided form"] == where["ablation"]["two-sided form"]
     assert len({*where["ablation"].values()}) == len(where["ablation"])
     assert {str(each.out) for each in planned("ablation", 1)} == {
         str(each.out).removesuffix("0") + "1" for each in planned("ablation", 0)
     }
-    assert set(where["divergences"]) == {"none", *DIVERGENCES}
+    assert set(where["divergences"]) == {"none", "linear", "deep", *DIVERGENCES}
+
+
+def test_every_base_is_there_alone_and_with_the_additions():
+    found = {each.row.label: each.config.objective for each in planned("bases")}
+    for name, settings in rows.BASES.items():
+        assert (found[name].objective, found[name].objective_kwargs) == (name, settings)
+        added = found[f"{name} + ours"].objective_kwargs
+        assert (added["base"], added.get("base_kwargs", {})) == (name, settings)
+        assert {k: v for k, v in added.items() if k not in ("base", "base_kwargs")} == CHOSEN.get(
+            name, CHOSEN["acl_ds"]
+        )
+
+
+def test_the_selection_takes_the_best_value_of_one_setting_after_the_other(monkeypatch):
+    """On a table of accuracies: the first of equal values, and h's rate only if there is an h."""
+    monkeypatch.setattr(selection, "do_all", lambda *_: None)
+    monkeypatch.setattr(selection, "accuracy", lambda jobs: worth(jobs[0]))
+    seen = []
+
+    def tried(settings):
+        seen.extend(settings)
+        return [SimpleNamespace(out=str(settings), **settings[0])]
+
+    def worth(of):
+        return (of.benign == 0.5) + (of.rho in (0.5, 2.0)) + (of.global_ == 0.0)
+
+    jobs, best = selection.select(tried, 1)
+    assert best == {"benign": 0.5, "rho": 0.5, "global_": 0.0, "discriminator_lr": 0.2}
+    assert len(seen) == 12
+    assert len(jobs) == 10  # values that are compared again are no further runs
+    assert seen[0] == {name: values[0] for name, values in selection.GRID.items()} == selection.RELEASED
 
 
 def test_the_hash_leaves_out_seed_and_place():
@@ -74,7 +115,7 @@ def test_transfer_probes_other_classes_with_the_same_encoder(data):
     for each in (job(row, 1, data, SHARED, Path("runs")) for row in EXPERIMENTS["transfer"]()):
         assert each.config.data.data == {"digits": "digits_5_9", "cifar10": "cifar100"}[data]
         assert each.source.config.data.data == {"digits": "digits_0_4", "cifar10": "cifar10"}[data]
-        assert each.source.config.objective.objective_kwargs == TWO_SIDED | each.row.objective
+        assert each.source.config.objective.objective_kwargs == each.row.objective
         assert each.config.machine.seed == each.source.config.machine.seed == 1
 
 
@@ -88,7 +129,7 @@ def test_headline_takes_the_encoders_of_the_ablation_and_all_test_images():
 
 @pytest.mark.e2e
 def test_runs_results_and_tables(results, tmp_path, few, monkeypatch):
-    chosen = [experiments.ablation()[0], ALL]
+    chosen = [rows.ablation()[0], rows.Row(ALL)]
     monkeypatch.setitem(EXPERIMENTS, "ablation", lambda: [*chosen, SUPERVISED])
     where = ["--runs", str(tmp_path / "runs"), "--at-a-time", "1", "--options.epochs", "2"]
     assert main.main(["ablation", "--seeds", "[0, 1]", *where]) == 0
@@ -99,7 +140,7 @@ def test_runs_results_and_tables(results, tmp_path, few, monkeypatch):
     assert kept["runs"][0]["pretraining"]["epochs"] == 0
     table = (results / "RESULTS.md").read_text()
     assert "## Ablation on digits" in table
-    assert f"| {ALL.label} | {kept['runs'][1]['hash']} |" in table
+    assert f"| {ALL} | {kept['runs'][1]['hash']} |" in table
     # again: nothing is done twice
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("encoder.pt")}
     assert main.main(["ablation", "--seeds", "[0, 1]", *where]) == 0
@@ -118,8 +159,8 @@ def test_runs_results_and_tables(results, tmp_path, few, monkeypatch):
 def test_transfer_and_headline_run(results, tmp_path, few, monkeypatch):
     where = ["--seeds", "[0]", "--runs", str(tmp_path / "runs"), "--at-a-time", "1", "--options.objective", "gsa_rsl"]
     for name in ("transfer", "headline"):
-        rows = EXPERIMENTS[name]()[:2]
-        monkeypatch.setitem(EXPERIMENTS, name, lambda rows=rows: rows)
+        some = EXPERIMENTS[name]()[:2]
+        monkeypatch.setitem(EXPERIMENTS, name, lambda some=some: some)
         assert main.main([name, *where]) == 0
         kept = compact.read(results / "results" / f"experiment_{name}_digits.json")
         assert len(kept["runs"]) == len(EXPERIMENTS[name]())
@@ -129,17 +170,34 @@ def test_transfer_and_headline_run(results, tmp_path, few, monkeypatch):
 
 
 @pytest.mark.e2e
+def test_a_selection_is_stored_and_becomes_a_table(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(selection, "GRID", {"benign": (2.0, 0.5), "global_": (0.1, 0.0)})
+    small = [
+        f"--options.{name}={json.dumps(value) if isinstance(value, dict) else value}" for name, value in TINY.items()
+    ]
+    where = ["--runs", str(tmp_path / "runs"), "--at-a-time", "1", "--forms", "[acl_ds]", "--seeds", "[0]"]
+    assert main.main(["selection", *where, *small]) == 0
+    kept = compact.read(results / "results" / "selection_digits_val.json")
+    assert len(kept["runs"]) == 3
+    assert {run["settings"]["base"] for run in kept["runs"]} == {"acl_ds"}
+    assert kept["runs"][0]["n"] == TINY["limit_test"]
+    table = (results / "RESULTS.md").read_text()
+    assert "## Settings of GSA-RSL, chosen on digits_val" in table
+    assert table.count("| acl_ds | **") == 1
+
+
+@pytest.mark.e2e
 def test_a_run_that_collapses_is_a_result(results, tmp_path, few, monkeypatch):
     def collapses(config, out, *_, **__):
         RunDir(out).start(config)
         raise TrainingStopped("the encoder has collapsed")
 
-    rows = [r for r in experiments.ablation() if r.label in ("global", "benign")]
-    monkeypatch.setitem(EXPERIMENTS, "ablation", lambda: rows)
+    some = [r for r in rows.ablation() if r.label in ("global", "benign")]
+    monkeypatch.setitem(EXPERIMENTS, "ablation", lambda: some)
     whole = experiments.pipeline.run
 
     def run(config, out, device):
-        return (whole if config.objective.objective_kwargs["benign"] else collapses)(config, out, device)
+        return (whole if config.objective.objective_kwargs.get("benign", 2.0) else collapses)(config, out, device)
 
     monkeypatch.setattr(experiments.pipeline, "run", run)
     where = ["--seeds", "[0]", "--runs", str(tmp_path / "runs"), "--at-a-time", "1"]

@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 
 from acl_plugin import config
 from acl_plugin.data import batches, datasets, image_files
+from acl_plugin.data.images import UNLABELED
 from acl_plugin.data.subsets import subset_rows
 from acl_plugin.errors import UsageError
 
@@ -215,3 +216,84 @@ def test_the_real_cifar10(cifar10_dir):
     pixels = loaded.train.floats()
     torch.testing.assert_close(pixels.mean((0, 2, 3)), torch.tensor(loaded.mean), atol=1e-3, rtol=0)
     torch.testing.assert_close(pixels.std((0, 2, 3)), torch.tensor(loaded.std), atol=1e-3, rtol=0)
+
+
+def test_tiny_imagenet_has_the_labels_of_its_text_files(fabricated_others):
+    tiny = datasets.load(config.preset("tiny_imagenet", data_dir=fabricated_others).data)
+    assert (tiny.shape, tiny.classes) == ((3, 64, 64), ("n01", "n02"))
+    assert tiny.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert tiny.test.labels.tolist() == [1, 0]  # in the order of the list
+    folder = fabricated_others / "tiny-imagenet-200"
+    picture = Image.open(folder / "train" / "n01" / "images" / "n01_2.JPEG")
+    assert torch.equal(tiny.train.pixels[2], torch.from_numpy(np.array(picture)).permute(2, 0, 1))
+    small = datasets.load(config.preset("tiny_imagenet", data_dir=fabricated_others, image_size=32, limit_test=1).data)
+    assert (small.shape, len(small.test)) == ((3, 32, 32), 1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "wnids.txt").unlink(), "wnids.txt is missing"),
+        (lambda d: (d / "val" / "val_annotations.txt").unlink(), "val_annotations.txt is missing"),
+        (lambda d: (d / "val" / "images" / "val_1.JPEG").unlink(), "val_1.JPEG is missing, and .* lists it"),
+        (lambda d: (d / "wnids.txt").write_text("n02\n"), "val_1.JPEG has an unknown class n01"),
+        (lambda d: (d / "wnids.txt").write_text("n02\nn01\nn03\n"), "n03/images has no image"),
+    ],
+)
+def test_a_changed_tiny_imagenet_is_refused_by_name(damage, message, fabricated_others):
+    damage(fabricated_others / "tiny-imagenet-200")
+    with pytest.raises(UsageError, match=message + ".*`data_dir` is the folder that holds tiny-imagenet-200") as error:
+        datasets.load(config.preset("tiny_imagenet", data_dir=fabricated_others).data)
+    assert error.value.parameter == "data_dir"
+
+
+def test_unlabeled_images_are_for_the_pretraining_alone(fabricated_others):
+    labeled = datasets.load(config.preset("stl10", data_dir=fabricated_others, image_size=32).data)
+    both = datasets.load(config.preset("stl10_unlabeled", data_dir=fabricated_others).data)
+    assert torch.equal(both.train.pixels, labeled.train.pixels)
+    assert labeled.pretraining is labeled.train
+    found = both.pretraining
+    assert torch.equal(found.pixels[:20], both.train.pixels)
+    assert found.labels.tolist() == [*both.train.labels.tolist(), *[UNLABELED] * 7]
+    assert found.rows.tolist() == list(range(27))  # after the 20 of training
+    options = {"data_dir": fabricated_others, "limit_unlabeled": 3}
+    assert len(datasets.load(config.preset("stl10_unlabeled", **options).data).pretraining) == 23
+
+
+@pytest.mark.parametrize(("name", "channels", "levels"), [("digits", 1, 16), ("cifar100", 3, 255)])
+def test_a_tree_of_images_takes_the_form_of_the_dataset(name, channels, levels, fabricated_others, tmp_path):
+    tree = tmp_path / "tree"
+    (tree / "deep" / "er").mkdir(parents=True)
+    (tree / "notes.txt").write_text("no image")
+    for path, size, color in (("white.png", (30, 20), (255, 255, 255)), ("deep/er/red.jpg", (50, 40), (255, 0, 0))):
+        picture = Image.new("RGB", size, color)
+        picture.paste((0, 0, 0), (0, 0, 8, 8))
+        picture.save(tree / path, quality=100)
+    folder = None if name == "digits" else fabricated_others
+    data = datasets.load(config.preset(name, data_dir=folder, unlabeled=tree).data)
+    own = data.pretraining.take(torch.arange(len(data.train), len(data.pretraining)))
+    assert own.pixels.shape == (2, *data.shape)
+    assert own.labels.tolist() == [UNLABELED, UNLABELED]
+    assert not set(own.rows.tolist()) & set(data.train.rows.tolist() + data.test.rows.tolist())
+    white, red = own.pixels.amax((2, 3)).tolist()  # sorted by folder
+    assert white == [levels] * channels
+    expected = [round(0.299 * levels)] if channels == 1 else [254, 0, 0]
+    assert red == pytest.approx(expected, abs=0.06 * levels)  # edges of a JPEG
+
+
+@pytest.mark.parametrize(("made", "message"), [(False, "is no folder"), (True, "has no image")])
+def test_a_tree_without_images_is_refused_when_the_pretraining_needs_it(made, message, tmp_path):
+    if made:
+        (tmp_path / "tree").mkdir()
+    data = datasets.load(config.preset("digits", unlabeled=tmp_path / "tree").data)  # a probe does without
+    with pytest.raises(UsageError, match=message) as error:
+        len(data.pretraining)
+    assert error.value.parameter == "unlabeled"
+
+
+def test_a_limit_above_the_number_of_unlabeled_images_is_refused(tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "one.png")
+    data = datasets.load(config.preset("digits", unlabeled=tmp_path, limit_unlabeled=2).data)
+    with pytest.raises(UsageError, match="has 1 images") as error:
+        len(data.pretraining)
+    assert error.value.parameter == "limit_unlabeled"

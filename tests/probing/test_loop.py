@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -34,6 +35,18 @@ def test_the_rate_falls_tenfold_after_the_milestones(images):
         w -= 0.1 * 0.1 ** ((step // 2 >= 2) + (step // 2 >= 4)) * buffer
     assert len(seen) == 10
     assert result == {"precision": "32-true", "loss": pytest.approx((seen[-1] + seen[-2]) / 2)}
+
+
+def test_the_cosine_of_gsa_rsl_ends_near_zero(images):
+    """Written out as in args/linear.py and utils.py of its code, where epochs count from 1."""
+    model, seen = Weight(), []
+    schedule = dataclasses.replace(PLAIN, epochs=4, cosine=True)
+    descend("test", model, [model.w], images, lambda *_: seen.append(model.w.item()) or model.w.sum(), schedule)
+    w, buffer = 0.0, 0.0
+    for step, position in enumerate([*seen, model.w.item()]):
+        assert position == pytest.approx(w, abs=1e-6)
+        buffer = 0.9 * buffer + 1
+        w -= (1e-8 + (0.1 - 1e-8) * (1 + math.cos(math.pi * (step // 2 + 1) / 4)) / 2) * buffer
 
 
 def test_the_first_of_the_best_epochs_is_kept(images):

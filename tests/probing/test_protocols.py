@@ -72,12 +72,12 @@ def test_every_protocol_gives_a_classifier_and_its_record(two_banks, protocol):
     assert not any(m.training for m in model.modules())
     pretrained = load_encoder(folder.path).backbone.state_dict()
     same = all(torch.equal(v, pretrained[k]) for k, v in model.backbone.state_dict().items())
-    assert same == (protocol in ("slf", "slf_exact", "alf"))  # to the bit
+    assert same == (protocol in ("slf", "slf_exact", "alf", "gsa_slf", "gsa_alf"))  # to the bit
     assert model.head.weight.any()
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("protocol", ["slf", "alf", "semi"])  # on benign and on PGD images, and all weights
+@pytest.mark.parametrize("protocol", ["slf", "alf", "semi", "gsa_slf"])  # on benign and on PGD images, and all weights
 def test_the_epoch_is_chosen_on_training_images_that_are_held_out(two_banks, protocol, monkeypatch):
     folder, config = two_banks
     config = config.replace(probe_protocol=protocol, probe_holdout=0.25, probe_epochs=3)

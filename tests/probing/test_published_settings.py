@@ -33,3 +33,10 @@ def test_the_published_numbers(objective, data, protocol, expected):
     settings = probe_settings(objective, data, protocol)
     names = ("probe_lr", "probe_batch_size", "probe_epochs", "probe_milestones")
     assert tuple(settings[name] for name in names) == expected
+
+
+def test_the_probes_of_gsa_rsl_have_its_settings_for_any_objective():
+    for objective, protocol in product(("gsa_rsl", "acl_ds"), ("gsa_slf", "gsa_alf")):
+        settings = probe_settings(objective, "cifar10", protocol)
+        assert (settings["probe_lr"], settings["probe_weight_decay"]) == (0.1, 1e-4)
+        assert (settings["probe_batch_size"], settings["probe_epochs"]) == (512, 100)

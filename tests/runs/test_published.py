@@ -1,5 +1,6 @@
 """Each published layout is made from a random ResNet-18 and read back; functions are compared, not keys."""
 
+import argparse
 import dataclasses
 import os
 import pickle
@@ -19,6 +20,7 @@ from acl_plugin.models.backbones import create_backbone
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.runs import layouts
 from acl_plugin.runs.checkpoint_file import CONTAINERS
+from acl_plugin.runs.discriminator import logits, read_discriminator
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.imported_head import Head, accuracies, judge
 from acl_plugin.runs.layouts import CIFAR, IMAGENET, LAYOUTS, NONE
@@ -30,10 +32,10 @@ SMALL = {"channels": [8, 8, 16, 16]}
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def network(seed, stem="cifar"):
-    """Plain weights of a small ResNet-18 with statistics that are not trivial."""
+def network(seed, backbone="resnet18", stem="cifar"):
+    """Plain weights of a small ResNet with statistics that are not trivial."""
     torch.manual_seed(seed)
-    spec = ModelSpec("resnet18", SMALL, stem, (3, 32, 32), (0,) * 3, (1,) * 3)
+    spec = ModelSpec(backbone, SMALL, stem, (3, 32, 32), (0,) * 3, (1,) * 3)
     state = create_backbone(spec)[0].state_dict()
     for key, value in state.items():
         if key.endswith("running_var") or (value.dim() == 1 and key.endswith("weight")):
@@ -57,13 +59,25 @@ def banked(states):
     return merged
 
 
+def two_norms(states, shortcut=3):
+    """The names of GSA-RSL's code, where norms are lists and a shortcut is one more layer of its block."""
+    merged = {}
+    for number, state in enumerate(states):
+        for key, value in state.items():
+            key = key.replace("downsample.0.", f"conv{shortcut}.").replace("downsample.1.", f"bn{shortcut}.")
+            layer, leaf = key.rsplit(".", 1)
+            own = f"{layer}.{number}.{leaf}" if layer.split(".")[-1].startswith("bn") else key
+            merged[f"encoder.{own}"] = value
+    return merged
+
+
 def bank_of(first, other):
     """The convolutions of ``first`` and the norms of ``other``."""
     return {k: other[k] if "bn" in k or "downsample.1" in k else v for k, v in first.items()}
 
 
-def forward(state, x, normalization, padding=1):
-    """ResNet-18 in eval mode, written out: (B, 3, H, W) in [0, 1] -> (B, D)."""
+def forward(state, x, normalization, padding=1, identity=True):
+    """ResNet-18 in eval mode, written out: (B, 3, H, W) in [0, 1] -> (B, D); GSA-RSL's code has no identities."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalization)
 
     def norm(h, name):
@@ -78,7 +92,9 @@ def forward(state, x, normalization, padding=1):
             out = norm(F.conv2d(out, state[f"{name}.conv2.weight"], padding=1), f"{name}.bn2")
             if f"{name}.downsample.0.weight" in state:
                 h = norm(F.conv2d(h, state[f"{name}.downsample.0.weight"], stride=stride), f"{name}.downsample.1")
-            h = F.relu(out + h)
+                h = F.relu(out + h)
+            else:
+                h = F.relu(out + h) if identity else F.relu(out)
     return h.mean((2, 3))
 
 
@@ -144,6 +160,19 @@ def made(layout):
         extra |= prefixed("head_pred.", {"0.weight": torch.randn(4, 4)}) | {"head_ce.weight": torch.randn(2, 2)}
         weights = banked([clean, adv, ce]) | prefixed("head_proj.", g.state_dict()) | extra
         return {"model": prefixed("module.", weights), "epoch": 3}, {"normal": clean, "pgd": adv, "pgd_ce": ce}, g
+    if layout == "two_norms":
+        torch.manual_seed(7)
+        g, h = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 128)), nn.Linear(128, 1)
+        weights = two_norms([clean, adv]) | prefixed("encoder.", normalization_buffers(IMAGENET))
+        weights |= prefixed("head.", g.state_dict()) | head
+        args = argparse.Namespace(learning_rate=0.5, dataset="cifar10", stra="ours")
+        content = {"args": args, "epoch": 500, "model": weights, "discriminator": prefixed("d.0.", h.state_dict())}
+        return content | {"optimizer": {"state": {}}, "d_optimizer": None}, two, g
+    if layout == "two_norms_bottleneck":
+        clean = network(0, "resnet50")
+        two = {"normal": clean, "pgd": bank_of(clean, network(1, "resnet50"))}
+        weights = two_norms(list(two.values()), shortcut=4) | prefixed("encoder.", normalization_buffers(IMAGENET))
+        return {"model": weights}, two, None
     if layout == "adv_suffix":
         weights = {}
         for number, state in enumerate((clean, adv)):
@@ -165,6 +194,7 @@ def made(layout):
 
 
 EXPECTED = {
+    "two_norms": IMAGENET,
     "banks": ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
     "banks, pseudo-label head": IMAGENET,
     "momentum": IMAGENET,
@@ -212,17 +242,53 @@ def test_every_layout_gives_the_function_of_the_file(layout, tmp_path, images):
         backbone.eval()
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (published.spec.mean, published.spec.std))
         with torch.no_grad():
-            ours, theirs = backbone((images - mean) / std), forward(state, images, EXPECTED[layout], padding)
+            ours, theirs = (
+                backbone((images - mean) / std),
+                forward(state, images, EXPECTED[layout], padding, layout != "two_norms"),
+            )
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_every_layout_is_tested():
-    assert {name.split(",")[0] for name in EXPECTED} == set(LAYOUTS)
+    assert {name.split(",")[0] for name in EXPECTED} | {"two_norms_bottleneck"} == set(LAYOUTS)
+
+
+def test_bottleneck_blocks_of_gsa_rsl_keep_their_third_convolution(tmp_path):
+    content, banks, _ = made("two_norms_bottleneck")
+    published = read(saved(tmp_path, content), backbone="resnet50", backbone_kwargs=SMALL)
+    assert published.layout == "two_norms_bottleneck"
+    for name, state in banks.items():
+        assert all(torch.equal(published.banks[name][key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_the_discriminator_of_gsa_rsl_is_kept_for_audits(deep, tmp_path, images, config):
+    content, banks, projector = made("two_norms")
+    h = nn.Sequential(nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 1)) if deep else nn.Sequential(nn.Linear(128, 1))
+    content["discriminator"] = prefixed("d.", h.state_dict())
+    run = RunDir(tmp_path / "run")
+    import_run(saved(tmp_path, content), run, config)
+    encoder, (layer, found) = load_encoder(run.path), read_discriminator(run)
+    assert layer == "projections"
+    with torch.no_grad():
+        features = F.normalize(forward(banks["pgd"], images, IMAGENET, identity=False), dim=1)
+        expected = h(F.normalize(projector(features), dim=1)).squeeze(1)
+    torch.testing.assert_close(encoder.features(images), features, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logits(encoder, layer, found, features).float(), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weights", [{"d.0.weight": torch.zeros(1, 5, 5)}, {"d.1.weight": torch.zeros(1, 128)}])
+def test_another_discriminator_is_refused(weights, tmp_path, config):
+    content, _, _ = made("two_norms")
+    with pytest.raises(UsageError, match="does not fit a discriminator"):
+        import_run(saved(tmp_path, content | {"discriminator": weights}), RunDir(tmp_path / "run"), config)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    ("layout", "bank"), [("banks", None), ("banks", "normal"), ("clustered", "pgd_ce"), ("student", None)]
+    ("layout", "bank"),
+    [("banks", None), ("two_norms", None), ("banks", "normal"), ("clustered", "pgd_ce"), ("student", None)],
 )
 def test_an_imported_run_is_ready_to_be_probed(layout, bank, tmp_path, images, config):
     content, banks, projector = made(layout)
@@ -232,9 +298,11 @@ def test_an_imported_run_is_ready_to_be_probed(layout, bank, tmp_path, images, c
     encoder = load_encoder(run.path)
     padding = 2 if layout == "student" else 1
     with torch.no_grad():
-        theirs = forward(banks[name], images, EXPECTED[layout], padding)
+        theirs = forward(banks[name], images, EXPECTED[layout], padding, layout != "two_norms")
+        theirs = F.normalize(theirs, dim=1) if LAYOUTS[layout].normalized else theirs
         torch.testing.assert_close(encoder.features(images), theirs, atol=1e-5, rtol=1e-4)
-        benign = forward(next(iter(banks.values())), images, EXPECTED[layout], padding)
+        benign = forward(next(iter(banks.values())), images, EXPECTED[layout], padding, layout != "two_norms")
+        benign = F.normalize(benign, dim=1) if LAYOUTS[layout].normalized else benign
         torch.testing.assert_close(load_encoder(run.path, benign=True).features(images), benign, atol=1e-5, rtol=1e-4)
         if projector is not None and name == "pgd":
             torch.testing.assert_close(encoder(images), projector(theirs), atol=1e-4, rtol=1e-3)
@@ -300,7 +368,10 @@ def bad(tmp_path, kind):
         ("truncated", "damaged or no checkpoint of PyTorch"),
         ("no weights", "holds no weights by name; looked into state_dict_dual, state_dict"),
         ("list", "holds no weights by name"),
-        ("unknown", r"no known layout; tried momentum, .*, plain; its first keys: stem.weight, blocks.0.weight"),
+        (
+            "unknown",
+            r"no known layout; tried two_norms_bottleneck, .*, plain; its first keys: stem.weight, blocks.0.weight",
+        ),
         ("wide", "is a WideResNet for small images, which timm does not have"),
         ("our own", "is a model of acl_plugin already; use the run folder"),
         ("missing", "does not fit resnet18: missing: layer2.0.conv1.weight"),

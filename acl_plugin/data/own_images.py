@@ -1,0 +1,84 @@
+"""Images of one's own: folders by class, and trees of images without labels."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from acl_plugin.config import DataConfig
+from acl_plugin.data.image_files import read_images, require_memory
+from acl_plugin.data.image_folders import LAYOUT, list_splits, list_tree
+from acl_plugin.data.images import UNLABELED, DataSet, Images
+from acl_plugin.data.subsets import require_rows, subset_rows
+from acl_plugin.errors import UsageError
+from acl_plugin.registry import DATASETS
+
+Listing = tuple[list[Path], Tensor]
+
+
+@DATASETS.register("image_folder")
+def _image_folder(config: DataConfig) -> DataSet:
+    """Your own images in --data-dir, train/CLASS/* and test/CLASS/* (or val/CLASS/*), resized to --image-size."""
+    root, side = config.data_dir, config.image_size
+    if root is None or side is None:
+        name, allowed = ("data_dir", f"a folder with {LAYOUT}") if root is None else ("image_size", "8 pixels or more")
+        raise UsageError(f"image_folder needs `{name}`: {allowed}", parameter=name, given=None, allowed=allowed)
+    if config.download:
+        raise UsageError(
+            "`download`: image_folder is a folder of your own. Leave the option out.",
+            parameter="download",
+            given=True,
+            allowed=False,
+        )
+    train, test = list_splits(root)
+    pair = read_splits(config, (train.paths, train.labels), (test.paths, test.labels), side)
+    return DataSet(config.data, *pair, train.classes, *pair[0].mean_and_std())
+
+
+def read_splits(config: DataConfig, train: Listing, test: Listing, side: int) -> tuple[Images, Images]:
+    """Return the training and test images of a configuration, of which only those within its limits are read.
+
+    Args:
+        config: configuration with the limits.
+        train, test: N files with their (N,) labels.
+        side: side in pixels to which they are resized.
+
+    Raises:
+        UsageError: for a limit above the number of images, a file that cannot be read, or too little memory.
+    """
+    require_rows(config, len(train[0]), len(test[0]))
+    limits = config.limit_train, config.limit_test
+    rows = [subset_rows(labels, n or len(labels)) for (_, labels), n in zip((train, test), limits, strict=True)]
+    require_memory(sum(map(len, rows)), 3, side)
+
+    def images(listed: Listing, chosen: Tensor) -> Images:
+        paths, labels = listed
+        pixels, hashes = read_images([paths[row] for row in chosen.tolist()], side)
+        return Images(pixels, labels[chosen], chosen, levels=255, hashes=hashes)
+
+    return images(train, rows[0]), images(test, rows[1])
+
+
+def read_tree(root: Path, like: Images, limit: int | None) -> Images:
+    """Return the images in a folder, at any depth and without labels, in the form of other images.
+
+    They are resized to the same size; for one channel, they become gray.
+
+    Args:
+        root: folder of images.
+        like: images that they are joined with.
+        limit: number of images to read; None for all.
+
+    Raises:
+        UsageError: for a folder without images, or fewer than ``limit``.
+    """
+    paths = list_tree(root)
+    if limit is not None and limit > len(paths):
+        message = f"`limit_unlabeled` {limit}: {root} has {len(paths)} images"
+        raise UsageError(message, parameter="limit_unlabeled", given=limit, allowed=f"at most {len(paths)}")
+    chosen = subset_rows(torch.zeros(len(paths)), limit or len(paths))
+    channels, side = like.pixels.shape[1:3]
+    pixels, hashes = read_images([paths[row] for row in chosen.tolist()], side, channels)
+    if like.levels != 255:
+        pixels = (pixels.float() * like.levels / 255).round().to(torch.uint8)
+    return Images(pixels, torch.full_like(chosen, UNLABELED), chosen, like.levels, hashes)
