@@ -384,6 +384,8 @@ def test_exported_classifiers_are_no_backbones(run):
         ({"transferred_from": "cifar10"}, "cifar10_val", (True, "pretrained on cifar10")),
         ({"transferred_from": "stl10"}, "cifar10", (True, "pretrained on stl10")),
         ({"transferred_from": "image_folder"}, "cifar10", (True, "pretrained on image_folder")),
+        ({"unlabeled": "photos"}, "cifar10", (True, "pretrained on unlabeled images (photos)")),
+        ({"transferred_from": "stl10_unlabeled"}, "stl10", (False, "pretrained and probed on stl10 alone")),
     ],
 )
 def test_additional_data_follows_what_the_run_saw(tmp_path, pretraining, data, expected):
@@ -429,6 +431,11 @@ def test_additional_data_of_teachers_and_pseudo_labels(tmp_path):
         teacher.start(preset(name, objective="simclr"))
         write_json(teacher.pretraining_file, {"seconds": 1.0})
         run.start(preset("cifar10", objective="deacl", objective_kwargs={"teacher": str(teacher.path)}))
+        write_json(run.pretraining_file, {"seconds": 1.0})
+        assert additional_data(run, "cifar10")[0] is (name == "stl10")
+        shutil.rmtree(run.path)
+        of_base = {"base": "deacl", "base_kwargs": {"teacher": str(teacher.path)}}
+        run.start(preset("cifar10", objective="gsa_rsl", objective_kwargs=of_base))
         write_json(run.pretraining_file, {"seconds": 1.0})
         assert additional_data(run, "cifar10")[0] is (name == "stl10")
         shutil.rmtree(run.path)

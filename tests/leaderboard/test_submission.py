@@ -327,6 +327,7 @@ def test_the_teacher_and_the_pseudo_labels_of_a_run_are_in_its_folder(teacher_ru
         ("imported", {"file": "acl.pt", "sha256": "abc"}, {}, "the encoder was imported (file acl.pt, sha256 abc)"),
         ("simclr", {}, {"transferred_from": "stl10", "encoder_sha256": "abc"}, "transferred, of a run on stl10"),
         ("deacl", {"teacher": "/home/me/gone"}, {"seconds": 1.0}, "teacher gone is not there"),
+        ("gsa_rsl", {"base": "deacl", "base_kwargs": {"teacher": str(ROOT)}}, {"seconds": 1.0}, "base_kwargs.teacher"),
     ],
 )
 def test_what_cannot_be_repeated_names_its_source(tmp_path, objective, settings, pretraining, told):

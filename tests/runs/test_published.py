@@ -432,18 +432,19 @@ def test_a_normalization_that_is_not_stored_is_decided_by_the_layout_or_refused(
     for key in [key for key in weights if "normalize." in key]:
         del weights[key]
     path = saved(tmp_path, content)
+    network_of = {"backbone": "resnet50" if "bottleneck" in layout else "resnet18", "backbone_kwargs": SMALL}
     if layout in NEVER_STORED:
-        spec = read(path, backbone_kwargs=SMALL).spec
+        spec = read(path, **network_of).spec
         assert (spec.mean, spec.std) == NEVER_STORED[layout]
     else:
         with pytest.raises(UsageError, match="does not store how its images are normalized") as error:
-            read(path, backbone_kwargs=SMALL)
+            read(path, **network_of)
         assert (error.value.parameter, error.value.allowed) == ("normalization", ("none", "cifar", "imagenet"))
     for said, expected in layouts.NORMALIZATIONS.items():
-        spec = read(path, backbone_kwargs=SMALL, normalization=said).spec
+        spec = read(path, **network_of, normalization=said).spec
         assert (spec.mean, spec.std) == expected
     with pytest.raises(UsageError) as error:
-        read(path, backbone_kwargs=SMALL, normalization="cifra")
+        read(path, **network_of, normalization="cifra")
     assert error.value.parameter == "normalization"
 
 

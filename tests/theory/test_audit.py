@@ -127,11 +127,11 @@ def test_an_audit_that_was_stopped_resumes_to_the_same_rows(runs, monkeypatch):
     once = audit.audit_encoder
     left = [True, True]
 
-    def stops(*arguments):
+    def stops(*arguments, **options):
         if not left:
             raise KeyboardInterrupt
         left.pop()
-        return once(*arguments)
+        return once(*arguments, **options)
 
     monkeypatch.setattr(audit, "audit_encoder", stops)
     with pytest.raises(KeyboardInterrupt):
