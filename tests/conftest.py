@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -47,6 +48,7 @@ OPTIONS = [f"--{k.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else 
 FINISHED = [*OPTIONS, "--limit-test=24", "--keep-every=1"]
 """Of ``finished_run``."""
 
+HOMES = itertools.count()
 TIERS = ("e2e", "ddp", "slow")
 
 
@@ -59,9 +61,10 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def _quiet_and_apart(tmp_path, monkeypatch):
+def _quiet_and_apart(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's index of exported models; Lightning keeps to warnings."""
-    monkeypatch.setenv("ACL_PLUGIN_HOME", str(tmp_path / "home"))
+    home = tmp_path_factory.getbasetemp() / f"home-{next(HOMES)}"  # made by what writes to it
+    monkeypatch.setenv("ACL_PLUGIN_HOME", str(home))
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with on_stderr():
         yield

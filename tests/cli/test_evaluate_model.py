@@ -153,6 +153,7 @@ def test_a_network_of_timm_has_its_own_normalization(monkeypatch):
         load_model("timm:any.weights", "digits", "Linf", 3)
 
 
+@pytest.mark.e2e
 def test_a_model_of_robustbench(monkeypatch):
     import robustbench
 

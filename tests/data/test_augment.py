@@ -78,6 +78,7 @@ def test_high_frequencies_of_flat_and_checkered_images():
     torch.testing.assert_close(high_pass(checkered), checkered - 0.5, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.e2e
 def test_blur_and_crop_are_options_of_the_strong_view():
     torch.manual_seed(0)
     x = torch.rand(256, 3, 32, 32)

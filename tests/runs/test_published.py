@@ -253,6 +253,7 @@ def test_every_layout_is_tested():
     assert {name.split(",")[0] for name in EXPECTED} | {"two_norms_bottleneck"} == set(LAYOUTS)
 
 
+@pytest.mark.e2e
 def test_bottleneck_blocks_of_gsa_rsl_keep_their_third_convolution(tmp_path):
     content, banks, _ = made("two_norms_bottleneck")
     published = read(saved(tmp_path, content), backbone="resnet50", backbone_kwargs=SMALL)
@@ -261,6 +262,7 @@ def test_bottleneck_blocks_of_gsa_rsl_keep_their_third_convolution(tmp_path):
         assert all(torch.equal(published.banks[name][key], value) for key, value in state.items())
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("deep", [False, True])
 def test_the_discriminator_of_gsa_rsl_is_kept_for_audits(deep, tmp_path, images, config):
     content, banks, projector = made("two_norms")

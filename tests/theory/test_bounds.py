@@ -161,6 +161,7 @@ def test_verdicts(right, certain, verdict):
     assert Bound("x", 1.0, right, certain, "none", limit=2.0).verdict == verdict
 
 
+@pytest.mark.e2e
 def test_a_certain_bound_that_is_violated_raises_even_without_assertions():
     require_certain([Bound("x", 1.0, 0.9, False, "none"), Bound("x", 1.0, 1.0, True, "none")])
     with pytest.raises(EvaluationStopped, match="the x bound is violated \\(1 > 0.9\\)"):

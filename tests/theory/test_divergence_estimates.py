@@ -73,6 +73,7 @@ def test_js_is_about_0_for_equal_distributions(size):
     assert found.value <= 3 * (found.rows.std() / math.sqrt(250)).item() + 1e-3
 
 
+@pytest.mark.e2e
 def test_a_score_is_a_critic_and_the_estimate_is_the_largest():
     torch.manual_seed(0)
     p, q = torch.randn(200, 2), torch.randn(200, 2)
@@ -83,6 +84,7 @@ def test_a_score_is_a_critic_and_the_estimate_is_the_largest():
     assert {name: told.by[name] for name in alone.by} == alone.by
 
 
+@pytest.mark.e2e
 def test_joint_js_is_at_least_js_and_sees_labels_that_change_sides():
     torch.manual_seed(0)
     labels = torch.arange(400) % 2
@@ -97,6 +99,7 @@ def test_joint_js_is_at_least_js_and_sees_labels_that_change_sides():
     assert joint_jensen_shannon(p, p, labels, high, seed=0).value == high.value
 
 
+@pytest.mark.e2e
 def test_joint_js_is_at_least_that_of_the_one_bit():
     """Wrong predictions alone, which the features do not show, are seen by the score of the bit."""
     torch.manual_seed(0)
@@ -111,6 +114,7 @@ def test_joint_js_is_at_least_that_of_the_one_bit():
     assert found.value >= found.by["prediction right"]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("n", [250, 1000])
 @pytest.mark.parametrize(("kind", "size", "exact"), [("shift", 16, 4.0), ("shift", 128, 4.0), ("scale", 128, 3.387)])
 def test_wasserstein_is_near_the_distance_of_two_gaussians(kind, size, exact, n):

@@ -17,6 +17,7 @@ def measured(benign, adversarial, labels, classes):
     return of(benign, adversarial), null_value(of, benign, adversarial, seed=0)
 
 
+@pytest.mark.e2e
 def test_label_shift_is_that_of_two_known_distributions():
     torch.manual_seed(0)
     labels = torch.arange(400) % 2
@@ -28,6 +29,7 @@ def test_label_shift_is_that_of_two_known_distributions():
     assert null < 0.5
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("n", [100, 500, 2000])
 def test_overlapping_classes_without_a_shift_read_about_their_null_value(n):
     """The two probes of fixed weight decay differ by 1.35 to 1.53 of 2 here."""
