@@ -157,7 +157,7 @@ def parse(
     if shows:
         options = parser.parse(arguments).as_dict()
     usual = {action.dest: action.default for action in parser._actions}
-    for name in ("data_dir", "unlabeled"):
+    for name in configuration.PATHS:
         if usual.get(name) is not None:
             usual[name] = Path(usual[name])
     unused.refuse([found | options], usual, uses)
@@ -167,7 +167,8 @@ def parse(
 def defaults_of_data(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults for the dataset, backbone, norm and objective of the command line."""
     norm = given.get("norm")
-    return {"norm": norm} | configuration.defaults(given["data"], given["backbone"], norm, given.get("objective"))
+    chosen = given["backbone"], norm, given.get("objective")
+    return {"norm": norm} | configuration.defaults(given["data"], *chosen, pretrained=given.get("pretrained") is True)
 
 
 def defaults_of_run(given: Mapping[str, Any]) -> dict[str, Any]:

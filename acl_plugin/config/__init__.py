@@ -17,6 +17,7 @@ from acl_plugin.config.presets import (
 )
 from acl_plugin.config.ranges import RANGES, check
 from acl_plugin.config.sections import (
+    PATHS,
     SECTION_OF,
     SECTIONS,
     TWO_SIDED,
@@ -35,6 +36,7 @@ from acl_plugin.config.sections import (
 
 __all__ = [
     "FOLLOWING",
+    "PATHS",
     "PRESETS",
     "RANGES",
     "SECTIONS",

@@ -89,13 +89,19 @@ def used(data: str = "digits", **options: Any) -> dict[str, Any]:
 def usual(config: RunConfig) -> RunConfig:
     """Return the defaults for the dataset, backbone, norm and objective of ``config``."""
     data, backbone, norm = config.data.data, config.encoder.backbone, config.threat.norm
-    return in_sections({"data": data} | defaults(data, backbone, norm, config.objective.objective))
+    given = defaults(data, backbone, norm, config.objective.objective, pretrained=config.encoder.pretrained)
+    return in_sections({"data": data} | given)
 
 
 def defaults(
-    data: str, backbone: str | None = None, norm: str | None = None, objective: str | None = None
+    data: str,
+    backbone: str | None = None,
+    norm: str | None = None,
+    objective: str | None = None,
+    *,
+    pretrained: bool = False,
 ) -> dict[str, Any]:
-    """Return the defaults that differ from the general ones for a dataset, backbone, norm and objective.
+    """Return the defaults that differ from the general ones for a dataset, backbone, norm, objective and weights.
 
     Raises:
         UsageError: for an unknown dataset.
@@ -112,6 +118,8 @@ def defaults(
         found |= {"backbone_kwargs": {}}
     if objective not in (None, found.get("objective", ObjectiveConfig.objective)):
         found |= {"objective_kwargs": {}}
+    if pretrained:
+        found |= {"stem": "native"}
     if norm == "L2":
         found |= L2.get(data, L2["cifar10"])
     return found
@@ -146,7 +154,7 @@ def from_dict(values: dict[str, Any]) -> RunConfig:
             raise unknown("option", str(option), SECTION_OF)
     data = options.get("data", DataConfig.data)
     chosen = (options.get(name) for name in ("backbone", "norm", "objective"))
-    config = in_sections(defaults(data, *chosen) | options)
+    config = in_sections(defaults(data, *chosen, pretrained=options.get("pretrained") is True) | options)
     check(config)
     return config
 

@@ -9,15 +9,21 @@ from acl_plugin.validation import Range, check_value, require_eps
 
 RANGES = {
     **dict.fromkeys(
-        "epochs attack_steps checkpoint_every devices num_nodes accumulate_grad_batches probe_epochs probe_batch_size "
+        "attack_steps checkpoint_every devices num_nodes accumulate_grad_batches probe_epochs probe_batch_size "
         "limit_unlabeled eval_batch_size coreset_every aft_epochs limit_test".split(),
         Range(1),
     ),
-    **dict.fromkeys("keep_every knn_every lr aft_lr probe_lr weight_decay probe_weight_decay".split(), Range(0)),
+    **dict.fromkeys("epochs keep_every knn_every lr aft_lr probe_lr weight_decay probe_weight_decay".split(), Range(0)),
     **dict.fromkeys(
         "eps_ramp warmup coreset_warmup coreset_fraction probe_holdout label_fraction blur".split(), Range(0, 1)
     ),
-    **{"batch_size": Range(2), "limit_train": Range(2), "image_size": Range(8), "seed": Range(0, 2**63 - 1)},
+    **{
+        "batch_size": Range(2),
+        "limit_train": Range(2),
+        "image_size": Range(8),
+        "input_size": Range(8),
+        "seed": Range(0, 2**63 - 1),
+    },
     "crop_scale": Range(0, 1, open=True),
 }
 """Ranges of the numeric options."""
@@ -36,6 +42,10 @@ def check(config: RunConfig) -> None:
     probe = config.probe
     if probe.probe_protocol not in PROTOCOLS:
         raise unknown("`probe_protocol`", probe.probe_protocol, PROTOCOLS.names(), parameter="probe_protocol")
+    encoder = config.encoder
+    if encoder.pretrained and encoder.stem != "native":
+        message = f"`stem` {encoder.stem}: pretrained weights are of the stem native; leave the option out"
+        raise UsageError(message, parameter="stem", given=encoder.stem, allowed=("native",))
     falls = probe.probe_milestones
     if falls != sorted(falls) or any(share not in Range(0, 1, open=True) for share in falls):
         allowed = f"a rising list, each {Range(0, 1, open=True)}"

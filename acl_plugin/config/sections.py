@@ -8,6 +8,9 @@ from typing import Any, Literal
 from acl_plugin.runtime.paths import user_path
 from acl_plugin.validation import plain
 
+PATHS = frozenset({"data_dir", "unlabeled", "pretrained_file"})
+"""Options that are paths, in which a tilde is expanded."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -15,7 +18,9 @@ class Section:
 
     def __post_init__(self) -> None:
         for name, value in list(vars(self).items()):
-            object.__setattr__(self, name, plain(value))
+            of_yaml = plain(value)
+            is_path = name in PATHS and isinstance(of_yaml, str)
+            object.__setattr__(self, name, user_path(of_yaml, name) if is_path else of_yaml)
 
 
 @dataclass(frozen=True)
@@ -39,12 +44,6 @@ class DataConfig(Section):
     image_size: int | None = None
     """Side in pixels to which all images are resized; null keeps the dataset's own size."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("data_dir", "unlabeled"):
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, user_path(getattr(self, name), name))
-
 
 @dataclass(frozen=True)
 class ThreatConfig(Section):
@@ -64,6 +63,14 @@ class EncoderConfig(Section):
     """Any timm model by name (`acl-plugin list backbones`)."""
     backbone_kwargs: dict[str, Any] = field(default_factory=lambda: {"stem_width": 8, "channels": [16, 32, 64, 128]})
     """Arguments of timm.create_model."""
+    pretrained: bool = False
+    """Start from timm's weights of the backbone, whose name may have a tag (resnet18.a1_in1k). The network keeps its
+    stem, and has the normalization and the input size of these weights."""
+    pretrained_file: Path | None = None
+    """Local file of these weights in timm's names (safetensors, or tensors by torch.save), instead of timm's hub."""
+    input_size: int | None = None
+    """Side in pixels to which the encoder resizes its images; null for that of the pretrained weights, or the images'
+    own."""
     stem: Literal["cifar", "cifar_padding_2", "native"] = "cifar"
     """cifar: stride 1 and no pooling in the first layers (patches of an eighth of the side); cifar_padding_2: the same
     with DeACL's padding; native: as in timm."""
@@ -106,7 +113,7 @@ class TrainingConfig(Section):
     """Pretraining"""
 
     epochs: int = 32
-    """Number of pretraining epochs."""
+    """Number of pretraining epochs; 0 keeps the initial encoder."""
     batch_size: int = 128
     """Images per batch and device (two views each)."""
     optimizer: Literal["adamw", "sgd", "lars", "lamb", "lion"] = "adamw"

@@ -106,6 +106,7 @@ ATTACKED = Use("objective", _has_attack, "objectives that have an inner attack")
 RUN: Uses = {
     "data_dir": (FROM_FILES,),
     "download": (Use("data", DOWNLOADED),),
+    "pretrained_file": (Use("pretrained", lambda o: o["pretrained"], "--pretrained"),),
     "limit_unlabeled": (Use("data", _has_unlabeled, "stl10_unlabeled, or with --unlabeled DIR"),),
     "attack_steps": (ATTACKED, Use("attack", lambda o: o["attack"] not in WITHOUT_STEPS, "attacks of several steps")),
     "augment": (Use("objective", _has_views, "objectives that draw views"),),

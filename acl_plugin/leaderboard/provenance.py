@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from acl_plugin.errors import UsageError
+from acl_plugin.models.pretrained import PRETRAINED
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels
 from acl_plugin.runs.records import read_record
@@ -55,6 +56,9 @@ def sources(run: RunDir) -> Sources:
         if record.get("transferred_from") == config.data.data == "image_folder":
             found.unknown.append("another image_folder")
         found.seen[pretrained_on] = f"pretrained on {pretrained_on}"
+        if record.get("pretrained"):
+            name = record["pretrained"]["name"]
+            found.seen[f"the weights {name}"] = f"started from the pretrained weights {name}"
         if record.get("unlabeled"):
             found.seen[f"unlabeled {record['unlabeled']}"] = f"pretrained on unlabeled images ({record['unlabeled']})"
     settings = config.objective.objective_kwargs
@@ -62,7 +66,10 @@ def sources(run: RunDir) -> Sources:
     for setting, value in (settings | (of_base if isinstance(of_base, dict) else {})).items():
         if config.objective.objective == "imported" or not isinstance(value, str):
             continue
-        if setting == "teacher":
+        if setting == "teacher" and value == PRETRAINED:
+            name = config.encoder.backbone
+            found.seen[f"the weights {name}"] = f"taught by the pretrained weights {name}"
+        elif setting == "teacher":
             found.add(_of_teacher(RunDir(value)), "taught by")
         elif setting == "pseudo_labels":
             found.add(_of_labels(Path(value)), "trained on pseudo-labels of")

@@ -6,6 +6,7 @@ from typing import Any
 
 from acl_plugin import config as configuration
 from acl_plugin.config import ProbeConfig, RunConfig
+from acl_plugin.models.pretrained import PRETRAINED
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.records import read_record
 
@@ -63,7 +64,7 @@ def _pretraining(run: RunDir, name: str, out: str, data: str) -> tuple[dict[str,
     config, lines = run.read_config(), []
     files: dict[str, bytes] = {}
     settings, possible = config.objective.objective_kwargs, not _elsewhere(run)
-    if possible and settings.get("teacher"):
+    if possible and settings.get("teacher", PRETRAINED) != PRETRAINED:
         files, first = _pretraining(RunDir(settings["teacher"]), f"{TEACHER}.yaml", TEACHER, data)
         lines += first or []
     if possible and settings.get("pseudo_labels"):
@@ -80,7 +81,9 @@ def _shared(run: RunDir, config: RunConfig) -> RunConfig:
     """Return the configuration with the probe's later settings and without machine-specific ones."""
     probed = read_record(run.probe_file) if run.probe_file.is_file() else {}
     given = {f.name: probed[f.name] for f in fields(ProbeConfig) if f.name in probed}
-    return config.replace(**given, data_dir=None, download=False, unlabeled=None, accelerator="auto")
+    return config.replace(
+        **given, data_dir=None, download=False, unlabeled=None, pretrained_file=None, accelerator="auto"
+    )
 
 
 def _elsewhere(run: RunDir) -> list[str]:
@@ -96,12 +99,14 @@ def _elsewhere(run: RunDir) -> list[str]:
     reasons = [] if record else [f"{run.pretraining_file.name} is missing"]
     if config.data.unlabeled is not None:
         reasons.append(f"unlabeled images of the folder {config.data.unlabeled.name} on the author's machine")
+    if config.encoder.pretrained_file is not None:
+        reasons.append(f"the pretrained weights in {config.encoder.pretrained_file.name} on the author's machine")
     of_base = config.objective.objective_kwargs.get("base_kwargs")
     for setting, value in (of_base if isinstance(of_base, dict) else {}).items():
         if isinstance(value, str) and Path(value).exists():
             reasons.append(f"objective_kwargs.base_kwargs.{setting} is {Path(value).name} on the author's machine")
     for setting, value in config.objective.objective_kwargs.items():
-        path = Path(value) if isinstance(value, str) else None
+        path = Path(value) if isinstance(value, str) and value != PRETRAINED else None
         if path is None:
             continue
         if setting == "teacher" and RunDir(path).config_file.is_file():
@@ -117,7 +122,7 @@ def _portable(setting: str, value: Any) -> Any:
     """Return a setting of an objective without local folders."""
     if isinstance(value, dict):
         return {k: _portable("", v) for k, v in value.items()}
-    if not isinstance(value, str):
+    if not isinstance(value, str) or value == PRETRAINED:
         return value
     return SHIPPED[setting] if setting in SHIPPED else Path(value).name if Path(value).exists() else value
 

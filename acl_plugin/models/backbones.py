@@ -45,8 +45,8 @@ def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
     refused = sorted(ELSEWHERE & spec.kwargs.keys())
     if refused:
         raise UsageError(
-            f"`backbone_kwargs.{refused[0]}` is not taken: a pretraining starts from random weights, it cannot start "
-            f"from pretrained ones; to probe and evaluate a published checkpoint, use acl-plugin import",
+            f"`backbone_kwargs.{refused[0]}` is not taken; to start from timm's weights give `pretrained`, to probe "
+            f"and evaluate a published checkpoint use acl-plugin import",
             parameter="backbone_kwargs",
             given=spec.kwargs,
         )
@@ -124,7 +124,7 @@ def _fitted(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
 
 def _sizes(spec: ModelSpec) -> list[tuple[int, int]]:
     """Return the sizes to try: the images' own, then larger ones."""
-    _, height, width = spec.shape
+    height, width = spec.input_size or spec.shape[1:]
     if not spec.every_pixel:
         return [(height, width)]
     own = _own_size(spec)
@@ -175,7 +175,10 @@ def _create_fixed_size(spec: ModelSpec, size: tuple[int, int], native: int) -> t
     if given is not None:
         return _create(spec), (given, given) if isinstance(given, int) else (given[0], given[1])
     if spec.stem == "native":
-        return _create(spec), (native, native)
+        own = (native, native)
+        if spec.input_size in (None, own):
+            return _create(spec), own
+        return _create(spec, img_size=size), size
     try:
         return _create(spec, img_size=size, patch_size=max(1, min(size) // 8)), size
     except TypeError:  # its patch size is part of its name

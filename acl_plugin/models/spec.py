@@ -27,6 +27,7 @@ class ModelSpec:
         every_pixel: enlarge images if the network would drop border pixels. False for files that do not record it,
             whose models were trained without it.
         normalized: divide features by their L2 norm, before projector and head.
+        input_size: (H', W') to which images are resized; None for the size that ``create_backbone`` finds.
     """
 
     backbone: str
@@ -40,6 +41,7 @@ class ModelSpec:
     module: str = field(default="", compare=False)
     every_pixel: bool = True
     normalized: bool = False
+    input_size: tuple[int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types, with the module that registered the backbone."""

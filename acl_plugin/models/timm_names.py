@@ -31,12 +31,13 @@ def registered_by(name: str) -> str:
     return timm.models.model_entrypoint(name).__module__ if timm.is_model(name) else ""
 
 
-def check_name(name: str, module: str = "") -> None:
+def check_name(name: str, module: str = "", *, tagged: bool = False) -> None:
     """Check that timm can create the intended network in this process.
 
     Args:
         name: name of a model, without a tag.
         module: module that registered the model when it was trained; empty if unknown.
+        tagged: allow a tag of timm, which names pretrained weights.
 
     Raises:
         UsageError: for a URL or path, an unknown name, a tag, or a network registered by another module.
@@ -64,13 +65,16 @@ def check_name(name: str, module: str = "") -> None:
         own = "before a network of your own can be built, import the module that registers it (timm.register_model)"
         raise UsageError(f"{error}; {own}", parameter="backbone", given=name, allowed=error.allowed)
     architecture, dot, tag = name.partition(".")
-    if dot:
+    if dot and not tagged:
         raise _refused(
             name,
-            f"has the tag {tag!r}; tags name pretrained weights, which are not loaded: give {architecture!r}, which "
-            f"starts from random weights",
+            f"has the tag {tag!r}, which names pretrained weights: give `pretrained` to start from them, or "
+            f"{architecture!r} for random weights",
             (architecture,),
         )
+    if dot and tag not in {each.partition(".")[2] for each in timm.list_models(f"{architecture}.*", pretrained=True)}:
+        tags = tuple(timm.list_models(f"{architecture}.*", pretrained=True))
+        raise unknown("backbone", name, tags, parameter="backbone")
 
 
 def _refused(name: str, why: str, allowed: tuple[str, ...] | None = None) -> UsageError:

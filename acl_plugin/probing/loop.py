@@ -155,11 +155,12 @@ class _Training:
         seeding.restore(state["random"], self.device)
 
 
-def probe_schedule(probe: ProbeConfig, machine: MachineConfig, stream: int) -> Schedule:
-    """Return the configured schedule of the probe, with the randomness of ``stream``."""
+def probe_schedule(probe: ProbeConfig, machine: MachineConfig, stream: int, *, cosine: bool = False) -> Schedule:
+    """Return the configured schedule of the probe, with the randomness of ``stream``; a cosine has no milestones."""
     return schedule_of(
         machine, stream, epochs=probe.probe_epochs, batch_size=probe.probe_batch_size, lr=probe.probe_lr,
-        weight_decay=probe.probe_weight_decay, milestones=probe.probe_milestones, augment=probe.probe_augment,
+        weight_decay=probe.probe_weight_decay, milestones=() if cosine else probe.probe_milestones,
+        augment=probe.probe_augment, cosine=cosine,
     )  # fmt: skip
 
 

@@ -158,7 +158,7 @@ class Probing:
         self, what: str, trained: nn.Module, step: Step, attack: InnerAttack | None = None, *, cosine: bool = False
     ) -> dict[str, Any]:
         """Minimize the loss of ``step`` over the weights of ``trained``; ``attack`` is used to select the epoch."""
-        schedule = replace(probe_schedule(self.config.probe, self.config.machine, PROBE), cosine=cosine)
+        schedule = probe_schedule(self.config.probe, self.config.machine, PROBE, cosine=cosine)
         score = self._score(attack)
         return descend(
             what,

@@ -9,7 +9,9 @@ from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
 from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError
+from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.pretrained import PRETRAINED, pretrained_spec, pretrained_weights
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.objectives.base import Objective
@@ -40,18 +42,45 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
     training_device(config.machine.accelerator)  # raises if the machine does not have it
     threat = ThreatModel(config.threat.norm, config.threat.eps)
     attack = InnerAttack(threat, config.objective.attack, config.objective.attack_steps, config.objective.attack_kwargs)
-    objective = _objective(config)
+    objective = _objective(config, data)
     attack.check(objective.attack_mode, data.shape[0])
     check_sizes(config, data)
     with seeding.isolated_rng(mixed_seed(config.machine.seed, INITIALIZATION)):
+        if encoder is not None and config.encoder.pretrained:
+            message = "`pretrained` is of timm's networks; an encoder of your own has its weights already"
+            raise UsageError(message, parameter="pretrained", given=True, allowed=False)
+        model: EncoderProtocol
+        source: dict[str, str] = {}
         if encoder is None:
-            spec = model_spec(config, data, objective.normalized)
-            model: EncoderProtocol = Encoder(spec, objective.norm_banks, objective.projector)
+            model, source = _created(config, data, objective)
         else:
             model = _copied(encoder, objective, data)
         objective.setup(model)
     objective.check_images(data.pretraining)
-    return Pretraining(config, data, model, objective, attack)
+    module = Pretraining(config, data, model, objective, attack)
+    module.started_from = source
+    return module
+
+
+def _created(config: RunConfig, data: DataSet, objective: Objective) -> tuple[Encoder, dict[str, str]]:
+    """Return the configured encoder, and the record of its pretrained weights, which all norm banks start from."""
+    spec = model_spec(config, data, objective.normalized)
+    if not config.encoder.pretrained:
+        return Encoder(spec, objective.norm_banks, objective.projector), {}
+    weights, source = pretrained_weights(config.encoder.backbone, spec, config.encoder.pretrained_file)
+    model = Encoder(spec, objective.norm_banks, objective.projector)
+    banks = norm_banks.names_of(model.backbone) or objective.norm_banks[:1]
+    norm_banks.load_banks(model.backbone, dict.fromkeys(banks, weights))
+    return model, source
+
+
+def _pretrained_teacher(config: RunConfig, data: DataSet) -> Encoder:
+    """Return an encoder without a projector, with the pretrained weights of the run's backbone."""
+    spec = pretrained_spec(model_spec(config.replace(pretrained=False), data), config.encoder.input_size)
+    teacher = Encoder(spec, projector="identity")
+    weights, _ = pretrained_weights(config.encoder.backbone, spec, config.encoder.pretrained_file)
+    teacher.backbone.load_state_dict(weights)
+    return teacher.eval()
 
 
 def _copied(encoder: EncoderProtocol, objective: Objective, data: DataSet) -> EncoderProtocol:
@@ -69,11 +98,15 @@ def _copied(encoder: EncoderProtocol, objective: Objective, data: DataSet) -> En
     return copy.deepcopy(encoder)
 
 
-def _objective(config: RunConfig) -> Objective:
+def _objective(config: RunConfig, data: DataSet) -> Objective:
     """Create the objective, after loading the objects whose paths are in the configuration."""
     name, given = config.objective.objective, config.objective.objective_kwargs
     objective: Objective = create_objective(name, **given)  # rejects invalid settings before files are read
-    readers: dict[str, Callable[[str], Any]] = {"encoder": load_encoder, "pseudo_labels": read_pseudo_labels}
+
+    def encoder(value: str) -> Encoder:
+        return _pretrained_teacher(config, data) if value == PRETRAINED else load_encoder(value)
+
+    readers: dict[str, Callable[[str], Any]] = {"encoder": encoder, "pseudo_labels": read_pseudo_labels}
     loaded = given
     for setting, kind in objective.from_files.items():
         loaded = _loaded(loaded, setting.split("."), readers[kind])
@@ -93,7 +126,7 @@ def model_spec(config: RunConfig, data: DataSet, normalized: bool = False) -> Mo
     """Return the specification of the configured encoder, for the images of ``data``."""
     import timm
 
-    return ModelSpec(
+    spec = ModelSpec(
         backbone=config.encoder.backbone,
         kwargs=config.encoder.backbone_kwargs,
         stem=config.encoder.stem,
@@ -102,4 +135,6 @@ def model_spec(config: RunConfig, data: DataSet, normalized: bool = False) -> Mo
         std=data.std,
         timm_version=timm.__version__,
         normalized=normalized,
+        input_size=None if config.encoder.input_size is None else (config.encoder.input_size,) * 2,
     )
+    return pretrained_spec(spec, config.encoder.input_size) if config.encoder.pretrained else spec

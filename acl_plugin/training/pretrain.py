@@ -117,6 +117,8 @@ def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoin
         "seconds": round(module.seconds(), 1),
         "resumed": resume is not None,
     }
+    if module.started_from:
+        record["pretrained"] = module.started_from
     if module.config.data.unlabeled is not None:
         record["unlabeled"] = module.config.data.unlabeled.name
     write_json(run.pretraining_file, record | {"precision": trainer.precision})

@@ -175,7 +175,12 @@ def another(name):
         return (str(default + 1),)
     if isinstance(default, float):
         return (str(default / 2 or 0.5),)
-    values = {"attack": "MIFGSM", "attack_kwargs": '{"random_start": false}', "probe_milestones": "[0.5]"}
+    values = {
+        "attack": "MIFGSM",
+        "attack_kwargs": '{"random_start": false}',
+        "probe_milestones": "[0.5]",
+        "limit_unlabeled": "3",
+    }
     return (values.get(name, "."),)
 
 
@@ -186,6 +191,7 @@ CHOICES = {
     "objective": ["simclr", "gsa_rsl"],
     "attack": ["FGSM", "FFGSM", "PGD"],
     "augment": ["digits", "simclr"],
+    "pretrained": [False],  # the flag is left out
 }
 IGNORED = [
     (name, use.choice, value)
@@ -209,7 +215,8 @@ def refused(arguments, name, capsys):
 @pytest.mark.parametrize(("name", "choice", "value"), IGNORED)
 def test_every_option_is_refused_with_every_choice_that_ignores_it(name, choice, value, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = [f"--{choice.replace('_', '-')}", value, f"--{name.replace('_', '-')}", *another(name)]
+    chosen = [f"--{choice.replace('_', '-')}", value] if value is not False else []
+    given = [*chosen, f"--{name.replace('_', '-')}", *another(name)]
     line = refused(["pretrain", "--out", "x", *given], name, capsys)
     assert f"--{choice.replace('_', '-')} {value}" in line
     assert list(tmp_path.iterdir()) == []
@@ -221,7 +228,12 @@ def test_every_option_is_refused_with_every_choice_that_ignores_it(name, choice,
 
 
 HINTS = {name: kind for section in SECTIONS.values() for name, kind in get_type_hints(section).items()}
-TEXTS = {"attack", "data_dir", *(name for name, kind in HINTS.items() if get_origin(kind) is Literal)}
+TEXTS = {
+    "attack",
+    "data_dir",
+    "pretrained_file",
+    *(name for name, kind in HINTS.items() if get_origin(kind) is Literal),
+}
 
 
 def test_every_option_that_is_not_always_used_is_tried():

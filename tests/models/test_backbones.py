@@ -105,9 +105,9 @@ def test_spec_round_trip_rebuilds_the_model():
 
 @pytest.mark.parametrize(("backbone", "found"), [
     ("resnt18", "the nearest: resnet18"),
-    ("resnet18.nope", "tags name pretrained weights, which are not loaded: give 'resnet18'"),
-    ("resnet18.", "tags name pretrained weights"),
-    ("resnet18.a1_in1k", "which starts from random weights"),
+    ("resnet18.nope", "names pretrained weights: give `pretrained` to start from them, or 'resnet18'"),
+    ("resnet18.", "names pretrained weights"),
+    ("resnet18.a1_in1k", "or 'resnet18' for random weights"),
     ("hf-hub:timm/resnet18.a1_in1k", "acl-plugin import"),
     ("local-dir:/models/resnet18", "acl-plugin import"),
 ])  # fmt: skip
