@@ -16,6 +16,7 @@ from acl_plugin.errors import UsageError
 from acl_plugin.evaluation import corruption_files, own_model
 from acl_plugin.evaluation import run_folder as _suites  # noqa: F401 (importing it registers them)
 from acl_plugin.evaluation.results import CorruptionEvaluation, Evaluation, SuiteEvaluation
+from acl_plugin.evaluation.storage import read_verdicts
 from acl_plugin.registry import SUITES
 from acl_plugin.reporting import tables
 from acl_plugin.runs.folder import RunDir
@@ -49,6 +50,8 @@ def _run_folder(arguments: list[str]) -> None:
     own = {name: options[name] for name in ("attacks", "corruptions_dir") if name in signature(suite).parameters}
     found = suite(run, config, overwrite=overwrite, **own)
     print("\n".join(_table(options["suite"], config.objective.objective, found)))
+    if options["per_class"]:
+        print("\n".join(tables.classes(read_verdicts(run.verdicts_file), found["images"]["classes"])))
 
 
 def _add_options(parser: Parser) -> None:
@@ -60,6 +63,8 @@ def _add_options(parser: Parser) -> None:
     text = "Folder that holds CIFAR-10-C or CIFAR-100-C; without it corruptions are made on the fly."
     parser.add_argument("--corruptions-dir", type=Path | None, default=None, help=text)
     parser.add_argument("--attacks", type=list[str] | None, default=None, help="Only these of --suite standard.")
+    text = "Print the accuracies of each class under AutoAttack, and which classes are confused."
+    parser.add_argument("--per-class", type=bool, help=text)
     parser.add_argument("--overwrite", type=bool, help="Replace an evaluation that is there, whatever its settings.")
 
 
@@ -99,6 +104,9 @@ def _own_model(arguments: list[str]) -> None:
     if is_file:
         result.save(out)
     print("\n".join(_table(options["suite"], options["model"], result.values)))
+    if options["per_class"]:
+        assert isinstance(result, Evaluation)
+        print("\n".join(tables.classes(result.verdicts, data.classes)))
     print(f"results: {out}")
 
 

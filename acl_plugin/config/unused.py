@@ -127,7 +127,7 @@ ATTACKING = Use("suite", lambda o: o["suite"] != "corruptions", "suites of attac
 EVALUATE: Uses = {
     "data_dir": (FROM_FILES,),
     **dict.fromkeys(("norm", "eps", "eval_batch_size"), (ATTACKING,)),
-    "devices": (Use("suite", frozenset({"autoattack"})),),
+    **dict.fromkeys(("devices", "per_class"), (Use("suite", frozenset({"autoattack"})),)),
     "attacks": (Use("suite", frozenset({"standard"})),),
     "corruptions_dir": (Use("suite", frozenset({"corruptions"})),),
     "seed": (Use("corruptions_dir", lambda o: o["corruptions_dir"] is None, "corruptions that are made here"),),

@@ -30,6 +30,7 @@ class Chunk:
         start: position of its first image.
         predictions: predicted classes of the clean images.
         broken_by: for each image, the attack that fooled the model so far.
+        adversarial: for each image, the predicted class of the adversarial example that fooled it.
         done: number of attacks of ``STANDARD`` that have run.
         flags: AutoAttack's warnings.
     """
@@ -37,6 +38,7 @@ class Chunk:
     start: int
     predictions: list[int]
     broken_by: list[str | None]
+    adversarial: list[int | None]
     done: int = 0
     flags: tuple[str, ...] = ()
 
@@ -112,23 +114,24 @@ def _attack_chunk(target: Target, faster: nn.Module, where: slice, chunk: Chunk 
         x, y = batch(target.images, where.start, where.stop, device), target.labels[where].to(device)
         logits = model(x)
         clean, classes = (logits.argmax(1) == y).cpu(), logits.shape[1]
-        chunk = chunk or Chunk(where.start, logits.argmax(1).tolist(), [None] * len(y))
+        chunk = chunk or Chunk(where.start, logits.argmax(1).tolist(), [None] * len(y), [None] * len(y))
     for number in range(chunk.done, len(STANDARD)):
         name, flags = STANDARD[number], list[str]()
         with _undisturbed(model, faster, seed, device), autoattack_warnings(flags):
             left = (clean & torch.tensor([attack is None for attack in chunk.broken_by])).nonzero().squeeze(1)
-            broken, x_adv = left[:0], x[:0]
+            broken, x_adv, moved = left[:0], x[:0], left[:0]
             if len(left) and (name != "apgd-t" or classes > 3):
                 attack_seed = mixed_seed(seed, EVALUATION, number, where.start) % 2**31
                 there = left.to(device)
                 own = {"threat": threat, "seed": attack_seed, "classes": classes}
                 x_adv = run_attack(faster, name, x[there], y[there], **own)
                 check_threat(name, x_adv, x[there], threat)
-                broken, x_adv = _fooled(model, x_adv, y, left)
-        broken_by = list(chunk.broken_by)
-        for i in broken.tolist():
-            broken_by[i] = name
-        chunk = replace(chunk, broken_by=broken_by, done=number + 1, flags=(*chunk.flags, *flags))
+                broken, x_adv, moved = _fooled(model, x_adv, y, left)
+        broken_by, adversarial = list(chunk.broken_by), list(chunk.adversarial)
+        for i, prediction in zip(broken.tolist(), moved.tolist(), strict=True):
+            broken_by[i], adversarial[i] = name, prediction
+        done, all_flags_so_far = number + 1, (*chunk.flags, *flags)
+        chunk = replace(chunk, broken_by=broken_by, adversarial=adversarial, done=done, flags=all_flags_so_far)
         yield Step(chunk, broken + where.start, x_adv)
 
 
@@ -149,7 +152,7 @@ def chunk_verdicts(chunk: Chunk, labels: Tensor, indices: Tensor) -> list[Verdic
         indices: (N,) positions of all test images in the dataset's own order.
     """
     where = slice(chunk.start, chunk.start + len(chunk.predictions))
-    columns = (indices[where].tolist(), labels[where].tolist(), chunk.predictions, chunk.broken_by)
+    columns = indices[where].tolist(), labels[where].tolist(), chunk.predictions, chunk.broken_by, chunk.adversarial
     return [Verdict(*values) for values in zip(*columns, strict=True)]
 
 
@@ -161,19 +164,17 @@ def all_flags(chunks: Sequence[Chunk], found: Sequence[Verdict]) -> list[str]:
     return sorted(flags)
 
 
-def _fooled(model: nn.Module, x_adv: Tensor, y: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which adversarial examples fool the model, evaluated on just those, as they are stored.
+def _fooled(model: nn.Module, x_adv: Tensor, y: Tensor, left: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return which adversarial examples fool the model, those, and their predictions, evaluated on just those.
 
     Rounding may flip an image at the decision boundary when its batch changes. Such an image counts as robust.
     """
     broken = left
     while True:
-        if len(broken):
-            wrong = (model(x_adv).argmax(1) != y[broken.to(y.device)]).cpu()
-        else:
-            wrong = torch.ones(0, dtype=torch.bool)
+        found = model(x_adv).argmax(1).cpu() if len(broken) else broken
+        wrong = found != y.cpu()[broken] if len(broken) else torch.ones(0, dtype=torch.bool)
         if wrong.all():
-            return broken, x_adv
+            return broken, x_adv, found
         broken, x_adv = broken[wrong], x_adv[wrong.to(x_adv.device)]
 
 

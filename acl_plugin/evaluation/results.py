@@ -6,7 +6,7 @@ from typing import Any
 
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluation.verdicts import Verdict
+from acl_plugin.evaluation.verdicts import OfClass, Verdict, by_class, confusion
 from acl_plugin.runtime.files import write_json
 from acl_plugin.runtime.paths import user_path
 
@@ -78,6 +78,14 @@ class Evaluation(_Result):
     def robust_accuracy(self) -> float:
         """Return the share of images that are classified correctly under every attack, from 0 to 1."""
         return float(self.values["robust_accuracy"])
+
+    def by_class(self) -> list[OfClass]:
+        """Return clean and robust accuracy of each class."""
+        return by_class(self.verdicts, self.values["images"]["classes"])
+
+    def confusion(self) -> list[list[int]]:
+        """Return the numbers of images by true class (row) and predicted class under attack (column)."""
+        return confusion(self.verdicts, self.values["images"]["classes"])
 
     @property
     def threat(self) -> ThreatModel:

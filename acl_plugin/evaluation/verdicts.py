@@ -18,12 +18,15 @@ class Verdict:
         clean_prediction: predicted class of the clean image.
         broken_by: the first attack that changed a correct prediction; None if the image is robust, or if the clean
             prediction is wrong.
+        adversarial_prediction: predicted class of the image that changed it; None if there is none, and in files of
+            earlier versions.
     """
 
     index: int
     label: int
     clean_prediction: int
     broken_by: str | None
+    adversarial_prediction: int | None = None
 
     @property
     def clean(self) -> bool:
@@ -34,6 +37,49 @@ class Verdict:
     def robust(self) -> bool:
         """Return whether the clean prediction is correct under every attack."""
         return self.clean and self.broken_by is None
+
+    @property
+    def prediction(self) -> int | None:
+        """Return the predicted class under attack; None if it was not recorded."""
+        return self.clean_prediction if self.broken_by is None else self.adversarial_prediction
+
+
+@dataclass(frozen=True)
+class OfClass:
+    """Accuracies on the images of one class.
+
+    Attributes:
+        name: name of the class.
+        n: number of its images.
+        clean, robust: accuracies, from 0 to 1; None without images.
+    """
+
+    name: str
+    n: int
+    clean: float | None
+    robust: float | None
+
+
+def by_class(verdicts: Sequence[Verdict], classes: Sequence[str]) -> list[OfClass]:
+    """Return clean and robust accuracy of each class, in the order of ``classes``."""
+    found = []
+    for number, name in enumerate(classes):
+        own = [v for v in verdicts if v.label == number]
+        clean, robust = sum(v.clean for v in own), sum(v.robust for v in own)
+        found.append(OfClass(name, len(own), *(count / len(own) if own else None for count in (clean, robust))))
+    return found
+
+
+def confusion(verdicts: Sequence[Verdict], classes: Sequence[str]) -> list[list[int]]:
+    """Return the numbers of images by true class (row) and predicted class under attack (column).
+
+    An image that no attack broke counts with its clean prediction; one whose prediction was not recorded is left out.
+    """
+    counts = [[0] * len(classes) for _ in classes]
+    for verdict in verdicts:
+        if verdict.prediction is not None:
+            counts[verdict.label][verdict.prediction] += 1
+    return counts
 
 
 def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ The page has no script and loads nothing from the network. For a missing part it
 
 import base64
 import html
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.data import datasets
 from acl_plugin.data.subsets import subset_rows
 from acl_plugin.errors import UsageError, as_flags
+from acl_plugin.evaluation.storage import read_verdicts
 from acl_plugin.reporting import figures, tables
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier, weights_hash
@@ -26,6 +26,7 @@ from acl_plugin.runtime import seeding
 from acl_plugin.runtime.files import write_atomic
 from acl_plugin.runtime.paths import user_path
 from acl_plugin.runtime.seeding import REPORT, mixed_seed
+from acl_plugin.theory.intervals import wilson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,10 +118,12 @@ class _Run:
         if e is None:
             return [_missing(self.command)]
         rows = [("clean", e["clean_accuracy"]), ("AutoAttack", e["robust_accuracy"])]
-        values = [[name, f"{100 * v:.2f} %", "{:.1f} to {:.1f} %".format(*interval(v, e["n"]))] for name, v in rows]
+        values = [[name, f"{100 * v:.2f} %", "{:.1f} to {:.1f} %".format(*wilson(v, e["n"]))] for name, v in rows]
         lines = _table(["", f"accuracy on {e['n']} test images", "95 % interval"], values)
         lines += self.stale(e, "The evaluation")
-        return lines + [f"<p class=missing>{html.escape(flag)}</p>" for flag in e["flags"]]
+        lines += [f"<p class=missing>{html.escape(flag)}</p>" for flag in e["flags"]]
+        verdicts = read_verdicts(self.run.verdicts_file)
+        return lines + (_text(tables.classes(verdicts, e["images"]["classes"])) if verdicts else [])
 
     def attacks(self) -> list[str]:
         lines = ["<h2>Attacks</h2>"]
@@ -236,17 +239,6 @@ def _has_evaluation_alone(run: RunDir) -> bool:
     return not run.config_file.is_file() and any(file.is_file() for file in (run.evaluation_file, run.suite_file))
 
 
-def interval(share: float, n: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share of n images, in percent.
-
-    Source: Wilson, Probable Inference, JASA 1927.
-    """
-    z = 1.959964
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
-
-
 def _comparison(pages: Sequence[_Run]) -> list[str]:
     head = ["run", "data", "threat", "objective", "backbone", "clean", "AutoAttack", "95 % interval", "test images"]
     rows = []
@@ -254,7 +246,7 @@ def _comparison(pages: Sequence[_Run]) -> list[str]:
         e = page.evaluation
         cells = ["", "", "", ""]
         if e is not None:
-            within = "{:.1f} to {:.1f} %".format(*interval(e["robust_accuracy"], e["n"]))
+            within = "{:.1f} to {:.1f} %".format(*wilson(e["robust_accuracy"], e["n"]))
             cells = [f"{100 * e['clean_accuracy']:.2f} %", f"{100 * e['robust_accuracy']:.2f} %", within, str(e["n"])]
         threat = page.threat if e is None else f"{e['threat_model']} {e['eps']:.4g}"
         data, *made_by = page.of_what

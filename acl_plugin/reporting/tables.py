@@ -1,10 +1,11 @@
 """Format results as tables for the command line, line by line."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from acl_plugin import registry
 from acl_plugin.errors import UsageError
+from acl_plugin.evaluation.verdicts import Verdict, by_class, confusion
 from acl_plugin.runs.records import COLUMNS
 
 
@@ -42,6 +43,21 @@ def accuracies(results: list[tuple[str, dict[str, Any]]]) -> list[str]:
     for name, r in results:
         values = [r["clean_accuracy"], *r["cumulative_accuracy"].values(), r["robust_accuracy"]]
         lines.append(f"{name:{width}}" + "".join(f"{100 * v:11.2f}%" for v in values))
+    return lines
+
+
+def classes(verdicts: Sequence[Verdict], names: Sequence[str], most: int = 10) -> list[str]:
+    """Return one line per class with its accuracies, and the most frequent confusions under attack."""
+    width = max(12, *(len(name) + 2 for name in names))
+    lines = [f"{'class':{width}}{'images':>8}{'clean':>10}{'AutoAttack':>12}"]
+    for row in by_class(verdicts, names):
+        cells = ("-" if share is None else f"{100 * share:.2f}%" for share in (row.clean, row.robust))
+        lines.append(f"{row.name:{width}}{row.n:8}" + "{:>10}{:>12}".format(*cells))
+    counts = confusion(verdicts, names)
+    pairs = [(counts[i][j], i, j) for i in range(len(names)) for j in range(len(names)) if i != j and counts[i][j]]
+    if pairs:
+        shown = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:most]
+        lines.append("confused under attack: " + ", ".join(f"{names[i]} as {names[j]} {n}" for n, i, j in shown))
     return lines
 
 

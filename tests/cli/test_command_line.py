@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from acl_plugin.cli.parser import parser_of
 from acl_plugin.models.backbones import create_backbone
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.registry import DATASETS
+from acl_plugin.reporting import tables
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import weights_hash
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels
@@ -46,7 +48,12 @@ def test_the_stages_alone(tmp_path, capsys, few):
     assert main(["pretrain", "--out", run, *OPTIONS]) == 0
     assert main(["probe", run, "--probe-lr", "0.3"]) == 0
     assert json.loads((tmp_path / "run" / "probe.json").read_text())["probe_lr"] == 0.3
-    assert main(["evaluate", run]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", run, "--per-class"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(shown) if line.startswith("class "))
+    assert [line.split()[0] for line in shown[start + 1 : start + 11]] == list("0123456789")
+    assert sum(int(line.split()[1]) for line in shown[start + 1 : start + 11]) == 12
     assert main(["export", run, "--name", "Mine", "--authors", "A. Author"]) == 0
     folder = RunDir(run).robustbench_folder / "local" / "model_info" / "digits" / "Linf"
     info = json.loads((folder / "Mine.json").read_text())
@@ -132,7 +139,7 @@ def test_lists(capsys):
         assert line.endswith(f"[{objective.paper}]")
     assert lines["acl_ds"].split()[1:5] == ["32", "pairwise", "clean", "adv"]
     assert main(["list", "formats"]) == 0
-    assert "student     DeACL" in capsys.readouterr().out
+    assert re.search(r"^student +DeACL", capsys.readouterr().out, re.MULTILINE)
     assert main(["list", "attacks"]) == 0
     assert any(
         line.split() == ["PGD", "Linf", "pairwise", "bank", "scalar"] for line in capsys.readouterr().out.splitlines()
@@ -140,7 +147,8 @@ def test_lists(capsys):
     assert main(["list", "backbones", "--pattern", "vit_tiny*"]) == 0
     assert "vit_tiny_patch16_224" in capsys.readouterr().out
     assert main(["list", "data"]) == 0
-    assert "cifar10" in capsys.readouterr().out
+    shown = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert dict(shown) == {n: tables.first_line(DATASETS.get(n)) for n in DATASETS.names()}
     assert main([]) == 0
     assert "evaluate" in capsys.readouterr().out
     assert main(["--version"]) == 0

@@ -122,9 +122,19 @@ def test_the_result_is_that_of_the_run_folder(tmp_path, few, monkeypatch):
     assert [(v.clean_prediction, v.broken_by) for v in own.verdicts] == [
         (line["clean_prediction"], line["broken_by"]) for line in lines
     ]
+    broken = 0
     for file in run.adversarial_folder.iterdir():
         with np.load(file) as one, np.load(tmp_path / "own" / "adversarial" / file.name) as other:
             assert np.array_equal(one["images"], other["images"])
+            for position, image in zip(one["positions"].tolist(), one["images"], strict=True):
+                broken += 1
+                found = load_classifier(run.path)(torch.from_numpy(image)[None]).argmax().item()
+                assert (
+                    own.verdicts[position].adversarial_prediction == lines[position]["adversarial_prediction"] == found
+                )
+    assert broken == sum(v.adversarial_prediction is not None for v in own.verdicts)
+    assert sum(map(sum, own.confusion())) == own.n
+    assert sum(row.n * (row.robust or 0) for row in own.by_class()) == pytest.approx(own.n * own.robust_accuracy)
 
 
 @pytest.mark.e2e

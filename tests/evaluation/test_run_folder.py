@@ -14,7 +14,7 @@ from acl_plugin.evaluation import autoattack, run_folder
 from acl_plugin.evaluation.autoattack import chunk_verdicts
 from acl_plugin.evaluation.storage import FolderStates
 from acl_plugin.evaluation.target import Target
-from acl_plugin.evaluation.verdicts import STANDARD
+from acl_plugin.evaluation.verdicts import STANDARD, Verdict
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.registry import DATASETS
 from acl_plugin.runs.folder import RunDir
@@ -92,6 +92,10 @@ def test_verdicts_carry_rows_labels_and_predictions(images, few):
     assert [v.label for v in verdicts] == images.labels[10:30].tolist()
     assert [v.clean_prediction for v in verdicts] == model(images.floats(10, 30)).argmax(1).tolist()
     assert all(v.broken_by is None for v in verdicts if not v.clean)
+    assert any(v.broken_by for v in verdicts)
+    for v in verdicts:
+        assert (v.adversarial_prediction is None) == (v.broken_by is None)
+        assert v.adversarial_prediction != v.label
 
 
 def test_one_image_and_images_that_are_all_wrong(images, few):
@@ -165,7 +169,7 @@ def test_evaluation_writes_lines_and_their_sum(run, few):
     lines = [json.loads(line) for line in run.verdicts_file.read_text().splitlines()]
     images = datasets.load(config.data).test
     assert [line["index"] for line in lines] == images.rows.tolist()
-    assert all(set(line) == {"index", "label", "clean_prediction", "broken_by"} for line in lines)
+    assert all(list(line) == [field.name for field in dataclasses.fields(Verdict)] for line in lines)
     assert {line["broken_by"] for line in lines} <= {None, *STANDARD}
     clean = sum(line["label"] == line["clean_prediction"] for line in lines) / 12
     robust = sum(line["label"] == line["clean_prediction"] and line["broken_by"] is None for line in lines) / 12
@@ -306,11 +310,12 @@ def test_an_image_that_only_rounding_breaks_is_robust():
 
     y = torch.ones(4, dtype=torch.long)
     moved = torch.arange(4.0).view(4, 1, 1, 1)
-    broken, kept = autoattack._fooled(Fickle(), moved, y, torch.arange(4))
+    broken, kept, found = autoattack._fooled(Fickle(), moved, y, torch.arange(4))
     assert broken.tolist() == [0, 1, 2, 3]
-    broken, kept = autoattack._fooled(Fickle(), moved[:2], y, torch.tensor([1, 3]))
+    assert found.tolist() == [0, 0, 0, 0]
+    broken, kept, found = autoattack._fooled(Fickle(), moved[:2], y, torch.tensor([1, 3]))
     assert broken.tolist() == []
-    assert len(kept) == 0
+    assert len(kept) == len(found) == 0
 
 
 @pytest.mark.e2e

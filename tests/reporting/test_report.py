@@ -20,6 +20,7 @@ from acl_plugin.reporting import figures, report
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.files import read_json, write_json
 from acl_plugin.theory import audit
+from acl_plugin.theory.intervals import wilson
 from conftest import TINY
 
 BROWSER = next(
@@ -170,7 +171,7 @@ def test_mistakes(arguments, capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("share", "n"), [(0.0, 20), (0.5, 40), (0.83, 250), (1.0, 7)])
 def test_wilsons_interval(share, n):
     """The shares p at which the observed one is 1.96 standard deviations away."""
-    low, high = report.interval(share, n)
+    low, high = wilson(share, n)
     for bound in (low / 100, high / 100):
         if 0 < bound < 1:
             assert abs(share - bound) == pytest.approx(1.959964 * math.sqrt(bound * (1 - bound) / n), rel=1e-6)

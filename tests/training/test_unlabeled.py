@@ -32,7 +32,7 @@ def test_the_pretraining_sees_all_images_and_the_later_stages_the_labeled_ones(t
     assert result["n"] == TINY["limit_test"]
     assert json.loads(run.pretraining_file.read_text())["unlabeled"] == "tree"
     assert json.loads(run.images_file.read_text())["pretraining"]["n"] == 26
-    assert "unlabeled images (tree)" in next(run.robustbench_folder.rglob("*.json")).read_text()
+    assert "unlabeled images (tree)" in next(run.robustbench_folder.rglob("model_info/*/*/*.json")).read_text()
 
 
 @pytest.mark.e2e
