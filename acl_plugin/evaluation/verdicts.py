@@ -1,5 +1,6 @@
 """Record one verdict per test image, and compute accuracies from the verdicts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,3 +92,14 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         cumulative[name] = after / n
     clean, robust = (sum(values) / n for values in ([v.clean for v in verdicts], [v.robust for v in verdicts]))
     return {"clean_accuracy": clean, "robust_accuracy": robust, "cumulative_accuracy": cumulative}
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share of n images, in percent.
+
+    Source: Wilson, Probable Inference, JASA 1927.
+    """
+    z = 1.959964
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)

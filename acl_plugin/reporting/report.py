@@ -18,6 +18,7 @@ from acl_plugin.data import datasets
 from acl_plugin.data.subsets import subset_rows
 from acl_plugin.errors import UsageError, as_flags
 from acl_plugin.evaluation.storage import read_verdicts
+from acl_plugin.evaluation.verdicts import wilson
 from acl_plugin.reporting import figures, tables
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier, weights_hash
@@ -26,7 +27,6 @@ from acl_plugin.runtime import seeding
 from acl_plugin.runtime.files import write_atomic
 from acl_plugin.runtime.paths import user_path
 from acl_plugin.runtime.seeding import REPORT, mixed_seed
-from acl_plugin.theory.intervals import wilson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

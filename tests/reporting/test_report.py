@@ -16,11 +16,11 @@ from acl_plugin import pipeline
 from acl_plugin.cli.main import main
 from acl_plugin.config import preset
 from acl_plugin.evaluation.run_folder import evaluate_suite
+from acl_plugin.evaluation.verdicts import wilson
 from acl_plugin.reporting import figures, report
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.files import read_json, write_json
 from acl_plugin.theory import audit
-from acl_plugin.theory.intervals import wilson
 from conftest import TINY
 
 BROWSER = next(
