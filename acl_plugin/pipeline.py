@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from acl_plugin.config import RunConfig
+from acl_plugin.data.images import without_labels
+from acl_plugin.data.own_images import is_unlabeled
 from acl_plugin.errors import UsageError
 from acl_plugin.evaluation.run_folder import evaluate
 from acl_plugin.leaderboard.export import export
@@ -49,6 +51,8 @@ def run(
         message = "`encoder`: the probe rebuilds networks of timm by name. Pass your own encoder to `pretrain` instead"
         raise UsageError(message, parameter="encoder", given=type(trainer_options["encoder"]).__name__, allowed=None)
     require_script(config.machine.devices, guarded=True)
+    if is_unlabeled(config.data):  # found after the pretraining otherwise
+        raise without_labels(config.data.data, "a probe")
     with alone():
         folder = pretrain(config, out, overwrite=overwrite, **trainer_options)
         if not (folder.classifier_file.is_file() and folder.probe_file.is_file()):

@@ -14,6 +14,7 @@ from acl_plugin.cli import completion
 from acl_plugin.config import unused
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.probing.published_settings import probe_settings
+from acl_plugin.runs import initialization
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.paths import user_path
 
@@ -168,7 +169,10 @@ def defaults_of_data(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults for the dataset, backbone, norm and objective of the command line."""
     norm = given.get("norm")
     chosen = given["backbone"], norm, given.get("objective")
-    return {"norm": norm} | configuration.defaults(given["data"], *chosen, pretrained=given.get("pretrained") is True)
+    found = configuration.defaults(given["data"], *chosen, pretrained=given.get("pretrained") is True)
+    if given.get("init") is not None:
+        found |= initialization.options_of(RunDir(given["init"]))
+    return {"norm": norm} | found
 
 
 def defaults_of_run(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,9 @@ def check(config: RunConfig) -> None:
     if probe.probe_protocol not in PROTOCOLS:
         raise unknown("`probe_protocol`", probe.probe_protocol, PROTOCOLS.names(), parameter="probe_protocol")
     encoder = config.encoder
+    if encoder.pretrained and encoder.init is not None:
+        message = "`init`: a run starts from another run or from `pretrained` weights, not from both"
+        raise UsageError(message, parameter="init", given=str(encoder.init), allowed=None)
     if encoder.pretrained and encoder.stem != "native":
         message = f"`stem` {encoder.stem}: pretrained weights are of the stem native; leave the option out"
         raise UsageError(message, parameter="stem", given=encoder.stem, allowed=("native",))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from acl_plugin.runtime.paths import user_path
 from acl_plugin.validation import plain
 
-PATHS = frozenset({"data_dir", "unlabeled", "pretrained_file"})
+PATHS = frozenset({"data_dir", "unlabeled", "pretrained_file", "init"})
 """Options that are paths, in which a tilde is expanded."""
 
 
@@ -68,6 +68,9 @@ class EncoderConfig(Section):
     stem, and has the normalization and the input size of these weights."""
     pretrained_file: Path | None = None
     """Local file of these weights in timm's names (safetensors, or tensors by torch.save), instead of timm's hub."""
+    init: Path | None = None
+    """Folder of a run to start from: its encoder with the norm banks, and its projector if the objective has the same.
+    The options of the encoder are those of that run."""
     input_size: int | None = None
     """Side in pixels to which the encoder resizes its images; null for that of the pretrained weights, or the images'
     own."""

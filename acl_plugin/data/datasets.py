@@ -38,7 +38,7 @@ def load(config: DataConfig) -> DataSet:
     if seen > len(test) / 100:  # many published datasets contain a few
         logger.warning(f"{data.name}: {seen} of {len(test)} test images are training images as well")
     train, test = train.resized(config.image_size), test.resized(config.image_size)
-    first = 1 + max(int(images.rows.max()) for images in (data.train, data.test))
+    first = 1 + max(int(images.rows.max()) for images in (data.train, data.test) if len(images))
     unlabeled = [partial(_limited, data, config)] if data.unlabeled is not None else []
     if config.unlabeled is not None:
         unlabeled.append(partial(read_tree, config.unlabeled, train, config.limit_unlabeled))

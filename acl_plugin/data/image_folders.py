@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 LAYOUT = "train/CLASS/* and test/CLASS/* (or val/CLASS/*), with the same two or more classes in both"
 """Required layout."""
 
+SPLITS = frozenset({"train", "test", "val"})
+"""Names of folders that mark a labeled dataset, in any case."""
+
 NO_CONTENT = frozenset("__macosx @eadir #recycle $recycle.bin lost+found thumbs.db desktop.ini".split())
 """Lower-case names of files and folders that operating systems create. They are skipped, as are hidden names."""
 
@@ -83,11 +86,26 @@ def list_splits(root: Path) -> tuple[Split, Split]:
     return train, test
 
 
-def list_tree(root: Path) -> list[Path]:
+def is_tree(root: Path) -> bool:
+    """Return whether a folder has images at any depth and no folder with the name of a split."""
+    if not root.is_dir():
+        return False
+    try:
+        names = {entry.name.lower() for entry in root.iterdir() if entry.is_dir()}
+        return not names & SPLITS and any(map(_is_image, _walk(root)[0]))
+    except OSError as error:
+        raise _refused(Path(error.filename or root), f"cannot be read: {error.strerror}") from error
+
+
+def list_tree(root: Path, option: str = "unlabeled") -> list[Path]:
     """List the images in a folder, at any depth, without opening them.
 
     Symbolic links are followed. Hidden files and folders and those of operating systems are skipped, as are other
     files.
+
+    Args:
+        root: the folder.
+        option: name of the option that names it, for messages.
 
     Raises:
         UsageError: for a folder that is missing, cannot be read, or has no image.
@@ -96,12 +114,12 @@ def list_tree(root: Path) -> list[Path]:
     try:
         paths = [path for path in _walk(root)[0] if _is_image(path)] if root.is_dir() else []
     except OSError as error:
-        message = f"`unlabeled`: {error.filename or root} cannot be read: {error.strerror}"
-        raise UsageError(message, parameter="unlabeled", given=str(root), allowed=allowed) from error
+        message = f"`{option}`: {error.filename or root} cannot be read: {error.strerror}"
+        raise UsageError(message, parameter=option, given=str(root), allowed=allowed) from error
     if not paths:
         what = "has no image" if root.is_dir() else "is no folder"
-        message = f"`unlabeled`: {root} {what}; allowed is {allowed}"
-        raise UsageError(message, parameter="unlabeled", given=str(root), allowed=allowed)
+        message = f"`{option}`: {root} {what}; allowed is {allowed}"
+        raise UsageError(message, parameter=option, given=str(root), allowed=allowed)
     return paths
 
 

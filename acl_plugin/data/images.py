@@ -127,6 +127,18 @@ class DataSet:
         """Images of ``train``, and the unlabeled ones after them."""
         return self.train if self.unlabeled is None else self.train.followed_by(self.unlabeled())
 
+    def require_labels(self, what: str) -> None:
+        """Refuse a dataset without classes.
+
+        Args:
+            what: what needs labels, for the message.
+
+        Raises:
+            UsageError: with the commands to run instead.
+        """
+        if not self.classes:
+            raise without_labels(self.name, what)
+
     def held_out(self, name: str, share: float = 0.1) -> "DataSet":
         """Return the dataset ``name`` whose test images are a share of each class of the training images."""
         test = stratified(self.train.labels, share, 0)
@@ -152,6 +164,7 @@ class DataSet:
         Raises:
             UsageError: when the names differ without a mapping, or the mapping contains an unknown class.
         """
+        self.require_labels("an evaluation")
         for name in class_map:
             if name not in self.classes:
                 raise unknown(f"class of {self.name} in class_map:", name, self.classes, parameter="class_map")
@@ -174,6 +187,15 @@ class DataSet:
         """Shape (C, H, W) of the images."""
         c, h, w = self.train.pixels.shape[1:]
         return c, h, w
+
+
+def without_labels(name: str, what: str) -> UsageError:
+    """Return the error about a dataset without labels, and what needs them."""
+    return UsageError(
+        f"`data` {name} has images without labels, and {what} needs labels: pretrain on them alone by acl-plugin "
+        f"pretrain, then acl-plugin transfer RUN --data NAME --out OTHER to a labeled dataset",
+        parameter="data", given=name, allowed="a labeled dataset",
+    )  # fmt: skip
 
 
 @torch.no_grad()

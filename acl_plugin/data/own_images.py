@@ -7,7 +7,7 @@ from torch import Tensor
 
 from acl_plugin.config import DataConfig
 from acl_plugin.data.image_files import read_images, require_memory
-from acl_plugin.data.image_folders import LAYOUT, list_splits, list_tree
+from acl_plugin.data.image_folders import LAYOUT, is_tree, list_splits, list_tree
 from acl_plugin.data.images import UNLABELED, DataSet, Images
 from acl_plugin.data.subsets import require_rows, subset_rows
 from acl_plugin.errors import UsageError
@@ -18,7 +18,7 @@ Listing = tuple[list[Path], Tensor]
 
 @DATASETS.register("image_folder")
 def _image_folder(config: DataConfig) -> DataSet:
-    """Your own images in --data-dir, train/CLASS/* and test/CLASS/* (or val/CLASS/*), resized to --image-size."""
+    """Your own images in --data-dir, train/CLASS/* and test/CLASS/* (or val/CLASS/*), or any tree without labels."""
     root, side = config.data_dir, config.image_size
     if root is None or side is None:
         name, allowed = ("data_dir", f"a folder with {LAYOUT}") if root is None else ("image_size", "8 pixels or more")
@@ -30,9 +30,25 @@ def _image_folder(config: DataConfig) -> DataSet:
             given=True,
             allowed=False,
         )
+    if is_tree(root):
+        return _of_tree(config, root, side)
     train, test = list_splits(root)
     pair = read_splits(config, (train.paths, train.labels), (test.paths, test.labels), side)
     return DataSet(config.data, *pair, train.classes, *pair[0].mean_and_std())
+
+
+def is_unlabeled(config: DataConfig) -> bool:
+    """Return whether the configured images are a tree without labels, without reading them."""
+    return config.data == "image_folder" and config.data_dir is not None and is_tree(config.data_dir)
+
+
+def _of_tree(config: DataConfig, root: Path, side: int) -> DataSet:
+    """Return a dataset without labels, classes and test images, for a pretraining."""
+    paths = list_tree(root, "data_dir")
+    nothing = torch.zeros(0, dtype=torch.int64)
+    unknown = torch.full((len(paths),), UNLABELED)
+    train, test = read_splits(config, (paths, unknown), ([], nothing), side)
+    return DataSet(config.data, train, test, (), *train.mean_and_std())
 
 
 def read_splits(config: DataConfig, train: Listing, test: Listing, side: int) -> tuple[Images, Images]:

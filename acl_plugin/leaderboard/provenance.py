@@ -56,6 +56,8 @@ def sources(run: RunDir) -> Sources:
         if record.get("transferred_from") == config.data.data == "image_folder":
             found.unknown.append("another image_folder")
         found.seen[pretrained_on] = f"pretrained on {pretrained_on}"
+        if config.encoder.init is not None:
+            found.add(_of_teacher(RunDir(config.encoder.init), "run"), "started from")
         if record.get("pretrained"):
             name = record["pretrained"]["name"]
             found.seen[f"the weights {name}"] = f"started from the pretrained weights {name}"
@@ -109,10 +111,11 @@ def _error(given: bool | None, text: str, allowed: tuple[bool, ...] = (True, Fal
     return UsageError(f"`additional_data`{shown}: {text}", parameter="additional_data", given=given, allowed=allowed)
 
 
-def _of_teacher(run: RunDir) -> Sources:
+def _of_teacher(run: RunDir, what: str = "teacher") -> Sources:
+    run = RunDir(run.path.parents[1]) if run.path.parent.name == "checkpoints" else run  # of a snapshot
     if run.config_file.is_file():
         return sources(run)
-    return Sources(unknown=[f"teacher {run.path.name}, which is not there"])
+    return Sources(unknown=[f"{what} {run.path.name}, which is not there"])
 
 
 def _of_labels(path: Path) -> Sources:

@@ -81,9 +81,7 @@ def _shared(run: RunDir, config: RunConfig) -> RunConfig:
     """Return the configuration with the probe's later settings and without machine-specific ones."""
     probed = read_record(run.probe_file) if run.probe_file.is_file() else {}
     given = {f.name: probed[f.name] for f in fields(ProbeConfig) if f.name in probed}
-    return config.replace(
-        **given, data_dir=None, download=False, unlabeled=None, pretrained_file=None, accelerator="auto"
-    )
+    return config.replace(**given, **dict.fromkeys(configuration.PATHS), download=False, accelerator="auto")
 
 
 def _elsewhere(run: RunDir) -> list[str]:
@@ -99,6 +97,8 @@ def _elsewhere(run: RunDir) -> list[str]:
     reasons = [] if record else [f"{run.pretraining_file.name} is missing"]
     if config.data.unlabeled is not None:
         reasons.append(f"unlabeled images of the folder {config.data.unlabeled.name} on the author's machine")
+    if config.encoder.init is not None:
+        reasons.append(f"it started from the run {config.encoder.init.name} on the author's machine")
     if config.encoder.pretrained_file is not None:
         reasons.append(f"the pretrained weights in {config.encoder.pretrained_file.name} on the author's machine")
     of_base = config.objective.objective_kwargs.get("base_kwargs")

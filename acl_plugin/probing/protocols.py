@@ -73,6 +73,7 @@ def probe(
     protocol = PROTOCOLS.get(config.probe.probe_protocol)
     encoder = load_encoder(run.path)
     data = datasets.load(config.data)
+    data.require_labels("a probe")
     run.check_images(data)
     settings = _settings(run, config, data, device)
     replaced = overwrite or _imported(run) or not run.classifier_file.is_file()

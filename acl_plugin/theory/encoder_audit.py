@@ -99,6 +99,7 @@ def require_images(data: DataSet, test: Images) -> None:
     Raises:
         UsageError: for fewer than 8 test images, one class, or a class without training or test images.
     """
+    data.require_labels("an audit")
     needed = "8 test images or more, two of each of two classes"
     if len(test) < 8 or len(data.classes) < 2 or (test.labels.bincount() > 1).sum() < 2:
         classes = int(test.labels.unique().numel())

@@ -16,6 +16,8 @@ from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.objectives.base import Objective
 from acl_plugin.registry import create_objective
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.initialization import started_from
 from acl_plugin.runs.models import load_encoder
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels
 from acl_plugin.runtime import seeding
@@ -45,10 +47,13 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
     objective = _objective(config, data)
     attack.check(objective.attack_mode, data.shape[0])
     check_sizes(config, data)
+    if config.training.knn_every:
+        data.require_labels("`knn_every`")
     with seeding.isolated_rng(mixed_seed(config.machine.seed, INITIALIZATION)):
-        if encoder is not None and config.encoder.pretrained:
-            message = "`pretrained` is of timm's networks; an encoder of your own has its weights already"
-            raise UsageError(message, parameter="pretrained", given=True, allowed=False)
+        for option in ("pretrained", "init"):
+            if encoder is not None and getattr(config.encoder, option):
+                message = f"`{option}` is of timm's networks; an encoder of your own has its weights already"
+                raise UsageError(message, parameter=option, given=getattr(config.encoder, option))
         model: EncoderProtocol
         source: dict[str, str] = {}
         if encoder is None:
@@ -63,14 +68,15 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
 
 
 def _created(config: RunConfig, data: DataSet, objective: Objective) -> tuple[Encoder, dict[str, str]]:
-    """Return the configured encoder, and the record of its pretrained weights, which all norm banks start from."""
+    """Return the configured encoder, and the record of the weights that it starts from, if they are not random."""
     spec = model_spec(config, data, objective.normalized)
+    if config.encoder.init is not None:
+        return started_from(RunDir(config.encoder.init), spec, objective.norm_banks, objective.projector)
     if not config.encoder.pretrained:
         return Encoder(spec, objective.norm_banks, objective.projector), {}
     weights, source = pretrained_weights(config.encoder.backbone, spec, config.encoder.pretrained_file)
     model = Encoder(spec, objective.norm_banks, objective.projector)
-    banks = norm_banks.names_of(model.backbone) or objective.norm_banks[:1]
-    norm_banks.load_banks(model.backbone, dict.fromkeys(banks, weights))
+    norm_banks.load_banks(model.backbone, dict.fromkeys(objective.norm_banks, weights))
     return model, source
 
 

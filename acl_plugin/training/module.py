@@ -54,7 +54,7 @@ class Pretraining(lightning.LightningModule):
         self.config, self.data, self.images = config, data, data.pretraining
         self.model, self.objective = model, objective
         self.attack = replace(attack, on_moved=lambda share: self.means.add({"attack_moved": share}))
-        self.started_from: dict[str, str] = {}  # record of pretrained weights
+        self.started_from: dict[str, str] = {}  # record of pretrained weights, or of another run
         self._begin(config)
 
     def _begin(self, planned: RunConfig) -> None:

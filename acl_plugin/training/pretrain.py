@@ -118,7 +118,7 @@ def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoin
         "resumed": resume is not None,
     }
     if module.started_from:
-        record["pretrained"] = module.started_from
+        record["init" if module.config.encoder.init is not None else "pretrained"] = module.started_from
     if module.config.data.unlabeled is not None:
         record["unlabeled"] = module.config.data.unlabeled.name
     write_json(run.pretraining_file, record | {"precision": trainer.precision})

@@ -8,6 +8,8 @@ from PIL import Image
 from acl_plugin import pipeline
 from acl_plugin.cli.main import main
 from acl_plugin.config import preset
+from acl_plugin.data import datasets
+from acl_plugin.data.images import UNLABELED
 from acl_plugin.errors import UsageError
 from acl_plugin.runs.folder import RunDir
 from conftest import OPTIONS, TINY
@@ -80,3 +82,36 @@ def test_mistakes_are_one_line_and_write_nothing(options, message, tree, tmp_pat
     assert len(shown) == 1
     assert message.replace("`", "--", 1).replace("`", "").split(" ", 1)[1] in shown[0].replace("`", "")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.e2e
+def test_a_folder_without_labels_is_pretrained_on_and_probed_elsewhere(tree, tmp_path, few, capsys):
+    small = [*(option for option in OPTIONS if not option.startswith(("--limit", "--eps"))), "--epochs=1"]
+    folder = ["--data=image_folder", f"--data-dir={tree}", "--image-size=8"]
+    run = str(tmp_path / "run")
+    assert main(["pretrain", "--out", run, *folder, *small, "--objective=simclr"]) == 0
+    for command in (["probe", run], ["audit", run], ["evaluate", run], ["run", "--out", "x", *folder, *small]):
+        assert main(command) == 2, command
+        assert "labels" in capsys.readouterr().err or command[0] == "evaluate"  # which lacks a classifier first
+    assert main(["pseudo-labels", run, "--out", str(tmp_path / "labels.npz"), "--clusters", "[2]"]) == 0
+    other = tmp_path / "labeled"
+    for split in ("train", "test"):
+        for kind in "ab":
+            (other / split / kind).mkdir(parents=True)
+            for number in range(4):
+                picture = Image.radial_gradient("L").rotate(40 * number + 7 * (kind == "a") + (split == "test"))
+                picture.save(other / split / kind / f"{number}.png")
+    there = ["--data=image_folder", f"--data-dir={other}", "--image-size=8"]
+    assert main(["transfer", run, "--out", str(tmp_path / "to"), *there]) == 0
+    assert main(["probe", str(tmp_path / "to"), "--probe-epochs=1"]) == 0
+
+
+def test_a_tree_is_one_without_names_of_splits(tree, tmp_path):
+    data = datasets.load(preset("image_folder", data_dir=tree, image_size=8).data)
+    assert (len(data.train), len(data.test), data.classes, data.shape) == (10, 0, (), (3, 8, 8))
+    assert data.train.labels.tolist() == [UNLABELED] * 10
+    part = datasets.load(preset("image_folder", data_dir=tree, image_size=8, limit_train=4).data)
+    assert len(part.train) == 4
+    (tree / "Train").mkdir()
+    with pytest.raises(UsageError, match="has no folder"):
+        datasets.load(preset("image_folder", data_dir=tree, image_size=8).data)

@@ -1,0 +1,50 @@
+"""Start a pretraining from the encoder of another run."""
+
+from dataclasses import replace
+from typing import Any
+
+from acl_plugin.errors import UsageError
+from acl_plugin.models import norm_banks
+from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.spec import ModelSpec
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import load_encoder, read_projector, weights_hash
+
+
+def options_of(run: RunDir) -> dict[str, Any]:
+    """Return the options of a run's encoder; the size of pretrained weights is stated, as they are not loaded again."""
+    spec = load_encoder(run.path).spec
+    size = None if spec.input_size is None else spec.input_size[0]
+    return {"backbone": spec.backbone, "backbone_kwargs": dict(spec.kwargs), "stem": spec.stem, "input_size": size}
+
+
+def started_from(
+    run: RunDir, spec: ModelSpec, banks: tuple[str, ...], projector: str
+) -> tuple[Encoder, dict[str, str]]:
+    """Return an encoder with the weights of a run, and their record.
+
+    With several norm banks, the last one starts from the run's bank for adversarial images, and the others from that
+    for benign ones. The projector starts from the run's if it is of the same kind. Images are normalized as in the run.
+
+    Args:
+        run: run folder with an encoder.
+        spec: the configured network.
+        banks, projector: norm banks and projector of the objective.
+
+    Raises:
+        UsageError: when the run has no encoder, or one of another network.
+    """
+    adversarial, benign = load_encoder(run.path), load_encoder(run.path, benign=True)
+    there = adversarial.spec
+    names = [n for n in ("backbone", "kwargs", "stem", "shape", "input_size") if getattr(spec, n) != getattr(there, n)]
+    if names:
+        details = "; ".join(f"{name} {getattr(spec, name)}, there {getattr(there, name)}" for name in names)
+        message = f"`init` {run.path} has another encoder: {details}"
+        raise UsageError(message, parameter="init", given=str(run.path), allowed="a run with the same encoder")
+    encoder = Encoder(replace(there, normalized=spec.normalized), banks, projector)
+    sources = dict.fromkeys(banks[:-1], benign) | {banks[-1]: adversarial}
+    norm_banks.load_banks(encoder.backbone, {name: each.backbone.state_dict() for name, each in sources.items()})
+    kind, weights = read_projector(run)
+    if kind == projector:
+        norm_banks.load_banks(encoder.projector, dict.fromkeys(banks, weights))
+    return encoder, {"run": run.path.name, "encoder_sha256": weights_hash(adversarial.backbone)}
