@@ -50,6 +50,7 @@ def test_by_command_the_encoders_options_follow(two_banks_run, tmp_path):
     assert additional_data(run, "digits") == (False, "pretrained and probed on digits alone")
     assert additional_data(run, "digits_val")[0]
     snapshot = tmp_path / "run" / "checkpoints" / "epoch-00001"
+    snapshot.mkdir(parents=True)
     write_model(
         RunDir(snapshot).encoder_file, load_encoder(run.path).spec, load_encoder(run.path).backbone.state_dict()
     )
