@@ -79,6 +79,7 @@ class FolderStates:
         if not path.is_file():
             return None
         values = read_record(path)
+        values.setdefault("adversarial", [None] * len(values["predictions"]))  # a file of an earlier version
         return Chunk(**{f.name: values[f.name] for f in fields(Chunk)} | {"flags": tuple(values["flags"])})
 
     def store(self, step: Step) -> None:

@@ -77,7 +77,7 @@ SHAPES: dict[str, Any] = {
 """Schemas by file name: a dict lists the required keys, or optional ones (``?``); ``{str: S}`` is any dict of S,
 ``[S]`` a list of S, ``[S, n]`` a list of at least n, a set the allowed names, and a tuple alternatives."""
 CHUNK = {
-    "start": int, "predictions": [int], "broken_by": [(str, None)], "adversarial": [(int, None)],
+    "start": int, "predictions": [int], "broken_by": [(str, None)], "adversarial?": [(int, None)],
     "done": int, "flags": [str],
 }  # fmt: skip
 """Schema of the files in ``evaluation_chunks/``."""

@@ -225,6 +225,24 @@ def test_the_evaluation_of_something_else_is_refused(run, few):
 
 
 @pytest.mark.e2e
+def test_an_evaluation_of_an_earlier_version_is_resumed(run, few):
+    """Its chunks do not have the predictions on adversarial examples."""
+    config = preset("digits", **TINY, eval_batch_size=5)
+    result = run_folder.evaluate(run, config, CPU)
+    lines = run.verdicts_file.read_text()
+    run.evaluation_file.unlink()
+    for chunk in run.chunks_folder.iterdir():
+        values = json.loads(chunk.read_text())
+        del values["adversarial"]
+        chunk.write_text(json.dumps(values))
+    again = run_folder.evaluate(run, config, CPU)
+    assert again["robust_accuracy"] == result["robust_accuracy"]
+    found = [json.loads(line) for line in run.verdicts_file.read_text().splitlines()]
+    assert [line["broken_by"] for line in found] == [json.loads(line)["broken_by"] for line in lines.splitlines()]
+    assert {line["adversarial_prediction"] for line in found} == {None}
+
+
+@pytest.mark.e2e
 def test_a_damaged_chunk_is_reported(run, few):
     config = preset("digits", **TINY)
     run_folder.evaluate(run, config, CPU)
