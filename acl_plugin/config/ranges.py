@@ -13,7 +13,10 @@ RANGES = {
         "limit_unlabeled eval_batch_size coreset_every aft_epochs limit_test".split(),
         Range(1),
     ),
-    **dict.fromkeys("epochs keep_every knn_every lr aft_lr probe_lr weight_decay probe_weight_decay".split(), Range(0)),
+    **dict.fromkeys(
+        "epochs keep_every knn_every clip_grad_norm lr aft_lr probe_lr weight_decay probe_weight_decay".split(),
+        Range(0),
+    ),
     **dict.fromkeys(
         "eps_ramp warmup coreset_warmup coreset_fraction probe_holdout label_fraction blur".split(), Range(0, 1)
     ),
@@ -38,6 +41,7 @@ def check(config: RunConfig) -> None:
     for section in vars(config).values():
         for name, kind in get_type_hints(type(section)).items():
             check_value(name, getattr(section, name), kind, RANGES.get(name))
+    _require_optimizer(config.training.optimizer)
     require_eps(config.threat.norm, config.threat.eps)
     probe = config.probe
     if probe.probe_protocol not in PROTOCOLS:
@@ -57,3 +61,31 @@ def check(config: RunConfig) -> None:
     if probe.probe_protocol == "slf_exact" and probe.probe_weight_decay == 0:
         message = "`probe_weight_decay` 0: allowed is a number above 0 with `probe_protocol` slf_exact"
         raise UsageError(message, parameter="probe_weight_decay", given=0, allowed="a number above 0")
+
+
+USUAL = ("adamw", "sgd", "lars", "lamb", "lion")
+"""Optimizers that need no look into timm, whose import takes seconds."""
+SECOND_ORDER = "adahessian"
+"""Optimizer of timm that needs second derivatives, which a step does not compute."""
+
+
+def _require_optimizer(name: str) -> None:
+    """Refuse an optimizer that timm does not have, or that needs more than a gradient.
+
+    Raises:
+        UsageError: with the nearest of the usual names.
+    """
+    if name in USUAL:
+        return
+    import torch
+    from timm.optim import create_optimizer_v2
+
+    try:  # timm 1.0.9 has no list of them
+        create_optimizer_v2([torch.nn.Parameter(torch.zeros(1))], opt=name, lr=0.1, weight_decay=0.0, momentum=0.9)
+    except Exception as error:  # of any type, for an unknown name
+        raise unknown("`optimizer`", name, USUAL, parameter="optimizer") from error
+    if SECOND_ORDER in name:
+        message = (
+            f"`optimizer` {name} needs second derivatives, which a step does not compute; allowed are others of timm"
+        )
+        raise UsageError(message, parameter="optimizer", given=name, allowed=USUAL)

@@ -119,12 +119,15 @@ class TrainingConfig(Section):
     """Number of pretraining epochs; 0 keeps the initial encoder."""
     batch_size: int = 128
     """Images per batch and device (two views each)."""
-    optimizer: Literal["adamw", "sgd", "lars", "lamb", "lion"] = "adamw"
-    """Optimizer of timm, or LARS as in the published ACL code; sgd and lars use momentum 0.9."""
+    optimizer: str = "adamw"
+    """Any optimizer of timm by name (adamw, sgd, lamb, lion, nadamw, ...), or lars as in the published ACL code, with
+    momentum 0.9."""
     lr: float = 2e-2
     """Peak learning rate, with cosine decay to 0."""
     weight_decay: float = 1e-4
     """Weight decay as defined by the optimizer."""
+    clip_grad_norm: float = 0.0
+    """Largest L2 norm of the gradient of all weights in an optimizer step; 0 does not clip."""
     warmup: float = 0.05
     """Fraction of the training steps over which the learning rate grows linearly."""
     schedule: Literal["cosine", "cosine_by_epoch"] = "cosine"

@@ -230,6 +230,9 @@ class Pretraining(lightning.LightningModule):
             for group, peak in zip(optimizer.param_groups, self.peaks, strict=True):
                 group["lr"] = self._rate(peak, position / total)
                 self._average([p.grad for p in group["params"] if p.grad is not None], batch_idx % every + 1)
+            if self.config.training.clip_grad_norm:
+                weights = [p for group in optimizer.param_groups for p in group["params"]]
+                torch.nn.utils.clip_grad_norm_(weights, self.config.training.clip_grad_norm)
             optimizer.step()
 
     def _rate(self, peak: float, progress: float) -> float:
