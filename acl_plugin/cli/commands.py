@@ -125,8 +125,8 @@ def import_checkpoint(arguments: list[str]) -> None:
     text = "How its network normalizes images, where the file does not store it: none, cifar or imagenet."
     parser.add_argument("--normalization", type=str | None, default=None, help=text)
     parser.add_argument("--allow-pickle", type=bool, help="Read a file that could execute any code.")
-    parser.add_class_arguments(configuration.DataConfig)
-    parser.add_class_arguments(configuration.EncoderConfig, skip={"stem"})
+    parser.add_class_arguments(configuration.DataConfig, skip=configuration.PRETRAINING)
+    parser.add_class_arguments(configuration.EncoderConfig, skip=configuration.PRETRAINING | {"stem"})
     parser.set_defaults({"data": "cifar10"})
     options = parse(parser, arguments, defaults_of_data, unused.RUN)
 
@@ -199,7 +199,7 @@ def transfer_run(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="The new run's folder.")
     groups = (configuration.DataConfig, ThreatConfig, ProbeConfig)
     for group in groups:
-        parser.add_class_arguments(group)
+        parser.add_class_arguments(group, skip=configuration.PRETRAINING)
     options = parse(parser, arguments, defaults_of_transfer, unused.RUN)
 
     source, out = RunDir(options.pop("run")), RunDir(options.pop("out"))

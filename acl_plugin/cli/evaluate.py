@@ -73,7 +73,7 @@ def _own_model(arguments: list[str]) -> None:
     parser.add_argument("--model", type=str, required=True, help=MODEL_HELP)
     parser.add_argument("--out", type=Path, required=True, help="Folder of the results (resumable), or a .json file.")
     parser.add_argument("--data", type=str, required=True, help="Dataset by name (`acl-plugin list data`).")
-    parser.add_class_arguments(DataConfig, skip={"data", "limit_train", "limit_test"})
+    parser.add_class_arguments(DataConfig, skip=configuration.PRETRAINING | {"data", "limit_train", "limit_test"})
     _add_options(parser)
     parser.add_class_arguments(EvaluationConfig, skip={"class_map"})
     parser.add_class_arguments(MachineConfig, skip={"num_nodes", "compile", "precision", "devices"})

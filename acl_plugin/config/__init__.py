@@ -18,6 +18,7 @@ from acl_plugin.config.presets import (
 from acl_plugin.config.ranges import RANGES, check
 from acl_plugin.config.sections import (
     PATHS,
+    PRETRAINING,
     SECTION_OF,
     SECTIONS,
     TWO_SIDED,
@@ -38,6 +39,7 @@ __all__ = [
     "FOLLOWING",
     "PATHS",
     "PRESETS",
+    "PRETRAINING",
     "RANGES",
     "SECTIONS",
     "SECTION_OF",

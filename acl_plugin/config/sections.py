@@ -10,6 +10,8 @@ from acl_plugin.validation import plain
 
 PATHS = frozenset({"data_dir", "unlabeled", "pretrained_file", "init"})
 """Options that are paths, in which a tilde is expanded."""
+PRETRAINING = frozenset({"unlabeled", "limit_unlabeled", "pretrained", "pretrained_file", "init", "input_size"})
+"""Options of images and encoder that only a pretraining uses."""
 
 
 @dataclass(frozen=True)

@@ -86,41 +86,45 @@ def list_splits(root: Path) -> tuple[Split, Split]:
     return train, test
 
 
-def is_tree(root: Path) -> bool:
-    """Return whether a folder has images at any depth and no folder with the name of a split."""
+def tree_of(root: Path) -> list[Path]:
+    """Return the images at any depth of a folder that has no folder with the name of a split; none for other folders.
+
+    Symbolic links are followed. Hidden files and folders and those of operating systems are skipped, as are other
+    files. No file is opened.
+
+    Raises:
+        UsageError: for a folder that cannot be read.
+    """
     if not root.is_dir():
-        return False
+        return []
     try:
         names = {entry.name.lower() for entry in root.iterdir() if entry.is_dir()}
-        return not names & SPLITS and any(map(_is_image, _walk(root)[0]))
+        return [] if names & SPLITS else _images_in(root)
     except OSError as error:
         raise _refused(Path(error.filename or root), f"cannot be read: {error.strerror}") from error
 
 
-def list_tree(root: Path, option: str = "unlabeled") -> list[Path]:
-    """List the images in a folder, at any depth, without opening them.
-
-    Symbolic links are followed. Hidden files and folders and those of operating systems are skipped, as are other
-    files.
-
-    Args:
-        root: the folder.
-        option: name of the option that names it, for messages.
+def list_unlabeled(root: Path) -> list[Path]:
+    """List the images at any depth of the folder of unlabeled images, as ``tree_of`` does.
 
     Raises:
         UsageError: for a folder that is missing, cannot be read, or has no image.
     """
     allowed = f"a folder with images ({' '.join(SUFFIXES)}) at any depth"
     try:
-        paths = [path for path in _walk(root)[0] if _is_image(path)] if root.is_dir() else []
+        paths = _images_in(root) if root.is_dir() else []
     except OSError as error:
-        message = f"`{option}`: {error.filename or root} cannot be read: {error.strerror}"
-        raise UsageError(message, parameter=option, given=str(root), allowed=allowed) from error
+        message = f"`unlabeled`: {error.filename or root} cannot be read: {error.strerror}"
+        raise UsageError(message, parameter="unlabeled", given=str(root), allowed=allowed) from error
     if not paths:
         what = "has no image" if root.is_dir() else "is no folder"
-        message = f"`{option}`: {root} {what}; allowed is {allowed}"
-        raise UsageError(message, parameter=option, given=str(root), allowed=allowed)
+        message = f"`unlabeled`: {root} {what}; allowed is {allowed}"
+        raise UsageError(message, parameter="unlabeled", given=str(root), allowed=allowed)
     return paths
+
+
+def _images_in(root: Path) -> list[Path]:
+    return [path for path in _walk(root)[0] if _is_image(path)]
 
 
 def _split_folder(root: Path, *names: str) -> Path:

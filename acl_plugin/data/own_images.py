@@ -7,7 +7,7 @@ from torch import Tensor
 
 from acl_plugin.config import DataConfig
 from acl_plugin.data.image_files import read_images, require_memory
-from acl_plugin.data.image_folders import LAYOUT, is_tree, list_splits, list_tree
+from acl_plugin.data.image_folders import LAYOUT, list_splits, list_unlabeled, tree_of
 from acl_plugin.data.images import UNLABELED, DataSet, Images
 from acl_plugin.data.subsets import require_rows, subset_rows
 from acl_plugin.errors import UsageError
@@ -30,8 +30,9 @@ def _image_folder(config: DataConfig) -> DataSet:
             given=True,
             allowed=False,
         )
-    if is_tree(root):
-        return _of_tree(config, root, side)
+    tree = tree_of(root)
+    if tree:
+        return _of_tree(config, tree, side)
     train, test = list_splits(root)
     pair = read_splits(config, (train.paths, train.labels), (test.paths, test.labels), side)
     return DataSet(config.data, *pair, train.classes, *pair[0].mean_and_std())
@@ -39,12 +40,11 @@ def _image_folder(config: DataConfig) -> DataSet:
 
 def is_unlabeled(config: DataConfig) -> bool:
     """Return whether the configured images are a tree without labels, without reading them."""
-    return config.data == "image_folder" and config.data_dir is not None and is_tree(config.data_dir)
+    return config.data == "image_folder" and config.data_dir is not None and bool(tree_of(config.data_dir))
 
 
-def _of_tree(config: DataConfig, root: Path, side: int) -> DataSet:
+def _of_tree(config: DataConfig, paths: list[Path], side: int) -> DataSet:
     """Return a dataset without labels, classes and test images, for a pretraining."""
-    paths = list_tree(root, "data_dir")
     nothing = torch.zeros(0, dtype=torch.int64)
     unknown = torch.full((len(paths),), UNLABELED)
     train, test = read_splits(config, (paths, unknown), ([], nothing), side)
@@ -88,7 +88,7 @@ def read_tree(root: Path, like: Images, limit: int | None) -> Images:
     Raises:
         UsageError: for a folder without images, or fewer than ``limit``.
     """
-    paths = list_tree(root)
+    paths = list_unlabeled(root)
     if limit is not None and limit > len(paths):
         message = f"`limit_unlabeled` {limit}: {root} has {len(paths)} images"
         raise UsageError(message, parameter="limit_unlabeled", given=limit, allowed=f"at most {len(paths)}")

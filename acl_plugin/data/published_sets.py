@@ -13,8 +13,6 @@ from acl_plugin.data.own_images import Listing, read_splits
 from acl_plugin.errors import UsageError
 from acl_plugin.registry import DATASETS
 
-CIFAR10_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-STL10_STATISTICS = (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)
 TINY_IMAGENET = "tiny-imagenet-200"
 
 
@@ -23,7 +21,7 @@ def _cifar10(config: DataConfig) -> DataSet:
     """CIFAR-10: 50,000 training and 10,000 test images, 3 x 32 x 32."""
     from torchvision.datasets import CIFAR10
 
-    return _cifar(config, CIFAR10, *CIFAR10_STATISTICS)
+    return _cifar(config, CIFAR10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 
 @DATASETS.register("cifar10_val")
@@ -45,7 +43,7 @@ def _stl10(config: DataConfig) -> DataSet:
     """STL-10: 5,000 training and 8,000 test images, labeled, 3 x 96 x 96; use --image-size 32 for transfer."""
     train, classes = _of_stl10(config, "train")
     test, _ = _of_stl10(config, "test")
-    return DataSet(config.data, train, test, classes, *STL10_STATISTICS)
+    return DataSet(config.data, train, test, classes, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713))
 
 
 @DATASETS.register("stl10_unlabeled")
@@ -76,7 +74,7 @@ def _tiny_imagenet(config: DataConfig) -> DataSet:
             parameter="download", given=True, allowed=False,
         )  # fmt: skip
     root = _folder(config) / TINY_IMAGENET
-    classes = _listed(root / "wnids.txt")
+    classes = sorted(_listed(root / "wnids.txt"))
     train = [(path, c) for c in classes for path in sorted((root / "train" / c / "images").glob("*.JPEG"))]
     rows = [line.split("\t")[:2] for line in _listed(root / "val" / "val_annotations.txt")]
     test = [(root / "val" / "images" / name, c) for name, c in rows]
@@ -97,11 +95,10 @@ def _tiny_imagenet(config: DataConfig) -> DataSet:
 
 
 def _listed(path: Path) -> list[str]:
-    """Return the lines of a text file of TinyImageNet; class names in order."""
+    """Return the lines of a text file of TinyImageNet."""
     if not path.is_file():
         raise _wrong_folder(path, "is missing")
-    lines = [line for line in path.read_text().splitlines() if line.strip()]
-    return sorted(lines) if path.name == "wnids.txt" else lines
+    return [line for line in path.read_text().splitlines() if line.strip()]
 
 
 def _wrong_folder(path: Path, what: str) -> UsageError:

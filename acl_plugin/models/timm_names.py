@@ -72,9 +72,8 @@ def check_name(name: str, module: str = "", *, tagged: bool = False) -> None:
             f"{architecture!r} for random weights",
             (architecture,),
         )
-    if dot and tag not in {each.partition(".")[2] for each in timm.list_models(f"{architecture}.*", pretrained=True)}:
-        tags = tuple(timm.list_models(f"{architecture}.*", pretrained=True))
-        raise unknown("backbone", name, tags, parameter="backbone")
+    if dot and name not in (tagged_names := timm.list_models(f"{architecture}.*", pretrained=True)):
+        raise unknown("backbone", name, tagged_names, parameter="backbone")
 
 
 def _refused(name: str, why: str, allowed: tuple[str, ...] | None = None) -> UsageError:

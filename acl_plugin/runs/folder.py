@@ -152,7 +152,7 @@ class RunDir:
             raise UsageError(f"{self.images_file} is damaged; delete it", parameter="run", given=str(self.path))
         remedy = f"restore them, or choose another folder than {self.path}"
         data.train.fingerprint(data.classes).require(before.get("train"), f"the training images of {data.name}", remedy)
-        if pretraining:
+        if pretraining and data.unlabeled is not None:
             own = data.pretraining.fingerprint(data.classes)
             own.require(before.get("pretraining"), f"labeled and unlabeled images of {data.name}", remedy)
 

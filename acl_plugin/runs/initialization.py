@@ -8,12 +8,12 @@ from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runs.models import load_encoder, read_projector, weights_hash
+from acl_plugin.runs.models import load_encoder, read_model, read_projector, weights_hash
 
 
 def options_of(run: RunDir) -> dict[str, Any]:
     """Return the options of a run's encoder; the size of pretrained weights is stated, as they are not loaded again."""
-    spec = load_encoder(run.path).spec
+    spec, _ = read_model(run.require(run.encoder_file, f"pretrain --out {run.path}"))
     size = None if spec.input_size is None else spec.input_size[0]
     return {"backbone": spec.backbone, "backbone_kwargs": dict(spec.kwargs), "stem": spec.stem, "input_size": size}
 

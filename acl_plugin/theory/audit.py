@@ -112,8 +112,8 @@ def _audit_run(
     stored = autoattack_images(run, data, images, ThreatModel(config.threat.norm, config.threat.eps))
     settings = _settings(config, data, limit)
     settings["autoattack"] = None if stored is None else hashlib.sha256(stored.numpy().tobytes()).hexdigest()
-    files = [run.discriminator_file] if run.discriminator_file.is_file() else []
-    settings["discriminator"] = next((hashlib.sha256(file.read_bytes()).hexdigest() for file in files), None)
+    file = run.discriminator_file
+    settings["discriminator"] = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
     rows = {} if overwrite else _rows_of_before(run, settings)
     for checkpoint in checkpoints:
         encoder = channels_last(load_encoder(checkpoint.path))

@@ -14,6 +14,7 @@ from acl_plugin import available, pipeline
 from acl_plugin import config as configuration
 from acl_plugin.attacks.catalogue import attack_names
 from acl_plugin.cli.main import main
+from acl_plugin.cli.parser import COMMANDS
 from acl_plugin.config import (
     SECTION_OF,
     SECTIONS,
@@ -299,3 +300,17 @@ def test_settings_that_unlike_runs_share():
 def test_a_run_that_is_there_is_read_whatever_it_does_not_use():
     kept = configuration.to_dict(preset("digits").replace(aft_epochs=3))
     assert configuration.from_dict(kept).probe.aft_epochs == 3
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "evaluate --model x"])
+def test_options_of_a_pretraining_alone_are_those_of_commands_that_pretrain(command, capsys):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    offered = {word.strip("[],").split("=")[0] for word in capsys.readouterr().out.split() if "--" in word}
+    flags = {configuration.option_name(name) for name in configuration.PRETRAINING}
+    assert offered & flags == (flags if command in ("run", "pretrain") else set())
+
+
+def test_they_are_options_of_images_and_encoder():
+    own = names_of(configuration.DataConfig, configuration.EncoderConfig)
+    assert own >= configuration.PRETRAINING
