@@ -16,11 +16,10 @@ from acl_plugin.config.presets import (
     without_sections,
 )
 from acl_plugin.config.ranges import RANGES, check
+from acl_plugin.config.run_config import SECTION_OF, SECTIONS, RunConfig, with_sections
 from acl_plugin.config.sections import (
     PATHS,
     PRETRAINING,
-    SECTION_OF,
-    SECTIONS,
     TWO_SIDED,
     CoresetConfig,
     DataConfig,
@@ -29,10 +28,8 @@ from acl_plugin.config.sections import (
     MachineConfig,
     ObjectiveConfig,
     ProbeConfig,
-    RunConfig,
     ThreatConfig,
     TrainingConfig,
-    with_sections,
 )
 
 __all__ = [

@@ -5,16 +5,8 @@ from typing import Any
 
 from acl_plugin.config import unused
 from acl_plugin.config.ranges import check
-from acl_plugin.config.sections import (
-    SECTION_OF,
-    SECTIONS,
-    DataConfig,
-    EncoderConfig,
-    ObjectiveConfig,
-    RunConfig,
-    in_sections,
-    with_sections,
-)
+from acl_plugin.config.run_config import SECTION_OF, SECTIONS, RunConfig, in_sections, with_sections
+from acl_plugin.config.sections import DataConfig, EncoderConfig, ObjectiveConfig
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.registry import DATASETS
 
@@ -49,7 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Defaults that differ from those of digits, by dataset. Other datasets have CIFAR's, updated by their own."""
 
 WHERE_AND_HOW = frozenset(
-    {"data_dir", "download", "accelerator", "eval_batch_size", "checkpoint_every", "keep_every", "knn_every"}
+    "data_dir download data_memory workers accelerator eval_batch_size checkpoint_every keep_every knn_every".split()
 )
 """Options that may change when a run resumes, as they do not affect its results."""
 

@@ -2,7 +2,8 @@
 
 from typing import get_type_hints
 
-from acl_plugin.config.sections import RunConfig
+from acl_plugin.config.run_config import RunConfig
+from acl_plugin.config.sections import DataConfig
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.registry import PROTOCOLS
 from acl_plugin.validation import Range, check_value, require_eps
@@ -14,7 +15,7 @@ RANGES = {
         Range(1),
     ),
     **dict.fromkeys(
-        "epochs keep_every knn_every clip_grad_norm lr aft_lr probe_lr weight_decay probe_weight_decay".split(),
+        "epochs keep_every knn_every workers clip_grad_norm lr aft_lr probe_lr weight_decay probe_weight_decay".split(),
         Range(0),
     ),
     **dict.fromkeys(
@@ -24,6 +25,7 @@ RANGES = {
         "batch_size": Range(2),
         "limit_train": Range(2),
         "image_size": Range(8),
+        "resize": Range(8),
         "input_size": Range(8),
         "seed": Range(0, 2**63 - 1),
     },
@@ -41,6 +43,7 @@ def check(config: RunConfig) -> None:
     for section in vars(config).values():
         for name, kind in get_type_hints(type(section)).items():
             check_value(name, getattr(section, name), kind, RANGES.get(name))
+    _require_crop(config.data)
     _require_optimizer(config.training.optimizer)
     require_eps(config.threat.norm, config.threat.eps)
     probe = config.probe
@@ -61,6 +64,14 @@ def check(config: RunConfig) -> None:
     if probe.probe_protocol == "slf_exact" and probe.probe_weight_decay == 0:
         message = "`probe_weight_decay` 0: allowed is a number above 0 with `probe_protocol` slf_exact"
         raise UsageError(message, parameter="probe_weight_decay", given=0, allowed="a number above 0")
+
+
+def _require_crop(data: DataConfig) -> None:
+    """Refuse a shorter side that is smaller than the crop."""
+    if data.resize is not None and (data.image_size is None or data.resize < data.image_size):
+        allowed = f"{data.image_size} or more" if data.image_size else "the size of a crop or more"
+        message = f"`resize` {data.resize}, before a crop to `image_size` {data.image_size}: allowed is {allowed}"
+        raise UsageError(message, parameter="resize", given=data.resize, allowed=allowed)
 
 
 USUAL = ("adamw", "sgd", "lars", "lamb", "lion")

@@ -26,17 +26,22 @@ class ShuffledBatches:
         self.images, self.batch_size, self.rank, self.ranks = images, batch_size, rank, ranks
         self.epoch, self.done = epoch, 0
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
-        self.order = order.to(images.pixels.device)  # moved once, so that steps do not synchronize with an accelerator
+        self.order = order.to(images.labels.device)  # moved once, so that steps do not synchronize with an accelerator
 
     def __len__(self) -> int:
         return len(self.images) // (self.batch_size * self.ranks)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for step in range(self.done, len(self)):
-            start = (step * self.ranks + self.rank) * self.batch_size
-            chosen = self.order[start : start + self.batch_size]
+        first, images = self.done, self.images
+        for step, pixels in enumerate(images.stream(map(self._chosen, range(first, len(self)))), first):
+            chosen = self._chosen(step)
             self.done = step + 1
-            yield self.images.pixels[chosen], self.images.labels[chosen], self.images.rows[chosen]
+            yield pixels.to(self.order.device), images.labels[chosen], images.rows[chosen]
+
+    def _chosen(self, step: int) -> Tensor:
+        """Return the positions of this rank's images of a step."""
+        start = (step * self.ranks + self.rank) * self.batch_size
+        return self.order[start : start + self.batch_size]
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and the number of batches already yielded, for a checkpoint."""

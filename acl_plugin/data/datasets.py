@@ -9,9 +9,9 @@ import torch
 
 from acl_plugin.config import DataConfig
 from acl_plugin.data import published_sets as _published_sets  # noqa: F401 (importing it registers the datasets)
-from acl_plugin.data.image_files import require_varied
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.data.own_images import read_tree
+from acl_plugin.data.pixels import require_varied
 from acl_plugin.data.subsets import missing_classes, require_rows
 from acl_plugin.registry import DATASETS
 
@@ -27,7 +27,7 @@ def load(config: DataConfig) -> DataSet:
     data = DATASETS.get(config.data)(config)
     require_rows(config, len(data.train), len(data.test))
     for split, images in (("training", data.train), ("test", data.test)):
-        require_varied(images.pixels, f"{split} images of {data.name}")
+        require_varied(images.pixels, images.hashes, f"{split} images of {data.name}")
     train, test = data.train.subset(config.limit_train), data.test.subset(config.limit_test)
     for split, images in (("training", train), ("test", test)):
         missing = missing_classes(images.labels, data.classes)
@@ -41,7 +41,7 @@ def load(config: DataConfig) -> DataSet:
     first = 1 + max(int(images.rows.max()) for images in (data.train, data.test) if len(images))
     unlabeled = [partial(_limited, data, config)] if data.unlabeled is not None else []
     if config.unlabeled is not None:
-        unlabeled.append(partial(read_tree, config.unlabeled, train, config.limit_unlabeled))
+        unlabeled.append(partial(read_tree, config, train))
     return replace(data, train=train, test=test, unlabeled=partial(_joined, unlabeled, first) if unlabeled else None)
 
 
@@ -56,7 +56,7 @@ def _joined(unlabeled: Sequence[Callable[[], Images]], first: int) -> Images:
     found, *others = (each() for each in unlabeled)
     for each in others:
         found = found.followed_by(replace(each, rows=each.rows + 1 + int(found.rows.max())))
-    require_varied(found.pixels, "unlabeled images")
+    require_varied(found.pixels, found.hashes, "unlabeled images")
     return replace(found, rows=first + found.rows)
 
 

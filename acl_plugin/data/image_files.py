@@ -1,19 +1,13 @@
-"""Images from files, decoded to 8-bit RGB; errors name the file."""
+"""Encoded images, decoded to 8-bit RGB; errors name the file."""
 
-import os
-import warnings
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from acl_plugin.data.fingerprint import bytes_hash
 from acl_plugin.errors import UsageError
-from acl_plugin.runtime.device import memory
-from acl_plugin.runtime.progress import Progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,9 +29,6 @@ BACKGROUND = "white"
 
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT, WHITE_IS_ZERO = 258, 262, 339, 0  # three TIFF tags and a value
 
-QUIET = 1000
-"""Number of images below which no progress is shown, as decoding is fast."""
-
 
 def read_image(path: Path) -> Tensor:
     """Read an image file as 8-bit RGB, upright by its EXIF orientation.
@@ -56,117 +47,48 @@ def read_image(path: Path) -> Tensor:
     """
     from torchvision.transforms.v2.functional import pil_to_tensor
 
+    return pil_to_tensor(decode(read_content(path), str(path)))
+
+
+def read_content(path: Path) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises:
+        UsageError: naming the file, when it cannot be read.
+    """
     try:
-        return pil_to_tensor(_decoded(path))
-    except Exception as error:  # Pillow's decoders raise exceptions of any type for damaged files
-        raise UsageError(
-            f"`data_dir`: {path} cannot be used: {_reason(path, error)}. Replace or delete it.",
-            parameter="data_dir",
-            given=str(path),
-            allowed=f"images with one frame in {', '.join(FORMATS)}",
-        ) from error
+        if not path.is_file():
+            raise ValueError("it is no file, or a link to a file that is missing")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise _refused(str(path), _reason(error)) from error
 
 
-def read_images(paths: Sequence[Path], side: int, channels: int = 3) -> tuple[Tensor, Tensor]:
-    """Read image files, resized to squares by antialiased interpolation, with a hash of each file.
-
-    Decoding uses as many threads as PyTorch, at most 16.
+def decode(content: bytes, name: str) -> "Image":
+    """Decode an image as ``read_image`` does.
 
     Args:
-        paths: N files.
-        side: side of the square in pixels.
-        channels: 3, or 1 for gray values.
+        content: bytes of the file.
+        name: path of the file, or another name for the message.
 
     Returns:
-        (N, channels, side, side) uint8 and (N,) int64, in the order of ``paths``.
+        Upright RGB image of Pillow.
 
     Raises:
-        UsageError: for the first file that cannot be read, or when the images exceed the memory limit.
+        UsageError: with the name, when there is no image that can be read unambiguously.
     """
-    from torchvision.transforms.v2.functional import resize, rgb_to_grayscale
-
-    require_memory(len(paths), channels, side)
-    pixels = torch.empty(len(paths), channels, side, side, dtype=torch.uint8)
-    hashes = torch.empty(len(paths), dtype=torch.int64)
-    threads = min(16, torch.get_num_threads())
-
-    def square(path: Path) -> tuple[Tensor, int]:
-        image = read_image(path)
-        image = rgb_to_grayscale(image) if channels == 1 else image
-        return resize(image, [side, side], antialias=True), bytes_hash(path.read_bytes())
-
-    progress = Progress("reading images", len(paths), unit="image", quiet=len(paths) < QUIET)
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool, progress:
-        warnings.filterwarnings("ignore", module="PIL")  # warnings concern files that raise an error, or metadata
-        step = 16 * threads  # an interruption waits for one chunk only
-        for start in range(0, len(paths), step):
-            for row, (image, file_hash) in enumerate(pool.map(square, paths[start : start + step]), start):
-                pixels[row], hashes[row] = image, file_hash
-                progress.advance()
-    return pixels, hashes
+    try:
+        return _decoded(content)
+    except Exception as error:  # Pillow's decoders raise exceptions of any type for damaged files
+        raise _refused(name, "it is empty" if not content else _reason(error)) from error
 
 
-def require_memory(count: int, channels: int, side: int) -> None:
-    """Check that images take at most a quarter of this machine's memory.
-
-    Args:
-        count: number of images.
-        channels: number of channels.
-        side: height and width in pixels.
-
-    Raises:
-        UsageError: with the largest side that fits.
-    """
-    size, available = count * channels * side**2, memory(torch.device("cpu"))
-    if size > available / 4:
-        largest = int((available / 4 / (count * channels)) ** 0.5)
-        raise UsageError(
-            f"`image_size` {side}: {count} images of it take {size / 2**30:.1f} GiB, more than a quarter of this "
-            f"machine's {available / 2**30:.1f} GiB. Use {largest} or less, or fewer images.",
-            parameter="image_size",
-            given=side,
-            allowed=f"up to {largest}",
-        )
-
-
-def require_varied(pixels: Tensor, name: str) -> None:
-    """Check that images are not all equal and that at most half of them have a single color.
-
-    Otherwise the conversion of the images failed, and a model cannot learn from them. A few blank images are common.
-
-    Args:
-        pixels: (N, C, H, W) uint8; fewer than two images always pass.
-        name: dataset and split, for the message.
-
-    Raises:
-        UsageError: when the images fail the check.
-    """
-    if len(pixels) < 2:
-        return
-    parts = pixels.flatten(2).split(4096)
-    blank = sum(int((part.amin(2) == part.amax(2)).all(1).sum()) for part in parts)
-    if all(torch.equal(part, parts[0][:1].expand_as(part)) for part in parts):
-        fault = f"all {len(pixels)} images are the same"
-    elif blank > len(pixels) / 2:
-        fault = f"{blank} of {len(pixels)} images have a single color"
-    else:
-        return
-    raise UsageError(
-        f"`data` {name}: {fault}. Check how the images were converted.",
-        parameter="data",
-        given=name,
-        allowed="images that differ",
-    )
-
-
-def _decoded(path: Path) -> "Image":
-    """Return an upright RGB image; raise an exception of any type if the file cannot be read."""
+def _decoded(content: bytes) -> "Image":
+    """Return an upright RGB image; raise an exception of any type if it cannot be decoded."""
     from PIL import Image, ImageOps
 
-    if not path.is_file():
-        raise ValueError("it is no file, or a link to a file that is missing")
     # Opened by name, a rotated TIFF is mapped into memory by Pillow 13 with height and width swapped.
-    with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         width, height = image.size
         if width * height > MAX_PIXELS or max(width, height) > MAX_ASPECT * min(width, height):
             raise ValueError(
@@ -227,11 +149,19 @@ def _tags(image: "Image") -> Mapping[int, Any]:
     return getattr(image, "tag_v2", {})
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _refused(name: str, fault: str) -> UsageError:
+    return UsageError(
+        f"`data_dir`: {name} cannot be used: {fault}. Replace or delete it.",
+        parameter="data_dir",
+        given=name,
+        allowed=f"images with one frame in {', '.join(FORMATS)}",
+    )
+
+
+def _reason(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        empty = os.path.getsize(path) == 0
-        return "it is empty" if empty else f"its content is none of {', '.join(FORMATS)}, or damaged"
+        return f"its content is none of {', '.join(FORMATS)}, or damaged"
     text = " ".join(str(error).split())
     return (text if type(error) is ValueError else f"{type(error).__name__}: {text}").rstrip(".")

@@ -1,7 +1,7 @@
-"""Labeled images as uint8 tensors."""
+"""Labeled images of 8 bits."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acl_plugin.data.fingerprint import Fingerprint, class_differences, image_hashes
-from acl_plugin.data.image_files import require_memory
+from acl_plugin.data.form import Form
+from acl_plugin.data.pixels import Pixels, channel_sums, joined, read, stream
+from acl_plugin.data.reading import require_memory
 from acl_plugin.data.subsets import stratified, subset_rows
 from acl_plugin.errors import UsageError, unknown
 
@@ -21,25 +23,28 @@ UNLABELED = -1
 
 @dataclass(frozen=True)
 class Images:
-    """N images in memory.
+    """N images.
 
     Attributes:
-        pixels: (N, C, H, W) uint8.
+        pixels: (N, C, H, W) uint8, in memory or read when they are used.
         labels: (N,) int64; ``UNLABELED`` for images that only a pretraining sees.
         rows: (N,) int64 indices of the images in the original order of the dataset.
         levels: pixel value of white; ``pixels / levels`` lies in [0, 1].
         hashes: (N,) int64, equal on every machine: hashes of the files, or of the pixels at the original size. None
             computes them from ``pixels``.
+        unreadable: names of images that are left out, as they cannot be read.
     """
 
-    pixels: Tensor
+    pixels: Pixels
     labels: Tensor
     rows: Tensor
     levels: int
     hashes: Tensor = None  # type: ignore[assignment]
+    unreadable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.hashes is None:
+            assert isinstance(self.pixels, Tensor)
             object.__setattr__(self, "hashes", image_hashes(self.pixels))
 
     def __len__(self) -> int:
@@ -52,32 +57,34 @@ class Images:
 
     def followed_by(self, others: "Images") -> "Images":
         """Return these images and then the others, of the same shape and levels."""
-        joined: dict[str, Any] = {
-            n: torch.cat([getattr(self, n), getattr(others, n)]) for n in ("pixels", "labels", "rows", "hashes")
+        both: dict[str, Any] = {
+            n: torch.cat([getattr(self, n), getattr(others, n)]) for n in ("labels", "rows", "hashes")
         }
-        return replace(self, **joined)
+        unreadable = self.unreadable + others.unreadable
+        return replace(self, pixels=joined(self.pixels, others.pixels), unreadable=unreadable, **both)
 
     def subset(self, n: int | None) -> "Images":
         """Return n images in the class proportions of all; None for all images. See ``subsets.subset_rows``."""
         return self if n is None or n >= len(self) else self.take(subset_rows(self.labels, n))
 
     def to(self, device: torch.device) -> "Images":
-        """Return the same images, in the same order, on a device."""
-        moved = {name: getattr(self, name).to(device) for name in ("pixels", "labels", "rows")}
-        return replace(self, **moved)
+        """Return the same images, in the same order, on a device; pixels on disk stay there."""
+        pixels = self.pixels.to(device) if isinstance(self.pixels, Tensor) else self.pixels
+        return replace(self, pixels=pixels, labels=self.labels.to(device), rows=self.rows.to(device))
 
     def fingerprint(self, classes: Sequence[str]) -> Fingerprint:
         """Return the fingerprint of these images, to compare with that of another run."""
         return Fingerprint.of(self.hashes, self.labels, self.pixels.shape[1:], classes)
 
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return mean and std per channel for pixels in [0, 1], from counts, as float32 images may exceed memory."""
-        channels = self.pixels.transpose(0, 1)
-        counts = torch.stack([channel.flatten().bincount(minlength=self.levels + 1) for channel in channels]).double()
-        values = torch.arange(self.levels + 1, dtype=torch.float64) / self.levels
-        mean = (counts * values).sum(1) / counts.sum(1)
-        variance = (counts * (values - mean[:, None]) ** 2).sum(1) / (counts.sum(1) - 1)
-        return tuple(mean.tolist()), tuple(variance.sqrt().clamp_min(1e-3).tolist())
+        """Return mean and std per channel for pixels in [0, 1], from exact sums."""
+        count = len(self) * self.pixels.shape[2] * self.pixels.shape[3]
+        mean, std = [], []
+        for total, squares in channel_sums(self.pixels).sum(0).tolist():
+            mean.append(total / count / self.levels)
+            variance = (squares * count - total**2) / (count * max(1, count - 1))  # whole numbers of any size
+            std.append(max(variance**0.5 / self.levels, 1e-3))
+        return tuple(mean), tuple(std)
 
     def resized(self, side: int | None) -> "Images":
         """Resize to ``side`` x ``side`` pixels by antialiased bilinear interpolation; None keeps the size.
@@ -87,7 +94,8 @@ class Images:
         """
         if side is None or self.pixels.shape[2:] == (side, side):
             return self
-        require_memory(len(self), self.pixels.shape[1], side)
+        assert isinstance(self.pixels, Tensor), "images on disk have their size"
+        require_memory(len(self), Form(side, side, channels=self.pixels.shape[1]))
         parts = []
         for pixels in self.pixels.split(max(1, 2**24 // side**2)):
             small = F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True)
@@ -96,7 +104,17 @@ class Images:
 
     def floats(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Return the images from ``start`` to ``stop``: (stop - start, C, H, W) float32 in [0, 1]."""
-        return self.pixels[start:stop].float() / self.levels
+        return self.read(start, stop).float() / self.levels
+
+    def read(self, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return the pixels of the images from ``start`` to ``stop``: (stop - start, C, H, W) uint8."""
+        if isinstance(self.pixels, Tensor):
+            return self.pixels[start:stop]
+        return read(self.pixels, torch.arange(len(self))[start:stop])
+
+    def stream(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield the pixels of each batch of positions, (B, C, H, W) uint8; see ``pixels.stream``."""
+        return stream(self.pixels, batches)
 
 
 @dataclass(frozen=True)
@@ -149,9 +167,11 @@ class DataSet:
         """Return the fingerprint and the rows (None for all) of each split, as JSON types."""
         found: dict[str, Any] = {"dataset": self.name}
         for split, images in (("train", self.train), ("test", self.test)):
-            rows = images.rows.tolist()
+            whole = torch.equal(images.rows.cpu(), torch.arange(len(images)))
             found[split] = images.fingerprint(self.classes).to_dict()
-            found[f"{split}_rows"] = None if rows == list(range(len(rows))) else rows
+            found[f"{split}_rows"] = None if whole else images.rows.tolist()
+            if images.unreadable:
+                found[f"{split}_unreadable"] = list(images.unreadable)
         return found
 
     def test_for(self, classes: Sequence[str], class_map: Mapping[str, str]) -> Images:
@@ -213,6 +233,10 @@ def batched(
     Returns:
         (N, ...) on the CPU.
     """
-    starts = [slice(i, i + batch_size) for i in range(0, len(images), batch_size)]
-    parts = (images[s] if isinstance(images, Tensor) else images.floats(s.start, s.stop) for s in starts)
+    positions = torch.arange(len(images)).split(batch_size) if len(images) else ()
+    if isinstance(images, Tensor):
+        parts: Iterator[Tensor] = (images[part] for part in positions)
+    else:
+        levels = images.levels
+        parts = (part.to(device).float() / levels for part in images.stream(positions))
     return torch.cat([function(part.to(device)).cpu() for part in parts])

@@ -6,14 +6,17 @@ import torch
 from torch import Tensor
 
 from acl_plugin.config import DataConfig
-from acl_plugin.data.image_files import read_images, require_memory
+from acl_plugin.data.form import Form
 from acl_plugin.data.image_folders import LAYOUT, list_splits, list_unlabeled, tree_of
 from acl_plugin.data.images import UNLABELED, DataSet, Images
+from acl_plugin.data.loading import load_images, on_disk
+from acl_plugin.data.sources import Files, Source
 from acl_plugin.data.subsets import require_rows, subset_rows
 from acl_plugin.errors import UsageError
 from acl_plugin.registry import DATASETS
 
-Listing = tuple[list[Path], Tensor]
+Listing = tuple[Source, Tensor]
+"""N images and their (N,) labels."""
 
 
 @DATASETS.register("image_folder")
@@ -34,7 +37,8 @@ def _image_folder(config: DataConfig) -> DataSet:
     if tree:
         return _of_tree(config, tree, side)
     train, test = list_splits(root)
-    pair = read_splits(config, (train.paths, train.labels), (test.paths, test.labels), side)
+    first, second = ((Files.of(split.paths), split.labels) for split in (train, test))
+    pair = read_splits(config, first, second, side)
     return DataSet(config.data, *pair, train.classes, *pair[0].mean_and_std())
 
 
@@ -47,7 +51,7 @@ def _of_tree(config: DataConfig, paths: list[Path], side: int) -> DataSet:
     """Return a dataset without labels, classes and test images, for a pretraining."""
     nothing = torch.zeros(0, dtype=torch.int64)
     unknown = torch.full((len(paths),), UNLABELED)
-    train, test = read_splits(config, (paths, unknown), ([], nothing), side)
+    train, test = read_splits(config, (Files.of(paths), unknown), (Files.of([]), nothing), side)
     return DataSet(config.data, train, test, (), *train.mean_and_std())
 
 
@@ -55,46 +59,46 @@ def read_splits(config: DataConfig, train: Listing, test: Listing, side: int) ->
     """Return the training and test images of a configuration, of which only those within its limits are read.
 
     Args:
-        config: configuration with the limits.
-        train, test: N files with their (N,) labels.
+        config: configuration with the limits, and where the images are held.
+        train, test: N images with their (N,) labels.
         side: side in pixels to which they are resized.
 
     Raises:
-        UsageError: for a limit above the number of images, a file that cannot be read, or too little memory.
+        UsageError: for a limit above the number of images, an image that cannot be read, or too little memory.
     """
     require_rows(config, len(train[0]), len(test[0]))
     limits = config.limit_train, config.limit_test
     rows = [subset_rows(labels, n or len(labels)) for (_, labels), n in zip((train, test), limits, strict=True)]
-    require_memory(sum(map(len, rows)), 3, side)
+    form = Form(side, side, config.resize)
+    disk = on_disk(config, sum(map(len, rows)), form)
 
     def images(listed: Listing, chosen: Tensor) -> Images:
-        paths, labels = listed
-        pixels, hashes = read_images([paths[row] for row in chosen.tolist()], side)
-        return Images(pixels, labels[chosen], chosen, levels=255, hashes=hashes)
+        source, labels = listed
+        return load_images(config, source.take(chosen), form, labels[chosen], chosen, disk=disk)
 
     return images(train, rows[0]), images(test, rows[1])
 
 
-def read_tree(root: Path, like: Images, limit: int | None) -> Images:
-    """Return the images in a folder, at any depth and without labels, in the form of other images.
+def read_tree(config: DataConfig, like: Images) -> Images:
+    """Return the images in the folder ``unlabeled``, at any depth and without labels, in the form of other images.
 
     They are resized to the same size; for one channel, they become gray.
 
     Args:
-        root: folder of images.
+        config: configuration with the folder, the number of images to read, and where they are held.
         like: images that they are joined with.
-        limit: number of images to read; None for all.
 
     Raises:
-        UsageError: for a folder without images, or fewer than ``limit``.
+        UsageError: for a folder without images, or fewer than ``limit_unlabeled``.
     """
+    root, limit = config.unlabeled, config.limit_unlabeled
+    assert root is not None
     paths = list_unlabeled(root)
     if limit is not None and limit > len(paths):
         message = f"`limit_unlabeled` {limit}: {root} has {len(paths)} images"
         raise UsageError(message, parameter="limit_unlabeled", given=limit, allowed=f"at most {len(paths)}")
     chosen = subset_rows(torch.zeros(len(paths)), limit or len(paths))
-    channels, side = like.pixels.shape[1:3]
-    pixels, hashes = read_images([paths[row] for row in chosen.tolist()], side, channels)
-    if like.levels != 255:
-        pixels = (pixels.float() * like.levels / 255).round().to(torch.uint8)
-    return Images(pixels, torch.full_like(chosen, UNLABELED), chosen, like.levels, hashes)
+    _, channels, height, width = like.pixels.shape
+    form = Form(height, width, config.resize, channels, like.levels)
+    labels, disk = torch.full_like(chosen, UNLABELED), on_disk(config, len(chosen), form)
+    return load_images(config, Files.of(paths).take(chosen), form, labels, chosen, disk=disk)

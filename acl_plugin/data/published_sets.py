@@ -10,6 +10,7 @@ import torch
 from acl_plugin.config import DataConfig
 from acl_plugin.data.images import UNLABELED, DataSet, Images
 from acl_plugin.data.own_images import Listing, read_splits
+from acl_plugin.data.sources import Files
 from acl_plugin.errors import UsageError
 from acl_plugin.registry import DATASETS
 
@@ -88,7 +89,7 @@ def _tiny_imagenet(config: DataConfig) -> DataSet:
         raise _wrong_folder(root / "train" / c / "images", "has no image *.JPEG")
 
     def listing(of: Sequence[tuple[Path, str]]) -> Listing:
-        return [path for path, _ in of], torch.tensor([number[c] for _, c in of])
+        return Files.of([path for path, _ in of]), torch.tensor([number[c] for _, c in of])
 
     images = read_splits(config, listing(train), listing(test), config.image_size or 64)
     return DataSet(config.data, *images, tuple(classes), *images[0].mean_and_std())

@@ -26,7 +26,7 @@ def corrupted(data: DataSet, images: Images, folder: Path | None, seed: int) -> 
         UsageError: for a missing folder or package, or images that cannot be corrupted.
     """
     if folder is None:
-        made = generated(images.pixels, images.labels, images.rows, seed, images.levels)
+        made = generated(images.read(), images.labels, images.rows, seed, images.levels)
         return generator_version(), made
     read = read_folder(data, folder, images.labels)
     return FOLDERS[data.name], read

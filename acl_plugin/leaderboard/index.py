@@ -1,7 +1,6 @@
 """Maintain an index of exported models by timm name, in the user's data folder."""
 
 import json
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from acl_plugin.errors import UsageError
 from acl_plugin.runtime import file_locks
-from acl_plugin.runtime.paths import user_path
+from acl_plugin.runtime.paths import data_home
 
 
 def timm_name(name: str, dataset: str, threat_model: str) -> str:
@@ -18,10 +17,8 @@ def timm_name(name: str, dataset: str, threat_model: str) -> str:
 
 
 def index_path() -> Path:
-    """Return the index file: ``exports.json`` in ``ACL_PLUGIN_HOME``, by default the user's data folder."""
-    home = os.environ.get("ACL_PLUGIN_HOME")
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return (user_path(home) if home else user_path(data) / "acl_plugin") / "exports.json"
+    """Return the index file: ``exports.json`` in ``runtime.paths.data_home``."""
+    return data_home() / "exports.json"
 
 
 def read_index() -> dict[str, str]:

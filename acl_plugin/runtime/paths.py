@@ -25,3 +25,10 @@ def user_path(path: Any, parameter: str = "path") -> Path:
     allowed = "a path; ~ is your home, and ~USER another's"
     details = repr(str(path) if isinstance(path, Path) else path)
     raise UsageError(f"`{parameter}` {details}: allowed is {allowed}", parameter=parameter, given=path, allowed=allowed)
+
+
+def data_home() -> Path:
+    """Return the folder of files that runs share: ``ACL_PLUGIN_HOME``, by default in the user's data folder."""
+    home = os.environ.get("ACL_PLUGIN_HOME")
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return user_path(home) if home else user_path(data) / "acl_plugin"

@@ -169,7 +169,7 @@ def select(
     def gradient(i: int) -> list[Tensor]:
         batch = batches[i]
         with seeding.isolated_rng(mixed_seed(seed, i), device):
-            total = objective.terms(model, draw(batch.pixels.to(device), batch.rows.to(device)), attack).total
+            total = objective.terms(model, draw(batch.read().to(device), batch.rows.to(device)), attack).total
         found = _gradient(total, head_parameters(model))
         both.load_state_dict(start)  # undo updates of momentum encoders and running means
         return found

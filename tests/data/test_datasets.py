@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from acl_plugin import config
-from acl_plugin.data import batches, datasets, image_files
+from acl_plugin.data import batches, datasets, reading
 from acl_plugin.data.images import UNLABELED
 from acl_plugin.data.subsets import subset_rows
 from acl_plugin.errors import UsageError
@@ -161,9 +161,9 @@ def test_mean_and_std_are_those_of_the_training_images(fabricated_others):
 
 
 def test_images_that_would_not_fit_into_memory_are_refused_unread(fabricated_others, monkeypatch):
-    monkeypatch.setattr(image_files, "memory", lambda device: 4 * 9 * 3 * 32**2)  # of nine images, and there are ten
-    monkeypatch.setattr(image_files, "read_image", None)
-    error = refusal(data_dir=fabricated_others)
+    monkeypatch.setattr(reading, "memory", lambda device: 4 * 9 * 3 * 32**2)  # of nine images, and there are ten
+    monkeypatch.setattr(reading, "decode", None)
+    error = refusal(data_dir=fabricated_others, data_memory="ram")
     assert (error.parameter, error.given) == ("image_size", 32)
     with pytest.raises(UsageError) as error:
         datasets.load(config.preset("stl10", data_dir=fabricated_others, image_size=64).data)

@@ -2,17 +2,16 @@ import io
 import os
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_trees import refusal
 from PIL import Image
 
-from acl_plugin.data import image_files
-from acl_plugin.data.image_files import read_image, read_images, require_memory, require_varied
+from acl_plugin.data.image_files import read_image
 from acl_plugin.errors import UsageError
 
 pytestmark = pytest.mark.numeric
@@ -237,13 +236,6 @@ BROKEN = {
 }
 
 
-def refusal(function, *arguments):
-    with pytest.raises(UsageError) as error:
-        function(*arguments)
-    assert "\n" not in str(error.value)
-    return error.value
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", BROKEN)
 def test_refusals_name_the_file(name, tmp_path):
@@ -327,71 +319,3 @@ def test_any_changed_byte_leaves_an_image_or_is_refused_by_name(name, place, val
     path = tmp_path_factory.getbasetemp() / "changed.png"
     path.write_bytes(content)
     assert_read_or_refused_by_name(path)
-
-
-def write(folder, images):
-    paths = [folder / f"{number:03}.png" for number in range(len(images))]
-    for path, image in zip(paths, images, strict=True):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
-    return paths
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_images_come_in_order_whatever_the_number_of_threads(threads, tmp_path, monkeypatch):
-    images = torch.randint(0, 256, (120, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    paths = write(tmp_path, images)
-    assert torch.equal(read_images(paths, 8)[0], images)
-    paths[7].write_bytes(b"")
-    paths[90].write_bytes(b"")
-    assert refusal(read_images, paths, 8).given == str(paths[7])
-
-
-def test_images_are_brought_to_a_square_with_antialiasing(tmp_path):
-    stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(32).expand(3, 32, 64)
-    (path,) = write(tmp_path, [stripes])
-    image, _ = read_images([path], 8)
-    assert image.shape == (1, 3, 8, 8)
-    assert (image.float() - 127.5).abs().max() < 20
-
-
-def test_progress_is_shown_for_many_images(tmp_path, monkeypatch, capsys):
-    paths = write(tmp_path, torch.zeros(20, 3, 8, 8, dtype=torch.uint8))
-    read_images(paths, 8)
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(image_files, "QUIET", 10)
-    read_images(paths, 8)
-    assert "20/20 images" in capsys.readouterr().err
-
-
-def test_a_refusal_comes_without_warnings(tmp_path, recwarn):
-    path = tmp_path / "large.pgm"
-    path.write_bytes(b"P5 10000 10000 255 ")
-    assert refusal(read_images, [path], 8).given == str(path)
-    assert not recwarn.list
-
-
-def test_a_hash_of_each_file_comes_with_its_pixels(tmp_path):
-    one, two = write(tmp_path, torch.arange(2 * 192, dtype=torch.int32).remainder(256).byte().reshape(2, 3, 8, 8))
-    (tmp_path / "three.png").write_bytes(one.read_bytes())
-    hashes = read_images([one, two, tmp_path / "three.png"], 8)[1].tolist()
-    assert hashes[0] == hashes[2] != hashes[1]
-
-
-def test_memory_is_checked_before_any_file_is_opened(monkeypatch):
-    monkeypatch.setattr(image_files, "memory", lambda device: 4 * 100 * 3 * 8**2)
-    require_memory(100, 3, 8)
-    error = refusal(read_images, [Path("/nowhere")] * 101, 8)
-    assert (error.parameter, error.given, error.allowed) == ("image_size", 8, "up to 7")
-
-
-def test_images_that_are_all_alike_are_refused():
-    white, noise = torch.full((10, 3, 8, 8), 255, dtype=torch.uint8), torch.arange(10 * 192).reshape(10, 3, 8, 8) % 251
-    noise = noise.to(torch.uint8)
-    same, colors = noise[:1].repeat(10, 1, 1, 1), torch.arange(30, dtype=torch.uint8).reshape(10, 3, 1, 1)
-    colors = colors.expand(10, 3, 8, 8)
-    for images in (white, same, colors, torch.cat([white[:6], noise[:4]])):
-        error = refusal(require_varied, images, "training images of mine")
-        assert (error.parameter, error.given) == ("data", "training images of mine")
-    for images in (noise, white[:1], white[:0], torch.cat([white[:5], noise[:5]]), torch.cat([same, noise[1:2]])):
-        require_varied(images, "training images of mine")

@@ -1,0 +1,47 @@
+"""The form of a dataset's images: how a decoded image becomes pixels of the common size."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Form:
+    """Size, channels and levels of images.
+
+    Attributes:
+        height, width: size in pixels.
+        resize: length of the shorter side before a central crop to the size, as is usual for ImageNet; None resizes to
+            the size, whatever the aspect ratio.
+        channels: 3, or 1 for gray values.
+        levels: pixel value of white.
+    """
+
+    height: int
+    width: int
+    resize: int | None = None
+    channels: int = 3
+    levels: int = 255
+
+    def pixels(self, image: "Image") -> Tensor:
+        """Return the pixels of an RGB image, resized with antialiasing: (channels, height, width) uint8."""
+        from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize, rgb_to_grayscale
+
+        size = [self.height, self.width]
+        if self.resize is None:
+            pixels = pil_to_tensor(image)
+            pixels = resize(rgb_to_grayscale(pixels) if self.channels == 1 else pixels, size, antialias=True)
+        else:  # by Pillow, as torchvision and RobustBench prepare ImageNet
+            pixels = pil_to_tensor(center_crop(resize(image, [self.resize]), size))
+            pixels = rgb_to_grayscale(pixels) if self.channels == 1 else pixels
+        return pixels if self.levels == 255 else (pixels.float() * self.levels / 255).round().to(torch.uint8)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (C, H, W) of an image."""
+        return self.channels, self.height, self.width
