@@ -232,6 +232,24 @@ def fabricated(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def imagenet(tmp_path_factory):
+    """ImageNet's folders, with one training image per class; all files are links to a few images of 60 x 45."""
+    from PIL import Image
+
+    from acl_plugin.data.imagenet import robustbench_images
+
+    rng, root = np.random.default_rng(2), tmp_path_factory.mktemp("imagenet")
+    classes, names = robustbench_images()
+    kept = [root / f"{number}.jpeg" for number in range(12)]
+    for path in kept:
+        Image.fromarray(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((60, 45)).save(path)
+    for number, name in enumerate([f"train/{c}/{c}_1.JPEG" for c in classes] + [f"val/{name}" for name in names]):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        os.link(kept[number % len(kept)], root / name)
+    return root
+
+
 @pytest.fixture
 def fabricated_others(tmp_path, monkeypatch):
     """A folder that holds small CIFAR-100, STL-10, TinyImageNet and train/ and test/ folders of images."""

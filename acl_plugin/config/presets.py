@@ -36,6 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "stl10": CIFAR,
     "stl10_unlabeled": CIFAR | {"image_size": 32},
     "tiny_imagenet": CIFAR,
+    "imagenet": CIFAR | {"eps": "4/255", "image_size": 224, "resize": 256, "stem": "native"},
     "image_folder": CIFAR | {"image_size": 32},
 }
 """Defaults that differ from those of digits, by dataset. Other datasets have CIFAR's, updated by their own."""
@@ -47,8 +48,10 @@ WHERE_AND_HOW = frozenset(
 
 
 L2 = {data: {"attack": "PGDL2", "eps": 0.25 if data.startswith("digits") else 0.5} for data in PRESETS}
-"""Defaults that differ for the L2 norm, by dataset. CIFAR has RobustBench's eps of 0.5. The eps of digits is the same
-fraction of the largest L2 norm within Linf's eps: 0.5 / (8/255 sqrt(3072)) of 0.1 sqrt(64), rounded."""
+L2["imagenet"]["eps"] = 3.0
+"""Defaults that differ for the L2 norm, by dataset. CIFAR has RobustBench's eps of 0.5, ImageNet the 3 of arXiv
+2007.08489. The eps of digits is the same fraction of the largest L2 norm within Linf's eps as CIFAR's:
+0.5 / (8/255 sqrt(3072)) of 0.1 sqrt(64), rounded."""
 FOLLOWING = {"norm": ("eps", "attack"), "backbone": ("backbone_kwargs",), "objective": ("objective_kwargs",)}
 """Options whose default depends on an option other than the dataset."""
 

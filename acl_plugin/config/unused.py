@@ -92,7 +92,7 @@ WITHOUT_FILES = frozenset({"digits", "digits_0_4", "digits_5_9", "digits_val"})
 WITHOUT_STEPS = frozenset({"FGSM", "FFGSM"})
 """torchattacks classes with a single step."""
 DOWNLOADED = frozenset({"cifar10", "cifar10_val", "cifar100", "stl10", "stl10_unlabeled"})
-FILES = DOWNLOADED | {"image_folder", "tiny_imagenet"}
+FILES = DOWNLOADED | {"image_folder", "imagenet", "tiny_imagenet"}
 SOLVED = frozenset({"slf_exact"})
 BY_COSINE = frozenset({"gsa_slf", "gsa_alf"})
 BY_STEPS = frozenset({"slf", "alf", "aff_trades", "aff_pgd", "semi", "dynacl++", "air++"})
@@ -104,7 +104,7 @@ FALLING = Use("probe_protocol", lambda o: o["probe_protocol"] not in SOLVED | BY
 DECODED = Use(
     "data",
     lambda o: o["data"] not in DOWNLOADED | WITHOUT_FILES or o["unlabeled"] is not None,
-    "image_folder, tiny_imagenet, or with --unlabeled DIR",
+    "image_folder, imagenet, tiny_imagenet, or with --unlabeled DIR",
 )
 ATTACKED = Use("objective", _has_attack, "objectives that have an inner attack")
 

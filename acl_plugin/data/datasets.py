@@ -8,7 +8,8 @@ from functools import partial
 import torch
 
 from acl_plugin.config import DataConfig
-from acl_plugin.data import published_sets as _published_sets  # noqa: F401 (importing it registers the datasets)
+from acl_plugin.data import imagenet as _imagenet  # noqa: F401 (importing them registers the datasets)
+from acl_plugin.data import published_sets as _published_sets  # noqa: F401
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.data.own_images import read_tree
 from acl_plugin.data.pixels import require_varied
@@ -31,7 +32,7 @@ def load(config: DataConfig) -> DataSet:
     train, test = data.train.subset(config.limit_train), data.test.subset(config.limit_test)
     for split, images in (("training", train), ("test", test)):
         missing = missing_classes(images.labels, data.classes)
-        if missing:
+        if missing and len(images):
             details = f"{len(missing)} of {len(data.classes)} classes are missing: {', '.join(missing[:5])}"
             logger.warning(f"{data.name}: in the {len(images)} {split} images {details}")
     seen = int(torch.isin(test.hashes, train.hashes).sum())

@@ -60,7 +60,7 @@ def list_splits(root: Path) -> tuple[Split, Split]:
             that are in both splits.
     """
     try:
-        train, test = _list_split(_split_folder(root, "train")), _list_split(_split_folder(root, "test", "val"))
+        train, test = list_split(_split_folder(root, "train")), list_split(_split_folder(root, "test", "val"))
     except OSError as error:
         raise _refused(Path(error.filename or root), f"cannot be read: {error.strerror}") from error
     for one, other in ((train, test), (test, train)):
@@ -138,7 +138,12 @@ def _split_folder(root: Path, *names: str) -> Path:
     raise _refused(root, f"has no folder {' or '.join(names)}. It has {_some(there) or 'nothing'}")
 
 
-def _list_split(folder: Path) -> Split:
+def list_split(folder: Path) -> Split:
+    """List the images of one folder with a subfolder for each class, without opening them.
+
+    Raises:
+        UsageError: for a folder without classes, or files that would count twice.
+    """
     entries = sorted(entry for entry in folder.iterdir() if not _is_skipped(entry.name))
     folders = [entry for entry in entries if entry.is_dir()]
     paths: list[Path] = []

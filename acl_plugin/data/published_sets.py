@@ -1,4 +1,4 @@
-"""CIFAR-10, CIFAR-100, STL-10 and TinyImageNet in the folders that they are distributed in."""
+"""CIFAR-10, CIFAR-100 and STL-10 in the folders that they are distributed in."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,12 +9,8 @@ import torch
 
 from acl_plugin.config import DataConfig
 from acl_plugin.data.images import UNLABELED, DataSet, Images
-from acl_plugin.data.own_images import Listing, read_splits
-from acl_plugin.data.sources import Files
 from acl_plugin.errors import UsageError
 from acl_plugin.registry import DATASETS
-
-TINY_IMAGENET = "tiny-imagenet-200"
 
 
 @DATASETS.register("cifar10")
@@ -57,7 +53,7 @@ def _of_stl10(config: DataConfig, split: str) -> tuple[Images, tuple[str, ...]]:
     """Return the images of one split, and the names of the classes."""
     from torchvision.datasets import STL10
 
-    root = _folder(config)
+    root = dataset_folder(config)
     if not config.download:
         _check_files([*STL10.train_list, *STL10.test_list], root, STL10.base_folder)
     source = _opened(config, STL10, root, split=split)
@@ -66,50 +62,8 @@ def _of_stl10(config: DataConfig, split: str) -> tuple[Images, tuple[str, ...]]:
     return images, tuple(source.classes)
 
 
-@DATASETS.register("tiny_imagenet")
-def _tiny_imagenet(config: DataConfig) -> DataSet:
-    """TinyImageNet-200: 100,000 training and 10,000 validation images, 3 x 64 x 64, in tiny-imagenet-200."""
-    if config.download:
-        raise UsageError(
-            f"`download`: nothing downloads tiny_imagenet; put the folder {TINY_IMAGENET} into `data_dir`",
-            parameter="download", given=True, allowed=False,
-        )  # fmt: skip
-    root = _folder(config) / TINY_IMAGENET
-    classes = sorted(_listed(root / "wnids.txt"))
-    train = [(path, c) for c in classes for path in sorted((root / "train" / c / "images").glob("*.JPEG"))]
-    rows = [line.split("\t")[:2] for line in _listed(root / "val" / "val_annotations.txt")]
-    test = [(root / "val" / "images" / name, c) for name, c in rows]
-    number = {c: i for i, c in enumerate(classes)}
-    for listed in (train, test):
-        for path, c in listed:
-            if c not in number or not path.is_file():
-                what = f"is missing, and {TINY_IMAGENET} lists it" if c in number else f"has an unknown class {c}"
-                raise _wrong_folder(path, what)
-    for c in set(classes) - {c for _, c in train}:
-        raise _wrong_folder(root / "train" / c / "images", "has no image *.JPEG")
-
-    def listing(of: Sequence[tuple[Path, str]]) -> Listing:
-        return Files.of([path for path, _ in of]), torch.tensor([number[c] for _, c in of])
-
-    images = read_splits(config, listing(train), listing(test), config.image_size or 64)
-    return DataSet(config.data, *images, tuple(classes), *images[0].mean_and_std())
-
-
-def _listed(path: Path) -> list[str]:
-    """Return the lines of a text file of TinyImageNet."""
-    if not path.is_file():
-        raise _wrong_folder(path, "is missing")
-    return [line for line in path.read_text().splitlines() if line.strip()]
-
-
-def _wrong_folder(path: Path, what: str) -> UsageError:
-    allowed = f"the folder that holds {TINY_IMAGENET}, as it is distributed"
-    message = f"{path} {what}: `data_dir` is {allowed}; for folders by class use `data` image_folder"
-    return UsageError(message, parameter="data_dir", given=str(path), allowed=allowed)
-
-
 def _cifar(config: DataConfig, kind: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> DataSet:
-    root = _folder(config)
+    root = dataset_folder(config)
     if not config.download:
         lists = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
         _check_files(lists, root, kind.base_folder)
@@ -135,7 +89,12 @@ def _opened(config: DataConfig, kind: Any, root: Path, **split: Any) -> Any:
         raise UsageError(message, parameter="data_dir", given=str(root), allowed=allowed) from error
 
 
-def _folder(config: DataConfig) -> Path:
+def dataset_folder(config: DataConfig) -> Path:
+    """Return the configured folder of a dataset.
+
+    Raises:
+        UsageError: when none is configured, or it is missing and not downloaded.
+    """
     if config.data_dir is None:
         message = f"{config.data} needs `data_dir` FOLDER; add `download` to let torchvision fetch it"
         raise UsageError(message, parameter="data_dir", given=None, allowed="a folder")

@@ -9,12 +9,14 @@ from acl_plugin.leaderboard import submission
 from acl_plugin.leaderboard.architectures import architecture
 from acl_plugin.models.spec import ModelSpec
 
-LEADERBOARDS = {("cifar10", "Linf"): 8 / 255, ("cifar10", "L2"): 0.5, ("cifar100", "Linf"): 8 / 255}
+LEADERBOARDS = {
+    ("cifar10", "Linf"): 8 / 255, ("cifar10", "L2"): 0.5, ("cifar100", "Linf"): 8 / 255, ("imagenet", "Linf"): 4 / 255,
+}  # fmt: skip
 """RobustBench's leaderboards of our datasets: dataset and threat model -> eps."""
 
 
-SHAPE = (3, 32, 32)
-"""Image shape on these leaderboards."""
+SHAPES = {"cifar10": (3, 32, 32), "cifar100": (3, 32, 32), "imagenet": (3, 224, 224)}
+"""Image shape on these leaderboards, by dataset."""
 
 
 TEXT, PERCENT = r"[^\n]*", r"\d{1,3}\.\d{1,2}"
@@ -85,8 +87,8 @@ def local_reason(evaluation: dict[str, Any], spec: ModelSpec) -> str | None:
     eps, sides = LEADERBOARDS[dataset, threat], "x".join(map(str, spec.shape))
     if abs(evaluation["eps"] - eps) > 1e-9:
         return f"local: eps {eps_text(evaluation['eps'])}, and RobustBench takes {eps_text(eps)}"
-    if spec.shape != SHAPE:
-        return f"local: images of {sides}, and RobustBench takes {'x'.join(map(str, SHAPE))}"
+    if spec.shape != SHAPES[dataset]:
+        return f"local: images of {sides}, and RobustBench takes {'x'.join(map(str, SHAPES[dataset]))}"
     if evaluation["n"] < submission.IMAGES[dataset]:
         return f"subset: {submission.images_text(evaluation)}"
     return None

@@ -73,7 +73,13 @@ def load_exported(path: Path, classes: int = 0) -> Classifier:
     if classes and classes != len(model.spec.classes):
         message = f"{path}: the model has {len(model.spec.classes)} classes, not {classes}"
         raise UsageError(message, parameter="classes", given=classes, allowed=len(model.spec.classes))
+    model.default_cfg = preprocessing(model.spec.shape, description["dataset"])  # type: ignore[assignment]
     return contiguous(model.eval())
+
+
+def preprocessing(shape: tuple[int, int, int], dataset: str) -> dict[str, Any]:
+    """Return timm's description of a model's images, from which RobustBench prepares those of ImageNet."""
+    return {"input_size": shape, "interpolation": "bilinear", "crop_pct": 224 / 256 if dataset == "imagenet" else 1.0}
 
 
 def _damaged(path: Path, what: str) -> UsageError:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from acl_plugin.leaderboard.index import timm_name
+from acl_plugin.leaderboard.registration import preprocessing
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.runtime import seeding
 
@@ -53,6 +54,7 @@ def stub(model: Classifier, name: str, dataset: str, threat_model: str, digest: 
         *changes,
         "        self.preprocess = Preprocess()",
         f"        self.head = nn.Linear({model.head.in_features}, {model.head.out_features})",
+        f"        self.default_cfg = {preprocessing(spec.shape, dataset)}",
         "",
         "    def forward(self, x):",
         f"        return self.head({features})",

@@ -26,9 +26,9 @@ from acl_plugin.models.encoder import Classifier
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.files import torch_bytes, write_atomic, write_json
 
-IMAGES = {"cifar10": 10_000, "cifar100": 10_000}
+IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
 """Number of test images of RobustBench's datasets in this package."""
-THRESHOLDS = {"cifar10": 70.0, "cifar100": 45.0}
+THRESHOLDS = {"cifar10": 70.0, "cifar100": 45.0, "imagenet": 40.0}
 """Clean accuracy on the first 200 test images that RobustBench's test of a new model requires, in percent."""
 TOLERANCE = 0.05
 """Largest difference in that test between ``clean_acc`` and the accuracy on all test images, in percentage points."""
@@ -157,6 +157,7 @@ def images_text(evaluation: dict[str, Any]) -> str:
 def zoo_entry(name: str, dataset: str, threat_model: str) -> str:
     """Return the entry in RobustBench's model zoo, with the target file, dictionary and import."""
     module, zoo = class_name(name).lower(), f"robustbench/model_zoo/{dataset}.py"
+    preprocessing = "\n    'preprocessing': 'Res256Crop224'," if dataset == "imagenet" else ""
     return f"""# 1. Copy {name}.py to robustbench/model_zoo/architectures/{module}.py
 # 2. In {zoo}, add to the imports:
 from robustbench.model_zoo.architectures.{module} import {class_name(name)}
@@ -164,7 +165,7 @@ from robustbench.model_zoo.architectures.{module} import {class_name(name)}
 # 3. In {zoo}, add to the OrderedDict `{threat_model.lower()}`:
 ('{name}', {{
     'model': {class_name(name)},
-    'gdrive_id': 'GOOGLE-DRIVE-ID-OF-{name}.pt',
+    'gdrive_id': 'GOOGLE-DRIVE-ID-OF-{name}.pt',{preprocessing}
 }}),
 
 # 4. Upload {name}.pt to Google Drive and put its id into the entry. RobustBench's loader takes the file from

@@ -69,15 +69,19 @@ def names_of(*groups):
     return {f.name for group in groups for f in group.__dict__["__dataclass_fields__"].values()}
 
 
+LIMITS = {"imagenet": {"limit_train": 4, "limit_test": 4}}
+
+
 @pytest.mark.parametrize("name", DATASETS.names())
 def test_what_each_data_set_reads(name, request):
     folder = None
     if not name.startswith("digits"):
         folder = request.getfixturevalue("fabricated" if name.startswith("cifar10") else "fabricated_others")
         folder = request.getfixturevalue("fabricated_others") if name == "cifar100" else folder
-    config, read = recording(preset(name).replace(data_dir=folder))
+        folder = request.getfixturevalue("imagenet") if name == "imagenet" else folder
+    config, read = recording(preset(name).replace(data_dir=folder, **LIMITS.get(name, {})))
     DATASETS.get(name)(config.data)
-    if name in ("image_folder", "tiny_imagenet"):
+    if name in ("image_folder", "imagenet", "tiny_imagenet"):
         read -= {"download"}  # looked at for a message
     options = {"data_dir", "download", "resize", "data_memory", "workers", "skip_unreadable"} - {
         "workers"
