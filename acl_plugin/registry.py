@@ -24,14 +24,15 @@ class Registry:
         group: group of the entry points.
         parameter: option whose value is such a name.
         suffix: character that a name may end with, any number of times.
+        argument: whether users may append a colon and an argument to a name, as in ``hf:NAME``.
 
     Example:
         >>> acl_plugin.registry.OBJECTIVES.get("simclr")
         <class 'acl_plugin.objectives.simclr.SimCLR'>
     """
 
-    def __init__(self, kind: str, group: str, parameter: str, suffix: str = "") -> None:
-        self.kind, self.group, self.parameter, self.suffix = kind, group, parameter, suffix
+    def __init__(self, kind: str, group: str, parameter: str, suffix: str = "", argument: bool = False) -> None:
+        self.kind, self.group, self.parameter, self.suffix, self.argument = kind, group, parameter, suffix, argument
         self._factories: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str) -> Callable[[Factory], Factory]:
@@ -68,7 +69,10 @@ class Registry:
         return sorted({*self._factories, *(entry.name for entry in self._entry_points())})
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (name in self._factories or bool(self._entry_points(name)))
+        if not isinstance(name, str):
+            return False
+        name = self._registered(name)
+        return name in self._factories or bool(self._entry_points(name))
 
     def get(self, name: str) -> Callable[..., Any]:
         """Return the class or function registered under ``name``; load its entry point if necessary.
@@ -77,6 +81,7 @@ class Registry:
             UsageError: for an unknown name, an entry point that cannot be loaded (with its distribution's name), or a
                 name registered by several distributions, in any order.
         """
+        name = self._registered(name)
         entries = self._entry_points(name)
         if name not in self._factories and not entries:
             raise unknown(self.kind, name, self.names(), parameter=self.parameter)
@@ -92,6 +97,10 @@ class Registry:
                 parameter=self.parameter, given=name, allowed=tuple(other for other in self.names() if other != name),
             )  # fmt: skip
         return self._factories.setdefault(name, found[0][0])
+
+    def _registered(self, name: str) -> str:
+        """Return the name without its argument."""
+        return name.partition(":")[0] if self.argument else name
 
     def broken(self, message: str, name: str, cause: UsageError | None = None) -> UsageError:
         """Return the error for an invalid registration, with the fields of its ``cause`` if there is one."""
@@ -120,7 +129,7 @@ class Registry:
 
 OBJECTIVES = Registry("objective", "acl_plugin.objectives", "objective")
 """Subclasses of ``acl_plugin.Objective``, or functions that return an objective."""
-DATASETS = Registry("dataset", "acl_plugin.datasets", "data")
+DATASETS = Registry("dataset", "acl_plugin.datasets", "data", argument=True)
 """Functions that load a dataset: ``acl_plugin.config.DataConfig`` -> ``acl_plugin.data.images.DataSet``.
 
 A function may have an attribute ``defaults``, a mapping of options to their defaults on this dataset.

@@ -43,7 +43,7 @@ def check(config: RunConfig) -> None:
     for section in vars(config).values():
         for name, kind in get_type_hints(type(section)).items():
             check_value(name, getattr(section, name), kind, RANGES.get(name))
-    _require_crop(config.data)
+    _require_size(config.data)
     _require_optimizer(config.training.optimizer)
     require_eps(config.threat.norm, config.threat.eps)
     probe = config.probe
@@ -66,12 +66,17 @@ def check(config: RunConfig) -> None:
         raise UsageError(message, parameter="probe_weight_decay", given=0, allowed="a number above 0")
 
 
-def _require_crop(data: DataConfig) -> None:
-    """Refuse a shorter side that is smaller than the crop."""
-    if data.resize is not None and (data.image_size is None or data.resize < data.image_size):
-        allowed = f"{data.image_size} or more" if data.image_size else "the size of a crop or more"
-        message = f"`resize` {data.resize}, before a crop to `image_size` {data.image_size}: allowed is {allowed}"
-        raise UsageError(message, parameter="resize", given=data.resize, allowed=allowed)
+def _require_size(data: DataConfig) -> None:
+    """Refuse a size that is no pair, and a shorter side that is smaller than the crop."""
+    size = data.image_size
+    if isinstance(size, list) and (len(size) != 2 or min(size) < RANGES["image_size"].low):
+        allowed = f"a side or [height, width], each {RANGES['image_size']}"
+        message = f"`image_size` {size}: allowed is {allowed}"
+        raise UsageError(message, parameter="image_size", given=size, allowed=allowed)
+    largest = max(size) if isinstance(size, list) else size or 0
+    if data.resize is not None and data.resize < largest:
+        message = f"`resize` {data.resize}, before a crop to `image_size` {size}: allowed is {largest} or more"
+        raise UsageError(message, parameter="resize", given=data.resize, allowed=f"{largest} or more")
 
 
 USUAL = ("adamw", "sgd", "lars", "lamb", "lion")

@@ -42,8 +42,14 @@ class DataConfig(Section):
     """Number of unlabeled images to use."""
     limit_test: int | None = None
     """Number of test images to evaluate on, chosen in the same way."""
-    image_size: int | None = None
-    """Side in pixels to which all images are resized; null keeps the dataset's own size."""
+    image_size: int | list[int] | None = None
+    """Side, or [height, width], in pixels to which all images are resized; null keeps the dataset's own size."""
+    channels: Literal[1, 3] | None = None
+    """Channels of images in files: 3, or 1 for gray values; null for 1 if all of them are gray, and else 3."""
+    image_column: str | None = None
+    """Column of a Hugging Face dataset that holds the images; null for the only one of that type."""
+    label_column: str | None = None
+    """Column that holds the labels; null for the only one with classes."""
     resize: int | None = None
     """Length in pixels of the shorter side before a central crop to --image-size, such as 256 for 224; null resizes to
     the size whatever the aspect ratio. For images in files."""

@@ -6,8 +6,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from acl_plugin.errors import UsageError
+
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+def size_of(image_size: int | list[int]) -> tuple[int, int]:
+    """Return the height and width of a configured size."""
+    height, width = [image_size] * 2 if isinstance(image_size, int) else image_size
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,9 @@ class Form:
             the size, whatever the aspect ratio.
         channels: 3, or 1 for gray values.
         levels: pixel value of white.
+
+    Raises:
+        UsageError: for a shorter side that is smaller than the crop.
     """
 
     height: int
@@ -28,17 +39,23 @@ class Form:
     channels: int = 3
     levels: int = 255
 
+    def __post_init__(self) -> None:
+        largest = max(self.height, self.width)
+        if self.resize is not None and self.resize < largest:
+            message = (
+                f"`resize` {self.resize}, before a crop to {self.height} x {self.width}: allowed is {largest} or more"
+            )
+            raise UsageError(message, parameter="resize", given=self.resize, allowed=f"{largest} or more")
+
     def pixels(self, image: "Image") -> Tensor:
         """Return the pixels of an RGB image, resized with antialiasing: (channels, height, width) uint8."""
-        from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize, rgb_to_grayscale
+        from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
-        size = [self.height, self.width]
+        image, size = image.convert("L") if self.channels == 1 else image, [self.height, self.width]
         if self.resize is None:
-            pixels = pil_to_tensor(image)
-            pixels = resize(rgb_to_grayscale(pixels) if self.channels == 1 else pixels, size, antialias=True)
+            pixels = resize(pil_to_tensor(image), size, antialias=True)
         else:  # by Pillow, as torchvision and RobustBench prepare ImageNet
             pixels = pil_to_tensor(center_crop(resize(image, [self.resize]), size))
-            pixels = rgb_to_grayscale(pixels) if self.channels == 1 else pixels
         return pixels if self.levels == 255 else (pixels.float() * self.levels / 255).round().to(torch.uint8)
 
     @property

@@ -27,6 +27,9 @@ MAX_ASPECT = 100
 BACKGROUND = "white"
 """Color behind transparent pixels: that of a page, for which most images with transparency are drawn."""
 
+GRAY = frozenset("1 L LA La I I;16 I;16B I;16L I;16N".split())
+"""Pillow's modes of gray values."""
+
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT, WHITE_IS_ZERO = 258, 262, 339, 0  # three TIFF tags and a value
 
 
@@ -48,6 +51,17 @@ def read_image(path: Path) -> Tensor:
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     return pil_to_tensor(decode(read_content(path), str(path)))
+
+
+def is_gray_file(content: bytes) -> bool:
+    """Return whether an image has gray values by its header; true for what is no image."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return image.mode in GRAY
+    except Exception:  # of any type, for damaged files
+        return True
 
 
 def read_content(path: Path) -> bytes:

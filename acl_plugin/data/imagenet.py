@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from acl_plugin.config import DataConfig
+from acl_plugin.data.form import size_of
 from acl_plugin.data.image_folders import list_split
 from acl_plugin.data.images import DataSet
 from acl_plugin.data.own_images import Listing, read_splits
@@ -24,8 +25,8 @@ TINY_IMAGENET = "tiny-imagenet-200"
 def _imagenet(config: DataConfig) -> DataSet:
     """ImageNet: train/WNID/* if it is there, and the 5,000 images of val/WNID/* that RobustBench tests on."""
     _refuse_download(config, "put its folders train and val into `data_dir`, with a folder for each class")
-    side = config.image_size or 224
-    if side == 224 and config.resize != 256:
+    size = size_of(config.image_size or 224)
+    if size == (224, 224) and config.resize != 256:
         message = (
             f"`resize` {config.resize}: RobustBench tests on ImageNet's images at 224 pixels after a resize to 256"
         )
@@ -45,7 +46,7 @@ def _imagenet(config: DataConfig) -> DataSet:
             what = "is missing" if odd[0] in number else "is no class of ImageNet"
             raise _wrong_folder(root / "train" / odd[0], what)
         train = Files.of(split.paths), split.labels
-    return DataSet(config.data, *read_splits(config, train, _listing(test, number), side), tuple(classes), MEAN, STD)
+    return DataSet(config.data, *read_splits(config, train, _listing(test, number), size), tuple(classes), MEAN, STD)
 
 
 def robustbench_images() -> tuple[list[str], list[str]]:
@@ -82,7 +83,7 @@ def _tiny_imagenet(config: DataConfig) -> DataSet:
     for c in set(classes) - {c for _, c in train}:
         raise _wrong_tiny_folder(root / "train" / c / "images", "has no image *.JPEG")
 
-    images = read_splits(config, _listing(train, number), _listing(test, number), config.image_size or 64)
+    images = read_splits(config, _listing(train, number), _listing(test, number), size_of(config.image_size or 64))
     return DataSet(config.data, *images, tuple(classes), *images[0].mean_and_std())
 
 

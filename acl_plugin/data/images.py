@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acl_plugin.data.fingerprint import Fingerprint, class_differences, image_hashes
-from acl_plugin.data.form import Form
+from acl_plugin.data.form import Form, size_of
 from acl_plugin.data.pixels import Pixels, channel_sums, joined, read, stream
 from acl_plugin.data.reading import require_memory
 from acl_plugin.data.subsets import stratified, subset_rows
@@ -86,19 +86,20 @@ class Images:
             std.append(max(variance**0.5 / self.levels, 1e-3))
         return tuple(mean), tuple(std)
 
-    def resized(self, side: int | None) -> "Images":
-        """Resize to ``side`` x ``side`` pixels by antialiased bilinear interpolation; None keeps the size.
+    def resized(self, image_size: int | list[int] | None) -> "Images":
+        """Resize to a side, or [height, width], by antialiased bilinear interpolation; None keeps the size.
 
         Raises:
             UsageError: when the result exceeds the memory limit.
         """
-        if side is None or self.pixels.shape[2:] == (side, side):
+        if image_size is None or self.pixels.shape[2:] == size_of(image_size):
             return self
         assert isinstance(self.pixels, Tensor), "images on disk have their size"
-        require_memory(len(self), Form(side, side, channels=self.pixels.shape[1]))
+        height, width = size_of(image_size)
+        require_memory(len(self), Form(height, width, channels=self.pixels.shape[1]))
         parts = []
-        for pixels in self.pixels.split(max(1, 2**24 // side**2)):
-            small = F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True)
+        for pixels in self.pixels.split(max(1, 2**24 // (height * width))):
+            small = F.interpolate(pixels.float(), (height, width), mode="bilinear", antialias=True)
             parts.append(small.round().clamp(0, self.levels).to(torch.uint8))
         return replace(self, pixels=torch.cat(parts))
 

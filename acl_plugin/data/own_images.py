@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from acl_plugin.config import DataConfig
-from acl_plugin.data.form import Form
+from acl_plugin.data.form import Form, size_of
 from acl_plugin.data.image_folders import LAYOUT, list_splits, list_unlabeled, tree_of
 from acl_plugin.data.images import UNLABELED, DataSet, Images
 from acl_plugin.data.loading import load_images, on_disk
-from acl_plugin.data.sources import Files, Source
+from acl_plugin.data.sources import Files, Source, is_gray
 from acl_plugin.data.subsets import require_rows, subset_rows
 from acl_plugin.errors import UsageError
 from acl_plugin.registry import DATASETS
@@ -22,8 +22,8 @@ Listing = tuple[Source, Tensor]
 @DATASETS.register("image_folder")
 def _image_folder(config: DataConfig) -> DataSet:
     """Your own images in --data-dir, train/CLASS/* and test/CLASS/* (or val/CLASS/*), or any tree without labels."""
-    root, side = config.data_dir, config.image_size
-    if root is None or side is None:
+    root, image_size = config.data_dir, config.image_size
+    if root is None or image_size is None:
         name, allowed = ("data_dir", f"a folder with {LAYOUT}") if root is None else ("image_size", "8 pixels or more")
         raise UsageError(f"image_folder needs `{name}`: {allowed}", parameter=name, given=None, allowed=allowed)
     if config.download:
@@ -35,10 +35,10 @@ def _image_folder(config: DataConfig) -> DataSet:
         )
     tree = tree_of(root)
     if tree:
-        return _of_tree(config, tree, side)
+        return _of_tree(config, tree, size_of(image_size))
     train, test = list_splits(root)
     first, second = ((Files.of(split.paths), split.labels) for split in (train, test))
-    pair = read_splits(config, first, second, side)
+    pair = read_splits(config, first, second, size_of(image_size))
     return DataSet(config.data, *pair, train.classes, *pair[0].mean_and_std())
 
 
@@ -47,21 +47,21 @@ def is_unlabeled(config: DataConfig) -> bool:
     return config.data == "image_folder" and config.data_dir is not None and bool(tree_of(config.data_dir))
 
 
-def _of_tree(config: DataConfig, paths: list[Path], side: int) -> DataSet:
+def _of_tree(config: DataConfig, paths: list[Path], size: tuple[int, int]) -> DataSet:
     """Return a dataset without labels, classes and test images, for a pretraining."""
     nothing = torch.zeros(0, dtype=torch.int64)
     unknown = torch.full((len(paths),), UNLABELED)
-    train, test = read_splits(config, (Files.of(paths), unknown), (Files.of([]), nothing), side)
+    train, test = read_splits(config, (Files.of(paths), unknown), (Files.of([]), nothing), size)
     return DataSet(config.data, train, test, (), *train.mean_and_std())
 
 
-def read_splits(config: DataConfig, train: Listing, test: Listing, side: int) -> tuple[Images, Images]:
+def read_splits(config: DataConfig, train: Listing, test: Listing, size: tuple[int, int]) -> tuple[Images, Images]:
     """Return the training and test images of a configuration, of which only those within its limits are read.
 
     Args:
         config: configuration with the limits, and where the images are held.
         train, test: N images with their (N,) labels.
-        side: side in pixels to which they are resized.
+        size: height and width in pixels to which they are resized.
 
     Raises:
         UsageError: for a limit above the number of images, an image that cannot be read, or too little memory.
@@ -69,14 +69,14 @@ def read_splits(config: DataConfig, train: Listing, test: Listing, side: int) ->
     require_rows(config, len(train[0]), len(test[0]))
     limits = config.limit_train, config.limit_test
     rows = [subset_rows(labels, n or len(labels)) for (_, labels), n in zip((train, test), limits, strict=True)]
-    form = Form(side, side, config.resize)
+    sources = [source.take(chosen) for (source, _), chosen in zip((train, test), rows, strict=True)]
+    form = Form(*size, config.resize, config.channels or (1 if all(map(is_gray, sources)) else 3))
     disk = on_disk(config, sum(map(len, rows)), form)
-
-    def images(listed: Listing, chosen: Tensor) -> Images:
-        source, labels = listed
-        return load_images(config, source.take(chosen), form, labels[chosen], chosen, disk=disk)
-
-    return images(train, rows[0]), images(test, rows[1])
+    first, second = (
+        load_images(config, source, form, labels[chosen], chosen, disk=disk)
+        for source, (_, labels), chosen in zip(sources, (train, test), rows, strict=True)
+    )
+    return first, second
 
 
 def read_tree(config: DataConfig, like: Images) -> Images:

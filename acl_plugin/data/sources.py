@@ -10,7 +10,8 @@ from typing import Protocol, Self
 import numpy as np
 from torch import Tensor
 
-from acl_plugin.data.image_files import read_content
+from acl_plugin.data.image_files import is_gray_file, read_content
+from acl_plugin.errors import UsageError
 
 
 class Source(Protocol):
@@ -73,3 +74,14 @@ class Files:
             except OSError:
                 digest.update(b"%s\0\0" % os.path.abspath(path))
         return digest.hexdigest()
+
+
+def is_gray(source: Source) -> bool:
+    """Return whether all images that can be read are gray, by the headers up to the first that is not."""
+    for position in range(len(source)):
+        try:
+            if not is_gray_file(source.content(position)):
+                return False
+        except UsageError:  # for the reader to report or to skip
+            continue
+    return True

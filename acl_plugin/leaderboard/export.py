@@ -73,7 +73,8 @@ def export(
     content = submission.state_dict_bytes(model)
     digest = hashlib.sha256(content).hexdigest()
     local = local_reason(evaluation, model.spec)
-    described = run.robustbench_folder / "models" / dataset / threat / f"{name}.json"
+    place = Path(re.sub(r"[^\w.-]", "_", dataset)) / threat  # hf:NAME may have a slash
+    described = run.robustbench_folder / "models" / place / f"{name}.json"
     with index_locked():
         _check_free(timm_name(name, dataset, threat), name, dataset, described, overwrite)
         described.parent.mkdir(parents=True, exist_ok=True)
@@ -81,10 +82,10 @@ def export(
         write_json(described, submission.description(model, name, dataset, threat, f"{name}.pt", digest))
         folder = run.robustbench_folder
         for root in (folder, folder / "local"):  # an earlier export may have used the other one
-            (root / "model_info" / dataset / threat / f"{name}.json").unlink(missing_ok=True)
+            (root / "model_info" / place / f"{name}.json").unlink(missing_ok=True)
             shutil.rmtree(root / "submission" / name, ignore_errors=True)
         root = run.robustbench_folder / "local" if local else run.robustbench_folder
-        info_file = root / "model_info" / dataset / threat / f"{name}.json"
+        info_file = root / "model_info" / place / f"{name}.json"
         info_file.parent.mkdir(parents=True, exist_ok=True)
         submitted = submission.Submission(run, model, name, info, evaluation, local, reason)
         submission.write(root / "submission" / name, submitted)

@@ -1,6 +1,7 @@
 """Maintain an index of exported models by timm name, in the user's data folder."""
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from acl_plugin.runtime.paths import data_home
 
 def timm_name(name: str, dataset: str, threat_model: str) -> str:
     """Return the name that ``robustbench.load_model`` looks up."""
-    return f"{name}_{dataset}_{threat_model}".lower().replace("-", "_")
+    return re.sub(r"\W", "_", f"{name}_{dataset}_{threat_model}".lower())
 
 
 def index_path() -> Path:

@@ -32,9 +32,11 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
     shape = data.shape
     if shape != encoder.spec.shape:
         given, own = ("x".join(map(str, s)) for s in (shape, encoder.spec.shape))
-        side = encoder.spec.shape[1]
-        hint = f"; add `image_size` {side}" if shape[0] == encoder.spec.shape[0] else ""
-        message = f"the images of {config.data.data} are {given}, and {source.path} was trained on {own}{hint}"
+        channels, *size = encoder.spec.shape
+        there = size[0] if size[0] == size[1] else size
+        same = shape[0] == channels
+        option = f"add `image_size` {there}" if same else f"images in files take `channels` {channels}"
+        message = f"the images of {config.data.data} are {given}, and {source.path} was trained on {own}; {option}"
         raise UsageError(message, parameter="image_size", given=given, allowed=own)
     run.check_config(config)
     run.check_images(data)

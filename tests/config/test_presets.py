@@ -69,8 +69,9 @@ def test_values_out_of_range_are_reported(options, message):
 @pytest.mark.parametrize("data", config.PRESETS)
 def test_eps_and_attack_go_with_the_norm(data):
     linf, l2 = config.preset(data), config.preset(data, norm="L2")
-    assert (linf.threat.eps, linf.objective.attack) == ((0.1, "PGD") if data.startswith("digits") else ("8/255", "PGD"))
-    assert (l2.threat.eps, l2.objective.attack) == ((0.25, "PGDL2") if data.startswith("digits") else (0.5, "PGDL2"))
+    eps, eps_2 = {"digits": (0.1, 0.25), "imagenet": ("4/255", 3.0)}.get(data.partition("_")[0], ("8/255", 0.5))
+    assert (linf.threat.eps, linf.objective.attack) == (eps, "PGD")
+    assert (l2.threat.eps, l2.objective.attack) == (eps_2, "PGDL2")
     assert config.preset(data, norm="L2", eps=3, attack="PGDRSL2").threat.eps == 3
     assert config.following(linf, norm="L2") == {"eps": l2.threat.eps, "attack": "PGDL2"}
     assert config.following(l2, norm="Linf") == {"eps": linf.threat.eps, "attack": "PGD"}

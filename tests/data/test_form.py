@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from image_trees import refusal
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -35,3 +36,8 @@ def test_gray_values_and_levels():
     sixteen = Form(9, 9, channels=1, levels=16).pixels(image)
     assert torch.equal(sixteen, (gray.float() * 16 / 255).round().byte())
     assert Form(9, 9, 12, 1).pixels(image).shape == Form(9, 9, 12, 1).shape == (1, 9, 9)
+
+
+def test_a_crop_that_is_larger_than_the_resized_image_is_refused():
+    assert Form(8, 12, resize=12).pixels(noise(9, 20)).shape == (3, 8, 12)
+    assert refusal(Form, 8, 12, resize=11).parameter == "resize"

@@ -1,0 +1,186 @@
+"""Datasets of the Hugging Face hub, or local folders in its form, through the ``datasets`` library."""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acl_plugin.config import DataConfig
+from acl_plugin.data.form import size_of
+from acl_plugin.data.image_files import decode, read_content
+from acl_plugin.data.images import UNLABELED, DataSet
+from acl_plugin.data.own_images import Listing, read_splits
+from acl_plugin.errors import UsageError, reason, unknown
+from acl_plugin.registry import DATASETS
+from acl_plugin.runtime.paths import user_path
+
+TEST_SPLITS = "test", "validation", "valid", "val"
+"""Names of the split with the test images; the first that is there."""
+
+
+@DATASETS.register("hf")
+def _hugging_face(config: DataConfig) -> DataSet:
+    """hf:NAME: a dataset of the Hugging Face hub, such as hf:uoft-cs/cifar10, or a local folder of parquet files."""
+    name = config.data.partition(":")[2]
+    splits = _splits(name)
+    train = splits.get("train")
+    test = next((splits[split] for split in TEST_SPLITS if split in splits), None)
+    if train is None:
+        raise _without_split("train", splits, name)
+    image = _image_column(train, config, name)
+    label = _label_column(train, config, name)
+    if label is not None and test is None:
+        raise _without_split("test", splits, name)
+    classes = () if label is None else _classes([train, test], label)
+    first = _listing(train, image, label, classes)
+    second = _listing(test if label else train.select([]), image, label, classes)
+    if config.image_size is None:
+        width, height = decode(first[0].content(0), first[0].name(0)).size
+        size = height, width
+    else:
+        size = size_of(config.image_size)
+    pair = read_splits(config, first, second, size)
+    return DataSet(config.data, *pair, classes, *pair[0].mean_and_std())
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded images in the rows of a table, see ``sources.Source``.
+
+    Attributes:
+        table: a ``datasets.Dataset`` whose images are not decoded.
+        column: column of the images.
+        rows: (N,) rows of the images.
+    """
+
+    table: Any
+    column: str
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, chosen: Tensor) -> "Rows":
+        return replace(self, rows=self.rows[chosen])
+
+    def name(self, position: int) -> str:
+        return f"{self.table.info.dataset_name or 'row'} {self.table.split or ''}[{int(self.rows[position])}]"
+
+    def content(self, position: int) -> bytes:
+        image = self.table[int(self.rows[position])][self.column]
+        if image is None:
+            return b""
+        return image["bytes"] if image["bytes"] is not None else read_content(Path(image["path"]))
+
+    def identity(self) -> str:
+        """Return a hash of the library's files of the table, with their times of change, and the rows."""
+        files = [Path(file["filename"]) for file in self.table.cache_files]
+        states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        digest = hashlib.sha256(f"{states} {self.column} {self.table.split}".encode())
+        digest.update(self.rows.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _splits(name: str) -> dict[str, Any]:
+    """Return the tables of a dataset by split."""
+    try:
+        import datasets
+    except ImportError as error:
+        message = "`data` hf:NAME needs the datasets library: pip install 'acl-plugin[hf]'"
+        raise UsageError(message, parameter="data", given=f"hf:{name}", allowed="with datasets installed") from error
+    folder = user_path(name, "data") if name else Path()
+    if not name or (name.startswith((".", "/", "~")) and not folder.is_dir()):
+        raise _refused("is no folder" if name else "is missing", name, "hf:NAME of the hub, or hf:FOLDER")
+    for noisy in ("datasets", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    try:
+        found = datasets.load_dataset(str(folder) if folder.is_dir() else name)
+    except Exception as error:  # of any type: the hub, the network, damaged files
+        raise _refused(
+            f"cannot be loaded: {reason(error)}", name, "a dataset that datasets.load_dataset loads"
+        ) from error
+    return dict(found)
+
+
+def _image_column(table: Any, config: DataConfig, name: str) -> str:
+    from datasets import Image
+
+    found = [column for column, kind in table.features.items() if isinstance(kind, Image)]
+    if not found:
+        raise _refused(f"has no column of images, but {', '.join(table.features)}", name, "a dataset of images")
+    return (
+        _only("image_column", found, name)
+        if config.image_column is None
+        else _named("image_column", config.image_column, found)
+    )
+
+
+def _label_column(table: Any, config: DataConfig, name: str) -> str | None:
+    """Return the column of labels; None without one."""
+    from datasets import ClassLabel
+
+    if config.label_column is not None:
+        return _named("label_column", config.label_column, table.features)
+    found = [column for column, kind in table.features.items() if isinstance(kind, ClassLabel)]
+    return _only("label_column", found, name) if found else None
+
+
+def _named(option: str, given: str, columns: Iterable[str]) -> str:
+    if given not in columns:
+        raise unknown(f"`{option}`", given, columns, parameter=option)
+    return given
+
+
+def _only(option: str, found: Sequence[str], name: str) -> str:
+    if len(found) > 1:
+        message = f"`{option}`: {name} has the columns {', '.join(found)}; name one of them"
+        raise UsageError(message, parameter=option, given=None, allowed=tuple(found))
+    return found[0]
+
+
+def _classes(tables: Sequence[Any], label: str) -> tuple[str, ...]:
+    """Return the names of the classes: those of the column's type, or else its values."""
+    from datasets import ClassLabel
+
+    kind = tables[0].features[label]
+    if isinstance(kind, ClassLabel):
+        return tuple(kind.names)
+    return tuple(sorted({str(value) for table in tables for value in table.unique(label)}))
+
+
+def _listing(table: Any, image: str, label: str | None, classes: Sequence[str]) -> Listing:
+    from datasets import ClassLabel, Image
+
+    rows = torch.arange(len(table))
+    source = Rows(table.cast_column(image, Image(decode=False)).select_columns([image]), image, rows)
+    if label is None:
+        return source, torch.full_like(rows, UNLABELED)
+    values = table.select_columns([label])[:][label]
+    if isinstance(table.features[label], ClassLabel):
+        labels = torch.tensor([UNLABELED if value is None else value for value in values], dtype=torch.int64)
+    else:
+        number = {name: i for i, name in enumerate(classes)}
+        labels = torch.tensor([number[str(value)] for value in values], dtype=torch.int64)
+    if (labels < 0).any():
+        without = f"{int((labels < 0).sum())} of {len(labels)} images of the split {table.split} have no label"
+        raise UsageError(
+            f"`label_column` {label}: {without}", parameter="label_column", given=label, allowed="labels of all"
+        )
+    return source, labels
+
+
+def _without_split(split: str, splits: Iterable[str], name: str) -> UsageError:
+    return _refused(
+        f"has no split {split}, but {', '.join(splits)}", name, f"train, and one of {', '.join(TEST_SPLITS)}"
+    )
+
+
+def _refused(fault: str, name: str, allowed: str) -> UsageError:
+    given = f"hf:{name}"
+    return UsageError(f"`data` {given} {fault}; allowed is {allowed}", parameter="data", given=given, allowed=allowed)

@@ -1,0 +1,156 @@
+import builtins
+
+import numpy as np
+import pytest
+import torch
+from image_trees import refusal
+from PIL import Image
+
+from acl_plugin import pipeline, preset
+from acl_plugin.cli.main import main
+from acl_plugin.data import datasets
+from acl_plugin.data.images import UNLABELED
+from acl_plugin.data.pixels import DiskPixels
+from conftest import TINY
+
+hub = pytest.importorskip("datasets")
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (30, 10, 12, 3), dtype=np.uint8)
+NAMES = ["ant", "bee", "cat", "dog"]
+LABELS = [i % 4 for i in range(30)]
+BY_CLASS = {"img": hub.Image(), "label": hub.ClassLabel(names=NAMES)}
+
+
+@pytest.fixture(autouse=True)
+def _apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def saved(folder, features=BY_CLASS, splits=(("train", 0, 20), ("test", 20, 30)), images=PIXELS, **columns):
+    """A folder of parquet files, as the hub has them."""
+    folder.mkdir(exist_ok=True)
+    columns = {"img": [Image.fromarray(image) for image in images], "label": LABELS} | columns
+    for split, start, stop in splits:
+        part = {name: columns[name][start:stop] for name in features}
+        table = hub.Dataset.from_dict(part, features=hub.Features(features))
+        table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def loaded(folder, **options):
+    return datasets.load(preset(f"hf:{folder}", **options).data)
+
+
+@pytest.mark.parametrize("where", ["ram", "disk"])
+def test_a_folder_of_parquet_files(where, tmp_path):
+    data = loaded(saved(tmp_path / "data"), data_memory=where, workers=0)
+    assert isinstance(data.train.pixels, DiskPixels) == (where == "disk")
+    assert data.classes == tuple(NAMES)
+    pixels = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
+    for images, part in ((data.train, slice(0, 20)), (data.test, slice(20, 30))):
+        assert torch.equal(images.read(), pixels[part])
+        assert images.labels.tolist() == LABELS[part]
+    few = loaded(tmp_path / "data", data_memory=where, workers=0, limit_train=8, image_size=[8, 16])
+    assert (len(few.train), few.shape) == (8, (3, 8, 16))
+    assert few.train.labels.tolist() == [LABELS[row] for row in few.train.rows]
+
+
+def test_columns_are_found_or_named(tmp_path):
+    several = BY_CLASS | {
+        "coarse": hub.ClassLabel(names=["a", "b"]),
+        "text": hub.Value("string"),
+        "n": hub.Value("int64"),
+    }
+    extra = {
+        "coarse": [i % 2 for i in range(30)],
+        "text": [f"kind {i % 3}" for i in range(30)],
+        "n": [i % 5 for i in range(30)],
+    }
+    folder = saved(tmp_path / "data", several, **extra)
+    error = refusal(loaded, folder)
+    assert (error.parameter, error.allowed) == ("label_column", ("label", "coarse"))
+    assert refusal(loaded, folder, label_column="labels").parameter == "label_column"
+    assert refusal(loaded, folder, label_column="label", image_column="label").parameter == "image_column"
+    for column, classes in (
+        ("coarse", ("a", "b")), ("text", ("kind 0", "kind 1", "kind 2")), ("n", tuple("01234")),
+    ):  # fmt: skip
+        data = loaded(folder, label_column=column)
+        assert data.classes == classes
+        values = [str(value) for value in extra[column][:20]] if column != "coarse" else extra["coarse"][:20]
+        found = (
+            [data.classes[label] for label in data.train.labels] if column != "coarse" else data.train.labels.tolist()
+        )
+        assert found == values
+
+
+def test_images_without_labels_are_for_a_pretraining(tmp_path):
+    folder = saved(tmp_path / "data", {"img": hub.Image()}, splits=(("train", 0, 20),))
+    data = loaded(folder)
+    assert data.classes == ()
+    assert set(data.train.labels.tolist()) == {UNLABELED}
+    options = {k: v for k, v in TINY.items() if not k.startswith(("limit", "probe"))}
+    run = pipeline.pretrain(preset(f"hf:{folder}", **options, objective="simclr", image_size=8), tmp_path / "run")
+    assert run.encoder_file.is_file()
+
+
+def test_gray_images_stay_gray(tmp_path):
+    folder = saved(tmp_path / "data", images=PIXELS[..., 0])
+    assert torch.equal(loaded(folder).train.read(), torch.from_numpy(PIXELS[:20, None, :, :, 0]))
+    assert loaded(folder, channels=3).shape == (3, 10, 12)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder, "is no folder"),
+        (lambda folder: folder.mkdir() or folder, "cannot be loaded"),
+        (lambda folder: saved(folder, splits=(("test", 0, 9),)), "has no split train, but test"),
+        (lambda folder: saved(folder, splits=(("train", 0, 9),)), "has no split test, but train"),
+        (lambda folder: saved(folder, {"label": BY_CLASS["label"]}), "has no column of images, but label"),
+        (lambda folder: saved(folder, label=[-1] * 30), "20 of 20 images of the split train have no label"),
+        (lambda folder: "", "is missing"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line(make, message, tmp_path):
+    assert message in str(refusal(loaded, make(tmp_path / "data")))
+
+
+def test_a_name_that_the_hub_does_not_have(monkeypatch):
+    def failing(name):
+        raise ConnectionError(f"Couldn't reach {name!r}\non the Hub")
+
+    monkeypatch.setattr(hub, "load_dataset", failing)
+    assert "hf:someone/something cannot be loaded" in str(refusal(loaded, "someone/something"))
+
+
+def test_the_library_is_an_extra(monkeypatch, tmp_path):
+    imported = builtins.__import__
+
+    def without(name, *arguments):
+        if name == "datasets":
+            raise ImportError(name)
+        return imported(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert "acl-plugin[hf]" in str(refusal(loaded, tmp_path))
+
+
+@pytest.mark.e2e
+def test_a_whole_run_of_images_that_are_no_squares(tmp_path):
+    """From the command line, exported and loaded as RobustBench's files."""
+    from acl_plugin.leaderboard.registration import load_exported
+
+    folder, out = saved(tmp_path / "data"), tmp_path / "run"
+    small = [
+        f"--{name.replace('_', '-')}={TINY[name]}" for name in ("backbone", "epochs", "batch_size", "probe_epochs")
+    ]
+    small += [
+        '--backbone-kwargs={"stem_width": 4, "channels": [4, 8, 8, 8]}',
+        "--objective=simclr",
+        "--data-memory=disk",
+    ]
+    small += ["--image-size=[8, 12]"]
+    assert main(["run", f"--data=hf:{folder}", "--out", str(out), *small, "--precision=32-true", "--limit-test=8"]) == 0
+    assert main(["report", str(out)]) == 0
+    (described,) = (out / "robustbench" / "models").rglob("*.json")
+    assert load_exported(described).spec.shape == (3, 8, 12)
