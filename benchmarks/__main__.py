@@ -8,6 +8,7 @@ python -m benchmarks ablation | chosen | bases | divergences | sweeps | transfer
 python -m benchmarks correlation                  audit the ablation's runs; write results/correlation_DATA.json
 python -m benchmarks speed                        measure a training step; write results/speed_*.json
 python -m benchmarks scaling                      measure it by batch and ranks; write results/scaling_*.json
+python -m benchmarks reading                      read images from disk and memory; write results/reading.json
 python -m benchmarks autoattack-speed NAME RUN    compare AutoAttack to the reference; write autoattack_speed_NAME.json
 python -m benchmarks record                       train against the clock; write results/record_*.json
 python -m benchmarks suite NAME RUN               write the standard attacks and corruptions to results/suite_NAME.json
@@ -26,6 +27,7 @@ from acl_plugin.runtime.files import read_json, write_atomic
 from benchmarks import autoattack_speed as measured_autoattack
 from benchmarks import compact, experiments, selection, tables
 from benchmarks import objectives as benchmarked
+from benchmarks import reading as measured_reading
 from benchmarks import record as recorded
 from benchmarks import scaling as measured_scaling
 from benchmarks import speed as measured_speed
@@ -130,6 +132,12 @@ def scaling(*arguments: str) -> None:
     table()
 
 
+def reading(*arguments: str) -> None:
+    """Measure how fast images are read from disk, see ``benchmarks.reading``."""
+    compact.write(RESULTS / "reading.json", measured_reading.run(*arguments))
+    table()
+
+
 def autoattack_speed(name: str, *arguments: str) -> None:
     """Compare AutoAttack to the reference package on a run's classifier, see ``benchmarks.autoattack_speed``."""
     compact.write(RESULTS / f"autoattack_speed_{name}.json", measured_autoattack.run(*arguments))
@@ -161,6 +169,7 @@ COMMANDS: dict[str, Any] = {
     "speed": speed,
     "record": record,
     "scaling": scaling,
+    "reading": reading,
     "autoattack-speed": autoattack_speed,
     "suite": suite,
     "table": table,

@@ -369,6 +369,29 @@ def record(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def reading(kept: dict[str, Any]) -> list[str]:
+    """Return one row per way of reading and number of processes, and the ratio to ImageFolder with as many."""
+    settings, rows = kept["settings"], kept["rows"]
+    theirs = {r["workers"]: r["images_per_second"] for r in rows if r["kind"] == "ImageFolder"}
+    lines = [
+        "## Reading images from disk",
+        "",
+        f"{settings['images']:,} JPEGs of {settings['side']} pixels, enlarged from CIFAR-10 and digits, drawn in shuffled "
+        f"batches of {settings['batch']}; the median of {settings['repeats']} measurements of {settings['measured']:,} "
+        f"images each, in turns. Memory: of the process and its workers, beyond that of the libraries. The index took "
+        f"{kept['index_seconds']:.0f} s, once. {kept['environment']['device']}, {kept['environment']['threads']} threads.",
+        "",
+        *head("images", "workers", "images/s", "range", "of ImageFolder", "MiB", "s to begin"),
+    ]
+    for r in rows:
+        name = {"ram": "in memory", "disk": "on disk", "ImageFolder": "torchvision's ImageFolder"}[r["kind"]]
+        ratio = f"{r['images_per_second'] / theirs[r['workers']]:.2f}" if r["kind"] == "disk" else ""
+        low, high = r["range"]
+        rate, range_ = f"{r['images_per_second']:,.0f}", f"{low:,.0f} to {high:,.0f}"
+        lines += row(name, r["workers"], rate, range_, ratio, f"{r['mib']:,.0f}", f"{r['seconds_to_load']:.1f}")
+    return lines
+
+
 TERMS = "nce_adv nce_clean sharpness js mmd sliced_wasserstein wasserstein coupling_distance probe_norm".split()
 """Terms of an audit that are shown by row."""
 LABELS = {"robust_loss": "R", "benign_loss": "B", "sliced_wasserstein": "sliced W1", "wasserstein": "W1"}
@@ -379,6 +402,7 @@ SECTIONS = {
     "experiment_": experiment,
     "correlation_": correlation,
     "scaling_": scaling,
+    "reading": reading,
     "record_": record,
     "suite_": suite,
 }

@@ -49,16 +49,22 @@ class Form:
 
     def pixels(self, image: "Image") -> Tensor:
         """Return the pixels of an RGB image, resized with antialiasing: (channels, height, width) uint8."""
-        from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
+        from torchvision.transforms.v2.functional import center_crop, resize
 
         image, size = image.convert("L") if self.channels == 1 else image, [self.height, self.width]
         if self.resize is None:
-            pixels = resize(pil_to_tensor(image), size, antialias=True)
+            pixels = resize(_pixels(image), size, antialias=True)
         else:  # by Pillow, as torchvision and RobustBench prepare ImageNet
-            pixels = pil_to_tensor(center_crop(resize(image, [self.resize]), size))
+            pixels = _pixels(center_crop(resize(image, [self.resize]), size))
         return pixels if self.levels == 255 else (pixels.float() * self.levels / 255).round().to(torch.uint8)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of an image."""
         return self.channels, self.height, self.width
+
+
+def _pixels(image: "Image") -> Tensor:
+    """Return the pixels of an RGB or gray image, as ``pil_to_tensor`` does in twice the time."""
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.view(image.height, image.width, -1).permute(2, 0, 1)

@@ -1,6 +1,7 @@
 """Encoded images, decoded to 8-bit RGB; errors name the file."""
 
 import io
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,16 +65,17 @@ def is_gray_file(content: bytes) -> bool:
         return True
 
 
-def read_content(path: Path) -> bytes:
+def read_content(path: Path | str) -> bytes:
     """Return the bytes of an image file.
 
     Raises:
         UsageError: naming the file, when it cannot be read.
     """
     try:
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise ValueError("it is no file, or a link to a file that is missing")
-        return path.read_bytes()
+        with open(path, "rb") as file:
+            return file.read()
     except (OSError, ValueError) as error:
         raise _refused(str(path), _reason(error)) from error
 
@@ -99,7 +101,7 @@ def decode(content: bytes, name: str) -> "Image":
 
 def _decoded(content: bytes) -> "Image":
     """Return an upright RGB image; raise an exception of any type if it cannot be decoded."""
-    from PIL import Image, ImageOps
+    from PIL import ExifTags, Image, ImageOps
 
     # Opened by name, a rotated TIFF is mapped into memory by Pillow 13 with height and width swapped.
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -115,7 +117,8 @@ def _decoded(content: bytes) -> "Image":
         stored = image.tile[0].args if image.format == "PNG" and image.tile else None
         if set(_tags(image).get(SAMPLE_FORMAT, [1])) != {1}:
             raise ValueError("its values are signed or floating-point, in an unknown range; save it with 8 or 16 bits")
-        return _as_rgb(ImageOps.exif_transpose(image), image, stored)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return _as_rgb(ImageOps.exif_transpose(image) if turned else image, image, stored)  # which always copies
 
 
 def _as_rgb(upright: "Image", source: "Image", stored: object) -> "Image":
@@ -140,7 +143,8 @@ def _as_rgb(upright: "Image", source: "Image", stored: object) -> "Image":
     if upright.mode in ("La", "RGBa"):
         upright = upright.convert({"La": "LA", "RGBa": "RGBA"}[upright.mode])
     if not upright.has_transparency_data:
-        return upright.convert("RGB")
+        upright.load()
+        return upright if upright.mode == "RGB" else upright.convert("RGB")  # which always copies
     front = upright.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", front.size, BACKGROUND), front).convert("RGB")
 

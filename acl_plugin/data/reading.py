@@ -21,14 +21,14 @@ MEMORY_SHARE = 1 / 4
 """Share of this machine's memory that the images of a dataset may take."""
 
 
-def read_one(source: Source, position: int, form: Form) -> tuple[Tensor, int]:
-    """Return the pixels of an image, (C, H, W) uint8, and the hash of its file.
+def read_one(source: Source, position: int, form: Form, content: bytes | None = None) -> Tensor:
+    """Return the pixels of an image, (C, H, W) uint8; ``content`` is its file, if it was read already.
 
     Raises:
         UsageError: naming the image, when it cannot be read.
     """
-    content = source.content(position)
-    return form.pixels(decode(content, source.name(position))), bytes_hash(content)
+    content = source.content(position) if content is None else content
+    return form.pixels(decode(content, source.name(position)))
 
 
 def each_image(
@@ -42,7 +42,8 @@ def each_image(
 
     def attempt(position: int) -> tuple[Tensor, int] | UsageError:
         try:
-            return read_one(source, position, form)
+            content = source.content(position)
+            return read_one(source, position, form, content), bytes_hash(content)
         except UsageError as error:
             return error
 
@@ -59,7 +60,7 @@ def each_image(
 def _in_threads(function: Callable, positions: range | list[int]) -> Iterator:
     """Yield the results in order, computed by as many threads as PyTorch has, at most 16."""
     threads = min(16, torch.get_num_threads())
-    step = 16 * threads  # an interruption waits for one chunk only
+    step = 64 * threads  # an interruption waits for one chunk only
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(positions), step):
             chunk = positions[start : start + step]
@@ -72,13 +73,15 @@ def _in_threads(function: Callable, positions: range | list[int]) -> Iterator:
 def read_positions(source: Source, positions: list[int], form: Form) -> Tensor:
     """Return the pixels of some images: (M, C, H, W) uint8.
 
+    One thread reads them, as several processes may do so.
+
     Raises:
         UsageError: for the first image that cannot be read.
     """
-    pixels = torch.empty(len(positions), *form.shape, dtype=torch.uint8)
-    for row, image in enumerate(_in_threads(lambda i: read_one(source, i, form)[0], positions)):
-        pixels[row] = image
-    return pixels
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        images = [read_one(source, position, form) for position in positions]
+    return torch.stack(images) if images else torch.empty(0, *form.shape, dtype=torch.uint8)
 
 
 def read_images(source: Source, form: Form, skip_unreadable: bool = False) -> tuple[Tensor, Tensor, Tensor]:

@@ -62,7 +62,7 @@ class Files:
         return os.fsdecode(self.paths[position])
 
     def content(self, position: int) -> bytes:
-        return read_content(Path(self.name(position)))
+        return read_content(self.name(position))
 
     def identity(self) -> str:
         """Return a hash of paths, sizes and times of change; of a file that cannot be read, of its path alone."""
