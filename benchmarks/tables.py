@@ -376,10 +376,11 @@ def reading(kept: dict[str, Any]) -> list[str]:
     lines = [
         "## Reading images from disk",
         "",
-        f"{settings['images']:,} JPEGs of {settings['side']} pixels, enlarged from CIFAR-10 and digits, drawn in shuffled "
-        f"batches of {settings['batch']}; the median of {settings['repeats']} measurements of {settings['measured']:,} "
+        f"{settings['images']:,} JPEGs of {settings['side']} pixels, enlarged from CIFAR-10 and digits, drawn in "
+        f"shuffled batches of {settings['batch']}; the median of {settings['repeats']} measurements of {settings['measured']:,} "
         f"images each, in turns. Memory: of the process and its workers, beyond that of the libraries. The index took "
-        f"{kept['index_seconds']:.0f} s, once. {kept['environment']['device']}, {kept['environment']['threads']} threads.",
+        f"{kept['index_seconds']:.0f} s, once. {kept['environment']['device']}, "
+        f"{kept['environment']['threads']} threads.",
         "",
         *head("images", "workers", "images/s", "range", "of ImageFolder", "MiB", "s to begin"),
     ]

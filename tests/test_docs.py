@@ -142,6 +142,19 @@ def test_nt_xent_in_plain_torch():
     torch.testing.assert_close(scope["loss"], nt_xent(scope["za"], scope["zb"], 0.5))
 
 
+@pytest.mark.e2e
+def test_a_search_of_settings(few, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = {k: v for k, v in TINY.items() if k != "limit_test"}
+    given, preset = re.compile(r"epochs=8,\n\s*limit_test=100"), acl_plugin.preset
+    monkeypatch.setattr(acl_plugin, "preset", lambda data, **options: preset(data, **options | small))
+    source = given.sub("limit_test=12", block_with("optuna.create_study")).replace("n_trials=20", "n_trials=2")
+    scope = {}
+    exec(source, scope)
+    assert set(scope["study"].best_params) == {"lr", "temperature"}
+    assert (tmp_path / "runs" / "sweep" / "1" / "evaluation.json").is_file()
+
+
 def test_an_attack_on_a_model():
     scope = {}
     exec(block_with("x_adv = pgd.classifier"), scope)

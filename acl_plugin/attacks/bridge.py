@@ -1,6 +1,7 @@
 """Adapters that present a contrastive loss to torchattacks as a model with logits."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,3 +53,37 @@ def noise_seed(generator: torch.Generator | None) -> int:
     """Draw a seed from ``generator``; None for torch's global CPU generator."""
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+
+
+def perturbed(
+    kind: Any,
+    arguments: dict[str, Any],
+    logits: Callable[[Tensor], Tensor],
+    batch: tuple[Tensor, Tensor],
+    *,
+    aims: bool,
+) -> Tensor:
+    """Run a class of torchattacks; samples that it makes infinite stay as they were.
+
+    Args:
+        kind: the class.
+        arguments: its arguments.
+        logits: (B, C, H, W) -> (B, K).
+        batch: (B, C, H, W) images and (B,) labels.
+        aims: lead to the labels instead of away from them.
+
+    Returns:
+        (B, C, H, W), within no ball: some attacks leave it (CW, DeepFool).
+
+    Raises:
+        UsageError: for a class that cannot aim at labels.
+    """
+    x, labels = batch
+    attack = kind(Bridge(logits, x), **arguments)
+    if aims:
+        if "targeted" not in attack.supported_mode:
+            message = f"attack {kind.__name__!r} cannot aim at a class; PGD, PGDL2, CW and others can"
+            raise UsageError(message, parameter="targets", given=kind.__name__, allowed="an attack that can")
+        attack.set_mode_targeted_by_label(quiet=True)
+    x_adv = attack(x, labels).detach()
+    return torch.where(x_adv.isfinite(), x_adv, x)  # some divide by a gradient that can be zero

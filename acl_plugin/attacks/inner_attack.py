@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from acl_plugin.attacks.arguments import check_classes, check_mode, check_settings, class_arguments, warn_of_short_steps
-from acl_plugin.attacks.bridge import Bridge, count_classes, loss_logits, noise_seed
+from acl_plugin.attacks.bridge import count_classes, loss_logits, noise_seed, perturbed
 from acl_plugin.attacks.catalogue import class_of
-from acl_plugin.attacks.inputs import check_images, check_labels, check_output, check_values
+from acl_plugin.attacks.inputs import check_images, check_labels, check_output, check_pair, check_values
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError
 from acl_plugin.losses import contrastive
@@ -47,11 +47,10 @@ class InnerAttack:
         steps: number of steps, for classes with steps. The step size is eps / 4, and 1.25 eps / steps below 5 steps:
             2/255 for 8/255. Fewer than 8 steps of eps / 4 cannot cross the ball from a random start: use them for
             training alone.
-        kwargs: further arguments of the class. A step size ``alpha`` too small to cross the ball from a random start is
-            logged as a warning.
+        kwargs: further arguments of the class. A step size ``alpha`` too small to cross the ball is warned of.
         scale: fraction of eps (and step size) to use, in (0, 1].
-        on_moved: called after each attack with the fraction of perturbed samples, a () tensor. Some classes do not
-            perturb samples that are already misclassified, which is common early in pretraining.
+        on_moved: called after each attack with the fraction of perturbed samples, a () tensor; some classes leave
+            samples that are already misclassified.
         trusted: skip the check of values on an accelerator. The trainer sets it after the first batch of an epoch, so
             that no step synchronizes.
 
@@ -108,22 +107,17 @@ class InnerAttack:
             Two (B, C, H, W) adversarial views, detached, in the eps ball and in [0, 1].
 
         Raises:
-            UsageError: for a class that does not support this view, images outside [0, 1], or a model output of
-                another shape. The other methods raise it for the same reasons.
+            UsageError: for a class without this mode, images outside [0, 1], or a model output of another shape; so
+                do the other methods.
         """
-        check_images(a, "a")
-        check_images(b, "b")
-        if a.shape != b.shape:
-            message = f"views of different shapes: {tuple(a.shape)} and {tuple(b.shape)}"
-            raise UsageError(message, parameter="b", given=tuple(b.shape), allowed=tuple(a.shape))
+        check_pair(a, b)
         self.check("pairwise", a.shape[1])
 
         def logits(x: Tensor) -> Tensor:
             return contrastive.pairwise_logits(check_output(model(x, norm_bank), (len(x), None)), temperature)[0]
 
         partners = torch.arange(2 * len(a), device=a.device).roll(len(a))
-        both = torch.cat([a, b])
-        self._check_values(both, "a and b")
+        check_values(both := torch.cat([a, b]), "a and b", trusted=self.trusted)
         a_adv, b_adv = self._run(model, both, partners, logits, 2 * len(a), generator=generator).chunk(2)
         return a_adv, b_adv
 
@@ -154,15 +148,14 @@ class InnerAttack:
             message = f"keys: {len(keys)} for {len(x)} images; allowed is one for each image, or more"
             raise UsageError(message, parameter="keys", given=len(keys), allowed=len(x))
         self.check("bank", x.shape[1], len(keys) if len(x) else None)
-        self._check_values(x)
+        check_values(x, trusted=self.trusted)
         keys = constant(keys)
 
         def logits(images: Tensor) -> Tensor:
             embedded = check_output(model(images, norm_bank), (len(images), keys.shape[1]))
             return contrastive.similarity_logits(embedded, keys, temperature)
 
-        labels = torch.arange(len(x), device=x.device)
-        return self._run(model, x, labels, logits, len(keys), generator=generator)
+        return self._run(model, x, torch.arange(len(x), device=x.device), logits, len(keys), generator=generator)
 
     def scalar(
         self,
@@ -185,7 +178,7 @@ class InnerAttack:
         """
         check_images(x)
         self.check("scalar", x.shape[1])
-        self._check_values(x)
+        check_values(x, trusted=self.trusted)
 
         def logits(images: Tensor) -> Tensor:
             return loss_logits(check_output(row_losses(images), (len(images),), "row_losses"))
@@ -194,7 +187,14 @@ class InnerAttack:
         return self._run(model, x, labels, logits, classes=2, generator=generator)
 
     def classifier(
-        self, model: Network, x: Tensor, y: Tensor, *, bounded: bool = True, generator: torch.Generator | None = None
+        self,
+        model: Network,
+        x: Tensor,
+        y: Tensor,
+        *,
+        targets: Tensor | None = None,
+        bounded: bool = True,
+        generator: torch.Generator | None = None,
     ) -> Tensor:
         """Perturb images so that a classifier misclassifies them; any torchattacks class is valid.
 
@@ -202,6 +202,7 @@ class InnerAttack:
             model: (B, C, H, W) in [0, 1] -> (B, classes) logits, at least two classes.
             x: (B, C, H, W) in [0, 1].
             y: (B,) labels in [0, classes).
+            targets: (B,) classes to be taken for, by a class that can (PGD, not APGD); None for any other than ``y``.
             bounded: project onto the eps ball; False for attacks that search for the smallest perturbation.
             generator: see ``pairwise``.
 
@@ -220,12 +221,16 @@ class InnerAttack:
         check_autograd(model)
         classes = count_classes(model, x[:1])
         self.check(None, classes=classes)
-        self._check_values(x, y=y, classes=classes)
+        check_values(x, y=y, classes=classes, trusted=self.trusted)
+        if targets is not None:
+            check_labels(targets, len(x))
+            check_values(x, y=targets, classes=classes, trusted=self.trusted)
 
         def logits(images: Tensor) -> Tensor:
             return check_output(model(images), (len(images), classes))
 
-        return self._run(model, x, y.long(), logits, classes, bounded=bounded, generator=generator)
+        aims, labels = targets is not None, y if targets is None else targets
+        return self._run(model, x, labels.long(), logits, classes, bounded=bounded, aims=aims, generator=generator)
 
     def trades(
         self,
@@ -238,8 +243,8 @@ class InnerAttack:
     ) -> Tensor:
         """Perturb images to maximize KL(softmax benign_logits || softmax logits(x')).
 
-        torchattacks' TPGD maximizes it from a start near the image. PGD takes the benign softmax as soft labels; their
-        cross-entropy is the same divergence plus a constant.
+        TPGD does so from a start near the image. PGD takes the benign softmax as soft labels, whose cross-entropy is
+        the divergence plus a constant.
 
         Args:
             model: contains every module that ``logits`` uses; it is put into eval mode.
@@ -258,7 +263,7 @@ class InnerAttack:
             raise UsageError(message, parameter="name", given=self.name, allowed=("TPGD", "PGD"))
         check_images(x)
         check_output(benign_logits, (len(x), None), "benign_logits")
-        self._check_values(x)
+        check_values(x, trusted=self.trusted)
         benign_logits = constant(benign_logits)
         target = benign_logits.softmax(1)
         first = [benign_logits] if self.name == "TPGD" else []  # TPGD calls the model on the benign images first
@@ -267,10 +272,6 @@ class InnerAttack:
             return first.pop() if first else check_output(logits(images), tuple(target.shape), "logits")
 
         return self._run(model, x, target, answer, classes=target.shape[1], generator=generator)
-
-    def _check_values(self, x: Tensor, parameter: str = "x", y: Tensor | None = None, classes: int = 0) -> None:
-        if x.numel() and not (self.trusted and x.device.type != "cpu"):
-            check_values(x, parameter, y, classes)
 
     def _run(
         self,
@@ -281,6 +282,7 @@ class InnerAttack:
         classes: int,
         *,
         bounded: bool = True,
+        aims: bool = False,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         if not x.numel():
@@ -290,10 +292,8 @@ class InnerAttack:
         with gradients(), norm_banks.inference(model), seeding.isolated_rng(seed, x.device):
             x, labels = constant(x).contiguous(), constant(labels)  # some attacks use view()
             own: Any = {"steps": self.steps, "scale": self.scale, "threat": threat, "classes": classes, "seed": seed}
-            attack = class_of(self.name)(Bridge(logits, x), **class_arguments(self.name, self.kwargs, **own))
-            x_adv = attack(x, labels).detach()
-            # some attacks leave the ball (CW, DeepFool), and some divide by a gradient that can be zero
-            x_adv = torch.where(x_adv.isfinite(), x_adv, x)
+            arguments = class_arguments(self.name, self.kwargs, **own)
+            x_adv = perturbed(class_of(self.name), arguments, logits, (x, labels), aims=aims)
             x_adv = threat.project(x_adv, x) if bounded else x_adv.clamp(0, 1)
             if self.on_moved is not None:
                 self.on_moved((x_adv != x).flatten(1).any(1).float().mean())

@@ -21,6 +21,20 @@ def check_images(x: Any, parameter: str = "x") -> None:
         raise _refusal(parameter, x, IMAGES, hint)
 
 
+def check_pair(a: Any, b: Any) -> None:
+    """Check two views as ``check_images`` does, and that their shapes agree.
+
+    Raises:
+        UsageError: with the given types or shapes.
+    """
+    check_images(a, "a")
+    check_images(b, "b")
+    if a.shape != b.shape:
+        given, allowed = tuple(b.shape), tuple(a.shape)
+        message = f"views of different shapes: {allowed} and {given}"
+        raise UsageError(message, parameter="b", given=given, allowed=allowed)
+
+
 def check_labels(y: Any, rows: int) -> None:
     """Check that labels are (B,) integers with B = ``rows``, not their values.
 
@@ -45,12 +59,18 @@ def check_output(output: Any, shape: tuple[int | None, ...], parameter: str = "m
     return output
 
 
-def check_values(x: Tensor, parameter: str = "x", y: Tensor | None = None, classes: int = 0) -> None:
-    """Check that images lie in [0, 1] and labels in [0, classes); synchronizes with the device once.
+def check_values(
+    x: Tensor, parameter: str = "x", y: Tensor | None = None, classes: int = 0, *, trusted: bool = False
+) -> None:
+    """Check that images lie in [0, 1] and labels in [0, classes).
+
+    It synchronizes with the device once. ``trusted`` images on an accelerator are not checked, nor are empty batches.
 
     Raises:
         UsageError: with the range of the given values.
     """
+    if not x.numel() or (trusted and x.device.type != "cpu"):
+        return
     bounds = [x.amin(), x.amax(), *([] if y is None else [y.min().to(x.device), y.max().to(x.device)])]
     low, high, *of_labels = torch.stack([bound.float() for bound in bounds]).tolist()
     if not (low >= 0 and high <= 1):

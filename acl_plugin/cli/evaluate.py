@@ -38,6 +38,8 @@ def _run_folder(arguments: list[str]) -> None:
     parser.add_argument("run", type=Path, help="The run's folder.")
     _add_options(parser)
     parser.add_class_arguments(EvaluationConfig)
+    text = "Keep the results beside those of other settings, in the run's folder evaluations/NAME."
+    parser.add_argument("--name", type=str | None, default=None, help=text)
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the dataset is now.")
     parser.add_argument("--model", type=str | None, default=None, help=f"{MODEL_HELP} Its options: --model X --help.")
     parser.add_class_arguments(MachineConfig, skip={"num_nodes", "compile", "precision"})
@@ -47,11 +49,16 @@ def _run_folder(arguments: list[str]) -> None:
     check(config)
 
     suite = SUITES.get(options["suite"])
-    own = {name: options[name] for name in ("attacks", "corruptions_dir") if name in signature(suite).parameters}
+    taken = signature(suite).parameters
+    own = {name: options[name] for name in ("attacks", "corruptions_dir", "name") if name in taken}
+    if options["name"] is not None and "name" not in taken:
+        message = f"`suite` {options['suite']} has no `name`; its results are in the run's folder"
+        raise UsageError(message, parameter="name", given=options["name"], allowed=None)
     found = suite(run, config, overwrite=overwrite, **own)
     print("\n".join(_table(options["suite"], config.objective.objective, found)))
     if options["per_class"]:
-        print("\n".join(tables.classes(read_verdicts(run.verdicts_file), found["images"]["classes"])))
+        verdicts = read_verdicts(run.evaluation(options["name"]).verdicts_file)
+        print("\n".join(tables.classes(verdicts, found["images"]["classes"])))
 
 
 def _add_options(parser: Parser) -> None:

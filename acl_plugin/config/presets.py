@@ -42,7 +42,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Defaults that differ from those of digits, by dataset. Other datasets have CIFAR's, updated by their own."""
 
 WHERE_AND_HOW = frozenset(
-    "data_dir download data_memory workers accelerator eval_batch_size checkpoint_every keep_every knn_every".split()
+    "data_dir download data_memory workers accelerator eval_batch_size checkpoint_every keep_every knn_every "
+    "logger".split()
 )
 """Options that may change when a run resumes, as they do not affect its results."""
 
@@ -175,7 +176,14 @@ def without_sections(values: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def differences(one: RunConfig, other: RunConfig) -> list[str]:
-    """Return the options in which a configuration differs from that of the existing run, one phrase each."""
+def differences(one: RunConfig, other: RunConfig, *, growing: bool = False) -> list[str]:
+    """Return the options in which a configuration differs from that of the existing run, one phrase each.
+
+    Args:
+        one, other: the configuration, and that of the existing run.
+        growing: more epochs than those of the existing run are no difference.
+    """
     a, b = one.options(), other.options()
+    if growing and a["epochs"] > b["epochs"]:
+        a["epochs"] = b["epochs"]
     return [f"`{k}` {a[k]}, there {b[k]}" for k in a if k not in WHERE_AND_HOW and a[k] != b[k]]

@@ -19,7 +19,8 @@ RANGES = {
         Range(0),
     ),
     **dict.fromkeys(
-        "eps_ramp warmup coreset_warmup coreset_fraction probe_holdout label_fraction blur".split(), Range(0, 1)
+        "eps_ramp warmup coreset_warmup coreset_fraction probe_holdout label_fraction blur ema_decay".split(),
+        Range(0, 1),
     ),
     **{
         "batch_size": Range(2),
@@ -30,6 +31,7 @@ RANGES = {
         "seed": Range(0, 2**63 - 1),
     },
     "crop_scale": Range(0, 1, open=True),
+    "layer_decay": Range(0, 1, open=True),
 }
 """Ranges of the numeric options."""
 
@@ -44,6 +46,9 @@ def check(config: RunConfig) -> None:
         for name, kind in get_type_hints(type(section)).items():
             check_value(name, getattr(section, name), kind, RANGES.get(name))
     _require_size(config.data)
+    if config.training.ema_decay == 1:
+        message = "`ema_decay` 1: allowed is a number from 0 to below 1; with 1, the average never changes"
+        raise UsageError(message, parameter="ema_decay", given=1, allowed="a number from 0 to below 1")
     _require_optimizer(config.training.optimizer)
     require_eps(config.threat.norm, config.threat.eps)
     probe = config.probe

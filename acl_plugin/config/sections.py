@@ -147,9 +147,15 @@ class TrainingConfig(Section):
     """Largest L2 norm of the gradient of all weights in an optimizer step; 0 does not clip."""
     warmup: float = 0.05
     """Fraction of the training steps over which the learning rate grows linearly."""
-    schedule: Literal["cosine", "cosine_by_epoch"] = "cosine"
+    schedule: Literal["cosine", "cosine_by_epoch", "step", "multistep", "poly", "tanh"] = "cosine"
     """Learning rate after the warm-up: cosine, by step; cosine_by_epoch: as in GSA-RSL, from 1e-8 in the warm-up to the
-    cosine over all epochs, which changes with each epoch."""
+    cosine over all epochs, which changes with each epoch; the others as in timm, by step."""
+    schedule_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments of timm's schedules, such as --schedule-kwargs.decay_milestones '[60, 80]' in epochs."""
+    layer_decay: float = 1.0
+    """Factor by which the learning rate falls with each layer (timm's groups) from the output to the input."""
+    ema_decay: float = 0.0
+    """Decay per optimizer step of a moving average of the weights, which is kept as the encoder; 0 keeps the last."""
     augment: Literal["digits", "simclr"] = "digits"
     """Augmentation of the views: digits (small affine changes), simclr (crop, flip, color)."""
     crop_scale: float = 0.1
@@ -164,6 +170,8 @@ class TrainingConfig(Section):
     """Epochs between evaluations of nearest-neighbor accuracy on training images, for the log; 0 disables them."""
     accumulate_grad_batches: int = 1
     """Number of batches whose gradients are averaged for one optimizer step."""
+    logger: Literal["none", "wandb", "mlflow"] = "none"
+    """A service that logs the run, beside metrics.csv and TensorBoard."""
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,7 @@ RUN: Uses = {
     "attack_steps": (ATTACKED, Use("attack", lambda o: o["attack"] not in WITHOUT_STEPS, "attacks of several steps")),
     "augment": (Use("objective", _has_views, "objectives that draw views"),),
     **dict.fromkeys(("crop_scale", "blur"), (Use("augment", frozenset({"simclr"})),)),
+    "schedule_kwargs": (Use("schedule", frozenset({"step", "multistep", "poly", "tanh"})),),
     "label_fraction": (Use("probe_protocol", frozenset({"semi"})),),
 }
 for names, use in {

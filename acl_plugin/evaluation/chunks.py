@@ -46,12 +46,17 @@ def attack_chunks(
 
 
 def share_out(
-    states: FolderStates, config: RunConfig, device: torch.device, starts: Sequence[int], progress: Progress
+    run: RunDir,
+    states: FolderStates,
+    config: RunConfig,
+    device: torch.device,
+    starts: Sequence[int],
+    progress: Progress,
 ) -> None:
     """Divide the chunks among one process per device; the first error of one stops all."""
     context = start_processes(
         _attack_share,
-        (str(states.run.path), config, device.type),
+        (str(run.path), str(states.run.path), config, device.type),
         config.machine.devices,
         join=False,
         start_method="spawn",
@@ -67,14 +72,14 @@ def share_out(
         raise EvaluationStopped(f"{ended}; the same command resumes from the attacks that were kept") from error
 
 
-def _attack_share(rank: int, path: str, config: RunConfig, kind: str) -> None:
+def _attack_share(rank: int, path: str, place: str, config: RunConfig, kind: str) -> None:
     """Attack every chunk whose number modulo the process count is ``rank``."""
     if kind == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // config.machine.devices))
-    run, device = RunDir(path), torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
-    model, _, images = read_inputs(run, config, device)
-    size = read_record(run.evaluation_key_file)["batch_size"]
+    states, device = FolderStates(RunDir(place)), torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    model, _, images = read_inputs(RunDir(path), config, device)
+    size = read_record(states.run.evaluation_key_file)["batch_size"]
     threat = ThreatModel(config.threat.norm, config.threat.eps)
     target = Target(model, images, images.labels, threat, size, config.machine.seed)
     starts = range(0, len(images), size)[rank :: config.machine.devices]
-    attack_chunks(FolderStates(run), target, starts)
+    attack_chunks(states, target, starts)

@@ -44,6 +44,9 @@ from acl_plugin.runtime.progress import Progress
 
 logger = logging.getLogger(__name__)
 
+KEEP = "a `name` to keep both, "
+"""Remedy for results of other settings."""
+
 
 @SUITES.register("autoattack")
 @exclusive
@@ -52,6 +55,7 @@ def evaluate(
     config: RunConfig | None = None,
     device: torch.device | str | None = None,
     *,
+    name: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Run AutoAttack on the classifier of ``run``; write and return ``evaluation.json``.
@@ -62,6 +66,7 @@ def evaluate(
         run: run folder with a classifier.
         config: threat model, test images and seed; None for the configuration of the run.
         device: device to compute on; None for that of ``accelerator``.
+        name: name of a further evaluation, with results in ``RUN/evaluations/NAME``; None for the run's own.
         overwrite: replace an earlier evaluation, whatever its settings.
 
     Raises:
@@ -79,12 +84,13 @@ def evaluate(
     threat = ThreatModel(config.threat.norm, config.threat.eps)
     settings = _settings(config, model, data, images, threat)
     settings["version"] = STANDARD_VERSION if len(model.spec.classes) > 3 else REDUCED_VERSION
-    batch_size = settings["batch_size"] = _batch_size(run, config, model, device, len(images), overwrite)
-    begun = earlier_record(run.evaluation_key_file, settings, overwrite) is not None
-    if begun and run.evaluation_file.is_file():
-        return read_record(run.evaluation_file)
+    place = run.evaluation(name)
+    batch_size = settings["batch_size"] = _batch_size(place, config, model, device, len(images), overwrite)
+    begun = earlier_record(place.evaluation_key_file, settings, overwrite, remedy=KEEP) is not None
+    if begun and place.evaluation_file.is_file():
+        return read_record(place.evaluation_file)
     check_classifier(model, images.floats(0, 64).to(device))
-    started, states = time.monotonic(), FolderStates(run)
+    started, states = time.monotonic(), FolderStates(place)
     states.begin(settings, overwrite)
     starts = range(0, len(images), batch_size)
     target = Target(model, images, images.labels, threat, batch_size, config.machine.seed)
@@ -92,11 +98,11 @@ def evaluate(
         if config.machine.devices == 1:
             attack_chunks(states, target, starts, progress.advance)
         else:
-            share_out(states, config, device, starts, progress)
+            share_out(run, states, config, device, starts, progress)
     chunks = [chunk for start in starts if (chunk := states.chunk(start)) is not None]
     assert [chunk.finished for chunk in chunks] == [True] * len(starts), chunks
     found = [verdict for chunk in chunks for verdict in chunk_verdicts(chunk, images.labels, images.rows)]
-    write_verdicts(run.verdicts_file, found)
+    write_verdicts(place.verdicts_file, found)
     recount(states, target, found)
     result = {
         **settings,
@@ -107,7 +113,7 @@ def evaluate(
         "seconds": round(time.monotonic() - started, 1),
         "resumed": begun,
     }
-    write_json(run.evaluation_file, result)
+    write_json(place.evaluation_file, result)
     return result
 
 
@@ -119,6 +125,7 @@ def evaluate_suite(
     device: torch.device | str | None = None,
     attacks: Sequence[str] | None = None,
     *,
+    name: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Run the suite of standard attacks on the classifier of ``run``; write and return ``suite.json``.
@@ -126,6 +133,7 @@ def evaluate_suite(
     Args:
         run, config, device: see ``evaluate``.
         attacks: names in ``suite.SUITE``; None for all that are valid for the images and the number of classes.
+        name: see ``evaluate``.
         overwrite: replace the rows of an earlier suite, whatever its settings.
 
     Returns:
@@ -142,7 +150,9 @@ def evaluate_suite(
     chosen, _ = chosen_attacks(attacks, threat, shape, classes)
     settings = _settings(config, model, data, images, threat)
     check_classifier(model, images.floats(0, 64).to(device))
-    before = earlier_record(run.suite_file, settings, overwrite) or {}
+    place = run.evaluation(name)
+    before = earlier_record(place.suite_file, settings, overwrite, remedy=KEEP) or {}
+    place.path.mkdir(parents=True, exist_ok=True)
     size = config.evaluation.eval_batch_size or largest_batch(model, shape, device)
     target = Target(model, images, images.labels, threat, size, config.machine.seed)
     states = attack_suite(target, classes, attacks, before.get("rows"))
@@ -150,7 +160,7 @@ def evaluate_suite(
     with Progress("suite", len(chosen) + len(CURVE), unit="attack") as progress:
         for state in states:
             result = settings | state
-            write_json(run.suite_file, result)
+            write_json(place.suite_file, result)
             progress.advance()
     return result
 
@@ -164,6 +174,7 @@ def evaluate_corruptions(
     corruptions_dir: Path | None = None,
     names: Sequence[str] | None = None,
     *,
+    name: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Measure the accuracy of the classifier of ``run`` under corruptions; write and return ``corruptions.json``.
@@ -172,6 +183,7 @@ def evaluate_corruptions(
         run, config, device: see ``evaluate``.
         corruptions_dir: contains CIFAR-10-C or CIFAR-100-C; None to generate the corruptions on the fly.
         names: subset of ``corruptions.NAMES``; None for all.
+        name: see ``evaluate``.
         overwrite: replace earlier accuracies, whatever their settings.
 
     Returns:
@@ -189,12 +201,14 @@ def evaluate_corruptions(
     settings = _settings(config, model, data, images) | {"source": source}
     check_classifier(model, images.floats(0, 64).to(device))
     started = time.monotonic()
-    before = earlier_record(run.corruptions_file, settings, overwrite) or {}
+    place = run.evaluation(name)
+    before = earlier_record(place.corruptions_file, settings, overwrite, remedy=KEEP) or {}
+    place.path.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {}
     with Progress("corruptions", len(chosen)) as progress:
         for state in corruptions.accuracy_by_corruption(model, corrupted, names=names, earlier=before.get("accuracy")):
             result = settings | state | {"seconds": round(time.monotonic() - started, 1)}
-            write_json(run.corruptions_file, result)
+            write_json(place.corruptions_file, result)
             progress.advance()
     return result
 

@@ -68,9 +68,10 @@ class FolderStates:
                 file.unlink(missing_ok=True)
             for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
+            run.path.mkdir(parents=True, exist_ok=True)
             write_json(run.evaluation_key_file, dict(settings))
         for folder in folders:
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         return resumed
 
     def chunk(self, start: int) -> Chunk | None:

@@ -38,6 +38,7 @@ class Setting:
         step: step size as a fraction of eps, for classes that take one.
         kwargs: further arguments.
         smallest: whether it minimizes the perturbation instead of staying within eps.
+        target: class that it aims at, ``random`` or ``least likely``; None for any other than the label.
     """
 
     attack: str
@@ -46,6 +47,7 @@ class Setting:
     step: float | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
     smallest: bool = False
+    target: str | None = None
 
 
 BOTH = ("Linf", "L2")
@@ -71,9 +73,15 @@ SUITE: dict[str, Setting] = {
     "PGDL2": Setting("PGDL2", ("L2",), steps=20, step=1 / 4),
     "CW": Setting("CW", ("L2",), steps=100, kwargs={"c": 100.0, "lr": 0.01}, smallest=True),
     "DeepFool": Setting("DeepFool", ("L2",), steps=50, smallest=True),
+    "PGD-20, random target": Setting("PGD", steps=20, step=1 / 4, target="random"),
+    "PGD-20, least likely": Setting("PGD", steps=20, step=1 / 4, target="least likely"),
+    "PGDL2, random target": Setting("PGDL2", ("L2",), steps=20, step=1 / 4, target="random"),
+    "PGDL2, least likely": Setting("PGDL2", ("L2",), steps=20, step=1 / 4, target="least likely"),
 }
 """The attacks of the suite with their settings, in order. Step sizes are fractions of eps: 1/4 is 2/255 for 8/255. Each
 attack has one restart; APGD, FAB and Square have the budgets of AutoAttack."""
+UNTARGETED = sum(setting.target is None for setting in SUITE.values())
+"""Number of attacks without a target, after which the random states of the curve are numbered."""
 
 
 def radius(norm: str, threat: ThreatModel, shape: Sequence[int]) -> float:
@@ -209,7 +217,7 @@ def _row(name: str, target: Target, clean: Tensor) -> dict[str, Any]:
     setting, started = SUITE[name], time.monotonic()
     budget = _budget(setting, target)
     attack, number = _attack_of(setting, target.threat, budget["eps"]), list(SUITE).index(name)
-    correct, norms = _under(attack, target, clean, number, setting.smallest)
+    correct, norms, reached = _under(attack, target, clean, number, setting)
     broken = clean & ~correct
     within = broken & (norms <= attack.threat.eps) if setting.smallest else broken
     row = {
@@ -220,6 +228,8 @@ def _row(name: str, target: Target, clean: Tensor) -> dict[str, Any]:
         "broken": within.nonzero().squeeze(1).tolist(),
         "seconds": round(time.monotonic() - started, 1),
     }
+    if setting.target is not None and clean.any():
+        row["reached"] = reached.sum().item() / clean.sum().item()
     if setting.smallest and clean.any():
         row["success"] = broken.sum().item() / clean.sum().item()
         row["median_norm"] = norms[broken].median().item() if broken.any() else None
@@ -233,16 +243,16 @@ def _at(multiple: float, target: Target, clean: Tensor) -> float:
         setting = SUITE["PGD-20" if threat.norm == "Linf" else "PGDL2"]
         eps = multiple * threat.eps if threat.norm == "L2" else min(1.0, multiple * threat.eps)
         attack = _attack_of(setting, threat, eps)
-        correct, _ = _under(attack, target, clean, len(SUITE) + CURVE.index(multiple))
+        correct, *_ = _under(attack, target, clean, UNTARGETED + CURVE.index(multiple), setting)
     return correct.double().mean().item()
 
 
 def _under(
-    attack: InnerAttack, target: Target, clean: Tensor, number: int, smallest: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Return which images stay correct under an attack, (N,) bool, and the L2 norms of the perturbations, (N,)."""
+    attack: InnerAttack, target: Target, clean: Tensor, number: int, setting: Setting
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return of an attack, (N,) each, which images stay correct, the L2 norms, and which reach the class aimed at."""
     model, size, device, labels = target.model, target.batch_size, target.device, target.labels
-    correct, norms = clean.clone(), torch.zeros(len(labels))
+    correct, norms, reached = clean.clone(), torch.zeros(len(labels)), torch.zeros(len(labels), dtype=torch.bool)
     for start in range(0, len(labels), size):
         left = clean[start : start + size].nonzero().squeeze(1)
         if not len(left):
@@ -250,11 +260,26 @@ def _under(
         x = batch(target.images, start, start + size, device)[left.to(device)]
         y = labels[start : start + size][left].to(device)
         with seeding.isolated_rng(mixed_seed(target.seed, seeding.SUITE, number, start), device):
-            x_adv = attack.classifier(model, x, y, bounded=not smallest)
+            aims = _aims(model, x, y, setting.target)
+            x_adv = attack.classifier(model, x, y, targets=aims, bounded=not setting.smallest)
             with torch.inference_mode(False), torch.no_grad(), norm_banks.inference(model):
-                correct[start + left] = (model(x_adv).argmax(1) == y).cpu()
+                found = model(x_adv).argmax(1)
+            correct[start + left] = (found == y).cpu()
+            if aims is not None:
+                reached[start + left] = (found == aims).cpu()
         norms[start + left] = (x_adv - x).flatten(1).norm(dim=1).float().cpu()
-    return correct, norms
+    return correct, norms, reached
+
+
+def _aims(model: Any, x: Tensor, y: Tensor, kind: str | None) -> Tensor | None:
+    """Return the classes that an attack aims at, (B,), all other than the labels."""
+    if kind is None:
+        return None
+    with torch.inference_mode(False), torch.no_grad(), norm_banks.inference(model):
+        logits = model(x)
+    if kind == "random":
+        return (y + torch.randint(1, logits.shape[1], y.shape).to(y.device)) % logits.shape[1]
+    return logits.scatter(1, y[:, None], torch.inf).argmin(1)
 
 
 def _worst_case(clean: Tensor, rows: Mapping[str, Mapping[str, Any]]) -> float:

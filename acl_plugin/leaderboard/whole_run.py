@@ -8,6 +8,7 @@ from acl_plugin import config as configuration
 from acl_plugin.config import ProbeConfig, RunConfig
 from acl_plugin.models.pretrained import PRETRAINED
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.growth import GROWN
 from acl_plugin.runs.records import read_record
 
 LABELS, TEACHER = "pseudo_labels.npz", "teacher"
@@ -95,6 +96,8 @@ def _elsewhere(run: RunDir) -> list[str]:
         whose = f"of a run on {record['transferred_from']} (objective {config.objective.objective}"
         return [f"the encoder was transferred, {whose}, weights_sha256 {record.get('encoder_sha256')})"]
     reasons = [] if record else [f"{run.pretraining_file.name} is missing"]
+    if GROWN in record:
+        reasons.append(f"it was planned for {', '.join(map(str, record[GROWN]))} epochs at first")
     if config.data.unlabeled is not None:
         reasons.append(f"unlabeled images of the folder {config.data.unlabeled.name} on the author's machine")
     if config.encoder.init is not None:

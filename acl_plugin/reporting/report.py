@@ -90,8 +90,14 @@ class _Run:
     def sections(self) -> list[str]:
         """Return all sections in order."""
         return [
-            *self.summary(), *self.attacks(), *self.pictures(), *self.audit(), *self.curves(), *self.settings()
+            *self.summary(), *self.attacks(), *self.others(), *self.pictures(), *self.audit(), *self.curves(),
+            *self.settings(),
         ]  # fmt: skip
+
+    def others(self) -> list[str]:
+        """Return the sections of the named evaluations."""
+        found = {each.path.name: _Evaluation(each, self.command).sections() for each in self.run.evaluations()}
+        return [line for name, lines in found.items() for line in (f"<h2>Evaluation {name}</h2>", *lines)]
 
     def stale(self, record: dict[str, Any], what: str) -> list[str]:
         """Return a warning if ``record`` belongs to another classifier or other images than the run's current ones."""
@@ -218,7 +224,7 @@ class _Run:
 class _Evaluation(_Run):
     """Sections of a folder that contains an evaluation of the user's own model, but no run."""
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, run: RunDir, command: str = "") -> None:
         self.run, self.name, self.classifier = run, str(run.path), None
         self.evaluation = read_record(run.evaluation_file) if run.evaluation_file.is_file() else None
         self.suite = read_record(run.suite_file) if run.suite_file.is_file() else None
@@ -227,7 +233,8 @@ class _Evaluation(_Run):
         self.threat, self.of_what = f"{found['threat_model']} {found['eps']:.4g}", (data, "", "")
         self.about = f"{data}, {found['threat_model']} eps {found['eps']:.4g}"
         self.about += f", {found['n']} test images, seed {found['seed']}"
-        self.command = f"acl-plugin evaluate --model ... --out {run.path}"
+        named = f"{command} --name {run.path.name}" if command else ""
+        self.command = named or f"acl-plugin evaluate --model ... --out {run.path}"
 
     def sections(self) -> list[str]:
         """Return the sections of an evaluation."""

@@ -29,7 +29,14 @@ def status(run: RunDir) -> list[str]:
         "audit": _audit(run),
         "export": ", ".join(p.stem for p in sorted(run.robustbench_folder.rglob("model_info/*/*/*.json"))) or "not yet",
     }
-    return lines + [f"  {name:12}{details}" for name, details in stages.items()]
+    named = {f"evaluate {each.path.name}": _named(each) for each in run.evaluations()}
+    return lines + [f"  {name:12}{details}" for name, details in (stages | named).items()]
+
+
+def _named(run: RunDir) -> str:
+    """Return what a named evaluation has."""
+    parts = {"": _evaluate(run), "suite ": _done(run.suite_file, _suite)}
+    return "; ".join(f" {name}{details}" for name, details in parts.items() if details != "not yet").strip()
 
 
 def _pretrain(run: RunDir, config: RunConfig) -> str:

@@ -77,6 +77,8 @@ def suite(result: dict[str, Any]) -> list[str]:
         if row.get("success") is not None:
             norm = "" if row["median_norm"] is None else f", median norm {row['median_norm']:.4g}"
             notes.append(f"breaks {100 * row['success']:.2f}% at any size{norm}")
+        if row.get("reached") is not None:
+            notes.append(f"{100 * row['reached']:.2f}% reach the class")
         lines.append(f"{line}{steps:>7}{restarts:>9}{size:>10}  {'; '.join(notes)}".rstrip())
     lines += [f"{name:12}left out: {reason}" for name, reason in result.get("left_out", {}).items()]
     worst, unfinished = ("worst case", []) if result["complete"] else ("so far", [UNFINISHED])

@@ -17,10 +17,12 @@ RUN/suite.json           accuracy under each standard attack, and accuracy again
 RUN/corruptions.json     accuracy under common corruptions
 RUN/audit.json           all terms of the bounds; audit.svg is its figure
 RUN/report.html          all results on one page
+RUN/evaluations/NAME/    the same files of further evaluations, by `acl-plugin evaluate --name NAME`
 RUN/robustbench/         output of `acl-plugin export`
 """
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -62,6 +64,7 @@ class RunDir:
         self.adversarial_folder = self.path / "adversarial"
         self.suite_file = self.path / "suite.json"
         self.corruptions_file = self.path / "corruptions.json"
+        self.evaluations_folder = self.path / "evaluations"
         self.audit_file = self.path / "audit.json"
         self.audit_figure_file = self.path / "audit.svg"
         self.report_file = self.path / "report.html"
@@ -79,6 +82,28 @@ class RunDir:
         """Return the folders of the saved encoders, in the order of epochs."""
         kept = sorted((self.path / "checkpoints").glob("epoch-*"))
         return [run for run in map(RunDir, kept) if run.encoder_file.is_file()]
+
+    def evaluation(self, name: str | None) -> "RunDir":
+        """Return the folder of the results of a named evaluation; None for the run's own folder.
+
+        Raises:
+            UsageError: for a name that is no file name of letters, digits, ., _ and -.
+        """
+        if name is None:
+            return self
+        if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+            allowed = "letters, digits, ., _ and -, starting with a letter or digit"
+            raise UsageError(f"`name` {name!r}: allowed are {allowed}", parameter="name", given=name, allowed=allowed)
+        return RunDir(self.evaluations_folder / name)
+
+    def evaluations(self) -> list["RunDir"]:
+        """Return the folders of the named evaluations that have a result, by name."""
+        named = map(RunDir, sorted(self.evaluations_folder.glob("*")))
+        return [
+            each
+            for each in named
+            if any(f.is_file() for f in (each.evaluation_file, each.suite_file, each.corruptions_file))
+        ]
 
     def require(self, file: Path, stage: str) -> Path:
         """Return ``file``, which is written by the command ``stage``.
@@ -114,12 +139,13 @@ class RunDir:
         config = config or self.read_config()
         return config, training_device(config.machine.accelerator) if device is None else torch.device(device)
 
-    def check_config(self, config: RunConfig, overwrite: bool | None = None) -> None:
+    def check_config(self, config: RunConfig, overwrite: bool | None = None, *, growing: bool = False) -> None:
         """Reject a folder that does not belong to this run; another run is accepted with ``overwrite``.
 
         Args:
             config: configuration of the run.
             overwrite: whether the caller replaces another run; None if it cannot.
+            growing: accept a run of fewer epochs.
 
         Raises:
             UsageError: when it contains another configuration or other files.
@@ -129,7 +155,7 @@ class RunDir:
             raise UsageError(message, parameter="out", given=str(self.path), allowed="a folder")
         if self.config_file.is_file():
             if not overwrite:
-                differences = configuration.differences(config, self.read_config())
+                differences = configuration.differences(config, self.read_config(), growing=growing)
                 refuse(self.path, differences, "a run", replaceable=overwrite is not None)
         elif self.path.is_dir() and any(not _is_log(file) for file in self.path.iterdir()):
             raise UsageError(
@@ -170,7 +196,8 @@ class RunDir:
 
     def clear(self) -> None:
         """Remove all files of the run, from the results to the configuration, which marks a run folder."""
-        for path in [self.path / "tensorboard", self.checkpoint_file.parent, *reversed(vars(self).values())]:
+        own = [*self.path.glob("after-*-epochs"), self.path / "tensorboard", self.checkpoint_file.parent]
+        for path in [*own, *reversed(vars(self).values())]:
             if path == self.path:
                 continue
             if path.is_dir():
@@ -188,7 +215,7 @@ class RunDir:
 
     def start(self, config: RunConfig, overwrite: bool | None = None) -> None:
         """Create the folder, or clear that of another run, and record configuration and environment."""
-        self.check_config(config, overwrite)
+        self.check_config(config, overwrite, growing=True)
         try:
             if overwrite:
                 self.clear()

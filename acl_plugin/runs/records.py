@@ -48,7 +48,7 @@ AUDIT_VERSION = 2
 """Version of ``audit.json``; a file of another one is measured again."""
 ATTACKED = {
     "accuracy": SHARE, "norm": str, "eps": NUMBER, "of_threat_model": bool, "median_norm": (NUMBER, None),
-    "steps?": COUNT, "restarts?": COUNT, "step_size?": (NUMBER, None), "success?": (SHARE, None),
+    "steps?": COUNT, "restarts?": COUNT, "step_size?": (NUMBER, None), "success?": (SHARE, None), "reached?": SHARE,
     "kwargs?": {str: NUMBER},
 }  # fmt: skip
 IMAGES = {"n": COUNT, "size": [int, 3], "classes": [str, 1], "pixels": str, "labels": str, "content": str}
@@ -59,7 +59,7 @@ OF_WHAT = {
 KEY = OF_WHAT | {"version": str, "weights_sha256": str}
 
 SHAPES: dict[str, Any] = {
-    "pretraining.json": {"seconds?": NUMBER},
+    "pretraining.json": {"seconds?": NUMBER, "grown_from?": [COUNT, 1]},
     "environment.json": {"packages?": {str: str}},
     "probe.json": {"protocol": str, "train_accuracy": SHARE},
     "evaluation_key.json": KEY | {"batch_size": COUNT},

@@ -14,7 +14,7 @@ from acl_plugin.runs.records import read_record
 
 
 def earlier_record(
-    file: Path, settings: Mapping[str, Any], overwrite: bool, what: str = "an evaluation"
+    file: Path, settings: Mapping[str, Any], overwrite: bool, what: str = "an evaluation", remedy: str = ""
 ) -> dict[str, Any] | None:
     """Return the record of an earlier result with the same settings; None if there is none or it is replaced.
 
@@ -23,6 +23,7 @@ def earlier_record(
         settings: settings of the current call.
         overwrite: ignore the earlier record.
         what: kind of result, for the message.
+        remedy: another remedy than to overwrite it, for the message.
 
     Raises:
         UsageError: when the earlier settings differ, naming them; or when the file is damaged.
@@ -30,11 +31,11 @@ def earlier_record(
     if overwrite or not file.is_file():
         return None
     before = read_record(file)
-    refuse(file.parent, setting_differences(settings, before), what)
+    refuse(file.parent, setting_differences(settings, before), what, remedy=remedy)
     return before
 
 
-def refuse(folder: Path, differences: list[str], what: str, replaceable: bool = True) -> None:
+def refuse(folder: Path, differences: list[str], what: str, replaceable: bool = True, remedy: str = "") -> None:
     """Raise the error for a folder with ``what`` of different settings; return if there are no ``differences``.
 
     Args:
@@ -42,6 +43,7 @@ def refuse(folder: Path, differences: list[str], what: str, replaceable: bool = 
         differences: one phrase each.
         what: kind of result.
         replaceable: whether the caller has a parameter ``overwrite``, which the message then names.
+        remedy: another remedy than to overwrite it.
 
     Raises:
         UsageError: listing the differences.
@@ -49,7 +51,7 @@ def refuse(folder: Path, differences: list[str], what: str, replaceable: bool = 
     if differences:
         found = f"{folder} already contains {what} with different settings ({'; '.join(differences)})"
         if replaceable:
-            message = f"{found}. Pass `overwrite` to replace it, or choose another folder."
+            message = f"{found}. Pass `overwrite` to replace it, {remedy}or choose another folder."
             raise UsageError(message, parameter="overwrite", given=False, allowed=(True,))
         message = f"{found}; choose another `out`"
         raise UsageError(message, parameter="out", given=str(folder), allowed="a new folder, or that of the same run")

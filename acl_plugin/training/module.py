@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.inputs import require_unit_range
@@ -21,7 +22,6 @@ from acl_plugin.models import norm_banks
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.spec import spec_of
 from acl_plugin.objectives.base import Objective, Views
-from acl_plugin.objectives.schedules import warmup_then_cosine
 from acl_plugin.runs.discriminator import write_discriminator
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import write_encoder
@@ -34,9 +34,9 @@ from acl_plugin.training.coreset import Coreset
 from acl_plugin.training.epoch_loader import EpochLoader
 from acl_plugin.training.guard import Guard
 from acl_plugin.training.knn import knn_accuracy
-from acl_plugin.training.lars import LARS
 from acl_plugin.training.metrics import EpochMeans
-from acl_plugin.training.schedules import learning_rate, ramp
+from acl_plugin.training.optimizer import create_optimizer
+from acl_plugin.training.schedules import ramp, rates
 
 
 class Pretraining(lightning.LightningModule):
@@ -54,6 +54,12 @@ class Pretraining(lightning.LightningModule):
         self.config, self.data, self.images = config, data, data.pretraining
         self.model, self.objective = model, objective
         self.attack = replace(attack, on_moved=lambda share: self.means.add({"attack_moved": share}))
+        decay = config.training.ema_decay
+        self.averaged = None
+        if decay:
+            average_of = get_ema_multi_avg_fn(decay)
+            self.averaged = AveragedModel(cast(nn.Module, model), multi_avg_fn=average_of, use_buffers=True)
+            self.averaged.requires_grad_(False)
         self.started_from: dict[str, str] = {}  # record of pretrained weights, or of another run
         self._begin(config)
 
@@ -63,6 +69,7 @@ class Pretraining(lightning.LightningModule):
         self.coreset = None
         if planned.coreset.coreset != "none":
             self.coreset = Coreset(planned.coreset, planned.training, planned.machine.seed, self.images)
+        self.rate = rates(planned.training, self.length)
         self.guard = Guard(planned.training, planned.objective.eps_ramp, self.objective.temperature)
         self.means = EpochMeans()
         self.loader = EpochLoader(self)
@@ -111,17 +118,10 @@ class Pretraining(lightning.LightningModule):
             epochs += 1
         batches = self.batches_in(epochs - 1)
         self.length = epochs - 1 + min(left * self.config.training.accumulate_grad_batches, batches) / batches
+        self.rate = rates(self.planned.training, self.length)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        from timm.optim import create_optimizer_v2
-
-        c = self.config.training
-        groups = self.objective.param_groups(self.model)
-        optimizer: torch.optim.Optimizer
-        if c.optimizer == "lars":
-            optimizer = LARS(groups, lr=c.lr, weight_decay=c.weight_decay)
-        else:
-            optimizer = create_optimizer_v2(groups, opt=c.optimizer, lr=c.lr, weight_decay=c.weight_decay, momentum=0.9)
+        optimizer = create_optimizer(self.config.training, self.objective.param_groups(self.model), self.model)
         self.peaks = [group["lr"] for group in optimizer.param_groups]  # the objective may set a rate per group
         return optimizer
 
@@ -228,19 +228,19 @@ class Pretraining(lightning.LightningModule):
         self.means.add({"loss": terms.total.detach(), **terms.parts})
         if (batch_idx + 1) % every == 0 or batch_idx + 1 == per_epoch:
             for group, peak in zip(optimizer.param_groups, self.peaks, strict=True):
-                group["lr"] = self._rate(peak, position / total)
+                group["lr"] = self.rate(peak, position / total)
                 self._average([p.grad for p in group["params"] if p.grad is not None], batch_idx % every + 1)
             if self.config.training.clip_grad_norm:
                 weights = [p for group in optimizer.param_groups for p in group["params"]]
                 torch.nn.utils.clip_grad_norm_(weights, self.config.training.clip_grad_norm)
             optimizer.step()
+            if self.averaged is not None:
+                self.averaged.update_parameters(cast(nn.Module, self.model))
 
-    def _rate(self, peak: float, progress: float) -> float:
-        """Return the learning rate at ``progress`` in [0, 1] of the training."""
-        training, epochs = self.config.training, self.planned.training.epochs
-        if training.schedule == "cosine":
-            return peak * learning_rate(progress, training.warmup)
-        return warmup_then_cosine(progress * self.length, epochs, peak, training.warmup * epochs)
+    @property
+    def kept(self) -> EncoderProtocol:
+        """Return the encoder to keep: of the averaged weights if they are configured, and else the last."""
+        return self.objective.downstream(self.model if self.averaged is None else cast(Any, self.averaged.module))
 
     def on_train_epoch_end(self) -> None:
         self._average_statistics()
@@ -249,7 +249,7 @@ class Pretraining(lightning.LightningModule):
         self.log_dict(self.means.means(), sync_dist=self.ranks > 1)
         done = self.batches.epoch + 1
         if self.config.training.knn_every and done % self.config.training.knn_every == 0:
-            kept, norm_bank = self.objective.downstream(self.model), self.objective.norm_banks[-1]
+            kept, norm_bank = self.kept, self.objective.norm_banks[-1]
             with norm_banks.inference(kept):
                 accuracy = knn_accuracy(kept, self.data.train, mixed_seed(self.config.machine.seed, HOLDOUT), norm_bank)
             self.log("knn_accuracy", accuracy, sync_dist=self.ranks > 1)
@@ -259,7 +259,7 @@ class Pretraining(lightning.LightningModule):
 
     def write_encoder(self, run: RunDir) -> None:
         """Write the current encoder as plain networks with one norm bank each."""
-        objective, model = self.objective, self.objective.downstream(self.model)
+        objective, model = self.objective, self.kept
         benign, adversarial = objective.norm_banks[0], objective.norm_banks[-1]
         run.path.mkdir(exist_ok=True)
         discriminator = objective.discriminator()

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
@@ -13,6 +12,7 @@ from acl_plugin.errors import TrainingUnfinished
 from acl_plugin.models.protocol import EncoderProtocol, require_encoder
 from acl_plugin.models.spec import spec_of
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.growth import earlier_epochs, grow, record_of
 from acl_plugin.runs.lock import alone, locked
 from acl_plugin.runs.records import read_metrics
 from acl_plugin.runtime.device import precision, training_device
@@ -21,7 +21,7 @@ from acl_plugin.runtime.files import read_intact, write_json
 from acl_plugin.runtime.signals import deferred
 from acl_plugin.training.build import build
 from acl_plugin.training.callbacks import AtomicCheckpointIO, Checkpoints, ShowProgress
-from acl_plugin.training.metrics import CsvLogger
+from acl_plugin.training.loggers import create_loggers, log_options
 from acl_plugin.training.module import Pretraining
 from acl_plugin.training.trainer_options import as_list, check_options, create_trainer
 
@@ -43,7 +43,8 @@ def pretrain(
 
     Args:
         config: see ``acl_plugin.config.preset``.
-        out: run folder, new or of the same configuration.
+        out: run folder, new or of the same configuration. With more epochs than before, the run goes on from its last
+            checkpoint; results of the fewer epochs are kept in ``RUN/after-N-epochs``.
         encoder: your own encoder, such as ``acl_plugin.wrap_encoder(...)`` with the objective's norm banks and
             projector, in place of ``config.encoder.backbone``; a copy of it is trained. The folder records its class
             name as ``backbone``. Pass the same encoder to resume, and to ``acl_plugin.load_encoder(out, encoder=...)``.
@@ -66,12 +67,15 @@ def pretrain(
         given = check_options(config, trainer_options)
         if encoder is not None:
             config = _recorded(config, encoder)
-        run.check_config(config, overwrite)
+        run.check_config(config, overwrite, growing=True)
+        before = None if overwrite else earlier_epochs(run, config)
         data = datasets.load(config.data)
         if not overwrite:
             run.check_images(data, pretraining=True)
         module = build(config, data, encoder)
-        if run.encoder_file.is_file() and not overwrite:  # complete: keep the records of how it was made
+        if (
+            run.encoder_file.is_file() and not overwrite and before is None
+        ):  # complete: keep the records of how it was made
             run.record_config(config)
             return run
         require_script(config.machine.devices)
@@ -81,9 +85,12 @@ def pretrain(
             checkpoints = Checkpoints(run, config.training, config.machine.ranks, interrupted, _limit(given))
             trainer = _trainer(config, run, checkpoints, given)
             with locked(run.path):
+                if before is not None and is_first_process():
+                    grow(run, before, config.training.epochs)
                 run.start(config, overwrite and is_first_process())
             with locked(run.path):
                 run.record_images(data, pretraining=True)
+                log_options(trainer.loggers, config)
                 _fit(module, run, trainer, checkpoints)
     return run
 
@@ -117,6 +124,7 @@ def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoin
         "seconds": round(module.seconds(), 1),
         "resumed": resume is not None,
     }
+    record |= record_of(run)
     if module.started_from:
         record["init" if module.config.encoder.init is not None else "pretrained"] = module.started_from
     if module.config.data.unlabeled is not None:
@@ -148,7 +156,7 @@ def _checkpoint(run: RunDir) -> Path | None:
 
 
 def _trainer(config: RunConfig, run: RunDir, checkpoints: Checkpoints, options: dict[str, Any]) -> lightning.Trainer:
-    loggers = [CsvLogger(run.metrics_file), TensorBoardLogger(run.path, name="", version="tensorboard")]
+    loggers = create_loggers(config, run)
     ours: dict[str, Any] = {
         "accelerator": config.machine.accelerator,
         "devices": config.machine.devices,

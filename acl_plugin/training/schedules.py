@@ -1,6 +1,15 @@
 """Schedules of the learning rate and eps."""
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from acl_plugin.config import TrainingConfig
+from acl_plugin.errors import UsageError, reason
+from acl_plugin.objectives.schedules import warmup_then_cosine
 
 
 def ramp(progress: float, share: float) -> float:
@@ -13,3 +22,51 @@ def learning_rate(progress: float, warmup: float) -> float:
     if progress < warmup:
         return progress / warmup
     return (1 + math.cos(math.pi * (progress - warmup) / max(1e-12, 1 - warmup))) / 2
+
+
+def rates(c: TrainingConfig, length: float) -> Callable[[float, float], float]:
+    """Return the learning rate as a function of the peak rate and of the progress in [0, 1] of the training.
+
+    Args:
+        c: configuration with the schedule, its warm-up and the planned epochs.
+        length: number of epochs of the training, of which the last may be a part.
+
+    Raises:
+        UsageError: for arguments that timm's schedule does not take.
+    """
+    if c.schedule == "cosine":
+        return lambda peak, progress: peak * learning_rate(progress, c.warmup)
+    if c.schedule == "cosine_by_epoch":
+        epochs = c.epochs
+        return lambda peak, progress: warmup_then_cosine(progress * length, epochs, peak, c.warmup * epochs)
+    share = of_timm(c)
+
+    def rate(peak: float, progress: float) -> float:
+        return peak * share(progress * length) * (min(1.0, progress / c.warmup) if c.warmup else 1.0)
+
+    return rate
+
+
+def of_timm(c: TrainingConfig) -> Callable[[float], float]:
+    """Return the share of the peak rate as a function of the completed epochs, by a schedule of timm.
+
+    Raises:
+        UsageError: for arguments that the schedule does not take.
+    """
+    from timm.scheduler import create_scheduler_v2
+
+    try:
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        given = {"num_epochs": max(1, c.epochs), "warmup_epochs": 0, "step_on_epochs": True} | c.schedule_kwargs
+        scheduler, _ = create_scheduler_v2(optimizer, sched=c.schedule, **given)
+        partial(_share, scheduler)(0.0)
+    except (TypeError, ValueError, AssertionError) as error:
+        message = f"`schedule_kwargs` {c.schedule_kwargs} of `schedule` {c.schedule}: {reason(error)}"
+        allowed = "arguments of timm.scheduler.create_scheduler_v2"
+        raise UsageError(message, parameter="schedule_kwargs", given=c.schedule_kwargs, allowed=allowed) from error
+    return partial(_share, scheduler)
+
+
+def _share(scheduler: Any, epochs: float) -> float:
+    scheduler.step(epochs)
+    return float(scheduler.optimizer.param_groups[0]["lr"])

@@ -466,3 +466,32 @@ def test_l2_classes_take_rgb_images_whose_gradients_are_channels_last(name):
     assert (moved - x).flatten(1).norm(dim=1).max() <= 0.5 + 1e-5
     assert moved.min() >= 0
     assert moved.max() <= 1
+
+
+@pytest.mark.parametrize(("norm", "name"), [("Linf", "PGD"), ("Linf", "FGSM"), ("L2", "PGDL2"), ("L2", "CW")])
+def test_a_targeted_attack_is_that_of_torchattacks(norm, name):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).eval()
+    x, y = torch.rand(8, 1, 8, 8), torch.arange(8) % 5
+    aims = (y + 2) % 5
+    steps = 100 if name == "CW" else 10
+    attack = InnerAttack(ThreatModel(norm, 0.3), name, steps, {"c": 10.0, "lr": 0.1} if name == "CW" else {})
+    noise = torch.Generator().manual_seed(1)
+    moved = attack.classifier(model, x, y, targets=aims, bounded=name != "CW", generator=noise)
+    loss = nn.functional.cross_entropy
+    assert loss(model(moved), aims) < loss(model(x), aims)
+    if name == "FGSM":  # no noise
+        theirs = torchattacks.FGSM(model, eps=0.3)
+        theirs.set_mode_targeted_by_label(quiet=True)
+        torch.testing.assert_close(moved, theirs(x, aims), atol=1e-6, rtol=0)
+
+
+def test_classes_that_cannot_aim_and_targets_that_are_no_classes_are_refused():
+    model, x, y = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), torch.rand(4, 1, 8, 8), torch.arange(4)
+    pgd = InnerAttack(ThreatModel("Linf", 0.1))
+    for attack, targets, parameter in (
+        (dataclasses.replace(pgd, name="APGD"), y, "targets"), (pgd, y + 3, "y"), (pgd, y[:2], "y"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError) as error:
+            attack.classifier(model, x, y, targets=targets)
+        assert error.value.parameter == parameter

@@ -83,6 +83,8 @@ def test_the_whole_suite(run, quick):
         assert row["of_threat_model"] == ("Linf" in SUITE[name].norms)
         assert (row["success"] is not None) == SUITE[name].smallest
         assert (row["median_norm"] is not None) == bool(row["success"])
+        assert ("reached" in row) == (SUITE[name].target is not None)
+        assert row.get("reached", 0) <= len(row["broken"]) / round(16 * clean)  # who is taken for another is wrong
         assert len(row["broken"]) <= round(16 * clean * (1 if row["success"] is None else row["success"]))
         assert row["eps"] == pytest.approx(0.1 if row["norm"] == "Linf" else 0.5 * 0.1 / (8 / 255) / 48**0.5)
         broken |= set(row["broken"]) if row["of_threat_model"] else set()
