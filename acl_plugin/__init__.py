@@ -73,6 +73,8 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "pipeline":
+        return importlib.import_module("acl_plugin.pipeline")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _LATER[name]

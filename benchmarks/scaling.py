@@ -133,7 +133,7 @@ def _rank(rank: int, ranks: int, port: int, config: RunConfig, repeats: int, fol
 
     dist.all_reduce, dist.all_gather = counted(all_reduce), counted(all_gather)
     for _ in range(repeats):
-        drawn = module._views(module.data.train.pixels, module.data.train.rows)
+        drawn = module.views_of(module.data.train.pixels, module.data.train.rows)
         waited, began = 0.0, time.perf_counter()
         optimizer.zero_grad()
         terms = module.objective.backward(module.model, drawn, attack)

@@ -154,7 +154,7 @@ class Stepper:
     def _views(self, pixels: Tensor) -> Views:
         needs = self.module.objective.needs
         if not self.plainly:
-            return self.module._views(pixels, torch.arange(len(pixels), device=self.device))
+            return self.module.views_of(pixels, torch.arange(len(pixels), device=self.device))
         drawn = pil_views(pixels, needs)
         given = {name: getattr(drawn, name).to(self.device) for name in (*needs, "images", "rows")}
         return Views(**given)

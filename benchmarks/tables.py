@@ -377,8 +377,9 @@ def reading(kept: dict[str, Any]) -> list[str]:
         "## Reading images from disk",
         "",
         f"{settings['images']:,} JPEGs of {settings['side']} pixels, enlarged from CIFAR-10 and digits, drawn in "
-        f"shuffled batches of {settings['batch']}; the median of {settings['repeats']} measurements of {settings['measured']:,} "
-        f"images each, in turns. Memory: of the process and its workers, beyond that of the libraries. The index took "
+        f"shuffled batches of {settings['batch']}; the median of {settings['repeats']} measurements of "
+        f"{settings['measured']:,} images each, in turns. Memory: of the process and its workers, beyond that "
+        f"of the libraries. The index took "
         f"{kept['index_seconds']:.0f} s, once. {kept['environment']['device']}, "
         f"{kept['environment']['threads']} threads.",
         "",

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 PARTS = ROOT / "examples" / "parts"
 GROUPS = {
-    "datasets": "stripes = stripes:stripes", "attacks": "SignNoise = sign_noise:SignNoise",
+    "datasets": "stripes = stripes:stripes", "attacks": "RandomStep = random_step:RandomStep",
     "protocols": "class_means = class_means:class_means", "suites": "brightness = brightness:brightness",
     "exporters": "torchscript = torchscript:torchscript",
 }  # fmt: skip
@@ -58,10 +58,10 @@ def test_an_installed_package_brings_parts_by_name(python, tmp_path):
     def command(*arguments):
         return python("-W", "ignore", "-m", "acl_plugin", *arguments)
 
-    options = {"data": "stripes", "attack": "SignNoise", "attack_steps": 2, "probe_protocol": "class_means"} | SMALL
+    options = {"data": "stripes", "attack": "RandomStep", "probe_protocol": "class_means"} | SMALL
     flags = [f"--{k.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in options.items()]
     assert "stripes" in command("list", "data")
-    assert "SignNoise" in command("list", "attacks")
+    assert "RandomStep" in command("list", "attacks")
     command("run", "--out", "run", *flags)
     assert json.loads((tmp_path / "run" / "probe.json").read_text())["means"] == 2
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["dataset"] == "stripes"
@@ -75,12 +75,12 @@ def test_an_installed_package_brings_parts_by_name(python, tmp_path):
 SCRIPT = """
 import sys
 import acl_plugin
-import brightness, class_means, sign_noise, stripes, torchscript
+import brightness, class_means, random_step, stripes, torchscript
 from acl_plugin.registry import EXPORTERS, SUITES
 from acl_plugin.runs.folder import RunDir
 
 if __name__ == "__main__":
-    options = dict(attack="SignNoise", attack_steps=2, probe_protocol="class_means", **{small!r})
+    options = dict(attack="RandomStep", probe_protocol="class_means", **{small!r})
     found = acl_plugin.pipeline.run(acl_plugin.preset("stripes", **options), "run")
     assert found["dataset"] == "stripes"
     run = RunDir("run")

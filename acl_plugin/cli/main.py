@@ -88,11 +88,13 @@ def _function(name: str) -> Callable[[list[str]], None]:
     """Return the function of a command; the import takes seconds."""
     from acl_plugin.cli import commands
     from acl_plugin.cli.evaluate import evaluate
+    from acl_plugin.cli.find_rate import find_rate
 
     functions: dict[str, Callable[[list[str]], None]] = {
         "audit": commands.audit_runs,
         "evaluate": evaluate,
         "export": commands.export_run,
+        "find-rate": find_rate,
         "import": commands.import_checkpoint,
         "list": commands.show_list,
         "pretrain": functools.partial(commands.run, "pretrain"),

@@ -24,6 +24,7 @@ PROGRAM = "acl-plugin"
 COMMANDS = {
     "run": "pretrain, probe, evaluate with AutoAttack, and export: the whole job",
     "pretrain": "pretrain an encoder without labels",
+    "find-rate": "find a learning rate for a pretraining, on held-out training images",
     "probe": "train a classifier on a run's encoder: linear on the frozen encoder, or by another protocol",
     "evaluate": "attack a run's classifier with AutoAttack standard, or a suite of standard attacks",
     "audit": "measure every term of the bounds on the robust loss, on a run's checkpoints",

@@ -172,7 +172,8 @@ def image_grid(images: Tensor, adversarial: Tensor, details: Sequence[tuple[str,
     perturbations = ((adversarial - images) / (2 * eps) + 0.5).clamp(0, 1)
     for line, pictures in enumerate((images, adversarial, perturbations)):
         for ax, picture in zip(axes[line], pictures, strict=True):
-            ax.imshow(picture.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            shown = picture.permute(1, 2, 0) if len(picture) == 3 else picture.mean(0)  # of other channels, their mean
+            ax.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             ax.set_xticks([])
             ax.set_yticks([])
     for column, titles in enumerate(details):

@@ -140,7 +140,7 @@ class Pretraining(lightning.LightningModule):
         if self.coreset is not None and self.coreset.is_due(epoch):
             scale = ramp(max(epoch, 1) / c.training.epochs, c.objective.eps_ramp)
             attack = replace(self.attack.scaled(scale), on_moved=None)
-            self.coreset.renew(epoch, self.model, self.objective, attack, self._views)
+            self.coreset.renew(epoch, self.model, self.objective, attack, self.views_of)
         images = (self.images if self.coreset is None else self.coreset.images).to(self.device)  # uint8: 150 MB
         seed = mixed_seed(c.machine.seed, ORDER)
         self.batches = ShuffledBatches(images, c.training.batch_size, seed, epoch, self.global_rank, self.ranks)
@@ -212,7 +212,7 @@ class Pretraining(lightning.LightningModule):
         pixels, _, rows = batch
         per_epoch = self.batches_in(epoch)
         position, total = epoch * per_epoch + batch_idx, per_epoch * self.length
-        drawn = self._views(pixels, rows)
+        drawn = self.views_of(pixels, rows)
         if step == 0:
             require_unit_range(torch.stack([getattr(drawn, name) for name in self.objective.needs]), "views")
 
@@ -273,9 +273,9 @@ class Pretraining(lightning.LightningModule):
             (objective.projector, norm_banks.export(model.projector, adversarial).state_dict()),
         )
 
-    def _views(self, pixels: Tensor, rows: Tensor) -> Views:
-        images = pixels.to(self.dtype) / self.images.levels
-        c = self.config.training
+    def views_of(self, pixels: Tensor, rows: Tensor) -> Views:
+        """Return the views of a batch that the objective needs: (B, C, H, W) uint8 pixels and (B,) rows."""
+        images, c = pixels.to(self.dtype) / self.images.levels, self.config.training
         options = {"crop_scale": c.crop_scale, "blur": c.blur} if c.augment == "simclr" else {}
         drawn = {
             name: views(images, WEAK[c.augment])

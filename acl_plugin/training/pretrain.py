@@ -43,7 +43,7 @@ def pretrain(
 
     Args:
         config: see ``acl_plugin.config.preset``.
-        out: run folder, new or of the same configuration. With more epochs than before, the run goes on from its last
+        out: run folder, new or of the same configuration. With more epochs than before, the run continues from its last
             checkpoint; results of the fewer epochs are kept in ``RUN/after-N-epochs``.
         encoder: your own encoder, such as ``acl_plugin.wrap_encoder(...)`` with the objective's norm banks and
             projector, in place of ``config.encoder.backbone``; a copy of it is trained. The folder records its class

@@ -126,7 +126,7 @@ def test_which_objectives_attack(name, paths_of):
     module, attacks = build(config, images), []
     module.objective.on_epoch(0, 2)
     few = images.train.take(torch.arange(8))
-    drawn = module._views(few.pixels, few.rows)
+    drawn = module.views_of(few.pixels, few.rows)
     module.objective.backward(module.model, drawn, replace(module.attack, on_moved=attacks.append))
     names = ("attack", "attack_steps", "attack_kwargs", "eps_ramp")
     assert used(unused.RUN, config.options(), names) == (set(names) if attacks else set())
