@@ -56,21 +56,21 @@ def run(*arguments: str) -> dict[str, Any]:
 
 
 def write_images(root: Path, data_dir: Path, count: int) -> None:
-    """Write images in folders of ten classes."""
+    """Write images in folders by class."""
     from PIL import Image
 
     cifar = datasets.load(preset("cifar10", data_dir=data_dir).data).train
     digits = datasets.load(preset("digits", image_size=32).data).train
     shades = (digits.pixels.float() * 255 / digits.levels).byte().expand(-1, 3, -1, -1)
-    for name in range(10):
-        (root / str(name)).mkdir(parents=True)
 
     def write(number: int) -> None:
         source, labels = (shades, digits.labels) if number % 5 == 4 else (cifar.pixels, cifar.labels)
         turn, row = divmod(number, len(source))
         pixels = source[row].roll(turn + number % 3, 2).permute(1, 2, 0).numpy()
         image = Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        image.save(root / str(int(labels[row])) / f"{number:06}.jpg", quality=QUALITY)
+        folder = root / str(int(labels[row]))
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{number:06}.jpg", quality=QUALITY)
 
     with ThreadPoolExecutor() as pool, Progress("writing images", count, unit="image") as progress:
         for _ in pool.map(write, range(count)):

@@ -37,8 +37,9 @@ def dataset():
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("shape", [(1, 8, 20), (2, 16, 10), (5, 12, 12)], ids=str)
-@pytest.mark.parametrize("augment", ["simclr", "digits"])
+@pytest.mark.parametrize(
+    ("shape", "augment"), [((1, 8, 20), "digits"), ((2, 16, 10), "simclr"), ((5, 12, 12), "digits")], ids=str
+)
 def test_a_run_on_images_of_any_shape(shape, augment, dataset, tmp_path, few, capsys):
     dataset(*shape)
     small = {k: v for k, v in TINY.items() if not k.startswith("limit")} | {"epochs": 1, "probe_epochs": 1}
@@ -48,7 +49,7 @@ def test_a_run_on_images_of_any_shape(shape, augment, dataset, tmp_path, few, ca
     assert evaluation["images"]["size"] == list(shape)
     x = torch.rand(3, *shape)
     assert load_classifier(tmp_path / "run")(x).shape == (3, 4)
-    attacks = ["FGSM", "PGD-20", "PGDL2", "CW", "Square", "PGD-20, least likely"]
+    attacks = ["FGSM", "PGDL2", "PGD-20, least likely"]
     assert main(["evaluate", str(tmp_path / "run"), "--suite=standard", f"--attacks={attacks}".replace("'", '"')]) == 0
     assert main(["report", str(tmp_path / "run")]) == 0
     assert RunDir(tmp_path / "run").report_file.is_file()
