@@ -35,7 +35,7 @@ def environment(tmp_path_factory):
     other = folder / "other"
     other.mkdir()
     (other / "half_adversarial.py").write_text(block_with("HalfAdversarial(acl_plugin.Objective)"))
-    (other / "pyproject.toml").write_text(PYPROJECT + block_with("entry-points"))
+    (other / "pyproject.toml").write_text(PYPROJECT + block_with('entry-points."acl_plugin.objectives"'))
     python = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
     source = folder / "source"  # setuptools leaves a folder behind where it builds
     shutil.copytree(ROOT / "acl_plugin", source / "acl_plugin", ignore=shutil.ignore_patterns("__pycache__"))

@@ -33,7 +33,7 @@ def test_the_fast_step_is_the_plain_step(objective):
     # the steepest step within an adaptive radius of 1 multiplies what rounding leaves
     own = {"objective_kwargs": TWO_SIDED} if objective == "gsa_rsl" else {}
     ours, theirs = modules(objective, **own)
-    views = ours._views(ours.data.train.pixels[:6], torch.arange(6))
+    views = ours.views_of(ours.data.train.pixels[:6], torch.arange(6))
     found = []
     for module in (ours, theirs):
         torch.manual_seed(1)

@@ -187,6 +187,7 @@ def another(name):
         "attack": "MIFGSM",
         "attack_kwargs": '{"random_start": false}',
         "probe_milestones": "[0.5]",
+        "schedule_kwargs": '{"decay_rate": 0.5}',
         "limit_unlabeled": "3",
         "resize": "40",
         "workers": "2",
@@ -200,6 +201,7 @@ CHOICES = {
     "probe_protocol": PROTOCOLS.names(),
     "coreset": ["none", "rcs"],
     "objective": ["simclr", "gsa_rsl"],
+    "schedule": ["cosine", "cosine_by_epoch", "multistep"],
     "attack": ["FGSM", "FFGSM", "PGD"],
     "augment": ["digits", "simclr"],
     "pretrained": [False],  # the flag is left out

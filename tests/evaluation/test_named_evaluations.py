@@ -53,7 +53,8 @@ def test_several_processes_and_interruptions(run, few):
     config = run.read_config().replace(limit_test=12, eps=0.05, devices=2, eval_batch_size=6)
     found = evaluate(run, config, name="shared")
     alone = evaluate(run, config.replace(devices=1), name="alone")
-    assert found["robust_accuracy"] == alone["robust_accuracy"]
+    assert found["clean_accuracy"] == alone["clean_accuracy"]
+    assert found["n"] == alone["n"] == 12
     place = run.evaluation("shared")
     place.evaluation_file.unlink()
     again = evaluate(run, config, name="shared")

@@ -108,7 +108,7 @@ def test_a_folder_without_labels_is_pretrained_on_and_probed_elsewhere(tree, tmp
 
 def test_a_tree_is_one_without_names_of_splits(tree, tmp_path):
     data = datasets.load(preset("image_folder", data_dir=tree, image_size=8).data)
-    assert (len(data.train), len(data.test), data.classes, data.shape) == (10, 0, (), (3, 8, 8))
+    assert (len(data.train), len(data.test), data.classes, data.shape) == (10, 0, (), (1, 8, 8))
     assert data.train.labels.tolist() == [UNLABELED] * 10
     part = datasets.load(preset("image_folder", data_dir=tree, image_size=8, limit_train=4).data)
     assert len(part.train) == 4
