@@ -322,7 +322,7 @@ def test_options_of_a_pretraining_alone_are_those_of_commands_that_pretrain(comm
         main([*command.split(), "--help"])
     offered = {word.strip("[],").split("=")[0] for word in capsys.readouterr().out.split() if "--" in word}
     flags = {configuration.option_name(name) for name in configuration.PRETRAINING}
-    assert offered & flags == (flags if command in ("run", "pretrain") else set())
+    assert offered & flags == (flags if command in ("run", "pretrain", "find-rate") else set())
 
 
 def test_they_are_options_of_images_and_encoder():
