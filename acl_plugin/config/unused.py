@@ -85,8 +85,17 @@ def _has_views(options: Options) -> bool:
 
 
 def _has_unlabeled(options: Options) -> bool:
-    with_files = WITHOUT_FILES | FILES - {"stl10_unlabeled"}
-    return options["unlabeled"] is not None or not (options["data"] in with_files or options["data"].startswith("hf:"))
+    without = WITHOUT_FILES | FILES - {"stl10_unlabeled"}
+    return options["unlabeled"] is not None or not (options["data"] in without or _of_hub(options))
+
+
+def _of_hub(options: Options) -> bool:
+    return bool(options["data"].startswith("hf:"))
+
+
+def _of_files(options: Options) -> bool:
+    """Return whether the images of the dataset are encoded files, and no arrays."""
+    return options["data"] not in DOWNLOADED | WITHOUT_FILES
 
 
 WITHOUT_FILES = frozenset({"digits", "digits_0_4", "digits_5_9", "digits_val"})
@@ -99,14 +108,12 @@ BY_COSINE = frozenset({"gsa_slf", "gsa_alf"})
 BY_STEPS = frozenset({"slf", "alf", "aff_trades", "aff_pgd", "semi", "dynacl++", "air++"})
 BY_SGD = BY_STEPS | BY_COSINE
 LPAFT = frozenset({"dynacl++", "air++"})
-FROM_FILES = Use(
-    "data", lambda o: o["data"] not in WITHOUT_FILES and not o["data"].startswith("hf:"), ", ".join(sorted(FILES))
-)
+FROM_FILES = Use("data", lambda o: o["data"] not in WITHOUT_FILES and not _of_hub(o), ", ".join(sorted(FILES)))
 TRAINED = Use("probe_protocol", lambda o: o["probe_protocol"] not in SOLVED, ", ".join(sorted(BY_SGD)))
 FALLING = Use("probe_protocol", lambda o: o["probe_protocol"] not in SOLVED | BY_COSINE, ", ".join(sorted(BY_STEPS)))
 DECODED = Use(
     "data",
-    lambda o: o["data"] not in DOWNLOADED | WITHOUT_FILES or o["unlabeled"] is not None,
+    lambda o: _of_files(o) or o["unlabeled"] is not None,
     "image_folder, imagenet, tiny_imagenet, hf:NAME, or with --unlabeled DIR",
 )
 ATTACKED = Use("objective", _has_attack, "objectives that have an inner attack")
@@ -115,8 +122,8 @@ RUN: Uses = {
     "data_dir": (FROM_FILES,),
     "download": (Use("data", DOWNLOADED),),
     **dict.fromkeys(("resize", "data_memory", "workers", "skip_unreadable"), (DECODED,)),
-    **dict.fromkeys(("image_column", "label_column"), (Use("data", lambda o: o["data"].startswith("hf:"), "hf:NAME"),)),
-    "channels": (Use("data", lambda o: o["data"] not in DOWNLOADED | WITHOUT_FILES, "datasets of files"),),
+    **dict.fromkeys(("image_column", "label_column"), (Use("data", _of_hub, "hf:NAME"),)),
+    "channels": (Use("data", _of_files, "datasets of files"),),
     "pretrained_file": (Use("pretrained", lambda o: o["pretrained"], "--pretrained"),),
     "limit_unlabeled": (Use("data", _has_unlabeled, "stl10_unlabeled, or with --unlabeled DIR"),),
     "attack_steps": (ATTACKED, Use("attack", lambda o: o["attack"] not in WITHOUT_STEPS, "attacks of several steps")),
