@@ -21,14 +21,14 @@ MEMORY_SHARE = 1 / 4
 """Share of this machine's memory that the images of a dataset may take."""
 
 
-def read_one(source: Source, position: int, form: Form, content: bytes | None = None) -> Tensor:
-    """Return the pixels of an image, (C, H, W) uint8; ``content`` is its file, if it was read already.
+def read_one(source: Source, position: int, form: Form) -> tuple[Tensor, bytes]:
+    """Return the pixels of an image, (C, H, W) uint8, and the content of its file.
 
     Raises:
         UsageError: naming the image, when it cannot be read.
     """
-    content = source.content(position) if content is None else content
-    return form.pixels(decode(content, source.name(position)))
+    content = source.content(position)
+    return form.pixels(decode(content, source.name(position))), content
 
 
 def each_image(
@@ -42,8 +42,8 @@ def each_image(
 
     def attempt(position: int) -> tuple[Tensor, int] | UsageError:
         try:
-            content = source.content(position)
-            return read_one(source, position, form, content), bytes_hash(content)
+            pixels, content = read_one(source, position, form)
+            return pixels, bytes_hash(content)
         except UsageError as error:
             return error
 
@@ -57,7 +57,7 @@ def each_image(
             progress.advance()
 
 
-def _in_threads(function: Callable, positions: range | list[int]) -> Iterator:
+def _in_threads(function: Callable, positions: range) -> Iterator:
     """Yield the results in order, computed by as many threads as PyTorch has, at most 16."""
     threads = min(16, torch.get_num_threads())
     step = 64 * threads  # an interruption waits for one chunk only
@@ -80,7 +80,7 @@ def read_positions(source: Source, positions: list[int], form: Form) -> Tensor:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
-        images = [read_one(source, position, form) for position in positions]
+        images = [read_one(source, position, form)[0] for position in positions]
     return torch.stack(images) if images else torch.empty(0, *form.shape, dtype=torch.uint8)
 
 

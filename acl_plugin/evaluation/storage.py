@@ -63,15 +63,15 @@ class FolderStates:
         """
         run, folders = self.run, (self.run.chunks_folder, self.run.adversarial_folder)
         resumed = earlier_record(run.evaluation_key_file, settings, overwrite) is not None
+        run.path.mkdir(parents=True, exist_ok=True)
         if not resumed:
             for file in (run.evaluation_file, run.evaluation_key_file, run.verdicts_file):
                 file.unlink(missing_ok=True)
             for folder in folders:
                 shutil.rmtree(folder, ignore_errors=True)
-            run.path.mkdir(parents=True, exist_ok=True)
             write_json(run.evaluation_key_file, dict(settings))
         for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
         return resumed
 
     def chunk(self, start: int) -> Chunk | None:
