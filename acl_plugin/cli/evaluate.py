@@ -42,7 +42,7 @@ def _run_folder(arguments: list[str]) -> None:
     parser.add_argument("--name", type=str | None, default=None, help=text)
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the dataset is now.")
     parser.add_argument("--model", type=str | None, default=None, help=f"{MODEL_HELP} Its options: --model X --help.")
-    parser.add_class_arguments(MachineConfig, skip={"num_nodes", "compile", "precision"})
+    parser.add_class_arguments(MachineConfig, skip=configuration.TRAINING_ONLY)
     options = parse(parser, arguments, defaults_of_run, unused.EVALUATE)
     run, overwrite = RunDir(options.pop("run")), options.pop("overwrite")
     config = run.read_config().replace(**known_options(options))
@@ -83,7 +83,7 @@ def _own_model(arguments: list[str]) -> None:
     parser.add_class_arguments(DataConfig, skip=configuration.PRETRAINING | {"data", "limit_train", "limit_test"})
     _add_options(parser)
     parser.add_class_arguments(EvaluationConfig, skip={"class_map"})
-    parser.add_class_arguments(MachineConfig, skip={"num_nodes", "compile", "precision", "devices"})
+    parser.add_class_arguments(MachineConfig, skip=configuration.TRAINING_ONLY | {"devices"})
     options = parse(parser, arguments, _defaults_of_dataset, unused.EVALUATE)
 
     config = configuration.preset(options["data"]).replace(**known_options(options))

@@ -20,6 +20,7 @@ from acl_plugin.config.run_config import SECTION_OF, SECTIONS, RunConfig, with_s
 from acl_plugin.config.sections import (
     PATHS,
     PRETRAINING,
+    TRAINING_ONLY,
     TWO_SIDED,
     CoresetConfig,
     DataConfig,
@@ -40,6 +41,7 @@ __all__ = [
     "RANGES",
     "SECTIONS",
     "SECTION_OF",
+    "TRAINING_ONLY",
     "TWO_SIDED",
     "WHERE_AND_HOW",
     "CoresetConfig",

@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 WHERE_AND_HOW = frozenset(
     "data_dir download data_memory workers accelerator eval_batch_size checkpoint_every keep_every knn_every "
-    "logger".split()
+    "logger grad_checkpointing".split()
 )
 """Options that may change when a run resumes, as they do not affect its results."""
 

@@ -54,6 +54,9 @@ def check(config: RunConfig) -> None:
     probe = config.probe
     if probe.probe_protocol not in PROTOCOLS:
         raise unknown("`probe_protocol`", probe.probe_protocol, PROTOCOLS.names(), parameter="probe_protocol")
+    if config.machine.compile and config.machine.grad_checkpointing:
+        message = "`grad_checkpointing` is not used with `compile`; leave one of them out"
+        raise UsageError(message, parameter="grad_checkpointing", given=True, allowed=False)
     encoder = config.encoder
     if encoder.pretrained and encoder.init is not None:
         message = "`init`: a run starts from another run or from `pretrained` weights, not from both"

@@ -11,6 +11,8 @@ PATHS = frozenset({"data_dir", "unlabeled", "pretrained_file", "init"})
 """Options that are paths, in which a tilde is expanded."""
 PRETRAINING = frozenset({"unlabeled", "limit_unlabeled", "pretrained", "pretrained_file", "init", "input_size"})
 """Options of images and encoder that only a pretraining uses."""
+TRAINING_ONLY = frozenset({"num_nodes", "compile", "precision", "grad_checkpointing"})
+"""Options of the machine that no evaluation uses."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,8 @@ class MachineConfig(Section):
     """Lightning's precision; auto: bf16-mixed on devices that are faster with it. Attacks underflow in float16."""
     compile: bool = False
     """Compile the encoder with torch.compile for pretraining; recommended to try on a GPU."""
+    grad_checkpointing: bool = False
+    """Compute the activations within the network's blocks again in the backward pass: less memory, more time."""
 
     @property
     def ranks(self) -> int:

@@ -28,6 +28,7 @@ from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import predictions
+from acl_plugin.models.recompute import recompute_blocks
 from acl_plugin.probing import lpaft, semi_supervised
 from acl_plugin.probing.adversarial_finetuning import adversarial_loss, attack_of, set_banks, trades_loss
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
@@ -84,6 +85,8 @@ def probe(
     with seeding.isolated_rng(mixed_seed(config.machine.seed, PROBE), device):
         model = Classifier(replace(encoder.spec, classes=data.classes)).to(device)
     model.backbone.load_state_dict(encoder.backbone.state_dict())
+    if config.machine.grad_checkpointing:
+        recompute_blocks(model.backbone)
     zero_head(model)
     record = protocol(Probing(run, config, replace(data, train=train), held_out, model, device, checkpoints))
     accuracy = (predictions(model.eval(), train) == train.labels).double().mean().item()

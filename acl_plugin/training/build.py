@@ -13,6 +13,7 @@ from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.pretrained import PRETRAINED, pretrained_spec, pretrained_weights
 from acl_plugin.models.protocol import EncoderProtocol
+from acl_plugin.models.recompute import recompute_blocks
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.objectives.base import Objective
 from acl_plugin.registry import create_objective
@@ -61,6 +62,8 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
         else:
             model = _copied(encoder, objective, data)
         objective.setup(model)
+    if config.machine.grad_checkpointing:
+        recompute_blocks(model.backbone)
     objective.check_images(data.pretraining)
     module = Pretraining(config, data, model, objective, attack)
     module.started_from = source
