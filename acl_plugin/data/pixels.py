@@ -1,5 +1,6 @@
 """Pixels of a dataset: a tensor in memory, or images that are read from disk when they are used."""
 
+import multiprocessing
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -140,13 +141,14 @@ def stream(pixels: Pixels, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         (B, C, H, W) uint8.
 
     Raises:
-        UsageError: when an image can no longer be read, or a process that reads ended.
+        UsageError: when an image can no longer be read, or a process that reads cannot start or ended.
     """
     if isinstance(pixels, Tensor) or not pixels.workers:
         yield from (read(pixels, batch) for batch in batches)
         return
     from torch.utils.data import DataLoader
 
+    _require_queues(pixels.workers)
     loader: DataLoader[Any] = DataLoader(
         cast(Any, _Batches(pixels)), batch_sampler=(batch.tolist() for batch in batches), num_workers=pixels.workers,
         collate_fn=_same, worker_init_fn=_begin_worker,
@@ -160,11 +162,27 @@ def stream(pixels: Pixels, batches: Iterable[Tensor]) -> Iterator[Tensor]:
     except RuntimeError as error:
         if "worker" not in str(error):
             raise
-        raise UsageError(
-            f"`workers` {pixels.workers}: a process that reads images ended, for example for lack of memory; run the "
-            f"same command again to resume, with fewer of them, or with 0 to read in the process itself",
-            parameter="workers", given=pixels.workers, allowed="0, or fewer",
-        ) from error  # fmt: skip
+        raise _workers_failed(pixels.workers, "a process that reads images ended, for lack of memory?") from error
+
+
+def _require_queues(workers: int) -> None:
+    """Check that the system has room for the queues of the reading processes, which a tiny /dev/shm has not.
+
+    The ``DataLoader`` would leave a traceback of its destructor.
+    """
+    try:
+        for queue in [multiprocessing.Queue() for _ in range(workers + 2)]:
+            queue.close()
+    except OSError as error:
+        raise _workers_failed(workers, f"the processes that read images cannot start ({error})") from error
+
+
+def _workers_failed(workers: int, reason: str) -> UsageError:
+    message = (
+        f"`workers` {workers}: {reason}; run the same command again to resume, with fewer of them, or with 0 to read "
+        "in the process itself"
+    )
+    return UsageError(message, parameter="workers", given=workers, allowed="0, or fewer")
 
 
 class _Batches:

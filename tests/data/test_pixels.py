@@ -1,3 +1,4 @@
+import multiprocessing.synchronize
 import os
 import signal
 
@@ -68,6 +69,16 @@ def test_a_process_that_ends_is_told(tmp_path):
     pixels = DiskPixels(Deadly(source.paths), FORM, channel_sums(IMAGES), workers=1)
     error = refusal(list, stream(pixels, torch.arange(30).split(6)))
     assert (error.parameter, error.given) == ("workers", 1)
+
+
+def test_without_room_for_the_queues_of_processes_the_remedy_is_told(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", full)
+    error = refusal(list, stream(stored(tmp_path, workers=2), torch.arange(30).split(6)))
+    assert (error.parameter, error.given) == ("workers", 2)
+    assert "No space left on device" in str(error)
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
