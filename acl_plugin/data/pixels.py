@@ -171,7 +171,8 @@ def _require_queues(workers: int) -> None:
     The ``DataLoader`` would leave a traceback of its destructor.
     """
     try:
-        for queue in [multiprocessing.Queue() for _ in range(workers + 2)]:
+        queues: list[Any] = [multiprocessing.Queue() for _ in range(workers + 2)]
+        for queue in queues:
             queue.close()
     except OSError as error:
         raise _workers_failed(workers, f"the processes that read images cannot start ({error})") from error
