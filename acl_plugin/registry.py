@@ -4,6 +4,7 @@ To add to one of them, define an entry point of the registry's group in a distri
 script.
 """
 
+import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -25,14 +26,26 @@ class Registry:
         parameter: option whose value is such a name.
         suffix: character that a name may end with, any number of times.
         argument: whether users may append a colon and an argument to a name, as in ``hf:NAME``.
+        ours: names that a module of this package registers when it is imported, separated by spaces, by module. It is
+            imported with the first name that is needed, so that names alone do not import PyTorch.
 
     Example:
         >>> acl_plugin.registry.OBJECTIVES.get("simclr")
         <class 'acl_plugin.objectives.simclr.SimCLR'>
     """
 
-    def __init__(self, kind: str, group: str, parameter: str, suffix: str = "", argument: bool = False) -> None:
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        parameter: str,
+        ours: Mapping[str, str],
+        *,
+        suffix: str = "",
+        argument: bool = False,
+    ) -> None:
         self.kind, self.group, self.parameter, self.suffix, self.argument = kind, group, parameter, suffix, argument
+        self._modules = {name: f"acl_plugin.{module}" for module, names in ours.items() for name in names.split()}
         self._factories: dict[str, Callable[..., Any]] = {}
 
     def register(self, name: str) -> Callable[[Factory], Factory]:
@@ -49,6 +62,8 @@ class Registry:
             raise UsageError(message, parameter="name", given=name, allowed=allowed)
 
         def add(factory: Factory) -> Factory:
+            if factory.__module__ != self._modules.get(name):
+                self._import(name)
             taken = self._factories.get(name, factory)
             if taken is not factory:
                 raise UsageError(
@@ -63,16 +78,21 @@ class Registry:
     def unregister(self, name: str) -> None:
         """Remove a registered name, for tests and for notebooks that redefine a class."""
         self._factories.pop(name, None)
+        self._modules.pop(name, None)
 
     def names(self) -> list[str]:
-        """Return all names, sorted, without loading entry points."""
-        return sorted({*self._factories, *(entry.name for entry in self._entry_points())})
+        """Return all names, sorted, without loading entry points or modules."""
+        return sorted({*self._modules, *self._factories, *(entry.name for entry in self._entry_points())})
+
+    def is_ours(self) -> bool:
+        """Return whether this package alone registers names."""
+        return not self._entry_points() and self._factories.keys() <= self._modules.keys()
 
     def __contains__(self, name: object) -> bool:
         if not isinstance(name, str):
             return False
         name = self._registered(name)
-        return name in self._factories or bool(self._entry_points(name))
+        return name in self._modules or name in self._factories or bool(self._entry_points(name))
 
     def get(self, name: str) -> Callable[..., Any]:
         """Return the class or function registered under ``name``; load its entry point if necessary.
@@ -82,6 +102,7 @@ class Registry:
                 name registered by several distributions, in any order.
         """
         name = self._registered(name)
+        self._import(name)
         entries = self._entry_points(name)
         if name not in self._factories and not entries:
             raise unknown(self.kind, name, self.names(), parameter=self.parameter)
@@ -97,6 +118,11 @@ class Registry:
                 parameter=self.parameter, given=name, allowed=tuple(other for other in self.names() if other != name),
             )  # fmt: skip
         return self._factories.setdefault(name, found[0][0])
+
+    def _import(self, name: str) -> None:
+        """Import the module of this package that registers ``name``, if there is one."""
+        if name in self._modules and name not in self._factories:
+            importlib.import_module(self._modules[name])
 
     def _registered(self, name: str) -> str:
         """Return the name without its argument."""
@@ -127,28 +153,63 @@ class Registry:
         return loaded
 
 
-OBJECTIVES = Registry("objective", "acl_plugin.objectives", "objective")
+OBJECTIVES = Registry(
+    "objective",
+    "acl_plugin.objectives",
+    "objective",
+    {
+        "objectives.a_infonce": "a_infonce",
+        "objectives.acl": "acl_a2a acl_a2s acl_ds",
+        "objectives.advcl": "advcl",
+        "objectives.air": "acl_air dynacl_air",
+        "objectives.clae": "clae",
+        "objectives.deacl": "deacl",
+        "objectives.dynacl": "dynacl",
+        "objectives.gsa_rsl": "gsa_rsl",
+        "objectives.profeat": "profeat",
+        "objectives.rocl": "rocl",
+        "objectives.simclr": "simclr",
+    },
+)
 """Subclasses of ``acl_plugin.Objective``, or functions that return an objective."""
-DATASETS = Registry("dataset", "acl_plugin.datasets", "data", argument=True)
+DATASETS = Registry(
+    "dataset",
+    "acl_plugin.datasets",
+    "data",
+    {
+        "data.datasets": "digits digits_0_4 digits_5_9 digits_val",
+        "data.hugging_face": "hf",
+        "data.imagenet": "imagenet tiny_imagenet",
+        "data.own_images": "image_folder",
+        "data.published_sets": "cifar10 cifar10_val cifar100 stl10 stl10_unlabeled",
+    },
+    argument=True,
+)
 """Functions that load a dataset: ``acl_plugin.config.DataConfig`` -> ``acl_plugin.data.images.DataSet``.
 
 A function may have an attribute ``defaults``, a mapping of options to their defaults on this dataset.
 """
-PROTOCOLS = Registry("probe protocol", "acl_plugin.protocols", "probe_protocol", suffix="+")
+PROTOCOLS = Registry(
+    "probe protocol",
+    "acl_plugin.protocols",
+    "probe_protocol",
+    {"probing.protocols": "slf slf_exact alf aff_trades aff_pgd semi dynacl++ air++ gsa_slf gsa_alf"},
+    suffix="+",
+)
 """Functions that train a classifier: ``acl_plugin.probing.protocols.Probing`` -> values to record."""
 
-ATTACKS = Registry("attack", "acl_plugin.attacks", "attack")
+ATTACKS = Registry("attack", "acl_plugin.attacks", "attack", {})
 """Attacks beside those of torchattacks: classes with the interface of ``torchattacks.Attack``.
 
 Attributes of the class declare its use. ``norms``: the threat models, such as ``("Linf",)``. ``whole_batch``: whether
 it follows the gradient of the whole batch, as contrastive losses need, instead of treating samples independently.
 """
-SUITES = Registry("suite", "acl_plugin.suites", "suite")
+SUITES = Registry("suite", "acl_plugin.suites", "suite", {"evaluation.run_folder": "autoattack standard corruptions"})
 """Functions that evaluate the classifier of a run folder: ``suite(run, config, *, overwrite)`` -> values to print.
 
 ``run`` is an ``acl_plugin.runs.folder.RunDir``, ``config`` a ``RunConfig``. Further keyword parameters are options.
 """
-EXPORTERS = Registry("export format", "acl_plugin.exporters", "format")
+EXPORTERS = Registry("export format", "acl_plugin.exporters", "format", {"leaderboard.export": "robustbench"})
 """Functions that export a run folder: ``export(run, **options)`` -> path of the result."""
 
 register, unregister, available = OBJECTIVES.register, OBJECTIVES.unregister, OBJECTIVES.names

@@ -1,4 +1,7 @@
-"""Implement the commands."""
+"""Implement the commands.
+
+What imports PyTorch, which takes seconds, is imported after the options are checked.
+"""
 
 import logging
 from inspect import signature
@@ -16,26 +19,23 @@ from acl_plugin.cli.parser import (
     parser_of,
 )
 from acl_plugin.config import MachineConfig, ProbeConfig, ThreatConfig, check, unused
-from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError, unknown
-from acl_plugin.leaderboard import export as _formats  # noqa: F401 (importing it registers the format)
-from acl_plugin.leaderboard import provenance
-from acl_plugin.objectives import pseudo_labels
-from acl_plugin.probing import protocols
-from acl_plugin.registry import DATASETS, EXPORTERS
-from acl_plugin.reporting import report, tables
-from acl_plugin.runs import published, transfer
+from acl_plugin.registry import EXPORTERS, OBJECTIVES
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runs.layouts import LAYOUTS
-from acl_plugin.runtime.device import training_device
-from acl_plugin.theory import audit
 from acl_plugin.validation import Range, check_value
 
-LISTS = ("objectives", "backbones", "attacks", "data", "formats")
+
+def pretrain(arguments: list[str]) -> None:
+    """Pretrain an encoder, in a new folder or to resume an interrupted run."""
+    _run("pretrain", arguments)
 
 
-def run(name: str, arguments: list[str]) -> None:
-    """Run ``run`` or ``pretrain``, in a new folder or to resume an interrupted run."""
+def run(arguments: list[str]) -> None:
+    """Do the whole job, in a new folder or to resume an interrupted run."""
+    _run("run", arguments)
+
+
+def _run(name: str, arguments: list[str]) -> None:
     parser = parser_of(name)
     parser.add_argument("--out", type=Path, required=True, help="The run's folder; an unfinished run is resumed.")
     parser.add_argument("--overwrite", type=bool, help="Replace a run that is there, whatever its configuration.")
@@ -51,15 +51,21 @@ def run(name: str, arguments: list[str]) -> None:
     configs = [config]
     if compare is not None:
         configs.append(config.replace(objective=compare, **configuration.following(config, objective=compare)))
+    for each in configs:
+        if each.objective.objective not in OBJECTIVES:
+            raise unknown("objective", each.objective.objective, OBJECTIVES.names())
     unused.refuse([each.options() for each in configs], configuration.usual(config).options(), unused.RUN)
 
-    from acl_plugin import pipeline  # these import Lightning, which takes seconds
-    from acl_plugin.training import build, pretrain
+    from acl_plugin import pipeline
+    from acl_plugin.data import datasets
+    from acl_plugin.reporting import tables
+    from acl_plugin.training import build
+    from acl_plugin.training import pretrain as pretraining
 
     for logger in ("lightning.pytorch", "lightning.fabric"):  # after their import, which sets the level
         logging.getLogger(logger).setLevel(logging.ERROR)
     if name == "pretrain":
-        print(f"encoder: {pretrain.pretrain(config, out, overwrite=overwrite).encoder_file}")
+        print(f"encoder: {pretraining.pretrain(config, out, overwrite=overwrite).encoder_file}")
         return
     runs = [(config, out)]
     for other in configs[1:]:
@@ -83,6 +89,9 @@ def probe_run(arguments: list[str]) -> None:
     run = RunDir(options.pop("run"))
     config = run.read_config().replace(**known_options(options))
     check(config)
+
+    from acl_plugin.probing import protocols
+
     protocols.probe(run, config, overwrite=options["overwrite"])
     print(f"classifier: {run.classifier_file}")
 
@@ -105,6 +114,7 @@ def export_run(arguments: list[str]) -> None:
     parser.add_argument("--format", type=str, default="robustbench", help="Format of the export.")
     options = parse(parser, arguments, lambda given: {}, {})
     run = RunDir(options.pop("run"))
+    run.read_config()
     exporter = EXPORTERS.get(options.pop("format"))
     given = {k: v for k, v in options.items() if k != "config" and v != parser.get_default(k)}
     allowed = tuple(signature(exporter).parameters)[1:]
@@ -129,6 +139,9 @@ def import_checkpoint(arguments: list[str]) -> None:
     parser.add_class_arguments(configuration.EncoderConfig, skip=configuration.PRETRAINING | {"stem"})
     parser.set_defaults({"data": "cifar10"})
     options = parse(parser, arguments, defaults_of_data, unused.RUN)
+
+    from acl_plugin.runs import published
+    from acl_plugin.runs.layouts import LAYOUTS
 
     out = RunDir(options["out"])
     layout = published.import_run(
@@ -159,8 +172,14 @@ def audit_runs(arguments: list[str]) -> None:
         message = "`out` FOLDER is needed for the joint result of several runs"
         raise UsageError(message, parameter="out", given=None, allowed="a folder")
     check_value("limit", given.limit, int, Range(8))
-
     runs = [RunDir(path) for path in given.runs]
+    for run in runs:
+        run.read_config()
+
+    from acl_plugin.reporting import tables
+    from acl_plugin.runtime.device import training_device
+    from acl_plugin.theory import audit
+
     out = RunDir(given.out or given.runs[0])
     device = training_device(given.accelerator)
     result = audit.audit(runs, out, given.checkpoints, given.limit, device, given.overwrite)
@@ -174,8 +193,12 @@ def write_report(arguments: list[str]) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="Run folders; several are compared.")
     parser.add_argument("--out", type=Path | None, default=None, help="The file; report.html of the first run.")
     given = parser.parse(arguments)
-
     runs = [RunDir(path) for path in given.runs]
+    for run in runs:
+        run.read_config()
+
+    from acl_plugin.reporting import report
+
     out = given.out or runs[0].report_file
     report.report(runs, out)
     print(f"report: {out}")
@@ -185,10 +208,11 @@ def show_status(arguments: list[str]) -> None:
     """Print the progress of runs."""
     parser = parser_of("status")
     parser.add_argument("runs", type=Path, nargs="+", help="Run folders.")
+    given = parser.parse(arguments)
 
     from acl_plugin.reporting.status import status
 
-    for path in parser.parse(arguments).runs:
+    for path in given.runs:
         print("\n".join(status(RunDir(path))))
 
 
@@ -202,6 +226,8 @@ def transfer_run(arguments: list[str]) -> None:
         parser.add_class_arguments(group, skip=configuration.PRETRAINING)
     options = parse(parser, arguments, defaults_of_transfer, unused.RUN)
 
+    from acl_plugin.runs import transfer
+
     source, out = RunDir(options.pop("run")), RunDir(options.pop("out"))
     transfer.transfer(source, out, transfer.transferred(source.read_config(), **known_options(options)))
     print(f"encoder: {out.encoder_file}; next: {PROGRAM} probe {out.path} && {PROGRAM} evaluate {out.path}")
@@ -209,21 +235,24 @@ def transfer_run(arguments: list[str]) -> None:
 
 def make_pseudo_labels(arguments: list[str]) -> None:
     """Cluster the training images by a run's features."""
-    from acl_plugin.models.memory_format import channels_last
-    from acl_plugin.runs.models import load_encoder, weights_hash
-    from acl_plugin.runs.pseudo_labels import write_pseudo_labels
-
     parser = parser_of("pseudo-labels")
     parser.add_argument("run", type=Path, help="The run's folder.")
     parser.add_argument("--out", type=Path, required=True, help="The file to write, such as labels.npz.")
-    parser.add_argument(
-        "--clusters", type=list[int], default=list(pseudo_labels.PUBLISHED_SIZES), help="Their numbers."
-    )
+    text = "Their numbers; by default those of AdvCL: 2, 10, 50, 100, 500."
+    parser.add_argument("--clusters", type=list[int] | None, default=None, help=text)
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the dataset is now.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of k-means.")
     options = parse(parser, arguments, defaults_of_run, unused.PSEUDO_LABELS)
     config = RunDir(options["run"]).read_config().replace(**known_options(options))
     check(config)
+
+    from acl_plugin.data import datasets
+    from acl_plugin.leaderboard import provenance
+    from acl_plugin.models.memory_format import channels_last
+    from acl_plugin.objectives import pseudo_labels
+    from acl_plugin.runs.models import load_encoder, weights_hash
+    from acl_plugin.runs.pseudo_labels import write_pseudo_labels
+
     encoder = channels_last(load_encoder(options["run"], benign=True))
     origin, seen = provenance.sources(RunDir(options["run"])), None
     if not origin.unknown:
@@ -234,37 +263,7 @@ def make_pseudo_labels(arguments: list[str]) -> None:
         "encoder_sha256": weights_hash(encoder),
     }
     images = datasets.load(config.data).pretraining
-    labels = pseudo_labels.make(encoder, images, options["clusters"], config.machine.seed, source | {"seen": seen})
+    sizes = pseudo_labels.PUBLISHED_SIZES if options["clusters"] is None else options["clusters"]
+    labels = pseudo_labels.make(encoder, images, sizes, config.machine.seed, source | {"seen": seen})
     write_pseudo_labels(labels, options["out"])
     print(f"pseudo-labels: {options['out']}")
-
-
-def show_list(arguments: list[str]) -> None:
-    """Print the allowed names of an option."""
-    parser = parser_of("list")
-    parser.add_argument("what", type=str, help=f"One of {', '.join(LISTS)}.")
-    parser.add_argument("--pattern", type=str, default="", help="Backbones: only names that match, such as 'vit*'.")
-    given = parser.parse(arguments)
-    if given.what not in LISTS:
-        raise unknown("list", given.what, LISTS, parameter="what")
-    unused.refuse([vars(given)], {"pattern": parser.get_default("pattern")}, unused.LIST)
-    if given.what == "backbones":
-        from acl_plugin.models.timm_names import backbone_names
-
-        print("\n".join(backbone_names(given.pattern)))
-    elif given.what == "attacks":
-        from acl_plugin.attacks.catalogue import MODES, attack_names, supports
-        from acl_plugin.validation import NORMS
-
-        rows = {
-            name: f"{' '.join(norm for norm in NORMS if supports(name, norm)):10}"
-            + " ".join(mode for mode in MODES if supports(name, mode=mode))
-            for name in attack_names()
-        }
-        print("\n".join(tables.named(rows)))
-    elif given.what == "data":
-        print("\n".join(tables.named({name: tables.first_line(DATASETS.get(name)) for name in DATASETS.names()})))
-    elif given.what == "formats":
-        print("\n".join(tables.named({name: layout.papers for name, layout in LAYOUTS.items()})))
-    else:
-        print("\n".join(tables.objectives()))

@@ -54,9 +54,9 @@ def _completer(names: Callable[[], Iterable[str]]) -> Callable[..., list[str]]:
 
 
 def _backbones() -> Iterable[str]:
-    import timm
+    from acl_plugin.cli.lists import backbones
 
-    return timm.list_models()
+    return backbones()
 
 
 def _attacks() -> Iterable[str]:

@@ -6,22 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from acl_plugin import config as configuration
-from acl_plugin.attacks.threat_model import ThreatModel
-from acl_plugin.cli.model_source import SOURCES, load_model
 from acl_plugin.cli.parser import Parser, defaults_of_run, known_options, parse, parser_of
 from acl_plugin.config import DataConfig, EvaluationConfig, MachineConfig, ThreatConfig, check, unused
-from acl_plugin.data import datasets
-from acl_plugin.data.images import DataSet
-from acl_plugin.errors import UsageError
-from acl_plugin.evaluation import corruption_files, own_model
-from acl_plugin.evaluation import run_folder as _suites  # noqa: F401 (importing it registers them)
-from acl_plugin.evaluation.results import CorruptionEvaluation, Evaluation, SuiteEvaluation
-from acl_plugin.evaluation.storage import read_verdicts
+from acl_plugin.errors import UsageError, unknown
 from acl_plugin.registry import SUITES
-from acl_plugin.reporting import tables
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runtime.device import training_device
 
+SOURCES = "my_module:build or file.py:build (a function that returns an nn.Module), timm:NAME or robustbench:NAME"
 MODEL_HELP = f"A model of your own in place of a run: {SOURCES}."
 
 
@@ -55,7 +46,11 @@ def _run_folder(arguments: list[str]) -> None:
         message = f"`suite` {options['suite']} has no `name`; its results are in the run's folder"
         raise UsageError(message, parameter="name", given=options["name"], allowed=None)
     found = suite(run, config, overwrite=overwrite, **own)
-    print("\n".join(_table(options["suite"], config.objective.objective, found)))
+
+    from acl_plugin.evaluation.storage import read_verdicts
+    from acl_plugin.reporting import tables
+
+    print("\n".join(tables.evaluation(options["suite"], config.objective.objective, found)))
     if options["per_class"]:
         verdicts = read_verdicts(run.evaluation(options["name"]).verdicts_file)
         print("\n".join(tables.classes(verdicts, found["images"]["classes"])))
@@ -89,32 +84,18 @@ def _own_model(arguments: list[str]) -> None:
     config = configuration.preset(options["data"]).replace(**known_options(options))
     check(config)
     _require_suite(options["suite"])
-    out, overwrite = options["out"], options["overwrite"]
+    out = options["out"]
     is_file = out.suffix == ".json"
-    if is_file and (out.is_dir() or (out.exists() and not overwrite)):
+    if is_file and (out.is_dir() or (out.exists() and not options["overwrite"])):
         message = f"`out` {out} exists; pass `overwrite` to replace it, or choose another file"
         raise UsageError(message, parameter="out", given=str(out), allowed="a new file")
     if is_file and not out.parent.is_dir():
         message = f"`out` {out}: there is no folder {out.parent}"
         raise UsageError(message, parameter="out", given=str(out), allowed="a file in a folder that is there")
-    device, data = training_device(config.machine.accelerator), datasets.load(config.data)
-    model = load_model(options["model"], config.data.data, config.threat.norm, len(data.classes)).to(device)
-    given = {
-        "seed": config.machine.seed,
-        "batch_size": config.evaluation.eval_batch_size,
-        "folder": None if is_file else out,
-        "overwrite": overwrite,
-        "classes": data.classes,
-        "dataset": config.data.data,
-    }
-    result = _result(model, data, config, options, given)
-    if is_file:
-        result.save(out)
-    print("\n".join(_table(options["suite"], options["model"], result.values)))
-    if options["per_class"]:
-        assert isinstance(result, Evaluation)
-        print("\n".join(tables.classes(result.verdicts, data.classes)))
-    print(f"results: {out}")
+
+    from acl_plugin.cli.own_model import evaluate_named
+
+    print("\n".join(evaluate_named(config, options)))
 
 
 def _defaults_of_dataset(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,32 +110,9 @@ def _require_suite(suite: str) -> None:
     Raises:
         UsageError: for an unknown suite, and for one of run folders.
     """
-    SUITES.get(suite)
+    if suite not in SUITES:
+        raise unknown("suite", suite, SUITES.names())
     allowed = ("autoattack", "corruptions", "standard")
     if suite not in allowed:
         message = f"`suite` {suite} evaluates run folders; with `model` allowed are {', '.join(allowed)}"
         raise UsageError(message, parameter="suite", given=suite, allowed=allowed)
-
-
-def _result(
-    model: Any, data: DataSet, config: configuration.RunConfig, options: Mapping[str, Any], given: dict[str, Any]
-) -> Evaluation | SuiteEvaluation | CorruptionEvaluation:
-    """Return the evaluation that ``--suite`` selects."""
-    images, threat, suite = data.test, ThreatModel(config.threat.norm, config.threat.eps), options["suite"]
-    if suite == "standard":
-        return own_model.evaluate_suite(
-            model, images.floats(), images.labels, threat, attacks=options["attacks"], **given
-        )
-    if suite == "corruptions":
-        place = options["corruptions_dir"]
-        source = None if place is None else corruption_files.corrupted(data, images, place, config.machine.seed)
-        return own_model.evaluate_corruptions(model, images.floats(), images.labels, source=source, **given)
-    return own_model.evaluate(model, images.floats(), images.labels, threat, **given)
-
-
-def _table(suite: str, name: str, values: dict[str, Any]) -> list[str]:
-    """Return the lines to print for the result of a suite."""
-    known = {"standard": tables.suite, "corruptions": tables.corruptions}
-    if suite == "autoattack":
-        return tables.accuracies([(name, values)])
-    return known[suite](values) if suite in known else [f"{key}: {value}" for key, value in values.items()]

@@ -4,7 +4,7 @@ Exit status 0: success. 2: usage error, reported in one line; nothing was writte
 """
 
 import contextlib
-import functools
+import importlib
 import os
 import signal
 import sys
@@ -44,7 +44,7 @@ def _main(given: list[str]) -> int:
             _dispatch([name])
         return 0
     try:
-        _dispatch(given)
+        return _dispatch(given)
     except UsageError as error:
         print(f"{PROGRAM}: {as_flags(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
@@ -63,49 +63,49 @@ def _main(given: list[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"{PROGRAM}: {where}{error.strerror or error}; what was written before is whole", file=sys.stderr)
         return 1
-    return 0
 
 
-def _dispatch(arguments: list[str]) -> None:
+def _dispatch(arguments: list[str]) -> int:
+    """Run the command, and return its exit status."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
             f"usage: {PROGRAM} COMMAND [OPTIONS]   ({PROGRAM} COMMAND --help lists the options; --quiet: no progress)\n"
         )
         print("\n".join(f"  {name:15}{line}" for name, line in COMMANDS.items()))
-        return
+        return 0
     if arguments[0] == "--version":
         from acl_plugin import __version__
 
         print(__version__)
-        return
+        return 0
     name, *rest = arguments
     if name not in COMMANDS:
         raise unknown("command", name, COMMANDS)
-    _function(name)(rest)
+    return _function(name)(rest) or 0
 
 
-def _function(name: str) -> Callable[[list[str]], None]:
-    """Return the function of a command; the import takes seconds."""
-    from acl_plugin.cli import commands
-    from acl_plugin.cli.evaluate import evaluate
-    from acl_plugin.cli.find_rate import find_rate
+_FUNCTIONS = {
+    "audit": "commands:audit_runs",
+    "doctor": "doctor:doctor",
+    "evaluate": "evaluate:evaluate",
+    "export": "commands:export_run",
+    "find-rate": "find_rate:find_rate",
+    "import": "commands:import_checkpoint",
+    "list": "lists:show_list",
+    "pretrain": "commands:pretrain",
+    "probe": "commands:probe_run",
+    "pseudo-labels": "commands:make_pseudo_labels",
+    "report": "commands:write_report",
+    "run": "commands:run",
+    "status": "commands:show_status",
+    "transfer": "commands:transfer_run",
+}
+"""Module and function of each command."""
 
-    functions: dict[str, Callable[[list[str]], None]] = {
-        "audit": commands.audit_runs,
-        "evaluate": evaluate,
-        "export": commands.export_run,
-        "find-rate": find_rate,
-        "import": commands.import_checkpoint,
-        "list": commands.show_list,
-        "pretrain": functools.partial(commands.run, "pretrain"),
-        "probe": commands.probe_run,
-        "pseudo-labels": commands.make_pseudo_labels,
-        "report": commands.write_report,
-        "run": functools.partial(commands.run, "run"),
-        "status": commands.show_status,
-        "transfer": commands.transfer_run,
-    }
-    return functions[name]
+
+def _function(name: str) -> Callable[[list[str]], int | None]:
+    module, _, function = _FUNCTIONS[name].partition(":")
+    return getattr(importlib.import_module(f"acl_plugin.cli.{module}"), function)
 
 
 @contextlib.contextmanager

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from acl_plugin.cli.evaluate import SOURCES
 from acl_plugin.errors import UsageError, reason, unknown
 from acl_plugin.runtime.paths import user_path
-
-SOURCES = "my_module:build or file.py:build (a function that returns an nn.Module), timm:NAME or robustbench:NAME"
 
 
 class Normalized(nn.Module):

@@ -14,7 +14,6 @@ from acl_plugin.cli import completion
 from acl_plugin.config import unused
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.probing.published_settings import probe_settings
-from acl_plugin.runs import initialization
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.paths import user_path
 
@@ -34,6 +33,7 @@ COMMANDS = {
     "import": "make a run folder of a published checkpoint, ready to be probed",
     "transfer": "make a run folder of a run's encoder on another dataset, ready to be probed",
     "pseudo-labels": "cluster the training images by a run's features, for objectives that need it",
+    "doctor": "check versions, device, memory and folders of this machine, for a bug report",
     "list": "list objectives, backbones, attacks, datasets or formats of checkpoints",
 }
 
@@ -172,6 +172,8 @@ def defaults_of_data(given: Mapping[str, Any]) -> dict[str, Any]:
     chosen = given["backbone"], norm, given.get("objective")
     found = configuration.defaults(given["data"], *chosen, pretrained=given.get("pretrained") is True)
     if given.get("init") is not None:
+        from acl_plugin.runs import initialization
+
         found |= initialization.options_of(RunDir(given["init"]))
     return {"norm": norm} | found
 

@@ -17,14 +17,9 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from acl_plugin.compat.robustbench_copy import damage
+
 logger = logging.getLogger(__name__)
-
-
-OLD_ROBUSTBENCH = (
-    "the installed robustbench is not whole: installing or removing torchattacks, whose wheel carries an old copy of "
-    "robustbench, has overwritten or deleted its files. Run: "
-    "pip install --force-reinstall --no-deps robustbench==1.1.1"
-)
 
 Execute = Callable[[ModuleType], None]
 
@@ -50,7 +45,7 @@ class _Refuse(Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        raise ImportError(OLD_ROBUSTBENCH, name="robustbench")
+        raise ImportError(damage(), name="robustbench")
 
 
 class AutoAttackFinder(MetaPathFinder):
@@ -100,10 +95,10 @@ def check_robustbench(module: ModuleType, execute: Execute) -> None:
         execute(module)
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "robustbench" or "benchmark" not in _imports(module):
-            raise ImportError(OLD_ROBUSTBENCH, name="robustbench") from error
+            raise ImportError(damage(), name="robustbench") from error
         raise
     if not hasattr(module, "benchmark"):
-        raise ImportError(OLD_ROBUSTBENCH, name="robustbench")
+        raise ImportError(damage(), name="robustbench")
 
 
 def install(after_timm: Callable[[], None]) -> None:
@@ -122,7 +117,7 @@ def install(after_timm: Callable[[], None]) -> None:
         sys.meta_path.insert(0, OnImport("timm.models", then))
     there = sys.modules.get("robustbench")
     if there is not None and not hasattr(there, "benchmark"):
-        logger.warning(OLD_ROBUSTBENCH)
+        logger.warning(damage())
     sys.meta_path.insert(0, OnImport("robustbench", check_robustbench))
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from acl_plugin.errors import UsageError
 from acl_plugin.registry import create_objective
-from acl_plugin.runtime import seeding
 
 Options = Mapping[str, Any]
 
@@ -67,6 +66,8 @@ def refuse(runs: Sequence[Options], usual: Options, uses: Uses) -> None:
 
 def _example(options: Options) -> Any:
     """Create the objective to read its attributes; None if that fails, which raises an error elsewhere."""
+    from acl_plugin.runtime import seeding
+
     try:
         with seeding.isolated_rng(0):
             return create_objective(options["objective"], **options["objective_kwargs"])

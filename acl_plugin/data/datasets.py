@@ -8,9 +8,6 @@ from functools import partial
 import torch
 
 from acl_plugin.config import DataConfig
-from acl_plugin.data import hugging_face as _hugging_face  # noqa: F401
-from acl_plugin.data import imagenet as _imagenet  # noqa: F401 (importing them registers the datasets)
-from acl_plugin.data import published_sets as _published_sets  # noqa: F401
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.data.own_images import read_tree
 from acl_plugin.data.pixels import require_varied

@@ -64,6 +64,16 @@ def classes(verdicts: Sequence[Verdict], names: Sequence[str], most: int = 10) -
 UNFINISHED = "Unfinished: the accuracy so far is of the attacks above; the same command runs the others."
 
 
+def evaluation(suite_name: str, name: str, result: dict[str, Any]) -> list[str]:
+    """Return the lines of the result of a suite; ``name`` is that of the objective or model."""
+    if suite_name == "autoattack":
+        return accuracies([(name, result)])
+    known = {"standard": suite, "corruptions": corruptions}
+    if suite_name in known:
+        return known[suite_name](result)
+    return [f"{key}: {value}" for key, value in result.items()]
+
+
 def suite(result: dict[str, Any]) -> list[str]:
     """Return one line per standard attack with accuracy and budget, the worst case, and accuracy by eps."""
     lines = [_heading(result)]

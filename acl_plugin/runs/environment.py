@@ -6,8 +6,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 PACKAGES = (
     "acl_plugin torch torchvision timm torchattacks robustbench autoattack pyautoattack lightning kornia "
     "scikit-learn numpy jsonargparse"
@@ -16,6 +14,8 @@ PACKAGES = (
 
 def environment() -> dict[str, Any]:
     """Return versions, device and threads of this process, and the package's git commit if it is a checkout."""
+    import torch
+
     cuda = torch.cuda.is_available()
     return {
         "python": platform.python_version(),

@@ -25,18 +25,20 @@ import os
 import re
 import shutil
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from acl_plugin import config as configuration
 from acl_plugin.config import RunConfig
-from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError
 from acl_plugin.runs.environment import environment
 from acl_plugin.runs.resume import refuse
-from acl_plugin.runtime.device import training_device
 from acl_plugin.runtime.files import damaged, read_json, write_atomic, write_json
 from acl_plugin.runtime.paths import user_path
+
+if TYPE_CHECKING:  # PyTorch takes seconds, and commands read configurations without it
+    import torch
+
+    from acl_plugin.data.images import DataSet
 
 
 class RunDir:
@@ -134,8 +136,14 @@ class RunDir:
         except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
             raise damaged(path, f"is not a configuration: {' '.join(str(error).split())}") from error
 
-    def resolved(self, config: RunConfig | None, device: torch.device | str | None) -> tuple[RunConfig, torch.device]:
+    def resolved(
+        self, config: RunConfig | None, device: "torch.device | str | None"
+    ) -> "tuple[RunConfig, torch.device]":
         """Return configuration and device of a stage; None stands for those of the run."""
+        import torch
+
+        from acl_plugin.runtime.device import training_device
+
         config = config or self.read_config()
         return config, training_device(config.machine.accelerator) if device is None else torch.device(device)
 
@@ -163,7 +171,7 @@ class RunDir:
                 parameter="out", given=str(self.path), allowed="a new or empty folder (log files may be there)",
             )  # fmt: skip
 
-    def check_images(self, data: DataSet, *, pretraining: bool = False) -> None:
+    def check_images(self, data: "DataSet", *, pretraining: bool = False) -> None:
         """Reject training images that differ from those that the run started with.
 
         Args:
@@ -182,7 +190,7 @@ class RunDir:
             own = data.pretraining.fingerprint(data.classes)
             own.require(before.get("pretraining"), f"labeled and unlabeled images of {data.name}", remedy)
 
-    def record_images(self, data: DataSet, *, pretraining: bool = False) -> None:
+    def record_images(self, data: "DataSet", *, pretraining: bool = False) -> None:
         """Record the images of the run, after ``check_images``.
 
         Raises:

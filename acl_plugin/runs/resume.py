@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from acl_plugin.data.fingerprint import setting_differences
 from acl_plugin.errors import UsageError
 from acl_plugin.runs.records import read_record
 
@@ -30,6 +29,8 @@ def earlier_record(
     """
     if overwrite or not file.is_file():
         return None
+    from acl_plugin.data.fingerprint import setting_differences
+
     before = read_record(file)
     refuse(file.parent, setting_differences(settings, before), what, remedy=remedy)
     return before

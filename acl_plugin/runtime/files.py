@@ -7,8 +7,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from acl_plugin.errors import UsageError
 
 
@@ -34,11 +32,15 @@ def read_intact(path: Path) -> Any:
     """
     if not intact(path):
         raise ValueError("a checksum is not right")
+    import torch
+
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def torch_bytes(value: Any) -> bytes:
     """Return the bytes that ``torch.save`` writes for ``value``."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()

@@ -334,7 +334,10 @@ OF_A_RUN = [
     (["transfer", "run", "--out", "x", "--data", "cifar10"], "cifar10 needs --data-dir FOLDER"),
     (["transfer", "run", "--out", "x", "--data", "digits", "--image-size", "9"], "was trained on 1x8x8"),
     (["pseudo-labels", "run", "--out", "x", "--clusters", "[1]"], "--clusters 1: allowed is 2 to 16"),
-    (["pseudo-labels", "run", "--out", "x", "--clusters", "two"], "--clusters: allowed: list. Got value: two"),
+    (
+        ["pseudo-labels", "run", "--out", "x", "--clusters", "two"],
+        "--clusters: allowed: list[int], null. Got value: two",
+    ),
     (["pseudo-labels", "run", "--out", "nowhere/x.npz", "--clusters", "[2]"], "nowhere/x.npz cannot be written"),
     (["import", "run/encoder.pt", "--out", "x", "--data", "digits"], "run/encoder.pt is a model of acl_plugin already"),
     (["pretrain", "--out", "run", "--lr", "0.5"], "run already contains a run with different settings"),

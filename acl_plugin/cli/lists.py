@@ -1,0 +1,115 @@
+"""Implement ``acl-plugin list``: the allowed names of an option.
+
+Lists that need the code of networks or objectives, whose import takes seconds, are kept in a file for the next call.
+"""
+
+import fnmatch
+import hashlib
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from acl_plugin import registry
+from acl_plugin.cli.parser import parser_of
+from acl_plugin.config import unused
+from acl_plugin.errors import unknown
+from acl_plugin.runtime.files import write_atomic
+from acl_plugin.runtime.paths import data_home
+
+
+def show_list(arguments: list[str]) -> None:
+    """Print the allowed names of an option."""
+    parser = parser_of("list")
+    parser.add_argument("what", type=str, help=f"One of {', '.join(LISTS)}.")
+    parser.add_argument("--pattern", type=str, default="", help="Backbones: only names that match, such as 'vit*'.")
+    given = parser.parse(arguments)
+    if given.what not in LISTS:
+        raise unknown("list", given.what, LISTS, parameter="what")
+    unused.refuse([vars(given)], {"pattern": parser.get_default("pattern")}, unused.LIST)
+    lines = LISTS[given.what]()
+    print("\n".join(fnmatch.filter(lines, given.pattern) if given.pattern else lines))
+
+
+def backbones() -> list[str]:
+    """Return the names of timm's networks and ours."""
+
+    def names() -> list[str]:
+        from acl_plugin.models.timm_names import backbone_names
+
+        return backbone_names()
+
+    return _kept("backbones", names)
+
+
+def _objectives() -> list[str]:
+    def lines() -> list[str]:
+        from acl_plugin.reporting import tables
+
+        return tables.objectives()
+
+    return _kept("objectives", lines)
+
+
+def _datasets() -> list[str]:
+    def lines() -> list[str]:
+        from acl_plugin.reporting import tables
+
+        names = registry.DATASETS.names()
+        return tables.named({name: tables.first_line(registry.DATASETS.get(name)) for name in names})
+
+    return _kept("data", lines)
+
+
+def _attacks() -> list[str]:
+    from acl_plugin.attacks.catalogue import MODES, attack_names, supports
+    from acl_plugin.reporting import tables
+    from acl_plugin.validation import NORMS
+
+    rows = {
+        name: f"{' '.join(norm for norm in NORMS if supports(name, norm)):10}"
+        + " ".join(mode for mode in MODES if supports(name, mode=mode))
+        for name in attack_names()
+    }
+    return tables.named(rows)
+
+
+def _formats() -> list[str]:
+    from acl_plugin.reporting import tables
+    from acl_plugin.runs.layouts import LAYOUTS
+
+    return tables.named({name: layout.papers for name, layout in LAYOUTS.items()})
+
+
+LISTS: dict[str, Callable[[], list[str]]] = {
+    "objectives": _objectives,
+    "backbones": backbones,
+    "attacks": _attacks,
+    "data": _datasets,
+    "formats": _formats,
+}
+
+
+def _kept(name: str, lines: Callable[[], list[str]]) -> list[str]:
+    """Return ``lines()``, from a file if this code computed them before and no other distribution adds to them."""
+    if not (registry.OBJECTIVES.is_ours() and registry.DATASETS.is_ours()):
+        return lines()
+    file = data_home() / "lists" / f"{name}-{_code()}.txt"
+    try:
+        return file.read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        found = lines()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for before in file.parent.glob(f"{name}-*.txt"):
+            before.unlink(missing_ok=True)
+        write_atomic(file, "\n".join(found).encode())
+    except OSError:  # the next call takes as long
+        pass
+    return found
+
+
+def _code() -> str:
+    """Return a hash that changes with this package, timm, or the exports that are registered with it."""
+    files = sorted(Path(registry.__file__).parent.rglob("*.py"))
+    stamps = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+    return hashlib.sha256("\n".join([version("timm"), *stamps]).encode()).hexdigest()[:16]
