@@ -5,6 +5,7 @@ Exit status 0: success. 2: usage error, reported in one line; nothing was writte
 
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -18,6 +19,9 @@ from acl_plugin.errors import EvaluationStopped, TrainingStopped, UsageError, as
 from acl_plugin.runtime.messages import on_stderr
 from acl_plugin.runtime.progress import Progress
 from acl_plugin.runtime.signals import interrupt
+
+CLOSED_PIPE = 141
+"""Exit status after writing into a pipe that nothing reads, as shells show it: 128 and the number of the signal."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for number in (1, 2):
             os.dup2(nowhere, number)
-        return 128 + signal.SIGPIPE
+        return CLOSED_PIPE
 
 
 def _main(given: list[str]) -> int:
@@ -110,7 +114,10 @@ def _function(name: str) -> Callable[[list[str]], int | None]:
 
 @contextlib.contextmanager
 def _as_command(silent: bool) -> Iterator[None]:
-    """Set what belongs to a command and not to a library: signals, progress bars and warnings of other libraries."""
+    """Set what belongs to a command and not to a library: signals, progress bars, output and warnings of libraries."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files and classes may have letters that a console has not
+            stream.reconfigure(errors="backslashreplace")
     before = Progress.silent
     in_main_thread = threading.current_thread() is threading.main_thread()
     # schedulers send SIGTERM; treat it as SIGINT

@@ -43,7 +43,7 @@ class ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defined,mi
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         try:
-            content = yaml.safe_load(user_path(values, "config").read_text())
+            content = yaml.safe_load(user_path(values, "config").read_text("utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             content = None  # no file, or a damaged one, which the next line reports
         if isinstance(content, Mapping):

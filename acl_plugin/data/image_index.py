@@ -95,7 +95,7 @@ def _locked(path: Path) -> Iterator[None]:
     lock: AbstractContextManager = nullcontext()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = (path.parent / ".lock").open("a")
+        lock = (path.parent / ".lock").open("ab")
     except OSError:
         pass
     with lock as file:

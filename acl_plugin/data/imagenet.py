@@ -57,8 +57,8 @@ def robustbench_images() -> tuple[list[str], list[str]]:
     """
     try:
         folder = files("robustbench") / "helper_files"
-        number = json.loads((folder / "imagenet_class_to_id_map.json").read_text())
-        names = (folder / "imagenet_test_image_ids.txt").read_text().split()
+        number = json.loads((folder / "imagenet_class_to_id_map.json").read_text("utf-8"))
+        names = (folder / "imagenet_test_image_ids.txt").read_text("utf-8").split()
     except (ImportError, OSError, ValueError) as error:
         message = "`data` imagenet tests on the images that robustbench lists; install it: pip install robustbench"
         raise UsageError(message, parameter="data", given="imagenet", allowed="with robustbench installed") from error
@@ -91,7 +91,7 @@ def _listed(path: Path) -> list[str]:
     """Return the lines of a text file of TinyImageNet."""
     if not path.is_file():
         raise _wrong_tiny_folder(path, "is missing")
-    return [line for line in path.read_text().splitlines() if line.strip()]
+    return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
 
 
 def _wrong_tiny_folder(path: Path, what: str) -> UsageError:

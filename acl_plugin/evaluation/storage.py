@@ -137,7 +137,7 @@ def read_verdicts(path: Path) -> list[Verdict]:
     if not path.is_file():
         return []
     try:
-        return [Verdict(**json.loads(line)) for line in path.read_text().splitlines()]
+        return [Verdict(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
     except (OSError, ValueError, TypeError) as error:
         message = f"{path} is damaged ({error}); delete it to evaluate again"
         raise UsageError(message, parameter="run", given=str(path), allowed="a file as it was written") from error

@@ -150,7 +150,7 @@ def _zoo(dataset: str) -> list[str]:
     for folder in (found.submodule_search_locations or []) if found else []:
         source = Path(folder) / "model_zoo" / f"{dataset}.py"
         if source.is_file():
-            return re.findall(r"\(\s*['\"]([\w-]+)['\"],\s*\{", source.read_text())
+            return re.findall(r"\(\s*['\"]([\w-]+)['\"],\s*\{", source.read_text("utf-8"))
     return []
 
 

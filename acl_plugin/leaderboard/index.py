@@ -28,7 +28,7 @@ def read_index() -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        index = json.loads(path.read_text())
+        index = json.loads(path.read_text("utf-8"))
         return {str(name): str(export) for name, export in index.items()}
     except (ValueError, AttributeError, OSError) as error:
         warnings.warn(f"{path} is damaged ({error}); exported models are not registered", stacklevel=2)
@@ -45,7 +45,7 @@ def index_locked() -> Iterator[None]:
     path = index_path()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = (path.parent / ".exports.lock").open("a")
+        lock = (path.parent / ".exports.lock").open("ab")
     except OSError as error:
         raise UsageError(
             f"{path.parent}, the folder of the index of exports, cannot be written ({error.strerror}). "

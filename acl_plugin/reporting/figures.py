@@ -1,6 +1,7 @@
 """Draw figures of results as self-contained SVG."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ def svg(figure: "Figure") -> bytes:
     import matplotlib
 
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "acl_plugin", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"svg.hashsalt": "acl_plugin", "svg.fonttype": "path"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a name; the text of the page has it
         figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
     return buffer.getvalue()
 

@@ -16,7 +16,7 @@ def status(run: RunDir) -> list[str]:
     """
     config = run.read_config()
     lock = run.path / ".lock"
-    owner = lock.read_text().strip() if lock.is_file() else ""
+    owner = lock.read_text("utf-8").strip() if lock.is_file() else ""
     now = f"; process {owner} works in it, or was killed" if owner else ""
     what = f"{config.objective.objective} on {config.data.data}, {config.encoder.backbone}, seed {config.machine.seed}"
     lines = [f"{run.path}: {what}{now}"]

@@ -132,7 +132,7 @@ class RunDir:
 
         path = self.require(self.config_file, f"pretrain --out {self.path}")
         try:
-            return configuration.from_dict(yaml.safe_load(path.read_text()))
+            return configuration.from_dict(yaml.safe_load(path.read_text("utf-8")))
         except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
             raise damaged(path, f"is not a configuration: {' '.join(str(error).split())}") from error
 

@@ -63,7 +63,7 @@ def _locked(folder: Path) -> Iterator[None]:
     if path in _HELD or not is_first_process() or not folder.is_dir():
         yield
         return
-    with path.open("a+") as file:
+    with path.open("a+", encoding="utf-8") as file:
         file.seek(0)
         owner = file.read().strip()
         try:
@@ -98,6 +98,8 @@ def exclusive(stage: Callable[Concatenate[RunDir, P], T]) -> Callable[Concatenat
 
 def _sweep(folder: Path) -> None:
     """Remove unfinished files of killed processes, see ``runtime.files.write_atomic``."""
+    if os.name == "nt":  # where signal 0, which asks whether a process lives, interrupts it
+        return
     for path in folder.rglob(".*.tmp"):
         owner = path.name.split(".")[-2]
         try:

@@ -114,7 +114,7 @@ def read_metrics(path: Path) -> list[dict[str, float | None]]:
         UsageError: when it is damaged.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             rows = [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(file, strict=True)]
     except (ValueError, TypeError, csv.Error) as error:
         raise _damaged(path, str(error), "delete it") from error

@@ -71,6 +71,6 @@ def read_json(path: Path) -> Any:
         UsageError: when it is damaged.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
     except (ValueError, OSError) as error:
         raise damaged(path, f"is damaged: {error}") from error

@@ -64,7 +64,7 @@ class CsvLogger(Logger):
             return  # logged by a step or another callback
         epoch = int(metrics["epoch"])
         row: dict[str, Any] = {"epoch": epoch, "step": step, **{k: v for k, v in metrics.items() if k != "epoch"}}
-        rows = list(csv.DictReader(self.path.read_text().splitlines())) if self.path.is_file() else []
+        rows = list(csv.DictReader(self.path.read_text("utf-8").splitlines())) if self.path.is_file() else []
         rows = [old for old in rows if int(old["epoch"]) < epoch]
         text = io.StringIO()
         columns = dict.fromkeys(name for each in [*rows, row] for name in each)  # some are not logged in every epoch
