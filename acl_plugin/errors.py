@@ -73,6 +73,20 @@ def unknown(what: str, given: str, allowed: Iterable[str], shown: int = 12, para
     )
 
 
+def missing_extra(what: str, extra: str, error: ImportError, parameter: str) -> UsageError:
+    """Return the error for a package that an extra of this one installs; an error with its own remedy keeps its text.
+
+    Args:
+        what: what needs the package.
+        extra: name of the extra.
+        error: failure of the import.
+        parameter: name of the parameter that asks for it.
+    """
+    details = " ".join(str(error).split())
+    remedy = "" if " Run: " in details else f"; run: pip install 'acl-plugin[{extra}]'"
+    return UsageError(f"{what}: {details}{remedy}", parameter=parameter, given=None, allowed=f"the extra {extra}")
+
+
 def reason(error: BaseException) -> str:
     """Return type and text of an exception in one line; without a text, the line of code outside torch."""
     text = " ".join(str(error).split())[:200]

@@ -1,11 +1,14 @@
 import ast
 import pickle
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from acl_plugin import errors
+from acl_plugin.cli import doctor
 from acl_plugin.errors import UsageError, as_flags, reason, unknown
+from conftest import ROOT
 
 
 def test_nearest_names_ignore_case():
@@ -49,3 +52,23 @@ def test_every_mistake_that_is_raised_has_its_fields(path):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "UsageError":
             fields = {keyword.arg for keyword in node.keywords}
             assert {"parameter", "given"} <= fields, f"line {node.lineno}: {ast.unparse(node)[:80]}"
+
+
+def test_an_extra_is_named_with_the_command_that_installs_it():
+    error = errors.missing_extra("`data` hf:NAME", "hf", ImportError("No module named\n'datasets'"), "data")
+    assert str(error) == "`data` hf:NAME: No module named 'datasets'; run: pip install 'acl-plugin[hf]'"
+    error = errors.missing_extra("this", "robustbench", ImportError("not whole. Run: pip install it"), "model")
+    assert str(error) == "this: not whole. Run: pip install it"
+
+
+def test_extras_of_errors_and_doctor_are_those_of_the_package():
+    declared = set(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"])
+    assert set(doctor.EXTRAS) == declared - {"test"}
+    calls = [
+        node
+        for path in Path(errors.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "missing_extra"
+    ]
+    named = {call.args[1].value for call in calls if isinstance(call.args[1], ast.Constant)}
+    assert named == declared - {"test", "wandb", "mlflow"}  # loggers have the name of their extra

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from acl_plugin.cli.evaluate import SOURCES
-from acl_plugin.errors import UsageError, reason, unknown
+from acl_plugin.errors import UsageError, missing_extra, reason, unknown
 from acl_plugin.runtime.paths import user_path
 
 
@@ -135,7 +135,7 @@ def _robustbench(source: str, name: str, data: str, norm: str) -> nn.Module:
         import robustbench
         from robustbench.model_zoo.enums import BenchmarkDataset
     except ImportError as error:
-        raise _refused(source, f"needs RobustBench: {reason(error)}") from error
+        raise missing_extra(f"`model` {source} needs RobustBench", "robustbench", error, "model") from error
     datasets = [dataset.value for dataset in BenchmarkDataset]
     if data not in datasets:
         message = f"`data` {data}: RobustBench has models of {', '.join(datasets)}"

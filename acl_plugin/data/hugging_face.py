@@ -15,7 +15,7 @@ from acl_plugin.data.form import size_of
 from acl_plugin.data.image_files import decode, read_content
 from acl_plugin.data.images import UNLABELED, DataSet
 from acl_plugin.data.own_images import Listing, read_splits
-from acl_plugin.errors import UsageError, reason, unknown
+from acl_plugin.errors import UsageError, missing_extra, reason, unknown
 from acl_plugin.registry import DATASETS
 from acl_plugin.runtime.paths import user_path
 
@@ -91,8 +91,7 @@ def _splits(name: str) -> dict[str, Any]:
     try:
         import datasets
     except ImportError as error:
-        message = "`data` hf:NAME needs the datasets library: pip install 'acl-plugin[hf]'"
-        raise UsageError(message, parameter="data", given=f"hf:{name}", allowed="with datasets installed") from error
+        raise missing_extra("`data` hf:NAME", "hf", error, "data") from error
     folder = user_path(name, "data") if name else Path()
     if not name or (name.startswith((".", "/", "~")) and not folder.is_dir()):
         raise _refused("is no folder" if name else "is missing", name, "hf:NAME of the hub, or hf:FOLDER")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from acl_plugin.data.images import DataSet, Images
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import UsageError, missing_extra
 from acl_plugin.evaluation.corruptions import NAMES, Corrupted, generated, generator_version
 from acl_plugin.runtime.paths import user_path
 
@@ -61,7 +61,9 @@ def read_folder(data: DataSet, folder: Path, labels: Tensor) -> Corrupted:
         try:
             from robustbench.data import load_cifar10c, load_cifar100c
         except ImportError as error:
-            raise UsageError(str(error), parameter="robustbench", given=None, allowed="robustbench 1.1.1") from error
+            raise missing_extra(
+                f"{FOLDERS[data.name]} needs RobustBench", "robustbench", error, "corruptions_dir"
+            ) from error
 
         load = {"cifar10": load_cifar10c, "cifar100": load_cifar100c}[data.name]
         x, y = load(n_examples=int(rows.max()) + 1, severity=severity, data_dir=str(folder), corruptions=[name])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acl_plugin.errors import UsageError, unknown
+from acl_plugin.errors import UsageError, missing_extra, unknown
 from acl_plugin.evaluation.batches import predicted
 from acl_plugin.models import norm_banks
 from acl_plugin.runtime.seeding import CORRUPTIONS, mixed_seed
@@ -127,11 +127,9 @@ def generated(pixels: Tensor, labels: Tensor, indices: Tensor, seed: int, levels
     try:
         import imagecorruptions  # noqa: F401
     except ImportError as error:
-        raise UsageError(
-            f"making corruptions needs a package ({error}); install it with: pip install 'acl-plugin[corruptions]', "
-            f"or give `corruptions_dir`",
-            parameter="corruptions_dir", given=None, allowed="a folder, or the package imagecorruptions-imaug",
-        ) from error  # fmt: skip
+        raise missing_extra(
+            "without `corruptions_dir`, corruptions are made", "corruptions", error, "corruptions_dir"
+        ) from error
     _, channels, height, width = pixels.shape
     if channels != 3 or min(height, width) < 32 or levels != 255:
         raise UsageError(

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from acl_plugin.config import RunConfig
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import missing_extra
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.training.metrics import CsvLogger
 
@@ -28,8 +28,7 @@ def create_loggers(config: RunConfig, run: RunDir) -> list[Logger]:
     try:
         service = _service(name, run)
     except (ImportError, ModuleNotFoundError) as error:
-        message = f"`logger` {name} needs the package {name}: pip install 'acl-plugin[{name}]'"
-        raise UsageError(message, parameter="logger", given=name, allowed=("none",)) from error
+        raise missing_extra(f"`logger` {name}", name, error, "logger") from error
     return [*own, service]
 
 
