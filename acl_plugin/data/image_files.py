@@ -114,7 +114,7 @@ def _decoded(content: bytes) -> "Image":
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         if frames > 1:
             raise ValueError(f"it has {frames} frames; save the one that is meant as a file of its own")
-        stored = image.tile[0].args if image.format == "PNG" and image.tile else None
+        stored = image.tile[0][3] if image.format == "PNG" and image.tile else None
         if set(_tags(image).get(SAMPLE_FORMAT, [1])) != {1}:
             raise ValueError("its values are signed or floating-point, in an unknown range; save it with 8 or 16 bits")
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1

@@ -86,6 +86,13 @@ def _numpy_scalars() -> list[Any]:
     """Return the non-tensor types in optimizer states: numpy's float64, under its names in all versions."""
     import numpy as np
 
-    scalar = np.float64(0).__reduce__()[0]
-    names = [f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")]
-    return [np.dtype, np.dtypes.Float64DType, *((scalar, name) for name in names)]
+    rebuild: Any = np.float64(0).__reduce__()[0]
+
+    def scalar(module: str) -> Any:
+        def make(dtype: Any, content: bytes) -> Any:
+            return rebuild(dtype, content)
+
+        make.__module__, make.__name__, make.__qualname__ = module, "scalar", "scalar"  # torch 2.5 takes no other name
+        return make
+
+    return [np.dtype, np.dtypes.Float64DType, *(scalar(f"numpy.{core}.multiarray") for core in ("core", "_core"))]

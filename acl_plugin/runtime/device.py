@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,7 +52,8 @@ def precision(requested: str, device: torch.device) -> str:
     if device.type == "cuda":
         quick = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+        ask: Any = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.5 does not tell
+        has = ask() if device.type == "cpu" else {}
         quick = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
     return "bf16-mixed" if quick else "32-true"
 

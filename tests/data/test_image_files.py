@@ -104,10 +104,9 @@ READABLE = {
     "I;16, a transparent value": (png(2, 16, 0, shorts(300, 65535, order=">"), (b"tRNS", b"\x01\x2c")), gray(255, 255)),
     "I;16, TIFF": (saved("I;16", DEEP, "TIFF"), DEEP_GRAY),
     "I;16B, TIFF": (saved("I;16B", DEEP, "TIFF"), DEEP_GRAY),
-    "I;16L, TIFF": (saved("I;16L", DEEP, "TIFF"), DEEP_GRAY),
     "I;16, TIFF of 12 bits": (tiff(2, 12, bytes([0x08, 0x0F, 0xFF])), gray(8, 255)),
     "I;16, TIFF from white": (tiff(2, 16, shorts(0, 65535), photometric=0), gray(255, 0)),
-    "I, PGM": (saved("I;16", DEEP, "PPM"), DEEP_GRAY),
+    "I, PGM": (b"P5 %d 1 65535 " % len(DEEP) + shorts(*DEEP, order=">"), DEEP_GRAY),
     "I, PGM of 10 bits": (b"P5 2 1 1023 " + shorts(0, 1023, order=">"), gray(0, 255)),
     "L, PGM of 4 bits": (b"P2 3 1 15 0 7 15", gray(0, 119, 255)),
     "CMYK": (saved("CMYK", [(0, 255, 255, 0), (0, 0, 0, 255)], "TIFF"), [RED, BLACK]),
@@ -117,15 +116,22 @@ READABLE = {
     "BMP": (saved("RGB", [(1, 2, 3), (255, 0, 0)], "BMP"), [[1, 2, 3], RED]),
 }
 
+NEW = ("La", "YCbCr")
+"""Modes in ``READABLE`` whose TIFFs Pillow 11 refuses."""
+
 
 @pytest.mark.parametrize("name", READABLE)
 def test_every_mode_becomes_8_bit_rgb(name, tmp_path):
     content, expected = READABLE[name]
     path = tmp_path / "image.png"
     path.write_bytes(content)
-    with Image.open(path) as image:
-        opened = image.mode
-    image = read_image(path)
+    try:
+        image = read_image(path)
+    except UsageError:
+        assert name in NEW
+        pytest.skip("this version of Pillow does not read it")
+    with Image.open(path) as source:
+        opened = source.mode
     assert (image.dtype, image.shape[:2]) == (torch.uint8, (3, 1))
     assert (image[:, 0].T.int() - torch.tensor(expected)).abs().max() <= (opened == "LAB"), opened
 

@@ -11,8 +11,8 @@ import torch
 from test_base import SIX, made
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 from acl_plugin import available
 from acl_plugin.attacks import inner_attack
@@ -23,15 +23,18 @@ from acl_plugin.data.images import Images
 from acl_plugin.objectives.base import Views
 from acl_plugin.runtime import seeding
 
+if not hasattr(backend_registration, "_DummyBackendModule"):
+    pytest.skip("this version of PyTorch lets Python name no device", allow_module_level=True)
 
-class Backend(_DummyBackendModule):
+
+class Backend(backend_registration._DummyBackendModule):
     """What torch.autocast asks a device for."""
 
     def get_amp_supported_dtype(self):
         return [torch.bfloat16]
 
 
-_setup_privateuseone_for_python_backend("pretended", Backend())
+backend_registration._setup_privateuseone_for_python_backend("pretended", Backend())
 DEVICE = torch.device("pretended", 0)
 
 

@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
     [({"avx512_bf16": True}, "bf16-mixed"), ({"amx_bf16": True}, "bf16-mixed"), ({"avx512_f": True}, "32-true")],
 )
 def test_bfloat16_where_the_cpu_multiplies_in_it(capabilities, expected, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert precision("auto", CPU) == expected
     assert precision(preset("digits").machine.precision, CPU) == "32-true"
     assert precision("64-true", CPU) == "64-true"
@@ -36,7 +36,7 @@ def test_the_device_is_lightnings(monkeypatch):
 
 @pytest.mark.e2e
 def test_what_was_decided_is_recorded(tiny_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     run = pretrain(tiny_config.replace(precision="auto", epochs=1), tmp_path / "run")
     assert read_json(run.pretraining_file)["precision"] == "bf16-mixed"
     assert run.read_config().machine.precision == "auto"
