@@ -183,6 +183,7 @@ def test_each_network_works_or_is_refused(backbone, stem, side):
     check(backbone, stem, side)
 
 
+@pytest.mark.skipif(timm.__version__ != "1.0.9", reason="later versions of timm add modules")
 def test_every_module_of_timm_is_tried():
     tried = {timm.models.model_entrypoint(name).__module__ for name in NETWORKS}
     assert tried == {

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 import torchattacks
 from torch import nn
@@ -222,8 +223,15 @@ def test_every_pixel_has_an_influence(backbone, stem):
         assert unseen(model, shape) == 0, shape
 
 
-def test_a_network_whose_features_are_not_finite_is_refused():
-    """SwinV2 divides by the size of its last window, in patches, less one."""
+def test_a_network_whose_features_are_not_finite_is_refused(monkeypatch):
+    """SwinV2 of timm 1.0.9 divides by the size of its last window, in patches, less one."""
+    swin = timm.models.SwinTransformerV2
+    forward = swin.forward_features
+
+    def divided(self, x):
+        return forward(self, x) * (float("nan") if 1 in self.layers[-1].blocks[-1].window_size else 1)
+
+    monkeypatch.setattr(swin, "forward_features", divided)
     kwargs = {"depths": (1, 1, 1, 1), "embed_dim": 12}
     with pytest.raises(UsageError, match="not finite; it takes 32 x 32 with `stem` 'native'"):
         create_backbone(spec((3, 32, 32), "swinv2_tiny_window8_256", kwargs))
