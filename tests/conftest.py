@@ -43,6 +43,8 @@ TINY = {
     "probe_epochs": 2,
 }
 """Options with which the whole job on digits takes seconds."""
+QUICK = {"objective": "acl_ds", "attack_steps": 1}
+"""Of a pretraining with an attack and two norm banks whose steps take a quarter of GSA-RSL's."""
 OPTIONS = [f"--{k.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in TINY.items()]
 """The same on the command line."""
 FINISHED = [*OPTIONS, "--limit-test=24", "--keep-every=1"]

@@ -21,7 +21,7 @@ from acl_plugin.training.callbacks import Checkpoints
 from acl_plugin.training.guard import Guard
 from acl_plugin.training.pretrain import pretrain
 from acl_plugin.training.schedules import learning_rate, ramp
-from conftest import TINY
+from conftest import QUICK, TINY
 
 
 class Killed(Exception):
@@ -71,7 +71,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_con
     own = {"objective": objective, "objective_kwargs": paths_of(objective)}
     if objective == "coreset":
         own = {"objective": "gsa_rsl", "coreset": "rcs", "coreset_every": 3, "coreset_fraction": 0.8, "batch_size": 4}
-    config = tiny_config.replace(**own, epochs=4)
+    config = tiny_config.replace(**own, epochs=4, attack_steps=1)
     whole = pretrain(config, tmp_path / "whole")
     for epoch, batch in ((0, 1), (2, 1), (3, 0)):
         with pytest.raises(Killed):
@@ -88,7 +88,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_con
 def test_an_interrupted_run_keeps_the_step_and_resumes_after_it(tiny_config, tmp_path, healthy):
     """With a coreset and SIGTERM; the next test has all images and SIGINT."""
     own = {"coreset": "rcs", "coreset_every": 3, "coreset_fraction": 0.8}
-    config = tiny_config.replace(**own, epochs=3, batch_size=4, accumulate_grad_batches=1)
+    config = tiny_config.replace(**QUICK, **own, epochs=3, batch_size=4, accumulate_grad_batches=1)
     whole = pretrain(config, tmp_path / "whole")
     steps = []
     for at in ((0, 0), (0, 1), (1, 1)):
@@ -110,7 +110,7 @@ def test_an_interrupted_run_keeps_the_step_and_resumes_after_it(tiny_config, tmp
 
 @pytest.mark.e2e
 def test_an_interruption_waits_for_the_end_of_an_accumulated_step_and_of_an_epoch(tiny_config, tmp_path, healthy):
-    config = tiny_config.replace(epochs=3, batch_size=4, accumulate_grad_batches=2)
+    config = tiny_config.replace(**QUICK, epochs=3, batch_size=4, accumulate_grad_batches=2)
     whole = pretrain(config, tmp_path / "whole")
     for at, steps in (((0, 0), 1), ((0, 3), 3), ((2, 3), 6)):  # steps of two batches, two an epoch
         with pytest.raises(KeyboardInterrupt):
@@ -124,7 +124,7 @@ def test_an_interruption_waits_for_the_end_of_an_accumulated_step_and_of_an_epoc
 
 @pytest.mark.e2e
 def test_a_long_epoch_has_checkpoints_within(tiny_config, tmp_path, healthy, monkeypatch):
-    config = tiny_config.replace(epochs=3, batch_size=4, accumulate_grad_batches=2)  # two steps an epoch
+    config = tiny_config.replace(**QUICK, epochs=3, batch_size=4, accumulate_grad_batches=2)  # two steps an epoch
     whole = pretrain(config, tmp_path / "whole")
     monkeypatch.setattr(Checkpoints, "often", 0.0)
     for (epoch, batch), steps in (((0, 3), 1), ((1, 1), 2), ((2, 2), 5)):
@@ -268,7 +268,7 @@ def test_a_process_that_dies_between_two_checkpoints_resumes_from_the_one_before
 @pytest.mark.e2e
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_a_process_that_dies_between_checkpoint_and_metrics_loses_no_row(tiny_config, tmp_path, epoch, monkeypatch):
-    config = tiny_config.replace(epochs=3)
+    config = tiny_config.replace(**QUICK, epochs=3)
     monkeypatch.setattr(Guard, "healthy", True)  # so tiny an encoder may look collapsed, which puts a checkpoint off
     whole = pretrain(config, tmp_path / "whole")
     save, saved = Checkpoints._save, []
@@ -326,7 +326,7 @@ def test_real_training_does_not_look_collapsed(tiny_config, tmp_path):
 @pytest.mark.e2e
 @pytest.mark.parametrize("option", [{"precision": "bf16-mixed"}, {"precision": "64-true"}, {"optimizer": "lars"}])
 def test_lightnings_and_timms_options_are_passed_through(option, tiny_config, tmp_path):
-    run = pretrain(tiny_config.replace(**option), tmp_path / "run")
+    run = pretrain(tiny_config.replace(**option, attack_steps=1), tmp_path / "run")
     assert all(w.isfinite().all() for w in read_model(run.encoder_file)[1].values())
 
 

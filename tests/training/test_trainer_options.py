@@ -7,6 +7,7 @@ from acl_plugin.errors import TrainingUnfinished, UsageError
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.training.pretrain import pretrain
 from acl_plugin.training.trainer_options import FREE, signature_defaults
+from conftest import QUICK
 
 OTHER = {
     "accelerator": "tpu", "strategy": "ddp", "devices": 2, "num_nodes": 2, "precision": "bf16-mixed",
@@ -27,7 +28,7 @@ OTHER = {
 @pytest.fixture
 def config(tiny_config):
     """Four batches an epoch, and three steps: the last of them from one batch."""
-    return tiny_config.replace(epochs=2, batch_size=4, accumulate_grad_batches=2, limit_train=12)
+    return tiny_config.replace(**QUICK, epochs=2, batch_size=4, accumulate_grad_batches=2, limit_train=12)
 
 
 @pytest.fixture(scope="module")
