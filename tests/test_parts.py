@@ -1,11 +1,9 @@
 """The parts in examples/parts, from Python and as a package of a third party, from the pretraining to the report."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from processes import ended, started
 
 from conftest import ROOT
 
@@ -26,8 +24,8 @@ def test_a_part_is_one_short_file():
 
 
 @pytest.fixture
-def python(tmp_path):
-    """Run Python with a package of a third party that is installed in a folder of its own."""
+def command(tmp_path):
+    """Run a command, or a script, with a package of a third party that is installed in a folder of its own."""
     installed = tmp_path / "installed"
     about = installed / "their_parts-1.0.dist-info"
     about.mkdir(parents=True)
@@ -37,27 +35,17 @@ def python(tmp_path):
     lines = [f"[acl_plugin.{group}]\n{entry}\n" for group, entry in GROUPS.items()]
     (about / "entry_points.txt").write_text("\n".join(lines))
 
-    def run(*arguments, parts=installed):
-        paths = os.pathsep.join(map(str, (parts, ROOT)))
-        environment = os.environ | {
-            "PYTHONPATH": paths,
-            "OMP_NUM_THREADS": "1",
-            "ACL_PLUGIN_HOME": str(tmp_path / "home"),
-        }
-        done = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def run(*arguments, parts=installed, script=None):
+        out, err = tmp_path / "out.txt", tmp_path / "err.txt"
+        process = started(arguments, out, err, paths=[parts], folder=tmp_path, script=script, few=True)
+        assert ended(process) == 0, err.read_text()
+        return out.read_text()
 
     return run
 
 
 @pytest.mark.e2e
-def test_an_installed_package_brings_parts_by_name(python, tmp_path):
-    def command(*arguments):
-        return python("-W", "ignore", "-m", "acl_plugin", *arguments)
-
+def test_an_installed_package_brings_parts_by_name(command, tmp_path):
     options = {"data": "stripes", "attack": "RandomStep", "probe_protocol": "class_means"} | SMALL
     flags = [f"--{k.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in options.items()]
     assert "stripes" in command("list", "data")
@@ -90,7 +78,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.e2e
-def test_a_script_brings_parts_by_importing_them(python, tmp_path):
+def test_a_script_brings_parts_by_importing_them(command, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT.format(small=SMALL))
-    python("-W", "ignore", "script.py", parts=PARTS)
+    command(parts=PARTS, script=tmp_path / "script.py")
     assert json.loads((tmp_path / "run" / "probe.json").read_text())["protocol"] == "class_means"

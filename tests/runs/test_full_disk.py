@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import shutil
 import signal
 from pathlib import Path
@@ -93,10 +92,8 @@ def test_a_file_that_the_system_refuses_to_let_grow(tmp_path, monkeypatch):
     """The kernel's own error, not a pretended one; the limit is that of a process."""
     monkeypatch.chdir(tmp_path)
 
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-
-    assert ended(started(["pretrain", "--out", "run", *OPTIONS, "--accelerator=cpu"], "out", "err", limit)) == 1
+    command = ["pretrain", "--out", "run", *OPTIONS, "--accelerator=cpu"]
+    assert ended(started(command, "out", "err", largest_file=8192)) == 1
     told = Path("err").read_text()
     assert told.splitlines()[-1].startswith("acl-plugin: ")
     assert "File too large" in told.splitlines()[-1]

@@ -1,7 +1,6 @@
 """Two gloo ranks against one process with the joint batch: loss, gradients and trajectory."""
 
 import json
-import os
 import runpy
 import socket
 import subprocess
@@ -10,10 +9,10 @@ import types
 
 import pytest
 import torch
+from processes import ended, started
 
 from acl_plugin.config import TWO_SIDED
 from acl_plugin.runtime.distributed import average, gathered, ranks, require_script
-from conftest import ROOT
 
 SCRIPT = """
 import json, sys
@@ -113,11 +112,10 @@ def trajectories(tmp_path_factory):
     (folder / "rank.py").write_text(SCRIPT)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        given = [str(free.getsockname()[1]), str(folder), json.dumps(CASES)]
-    command = [sys.executable, str(folder / "rank.py")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    processes = [subprocess.Popen([*command, str(rank), *given], env=environment) for rank in (-1, 0, 1)]
-    assert [process.wait(300) for process in processes] == [0, 0, 0]
+        given = [free.getsockname()[1], folder, json.dumps(CASES)]
+    script = folder / "rank.py"
+    processes = [started([rank, *given], err=folder / f"{rank}.txt", script=script) for rank in (-1, 0, 1)]
+    assert [ended(each) for each in processes] == [0, 0, 0], [path.read_text() for path in folder.glob("*.txt")]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (-1, 0, 1)]
 
 
