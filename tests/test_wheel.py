@@ -41,9 +41,8 @@ def environment(tmp_path_factory):
     shutil.copytree(ROOT / "acl_plugin", source / "acl_plugin", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for each in (source, other):
-        build = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(folder / "wheels"), str(each)]
-        subprocess.run([*python, *build], check=True, capture_output=True)
+    build = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(folder / "wheels"), str(source), str(other)]
+    subprocess.run([*python, *build], check=True, capture_output=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     scripts = folder / "venv" / "bin"
     site = next((folder / "venv" / "lib").glob("python*/site-packages"))

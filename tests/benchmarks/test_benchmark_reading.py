@@ -1,3 +1,5 @@
+import multiprocessing
+
 import pytest
 
 import benchmarks.__main__ as main
@@ -8,7 +10,9 @@ from benchmarks import compact
 @pytest.mark.skipif(
     not __import__("pathlib").Path("/proc/self/smaps_rollup").is_file(), reason="memory is read on Linux"
 )
-def test_what_is_measured_becomes_a_table(results, fabricated):
+def test_what_is_measured_becomes_a_table(results, fabricated, monkeypatch):
+    fork = multiprocessing.get_context("fork")  # processes that need not import everything
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
     small = ["--images=600", "--measured=512", "--workers=[0,1]", "--repeats=1"]
     assert main.main(["reading", "--data-dir", str(fabricated), *small]) == 0
     kept = compact.read(results / "results" / "reading.json")
