@@ -26,7 +26,7 @@ from acl_plugin.objectives.pseudo_labels import PseudoLabels
 from acl_plugin.reporting import figures
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels, write_pseudo_labels
 from acl_plugin.runtime.messages import on_stderr
-from acl_plugin.theory import adversary, critics
+from acl_plugin.theory import adversary, critics, generalization, label_shift
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: each, and what it starts, has one
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -60,6 +60,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if not any(item.get_closest_marker(tier) for tier in TIERS):
             item.add_marker(pytest.mark.unit)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_fsync():
+    """No test cuts the power, so none waits for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -149,18 +157,22 @@ def paths_of(teacher_run, labels_file):
     return lambda name: _needed(name, str(teacher_run), str(labels_file))
 
 
-def shorten(patch):
-    """AutoAttack with few iterations and queries, and the audit's adversary and critic with few steps."""
+def shorten(patch, steps=3, queries=10):
+    """AutoAttack with few iterations and queries; the audit's adversary and critics with few steps and no choices."""
     original = pyautoattack.AutoAttack._set_version
 
     def fast(self, version="standard"):
         original(self, version)
-        self.square.n_queries, self.apgd.n_iter, self.apgd_targeted.n_iter, self.fab.n_iter = 50, 5, 5, 5
+        self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = steps
+        self.square.n_queries = queries
 
     patch(pyautoattack.AutoAttack, "_set_version", fast)
     patch(adversary, "STEPS", 3)
     patch(adversary, "RESTARTS", 1)
     patch(critics, "STEPS", 5)
+    patch(critics, "PENALTIES", (0.1,))
+    patch(label_shift, "DECAYS", (3e-2,))
+    patch(generalization, "DECAYS", (1e-2,))
 
 
 @pytest.fixture

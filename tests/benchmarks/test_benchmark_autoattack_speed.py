@@ -4,11 +4,12 @@ import benchmarks.__main__ as main
 from acl_plugin import pipeline
 from acl_plugin.config import preset
 from benchmarks import autoattack_speed, compact
-from conftest import TINY
+from conftest import TINY, shorten
 
 
 @pytest.mark.e2e
 def test_both_are_run_on_the_same_and_become_a_row(results, few, monkeypatch):
+    shorten(monkeypatch.setattr, 5, 50)  # enough that two seeds break the same, up to two images
     monkeypatch.setattr(autoattack_speed, "ceiling", lambda *_: 1e12)
     pipeline.run(preset("digits", **TINY | {"limit_test": 30}), results / "run")
     command = ["autoattack-speed", "tiny", str(results / "run"), "--limit", "30", "--turns", "2", "--eps", "0.01"]

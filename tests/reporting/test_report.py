@@ -21,7 +21,7 @@ from acl_plugin.reporting import figures, report
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.files import read_json, write_json
 from acl_plugin.theory import audit
-from conftest import TINY
+from conftest import TINY, shorten
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -54,24 +54,17 @@ class Page(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """One run with everything measured, and one that is only pretrained."""
-    import pyautoattack
-
     from acl_plugin.training.pretrain import pretrain
 
-    folder, original = tmp_path_factory.mktemp("runs"), pyautoattack.AutoAttack._set_version
-
-    def fast(self, version="standard"):
-        original(self, version)
-        self.square.n_queries, self.apgd.n_iter, self.apgd_targeted.n_iter, self.fab.n_iter = 20, 3, 3, 3
-
-    config = preset("digits", **SETTINGS)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pyautoattack.AutoAttack, "_set_version", fast)
-        patch.setenv("ACL_PLUGIN_HOME", str(folder / "home"))
-        pipeline.run(config, folder / "whole")
+    folder, config = tmp_path_factory.mktemp("runs"), preset("digits", **SETTINGS)
     whole = RunDir(folder / "whole")
-    evaluate_suite(whole, config, CPU, ["FGSM", "PGD-20"])
-    audit.audit([whole], whole, "all", 24, CPU)
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch.setattr)
+        patch.setattr(figures, "svg", lambda figure: b"<svg></svg>")
+        patch.setenv("ACL_PLUGIN_HOME", str(folder / "home"))
+        pipeline.run(config, whole.path)
+        evaluate_suite(whole, config, CPU, ["FGSM", "PGD-20"])
+        audit.audit([whole], whole, "all", 24, CPU)
     return whole, pretrain(preset("digits", **SETTINGS, objective="simclr"), folder / "begun")
 
 
