@@ -9,7 +9,7 @@ import pytest
 
 import acl_plugin
 from acl_plugin.attacks.catalogue import attack_names
-from conftest import ROOT, TINY
+from conftest import QUICK, ROOT, TINY
 
 EXAMPLES = ROOT / "examples"
 SMALL = {k: v for k, v in TINY.items() if k not in ("backbone", "backbone_kwargs")} | {"epochs": 1, "probe_epochs": 1}
@@ -55,7 +55,7 @@ def test_digits(tmp_path, few):
 def test_swap_backbone(tmp_path, few, monkeypatch):
     module = example("swap_backbone")
     monkeypatch.setitem(module.BACKBONES["vit_tiny_patch16_224"], "backbone_kwargs", {"depth": 1, "embed_dim": 96})
-    assert module.main(tmp_path, **SMALL).keys() == module.BACKBONES.keys()
+    assert module.main(tmp_path, **SMALL | QUICK).keys() == module.BACKBONES.keys()
     for backbone in module.BACKBONES:
         assert acl_plugin.load_classifier(tmp_path / backbone).spec.backbone == backbone
 

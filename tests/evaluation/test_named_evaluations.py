@@ -50,7 +50,7 @@ def test_evaluations_of_other_settings_stand_side_by_side(run, few, capsys):
 
 @pytest.mark.e2e
 def test_several_processes_and_interruptions(run, few):
-    config = run.read_config().replace(limit_test=12, eps=0.05, devices=2, eval_batch_size=6)
+    config = run.read_config().replace(limit_test=12, eps=0.5, devices=2, eval_batch_size=6)  # soon done
     found = evaluate(run, config, name="shared")
     alone = evaluate(run, config.replace(devices=1), name="alone")
     assert found["clean_accuracy"] == alone["clean_accuracy"]

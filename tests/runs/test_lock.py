@@ -17,7 +17,7 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import locked
 from acl_plugin.runtime import seeding
 from acl_plugin.training.pretrain import pretrain
-from conftest import TINY
+from conftest import QUICK, TINY
 
 
 def hold(path, holds):
@@ -96,9 +96,9 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path):
 @pytest.mark.e2e
 def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 0.0)
-    run = pretrain(preset("digits", **TINY | {"epochs": 1}), tmp_path / "run")
+    run = pretrain(preset("digits", **TINY | QUICK | {"epochs": 1}), tmp_path / "run")
     os.utime(run.encoder_file, (0, 0))
-    assert pretrain(preset("digits", **TINY | {"epochs": 1}), tmp_path / "run").encoder_file.is_file()
+    assert pretrain(preset("digits", **TINY | QUICK | {"epochs": 1}), tmp_path / "run").encoder_file.is_file()
 
 
 def in_another_thread(work):
@@ -120,7 +120,7 @@ def in_another_thread(work):
 @pytest.mark.e2e
 @pytest.mark.parametrize("folder", ["run", "other"])
 def test_a_second_thread_is_refused_before_anything_is_written_and_the_first_ends_as_alone(folder, tmp_path):
-    config = preset("digits", **TINY)
+    config = preset("digits", **TINY | QUICK)
     whole = pretrain(config, tmp_path / "whole")
     found = []
 
@@ -148,7 +148,7 @@ def test_a_second_thread_is_refused_before_anything_is_written_and_the_first_end
 @pytest.mark.e2e
 def test_another_threads_private_numbers_do_not_disturb_a_training(tmp_path):
     """Such as those of ``load_encoder``, which builds a model."""
-    config = preset("digits", **TINY | {"epochs": 4})
+    config = preset("digits", **TINY | QUICK | {"epochs": 4})
     whole, done = pretrain(config, tmp_path / "whole"), threading.Event()
 
     def disturb():

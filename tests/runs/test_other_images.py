@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import ended, started
 
 from acl_plugin import UsageError, config, load_classifier, pipeline
 from acl_plugin.cli.main import main
@@ -24,6 +23,7 @@ CLASSES = ("ape", "bee", "cat", "dog")
 SETTINGS = TINY | {
     "image_size": 8, "augment": "digits", "precision": "32-true", "limit_train": None, "limit_test": None,
     "probe_batch_size": 8, "probe_lr": 0.1, "probe_augment": "none", "keep_every": 1,
+    "objective": "acl_ds",
 }  # fmt: skip
 
 
@@ -262,9 +262,9 @@ def test_test_images_that_are_training_images_are_counted(there, capsys):
 @pytest.mark.e2e
 def test_output_may_be_redirected_into_the_runs_folder(tmp_path):
     """By any name: the file is the standard output, or error, of the command."""
-    command = [sys.executable, "-m", "acl_plugin", "pretrain", "--out", "run", *OPTIONS, "--objective", "simclr"]
+    command = ["pretrain", "--out", "run", *OPTIONS, "--objective", "simclr"]
     (tmp_path / "run").mkdir()
-    with (tmp_path / "run" / "said").open("w") as out, (tmp_path / "run" / "errors").open("w") as err:
-        subprocess.run(command, cwd=tmp_path, stdout=out, stderr=err, check=True)
+    said, errors = tmp_path / "run" / "said", tmp_path / "run" / "errors"
+    assert ended(started(command, said, errors, folder=tmp_path)) == 0
     assert (tmp_path / "run" / "encoder.pt").is_file()
     assert "encoder: run/encoder.pt" in (tmp_path / "run" / "said").read_text()
