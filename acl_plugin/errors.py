@@ -80,7 +80,7 @@ def missing_extra(what: str, extra: str, error: ImportError, parameter: str) -> 
         what: what needs the package.
         extra: name of the extra.
         error: failure of the import.
-        parameter: name of the parameter that asks for it.
+        parameter: name of the parameter that needs it.
     """
     details = " ".join(str(error).split())
     remedy = "" if " Run: " in details else f"; run: pip install 'acl-plugin[{extra}]'"

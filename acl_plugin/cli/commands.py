@@ -195,7 +195,7 @@ def write_report(arguments: list[str]) -> None:
     given = parser.parse(arguments)
     runs = [RunDir(path) for path in given.runs]
     for run in runs:
-        run.read_config()
+        run.require_folder()
 
     from acl_plugin.reporting import report
 

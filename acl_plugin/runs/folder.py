@@ -107,16 +107,24 @@ class RunDir:
             if any(f.is_file() for f in (each.evaluation_file, each.suite_file, each.corruptions_file))
         ]
 
+    def require_folder(self) -> None:
+        """Check that the folder exists.
+
+        Raises:
+            UsageError: when it does not.
+        """
+        if not self.path.is_dir():
+            raise UsageError(
+                f"{self.path}: no such run folder", parameter="run", given=str(self.path), allowed="a run folder"
+            )
+
     def require(self, file: Path, stage: str) -> Path:
         """Return ``file``, which is written by the command ``stage``.
 
         Raises:
             UsageError: when it is missing, with the command to run first.
         """
-        if not self.path.is_dir():
-            raise UsageError(
-                f"{self.path}: no such run folder", parameter="run", given=str(self.path), allowed="a run folder"
-            )
+        self.require_folder()
         if not file.is_file():
             message = f"{file} is missing; run first: acl-plugin {stage}"
             raise UsageError(message, parameter="run", given=str(self.path), allowed=f"a run folder with {file.name}")

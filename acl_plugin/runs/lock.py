@@ -98,7 +98,7 @@ def exclusive(stage: Callable[Concatenate[RunDir, P], T]) -> Callable[Concatenat
 
 def _sweep(folder: Path) -> None:
     """Remove unfinished files of killed processes, see ``runtime.files.write_atomic``."""
-    if os.name == "nt":  # where signal 0, which asks whether a process lives, interrupts it
+    if os.name == "nt":  # where signal 0, which tests whether a process lives, interrupts it
         return
     for path in folder.rglob(".*.tmp"):
         owner = path.name.split(".")[-2]

@@ -52,8 +52,8 @@ def precision(requested: str, device: torch.device) -> str:
     if device.type == "cuda":
         quick = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        ask: Any = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.5 does not tell
-        has = ask() if device.type == "cpu" else {}
+        capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.5 has none
+        has = capabilities() if device.type == "cpu" else {}
         quick = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
     return "bf16-mixed" if quick else "32-true"
 

@@ -113,7 +113,7 @@ def _timers(trainer: Any) -> list[Timer]:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints atomically, keep the previous one of the run as ``before.ckpt``, execute no code of them."""
+    """Write checkpoints atomically, keep the previous one as ``before.ckpt``, and load them without executing code."""
 
     def __init__(self, run: RunDir) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_atomic(path, content)
 
     def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
-        # Whatever Lightning passes: before 2.6, its Trainer cannot ask for weights only.
+        # whatever Lightning passes: before 2.6, its Trainer has no option for weights only
         return read_intact(Path(path))
 
 
