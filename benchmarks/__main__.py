@@ -9,6 +9,7 @@ python -m benchmarks correlation                  audit the ablation's runs; wri
 python -m benchmarks speed                        measure a training step; write results/speed_*.json
 python -m benchmarks scaling                      measure it by batch and ranks; write results/scaling_*.json
 python -m benchmarks reading                      read images from disk and memory; write results/reading.json
+python -m benchmarks startup                      measure the start of commands; write results/startup.json
 python -m benchmarks autoattack-speed NAME RUN    compare AutoAttack to the reference; write autoattack_speed_NAME.json
 python -m benchmarks record                       train against the clock; write results/record_*.json
 python -m benchmarks suite NAME RUN               write the standard attacks and corruptions to results/suite_NAME.json
@@ -31,6 +32,7 @@ from benchmarks import reading as measured_reading
 from benchmarks import record as recorded
 from benchmarks import scaling as measured_scaling
 from benchmarks import speed as measured_speed
+from benchmarks import startup as measured_startup
 from benchmarks.experiments import Job
 from benchmarks.rows import EXPERIMENTS
 
@@ -138,6 +140,12 @@ def reading(*arguments: str) -> None:
     table()
 
 
+def startup(*arguments: str) -> None:
+    """Measure how long commands that compute nothing take, see ``benchmarks.startup``."""
+    compact.write(RESULTS / "startup.json", measured_startup.run(*arguments))
+    table()
+
+
 def autoattack_speed(name: str, *arguments: str) -> None:
     """Compare AutoAttack to the reference package on a run's classifier, see ``benchmarks.autoattack_speed``."""
     compact.write(RESULTS / f"autoattack_speed_{name}.json", measured_autoattack.run(*arguments))
@@ -170,6 +178,7 @@ COMMANDS: dict[str, Any] = {
     "record": record,
     "scaling": scaling,
     "reading": reading,
+    "startup": startup,
     "autoattack-speed": autoattack_speed,
     "suite": suite,
     "table": table,

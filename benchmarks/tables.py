@@ -394,6 +394,22 @@ def reading(kept: dict[str, Any]) -> list[str]:
     return lines
 
 
+def startup(kept: dict[str, Any]) -> list[str]:
+    """Return one row per command that computes nothing, with its time as a ratio to the import of PyTorch."""
+    lines = [
+        "## Start-up",
+        "",
+        f"A process for each command, in turns; the median of {kept['settings']['repeats']} measurements. "
+        f"{kept['environment']['device']}, {kept['environment']['threads']} threads.",
+        "",
+        *head("command", "s", "range", "of `import torch`"),
+    ]
+    for r in kept["rows"]:
+        range_ = f"{r['fastest']:.2f} to {r['slowest']:.2f}"
+        lines += row(r["name"], f"{r['seconds']:.2f}", range_, f"{r['to_torch']:.2f}")
+    return lines
+
+
 TERMS = "nce_adv nce_clean sharpness js mmd sliced_wasserstein wasserstein coupling_distance probe_norm".split()
 """Terms of an audit that are shown by row."""
 LABELS = {"robust_loss": "R", "benign_loss": "B", "sliced_wasserstein": "sliced W1", "wasserstein": "W1"}
@@ -405,6 +421,7 @@ SECTIONS = {
     "correlation_": correlation,
     "scaling_": scaling,
     "reading": reading,
+    "startup": startup,
     "record_": record,
     "suite_": suite,
 }
