@@ -117,7 +117,8 @@ def _as_command(silent: bool) -> Iterator[None]:
     """Set what belongs to a command and not to a library: signals, progress bars, output and warnings of libraries."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files and classes may have letters that a console has not
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError, ValueError):  # closed, or redirected after it was opened
+                stream.reconfigure(errors="backslashreplace")
     before = Progress.silent
     in_main_thread = threading.current_thread() is threading.main_thread()
     # schedulers send SIGTERM; treat it as SIGINT

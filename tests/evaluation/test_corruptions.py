@@ -124,6 +124,6 @@ def test_what_cannot_be_is_reported(run, tmp_path, monkeypatch, images, library)
     with pytest.raises(UsageError, match="images of 1 x 8 x 8 cannot be corrupted"):
         generated(small.pixels, small.labels, small.rows, 0)
     monkeypatch.setitem(__import__("sys").modules, "imagecorruptions", None)
-    with pytest.raises(UsageError, match=r"pip install 'acl-plugin\[corruptions\]', or give"):
+    with pytest.raises(UsageError, match=r"without `corruptions_dir`.*pip install 'acl-plugin\[corruptions\]'"):
         evaluate_corruptions(run, preset("cifar10"), CPU)
     assert not run.corruptions_file.exists()
