@@ -94,6 +94,15 @@ class Registry:
         name = self._registered(name)
         return name in self._modules or name in self._factories or bool(self._entry_points(name))
 
+    def require(self, name: str) -> None:
+        """Check that a name is registered, without loading it.
+
+        Raises:
+            UsageError: for an unknown name, with the nearest.
+        """
+        if name not in self:
+            raise unknown(self.kind, self._registered(name), self.names(), parameter=self.parameter)
+
     def get(self, name: str) -> Callable[..., Any]:
         """Return the class or function registered under ``name``; load its entry point if necessary.
 
@@ -101,11 +110,10 @@ class Registry:
             UsageError: for an unknown name, an entry point that cannot be loaded (with its distribution's name), or a
                 name registered by several distributions, in any order.
         """
+        self.require(name)
         name = self._registered(name)
         self._import(name)
         entries = self._entry_points(name)
-        if name not in self._factories and not entries:
-            raise unknown(self.kind, name, self.names(), parameter=self.parameter)
         found = [(self._load(entry), _distribution(entry)) for entry in entries]
         if name in self._factories:
             found.append((self._factories[name], _origin(self._factories[name])))

@@ -19,7 +19,7 @@ from acl_plugin.cli.parser import (
     parser_of,
 )
 from acl_plugin.config import MachineConfig, ProbeConfig, ThreatConfig, check, unused
-from acl_plugin.errors import UsageError, unknown
+from acl_plugin.errors import UsageError
 from acl_plugin.registry import EXPORTERS, OBJECTIVES
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.validation import Range, check_value
@@ -52,8 +52,7 @@ def _run(name: str, arguments: list[str]) -> None:
     if compare is not None:
         configs.append(config.replace(objective=compare, **configuration.following(config, objective=compare)))
     for each in configs:
-        if each.objective.objective not in OBJECTIVES:
-            raise unknown("objective", each.objective.objective, OBJECTIVES.names())
+        OBJECTIVES.require(each.objective.objective)
     unused.refuse([each.options() for each in configs], configuration.usual(config).options(), unused.RUN)
 
     from acl_plugin import pipeline

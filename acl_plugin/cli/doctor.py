@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from acl_plugin.cli.parser import parser_of
 from acl_plugin.compat import robustbench_copy
 from acl_plugin.errors import reason
+from acl_plugin.runs.environment import device_name, installed_version
 from acl_plugin.runtime.paths import data_home
 from acl_plugin.version import VERSION
 
@@ -56,8 +57,7 @@ def _each(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
     try:
         yield from check()
     except Exception as error:
-        name = check.__name__.replace("_", " ")
-        yield Finding(name, f"failed: {reason(error)}", "reinstall the package that is named")
+        yield Finding(check.__name__, f"failed: {reason(error)}", "reinstall the package that is named")
 
 
 def system() -> Iterator[Finding]:
@@ -67,28 +67,30 @@ def system() -> Iterator[Finding]:
     yield Finding("system", platform.platform())
 
 
-def packages() -> Iterator[Finding]:
-    """Yield the version of each package against what this one needs."""
-    for given in requires(DISTRIBUTION) or ():
-        requirement = Requirement(given)
-        extra = next((e for e in EXTRAS if requirement.marker and requirement.marker.evaluate({"extra": e})), None)
-        if requirement.marker and extra is None:
-            continue
-        name, needed = requirement.name, str(requirement.specifier)
-        try:
-            found = version(name)
-        except PackageNotFoundError:
-            if extra is None:
-                yield Finding(name, f"not installed; needed is {needed}", f'pip install "{name}{needed}"')
-            else:
-                yield Finding(name, f"not installed; the extra {extra} brings it")
-            continue
-        fits = requirement.specifier.contains(found, prereleases=True)
-        remedy = "" if fits else f'pip install "{name}{needed}"'
-        yield Finding(name, found if fits else f"{found}; needed is {needed}", remedy)
-
-
 EXTRAS = ("robustbench", "corruptions", "hf", "wandb", "mlflow")
+
+
+def packages() -> Iterator[Finding]:
+    """Yield the version of each package against what this one needs; extras that are not installed need nothing."""
+    needed: dict[str, list[Requirement]] = {}
+    for requirement in map(Requirement, requires(DISTRIBUTION) or ()):
+        marker = requirement.marker
+        extra = next((e for e in EXTRAS if marker and marker.evaluate({"extra": e})), None)
+        if marker is None or extra is not None:
+            needed.setdefault(extra or "", []).append(requirement)
+    for extra, requirements in needed.items():
+        missing = [each for each in requirements if installed_version(each.name) is None]
+        for each in missing if extra and missing else requirements:
+            yield _package(each, extra)
+
+
+def _package(requirement: Requirement, extra: str) -> Finding:
+    name, needed, found = requirement.name, str(requirement.specifier), installed_version(requirement.name)
+    if found is None and extra:
+        return Finding(name, f"not installed; the extra {extra} brings it")
+    if found is not None and requirement.specifier.contains(found, prereleases=True):
+        return Finding(name, found)
+    return Finding(name, f"{found or 'not installed'}; needed is {needed}", f'pip install "{name}{needed}"')
 
 
 def robustbench() -> Iterator[Finding]:
@@ -107,7 +109,6 @@ def device() -> Iterator[Finding]:
     from acl_plugin.runtime.device import precision, training_device
 
     here = training_device("auto")
-    name = torch.cuda.get_device_name() if here.type == "cuda" else platform.processor() or platform.machine()
     driver = Path("/proc/driver/nvidia/version")
     if here.type != "cuda" and (driver.is_file() or shutil.which("nvidia-smi")):
         built = f"PyTorch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "PyTorch is built for CPU"
@@ -115,7 +116,7 @@ def device() -> Iterator[Finding]:
         yield Finding("device", f"there is an NVIDIA driver, but no CUDA device; {built}", remedy)
     else:
         yield Finding(
-            "device", f"{here.type}: {name}" + (f", CUDA {torch.version.cuda}" if here.type == "cuda" else "")
+            "device", f"{here.type}: {device_name()}" + (f", CUDA {torch.version.cuda}" if here.type == "cuda" else "")
         )
     quick = precision("auto", here) == "bf16-mixed"
     yield Finding(

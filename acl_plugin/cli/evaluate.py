@@ -8,7 +8,7 @@ from typing import Any
 from acl_plugin import config as configuration
 from acl_plugin.cli.parser import Parser, defaults_of_run, known_options, parse, parser_of
 from acl_plugin.config import DataConfig, EvaluationConfig, MachineConfig, ThreatConfig, check, unused
-from acl_plugin.errors import UsageError, unknown
+from acl_plugin.errors import UsageError
 from acl_plugin.registry import SUITES
 from acl_plugin.runs.folder import RunDir
 
@@ -95,7 +95,7 @@ def _own_model(arguments: list[str]) -> None:
 
     from acl_plugin.cli.own_model import evaluate_named
 
-    print("\n".join(evaluate_named(config, options)))
+    print("\n".join(evaluate_named(config, options, None if is_file else out)))
 
 
 def _defaults_of_dataset(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,8 +110,7 @@ def _require_suite(suite: str) -> None:
     Raises:
         UsageError: for an unknown suite, and for one of run folders.
     """
-    if suite not in SUITES:
-        raise unknown("suite", suite, SUITES.names())
+    SUITES.require(suite)
     allowed = ("autoattack", "corruptions", "standard")
     if suite not in allowed:
         message = f"`suite` {suite} evaluates run folders; with `model` allowed are {', '.join(allowed)}"

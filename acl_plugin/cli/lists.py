@@ -47,7 +47,7 @@ def _objectives() -> list[str]:
 
         return tables.objectives()
 
-    return _kept("objectives", lines)
+    return _kept("objectives", lines) if registry.OBJECTIVES.is_ours() else lines()
 
 
 def _datasets() -> list[str]:
@@ -57,7 +57,7 @@ def _datasets() -> list[str]:
         names = registry.DATASETS.names()
         return tables.named({name: tables.first_line(registry.DATASETS.get(name)) for name in names})
 
-    return _kept("data", lines)
+    return _kept("data", lines) if registry.DATASETS.is_ours() else lines()
 
 
 def _attacks() -> list[str]:
@@ -90,9 +90,7 @@ LISTS: dict[str, Callable[[], list[str]]] = {
 
 
 def _kept(name: str, lines: Callable[[], list[str]]) -> list[str]:
-    """Return ``lines()``, from a file if this code computed them before and no other distribution adds to them."""
-    if not (registry.OBJECTIVES.is_ours() and registry.DATASETS.is_ours()):
-        return lines()
+    """Return ``lines()``, from a file if this code computed them before."""
     file = data_home() / "lists" / f"{name}-{_code()}.txt"
     try:
         return file.read_text("utf-8").splitlines()
@@ -109,7 +107,7 @@ def _kept(name: str, lines: Callable[[], list[str]]) -> list[str]:
 
 
 def _code() -> str:
-    """Return a hash that changes with this package, timm, or the exports that are registered with it."""
+    """Return a hash that changes with this package or timm."""
     files = sorted(Path(registry.__file__).parent.rglob("*.py"))
     stamps = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
     return hashlib.sha256("\n".join([version("timm"), *stamps]).encode()).hexdigest()[:16]

@@ -15,33 +15,32 @@ from acl_plugin.reporting import tables
 from acl_plugin.runtime.device import training_device
 
 
-def evaluate_named(config: RunConfig, options: Mapping[str, Any]) -> list[str]:
+def evaluate_named(config: RunConfig, options: Mapping[str, Any], folder: Path | None) -> list[str]:
     """Evaluate the model of ``--model``, write the results to ``--out``, and return the lines to print.
 
     Args:
         config: images, threat model and machine.
         options: options of the command.
+        folder: folder of the results, resumable; None if ``--out`` is a file.
     """
     device, data = training_device(config.machine.accelerator), datasets.load(config.data)
     model = load_model(options["model"], config.data.data, config.threat.norm, len(data.classes)).to(device)
-    out: Path = options["out"]
-    is_file = out.suffix == ".json"
     given = {
         "seed": config.machine.seed,
         "batch_size": config.evaluation.eval_batch_size,
-        "folder": None if is_file else out,
+        "folder": folder,
         "overwrite": options["overwrite"],
         "classes": data.classes,
         "dataset": config.data.data,
     }
     result = _result(model, data, config, options, given)
-    if is_file:
-        result.save(out)
+    if folder is None:
+        result.save(options["out"])
     lines = tables.evaluation(options["suite"], options["model"], result.values)
     if options["per_class"]:
         assert isinstance(result, Evaluation)
         lines += tables.classes(result.verdicts, data.classes)
-    return [*lines, f"results: {out}"]
+    return [*lines, f"results: {options['out']}"]
 
 
 def _result(

@@ -112,7 +112,6 @@ class Parser(jsonargparse.ArgumentParser):
         union = re.search(r"Subtypes: \[(.*?)\] Errors", message)
         if union and value:
             kinds = re.sub(r"<class '(\w+)'>", r"\1", union[1]).replace("NoneType", "null")
-            kinds = re.sub(r"^null, (.*)", r"\1, null", kinds)  # as older versions of jsonargparse name it first
             message = f"`{name}`: allowed: {kinds}. Got value: {value[1]}"
         message = re.sub(r"Expected a typing.Literal\[(.*?)\]\.", r"allowed: \1.", message)
         message = re.sub(r"Expected an? (<class ')?(\w+)('>)?\.", r"allowed: \2.", message)

@@ -16,25 +16,30 @@ def environment() -> dict[str, Any]:
     """Return versions, device and threads of this process, and the package's git commit if it is a checkout."""
     import torch
 
-    cuda = torch.cuda.is_available()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
-        "device": torch.cuda.get_device_name() if cuda else _cpu_name(),
+        "packages": {name: found for name in PACKAGES if (found := installed_version(name))},
+        "device": device_name(),
         "threads": torch.get_num_threads(),
         "git_commit": _git_commit(),
     }
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """Return the version of a distribution; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _cpu_name() -> str:
+def device_name() -> str:
+    """Return the name of the GPU, or of the processor without one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

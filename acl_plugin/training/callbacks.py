@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from acl_plugin.config import TrainingConfig
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runtime.files import read_intact, torch_bytes, write_atomic
+from acl_plugin.runtime.files import torch_bytes, write_atomic
 from acl_plugin.runtime.progress import Progress
 
 
@@ -113,7 +113,7 @@ def _timers(trainer: Any) -> list[Timer]:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write checkpoints atomically, keep the previous one as ``before.ckpt``, and load them without executing code."""
+    """Write checkpoints atomically, and keep the previous one of the run as ``before.ckpt``."""
 
     def __init__(self, run: RunDir) -> None:
         super().__init__()
@@ -126,10 +126,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if path == self.run.checkpoint_file and path.is_file():
             path.replace(self.run.earlier_checkpoint_file)
         write_atomic(path, content)
-
-    def load_checkpoint(self, path: Any, *_: Any, **__: Any) -> dict[str, Any]:
-        # whatever Lightning passes: before 2.6, its Trainer has no option for weights only
-        return read_intact(Path(path))
 
 
 class ShowProgress(lightning.Callback):

@@ -110,7 +110,7 @@ def _limit(options: dict[str, Any]) -> int | None:
 def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoints: Checkpoints) -> None:
     resume = _checkpoint(run)
     try:
-        trainer.fit(module, ckpt_path=resume)
+        trainer.fit(module, ckpt_path=resume, weights_only=True)
     except SystemExit as error:  # raised by Lightning on SIGINT
         raise KeyboardInterrupt from error
     if not trainer.is_global_zero:
