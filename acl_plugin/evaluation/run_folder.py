@@ -94,8 +94,9 @@ def evaluate(
     states.begin(settings, overwrite)
     starts = range(0, len(images), batch_size)
     target = Target(model, images, images.labels, threat, batch_size, config.machine.seed)
-    with Progress("AutoAttack", len(starts) * len(STANDARD), attacks_done(states, starts), unit="attack") as progress:
-        if config.machine.devices == 1:
+    attacks, done = len(starts) * len(STANDARD), attacks_done(states, starts)
+    with Progress("AutoAttack", attacks, done, unit="attack") as progress:
+        if config.machine.devices == 1 or done == attacks:
             attack_chunks(states, target, starts, progress.advance)
         else:
             share_out(run, states, config, device, starts, progress)

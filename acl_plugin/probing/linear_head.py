@@ -2,12 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.data.images import Images, batched
 from acl_plugin.models.encoder import Classifier
+from acl_plugin.runtime.threads import one_thread
 
 
 def zero_head(model: Classifier) -> None:
@@ -79,7 +79,7 @@ def fit_head(
     x = features.double().cpu()
     mean = x.mean(0)
     fit = LogisticRegression(C=1 / (weight_decay * len(x)), tol=tolerance, max_iter=20_000)
-    with threadpool_limits(1):  # threads slow down many small products
+    with one_thread():
         fit.fit((x - mean).numpy(), labels.cpu().numpy())  # centering halves the number of steps
     weight = torch.from_numpy(fit.coef_)
     bias = torch.from_numpy(fit.intercept_) - weight @ mean

@@ -48,8 +48,8 @@ def device_name() -> str:
 
 
 def _git_commit() -> str | None:
-    source = Path(__file__).resolve().parent
-    if not (source.parent / ".git").exists():
+    source = Path(__file__).resolve().parents[2]
+    if not (source / ".git").exists():
         return None
     try:
         command = ["git", "-C", str(source), "rev-parse", "HEAD"]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
+
+from acl_plugin.runtime.threads import one_thread
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridge penalties to choose from, relative to the mean variance of a feature."""
@@ -154,7 +155,7 @@ def clusters(count: int) -> Callable[[Rows, int], Callable[[Rows], Values]]:
         from sklearn.cluster import KMeans
 
         both = torch.cat([rows.benign, rows.adversarial]).float()
-        with threadpool_limits(1):
+        with one_thread():
             means = KMeans(min(count, len(both)), n_init=2, random_state=seed % 2**32).fit(both.numpy())
         centers = torch.from_numpy(means.cluster_centers_)
 

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import pickle
+import subprocess
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from acl_plugin.models.encoder import Classifier
 from acl_plugin.runs import environment, models
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime import files
-from conftest import spec
+from conftest import ROOT, spec
 
 
 @pytest.fixture
@@ -113,6 +114,18 @@ def test_environment_names_versions_device_and_threads():
     assert record["threads"] == torch.get_num_threads()
     assert record["device"]
     assert set(record) == {"python", "platform", "packages", "device", "threads", "git_commit"}
+
+
+def test_the_environment_has_the_commit_of_a_checkout():
+    command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
+    if not (ROOT / ".git").exists() or (found := subprocess.run(command, capture_output=True, text=True)).returncode:
+        pytest.skip("not a checkout, or not one that git reads")
+    assert environment.environment()["git_commit"] == found.stdout.strip()
+
+
+def test_the_environment_of_an_installed_package_has_no_commit(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "acl_plugin" / "runs" / "environment.py"))
+    assert environment.environment()["git_commit"] is None
 
 
 def test_a_file_and_an_unwritable_folder_are_refused(tmp_path):
