@@ -4,6 +4,7 @@ import difflib
 import re
 import traceback
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,18 @@ def missing_extra(what: str, extra: str, error: ImportError, parameter: str) -> 
         parameter: name of the parameter that needs it.
     """
     details = " ".join(str(error).split())
-    remedy = "" if " Run: " in details else f"; run: pip install 'acl-plugin[{extra}]'"
+    remedy = "" if " Run: " in details else "; run: " + pip_install(f"'acl-plugin[{extra}]'")
     return UsageError(f"{what}: {details}{remedy}", parameter=parameter, given=None, allowed=f"the extra {extra}")
+
+
+def pip_install(what: str) -> str:
+    """Return the command that installs ``what`` here: by uv in an environment without pip, as uv makes them.
+
+    Example:
+        >>> pip_install("'acl-plugin[hf]'")
+        "pip install 'acl-plugin[hf]'"
+    """
+    return f"pip install {what}" if find_spec("pip") else f"uv pip install {what}"
 
 
 def reason(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from acl_plugin.cli.parser import parser_of
 from acl_plugin.compat import robustbench_copy
-from acl_plugin.errors import reason
+from acl_plugin.errors import pip_install, reason
 from acl_plugin.runs.environment import device_name, installed_version
 from acl_plugin.runtime.paths import data_home
 from acl_plugin.version import VERSION
@@ -90,7 +90,7 @@ def _package(requirement: Requirement, extra: str) -> Finding:
         return Finding(name, f"not installed; the extra {extra} brings it")
     if found is not None and requirement.specifier.contains(found, prereleases=True):
         return Finding(name, found)
-    return Finding(name, f"{found or 'not installed'}; needed is {needed}", f'pip install "{name}{needed}"')
+    return Finding(name, f"{found or 'not installed'}; needed is {needed}", pip_install(f'"{name}{needed}"'))
 
 
 def robustbench() -> Iterator[Finding]:

@@ -4,34 +4,34 @@ from importlib.metadata import PackageNotFoundError, files
 from importlib.util import find_spec
 from typing import Any
 
+from acl_plugin.errors import pip_install
+
 OVERWRITTEN = (
     "the installed robustbench is not whole: installing or removing torchattacks, whose wheel carries an old copy of "
-    "robustbench, has overwritten or deleted its files. Run: "
-    "pip install --force-reinstall --no-deps robustbench==1.1.1"
+    "robustbench, has overwritten or deleted its files"
 )
-ABSENT = (
-    "robustbench is not installed; there is an old copy of parts of it, which the wheel of torchattacks carries. Run: "
-    "pip install 'acl-plugin[robustbench]'"
-)
+ABSENT = "robustbench is not installed; there is an old copy of parts of it, which the wheel of torchattacks carries"
 
 
 def damage() -> str:
     """Return what is wrong with a robustbench that fails or lacks parts, with the command to run."""
-    return ABSENT if _recorded() is None else OVERWRITTEN
+    if _recorded() is None:
+        return f"{ABSENT}. Run: " + pip_install("'acl-plugin[robustbench]'")
+    return f"{OVERWRITTEN}. Run: " + pip_install("--force-reinstall --no-deps robustbench==1.1.1")
 
 
 def found_damage() -> str | None:
     """Compare the files of robustbench with its record; return what is wrong, None if it is whole or not there."""
     recorded = _recorded()
     if recorded is None:
-        return None if find_spec("robustbench") is None else ABSENT
+        return None if find_spec("robustbench") is None else damage()
     for path, size in recorded.items():
         try:
             same = path.stat().st_size == size
         except OSError:
             same = False
         if not same:
-            return OVERWRITTEN
+            return damage()
     return None
 
 

@@ -14,7 +14,7 @@ from acl_plugin.data.images import DataSet
 from acl_plugin.data.own_images import Listing, read_splits
 from acl_plugin.data.published_sets import dataset_folder
 from acl_plugin.data.sources import Files
-from acl_plugin.errors import UsageError, missing_extra
+from acl_plugin.errors import UsageError, missing_extra, pip_install
 from acl_plugin.registry import DATASETS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -63,7 +63,8 @@ def robustbench_images() -> tuple[list[str], list[str]]:
         what = "`data` imagenet tests on the images that robustbench lists"
         raise missing_extra(what, "robustbench", error, "data") from error
     except (OSError, ValueError) as error:
-        message = "`data` imagenet tests on the images that robustbench lists; install it: pip install robustbench"
+        remedy = pip_install("--force-reinstall --no-deps robustbench")
+        message = f"`data` imagenet tests on the images that robustbench lists, and lacks here; run: {remedy}"
         raise UsageError(message, parameter="data", given="imagenet", allowed="with robustbench installed") from error
     return sorted(number, key=number.__getitem__), names
 

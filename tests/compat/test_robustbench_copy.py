@@ -5,7 +5,9 @@ from importlib import invalidate_caches
 
 import pytest
 
-from acl_plugin.compat.robustbench_copy import ABSENT, OVERWRITTEN, found_damage
+from acl_plugin import errors
+from acl_plugin.compat import robustbench_copy
+from acl_plugin.compat.robustbench_copy import ABSENT, OVERWRITTEN, damage, found_damage
 
 RECORD = "robustbench/__init__.py,sha256=abc,4\nrobustbench/eval.py,,6\nrobustbench-9.9.dist-info/RECORD,,\n"
 
@@ -34,14 +36,16 @@ def test_a_whole_one(site):
 def test_a_file_that_was_overwritten_or_deleted(file, text, site):
     path = site / "robustbench" / file
     path.unlink() if text is None else path.write_text(text)
-    assert found_damage() == OVERWRITTEN
+    assert found_damage() == damage()
+    assert damage().startswith(OVERWRITTEN)
 
 
 def test_an_old_copy_without_an_installed_one(site):
     for path in (site / "robustbench-9.9.dist-info").iterdir():
         path.unlink()
     (site / "robustbench-9.9.dist-info").rmdir()
-    assert found_damage() == ABSENT
+    assert found_damage() == damage()
+    assert damage().startswith(ABSENT)
     for path in (site / "robustbench").iterdir():
         path.unlink()
     (site / "robustbench").rmdir()
@@ -49,7 +53,10 @@ def test_an_old_copy_without_an_installed_one(site):
     assert found_damage() is None
 
 
-def test_each_message_ends_with_a_command():
-    for message in (ABSENT, OVERWRITTEN):
-        assert "\n" not in message
-        assert message.partition(" Run: ")[2].startswith("pip install ")
+@pytest.mark.parametrize(("installed", "installer"), [(True, "pip"), (False, "uv pip")])
+@pytest.mark.parametrize("recorded", [None, {}])
+def test_each_message_ends_with_a_command_that_is_there(recorded, installed, installer, monkeypatch):
+    monkeypatch.setattr(robustbench_copy, "_recorded", lambda: recorded)
+    monkeypatch.setattr(errors, "find_spec", lambda name: installed or None)
+    assert "\n" not in damage()
+    assert damage().partition(" Run: ")[2].startswith(f"{installer} install ")
