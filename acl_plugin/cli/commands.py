@@ -12,6 +12,7 @@ from acl_plugin import config as configuration
 from acl_plugin.cli.parser import (
     PROGRAM,
     defaults_of_data,
+    defaults_of_published,
     defaults_of_run,
     defaults_of_transfer,
     known_options,
@@ -39,13 +40,15 @@ def _run(name: str, arguments: list[str]) -> None:
     parser = parser_of(name)
     parser.add_argument("--out", type=Path, required=True, help="The run's folder; an unfinished run is resumed.")
     parser.add_argument("--overwrite", type=bool, help="Replace a run that is there, whatever its configuration.")
+    text = "Take the settings of the authors' code for the objective and the data (`acl-plugin list published`)."
+    parser.add_argument("--published", type=bool, help=text)
     if name == "run":
         parser.add_argument(
             "--compare", type=str | None, default=None, help="A second objective to run with the same settings."
         )
     for group in configuration.SECTIONS.values():
         parser.add_class_arguments(group)
-    options = parse(parser, arguments, defaults_of_data, {})
+    options = parse(parser, arguments, defaults_of_published(), {})
     out, compare, overwrite = options.pop("out"), options.pop("compare", None), options.pop("overwrite")
     config = configuration.from_dict(known_options(options))
     configs = [config]
@@ -133,6 +136,8 @@ def import_checkpoint(arguments: list[str]) -> None:
     parser.add_argument("--bank", type=str | None, default=None, help="Norm bank to probe; the adversarial one if any.")
     text = "How its network normalizes images, where the file does not store it: none, cifar or imagenet."
     parser.add_argument("--normalization", type=str | None, default=None, help=text)
+    text = "Objective that trained the encoder, where the format leaves it open; for probe --published."
+    parser.add_argument("--method", type=str | None, default=None, help=text)
     parser.add_argument("--allow-pickle", type=bool, help="Read a file that could execute any code.")
     parser.add_class_arguments(configuration.DataConfig, skip=configuration.PRETRAINING)
     parser.add_class_arguments(configuration.EncoderConfig, skip=configuration.PRETRAINING | {"stem"})
@@ -142,7 +147,7 @@ def import_checkpoint(arguments: list[str]) -> None:
     from acl_plugin.runs import published
     from acl_plugin.runs.layouts import LAYOUTS
 
-    out = RunDir(options["out"])
+    out, normalization = RunDir(options["out"]), options.pop("normalization")  # of the file, not of a new network
     layout = published.import_run(
         options["file"],
         out,
@@ -150,7 +155,8 @@ def import_checkpoint(arguments: list[str]) -> None:
         layout=options["format"],
         bank=options["bank"],
         allow_pickle=options["allow_pickle"],
-        normalization=options["normalization"],
+        normalization=normalization,
+        method=options["method"],
     )
     print(f"encoder: {out.encoder_file}, format {layout}: {LAYOUTS[layout].papers}")
 

@@ -80,12 +80,20 @@ def _formats() -> list[str]:
     return tables.named({name: layout.papers for name, layout in LAYOUTS.items()})
 
 
+def _published() -> list[str]:
+    from acl_plugin.config.published import PRETRAININGS
+    from acl_plugin.reporting import tables
+
+    return tables.named({str(row): f"{row.origin}{row.note and f' ({row.note})'}" for row in PRETRAININGS})
+
+
 LISTS: dict[str, Callable[[], list[str]]] = {
     "objectives": _objectives,
     "backbones": backbones,
     "attacks": _attacks,
     "data": _datasets,
     "formats": _formats,
+    "published": _published,
 }
 
 

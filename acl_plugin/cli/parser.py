@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import yaml
 from acl_plugin import config as configuration
 from acl_plugin.cli import completion
 from acl_plugin.config import unused
+from acl_plugin.config.published import published_pretraining
 from acl_plugin.errors import UsageError, unknown
-from acl_plugin.probing.published_settings import probe_settings
+from acl_plugin.probing.published_settings import probe_settings_of
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.paths import user_path
 
@@ -34,7 +36,7 @@ COMMANDS = {
     "transfer": "make a run folder of a run's encoder on another dataset, ready to be probed",
     "pseudo-labels": "cluster the training images by a run's features, for objectives that need it",
     "doctor": "check versions, device, memory and folders of this machine, for a bug report",
-    "list": "list objectives, backbones, attacks, datasets or formats of checkpoints",
+    "list": "list objectives, backbones, attacks, datasets, formats of checkpoints or published settings",
 }
 
 
@@ -178,6 +180,24 @@ def defaults_of_data(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"norm": norm} | found
 
 
+def defaults_of_published() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Return ``defaults_of_data`` with the published settings in their place, if the command line takes them.
+
+    They depend on the settings of the objective, which are complete once the options have the defaults of the dataset.
+    """
+    before: list[dict[str, Any]] = []
+
+    def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+        found = defaults_of_data(given)
+        if not given["published"]:
+            return found
+        before.append(found)
+        settled = any(one == other for one, other in pairwise(before))
+        return found | dict(published_pretraining(given).options) if settled else found
+
+    return defaults
+
+
 def defaults_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the run's configuration, with the defaults of another norm or the probe's published settings if given."""
     config = RunDir(given["run"]).read_config()
@@ -185,7 +205,7 @@ def defaults_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
     if "norm" in given:
         found |= configuration.following(config, norm=given["norm"])
     if given.get("published"):
-        found |= probe_settings(config.objective.objective, config.data.data, given["probe_protocol"])
+        found |= probe_settings_of(config, given["probe_protocol"])
     return found
 
 

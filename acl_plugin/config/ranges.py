@@ -15,7 +15,8 @@ RANGES = {
         Range(1),
     ),
     **dict.fromkeys(
-        "epochs keep_every knn_every workers clip_grad_norm lr aft_lr probe_lr weight_decay probe_weight_decay".split(),
+        "epochs keep_every knn_every workers weak_padding probe_padding clip_grad_norm lr aft_lr probe_lr weight_decay "
+        "probe_weight_decay".split(),
         Range(0),
     ),
     **dict.fromkeys(

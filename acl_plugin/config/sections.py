@@ -9,7 +9,9 @@ from acl_plugin.validation import plain
 
 PATHS = frozenset({"data_dir", "unlabeled", "pretrained_file", "init"})
 """Options that are paths, in which a tilde is expanded."""
-PRETRAINING = frozenset({"unlabeled", "limit_unlabeled", "pretrained", "pretrained_file", "init", "input_size"})
+PRETRAINING = frozenset(
+    {"unlabeled", "limit_unlabeled", "pretrained", "pretrained_file", "init", "input_size", "normalization"}
+)
 """Options of images and encoder that only a pretraining uses."""
 TRAINING_ONLY = frozenset({"num_nodes", "compile", "precision", "grad_checkpointing"})
 """Options of the machine that no evaluation uses."""
@@ -93,6 +95,9 @@ class EncoderConfig(Section):
     input_size: int | None = None
     """Side in pixels to which the encoder resizes its images; null for that of the pretrained weights, or the images'
     own."""
+    normalization: Literal["data", "imagenet", "cifar", "none"] = "data"
+    """Mean and standard deviation by which the encoder normalizes images: those of the training images, of ImageNet (as
+    in ACL, DynACL and AIR) or CIFAR-10 (DeACL), or none (AdvCL, A-InfoNCE, RoCL)."""
     stem: Literal["cifar", "cifar_padding_2", "native"] = "cifar"
     """cifar: stride 1 and no pooling in the first layers (patches of an eighth of the side); cifar_padding_2: the same
     with DeACL's padding; native: as in timm."""
@@ -149,21 +154,33 @@ class TrainingConfig(Section):
     """Largest L2 norm of the gradient of all weights in an optimizer step; 0 does not clip."""
     warmup: float = 0.05
     """Fraction of the training steps over which the learning rate grows linearly."""
-    schedule: Literal["cosine", "cosine_by_epoch", "step", "multistep", "poly", "tanh"] = "cosine"
-    """Learning rate after the warm-up: cosine, by step; cosine_by_epoch: as in GSA-RSL, from 1e-8 in the warm-up to the
-    cosine over all epochs, which changes with each epoch; the others as in timm, by step."""
+    schedule: Literal[
+        "cosine", "cosine_by_epoch", "step", "multistep", "poly", "tanh",
+        "acl", "advcl", "deacl", "dynacl", "gsa_rsl", "rocl",
+    ] = "cosine"  # fmt: skip
+    """Learning rate after the warm-up: cosine, by step; cosine_by_epoch: from 1e-8 in the warm-up to the cosine of all
+    epochs, which changes with each epoch; step to tanh: as in timm, by step; the others: warm-up and cosine as in the
+    code of that method (acl: also AIR and RCS; advcl: also A-InfoNCE and ProFeAT)."""
     schedule_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of timm's schedules, such as --schedule-kwargs.decay_milestones '[60, 80]' in epochs."""
     layer_decay: float = 1.0
     """Factor by which the learning rate falls with each layer (timm's groups) from the output to the input."""
     ema_decay: float = 0.0
     """Decay per optimizer step of a moving average of the weights, which is kept as the encoder; 0 keeps the last."""
-    augment: Literal["digits", "simclr"] = "digits"
-    """Augmentation of the views: digits (small affine changes), simclr (crop, flip, color)."""
+    augment: Literal["digits", "simclr", "autoaugment"] = "digits"
+    """Augmentation of the strong views: digits (small affine changes), simclr (crop, flip, color), autoaugment (weak
+    view, then AutoAugment's policy for CIFAR-10)."""
     crop_scale: float = 0.1
-    """Smallest fraction of the area in the crops of simclr; 0.2 in GSA-RSL."""
+    """Smallest fraction of the area in the crops of simclr; 0.2 in AdvCL and GSA-RSL, 0.08 in RoCL."""
+    crop_interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How simclr enlarges its crops: bicubic in ACL, bilinear in DynACL, AdvCL and RoCL."""
+    color_first: bool = False
+    """Change colors before flip and crop in simclr, as in RoCL."""
     blur: float = 0.0
     """Probability of a Gaussian blur in simclr; 0.5 in GSA-RSL."""
+    weak_padding: int | None = None
+    """Pixels around the image before the crop of weak views; null for an eighth of its side, 4 as published for all
+    sizes."""
     checkpoint_every: int = 1
     """Epochs between checkpoints."""
     keep_every: int = 4
@@ -221,7 +238,9 @@ class ProbeConfig(Section):
     probe_weight_decay: float = 2e-4
     """Weight decay of the trained weights."""
     probe_augment: Literal["none", "shift", "weak"] = "none"
-    """none; shift: crop of the image padded by an eighth of its side; weak: shift and flip."""
+    """none; shift: crop of the padded image; weak: shift and flip."""
+    probe_padding: int | None = None
+    """Pixels around the image before this crop; null for an eighth of its side, 4 as published for all sizes."""
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,14 @@ def _has_views(options: Options) -> bool:
     return objective is None or bool(objective.needs) or options["probe_protocol"] in LPAFT
 
 
+def _has_padding(options: Options) -> bool:
+    """Return whether weak views are drawn, or strong ones that begin with one."""
+    objective = _example(options)
+    drawn = () if objective is None else objective.needs
+    of_strong = options["augment"] == "autoaugment" and bool({"a", "b"} & set(drawn))
+    return objective is None or "weak" in drawn or of_strong or options["probe_protocol"] in LPAFT
+
+
 def _has_unlabeled(options: Options) -> bool:
     without = WITHOUT_FILES | FILES - {"stl10_unlabeled"}
     return options["unlabeled"] is not None or not (options["data"] in without or _of_hub(options))
@@ -117,6 +125,7 @@ DECODED = Use(
     lambda o: _of_files(o) or o["unlabeled"] is not None,
     "image_folder, imagenet, tiny_imagenet, hf:NAME, or with --unlabeled DIR",
 )
+SIMCLR = Use("augment", frozenset({"simclr"}))
 ATTACKED = Use("objective", _has_attack, "objectives that have an inner attack")
 
 RUN: Uses = {
@@ -125,11 +134,14 @@ RUN: Uses = {
     **dict.fromkeys(("resize", "data_memory", "workers", "skip_unreadable"), (DECODED,)),
     **dict.fromkeys(("image_column", "label_column"), (Use("data", _of_hub, "hf:NAME"),)),
     "channels": (Use("data", _of_files, "datasets of files"),),
+    "normalization": (Use("pretrained", lambda o: not o["pretrained"] and o["init"] is None, "random weights"),),
     "pretrained_file": (Use("pretrained", lambda o: o["pretrained"], "--pretrained"),),
     "limit_unlabeled": (Use("data", _has_unlabeled, "stl10_unlabeled, or with --unlabeled DIR"),),
     "attack_steps": (ATTACKED, Use("attack", lambda o: o["attack"] not in WITHOUT_STEPS, "attacks of several steps")),
     "augment": (Use("objective", _has_views, "objectives that draw views"),),
-    **dict.fromkeys(("crop_scale", "blur"), (Use("augment", frozenset({"simclr"})),)),
+    **dict.fromkeys(("crop_scale", "crop_interpolation", "color_first", "blur"), (SIMCLR,)),
+    "weak_padding": (Use("augment", _has_padding, "autoaugment, objectives that draw weak views, dynacl++, air++"),),
+    "probe_padding": (TRAINED, Use("probe_augment", frozenset({"shift", "weak"}))),
     "schedule_kwargs": (Use("schedule", frozenset({"step", "multistep", "poly", "tanh"})),),
     "label_fraction": (Use("probe_protocol", frozenset({"semi"})),),
 }

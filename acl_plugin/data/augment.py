@@ -1,64 +1,113 @@
 """Random views of a batch of images, computed on the device of the batch."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-WEAK: dict[str, Literal["shift", "weak"]] = {"digits": "shift", "simclr": "weak"}
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Distribution of the views of an image.
+
+    Attributes:
+        name: ``digits``: rotation up to 15 degrees, shift up to 10 %, scale 0.85 to 1.15, and contrast;
+            ``simclr``: crop, flip, color jitter and grayscale, by default as published for ACL;
+            ``autoaugment``: ``weak``, then AutoAugment's policy for CIFAR-10, as in ProFeAT;
+            ``shift``: crop of the padded image; ``weak``: ``shift`` and flip;
+            ``none``: the image itself.
+        crop_scale: smallest share of the area in a crop of ``simclr`` at full strength, in (0, 1); 0.1 in ACL and
+            DynACL, 0.2 in AdvCL and GSA-RSL, 0.08 in RoCL.
+        interpolation: how ``simclr`` enlarges a crop: bicubic in ACL, bilinear in DynACL, AdvCL and RoCL.
+        color_first: whether ``simclr`` changes colors before it flips and crops, as in RoCL.
+        blur: probability of a Gaussian blur in ``simclr`` at full strength, in [0, 1]. The kernel has 3 pixels, 5 for
+            images above 32 pixels, and a standard deviation of 0.1 to 2, as in GSA-RSL, whose probability is 0.5.
+        padding: pixels around the image before the crop of ``shift``, ``weak`` and ``autoaugment``; None for an eighth
+            of its side.
+    """
+
+    name: str
+    crop_scale: float = 0.1
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    color_first: bool = False
+    blur: float = 0.0
+    padding: int | None = None
+
+
+WEAK = {"digits": "shift", "simclr": "weak", "autoaugment": "weak"}
 """Weak augmentation for each strong one. Digits are not flipped, as a mirrored digit is not a digit."""
 
 
-def views(images: Tensor, augment: str, strength: float = 1.0, *, crop_scale: float = 0.1, blur: float = 0.0) -> Tensor:
+def views(images: Tensor, augmentation: Augmentation, strength: float = 1.0) -> Tensor:
     """Return one random view of each image, drawn from torch's global generators.
 
     Args:
         images: (B, C, H, W) in [0, 1].
-        augment: ``digits``: rotation up to 15 degrees, shift up to 10 %, scale 0.85 to 1.15, and contrast;
-            ``simclr``: crop of 10 to 100 % of the area, flip, color jitter and grayscale, as published for ACL;
-            ``shift``: crop of the image padded by an eighth of its side; ``weak``: ``shift`` and flip;
-            ``none``: the image itself.
-        strength: from 0 (weakest) to 1; scales crop, color jitter and the probability of grayscale.
-        crop_scale: smallest share of the area in a crop of ``simclr`` at full strength, in (0, 1); 0.2 in GSA-RSL.
-        blur: probability of a Gaussian blur in ``simclr`` at full strength, in [0, 1]. The kernel has 3 pixels, 5 for
-            images above 32 pixels, and a standard deviation of 0.1 to 2, as in GSA-RSL, whose probability is 0.5.
+        augmentation: distribution of the views.
+        strength: from 0 (weakest) to 1; scales crop, color jitter and the probabilities of grayscale, blur and
+            AutoAugment.
 
     Returns:
         (B, C, H, W) in [0, 1].
     """
     assert 0 <= strength <= 1, strength
-    if augment == "none":
+    if augmentation.name == "none":
         return images
-    shape = (images.shape[1], images.shape[2], images.shape[3])
-    pipeline = _pipeline(augment, shape, strength, crop_scale, blur)
+    pipeline = _pipeline(augmentation, (images.shape[1], images.shape[2], images.shape[3]), strength)
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         return pipeline(images).clamp(0, 1)
 
 
 @lru_cache(maxsize=32)
-def _pipeline(augment: str, shape: tuple[int, int, int], strength: float, crop_scale: float, blur: float) -> nn.Module:
+def _pipeline(a: Augmentation, shape: tuple[int, int, int], strength: float) -> nn.Module:
     import kornia.augmentation as K
 
     s, (channels, height, width) = strength, shape
     size = (height, width)
-    if augment == "digits":
+    if a.name == "digits":
         affine = K.RandomAffine(15.0 * s, translate=(0.1 * s, 0.1 * s), scale=(1 - 0.15 * s, 1 + 0.15 * s))
         return nn.Sequential(affine, K.RandomContrast((1 - 0.3 * s, 1 + 0.3 * s), clip_output=True))
-    if augment in ("weak", "shift"):
-        moved = K.RandomCrop(size, padding=max(1, height // 8))
-        return nn.Sequential(moved, K.RandomHorizontalFlip()) if augment == "weak" else moved
-    assert augment == "simclr", augment
-    crop = K.RandomResizedCrop(
-        size, scale=(1 - (1 - crop_scale) * s, 1.0), resample="bicubic", cropping_mode="resample"
-    )
-    layers: list[nn.Module] = [crop, K.RandomHorizontalFlip()]
+    if a.name in ("weak", "shift", "autoaugment"):
+        layers: list[nn.Module] = [K.RandomCrop(size, padding=max(1, height // 8) if a.padding is None else a.padding)]
+        if a.name != "shift":
+            layers.append(K.RandomHorizontalFlip())
+        return nn.Sequential(*layers, *([_AutoAugment(s)] if a.name == "autoaugment" else []))
+    assert a.name == "simclr", a.name
+    scale = (1 - (1 - a.crop_scale) * s, 1.0)
+    moved: list[nn.Module] = [
+        K.RandomResizedCrop(size, scale=scale, resample=a.interpolation, cropping_mode="resample"),
+        K.RandomHorizontalFlip(),
+    ]
+    colored: list[nn.Module] = []
     if channels == 3:
-        layers += [K.ColorJitter(0.4 * s, 0.4 * s, 0.4 * s, 0.1 * s, p=0.8 * s), K.RandomGrayscale(p=0.2 * s)]
-    if blur:
+        colored = [K.ColorJitter(0.4 * s, 0.4 * s, 0.4 * s, 0.1 * s, p=0.8 * s), K.RandomGrayscale(p=0.2 * s)]
+    layers = [*colored, *reversed(moved)] if a.color_first else [*moved, *colored]
+    if a.blur:
         kernel = 3 if height <= 32 else 5
-        layers.append(K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=blur * s))
+        layers.append(K.RandomGaussianBlur((kernel, kernel), (0.1, 2.0), p=a.blur * s))
     return nn.Sequential(*layers)
+
+
+class _AutoAugment(nn.Module):
+    """AutoAugment of torchvision, which draws one policy for a batch, image by image and with a probability."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+
+        self.probability, self.policy = probability, AutoAugment(AutoAugmentPolicy.CIFAR10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        chosen = torch.rand(len(images)) < self.probability
+        bytes_ = (images * 255).round().to(torch.uint8)
+        return torch.stack(
+            [
+                self.policy(pixels).to(image.dtype) / 255 if use else image
+                for image, pixels, use in zip(images, bytes_, chosen.tolist(), strict=True)
+            ]
+        )
 
 
 def high_pass(images: Tensor) -> Tensor:

@@ -21,8 +21,7 @@ PRETRAINED = "pretrained"
 def pretrained_spec(spec: ModelSpec, input_size: int | None = None) -> ModelSpec:
     """Return the specification with the normalization and the input size of timm's weights.
 
-    Images of any size are resized to the input size inside the encoder. For other channels than three, mean and std
-    are the means over the three.
+    Images of any size are resized to the input size inside the encoder.
 
     Args:
         spec: model whose ``backbone`` may have a tag, such as ``resnet18.a1_in1k``.
@@ -35,12 +34,21 @@ def pretrained_spec(spec: ModelSpec, input_size: int | None = None) -> ModelSpec
 
     check_name(spec.backbone, tagged=True)
     config = timm.models.get_pretrained_cfg(spec.backbone)
-    mean, std = ((0.5,) * 3, (0.5,) * 3) if config is None else (config.mean, config.std)
-    if spec.shape[0] != 3:
-        mean, std = ((sum(each) / len(each),) * spec.shape[0] for each in (mean, std))
+    of_weights = ((0.5,) * 3, (0.5,) * 3) if config is None else (tuple(config.mean), tuple(config.std))
+    mean, std = of_channels(of_weights, spec.shape[0])
     size = (input_size, input_size) if input_size else (224, 224) if config is None else tuple(config.input_size[1:])
     name = spec.backbone.partition(".")[0]
-    return replace(spec, backbone=name, stem="native", mean=tuple(mean), std=tuple(std), input_size=size)
+    return replace(spec, backbone=name, stem="native", mean=mean, std=std, input_size=size)
+
+
+def of_channels(
+    normalization: tuple[tuple[float, ...], tuple[float, ...]], channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std of three channels for another number of channels: their means, for each."""
+    mean, std = normalization
+    if channels == len(mean):
+        return mean, std
+    return (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
 
 
 def pretrained_weights(

@@ -63,6 +63,8 @@ def a_infonce(
     adversarial_weight: float | None = None,
     tau_plus: float | None = None,
     beta: float = 1.0,
+    warmup: float | None = None,
+    nearest: float | None = None,
     fidelity: Literal["paper", "released"] = "paper",
     **settings: Any,
 ) -> Objective:
@@ -79,6 +81,10 @@ def a_infonce(
         tau_plus: prior of false negatives, in [0, 1). Default as published for CIFAR-10: 0.1 (iphn on AdvCL) or 0.12
             (hn, and iphn on RoCL).
         beta: concentration on hard negatives, at least 0.
+        warmup: share of the epochs before the share alpha adapts, in [0, 1], for ip and iphn on AdvCL. Default 0.075,
+            as published for CIFAR-10; 0.05 for CIFAR-100.
+        nearest: distance below which alpha is 1/2, at least 0, for the same. Default 0.4, as published for CIFAR-10;
+            0.5 for CIFAR-100.
         fidelity: ``released`` reproduces the errors in the code's hard negatives (see ``HardNegatives``). On AdvCL, the
             attack and the loss of ``hn`` then use ``one_sided_weights``; with ``paper`` every variant attacks the loss
             of its base. On AdvCL, the attack and the distance between w' and w use eval mode in ``paper`` and training
@@ -109,13 +115,30 @@ def a_infonce(
     if not 0 <= tau_plus < 1:
         message = f"tau_plus {tau_plus!r}: allowed is a share from 0 to below 1"
         raise UsageError(message, parameter="tau_plus", given=tau_plus, allowed="from 0 to below 1")
+    adaptive = _adaptive(base, variant, {"warmup": warmup, "nearest": nearest})
     allowed = signature({"rocl": RoCL, "advcl": AdvCL}[base]).parameters
     for setting in settings:
         if setting not in allowed:
             raise unknown(f"setting of a_infonce on {base}:", setting, allowed, parameter="objective_kwargs")
     if base == "rocl":
         return AsymmetricRoCL("ip" in variant, alpha, weight, hard, fidelity=fidelity, **settings)
-    return AsymmetricAdvCL("ip" in variant, alpha, weight, hard, fidelity=fidelity, **settings)
+    found = AsymmetricAdvCL("ip" in variant, alpha, weight, hard, fidelity=fidelity, **settings)
+    for name, value in adaptive.items():
+        setattr(found, name, value)
+    return found
+
+
+def _adaptive(base: str, variant: str, given: dict[str, float | None]) -> dict[str, float]:
+    """Return the settings that are given, after checking that the share of this base and variant adapts."""
+    found = {name: value for name, value in given.items() if value is not None}
+    for name, value in found.items():
+        if base == "rocl" or variant == "hn":
+            message = (
+                f"{name} {value!r} is not used with {variant} on {base}, but with ip and iphn on advcl; leave it out"
+            )
+            raise UsageError(message, parameter=name, given=value, allowed=None)
+        (require_share if name == "warmup" else require_not_negative)(**{name: value})
+    return found
 
 
 a_infonce.paper = "A-InfoNCE, ECCV 2022, arXiv 2207.08374"  # type: ignore[attr-defined]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from acl_plugin.config import MachineConfig, ProbeConfig
-from acl_plugin.data.augment import views
+from acl_plugin.data.augment import Augmentation, views
 from acl_plugin.data.batches import ShuffledBatches
 from acl_plugin.data.images import Images
+from acl_plugin.data.view_options import probed
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.device import autocast, precision
@@ -35,7 +36,7 @@ class Schedule:
         lr, weight_decay: settings of SGD with momentum 0.9.
         milestones: shares of the epochs, in [0, 1], after which the learning rate drops by a factor of 10.
         cosine: a cosine by epoch instead, whose last epoch has a rate of 1e-8, as in GSA-RSL's code.
-        augment: augmentation, see ``data.augment.views``.
+        augmentation: augmentation of the images.
         seed: seed of order, views and attacks.
         precision: precision of the networks, see ``runtime.device.precision``.
     """
@@ -45,7 +46,7 @@ class Schedule:
     lr: float
     weight_decay: float
     milestones: Sequence[float]
-    augment: str
+    augmentation: Augmentation
     seed: int
     precision: str = "32-true"
     cosine: bool = False
@@ -97,7 +98,7 @@ def descend(
                 batches = ShuffledBatches(images, batch_size, s.seed, epoch)
                 batches.load_state_dict({"epoch": epoch, "done": t.batches})
                 for pixels, labels, rows in batches:
-                    x = views(pixels.float() / images.levels, s.augment)
+                    x = views(pixels.float() / images.levels, s.augmentation)
                     with autocast(s.precision, t.device):
                         loss = step(x, labels, rows)
                     t.sgd.zero_grad()
@@ -160,7 +161,7 @@ def probe_schedule(probe: ProbeConfig, machine: MachineConfig, stream: int, *, c
     return schedule_of(
         machine, stream, epochs=probe.probe_epochs, batch_size=probe.probe_batch_size, lr=probe.probe_lr,
         weight_decay=probe.probe_weight_decay, milestones=() if cosine else probe.probe_milestones,
-        augment=probe.probe_augment, cosine=cosine,
+        augmentation=probed(probe), cosine=cosine,
     )  # fmt: skip
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
-from acl_plugin.data.augment import WEAK
 from acl_plugin.data.images import DataSet
+from acl_plugin.data.view_options import weak
 from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import cluster, features_of
@@ -57,7 +57,7 @@ def finetune(
 
     Source: DynACL (arXiv 2303.01289) and AIR (arXiv 2305.00374), and their authors' code.
     """
-    threat, weak = ThreatModel(config.threat.norm, config.threat.eps), WEAK[config.training.augment]
+    threat = ThreatModel(config.threat.norm, config.threat.eps)
     protocol, seed = config.probe.probe_protocol, config.machine.seed
     released = config.probe.aft_fidelity == "released"
     at_image = released and protocol == "dynacl++"
@@ -74,7 +74,7 @@ def finetune(
 
     zero_head(model)
     schedule = probe_schedule(config.probe, config.machine, PROBE)
-    lp = replace(schedule, epochs=10, weight_decay=1e-4, milestones=(), augment=weak)
+    lp = replace(schedule, epochs=10, weight_decay=1e-4, milestones=(), augmentation=weak(config.training))
     heads = model.head.parameters()
     descend("LP", model, heads, images, lambda x, y, _: head_loss(model, x, y), lp, checkpoints=checkpoints)
 
@@ -101,5 +101,5 @@ def aft_schedule(config: RunConfig) -> Schedule:
     """Return the schedule of the adversarial finetuning."""
     return schedule_of(
         config.machine, FINETUNING, epochs=config.probe.aft_epochs, batch_size=config.training.batch_size,
-        lr=config.probe.aft_lr, weight_decay=1e-4, milestones=(0.4, 0.8), augment=WEAK[config.training.augment],
+        lr=config.probe.aft_lr, weight_decay=1e-4, milestones=(0.4, 0.8), augmentation=weak(config.training),
     )  # fmt: skip

@@ -111,6 +111,7 @@ def _settings(run: RunDir, config: RunConfig, data: DataSet, device: torch.devic
         "threat_model": threat.norm,
         "eps": threat.eps,
         "augment": config.training.augment,
+        "weak_padding": config.training.weak_padding,
         "batch_size": config.training.batch_size,
         "seed": config.machine.seed,
         "precision": precision(config.machine.precision, device),

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from acl_plugin.config import RunConfig
+from acl_plugin.errors import UsageError
+
 LIKE_ACL = ("acl_a2a", "acl_a2s", "acl_ds", "acl_air", "dynacl", "dynacl_air")
 LIKE_ADVCL = ("advcl", "a_infonce", "deacl")
 _RATES: dict[str, dict[str, float]] = {
@@ -44,3 +47,22 @@ def probe_settings(objective: str, data: str, protocol: str) -> dict[str, Any]:
     if data == "cifar10" and (objective, protocol) == ("dynacl_air", "slf"):
         settings |= {"probe_epochs": 5}
     return settings
+
+
+def probe_settings_of(config: RunConfig, protocol: str) -> dict[str, Any]:
+    """Return the published probe options for the method of a run, which may be imported.
+
+    Raises:
+        UsageError: for an imported run whose format is that of several methods with different settings.
+    """
+    name = config.objective.objective
+    methods = config.objective.objective_kwargs.get("methods", []) if name == "imported" else [name]
+    found = [probe_settings(method, config.data.data, protocol) for method in methods]
+    if not found or any(each != found[0] for each in found):
+        allowed = ", ".join(methods) or "one of a newer import"
+        raise UsageError(
+            f"`published`: the method of this imported run is not known, and they differ; import it with `method`: "
+            f"{allowed}",
+            parameter="published", given=True, allowed=tuple(methods),
+        )  # fmt: skip
+    return found[0]

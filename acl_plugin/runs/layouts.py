@@ -16,6 +16,7 @@ class Layout:
 
     Attributes:
         papers: papers with such checkpoints.
+        methods: objectives whose code writes them.
         marks: patterns of keys; a file with matches for all of them has this layout.
         norm_banks: names of the norm banks in the file's order, where bank N is ``bn_list.N``.
         normalization: mean and std that the code applies if the file does not store them; None if the authors' network
@@ -31,6 +32,7 @@ class Layout:
     """
 
     papers: str
+    methods: tuple[str, ...]
     marks: tuple[str, ...]
     norm_banks: tuple[str, ...]
     normalization: Normalization | None
@@ -61,6 +63,7 @@ def _two_norms(shortcut: int, mark: str | None = None) -> Layout:
     """Return the layout of GSA-RSL, whose blocks have their shortcut in the layers of this number."""
     return Layout(
         "GSA-RSL" + (" (bottleneck blocks)" if mark else ""),
+        ("gsa_rsl",),
         (r"^encoder\.bn1\.0\.", *([mark] if mark else [])),
         ("normal", "pgd"),
         None,
@@ -83,6 +86,7 @@ LAYOUTS: dict[str, Layout] = {
     "two_norms": _two_norms(3),
     "momentum": Layout(
         "DynACL (whole checkpoint, of which the momentum encoder is taken)",
+        ("dynacl",),
         (r"^encoder_q\.", r"^encoder_k\.", r"\.bn_list\.0\."),
         ("normal", "pgd"),
         None,
@@ -93,6 +97,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "clustered": Layout(
         "AdvCL, A-InfoNCE on AdvCL",
+        ("advcl", "a_infonce"),
         (r"^fc_0|^head_proj\.", r"\.bn_list\.0\."),
         ("normal", "pgd", "pgd_ce"),
         NONE,
@@ -103,6 +108,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "banks": Layout(
         "ACL, ACL-AIR, DynACL-AIR, RCS, DynACL (momentum encoder alone), DynACL++ and AIR++ with two banks",
+        ("acl_ds", "acl_air", "dynacl_air", "dynacl"),
         (r"^bn1\.bn_list\.0\.",),
         ("normal", "pgd"),
         None,
@@ -113,6 +119,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "adv_suffix": Layout(
         "ACL (early versions)",
+        ("acl_ds",),
         (r"^bn1_adv\.",),
         ("normal", "pgd"),
         None,
@@ -122,6 +129,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "shortcut": Layout(
         "RoCL, A-InfoNCE on RoCL; fine-tuned AdvCL and A-InfoNCE, whose classifier lies beside the network",
+        ("rocl", "a_infonce", "advcl"),
         (r"\.shortcut\.0\.",),
         ("shared",),
         NONE,
@@ -131,6 +139,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "student": Layout(
         "DeACL (of which the student is taken; its ResNet-18 stores a normalization, its ResNet-50 has none)",
+        ("deacl",),
         (r"^backbone\.", r"^momentum_backbone\."),
         ("shared",),
         None,
@@ -142,6 +151,7 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "plain": Layout(
         "DynACL++ and AIR++ with one bank, finetuned ACL, networks of torchvision and timm",
+        ("acl_ds", "dynacl", "dynacl_air", "simclr"),
         (r"^conv1\.weight$", r"^layer4\.1\.bn2\.weight$"),
         ("shared",),
         None,

@@ -78,6 +78,7 @@ def import_run(
     bank: str | None = None,
     allow_pickle: bool = False,
     normalization: str | None = None,
+    method: str | None = None,
 ) -> str:
     """Create a run folder from a published checkpoint, ready for probing, and for evaluation if it is a classifier.
 
@@ -88,6 +89,7 @@ def import_run(
         run: run folder, new or empty.
         config: dataset and backbone.
         layout, bank, allow_pickle, normalization: see ``read`` and ``Published.bank``.
+        method: objective that the encoder was trained with, for published settings of a probe; None if unknown.
 
     Returns:
         The name of the layout.
@@ -100,9 +102,13 @@ def import_run(
         path, layout=layout, backbone=config.encoder.backbone, backbone_kwargs=config.encoder.backbone_kwargs,
         shape=data.shape, allow_pickle=allow_pickle, normalization=normalization,
     )  # fmt: skip
+    methods = LAYOUTS[published.layout].methods
+    if method is not None and method not in methods:
+        raise unknown(f"`method` of format {published.layout!r}:", method, methods, parameter="method")
     probed, benign = published.bank(bank), next(iter(published.banks))
     digest = hashlib.sha256(user_path(path).read_bytes()).hexdigest()
-    source = {"file": path.name, "sha256": digest, "format": published.layout, "bank": probed}
+    source: dict[str, Any] = {"file": path.name, "sha256": digest, "format": published.layout, "bank": probed}
+    source["methods"] = [method] if method else list(methods)
     if normalization is not None:
         source["normalization"] = normalization
     head = imported_head.judge(published.head, published.spec, published.banks[probed], data)

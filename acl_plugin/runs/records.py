@@ -44,7 +44,7 @@ AUDITED = {
 CORRELATION = {
     "rho": NUMBER, "low": (NUMBER, None), "high": (NUMBER, None), "partial": (NUMBER, None), "n": COUNT,
 }  # fmt: skip
-AUDIT_VERSION = 2
+AUDIT_VERSION = 3
 """Version of ``audit.json``; a file of another one is measured again."""
 ATTACKED = {
     "accuracy": SHARE, "norm": str, "eps": NUMBER, "of_threat_model": bool, "median_norm": (NUMBER, None),

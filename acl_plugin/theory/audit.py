@@ -14,6 +14,7 @@ from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
 from acl_plugin.data.fingerprint import setting_differences
 from acl_plugin.data.images import DataSet
+from acl_plugin.data.view_options import strong
 from acl_plugin.errors import UsageError
 from acl_plugin.models.memory_format import channels_last
 from acl_plugin.registry import OBJECTIVES
@@ -177,8 +178,8 @@ def _settings(config: RunConfig, data: DataSet, limit: int) -> dict[str, Any]:
         "test_images": data.test.subset(limit).fingerprint(data.classes).to_dict(),
         "threat_model": threat.norm, "eps": threat.eps, "seed": config.machine.seed,
         "adversary": adversary(threat), "view_attack": f"{threat.pgd}-{config.objective.attack_steps}",
-        "batch_size": config.training.batch_size, "augment": config.training.augment,
-        "crop_scale": config.training.crop_scale, "blur": config.training.blur, "temperature": TEMPERATURE,
+        "batch_size": config.training.batch_size,
+        "views": asdict(strong(config.training)), "temperature": TEMPERATURE,
         "rho": RHO, "sigma": SIGMA, "sharpness_batches": SHARP_BATCHES,
         "probe": f"solved linear head, weight decay {config.probe.probe_weight_decay:g}", "divergences": MEASURED_WITH,
     }  # fmt: skip

@@ -15,6 +15,7 @@ from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
 from acl_plugin.data.augment import views
 from acl_plugin.data.images import Images, batched
+from acl_plugin.data.view_options import strong
 from acl_plugin.errors import UsageError
 from acl_plugin.losses.contrastive import nt_xent_rows
 from acl_plugin.models.encoder import Classifier, Encoder
@@ -223,8 +224,7 @@ def _contrastive(
     with seeding.isolated_rng(mixed_seed(config.machine.seed, AUDIT, 1), device):
         batches = [part.to(device) for part in x.split(config.training.batch_size)]
         for number, batch in enumerate(batches):
-            own = {"crop_scale": config.training.crop_scale, "blur": config.training.blur}
-            a, b = (views(batch, config.training.augment, **own) for _ in range(2))
+            a, b = (views(batch, strong(config.training)) for _ in range(2))
             moved = attack.pairwise(encoder, a, b, temperature=TEMPERATURE)
             with torch.no_grad():
                 za, zb = (embedding(encoder, view) for view in moved)

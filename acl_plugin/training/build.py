@@ -11,7 +11,7 @@ from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Encoder
-from acl_plugin.models.pretrained import PRETRAINED, pretrained_spec, pretrained_weights
+from acl_plugin.models.pretrained import PRETRAINED, of_channels, pretrained_spec, pretrained_weights
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.recompute import recompute_blocks
 from acl_plugin.models.spec import ModelSpec
@@ -19,6 +19,7 @@ from acl_plugin.objectives.base import Objective
 from acl_plugin.registry import create_objective
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.initialization import started_from
+from acl_plugin.runs.layouts import NORMALIZATIONS
 from acl_plugin.runs.models import load_encoder
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels
 from acl_plugin.runtime import seeding
@@ -135,13 +136,16 @@ def model_spec(config: RunConfig, data: DataSet, normalized: bool = False) -> Mo
     """Return the specification of the configured encoder, for the images of ``data``."""
     import timm
 
+    mean, std = data.mean, data.std
+    if config.encoder.normalization != "data":
+        mean, std = of_channels(NORMALIZATIONS[config.encoder.normalization], data.shape[0])
     spec = ModelSpec(
         backbone=config.encoder.backbone,
         kwargs=config.encoder.backbone_kwargs,
         stem=config.encoder.stem,
         shape=data.shape,
-        mean=data.mean,
-        std=data.std,
+        mean=mean,
+        std=std,
         timm_version=timm.__version__,
         normalized=normalized,
         input_size=None if config.encoder.input_size is None else (config.encoder.input_size,) * 2,

@@ -15,9 +15,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.inputs import require_unit_range
 from acl_plugin.config import RunConfig
-from acl_plugin.data.augment import WEAK, views
+from acl_plugin.data.augment import views
 from acl_plugin.data.batches import ShuffledBatches
 from acl_plugin.data.images import DataSet
+from acl_plugin.data.view_options import strong, weak
 from acl_plugin.models import norm_banks
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.spec import spec_of
@@ -228,7 +229,7 @@ class Pretraining(lightning.LightningModule):
         self.means.add({"loss": terms.total.detach(), **terms.parts})
         if (batch_idx + 1) % every == 0 or batch_idx + 1 == per_epoch:
             for group, peak in zip(optimizer.param_groups, self.peaks, strict=True):
-                group["lr"] = self.rate(peak, position / total)
+                group["lr"] = self.rate(peak, position / per_epoch, 1 / per_epoch)
                 self._average([p.grad for p in group["params"] if p.grad is not None], batch_idx % every + 1)
             if self.config.training.clip_grad_norm:
                 weights = [p for group in optimizer.param_groups for p in group["params"]]
@@ -276,11 +277,8 @@ class Pretraining(lightning.LightningModule):
     def views_of(self, pixels: Tensor, rows: Tensor) -> Views:
         """Return the views of a batch that the objective needs: (B, C, H, W) uint8 pixels and (B,) rows."""
         images, c = pixels.to(self.dtype) / self.images.levels, self.config.training
-        options = {"crop_scale": c.crop_scale, "blur": c.blur} if c.augment == "simclr" else {}
         drawn = {
-            name: views(images, WEAK[c.augment])
-            if name == "weak"
-            else views(images, c.augment, self.objective.strength, **options)
+            name: views(images, weak(c)) if name == "weak" else views(images, strong(c), self.objective.strength)
             for name in self.objective.needs
         }
         return Views(images=images, rows=rows, **drawn)

@@ -10,6 +10,7 @@ import torch
 from acl_plugin.config import TrainingConfig
 from acl_plugin.errors import UsageError, reason
 from acl_plugin.objectives.schedules import warmup_then_cosine
+from acl_plugin.training.published_schedules import PUBLISHED
 
 
 def ramp(progress: float, share: float) -> float:
@@ -24,8 +25,8 @@ def learning_rate(progress: float, warmup: float) -> float:
     return (1 + math.cos(math.pi * (progress - warmup) / max(1e-12, 1 - warmup))) / 2
 
 
-def rates(c: TrainingConfig, length: float) -> Callable[[float, float], float]:
-    """Return the learning rate as a function of the peak rate and of the progress in [0, 1] of the training.
+def rates(c: TrainingConfig, length: float) -> Callable[[float, float, float], float]:
+    """Return the learning rate as a function of the peak rate, the completed epochs, and a step's share of an epoch.
 
     Args:
         c: configuration with the schedule, its warm-up and the planned epochs.
@@ -35,14 +36,16 @@ def rates(c: TrainingConfig, length: float) -> Callable[[float, float], float]:
         UsageError: for arguments that timm's schedule does not take.
     """
     if c.schedule == "cosine":
-        return lambda peak, progress: peak * learning_rate(progress, c.warmup)
+        return lambda peak, at, step: peak * learning_rate(at / length, c.warmup)
     if c.schedule == "cosine_by_epoch":
-        epochs = c.epochs
-        return lambda peak, progress: warmup_then_cosine(progress * length, epochs, peak, c.warmup * epochs)
+        return lambda peak, at, step: warmup_then_cosine(at, c.epochs, peak, c.warmup * c.epochs)
+    if c.schedule in PUBLISHED:
+        published = PUBLISHED[c.schedule]
+        return lambda peak, at, step: published(peak, c.epochs, c.warmup * c.epochs, at, step)
     share = of_timm(c)
 
-    def rate(peak: float, progress: float) -> float:
-        return peak * share(progress * length) * (min(1.0, progress / c.warmup) if c.warmup else 1.0)
+    def rate(peak: float, at: float, step: float) -> float:
+        return peak * share(at) * (min(1.0, at / length / c.warmup) if c.warmup else 1.0)
 
     return rate
 

@@ -219,6 +219,15 @@ def test_a_published_checkpoint_is_imported_and_probed(tmp_path, capsys, monkeyp
     line = capsys.readouterr().err
     assert "a run with different settings" in line
     assert "--overwrite" not in line  # which import does not have
+    assert main(["probe", out, "--published"]) == 2
+    assert "import it with --method: acl_ds, dynacl, dynacl_air, simclr" in capsys.readouterr().err
+    again = ["import", str(tmp_path / "published.pt"), "--out", str(tmp_path / "known"), *small]
+    assert main([*again, "--method", "rocl"]) == 2
+    assert "--method of format 'plain': 'rocl'; " in capsys.readouterr().err
+    assert main([*again, "--method", "dynacl"]) == 0
+    capsys.readouterr()
+    settings = printed(capsys, "probe", str(tmp_path / "known"), "--published")
+    assert (settings["probe_lr"], settings["probe_batch_size"]) == (0.01, 512)
 
 
 MISTAKES = [

@@ -18,6 +18,7 @@ COMMANDS = {
     "list attacks": 0,
     "list data": 0,
     "list formats": 0,
+    "list published": 0,
     "run --help": 0,
     "evaluate --help": 0,
     "probe --help": 0,

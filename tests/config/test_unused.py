@@ -189,6 +189,8 @@ def another(name):
         "probe_milestones": "[0.5]",
         "schedule_kwargs": '{"decay_rate": 0.5}',
         "limit_unlabeled": "3",
+        "weak_padding": "1",
+        "probe_padding": "1",
         "resize": "40",
         "workers": "2",
         "channels": "1",
@@ -203,8 +205,9 @@ CHOICES = {
     "objective": ["simclr", "gsa_rsl"],
     "schedule": ["cosine", "cosine_by_epoch", "multistep"],
     "attack": ["FGSM", "FFGSM", "PGD"],
-    "augment": ["digits", "simclr"],
-    "pretrained": [False],  # the flag is left out
+    "augment": ["digits", "simclr", "autoaugment"],
+    "probe_augment": ["none", "shift", "weak"],
+    "pretrained": [False, True],
 }
 IGNORED = [
     (name, use.choice, value)
@@ -228,7 +231,8 @@ def refused(arguments, name, capsys):
 @pytest.mark.parametrize(("name", "choice", "value"), IGNORED)
 def test_every_option_is_refused_with_every_choice_that_ignores_it(name, choice, value, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    chosen = [f"--{choice.replace('_', '-')}", value] if value is not False else []
+    flag = f"--{choice.replace('_', '-')}"
+    chosen = {False: [], True: [flag]}.get(value, [flag, value])
     given = [*chosen, f"--{name.replace('_', '-')}", *another(name)]
     line = refused(["pretrain", "--out", "x", *given], name, capsys)
     assert f"--{choice.replace('_', '-')} {value}" in line

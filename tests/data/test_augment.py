@@ -3,33 +3,34 @@ import math
 import pytest
 import torch
 
-from acl_plugin.data.augment import WEAK, high_pass, views
+from acl_plugin.data import augment
+from acl_plugin.data.augment import WEAK, Augmentation, high_pass, views
 
 pytestmark = pytest.mark.numeric
 
-AUGMENTATIONS = ["digits", "simclr", "weak", "shift"]
+AUGMENTATIONS = ["digits", "simclr", "autoaugment", "weak", "shift"]
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
-def test_views_keep_shape_and_range(shape, augment, strength):
+def test_views_keep_shape_and_range(shape, name, strength):
     torch.manual_seed(0)
     x = torch.rand(16, *shape)
-    y = views(x, augment, strength)
+    y = views(x, Augmentation(name), strength)
     assert y.shape == x.shape
     assert y.dtype == x.dtype
     assert y.min() >= 0
     assert y.max() <= 1
 
 
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
-def test_each_image_has_its_own_randomness_from_the_global_generator(augment):
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_each_image_has_its_own_randomness_from_the_global_generator(name):
     x = torch.rand(1, 3, 32, 32).expand(8, -1, -1, -1).contiguous()
     torch.manual_seed(1)
-    one = views(x, augment)
+    one = views(x, Augmentation(name))
     torch.manual_seed(1)
-    two = views(x, augment)
+    two = views(x, Augmentation(name))
     assert torch.equal(one, two)
     assert len({tuple(v.flatten()[:50].tolist()) for v in one}) > 4
 
@@ -37,23 +38,23 @@ def test_each_image_has_its_own_randomness_from_the_global_generator(augment):
 def test_strength_scales_the_change():
     torch.manual_seed(0)
     x = torch.rand(64, 1, 8, 8)
-    changes = [(views(x, "digits", s) - x).abs().mean().item() for s in (0.0, 0.5, 1.0)]
+    changes = [(views(x, Augmentation("digits"), s) - x).abs().mean().item() for s in (0.0, 0.5, 1.0)]
     assert changes[0] < 1e-6
     assert changes == sorted(changes)
 
 
 def test_none_is_the_image():
     x = torch.rand(2, 1, 8, 8)
-    assert views(x, "none") is x
+    assert views(x, Augmentation("none")) is x
 
 
 def test_every_strong_augmentation_has_a_weak_one_and_digits_are_not_mirrored():
-    assert set(WEAK) == {"digits", "simclr"}
+    assert set(WEAK) == {"digits", "simclr", "autoaugment"}
     x = torch.zeros(64, 1, 8, 8)
     x[:, :, :, :4] = 1
     torch.manual_seed(0)
-    assert (views(x, WEAK["digits"])[:, 0, 3, 2] == 1).all()
-    assert not (views(x, WEAK["simclr"])[:, 0, 3, 2] == 1).all()
+    assert (views(x, Augmentation(WEAK["digits"]))[:, 0, 3, 2] == 1).all()
+    assert not (views(x, Augmentation(WEAK["simclr"]))[:, 0, 3, 2] == 1).all()
 
 
 def test_high_frequencies_are_a_plain_fourier_sum():
@@ -88,7 +89,7 @@ def test_blur_and_crop_are_options_of_the_strong_view():
 
     def drawn(**options):
         torch.manual_seed(1)
-        return roughness(views(x, "simclr", **options))
+        return roughness(views(x, Augmentation("simclr", **options)))
 
     assert torch.equal(drawn(), drawn(crop_scale=0.1, blur=0.0))
     whole = drawn(crop_scale=0.99)  # an enlarged crop of noise is smoother
@@ -97,4 +98,47 @@ def test_blur_and_crop_are_options_of_the_strong_view():
     half = (drawn(crop_scale=0.99, blur=0.5) < 0.9 * whole).float().mean()
     assert blurred > 0.8
     assert 0.35 * blurred < half < 0.65 * blurred
-    assert views(torch.rand(2, 3, 64, 64), "simclr", blur=1.0).shape == (2, 3, 64, 64)
+    assert views(torch.rand(2, 3, 64, 64), Augmentation("simclr", blur=1.0)).shape == (2, 3, 64, 64)
+
+
+def drawn(name, x, seed=1, strength=1.0, **options):
+    torch.manual_seed(seed)
+    return views(x, Augmentation(name, **options), strength)
+
+
+def test_colors_change_before_the_crop_or_after_it():
+    moved, colored = ["RandomResizedCrop", "RandomHorizontalFlip"], ["ColorJitter", "RandomGrayscale"]
+    for first, expected in ((False, moved + colored), (True, colored + moved[::-1])):
+        layers = augment._pipeline(Augmentation("simclr", color_first=first), (3, 16, 16), 1.0)
+        assert [type(layer).__name__ for layer in layers] == expected
+
+
+def test_a_bilinear_crop_overshoots_nowhere():
+    """Bicubic weights are negative for some pixels, bilinear ones for none."""
+    x = torch.zeros(64, 1, 16, 16)
+    x[..., 4:12] = 0.5
+    bicubic, bilinear = (drawn("simclr", x, crop_scale=0.3, interpolation=how) for how in ("bicubic", "bilinear"))
+    assert bicubic.max() > 0.5 + 1e-3
+    assert bilinear.max() <= 0.5 + 1e-5
+
+
+@pytest.mark.parametrize("name", ["shift", "weak", "autoaugment"])
+@pytest.mark.parametrize(("padding", "shifts"), [(None, 4), (1, 1), (0, 0)])
+def test_a_weak_view_is_moved_by_at_most_the_padding(name, padding, shifts):
+    x = torch.zeros(256, 3, 32, 32)
+    x[:, :, 16, 16] = x[:, :, 16, 15] = 1  # in the middle, also when mirrored
+    rows = drawn(name, x, strength=0.0, padding=padding).amax((1, 3)).argmax(1)
+    assert set((rows - 16).tolist()) == set(range(-shifts, shifts + 1))
+
+
+def test_autoaugment_draws_a_policy_for_each_image_and_strength_is_its_share():
+    x = torch.rand(1, 3, 32, 32).expand(200, -1, -1, -1).contiguous()
+    changed = [(drawn("autoaugment", x, strength=s, padding=0) != x).flatten(1).any(1) for s in (0.0, 1.0)]
+    bytes_ = (x * 255).round() / 255
+    mirrored = (drawn("autoaugment", x, strength=0.0, padding=0) != x).flatten(1).any(1).float().mean()
+    assert 0.3 < mirrored < 0.7
+    assert changed[1].all()  # every image is rounded to bytes
+    moved = drawn("autoaugment", x, padding=0)
+    different = {tuple((m * 255).round().to(torch.uint8).flatten()[::7].tolist()) for m in moved}
+    assert len(different) > 50
+    assert (moved == bytes_).flatten(1).all(1).float().mean() < 0.5

@@ -324,6 +324,29 @@ def crossed(a, b):
     return (a == 0) != (b == 0)
 
 
+def test_the_share_of_inferior_positives_adapts_as_it_is_set():
+    objective = create_objective("a_infonce", variant="ip", alpha=0.3, warmup=0.5, nearest=1.0)
+    objective.on_epoch(1, 4)
+    assert objective.warm
+    objective.on_epoch(2, 4)
+    assert not objective.warm
+    assert [round(objective._share(d, 2.0), 9) for d in (0.9, 1.5, 2.1)] == [0.5, 0.4, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"base": "rocl", "warmup": 0.1}, "warmup 0.1 is not used with iphn on rocl"),
+        ({"variant": "hn", "nearest": 0.1}, "nearest 0.1 is not used with hn on advcl"),
+        ({"warmup": 1.5}, "warmup 1.5: allowed is a share"),
+        ({"nearest": -1.0}, "nearest -1.0: allowed"),
+    ],
+)
+def test_adaptive_shares_that_cannot_be(settings, message):
+    with pytest.raises(UsageError, match=message):
+        create_objective("a_infonce", **settings)
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("variant", ["ip", "hn", "iphn"])
 def test_a_infonce_on_advcl(model, views, attack, variant):

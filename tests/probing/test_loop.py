@@ -7,10 +7,13 @@ from torch import nn
 
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
+from acl_plugin.data.augment import Augmentation
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
 from acl_plugin.probing.loop import Schedule, descend, schedule_of
 
-PLAIN = Schedule(epochs=5, batch_size=8, lr=0.1, weight_decay=0.0, milestones=(0.4, 0.8), augment="none", seed=0)
+PLAIN = Schedule(
+    epochs=5, batch_size=8, lr=0.1, weight_decay=0.0, milestones=(0.4, 0.8), augmentation=Augmentation("none"), seed=0
+)
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ def test_order_and_views_are_a_function_of_the_seed(images):
         torch.manual_seed(seed + 7)
         state = torch.get_rng_state()
         model, batches = Weight(), []
-        schedule = dataclasses.replace(PLAIN, epochs=2, augment="weak", seed=seed)
+        schedule = dataclasses.replace(PLAIN, epochs=2, augmentation=Augmentation("weak"), seed=seed)
         descend("test", model, [model.w], images, lambda *b: batches.append(b) or model.w.sum(), schedule)
         assert torch.equal(state, torch.get_rng_state())
         return batches
@@ -79,7 +82,14 @@ def test_order_and_views_are_a_function_of_the_seed(images):
 
 
 def test_streams_of_a_runs_seed_are_apart():
-    settings = {"epochs": 1, "batch_size": 2, "lr": 1.0, "weight_decay": 0.0, "milestones": (), "augment": "none"}
+    settings = {
+        "epochs": 1,
+        "batch_size": 2,
+        "lr": 1.0,
+        "weight_decay": 0.0,
+        "milestones": (),
+        "augmentation": Augmentation("none"),
+    }
     assert schedule_of(preset().machine, 3, **settings).seed != schedule_of(preset().machine, 4, **settings).seed
 
 
@@ -98,7 +108,7 @@ class Noisy(nn.Module):
 @pytest.mark.parametrize("stopped_at", [1, 5, 6, 9])  # two steps an epoch
 def test_a_later_start_resumes_and_ends_the_same_to_the_bit(images, stopped_at, tmp_path, monkeypatch):
     monkeypatch.setattr(ProbeCheckpoints, "often", 0.0)
-    schedule = dataclasses.replace(PLAIN, augment="weak")
+    schedule = dataclasses.replace(PLAIN, augmentation=Augmentation("weak"))
 
     def train(folder, stop=None):
         model, steps = Noisy(), 0

@@ -4,8 +4,10 @@ import pytest
 
 from acl_plugin import available
 from acl_plugin.config import preset
-from acl_plugin.probing.published_settings import probe_settings
-from acl_plugin.registry import PROTOCOLS
+from acl_plugin.errors import UsageError
+from acl_plugin.probing.published_settings import probe_settings, probe_settings_of
+from acl_plugin.registry import OBJECTIVES, PROTOCOLS
+from acl_plugin.runs.layouts import LAYOUTS
 
 
 @pytest.mark.parametrize("objective", [*available(), "imported"])
@@ -40,3 +42,25 @@ def test_the_probes_of_gsa_rsl_have_its_settings_for_any_objective():
         settings = probe_settings(objective, "cifar10", protocol)
         assert (settings["probe_lr"], settings["probe_weight_decay"]) == (0.1, 1e-4)
         assert (settings["probe_batch_size"], settings["probe_epochs"]) == (512, 100)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_imported_run_has_the_settings_of_its_method(layout):
+    methods = LAYOUTS[layout].methods
+    assert methods
+    for method in methods:
+        assert method in OBJECTIVES
+        config = preset("cifar10").replace(objective="imported", objective_kwargs={"methods": [method]})
+        assert probe_settings_of(config, "slf") == probe_settings(method, "cifar10", "slf")
+
+
+def test_methods_that_differ_are_asked_for():
+    def imported(*methods):
+        given = {"format": "x"} if not methods else {"methods": list(methods)}
+        return preset("cifar10").replace(objective="imported", objective_kwargs=given)
+
+    assert probe_settings_of(imported("advcl", "a_infonce"), "slf")["probe_lr"] == 0.01
+    for methods in (("acl_ds", "dynacl_air"), ()):
+        with pytest.raises(UsageError, match="the method of this imported run is not known") as error:
+            probe_settings_of(imported(*methods), "slf")
+        assert error.value.parameter == "published"

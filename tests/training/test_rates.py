@@ -33,7 +33,7 @@ def test_a_schedule_of_timm_has_its_values_at_the_epochs(name, kwargs):
     for epoch in range(11):
         theirs.step(epoch)
         expected = optimizer.param_groups[0]["lr"] * min(1, epoch / 2)
-        assert rate(0.4, epoch / 10) == pytest.approx(expected, abs=2e-6)  # timm's tanh ends at 1e-6 of the peak
+        assert rate(0.4, epoch, 0.1) == pytest.approx(expected, abs=2e-6)  # timm's tanh ends at 1e-6 of the peak
 
 
 @pytest.mark.parametrize("kwargs", [{"milestones": [3]}, {"decay_milestones": "x"}])
