@@ -147,7 +147,7 @@ def import_checkpoint(arguments: list[str]) -> None:
     from acl_plugin.runs import published
     from acl_plugin.runs.layouts import LAYOUTS
 
-    out, normalization = RunDir(options["out"]), options.pop("normalization")  # of the file, not of a new network
+    out = RunDir(options["out"])
     layout = published.import_run(
         options["file"],
         out,
@@ -155,7 +155,7 @@ def import_checkpoint(arguments: list[str]) -> None:
         layout=options["format"],
         bank=options["bank"],
         allow_pickle=options["allow_pickle"],
-        normalization=normalization,
+        normalization=options["normalization"],
         method=options["method"],
     )
     print(f"encoder: {out.encoder_file}, format {layout}: {LAYOUTS[layout].papers}")

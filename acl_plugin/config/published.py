@@ -46,7 +46,7 @@ UNSAID: Mapping[str, Options] = {"a_infonce": {"base": "advcl", "variant": "iphn
 """Defaults of objectives' settings that select a row."""
 LIKE_ACL: Options = {
     "eps": "8/255", "attack": "PGD", "attack_steps": 5, "attack_kwargs": {}, "eps_ramp": 0.0, "norm": "Linf",
-    "backbone": "resnet18", "backbone_kwargs": {}, "stem": "cifar", "normalization": "imagenet",
+    "backbone": "resnet18", "backbone_kwargs": {}, "stem": "cifar", "input_normalization": "imagenet",
     "augment": "simclr", "crop_scale": 0.1, "crop_interpolation": "bicubic", "color_first": False, "blur": 0.0,
     "epochs": 1000, "batch_size": 512, "optimizer": "lars", "lr": 5.0, "weight_decay": 1e-6,
     "warmup": 0.01, "schedule": "acl", "accumulate_grad_batches": 1, "precision": "32-true",
@@ -60,18 +60,18 @@ SIMCLR = {name: value for name, value in LIKE_ACL.items() if not name.startswith
 RCS = {**LIKE_ACL, "coreset_fraction": 0.2, "coreset_warmup": 0.1, "coreset_every": 20, "coreset_fidelity": "released"}
 ROCL = {
     **LIKE_ACL, **RELEASED, "eps": 0.0314, "attack_steps": 7, "attack_kwargs": {"alpha": 0.007},
-    "normalization": "none", "crop_scale": 0.08, "crop_interpolation": "bilinear", "color_first": True, "lr": 1.5,
+    "input_normalization": "none", "crop_scale": 0.08, "crop_interpolation": "bilinear", "color_first": True, "lr": 1.5,
     "schedule": "rocl",
 }  # fmt: skip
 ADVCL = {
-    **LIKE_ACL, **RELEASED, "normalization": "none", "crop_scale": 0.2, "crop_interpolation": "bilinear",
+    **LIKE_ACL, **RELEASED, "input_normalization": "none", "crop_scale": 0.2, "crop_interpolation": "bilinear",
     "weak_padding": 4, "optimizer": "sgd", "lr": 0.5, "weight_decay": 1e-4, "schedule": "advcl",
 }  # fmt: skip
 STRONG = ("crop_scale", "crop_interpolation", "color_first", "blur")
 """Options of strong views, which DeACL does not draw."""
 DEACL = {
     **{name: value for name, value in LIKE_ACL.items() if name not in STRONG},
-    "weak_padding": 4, "normalization": "cifar", "stem": "cifar_padding_2", "optimizer": "sgd", "lr": 0.5,
+    "weak_padding": 4, "input_normalization": "cifar", "stem": "cifar_padding_2", "optimizer": "sgd", "lr": 0.5,
     "weight_decay": 5e-4, "batch_size": 256, "epochs": 100, "warmup": 0.1, "schedule": "deacl",
 }  # fmt: skip
 CLAE = {

@@ -10,7 +10,7 @@ from acl_plugin.validation import plain
 PATHS = frozenset({"data_dir", "unlabeled", "pretrained_file", "init"})
 """Options that are paths, in which a tilde is expanded."""
 PRETRAINING = frozenset(
-    {"unlabeled", "limit_unlabeled", "pretrained", "pretrained_file", "init", "input_size", "normalization"}
+    {"unlabeled", "limit_unlabeled", "pretrained", "pretrained_file", "init", "input_size", "input_normalization"}
 )
 """Options of images and encoder that only a pretraining uses."""
 TRAINING_ONLY = frozenset({"num_nodes", "compile", "precision", "grad_checkpointing"})
@@ -95,7 +95,7 @@ class EncoderConfig(Section):
     input_size: int | None = None
     """Side in pixels to which the encoder resizes its images; null for that of the pretrained weights, or the images'
     own."""
-    normalization: Literal["data", "imagenet", "cifar", "none"] = "data"
+    input_normalization: Literal["data", "imagenet", "cifar", "none"] = "data"
     """Mean and standard deviation by which the encoder normalizes images: those of the training images, of ImageNet (as
     in ACL, DynACL and AIR) or CIFAR-10 (DeACL), or none (AdvCL, A-InfoNCE, RoCL)."""
     stem: Literal["cifar", "cifar_padding_2", "native"] = "cifar"

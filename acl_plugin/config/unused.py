@@ -134,7 +134,7 @@ RUN: Uses = {
     **dict.fromkeys(("resize", "data_memory", "workers", "skip_unreadable"), (DECODED,)),
     **dict.fromkeys(("image_column", "label_column"), (Use("data", _of_hub, "hf:NAME"),)),
     "channels": (Use("data", _of_files, "datasets of files"),),
-    "normalization": (Use("pretrained", lambda o: not o["pretrained"] and o["init"] is None, "random weights"),),
+    "input_normalization": (Use("pretrained", lambda o: not o["pretrained"] and o["init"] is None, "random weights"),),
     "pretrained_file": (Use("pretrained", lambda o: o["pretrained"], "--pretrained"),),
     "limit_unlabeled": (Use("data", _has_unlabeled, "stl10_unlabeled, or with --unlabeled DIR"),),
     "attack_steps": (ATTACKED, Use("attack", lambda o: o["attack"] not in WITHOUT_STEPS, "attacks of several steps")),

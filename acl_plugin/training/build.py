@@ -137,8 +137,8 @@ def model_spec(config: RunConfig, data: DataSet, normalized: bool = False) -> Mo
     import timm
 
     mean, std = data.mean, data.std
-    if config.encoder.normalization != "data":
-        mean, std = of_channels(NORMALIZATIONS[config.encoder.normalization], data.shape[0])
+    if config.encoder.input_normalization != "data":
+        mean, std = of_channels(NORMALIZATIONS[config.encoder.input_normalization], data.shape[0])
     spec = ModelSpec(
         backbone=config.encoder.backbone,
         kwargs=config.encoder.backbone_kwargs,

@@ -49,7 +49,7 @@ def test_names_are_unique():
 )
 def test_numbers(objective, data, settings, expected):
     row = published_pretraining({"objective": objective, "data": data, "objective_kwargs": settings, "coreset": "none"})
-    names = "optimizer lr weight_decay batch_size epochs normalization crop_scale crop_interpolation".split()
+    names = "optimizer lr weight_decay batch_size epochs input_normalization crop_scale crop_interpolation".split()
     assert tuple(row.options[name] for name in names) == expected
 
 

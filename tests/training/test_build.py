@@ -83,3 +83,19 @@ def test_reading_the_options_reads_no_file(monkeypatch):
     for name, settings in (("deacl", {"teacher": "nowhere"}), ("advcl", {"pseudo_labels": "nowhere"})):
         options = preset("digits").replace(objective=name, objective_kwargs=settings).options()
         assert unused._example(options).attack_mode == "scalar"
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [("imagenet", (0.449, 0.226)), ("cifar", (0.4734, 0.2503)), ("none", (0, 1))]
+)
+def test_images_are_normalized_as_the_option_says(name, values):
+    config = preset("digits", **TINY, input_normalization=name)
+    spec = build(config, datasets.load(config.data)).model.spec
+    assert (*spec.mean, *spec.std) == pytest.approx(values, abs=1e-3)  # of gray images: the means over the channels
+
+
+def test_images_are_normalized_by_the_training_images_unless_an_option_says_otherwise():
+    config = preset("digits", **TINY)
+    data = datasets.load(config.data)
+    spec = build(config, data).model.spec
+    assert (spec.mean, spec.std) == (data.mean, data.std)
