@@ -89,7 +89,7 @@ def test_images_without_labels_are_for_a_pretraining(tmp_path):
     assert data.classes == ()
     assert set(data.train.labels.tolist()) == {UNLABELED}
     options = {k: v for k, v in TINY.items() if not k.startswith(("limit", "probe"))}
-    run = pipeline.pretrain(preset(f"hf:{folder}", **options, objective="simclr", image_size=8), tmp_path / "run")
+    run = pipeline.pretrain(preset(f"hf:{folder}", **options | {"objective": "simclr"}, image_size=8), tmp_path / "run")
     assert run.encoder_file.is_file()
 
 

@@ -65,7 +65,7 @@ def runs(tmp_path_factory):
         pipeline.run(config, whole.path)
         evaluate_suite(whole, config, CPU, ["FGSM", "PGD-20"])
         audit.audit([whole], whole, "all", 24, CPU)
-    return whole, pretrain(preset("digits", **SETTINGS, objective="simclr"), folder / "begun")
+    return whole, pretrain(preset("digits", **SETTINGS | {"objective": "simclr"}), folder / "begun")
 
 
 @pytest.mark.e2e

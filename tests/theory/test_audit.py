@@ -47,7 +47,7 @@ def runs(tmp_path_factory):
     """Two short runs with two kept encoders each, one of two norm banks."""
     folder = tmp_path_factory.mktemp("runs")
     made = {"gsa_rsl": {"lr": 1e-2}, "acl_ds": {"lr": 5e-2}}
-    configs = {name: preset("digits", **SETTINGS | own, objective=name) for name, own in made.items()}
+    configs = {name: preset("digits", **SETTINGS | own | {"objective": name}) for name, own in made.items()}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Guard, "healthy", True)  # or an encoder that looks collapsed is not kept
         return {name: pretrain(config, folder / name) for name, config in configs.items()}
