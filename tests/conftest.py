@@ -173,7 +173,7 @@ def shorten(patch, steps=3, queries=10):
     patch(critics, "STEPS", 5)
     patch(critics, "PENALTIES", (0.1,))
     patch(label_shift, "DECAYS", (3e-2,))
-    patch(generalization, "DECAYS", (1e-2,))
+    patch(generalization, "DECAYS", (1.0,))
 
 
 @pytest.fixture
