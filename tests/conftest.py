@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import itertools
 import json
@@ -8,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import docstring_parser
 import numpy as np
 import pyautoattack
 import pytest
+import sklearn.datasets
 import torch
 
 import acl_plugin
@@ -68,6 +71,18 @@ def _without_fsync():
     """No test cuts the power, so none waits for the disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda fd: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _read_once():
+    """The digits, the texts of options and what is installed are those of the first look, which takes most of it."""
+    original = registry.entry_points
+    installed = functools.cache(lambda group, path: original(group=group))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "entry_points", lambda *, group: installed(group, tuple(sys.path)))
+        for module, name in ((sklearn.datasets, "load_digits"), (docstring_parser, "parse_from_object")):
+            patch.setattr(module, name, functools.cache(getattr(module, name)))
         yield
 
 

@@ -136,7 +136,8 @@ def _serve(channel):
     return main()
 
 
-def _forked(start, *arguments, **options):
+def forked(start, *arguments, **options):
+    """Start processes that are forks of this one."""
     return start(*arguments, **options | {"start_method": "fork"})
 
 
@@ -158,7 +159,7 @@ def _prepare(request, out, err):
         from conftest import shorten
 
         shorten(setattr)
-        chunks.start_processes = functools.partial(_forked, chunks.start_processes)
+        chunks.start_processes = functools.partial(forked, chunks.start_processes)
         figures.svg = lambda figure: b"<svg></svg>"
     sys.path[:0] = request["paths"]
     sys.argv = [request["script"] or "-c", *request["arguments"]]

@@ -26,7 +26,7 @@ SHARED = {"data_dir": None, "limit_test": 250}
 
 @pytest.fixture
 def results(results, monkeypatch):
-    monkeypatch.setitem(experiments.SETTINGS, "digits", TINY | {"limit_train": 32, "keep_every": 1})
+    monkeypatch.setitem(experiments.SETTINGS, "digits", TINY | {"keep_every": 1})
     return results
 
 
