@@ -63,8 +63,8 @@ def started(
     """Start a command, or a ``script``.
 
     ``out`` and ``err`` are files or descriptors for what the command prints; the command works in ``folder``, may write
-    no file of more than ``largest_file`` bytes, and with ``few`` computes as little as the fixture of this name. It
-    finds modules and distributions in ``paths`` first.
+    no file of more than ``largest_file`` bytes, and with ``few`` computes as little as the fixture of this name, in
+    processes of its own that are forked as well. It finds modules and distributions in ``paths`` first.
     """
     opened = [
         each if isinstance(each, int) else os.open(each, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for each in (out, err)
@@ -136,6 +136,11 @@ def _serve(channel):
     return main()
 
 
+def forked(start, *arguments, **options):
+    """Start processes that are forks of this one."""
+    return start(*arguments, **options | {"start_method": "fork"})
+
+
 def _prepare(request, out, err):
     """Become what was asked for."""
     os.dup2(out, 1)
@@ -149,10 +154,12 @@ def _prepare(request, out, err):
     if request["largest_file"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     if request["few"]:
+        from acl_plugin.evaluation import chunks
         from acl_plugin.reporting import figures
         from conftest import shorten
 
         shorten(setattr)
+        chunks.start_processes = functools.partial(forked, chunks.start_processes)
         figures.svg = lambda figure: b"<svg></svg>"
     sys.path[:0] = request["paths"]
     sys.argv = [request["script"] or "-c", *request["arguments"]]

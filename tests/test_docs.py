@@ -96,7 +96,7 @@ def test_an_objective_is_a_program_and_a_plugin(folder, few, monkeypatch):
     (folder / "half_adversarial.py").write_text(source)
     command = block_with("python half_adversarial.py").split()
     assert command[0] == "python"
-    monkeypatch.setattr(sys, "argv", [*command[1:], *OPTIONS, "--limit-test=4", "--epochs=1"])
+    monkeypatch.setattr(sys, "argv", [*command[1:3], *OPTIONS, *command[3:], "--limit-test=4", "--epochs=1"])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(command[1], run_name="__main__")
     assert ended.value.code == 0
@@ -128,7 +128,7 @@ def test_a_network_of_ones_own(folder, few):
 @pytest.mark.e2e
 def test_lightning(folder, few):
     with pytest.MonkeyPatch.context() as patch:
-        small = {k: v for k, v in TINY.items() if k not in ("epochs", "limit_test")}
+        small = {k: v for k, v in TINY.items() if k not in ("epochs", "limit_test", "objective")}
         patch.setitem(config.PRESETS, "digits", small)
         scope = {}
         exec(block_with("lightning.Trainer("), scope)
@@ -145,7 +145,7 @@ def test_nt_xent_in_plain_torch():
 @pytest.mark.e2e
 def test_a_search_of_settings(few, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small = {k: v for k, v in TINY.items() if k != "limit_test"}
+    small = {k: v for k, v in TINY.items() if k not in ("limit_test", "objective")}
     given, preset = re.compile(r"epochs=8,\n\s*limit_test=100"), acl_plugin.preset
     monkeypatch.setattr(acl_plugin, "preset", lambda data, **options: preset(data, **options | small))
     source = given.sub("limit_test=12", block_with("optuna.create_study")).replace("n_trials=20", "n_trials=2")

@@ -24,7 +24,7 @@ def test_the_whole_job_leaves_every_file(tiny_config, tmp_path, few):
     evaluated = (run.classifier_file, run.probe_file, run.evaluation_file, run.verdicts_file)
     for file in (*pretrained, *evaluated, run.path / "environment.json"):
         assert file.is_file(), file
-    info = run.robustbench_folder / "local" / "model_info" / "digits" / "Linf" / "gsa_rsl_resnet10t.json"
+    info = run.robustbench_folder / "local" / "model_info" / "digits" / "Linf" / "acl_ds_resnet10t.json"
     assert json.loads(info.read_text())["clean_acc"] == f"{100 * result['clean_accuracy']:.2f}"
     images = datasets.load(tiny_config.data).test
     lines = [json.loads(line) for line in run.verdicts_file.read_text().splitlines()]

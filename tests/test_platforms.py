@@ -19,7 +19,7 @@ from acl_plugin.data.pixels import DiskPixels, channel_sums, stream
 from acl_plugin.data.sources import Files
 from acl_plugin.evaluation.storage import read_verdicts
 from acl_plugin.runs.lock import locked
-from conftest import OPTIONS
+from conftest import OPTIONS, shorten
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -54,6 +54,7 @@ def western_console(monkeypatch):
 @pytest.mark.e2e
 def test_names_that_a_console_cannot_show_end_no_command(tmp_path, monkeypatch):
     console = western_console(monkeypatch)
+    shorten(monkeypatch.setattr)
     noise = torch.arange(3 * 16 * 16 * 12, dtype=torch.int64).reshape(12, 3, 16, 16) * 7 % 251
     for i, name in enumerate(("猫", "собака")):
         for part in ("train", "test"):

@@ -140,7 +140,8 @@ class RunDir:
 
         path = self.require(self.config_file, f"pretrain --out {self.path}")
         try:
-            return configuration.from_dict(yaml.safe_load(path.read_text("utf-8")))
+            text, fast = path.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # which libyaml has
+            return configuration.from_dict(yaml.load(text, fast))
         except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
             raise damaged(path, f"is not a configuration: {' '.join(str(error).split())}") from error
 

@@ -20,4 +20,4 @@ def test_both_are_run_on_the_same_and_become_a_row(results, few, monkeypatch):
     assert 0 < kept["reference_share_of_ceiling"] == kept["reference_flops_per_second"] / kept["ceiling"]
     for one, other in zip(kept["robust_accuracies"], kept["reference_robust_accuracies"], strict=True):
         assert abs(one - other) <= 2 / 30
-    assert "| digits, resnet10t, gsa_rsl | 30 |" in (results / "RESULTS.md").read_text()
+    assert "| digits, resnet10t, acl_ds | 30 |" in (results / "RESULTS.md").read_text()

@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
+import signal
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from processes import ended, started
 
 import benchmarks.__main__ as main
 from acl_plugin import create_objective
@@ -26,7 +26,7 @@ SHARED = {"data_dir": None, "limit_test": 250}
 
 @pytest.fixture
 def results(results, monkeypatch):
-    monkeypatch.setitem(experiments.SETTINGS, "digits", TINY | {"limit_train": 32, "keep_every": 1})
+    monkeypatch.setitem(experiments.SETTINGS, "digits", TINY | {"keep_every": 1})
     return results
 
 
@@ -254,8 +254,11 @@ def test_workers_end_with_a_killed_parent(tmp_path):
         "if __name__ == '__main__':\n"
         "    do_all(work, [SimpleNamespace(out=0)], 2)\n"  # as many workers are started as there are runs
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(experiments.__file__).parents[1])}
-    with subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE) as parent:
-        assert parent.stdout.readline() == b"at work\n"
-        parent.kill()
-        assert parent.communicate(timeout=60)[0] == b""  # which returns when nobody is left who could write
+    shown, theirs = os.pipe()
+    parent = started([], theirs, script=script)
+    os.close(theirs)
+    with open(shown, "rb") as told:
+        assert told.readline() == b"at work\n"
+        parent.send_signal(signal.SIGKILL)
+        assert told.read() == b""  # which returns when nobody is left who could write
+    assert ended(parent) == -signal.SIGKILL

@@ -10,7 +10,8 @@ from acl_plugin.runtime.signals import deferred
 from benchmarks import compact, record, tables
 from conftest import TINY
 
-OPTIONS = [f"--options.{k}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in TINY.items() if k != "epochs"]
+SHARED = {k: v for k, v in TINY.items() if k not in ("epochs", "objective")}
+OPTIONS = [f"--options.{k}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in SHARED.items()]
 
 
 def command(tmp_path, *more):

@@ -1,8 +1,21 @@
 import pytest
+from processes import ended, started
 
-import benchmarks.__main__ as main
 from acl_plugin.config import preset
 from benchmarks import compact, scaling
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import benchmarks.__main__ as main
+from benchmarks import scaling
+
+main.HERE, main.RESULTS = Path(sys.argv[1]), Path(sys.argv[1]) / "results"
+start = scaling.start_processes
+scaling.start_processes = lambda *given, **options: start(*given, **options | {"start_method": "fork"})
+sys.exit(main.main(sys.argv[2:]))
+"""
+"""The ranks are forks of a process that has imported everything."""
 
 
 def test_what_is_sent_is_counted_from_shapes():
@@ -24,7 +37,10 @@ def test_on_paper_grows_with_the_batch():
 
 @pytest.mark.ddp
 def test_ranks_are_measured_and_become_a_table(results):
-    assert main.main(["scaling", "--batches", "[4]", "--repeats", "2"]) == 0
+    (results / "scaling.py").write_text(SCRIPT)
+    arguments = [results, "scaling", "--batches", "[4]", "--repeats", "2"]
+    measured = started(arguments, err=results / "err", script=results / "scaling.py")
+    assert ended(measured) == 0, (results / "err").read_text()
     kept = compact.read(results / "results" / "scaling_acl_ds.json")
     assert [(row["batch_size"], row["ranks"]) for row in kept["rows"]] == [(4, 1), (4, 2)]
     one, two = kept["rows"]

@@ -15,10 +15,10 @@ def test_a_run_is_kept_and_becomes_a_row(tiny_config, tmp_path, few, results):
     assert kept["evaluation"] == evaluation
     assert kept["environment"]["packages"]["torch"]
     assert "data_dir" not in kept["settings"]
-    assert kept["robustbench"]["gsa_rsl_resnet10t"]["dataset"] == "digits"
+    assert kept["robustbench"]["acl_ds_resnet10t"]["dataset"] == "digits"
     assert benchmarks.main(["table"]) == 0
     row = (results / "RESULTS.md").read_text().splitlines()[-1]
-    assert row.startswith("| tiny | digits (16 images) | gsa_rsl | resnet10t | 2 | 0.1 | 12 | 0 |")
+    assert row.startswith("| tiny | digits (16 images) | acl_ds | resnet10t | 2 | 0.1 | 12 | 0 |")
 
 
 @pytest.mark.e2e
@@ -36,7 +36,7 @@ def test_a_suite_is_kept_and_becomes_a_table(tiny_config, tmp_path, few, results
     assert "broken" not in kept["suite"]["rows"]["FGSM"]
     benchmarks.table()
     table = (results / "RESULTS.md").read_text()
-    assert "## Standard attacks on digits, gsa_rsl" in table
+    assert "## Standard attacks on digits, acl_ds" in table
     assert "| DeepFool | 50 |" in table
 
 

@@ -33,7 +33,7 @@ def test_run_prints_a_line_for_each_objective(tmp_path, capsys, few):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "digits, Linf, eps 0.1, 12 test images, seed 0"
     assert lines[1].split() == ["clean", "apgd-ce", "apgd-t", "fab-t", "square", "AutoAttack"]
-    assert [line.split()[0] for line in lines[2:4]] == ["gsa_rsl", "simclr"]
+    assert [line.split()[0] for line in lines[2:4]] == ["acl_ds", "simclr"]
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert lines[2].split()[1] == f"{100 * evaluation['clean_accuracy']:.2f}%"
     assert (tmp_path / "run" / "compare" / "simclr" / "evaluation.json").is_file()
@@ -78,7 +78,7 @@ def test_suites_and_published_settings(tmp_path, capsys, few):
     assert "images of 1 x 8 x 8 cannot be corrupted" in capsys.readouterr().err
     assert main(["probe", run, "--published", "--probe-epochs", "1", "--probe-protocol", "alf", "--overwrite"]) == 0
     record = json.loads((tmp_path / "run" / "probe.json").read_text())
-    assert (record["protocol"], record["probe_epochs"], record["probe_milestones"]) == ("alf", 1, [0.6, 0.8])
+    assert (record["protocol"], record["probe_epochs"], record["probe_milestones"]) == ("alf", 1, [0.4, 0.8])
     assert main(["evaluate", run]) == 2  # another classifier now
     assert "contains an evaluation with different settings (weights_sha256" in capsys.readouterr().err
 
@@ -158,7 +158,7 @@ def test_lists(capsys):
 @pytest.mark.e2e
 def test_a_teacher_and_pseudo_labels_by_command(tmp_path, capsys):
     teacher, labels = str(tmp_path / "teacher"), str(tmp_path / "labels.npz")
-    assert main(["pretrain", "--out", teacher, "--objective", "simclr", *OPTIONS]) == 0
+    assert main(["pretrain", "--out", teacher, *OPTIONS, "--objective", "simclr"]) == 0
     assert main(["pseudo-labels", teacher, "--out", labels, "--clusters", "[2, 4]", "--seed", "3"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"pseudo-labels: {labels}"
     provenance = read_pseudo_labels(labels).provenance
@@ -168,18 +168,18 @@ def test_a_teacher_and_pseudo_labels_by_command(tmp_path, capsys):
     assert main(["pseudo-labels", teacher, "--out", labels, "--clusters", "[2, 4]", "--seed", "3"]) == 0
     assert Path(labels).read_bytes() == before
     own = ["--objective", "advcl", "--objective-kwargs.pseudo_labels", labels]
-    assert main(["pretrain", "--out", str(tmp_path / "advcl"), *own, *OPTIONS]) == 0
+    assert main(["pretrain", "--out", str(tmp_path / "advcl"), *OPTIONS, *own]) == 0
     own = ["--objective", "deacl", "--objective-kwargs.teacher", teacher]
-    assert main(["run", "--out", str(tmp_path / "bad"), "--compare", "profeat", *own, *OPTIONS]) == 2
+    assert main(["run", "--out", str(tmp_path / "bad"), "--compare", "profeat", *OPTIONS, *own]) == 2
     assert "'profeat' needs a teacher" in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()
-    assert main(["pretrain", "--out", str(tmp_path / "deacl"), *own, *OPTIONS]) == 0
+    assert main(["pretrain", "--out", str(tmp_path / "deacl"), *OPTIONS, *own]) == 0
     other = ["--backbone-kwargs", '{"stem_width": 4, "channels": [8, 8, 8, 8]}']
-    assert main(["pretrain", "--out", str(tmp_path / "other"), *own, *OPTIONS, *other]) == 2
+    assert main(["pretrain", "--out", str(tmp_path / "other"), *OPTIONS, *own, *other]) == 2
     assert "the teacher " in capsys.readouterr().err
     # more images than were clustered
     own = ["--objective", "advcl", "--objective-kwargs.pseudo_labels", labels]
-    assert main(["pretrain", "--out", str(tmp_path / "more"), *own, *OPTIONS, "--limit-train", "20"]) == 2
+    assert main(["pretrain", "--out", str(tmp_path / "more"), *OPTIONS, *own, "--limit-train", "20"]) == 2
     assert "4 of 20 training images have no pseudo-labels" in capsys.readouterr().err
     assert not (tmp_path / "more").exists()
 

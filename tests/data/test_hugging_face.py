@@ -11,7 +11,7 @@ from acl_plugin.cli.main import main
 from acl_plugin.data import datasets
 from acl_plugin.data.images import UNLABELED
 from acl_plugin.data.pixels import DiskPixels
-from conftest import TINY
+from conftest import TINY, shorten
 
 hub = pytest.importorskip("datasets")
 
@@ -89,7 +89,7 @@ def test_images_without_labels_are_for_a_pretraining(tmp_path):
     assert data.classes == ()
     assert set(data.train.labels.tolist()) == {UNLABELED}
     options = {k: v for k, v in TINY.items() if not k.startswith(("limit", "probe"))}
-    run = pipeline.pretrain(preset(f"hf:{folder}", **options, objective="simclr", image_size=8), tmp_path / "run")
+    run = pipeline.pretrain(preset(f"hf:{folder}", **options | {"objective": "simclr"}, image_size=8), tmp_path / "run")
     assert run.encoder_file.is_file()
 
 
@@ -136,10 +136,11 @@ def test_the_library_is_an_extra(monkeypatch, tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_whole_run_of_images_that_are_no_squares(tmp_path):
+def test_a_whole_run_of_images_that_are_no_squares(tmp_path, monkeypatch):
     """From the command line, exported and loaded as RobustBench's files."""
     from acl_plugin.leaderboard.registration import load_exported
 
+    shorten(monkeypatch.setattr)
     folder, out = saved(tmp_path / "data"), tmp_path / "run"
     small = [
         f"--{name.replace('_', '-')}={TINY[name]}" for name in ("backbone", "epochs", "batch_size", "probe_epochs")

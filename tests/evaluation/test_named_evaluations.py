@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from processes import ended, started
 
 from acl_plugin.cli.main import main
 from acl_plugin.errors import UsageError
@@ -51,6 +52,8 @@ def test_evaluations_of_other_settings_stand_side_by_side(run, few, capsys):
 @pytest.mark.e2e
 def test_several_processes_and_interruptions(run, few):
     config = run.read_config().replace(limit_test=12, eps=0.5, devices=2, eval_batch_size=6)  # soon done
+    given = ["--limit-test=12", "--eps=0.5", "--devices=2", "--eval-batch-size=6", "--name=shared"]
+    assert ended(started(["evaluate", run.path, *given], few=True)) == 0
     found = evaluate(run, config, name="shared")
     alone = evaluate(run, config.replace(devices=1), name="alone")
     assert found["clean_accuracy"] == alone["clean_accuracy"]

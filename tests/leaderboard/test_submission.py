@@ -36,7 +36,7 @@ BACKBONES = [
     ("vit_tiny_patch16_224", {"depth": 1, "embed_dim": 24}, "cifar"),
     ("mobilenetv3_small_050", {}, "cifar"),
     ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [4, 8, 8, 8]}, "cifar"),
-    ("mixer_s16_224", {}, "cifar"),
+    ("mixer_s16_224", {"mlp_ratio": [0.5, 0.125]}, "cifar"),
 ]
 
 

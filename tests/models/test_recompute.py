@@ -26,10 +26,10 @@ DROPS = {"drop_path_rate": 0.1}
 NETWORKS = {
     "resnet10t": (4, DROPS),
     "resnet18": (8, DROPS),
-    "vit_tiny_patch16_224": (12, {**DROPS, "img_size": 32, "patch_size": 8}),
-    "convnext_atto": (12, DROPS),
+    "vit_tiny_patch16_224": (3, {**DROPS, "depth": 3, "img_size": 32, "patch_size": 8}),
+    "convnext_atto": (5, {**DROPS, "depths": (1, 1, 2, 1)}),
     "efficientnet_lite0": (16, DROPS),
-    "densenet121": (4, {"drop_rate": 0.1}),
+    "densenet121": (4, {"drop_rate": 0.1, "block_config": (3, 3, 3, 3)}),
 }
 """Number of blocks and arguments by network."""
 
@@ -147,7 +147,10 @@ def test_a_network_without_blocks_is_refused(given):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--backbone", "vgg11", "--backbone-kwargs", "{}"], "--grad-checkpointing: the network has no blocks"),
+        (
+            ["--backbone", "vgg11", "--backbone-kwargs", '{"mlp_ratio": 0.01}'],
+            "--grad-checkpointing: the network has no blocks",
+        ),
         (["--compile"], "not used with --compile"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -33,6 +34,8 @@ from golden_inputs import (
 
 pytestmark = pytest.mark.numeric
 BASES = [name for name in available() if name not in ("simclr", "gsa_rsl")]
+KINDS = ("acl_a2a", "acl_ds", "rocl", "a_infonce", "deacl", "dynacl")
+"""One norm bank and two, an attack on a pair and on a view, labels of clusters, a teacher, a momentum encoder."""
 
 
 @pytest.mark.e2e
@@ -174,8 +177,13 @@ def base_settings(settings_of):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("name", BASES)
-@pytest.mark.parametrize("own", [{}, {"sharpen": "all", "steps": 4}, {"divergence": "mmd"}, {"benign": 0.0}])
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        *product(BASES, [{}, {"sharpen": "all", "steps": 4}]),
+        *product(KINDS, [{"divergence": "mmd"}, {"benign": 0.0}]),  # of its own parts, the same on every base
+    ],
+)
 def test_every_objective_with_an_attack_is_a_base_at_the_cost_that_is_reported(name, own, base_settings, monkeypatch):
     objective = create_objective("gsa_rsl", **base_settings(name), **own)
     model = Encoder(spec(), objective.norm_banks, objective.projector)

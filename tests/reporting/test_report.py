@@ -27,7 +27,7 @@ BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 CPU = torch.device("cpu")
-SETTINGS = TINY | {"limit_train": 48, "limit_test": 24, "keep_every": 1, "epochs": 3}
+SETTINGS = TINY | {"limit_train": 48, "limit_test": 24, "keep_every": 1}
 
 
 class Page(html.parser.HTMLParser):
@@ -65,7 +65,7 @@ def runs(tmp_path_factory):
         pipeline.run(config, whole.path)
         evaluate_suite(whole, config, CPU, ["FGSM", "PGD-20"])
         audit.audit([whole], whole, "all", 24, CPU)
-    return whole, pretrain(preset("digits", **SETTINGS, objective="simclr"), folder / "begun")
+    return whole, pretrain(preset("digits", **SETTINGS | {"objective": "simclr"}), folder / "begun")
 
 
 @pytest.mark.e2e
@@ -200,8 +200,16 @@ def test_a_browser_shows_it(runs, tmp_path, width, dark):
     assert 0.01 < inked < 0.9
 
 
+@pytest.fixture
+def without_figures(monkeypatch, undrawn):
+    """What is said about a run, without its figures."""
+    for name in ("accuracies", "accuracy_by_eps", "audit", "audit_classes", "audit_epochs", "losses"):
+        monkeypatch.setattr(figures, name, lambda *_: None)
+    monkeypatch.setattr(report._Run, "pictures", lambda self: [])
+
+
 @pytest.mark.e2e
-def test_what_is_partial_or_of_another_model_or_other_images_is_marked(finished_run, tmp_path, undrawn):
+def test_what_is_partial_or_of_another_model_or_other_images_is_marked(finished_run, tmp_path, without_figures):
     run = RunDir(tmp_path / "run")
     shutil.copytree(finished_run, run.path)
 
@@ -226,7 +234,7 @@ def test_what_is_partial_or_of_another_model_or_other_images_is_marked(finished_
 
 
 @pytest.mark.e2e
-def test_runs_on_different_images_are_not_compared_in_silence(finished_run, tmp_path, undrawn):
+def test_runs_on_different_images_are_not_compared_in_silence(finished_run, tmp_path, without_figures):
     runs = [RunDir(tmp_path / name) for name in "ab"]
     for run in runs:
         shutil.copytree(finished_run, run.path)

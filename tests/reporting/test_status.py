@@ -37,7 +37,7 @@ def test_a_run_from_its_first_epoch_to_its_export(tmp_path, capsys, few, monkeyp
     monkeypatch.setattr(Pretraining, "training_step", stops)
     assert main(["run", "--out", str(run), *OPTIONS]) == 130
     first, told = lines(run, capsys)
-    assert first == f"{run}: gsa_rsl on digits, resnet10t, seed 0"
+    assert first == f"{run}: acl_ds on digits, resnet10t, seed 0"
     assert told["pretrain"] == f"1 of {TINY['epochs']} epochs"
     assert told["probe"] == told["evaluate"] == told["export"] == "not yet"
 
@@ -67,7 +67,7 @@ def test_a_run_from_its_first_epoch_to_its_export(tmp_path, capsys, few, monkeyp
     assert main(["run", "--out", str(run), *OPTIONS]) == 0
     _, told = lines(run, capsys)
     assert told["evaluate"].endswith("% of 12 images")
-    assert told["export"] == "gsa_rsl_resnet10t"
+    assert told["export"] == "acl_ds_resnet10t"
     assert told["suite"] == told["audit"] == told["corruptions"] == "not yet"
 
     (run / ".lock").write_text("123")

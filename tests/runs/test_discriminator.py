@@ -44,10 +44,21 @@ def test_damage_is_named(tmp_path):
         read_discriminator(run)
 
 
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A run of the default settings; to be copied."""
+    return pretrain(settings(), tmp_path_factory.mktemp("released") / "run").path
+
+
+@pytest.fixture
+def run(released, tmp_path):
+    return RunDir(shutil.copytree(released, tmp_path / "run"))
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("own", [{}, {"divergence": "deep", "layer": "features"}, {"base": "acl_ds"}])
-def test_a_run_keeps_it_with_each_encoder_and_the_audit_uses_it(own, tmp_path, few, capsys):
-    run = pretrain(settings(**own), tmp_path / "run")
+def test_a_run_keeps_it_with_each_encoder_and_the_audit_uses_it(own, run, tmp_path, few, capsys):
+    run = pretrain(settings(**own), tmp_path / "other") if own else run
     layer, found = read_discriminator(run)
     encoder, images = load_encoder(run.path), datasets.load(run.read_config().data).test.floats()
     with torch.no_grad():
@@ -63,8 +74,7 @@ def test_a_run_keeps_it_with_each_encoder_and_the_audit_uses_it(own, tmp_path, f
 
 
 @pytest.mark.e2e
-def test_an_audit_with_another_discriminator_is_another_audit(tmp_path, few, capsys):
-    run = pretrain(settings(), tmp_path / "run")
+def test_an_audit_with_another_discriminator_is_another_audit(run, few, capsys):
     assert main(["audit", str(run.path)]) == 0
     write_discriminator(run, "projections", Discriminator(128))
     assert main(["audit", str(run.path)]) == 2
@@ -72,8 +82,7 @@ def test_an_audit_with_another_discriminator_is_another_audit(tmp_path, few, cap
 
 
 @pytest.mark.e2e
-def test_a_transfer_takes_it_along(tmp_path):
-    run = pretrain(settings(), tmp_path / "run")
+def test_a_transfer_takes_it_along(run, tmp_path):
     assert main(["transfer", str(run.path), "--out", str(tmp_path / "other"), "--data", "digits_val"]) == 0
     other = RunDir(tmp_path / "other")
     assert other.discriminator_file.read_bytes() == run.discriminator_file.read_bytes()

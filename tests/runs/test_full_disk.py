@@ -1,13 +1,14 @@
 """A full disk, a folder that cannot be written, a process that dies: one line each, and nothing lost."""
 
 import errno
+import functools
 import os
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
-from processes import ended, started
+from processes import ended, forked, started
 from run_files import check_whole, contents, files
 
 from acl_plugin.cli.main import main
@@ -156,6 +157,7 @@ def test_a_process_of_several_that_dies(run, few, monkeypatch, capsys):
     whole = run.verdicts_file.read_bytes()
     anew()
     monkeypatch.setattr(chunks, "_attack_share", _dies)
+    monkeypatch.setattr(chunks, "start_processes", functools.partial(forked, chunks.start_processes))
     assert main([*command, "--devices", "2"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert "stopped: one of 2 processes has ended early (process 1 terminated with signal SIGKILL)" in lines[-1]

@@ -78,7 +78,7 @@ def test_the_evil_is_evil():
         ("classifier", ["evaluate", "run"]),
         ("classifier", ["export", "run"]),
         ("classifier", ["report", "run"]),
-        ("encoder", ["pretrain", "--out", "x", "--objective", "deacl", "--objective-kwargs.teacher", "run", *OPTIONS]),
+        ("encoder", ["pretrain", "--out", "x", *OPTIONS, "--objective", "deacl", "--objective-kwargs.teacher", "run"]),
     ],
     ids=lambda v: v if isinstance(v, str) else v[0],
 )
@@ -112,7 +112,7 @@ def test_pseudo_labels(run, capsys):
     with open("labels.npz", "wb") as file:
         np.savez(file, rows=np.array([Evil()], dtype=object), labels_2=np.array([Evil()], dtype=object))
     own = ["--objective", "advcl", "--objective-kwargs.pseudo_labels", "labels.npz"]
-    refused(capsys, "pretrain", "--out", "x", *own, *OPTIONS, told="labels.npz is damaged or no file of pseudo-labels")
+    refused(capsys, "pretrain", "--out", "x", *OPTIONS, *own, told="labels.npz is damaged or no file of pseudo-labels")
 
 
 @pytest.mark.e2e

@@ -16,7 +16,7 @@ from conftest import TINY
 
 
 def built(name, **kwargs):
-    config = preset("digits", **TINY, objective=name, objective_kwargs=kwargs)
+    config = preset("digits", **TINY | {"objective": name, "objective_kwargs": kwargs})
     return build(config, datasets.load(config.data))
 
 

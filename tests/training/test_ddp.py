@@ -1,11 +1,9 @@
 """Two processes on this machine, through Lightning's DDP over gloo."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from processes import ended, started
 
 from conftest import TINY
 
@@ -54,10 +52,9 @@ ours("stopped")
 @pytest.mark.ddp
 def test_two_ranks_share_the_images_and_keep_the_same_weights(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
-    command = [sys.executable, str(tmp_path / "train.py"), str(tmp_path), json.dumps(TINY | {"batch_size": 4})]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr
+    arguments = [tmp_path, json.dumps(TINY | {"batch_size": 4})]
+    first = started(arguments, err=tmp_path / "err", script=tmp_path / "train.py")  # which starts the second
+    assert ended(first) == 0, (tmp_path / "err").read_text()
     ranks, plain = (
         [json.loads((tmp_path / f"{name}.rank{rank}.json").read_text()) for rank in range(2)]
         for name in ("run", "plain")
