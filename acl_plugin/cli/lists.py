@@ -81,7 +81,7 @@ def _formats() -> list[str]:
 
 
 def _published() -> list[str]:
-    from acl_plugin.config.published import PRETRAININGS
+    from acl_plugin.config.published_pretrainings import PRETRAININGS
     from acl_plugin.reporting import tables
 
     return tables.named({str(row): f"{row.origin}{row.note and f' ({row.note})'}" for row in PRETRAININGS})

@@ -13,7 +13,7 @@ import yaml
 from acl_plugin import config as configuration
 from acl_plugin.cli import completion
 from acl_plugin.config import unused
-from acl_plugin.config.published import published_pretraining
+from acl_plugin.config.published_pretrainings import published_pretraining
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.probing.published_settings import probe_settings_of
 from acl_plugin.runs.folder import RunDir

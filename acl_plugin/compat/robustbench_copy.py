@@ -1,8 +1,9 @@
 """Detect the old copy of robustbench that the wheels of torchattacks carry, and name the command that mends it."""
 
-from importlib.metadata import PackageNotFoundError, files
+import csv
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
 
 from acl_plugin.errors import pip_install
 
@@ -35,10 +36,12 @@ def found_damage() -> str | None:
     return None
 
 
-def _recorded() -> dict[Any, int] | None:
+def _recorded() -> dict[Path, int] | None:
     """Return the sizes of robustbench's modules as they were installed; None if it is not installed."""
     try:
-        found = files("robustbench") or []
+        installed = distribution("robustbench")
     except PackageNotFoundError:
         return None
-    return {file.locate(): file.size for file in found if file.suffix == ".py" and file.size is not None}
+    rows = csv.reader((installed.read_text("RECORD") or "").splitlines())  # ``files()`` of 3.12 leaves out missing ones
+    sizes = {path: size for path, _, size in rows if path.endswith(".py") and size}
+    return {Path(str(installed.locate_file(path))): int(size) for path, size in sizes.items()}

@@ -8,7 +8,7 @@ import yaml
 from acl_plugin import create_objective
 from acl_plugin.cli.main import main
 from acl_plugin.config import TWO_SIDED, preset
-from acl_plugin.config.published import PRETRAININGS, published_pretraining
+from acl_plugin.config.published_pretrainings import PRETRAININGS, published_pretraining
 from acl_plugin.errors import UsageError
 from acl_plugin.registry import DATASETS, OBJECTIVES
 from acl_plugin.training.schedules import rates
