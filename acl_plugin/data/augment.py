@@ -40,12 +40,12 @@ WEAK = {"digits": "shift", "simclr": "weak", "autoaugment": "weak"}
 """Weak augmentation for each strong one. Digits are not flipped, as a mirrored digit is not a digit."""
 
 
-def views(images: Tensor, augmentation: Augmentation, strength: float = 1.0) -> Tensor:
+def views(images: Tensor, augmentation: Augmentation | str, strength: float = 1.0) -> Tensor:
     """Return one random view of each image, drawn from torch's global generators.
 
     Args:
         images: (B, C, H, W) in [0, 1].
-        augmentation: distribution of the views.
+        augmentation: distribution of the views, or its name.
         strength: from 0 (weakest) to 1; scales crop, color jitter and the probabilities of grayscale, blur and
             AutoAugment.
 
@@ -53,6 +53,8 @@ def views(images: Tensor, augmentation: Augmentation, strength: float = 1.0) -> 
         (B, C, H, W) in [0, 1].
     """
     assert 0 <= strength <= 1, strength
+    if isinstance(augmentation, str):
+        augmentation = Augmentation(augmentation)
     if augmentation.name == "none":
         return images
     pipeline = _pipeline(augmentation, (images.shape[1], images.shape[2], images.shape[3]), strength)

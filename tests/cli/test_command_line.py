@@ -90,7 +90,7 @@ def test_print_config_is_a_config(tmp_path, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     printed = yaml.safe_load(text)
-    assert set(printed) == {"out", "overwrite", "compare", *configuration.SECTIONS}
+    assert set(printed) == {"out", "overwrite", "compare", "published", *configuration.SECTIONS}
     assert (printed["training"]["lr"], printed["threat"]["eps"]) == (0.5, "8/255")
     assert printed["encoder"]["backbone"] == "resnet18"
     (tmp_path / "run.yaml").write_text(text)

@@ -45,7 +45,7 @@ def test_strength_scales_the_change():
 
 def test_none_is_the_image():
     x = torch.rand(2, 1, 8, 8)
-    assert views(x, Augmentation("none")) is x
+    assert views(x, Augmentation("none")) is views(x, "none") is x
 
 
 def test_every_strong_augmentation_has_a_weak_one_and_digits_are_not_mirrored():
