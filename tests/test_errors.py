@@ -54,7 +54,8 @@ def test_every_mistake_that_is_raised_has_its_fields(path):
             assert {"parameter", "given"} <= fields, f"line {node.lineno}: {ast.unparse(node)[:80]}"
 
 
-def test_an_extra_is_named_with_the_command_that_installs_it():
+def test_an_extra_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(errors, "find_spec", lambda name: True)  # an environment with pip
     error = errors.missing_extra("`data` hf:NAME", "hf", ImportError("No module named\n'datasets'"), "data")
     assert str(error) == "`data` hf:NAME: No module named 'datasets'; run: pip install 'acl-plugin[hf]'"
     error = errors.missing_extra("this", "robustbench", ImportError("not whole. Run: pip install it"), "model")
