@@ -51,11 +51,9 @@ LIKE_ACL: Options = {
     "epochs": 1000, "batch_size": 512, "optimizer": "lars", "lr": 5.0, "weight_decay": 1e-6,
     "warmup": 0.01, "schedule": "acl", "accumulate_grad_batches": 1, "precision": "32-true",
 }  # fmt: skip
-AIR: Options = {**LIKE_ACL, "objective_kwargs": {"fidelity": "released"}}
+RELEASED: Options = {"objective_kwargs": {"fidelity": "released"}}
+AIR = {**LIKE_ACL, **RELEASED}
 DYNACL = {**LIKE_ACL, "crop_interpolation": "bilinear", "schedule": "dynacl"}
-RELEASED = {"objective_kwargs": {"fidelity": "released"}}
-LARGE = {"image_size": 96, "stem": "native"}
-"""STL-10 at its own size."""
 SIMCLR = {name: value for name, value in LIKE_ACL.items() if not name.startswith(("attack", "eps_ramp"))}
 RCS = {**LIKE_ACL, "coreset_fraction": 0.2, "coreset_warmup": 0.1, "coreset_every": 20, "coreset_fidelity": "released"}
 ROCL = {
@@ -67,6 +65,8 @@ ADVCL = {
     **LIKE_ACL, **RELEASED, "input_normalization": "none", "crop_scale": 0.2, "crop_interpolation": "bilinear",
     "weak_padding": 4, "optimizer": "sgd", "lr": 0.5, "weight_decay": 1e-4, "schedule": "advcl",
 }  # fmt: skip
+ADVCL_400 = {**ADVCL, "epochs": 400, "warmup": 0.025}
+"""AdvCL in the code of A-InfoNCE."""
 STRONG = ("crop_scale", "crop_interpolation", "color_first", "blur")
 """Options of strong views, which DeACL does not draw."""
 DEACL = {
@@ -87,9 +87,14 @@ def _rows(objective: str, origin: str, sets: Mapping[str, Options], **about: Any
     return tuple(Published(objective, data, options, origin, **about) for data, options in sets.items())
 
 
+def _with_stl10(options: Options) -> dict[str, Options]:
+    """Return the options on CIFAR, and those on STL-10 at its own size."""
+    return {**dict.fromkeys(CIFAR_SETS, options), "stl10_unlabeled": {**options, "image_size": 96, "stem": "native"}}
+
+
 def _a_infonce(data: str, base: str, rows: Mapping[str, tuple[float, Options]]) -> tuple[Published, ...]:
     """Return the rows of A-InfoNCE on a base: its rate and own settings by variant."""
-    common = {**ADVCL, "epochs": 400, "warmup": 0.025} if base == "advcl" else ROCL
+    common = ADVCL_400 if base == "advcl" else ROCL
     origin = f"A-InfoNCE b28763e, {'Asym-AdvCL/shell/' + data if base == 'advcl' else 'Asym-RoCL/shell'}"
     found = []
     for variant, (lr, own) in rows.items():
@@ -110,15 +115,15 @@ PRETRAININGS: tuple[Published, ...] = (
     *_rows("acl_ds", "RCS 6fc9aef, ACL_RCS.py", dict.fromkeys(CIFAR_SETS, RCS), when={"coreset": "rcs"}),
     *_rows(
         "dynacl", "DynACL 7d143db, train_DynACL.py",
-        {**dict.fromkeys(CIFAR_SETS, DYNACL), "stl10_unlabeled": {**DYNACL, **LARGE}},
+        _with_stl10(DYNACL),
     ),
     *_rows(
         "acl_air", "AIR 15cf0a7, pretraining.py",
-        {**dict.fromkeys(CIFAR_SETS, AIR), "stl10_unlabeled": {**AIR, **LARGE}},
+        _with_stl10(AIR),
     ),
     *_rows(
         "dynacl_air", "AIR 15cf0a7, pretraining.py --DynAug",
-        {**dict.fromkeys(CIFAR_SETS, AIR), "stl10_unlabeled": {**AIR, **LARGE}},
+        _with_stl10(AIR),
     ),
     *_rows(
         "rocl", "RoCL b6d5185, README.md", dict.fromkeys(CIFAR_SETS, ROCL),
@@ -127,7 +132,7 @@ PRETRAININGS: tuple[Published, ...] = (
     *_rows("advcl", "AdvCL 24cb7a6, run.sh", {"cifar10": ADVCL}, note="there: 1001 epochs of a cosine over 1000"),
     *_rows(
         "advcl", "A-InfoNCE b28763e, Asym-AdvCL/shell/cifar100/advcl-cifar100.sh",
-        {"cifar100": {**ADVCL, "epochs": 400, "warmup": 0.025}},
+        {"cifar100": ADVCL_400},
     ),
     *_a_infonce("cifar10", "advcl", {
         "ip": (1.0, {"alpha": 0.2, "adversarial_weight": 1.2}), "hn": (1.2, {"tau_plus": 0.12}),

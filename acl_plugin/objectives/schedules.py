@@ -22,6 +22,17 @@ def staircase(epoch: int, epochs: int, stairs: int = 20) -> float:
     return width * (epoch // width) / epochs
 
 
+def half_cosine(position: float, length: float, peak: float = 1.0, floor: float = 0.0) -> float:
+    """Return half a cosine, from ``peak`` at position 0 to ``floor`` at ``length``.
+
+    Example:
+        >>> from acl_plugin.objectives.schedules import half_cosine
+        >>> [round(half_cosine(position, 10), 3) for position in (0, 5, 10)]
+        [1.0, 0.5, 0.0]
+    """
+    return floor + (peak - floor) * (1 + math.cos(math.pi * position / length)) / 2
+
+
 def warmup_then_cosine(position: float, epochs: int, peak: float, warmup: float = 10, floor: float = 1e-8) -> float:
     """Return GSA-RSL's learning rate: linear per step during the warm-up, then a cosine that changes per epoch.
 
@@ -44,7 +55,7 @@ def warmup_then_cosine(position: float, epochs: int, peak: float, warmup: float 
     length = min(warmup, epochs)
 
     def cosine(epoch: float) -> float:
-        return floor + (peak - floor) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+        return half_cosine(epoch, epochs, peak, floor)
 
     if position < length:
         return floor + position / length * (cosine(length if warmup < epochs else 0) - floor)

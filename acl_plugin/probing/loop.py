@@ -14,6 +14,7 @@ from acl_plugin.data.augment import Augmentation, views
 from acl_plugin.data.batches import ShuffledBatches
 from acl_plugin.data.images import Images
 from acl_plugin.data.view_options import probed
+from acl_plugin.objectives.schedules import half_cosine
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.device import autocast, precision
@@ -54,7 +55,7 @@ class Schedule:
     def rate(self, epoch: int, before: float) -> float:
         """Return the learning rate of an epoch (from 0), after one with the rate ``before``."""
         if self.cosine:
-            return LEAST + (self.lr - LEAST) * (1 + math.cos(math.pi * (epoch + 1) / self.epochs)) / 2
+            return half_cosine(epoch + 1, self.epochs, self.lr, LEAST)
         falls = [math.ceil(share * self.epochs) for share in self.milestones]
         return before * 0.1 ** falls.count(epoch)
 

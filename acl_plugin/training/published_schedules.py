@@ -8,18 +8,20 @@ is. The codes warm up for 10 of their 1000 epochs.
 import math
 from collections.abc import Callable
 
+from acl_plugin.objectives.schedules import half_cosine
+
 Rate = Callable[[float, int, float, float, float], float]
 SLACK = 1e-9
 """Against the rounding of positions that are whole epochs."""
 
 
-def _half_cosine(share: float) -> float:
-    return (1 + math.cos(math.pi * share)) / 2
+def _epoch(at: float) -> int:
+    """Return the number of completed epochs."""
+    return math.floor(at + SLACK)
 
 
 def _decay(since: float, over: float, peak: float, floor: float) -> float:
-    """Return half a cosine from the peak to the floor."""
-    return floor + (peak - floor) * _half_cosine(since / max(SLACK, over))
+    return half_cosine(since, max(SLACK, over), peak, floor)
 
 
 def acl(peak: float, epochs: int, warmup: float, at: float, step: float) -> float:
@@ -30,7 +32,7 @@ def acl(peak: float, epochs: int, warmup: float, at: float, step: float) -> floa
 
 def dynacl(peak: float, epochs: int, warmup: float, at: float, step: float) -> float:
     """Return the rate of DynACL: set by epoch, from 1 / warmup of the peak in the first, to 1e-6."""
-    epoch = math.floor(at + SLACK)
+    epoch = _epoch(at)
     if epoch < warmup:
         return peak * min(1.0, (epoch + 1) / warmup)
     return _decay(epoch - warmup, epochs - warmup, peak, 1e-6)
@@ -38,15 +40,15 @@ def dynacl(peak: float, epochs: int, warmup: float, at: float, step: float) -> f
 
 def rocl(peak: float, epochs: int, warmup: float, at: float, step: float) -> float:
     """Return the rate of RoCL: set by epoch; the warm-up begins at 1/15 of the peak, the cosine is over all epochs."""
-    epoch = math.floor(at + SLACK) + 1
+    epoch = _epoch(at) + 1
     if epoch <= warmup:
         return peak * (14 * epoch / warmup + 1) / 15
-    return peak * _half_cosine((epoch - warmup - 1) / epochs)
+    return _decay(epoch - warmup - 1, epochs, peak, 0.0)
 
 
 def advcl(peak: float, epochs: int, warmup: float, at: float, step: float) -> float:
     """Return the rate of AdvCL, A-InfoNCE and ProFeAT: a warm-up by step from 0.01 to the cosine, which is by epoch."""
-    epoch, floor = math.floor(at + SLACK) + 1, peak / 1000
+    epoch, floor = _epoch(at) + 1, peak / 1000
     if epoch <= warmup:
         return 0.01 + at / warmup * (_decay(warmup, epochs, peak, floor) - 0.01)
     return _decay(epoch, epochs, peak, floor)
@@ -54,7 +56,7 @@ def advcl(peak: float, epochs: int, warmup: float, at: float, step: float) -> fl
 
 def deacl(peak: float, epochs: int, warmup: float, at: float, step: float) -> float:
     """Return the rate of DeACL: set by epoch, from 0.003 in the first to the peak in the last of the warm-up."""
-    epoch = math.floor(at + SLACK)
+    epoch = _epoch(at)
     if epoch < warmup:
         return 0.003 + epoch * (peak - 0.003) / max(1, warmup - 1)
     return _decay(epoch - warmup, epochs - warmup, peak, 0.0)
@@ -65,9 +67,8 @@ def gsa_rsl(peak: float, epochs: int, warmup: float, at: float, step: float) -> 
 
     The code sets the warm-up's rate after each step, for the next one, and the cosine's after each epoch.
     """
-    epoch = math.floor(at + SLACK)
-    within = at - epoch
-    if within < step / 2 or epoch >= warmup - 1:
+    epoch = _epoch(at)
+    if at - epoch < step / 2 or epoch >= warmup - 1:
         return _decay(epoch, epochs, peak, 1e-8)
     return 1e-8 + (at - step) / warmup * (_decay(warmup, epochs, peak, 1e-8) - 1e-8)
 

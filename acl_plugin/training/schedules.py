@@ -1,6 +1,5 @@
 """Schedules of the learning rate and eps."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 
 from acl_plugin.config import TrainingConfig
 from acl_plugin.errors import UsageError, reason
-from acl_plugin.objectives.schedules import warmup_then_cosine
+from acl_plugin.objectives.schedules import half_cosine, warmup_then_cosine
 from acl_plugin.training.published_schedules import PUBLISHED
 
 
@@ -22,7 +21,7 @@ def learning_rate(progress: float, warmup: float) -> float:
     """Return the share of the peak rate: linear over the first ``warmup`` of the training, then half a cosine to 0."""
     if progress < warmup:
         return progress / warmup
-    return (1 + math.cos(math.pi * (progress - warmup) / max(1e-12, 1 - warmup))) / 2
+    return half_cosine(progress - warmup, max(1e-12, 1 - warmup))
 
 
 def rates(c: TrainingConfig, length: float) -> Callable[[float, float, float], float]:
