@@ -24,7 +24,6 @@ class Registry:
         kind: kind in the singular, for messages.
         group: group of the entry points.
         parameter: option whose value is such a name.
-        suffix: character that a name may end with, any number of times.
         argument: whether users may append a colon and an argument to a name, as in ``hf:NAME``.
         ours: names that a module of this package registers when it is imported, separated by spaces, by module. It is
             imported with the first name that is needed, so that names alone do not import PyTorch.
@@ -41,10 +40,9 @@ class Registry:
         parameter: str,
         ours: Mapping[str, str],
         *,
-        suffix: str = "",
         argument: bool = False,
     ) -> None:
-        self.kind, self.group, self.parameter, self.suffix, self.argument = kind, group, parameter, suffix, argument
+        self.kind, self.group, self.parameter, self.argument = kind, group, parameter, argument
         self._modules = {name: f"acl_plugin.{module}" for module, names in ours.items() for name in names.split()}
         self._factories: dict[str, Callable[..., Any]] = {}
 
@@ -55,9 +53,7 @@ class Registry:
             UsageError: when ``name`` is already taken, or invalid (it also names folders).
         """
         if not self._is_name(name):
-            allowed = (
-                f"letters, digits and _, starting with a letter{self.suffix and f', and {self.suffix} at the end'}"
-            )
+            allowed = "letters, digits and _, starting with a letter"
             message = f"{self.kind} name {name!r}: allowed are {allowed}"
             raise UsageError(message, parameter="name", given=name, allowed=allowed)
 
@@ -143,7 +139,7 @@ class Registry:
         return UsageError(message, parameter=self.parameter, given=name, allowed="a class or function")
 
     def _is_name(self, name: str) -> bool:
-        return NAME.fullmatch(name.rstrip(self.suffix) if self.suffix else name) is not None
+        return NAME.fullmatch(name) is not None
 
     def _entry_points(self, name: str | None = None) -> list[EntryPoint]:
         """Return all entry points, or those called ``name``, in an order independent of the installation order."""
@@ -201,10 +197,9 @@ PROTOCOLS = Registry(
     "probe protocol",
     "acl_plugin.protocols",
     "probe_protocol",
-    {"probing.protocols": "slf slf_exact alf aff_trades aff_pgd semi dynacl++ air++ gsa_slf gsa_alf"},
-    suffix="+",
+    {"probing.protocols": "slf slf_exact alf alf_trades aff_trades aff_pgd semi gsa_slf gsa_alf"},
 )
-"""Functions that train a classifier: ``acl_plugin.probing.protocols.Probing`` -> values to record."""
+"""Functions that train a classifier: ``acl_plugin.probing.inputs.Probing`` -> values to record."""
 
 ATTACKS = Registry("attack", "acl_plugin.attacks", "attack", {})
 """Attacks beside those of torchattacks: classes with the interface of ``torchattacks.Attack``.

@@ -41,10 +41,10 @@ ROWS: dict[str, dict[str, Any]] = {
     "a_infonce, rocl hn": {"objective": "a_infonce", "base": "rocl", "variant": "hn"},
     "a_infonce, rocl iphn": {"objective": "a_infonce", "base": "rocl", "variant": "iphn"},
     "dynacl": {},
-    "dynacl++": {"objective": "dynacl", "probe_protocol": "dynacl++"},
+    "dynacl++": {"objective": "dynacl", "lpaft": "dynacl"},
     "acl_air": {},
     "dynacl_air": {},
-    "dynacl_air++": {"objective": "dynacl_air", "probe_protocol": "air++"},
+    "dynacl_air++": {"objective": "dynacl_air", "lpaft": "air"},
     "deacl": {},
     "profeat": {},
     "clae": {},
@@ -136,7 +136,7 @@ def encoder_forwards(settings: dict[str, Any]) -> float | None:
         chosen = per_image * (epochs - first) * settings["coreset_fraction"]
         selection = (1 + settings["coreset_fraction"]) * (per_image - 2 * cost.backwards)  # what is taken, twice
         total = per_image * first + chosen + times * selection
-    if settings["probe_protocol"] != "slf":
+    if settings["lpaft"] != "none":
         total += settings["aft_epochs"] * FINETUNING_COST
     return total
 

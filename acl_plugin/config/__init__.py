@@ -15,6 +15,7 @@ from acl_plugin.config.presets import (
     usual,
     without_sections,
 )
+from acl_plugin.config.probe_section import ProbeConfig
 from acl_plugin.config.ranges import RANGES, check
 from acl_plugin.config.run_config import SECTION_OF, SECTIONS, RunConfig, with_sections
 from acl_plugin.config.sections import (
@@ -28,7 +29,6 @@ from acl_plugin.config.sections import (
     EvaluationConfig,
     MachineConfig,
     ObjectiveConfig,
-    ProbeConfig,
     ThreatConfig,
     TrainingConfig,
 )

@@ -24,6 +24,8 @@ CIFAR: dict[str, Any] = {
     "probe_augment": "weak",
     "probe_batch_size": 512,
     "probe_lr": 0.01,
+    "aft_batch_size": 512,
+    "lp_lr": 0.01,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {},

@@ -2,6 +2,7 @@
 
 from typing import get_type_hints
 
+from acl_plugin.config.probe_section import ProbeConfig
 from acl_plugin.config.run_config import RunConfig
 from acl_plugin.config.sections import DataConfig
 from acl_plugin.errors import UsageError, unknown
@@ -11,12 +12,13 @@ from acl_plugin.validation import Range, check_value, require_eps
 RANGES = {
     **dict.fromkeys(
         "attack_steps checkpoint_every devices num_nodes accumulate_grad_batches probe_epochs probe_batch_size "
-        "limit_unlabeled eval_batch_size coreset_every aft_epochs limit_test".split(),
+        "limit_unlabeled eval_batch_size coreset_every aft_epochs aft_batch_size aft_outputs limit_test "
+        "probe_attack_steps label_epochs label_batch_size".split(),
         Range(1),
     ),
     **dict.fromkeys(
-        "epochs keep_every knn_every workers weak_padding probe_padding clip_grad_norm lr aft_lr probe_lr weight_decay "
-        "probe_weight_decay".split(),
+        "epochs keep_every knn_every workers weak_padding probe_padding clip_grad_norm lr lp_lr aft_lr probe_lr "
+        "weight_decay probe_weight_decay label_weight_decay".split(),
         Range(0),
     ),
     **dict.fromkeys(
@@ -30,9 +32,11 @@ RANGES = {
         "resize": Range(8),
         "input_size": Range(8),
         "seed": Range(0, 2**63 - 1),
+        "aft_clusters": Range(2),
     },
     "crop_scale": Range(0, 1, open=True),
     "layer_decay": Range(0, 1, open=True),
+    "probe_attack_step": Range(0, 2, open=True),
 }
 """Ranges of the numeric options."""
 
@@ -65,14 +69,27 @@ def check(config: RunConfig) -> None:
     if encoder.pretrained and encoder.stem != "native":
         message = f"`stem` {encoder.stem}: pretrained weights are of the stem native; leave the option out"
         raise UsageError(message, parameter="stem", given=encoder.stem, allowed=("native",))
-    falls = probe.probe_milestones
-    if falls != sorted(falls) or any(share not in Range(0, 1, open=True) for share in falls):
-        allowed = f"a rising list, each {Range(0, 1, open=True)}"
-        message = f"`probe_milestones` {falls}: allowed is {allowed}"
-        raise UsageError(message, parameter="probe_milestones", given=falls, allowed=allowed)
+    _require_schedule(probe)
+
+
+def _require_schedule(probe: ProbeConfig) -> None:
+    """Refuse milestones that do not rise, and settings of a probe that contradict each other."""
+    for name in ("probe_milestones", "label_milestones"):
+        falls = getattr(probe, name) or []
+        if falls != sorted(falls) or any(share not in Range(0, 1, open=True) for share in falls):
+            allowed = f"a rising list, each {Range(0, 1, open=True)}"
+            raise UsageError(f"`{name}` {falls}: allowed is {allowed}", parameter=name, given=falls, allowed=allowed)
     if probe.probe_protocol == "slf_exact" and probe.probe_weight_decay == 0:
         message = "`probe_weight_decay` 0: allowed is a number above 0 with `probe_protocol` slf_exact"
         raise UsageError(message, parameter="probe_weight_decay", given=0, allowed="a number above 0")
+    if probe.holdout_indices is not None and probe.probe_holdout:
+        message = "`holdout_indices` is not used with `probe_holdout`; leave one of them out"
+        raise UsageError(message, parameter="holdout_indices", given=str(probe.holdout_indices), allowed=None)
+    clusters, outputs = probe.aft_clusters, probe.aft_outputs
+    if clusters is not None and outputs is not None and outputs < clusters:
+        allowed = f"{clusters} or more, `aft_clusters`"
+        message = f"`aft_outputs` {outputs}: allowed is {allowed}"
+        raise UsageError(message, parameter="aft_outputs", given=outputs, allowed=allowed)
 
 
 def _require_size(data: DataConfig) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from acl_plugin.config.probe_section import ProbeConfig
 from acl_plugin.config.sections import (
     CoresetConfig,
     DataConfig,
@@ -12,7 +13,6 @@ from acl_plugin.config.sections import (
     EvaluationConfig,
     MachineConfig,
     ObjectiveConfig,
-    ProbeConfig,
     ThreatConfig,
     TrainingConfig,
 )

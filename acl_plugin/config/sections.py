@@ -7,7 +7,7 @@ from typing import Any, Literal
 from acl_plugin.runtime.paths import user_path
 from acl_plugin.validation import plain
 
-PATHS = frozenset({"data_dir", "unlabeled", "pretrained_file", "init"})
+PATHS = frozenset({"data_dir", "unlabeled", "pretrained_file", "init", "holdout_indices", "label_indices"})
 """Options that are paths, in which a tilde is expanded."""
 PRETRAINING = frozenset(
     {"unlabeled", "limit_unlabeled", "pretrained", "pretrained_file", "init", "input_size", "input_normalization"}
@@ -207,40 +207,6 @@ class CoresetConfig(Section):
     """Epochs between selections."""
     coreset_fidelity: Literal["paper", "released"] = "paper"
     """released: with the errors of the published code (see acl_plugin/training/coreset.py)."""
-
-
-@dataclass(frozen=True)
-class ProbeConfig(Section):
-    """Probe: from an encoder to a classifier"""
-
-    probe_protocol: str = "slf"
-    """slf: linear head; slf_exact: the same, solved by L-BFGS; alf: linear head on adversarial images; aff_trades,
-    aff_pgd: all weights; semi: few labels; dynacl++, air++: slf after adversarial finetuning on pseudo-labels
-    (LP-AFT); gsa_slf, gsa_alf: slf and alf with the cosine and the PGD of GSA-RSL's code."""
-    probe_holdout: float = 0.0
-    """Fraction of the training images held out to select the epoch; 0 uses the last epoch."""
-    label_fraction: float = 0.1
-    """Fraction of the labels to use with semi, such as 0.01 or 0.1."""
-    aft_epochs: int = 25
-    """Number of adversarial finetuning epochs; the learning rate falls tenfold after 40 % and 80 % of them."""
-    aft_lr: float = 0.1
-    """Learning rate of adversarial finetuning, with SGD and momentum 0.9."""
-    aft_fidelity: Literal["paper", "released"] = "paper"
-    """released: with the attack of each protocol's published code (see acl_plugin/probing/lpaft.py)."""
-    probe_epochs: int = 25
-    """Number of probe epochs."""
-    probe_milestones: list[float] = field(default_factory=lambda: [0.4, 0.8])
-    """Fractions of the epochs after which the learning rate falls tenfold."""
-    probe_batch_size: int = 128
-    """Images per batch of the probe."""
-    probe_lr: float = 0.1
-    """Learning rate of the probe, with SGD and momentum 0.9."""
-    probe_weight_decay: float = 2e-4
-    """Weight decay of the trained weights."""
-    probe_augment: Literal["none", "shift", "weak"] = "none"
-    """none; shift: crop of the padded image; weak: shift and flip."""
-    probe_padding: int | None = None
-    """Pixels around the image before this crop; null for an eighth of its side, 4 as published for all sizes."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def _has_attack(options: Options) -> bool:
 
 def _has_views(options: Options) -> bool:
     objective = _example(options)
-    return objective is None or bool(objective.needs) or options["probe_protocol"] in LPAFT
+    return objective is None or bool(objective.needs) or options["lpaft"] != "none"
 
 
 def _has_padding(options: Options) -> bool:
@@ -90,12 +90,16 @@ def _has_padding(options: Options) -> bool:
     objective = _example(options)
     drawn = () if objective is None else objective.needs
     of_strong = options["augment"] == "autoaugment" and bool({"a", "b"} & set(drawn))
-    return objective is None or "weak" in drawn or of_strong or options["probe_protocol"] in LPAFT
+    return objective is None or "weak" in drawn or of_strong or options["lpaft"] != "none"
 
 
 def _has_unlabeled(options: Options) -> bool:
     without = WITHOUT_FILES | FILES - {"stl10_unlabeled"}
     return options["unlabeled"] is not None or not (options["data"] in without or _of_hub(options))
+
+
+def _has_fraction(options: Options) -> bool:
+    return options["label_indices"] is None or options["probe_protocol"] != "semi"
 
 
 def _of_hub(options: Options) -> bool:
@@ -114,9 +118,13 @@ DOWNLOADED = frozenset({"cifar10", "cifar10_val", "cifar100", "stl10", "stl10_un
 FILES = DOWNLOADED | {"image_folder", "imagenet", "tiny_imagenet"}
 SOLVED = frozenset({"slf_exact"})
 BY_COSINE = frozenset({"gsa_slf", "gsa_alf"})
-BY_STEPS = frozenset({"slf", "alf", "aff_trades", "aff_pgd", "semi", "dynacl++", "air++"})
+BY_STEPS = frozenset({"slf", "alf", "alf_trades", "aff_trades", "aff_pgd", "semi"})
 BY_SGD = BY_STEPS | BY_COSINE
-LPAFT = frozenset({"dynacl++", "air++"})
+BY_HEAD = frozenset({"slf", "alf", "alf_trades"}) | BY_COSINE
+BY_TRADES = frozenset({"alf_trades", "aff_trades"})
+BY_ATTACK = BY_STEPS - {"slf"}
+LPAFT = Use("lpaft", frozenset({"dynacl", "air"}))
+SEMI = Use("probe_protocol", frozenset({"semi"}))
 FROM_FILES = Use("data", lambda o: o["data"] not in WITHOUT_FILES and not _of_hub(o), ", ".join(sorted(FILES)))
 TRAINED = Use("probe_protocol", lambda o: o["probe_protocol"] not in SOLVED, ", ".join(sorted(BY_SGD)))
 FALLING = Use("probe_protocol", lambda o: o["probe_protocol"] not in SOLVED | BY_COSINE, ", ".join(sorted(BY_STEPS)))
@@ -140,16 +148,22 @@ RUN: Uses = {
     "attack_steps": (ATTACKED, Use("attack", lambda o: o["attack"] not in WITHOUT_STEPS, "attacks of several steps")),
     "augment": (Use("objective", _has_views, "objectives that draw views"),),
     **dict.fromkeys(("crop_scale", "crop_interpolation", "color_first", "blur"), (SIMCLR,)),
-    "weak_padding": (Use("augment", _has_padding, "autoaugment, objectives that draw weak views, dynacl++, air++"),),
+    "weak_padding": (Use("augment", _has_padding, "autoaugment, objectives that draw weak views, --lpaft"),),
     "probe_padding": (TRAINED, Use("probe_augment", frozenset({"shift", "weak"}))),
     "schedule_kwargs": (Use("schedule", frozenset({"step", "multistep", "poly", "tanh"})),),
-    "label_fraction": (Use("probe_protocol", frozenset({"semi"})),),
+    "label_fraction": (SEMI, Use("label_indices", _has_fraction, "null")),
+    "aff_banks": (Use("probe_protocol", frozenset({"aff_trades"})),),
+    "trades_start": (Use("probe_protocol", BY_TRADES),),
+    "probe_statistics": (Use("probe_protocol", BY_HEAD),),
 }
 for names, use in {
     "attack attack_kwargs eps_ramp": ATTACKED,
     "coreset_fraction coreset_warmup coreset_every coreset_fidelity": Use("coreset", frozenset({"rcs"})),
-    "aft_epochs aft_lr aft_fidelity": Use("probe_protocol", LPAFT),
-    "probe_holdout probe_epochs probe_batch_size probe_lr probe_augment": TRAINED,
+    "aft_epochs aft_batch_size lp_lr aft_lr aft_clusters aft_outputs aft_fidelity": LPAFT,
+    "label_indices label_epochs label_batch_size label_milestones label_weight_decay": SEMI,
+    "probe_attack_steps probe_attack_step": Use("probe_protocol", BY_ATTACK),
+    "probe_holdout holdout_indices probe_epochs probe_batch_size probe_lr probe_nesterov probe_head": TRAINED,
+    "probe_augment": TRAINED,
     "probe_milestones": FALLING,
 }.items():
     RUN |= dict.fromkeys(names.split(), (use,))

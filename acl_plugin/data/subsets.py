@@ -1,10 +1,16 @@
 """Subsets of a labeled dataset that keep its class proportions."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from acl_plugin.config import DataConfig
 from acl_plugin.errors import UsageError
+
+if TYPE_CHECKING:
+    from acl_plugin.data.images import Images
 
 
 def subset_rows(labels: Tensor, n: int, seed: int = 0) -> Tensor:
@@ -39,6 +45,32 @@ def stratified(labels: Tensor, share: float, seed: int) -> Tensor:
         members = order[labels[order] == c]
         chosen[members[: max(1, round(share * len(members)))]] = True
     return chosen
+
+
+def read_rows(path: Path, images: "Images", option: str) -> Tensor:
+    """Read numbers of images of the dataset from a NumPy file: return an (N,) bool mask of ``images``.
+
+    Args:
+        path: file of integers from 0 (.npy), such as those of ACL's code.
+        images: N images, or a part of the dataset; numbers of other images are left out.
+        option: option that names the file, for messages.
+
+    Raises:
+        UsageError: when the file cannot be read, or has other content.
+    """
+    import numpy as np
+
+    allowed = "a .npy file of the numbers of images, from 0"
+    try:
+        numbers = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        message = f"`{option}` {path}: allowed is {allowed} ({' '.join(str(error).split())[:80]})"
+        raise UsageError(message, parameter=option, given=str(path), allowed=allowed) from error
+    fits = isinstance(numbers, np.ndarray) and numbers.size and np.issubdtype(numbers.dtype, np.integer)
+    if not fits or numbers.min() < 0 or not np.isin(numbers, images.rows.cpu().numpy()).any():
+        message = f"`{option}` {path}: allowed is {allowed} to {int(images.rows.max())}"
+        raise UsageError(message, parameter=option, given=str(path), allowed=allowed)
+    return torch.isin(images.rows.cpu(), torch.from_numpy(numbers.reshape(-1).astype("int64")))
 
 
 def missing_classes(labels: Tensor, classes: tuple[str, ...]) -> list[str]:

@@ -47,7 +47,7 @@ class InvariantACL(Objective):
             -log B and AIR near 0. ``paper`` is the KL of the products as written, which do not sum to 1 and are
             O(1/B^2). ``normalized`` scales the products to distributions.
 
-    Published: LARS lr 5, batch 512, 1000 epochs. `--probe-protocol air++` adds its post-processing.
+    Published: LARS lr 5, batch 512, 1000 epochs. `--lpaft air` adds its post-processing.
 
     Source: arXiv 2305.00374 and its authors' code.
     """

@@ -25,7 +25,7 @@ class DynACL(Objective):
         momentum: momentum of the copy, in [0, 1]; part of the released code.
         rate: slope of w.
 
-    Published: LARS lr 5, batch 512, 1000 epochs. `--probe-protocol dynacl++` adds its post-processing.
+    Published: LARS lr 5, batch 512, 1000 epochs. `--lpaft dynacl` adds its post-processing.
 
     Source: arXiv 2303.01289 and its authors' code.
     """

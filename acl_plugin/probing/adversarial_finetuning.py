@@ -18,9 +18,9 @@ BETA = 6.0
 """Weight of the divergence in TRADES."""
 
 
-def attack_of(threat: ThreatModel, name: str, **kwargs: object) -> InnerAttack:
-    """Return the attack of finetuning: 10 steps of size eps / 4, which is 2/255 for eps 8/255."""
-    return InnerAttack(threat, name, 10, {"alpha": threat.eps / 4, **kwargs})
+def attack_of(threat: ThreatModel, name: str, steps: int = 10, size: float = 0.25, **kwargs: object) -> InnerAttack:
+    """Return the attack of finetuning, with steps of ``size`` eps: by default 10 of 2/255 for eps 8/255."""
+    return InnerAttack(threat, name, steps, {"alpha": size * threat.eps, **kwargs})
 
 
 def set_banks(model: Classifier, banks: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -41,12 +41,12 @@ def trades_loss(
     """Return the TRADES loss CE(f(x), y) + 6 KL(softmax f(x) || softmax f(x')), where x' maximizes the KL.
 
     Args:
-        model: classifier in training mode.
+        model: classifier, usually in training mode.
         x: (B, C, H, W) images in [0, 1].
         y: (B,) labels.
         attack: TPGD, or PGD, which uses the benign prediction as soft labels. TPGD starts beside the image, as TRADES
-            and `--probe-protocol aff_trades` do. DynACL's copy of the loss starts at the image, where the gradient of
-            this divergence is zero up to rounding; PGD with ``random_start=False`` reproduces that copy.
+            does. DynACL's copy of the loss starts at the image, where the gradient of this divergence is zero up to
+            rounding; PGD with ``random_start=False`` (`--trades-start image`) reproduces that copy.
         attacked_bank: norm bank of the benign prediction that the attack moves away from.
         benign_bank: norm bank of the benign images in the loss.
 

@@ -11,21 +11,24 @@ from acl_plugin.runtime.threads import one_thread
 
 
 def zero_head(model: Classifier) -> None:
-    """Initialize the head with zeros, as all published protocols do."""
+    """Initialize the head with zeros, as most published protocols do."""
     nn.init.zeros_(model.head.weight)
     nn.init.zeros_(model.head.bias)
 
 
-def head_loss(model: Classifier, x: Tensor, y: Tensor, attack: InnerAttack | None = None) -> Tensor:
-    """Return the cross-entropy of the head on benign or adversarial images, with the backbone in eval mode.
+def head_loss(
+    model: Classifier, x: Tensor, y: Tensor, attack: InnerAttack | None = None, *, update_statistics: bool = False
+) -> Tensor:
+    """Return the cross-entropy of the head on benign or adversarial images.
 
-    The backbone stays bit-identical.
+    The backbone is in eval mode and stays bit-identical, unless its running statistics are updated.
 
     Args:
         model: classifier whose head receives the gradient.
         x: (B, C, H, W) images in [0, 1].
         y: (B,) labels.
-        attack: attack that maximizes the cross-entropy; None for benign images.
+        attack: attack that maximizes the cross-entropy in eval mode; None for benign images.
+        update_statistics: put the backbone into training mode for the loss, as DeACL's code does.
 
     Returns:
         () loss in nats.
@@ -35,6 +38,7 @@ def head_loss(model: Classifier, x: Tensor, y: Tensor, attack: InnerAttack | Non
     model.eval()
     if attack is not None:
         x = attack.classifier(model, x, y)
+    model.backbone.train(update_statistics)
     with torch.no_grad():
         features = model.features(x)
     return F.cross_entropy(model.logits(features), y)

@@ -34,7 +34,7 @@ class Schedule:
     Attributes:
         epochs: number of passes over the images.
         batch_size: images per step, at most all of them.
-        lr, weight_decay: settings of SGD with momentum 0.9.
+        lr, weight_decay, nesterov: settings of SGD with momentum 0.9.
         milestones: shares of the epochs, in [0, 1], after which the learning rate drops by a factor of 10.
         cosine: a cosine by epoch instead, whose last epoch has a rate of 1e-8, as in GSA-RSL's code.
         augmentation: augmentation of the images.
@@ -51,12 +51,13 @@ class Schedule:
     seed: int
     precision: str = "32-true"
     cosine: bool = False
+    nesterov: bool = False
 
     def rate(self, epoch: int, before: float) -> float:
         """Return the learning rate of an epoch (from 0), after one with the rate ``before``."""
         if self.cosine:
             return half_cosine(epoch + 1, self.epochs, self.lr, LEAST)
-        falls = [math.ceil(share * self.epochs) for share in self.milestones]
+        falls = [math.ceil(round(share * self.epochs, 6)) for share in self.milestones]
         return before * 0.1 ** falls.count(epoch)
 
 
@@ -122,8 +123,9 @@ class _Training:
     def __init__(self, model: nn.Module, parameters: Iterable[nn.Parameter], s: Schedule) -> None:
         self.model, self.device = model, next(model.parameters()).device
         self.schedule = s
-        lr = s.rate(0, s.lr)
-        self.sgd = torch.optim.SGD(list(parameters), lr=lr, momentum=0.9, weight_decay=s.weight_decay)
+        self.sgd = torch.optim.SGD(
+            list(parameters), s.rate(0, s.lr), momentum=0.9, weight_decay=s.weight_decay, nesterov=s.nesterov
+        )
         self.epoch, self.batches = 0, 0  # completed epochs, and batches of the current one
         self.losses: list[Tensor] = []
         self.result: dict[str, Any] = {"precision": precision(s.precision, self.device)}
@@ -162,7 +164,7 @@ def probe_schedule(probe: ProbeConfig, machine: MachineConfig, stream: int, *, c
     return schedule_of(
         machine, stream, epochs=probe.probe_epochs, batch_size=probe.probe_batch_size, lr=probe.probe_lr,
         weight_decay=probe.probe_weight_decay, milestones=() if cosine else probe.probe_milestones,
-        augmentation=probed(probe), cosine=cosine,
+        augmentation=probed(probe), cosine=cosine, nesterov=probe.probe_nesterov,
     )  # fmt: skip
 
 

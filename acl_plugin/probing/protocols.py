@@ -2,38 +2,40 @@
 
 slf         a linear head on the frozen encoder, by SGD on benign images
 slf_exact   the same objective solved by L-BFGS, without augmentation
-alf         a linear head on the frozen encoder, by SGD on PGD-10 images
+alf         a linear head on the frozen encoder, by SGD on PGD images
+alf_trades  a linear head on the frozen encoder, by TRADES
 aff_trades  all weights, by TRADES; with two norm banks, benign images go through the benign one
-aff_pgd     all weights, by cross-entropy on PGD-10 images
+aff_pgd     all weights, by cross-entropy on PGD images
 semi        all weights, on few labels and the encoder's own predictions for the other images
-dynacl++    LP-AFT on pseudo-labels, then slf; also air++
 gsa_slf     slf with the cosine of GSA-RSL's code; gsa_alf: alf with it, and with its PGD-10
+
+With ``lpaft``, each of them starts from the encoder after LP-AFT (see ``acl_plugin.probing.lpaft``).
 """
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
-from acl_plugin.data.subsets import stratified
+from acl_plugin.data.subsets import read_rows, stratified
 from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import predictions
 from acl_plugin.models.recompute import recompute_blocks
 from acl_plugin.probing import lpaft, semi_supervised
-from acl_plugin.probing.adversarial_finetuning import adversarial_loss, attack_of, set_banks, trades_loss
+from acl_plugin.probing.adversarial_finetuning import adversarial_loss, set_banks, trades_loss
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
-from acl_plugin.probing.linear_head import head_loss, solve_head, zero_head
-from acl_plugin.probing.loop import Step, descend, probe_schedule
+from acl_plugin.probing.inputs import Banks, Probing
+from acl_plugin.probing.linear_head import head_loss, solve_head
+from acl_plugin.probing.loop import Step
 from acl_plugin.registry import PROTOCOLS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import exclusive
@@ -56,9 +58,9 @@ def probe(
 ) -> None:
     """Probe the encoder of ``run`` by ``probe_protocol``, and write ``classifier.pt`` and ``probe.json``.
 
-    ``encoder.pt`` is not changed. With ``probe_holdout``, a share of the training images is held out, and the epoch
-    with the best accuracy on them is kept, on PGD-10 images if the protocol trains on adversarial ones. An interrupted
-    probe resumes from its last checkpoint with identical results; a complete one is kept.
+    ``encoder.pt`` is not changed. With ``probe_holdout`` or ``holdout_indices``, training images are held out, and
+    the epoch with the best accuracy on them is kept, on PGD images if the protocol trains on adversarial ones. An
+    interrupted probe resumes from its last checkpoint with identical results; a complete one is kept.
 
     Args:
         run: run folder with an encoder.
@@ -81,14 +83,19 @@ def probe(
     if earlier_record(run.probe_file, settings, replaced, "a probe"):
         return
     checkpoints = ProbeCheckpoints(run.probing_folder, settings)
-    train, held_out = split(data.train, config.probe.probe_holdout, config.machine.seed)
+    train, held_out = split(data.train, config)
+    banks = encoder_banks(run)
+    before: dict[str, Any] = {}
+    if config.probe.lpaft != "none":
+        banks, before = lpaft.finetune(banks, encoder.spec, config, replace(data, train=train), device, checkpoints)
     with seeding.isolated_rng(mixed_seed(config.machine.seed, PROBE), device):
         model = Classifier(replace(encoder.spec, classes=data.classes)).to(device)
-    model.backbone.load_state_dict(encoder.backbone.state_dict())
+    model.backbone.load_state_dict(banks["adv"])
     if config.machine.grad_checkpointing:
         recompute_blocks(model.backbone)
-    zero_head(model)
-    record = protocol(Probing(run, config, replace(data, train=train), held_out, model, device, checkpoints))
+    probing = Probing(config, replace(data, train=train), held_out, banks, model, device, checkpoints)
+    probing.start_head(model)
+    record = before | protocol(probing)
     accuracy = (predictions(model.eval(), train) == train.labels).double().mean().item()
     write_model(run.classifier_file, model.spec, {k: v.cpu() for k, v in model.state_dict().items()})
     result = {
@@ -112,7 +119,6 @@ def _settings(run: RunDir, config: RunConfig, data: DataSet, device: torch.devic
         "eps": threat.eps,
         "augment": config.training.augment,
         "weak_padding": config.training.weak_padding,
-        "batch_size": config.training.batch_size,
         "seed": config.machine.seed,
         "precision": precision(config.machine.precision, device),
         "encoders": [hashlib.sha256(path.read_bytes()).hexdigest() for path in banks],
@@ -125,80 +131,17 @@ def _imported(run: RunDir) -> bool:
     return run.probe_file.is_file() and read_record(run.probe_file)["protocol"] == "imported"
 
 
-@dataclass(frozen=True)
-class Probing:
-    """Inputs of a protocol.
-
-    Attributes:
-        run, config, device: run folder, configuration and device of the probe.
-        data: the dataset without held-out images.
-        held_out: images to select the epoch by; None to keep the last.
-        model: classifier with the pretrained backbone and a zero head, to be trained in place.
-        checkpoints: checkpoints of the trainings.
-    """
-
-    run: RunDir
-    config: RunConfig
-    data: DataSet
-    held_out: Images | None
-    model: Classifier
-    device: torch.device
-    checkpoints: ProbeCheckpoints
-
-    @property
-    def threat(self) -> ThreatModel:
-        """Return the configured threat model."""
-        return ThreatModel(self.config.threat.norm, self.config.threat.eps)
-
-    @property
-    def pgd(self) -> InnerAttack:
-        """Return PGD-10 of the threat model, on cross-entropy."""
-        return attack_of(self.threat, self.threat.pgd)
-
-    def gsa_pgd(self, steps: int, size: float) -> InnerAttack:
-        """Return PGD with steps of ``size`` eps, on cross-entropy."""
-        return InnerAttack(self.threat, self.threat.pgd, steps, {"alpha": size * self.threat.eps})
-
-    def descend(
-        self, what: str, trained: nn.Module, step: Step, attack: InnerAttack | None = None, *, cosine: bool = False
-    ) -> dict[str, Any]:
-        """Minimize the loss of ``step`` over the weights of ``trained``; ``attack`` is used to select the epoch."""
-        schedule = probe_schedule(self.config.probe, self.config.machine, PROBE, cosine=cosine)
-        score = self._score(attack)
-        return descend(
-            what,
-            self.model,
-            trained.parameters(),
-            self.data.train,
-            step,
-            schedule,
-            score=score,
-            checkpoints=self.checkpoints,
-        )
-
-    def _score(self, attack: InnerAttack | None) -> Callable[[], float] | None:
-        """Return the accuracy on held-out images, under ``attack`` if given, through bank ``adv`` if there are two."""
-        images, model = self.held_out, self.model
-        if images is None:
-            return None
-
-        def accuracy() -> float:
-            correct = 0
-            for start in range(0, len(images), 250):
-                x = images.floats(start, start + 250).to(self.device)
-                y = images.labels[start : start + 250].to(self.device)
-                with norm_banks.inference(model), norm_banks.active(model.backbone, "adv"):
-                    x_adv = x if attack is None else attack.classifier(model, x, y)
-                    correct += int((model(x_adv).argmax(1) == y).sum())
-            return correct / len(images)
-
-        return accuracy
+def encoder_banks(run: RunDir) -> Banks:
+    """Return the weights of the run's backbone by norm bank: ``adv``, after ``clean`` if it has a benign one."""
+    benign = {"clean": load_encoder(run.path, benign=True)} if run.benign_encoder_file.is_file() else {}
+    both = {**benign, "adv": load_encoder(run.path)}
+    return {name: encoder.backbone.state_dict() for name, encoder in both.items()}
 
 
 @PROTOCOLS.register("slf")
 def slf(p: Probing) -> dict[str, Any]:
     """Run standard linear finetuning by SGD."""
-    return p.descend("SLF", p.model.head, lambda x, y, _: head_loss(p.model, x, y))
+    return p.descend("SLF", p.model.head, _head_step(p))
 
 
 @PROTOCOLS.register("slf_exact")
@@ -210,32 +153,40 @@ def slf_exact(p: Probing) -> dict[str, Any]:
 @PROTOCOLS.register("alf")
 def alf(p: Probing) -> dict[str, Any]:
     """Run adversarial linear finetuning."""
-    attack = p.pgd
-    return p.descend("ALF", p.model.head, lambda x, y, _: head_loss(p.model, x, y, attack), attack)
+    return p.descend("ALF", p.model.head, _head_step(p, p.pgd), p.pgd)
+
+
+@PROTOCOLS.register("alf_trades")
+def alf_trades(p: Probing) -> dict[str, Any]:
+    """Run adversarial linear finetuning with TRADES, as DeACL's code does."""
+    attack, training = p.trades_attack, p.config.probe.probe_statistics == "updated"
+    p.model.backbone.requires_grad_(False)
+
+    def step(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
+        p.model.train(training)
+        return trades_loss(p.model, x, y, attack)
+
+    return p.descend("ALF", p.model.head, step, p.pgd)
 
 
 @PROTOCOLS.register("gsa_slf")
 def gsa_slf(p: Probing) -> dict[str, Any]:
     """Run the linear probe of GSA-RSL on benign images; a held-out epoch is selected on PGD-20 images."""
-    return p.descend("SLF", p.model.head, lambda x, y, _: head_loss(p.model, x, y), p.gsa_pgd(20, 0.1), cosine=True)
+    return p.descend("SLF", p.model.head, _head_step(p), p.gsa_pgd(20, 0.1), cosine=True)
 
 
 @PROTOCOLS.register("gsa_alf")
 def gsa_alf(p: Probing) -> dict[str, Any]:
     """Run the linear probe of GSA-RSL on PGD-10 images; a held-out epoch is selected on PGD-20 images."""
-    attack = p.gsa_pgd(10, 7 / 31.4)
-    return p.descend(
-        "ALF", p.model.head, lambda x, y, _: head_loss(p.model, x, y, attack), p.gsa_pgd(20, 0.1), cosine=True
-    )
+    step = _head_step(p, p.gsa_pgd(10, 7 / 31.4))
+    return p.descend("ALF", p.model.head, step, p.gsa_pgd(20, 0.1), cosine=True)
 
 
 @PROTOCOLS.register("aff_trades")
 def aff_trades(p: Probing) -> dict[str, Any]:
     """Run adversarial full finetuning with TRADES."""
-    attack = attack_of(p.threat, "TPGD")
-    banks = {"adv": p.model.backbone.state_dict()}
-    if p.run.benign_encoder_file.is_file():
-        banks = {"clean": load_encoder(p.run.path, benign=True).backbone.state_dict(), **banks}
+    attack = p.trades_attack
+    banks = p.banks if p.config.probe.aff_banks == "two" else {"adv": p.banks["adv"]}
     set_banks(p.model, banks)
     norm_bank = next(iter(banks))
     return _finetune(p, lambda x, y, _: trades_loss(p.model, x, y, attack, norm_bank, norm_bank))
@@ -251,30 +202,37 @@ def aff_pgd(p: Probing) -> dict[str, Any]:
 @PROTOCOLS.register("semi")
 def semi(p: Probing) -> dict[str, Any]:
     """Run semi-supervised finetuning (see ``acl_plugin.probing.semi_supervised``)."""
-    loss = semi_supervised.prepare(p.run, p.config, p.data, p.pgd, p.model, p.device, checkpoints=p.checkpoints)
-    return _finetune(p, loss) | {"labeled": semi_supervised.count(p.config, p.data.train)}
+    known = semi_supervised.labeled(p.config, p.data.train)
+    return _finetune(p, semi_supervised.prepare(p, known)) | {"labeled": int(known.sum())}
 
 
-@PROTOCOLS.register("dynacl++")
-@PROTOCOLS.register("air++")
-def after_lpaft(p: Probing) -> dict[str, Any]:
-    """Run LP-AFT, then standard linear finetuning."""
-    weights, record = lpaft.finetune(p.run, p.config, p.data, p.device, p.checkpoints)
-    p.model.backbone.load_state_dict(weights)
-    return slf(p) | record
+def split(images: Images, config: RunConfig) -> tuple[Images, Images | None]:
+    """Hold out the configured training images: return the others and these, or None if none are held out.
 
+    A fraction is taken of each class; ``holdout_indices`` are rows of the dataset.
 
-def split(images: Images, share: float, seed: int) -> tuple[Images, Images | None]:
-    """Hold out a share of each class: return the training images and the held-out ones, None for a share of 0."""
-    if not share:
+    Raises:
+        UsageError: when that leaves no image on one side, or the file cannot be read.
+    """
+    probe = config.probe
+    if probe.holdout_indices is not None:
+        option, given = "holdout_indices", str(probe.holdout_indices)
+        chosen = read_rows(probe.holdout_indices, images, option)
+    elif probe.probe_holdout:
+        option, given = "probe_holdout", str(probe.probe_holdout)
+        chosen = stratified(images.labels, probe.probe_holdout, mixed_seed(config.machine.seed, HOLDOUT))
+    else:
         return images, None
-    chosen = stratified(images.labels, share, mixed_seed(seed, HOLDOUT))
     if not chosen.any() or chosen.all():
-        message = f"`probe_holdout` {share}: of {len(images)} training images, that leaves none on one side"
-        raise UsageError(
-            message, parameter="probe_holdout", given=share, allowed="a share that leaves images on both sides"
-        )
+        message = f"`{option}` {given}: of {len(images)} training images, that leaves none on one side"
+        raise UsageError(message, parameter=option, given=given, allowed="a part that leaves images on both sides")
     return images.take((~chosen).nonzero().squeeze(1)), images.take(chosen.nonzero().squeeze(1))
+
+
+def _head_step(p: Probing, attack: InnerAttack | None = None) -> Step:
+    """Return the loss of a linear head on benign images, or on those of ``attack``."""
+    updated = p.config.probe.probe_statistics == "updated"
+    return lambda x, y, _: head_loss(p.model, x, y, attack, update_statistics=updated)
 
 
 def _finetune(p: Probing, loss: Step) -> dict[str, Any]:

@@ -8,57 +8,40 @@
 """
 
 import copy
-from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.config import RunConfig
-from acl_plugin.data.images import DataSet, Images, batched
-from acl_plugin.data.subsets import stratified
+from acl_plugin.data.images import Images, batched
+from acl_plugin.data.subsets import read_rows, stratified
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.probing.adversarial_finetuning import BETA
-from acl_plugin.probing.checkpoints import ProbeCheckpoints
-from acl_plugin.probing.linear_head import zero_head
-from acl_plugin.probing.loop import descend, probe_schedule
-from acl_plugin.runs.folder import RunDir
-from acl_plugin.runs.models import load_encoder
+from acl_plugin.probing.inputs import Probing
+from acl_plugin.probing.loop import Schedule, Step, descend, probe_schedule
 from acl_plugin.runtime.seeding import LABELS, mixed_seed
 
 
 def labeled(config: RunConfig, images: Images) -> Tensor:
-    """Return an (N,) bool mask of the images whose labels are used."""
+    """Return an (N,) bool mask of the images whose labels are used.
+
+    Raises:
+        UsageError: when ``label_indices`` cannot be read.
+    """
+    if config.probe.label_indices is not None:
+        return read_rows(config.probe.label_indices, images, "label_indices")
     return stratified(images.labels, config.probe.label_fraction, mixed_seed(config.machine.seed, LABELS))
 
 
-def count(config: RunConfig, images: Images) -> int:
-    """Return the number of labels used."""
-    return int(labeled(config, images).sum())
-
-
-def prepare(
-    run: RunDir,
-    config: RunConfig,
-    data: DataSet,
-    attack: InnerAttack,
-    model: Classifier,
-    device: torch.device,
-    *,
-    checkpoints: ProbeCheckpoints | None = None,
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Run stage 1, and return the loss of stage 2 for ``loop.descend``.
+def prepare(p: Probing, known: Tensor) -> Step:
+    """Run stage 1, and return the loss of stage 2.
 
     Args:
-        run: run folder with a pretrained encoder.
-        config: ``label_fraction``, learning rates and seed; stage 1 uses the epochs, rate and weight decay of the
-            probe.
-        data: dataset; labels of unlabeled images are not used.
-        attack: attack of stage 2, on cross-entropy.
-        model: classifier with the weights of the adversarial bank, to be trained with the loss.
-        device: device to compute on.
-        checkpoints: see ``loop.descend``.
+        p: inputs of the probe. Stage 1 uses ``label_epochs`` and the other options of it, and starts from the benign
+            bank; ``p.model`` is trained with the loss.
+        known: (N,) bool mask of the images whose labels are used.
 
     Returns:
         The loss of a batch of images, labels and rows.
@@ -66,19 +49,18 @@ def prepare(
     Source: ACL (arXiv 2010.13337), as in its code, whose batches have the labeled share of all images;
     the direction of the divergence is that of TRADES.
     """
-    images, known = data.train, labeled(config, data.train)
+    images, model, attack = p.data.train, p.model, p.pgd
     few = images.take(known.nonzero().squeeze(1))
     first = copy.deepcopy(model)
-    first.backbone.load_state_dict(load_encoder(run.path, benign=True).backbone.state_dict())
-    zero_head(first)
+    first.backbone.load_state_dict(next(iter(p.banks.values())))
 
     def benign(x: Tensor, y: Tensor, _: Tensor) -> Tensor:
         first.train()
         return F.cross_entropy(first(x), y)
 
-    schedule = probe_schedule(config.probe, config.machine, LABELS)
-    descend("few labels", first, first.parameters(), few, benign, schedule, checkpoints=checkpoints)
-    soft, is_known = _tables(first.eval(), images, known, device)
+    schedule, score = first_schedule(p.config), p.score(first)
+    descend("few labels", first, first.parameters(), few, benign, schedule, score=score, checkpoints=p.checkpoints)
+    soft, is_known = _tables(first.eval(), images, known, p.device)
 
     def loss(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         predicted, has_label = soft[rows], is_known[rows]
@@ -90,6 +72,14 @@ def prepare(
         return rows_loss.mean() + BETA * F.kl_div(after, before, reduction="batchmean", log_target=True)
 
     return loss
+
+
+def first_schedule(config: RunConfig) -> Schedule:
+    """Return the schedule of stage 1, which has the settings of the probe where it has none of its own."""
+    own = ("epochs", "batch_size", "milestones", "weight_decay")
+    given = {name: getattr(config.probe, f"label_{name}") for name in own}
+    schedule = probe_schedule(config.probe, config.machine, LABELS)
+    return replace(schedule, **{name: value for name, value in given.items() if value is not None})
 
 
 def _tables(model: Classifier, images: Images, known: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ def test_every_objective_and_every_variant_has_a_row():
     assert {row.get("objective", name) for name, row in rows.items()} == set(available())
     variants = {(row["base"], row["variant"]) for row in rows.values() if "base" in row}
     assert variants == {(base, variant) for base in ("advcl", "rocl") for variant in ("ip", "hn", "iphn")}
-    assert {row.get("probe_protocol") for row in rows.values()} == {None, "dynacl++", "air++"}
+    assert {row.get("lpaft") for row in rows.values()} == {None, "dynacl", "air"}
     assert {row.get("coreset") for row in rows.values()} == {None, "rcs"}
 
 
@@ -43,7 +43,7 @@ def test_encoder_forwards_of_whole_runs():
 
     assert forwards(objective="simclr") == 60
     assert forwards(objective="acl_ds") == 320
-    assert forwards(objective="dynacl", probe_protocol="dynacl++", aft_epochs=3) == 280 + 3 * 27
+    assert forwards(objective="dynacl", lpaft="dynacl", aft_epochs=3) == 280 + 3 * 27
     # one whole epoch, nine of a fifth, one selection of an attack and a forward, twice for what is taken
     assert forwards(objective="acl_ds", coreset="rcs") == pytest.approx(32 + 9 * 0.2 * 32 + 1.2 * 24)
 

@@ -280,7 +280,10 @@ MISTAKES = [
         ["run", "--out", "x", "--coreset", "rcs", "--coreset-fraction", "2"],
         "--coreset-fraction 2.0: allowed is a share",
     ),
-    (["run", "--out", "x", "--probe-protocol", "dynacl"], "unknown --probe-protocol 'dynacl'; the nearest: dynacl++"),
+    (
+        ["run", "--out", "x", "--probe-protocol", "alf_trade"],
+        "unknown --probe-protocol 'alf_trade'; the nearest: alf_trades",
+    ),
     (["import"], "required: file"),
     (["import", "nowhere.pt"], "required: out"),
     (["import", "nowhere.pt", "--out", "x", "--data", "digits"], "nowhere.pt: no such file"),

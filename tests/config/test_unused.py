@@ -29,8 +29,10 @@ from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
 from acl_plugin.evaluation import corruption_files, run_folder
 from acl_plugin.models.encoder import Classifier
+from acl_plugin.probing import lpaft
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
-from acl_plugin.probing.protocols import Probing
+from acl_plugin.probing.inputs import Probing
+from acl_plugin.probing.protocols import encoder_banks
 from acl_plugin.registry import DATASETS, PROTOCOLS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_encoder
@@ -92,18 +94,33 @@ def test_what_each_data_set_reads(name, request):
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", PROTOCOLS.names())
 def test_what_each_protocol_reads(name, finished_run, tmp_path):
-    small = {"probe_epochs": 1, "aft_epochs": 1, "batch_size": 8, "probe_holdout": 0.5}
+    small = {"probe_epochs": 1, "probe_batch_size": 8, "probe_holdout": 0.5}
     config, read = recording(preset("digits").replace(limit_train=24, probe_protocol=name, **small))
-    images, encoder = datasets.load(config.data), load_encoder(finished_run)
+    images, run = datasets.load(config.data), RunDir(finished_run)
     held_out, train = images.train.take(torch.arange(8)), images.train.take(torch.arange(8, 24))
-    model = Classifier(replace(encoder.spec, classes=images.classes))
+    model = Classifier(replace(load_encoder(run.path).spec, classes=images.classes))
     checkpoints = ProbeCheckpoints(tmp_path / "probing", {})
     read.clear()
-    probing = Probing(RunDir(finished_run), config, replace(images, train=train), held_out, model, CPU, checkpoints)
+    probing = Probing(config, replace(images, train=train), held_out, encoder_banks(run), model, CPU, checkpoints)
+    if name not in unused.SOLVED:
+        probing.start_head(model)
     record = PROTOCOLS.get(name)(probing)
-    read = read - {"probe_protocol"} | ({"probe_holdout"} if "score" in record else set())
-    options = names_of(ProbeConfig) - {"probe_protocol"} | {"precision"}
-    assert used(unused.PROBE, config.options(), options) == read & options
+    read = read - {"probe_protocol"} | ({"probe_holdout", "holdout_indices"} if "score" in record else set())
+    options = {name for name in names_of(ProbeConfig) if not name.startswith(("aft_", "lp"))} - {"probe_protocol"}
+    assert used(unused.PROBE, config.options(), options | {"precision"}) == read & (options | {"precision"})
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", ["dynacl", "air"])
+def test_what_lpaft_reads(name, finished_run):
+    small = {"aft_epochs": 1, "aft_batch_size": 8}
+    config, read = recording(preset("digits").replace(limit_train=24, lpaft=name, **small))
+    images, run = datasets.load(config.data), RunDir(finished_run)
+    read.clear()
+    lpaft.finetune(encoder_banks(run), load_encoder(run.path).spec, config, images, CPU)
+    options = {name for name in names_of(ProbeConfig) if name.startswith(("aft_", "lp_"))}
+    assert used(unused.PROBE, config.options(), options) == read & options == options
+    assert not used(unused.PROBE, config.replace(lpaft="none").options(), options)
 
 
 @pytest.mark.e2e
@@ -187,6 +204,12 @@ def another(name):
         "attack": "MIFGSM",
         "attack_kwargs": '{"random_start": false}',
         "probe_milestones": "[0.5]",
+        "label_milestones": "[0.5]",
+        "label_epochs": "3",
+        "label_batch_size": "3",
+        "label_weight_decay": "0.1",
+        "aft_clusters": "3",
+        "aft_outputs": "3",
         "schedule_kwargs": '{"decay_rate": 0.5}',
         "limit_unlabeled": "3",
         "weak_padding": "1",
@@ -201,6 +224,8 @@ def another(name):
 CHOICES = {
     "data": [*configuration.PRESETS, "hf:someone/something"],
     "probe_protocol": PROTOCOLS.names(),
+    "lpaft": ["none", "dynacl", "air"],
+    "label_indices": [None, "rows.npy"],
     "coreset": ["none", "rcs"],
     "objective": ["simclr", "gsa_rsl"],
     "schedule": ["cosine", "cosine_by_epoch", "multistep"],
@@ -253,8 +278,10 @@ HINTS = {name: kind for section in SECTIONS.values() for name, kind in get_type_
 TEXTS = {
     "attack",
     "data_dir",
+    "holdout_indices",
     "image_column",
     "label_column",
+    "label_indices",
     "pretrained_file",
     *(name for name, kind in HINTS.items() if get_origin(kind) is Literal),
 }
@@ -315,8 +342,8 @@ def test_defaults_and_what_one_of_two_runs_uses_are_taken(tmp_path, capsys, monk
 def test_settings_that_unlike_runs_share():
     shared = {"attack_steps": 3, "aft_epochs": 2, "coreset_every": 4, "lr": 0.1}
     assert configuration.used("digits", objective="simclr", **shared) == {"objective": "simclr", "lr": 0.1}
-    lpaft = {"probe_protocol": "air++", "attack_steps": 3, "aft_epochs": 2, "lr": 0.1}
-    assert configuration.used("digits", probe_protocol="air++", **shared) == lpaft
+    lpaft = {"lpaft": "air", "attack_steps": 3, "aft_epochs": 2, "lr": 0.1}
+    assert configuration.used("digits", lpaft="air", **shared) == lpaft
     assert preset(**lpaft).replace(coreset_every=4).coreset.coreset_every == 4  # by hand, nobody looks
 
 

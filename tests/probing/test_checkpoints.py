@@ -55,16 +55,24 @@ def test_short_trainings_write_nothing(tmp_path):
     assert not (tmp_path / "probing").exists()
 
 
-WITH_THE_STEPS_OF_ANOTHER = ("slf_exact", "alf", "aff_pgd", "dynacl++")
-"""Without SGD, or the loop of slf, aff_trades or air++ with another attack."""
+WITH_THE_STEPS_OF_ANOTHER = ("slf_exact", "alf", "alf_trades", "aff_pgd")
+"""Without SGD, or the loop of slf or aff_trades with another attack."""
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS.names() if name not in WITH_THE_STEPS_OF_ANOTHER])
-def test_every_protocol_resumes_where_it_was_stopped(protocol, two_banks_run, tmp_path, every_step, monkeypatch):
+@pytest.mark.parametrize(
+    ("protocol", "before"),
+    [
+        *((name, "none") for name in PROTOCOLS.names() if name not in WITH_THE_STEPS_OF_ANOTHER),
+        ("slf", "dynacl"),
+        ("aff_trades", "air"),
+    ],
+)
+def test_every_protocol_resumes_where_it_was_stopped(
+    protocol, before, two_banks_run, tmp_path, every_step, monkeypatch
+):
     own = {"limit_train": 40, "batch_size": 20, "probe_batch_size": 20, "probe_protocol": protocol}
-    own |= {"aft_epochs": 1} if protocol in ("dynacl++", "air++") else {}
-    config = preset("digits", **TINY | own | {"objective": "acl_ds"})
+    config = preset("digits", **TINY | own | {"objective": "acl_ds", "lpaft": before}).replace(aft_epochs=1)
     run = RunDir(shutil.copytree(two_banks_run, tmp_path / "run"))
     probe(run, config, CPU)
     whole = load_classifier(run.path).state_dict()

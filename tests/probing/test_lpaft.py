@@ -13,7 +13,7 @@ from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.features import cluster, features_of
 from acl_plugin.probing import lpaft
-from acl_plugin.probing.protocols import probe
+from acl_plugin.probing.protocols import encoder_banks, probe
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_encoder
 from acl_plugin.runtime.files import read_json
@@ -24,17 +24,21 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def run(two_banks_run, tmp_path):
-    own = {"objective": "acl_ds", "aft_epochs": 1, "limit_train": 40, "batch_size": 20, "probe_batch_size": 20}
-    config = preset("digits").replace(**TINY | own)  # a preset refuses aft_epochs without LP-AFT
+    own = {"objective": "acl_ds", "limit_train": 40, "aft_batch_size": 20, "probe_batch_size": 20, "aft_epochs": 1}
+    config = preset("digits").replace(**TINY | own)  # a preset refuses aft_... without LP-AFT
     return RunDir(shutil.copytree(two_banks_run, tmp_path / "run")), config
 
 
+def finetune(folder, config, data):
+    """The weights after LP-AFT, by norm bank, and its record."""
+    return lpaft.finetune(encoder_banks(folder), load_encoder(folder.path).spec, config, data, CPU)
+
+
 @pytest.mark.e2e
-@pytest.mark.parametrize("protocol", ["dynacl++", "air++"])
-def test_released_lpaft_finetunes_the_encoder_and_probes_it(run, protocol):
-    """As in the paper each protocol is tested with all protocols."""
+@pytest.mark.parametrize(("lpaft", "protocol"), [("dynacl", "slf"), ("air", "aff_trades"), ("dynacl", "semi")])
+def test_released_lpaft_finetunes_the_encoder_and_probes_it(run, lpaft, protocol):
     folder, config = run
-    config = config.replace(probe_protocol=protocol, aft_fidelity="released")
+    config = config.replace(lpaft=lpaft, probe_protocol=protocol, aft_fidelity="released")
     before = folder.encoder_file.read_bytes()
     state = torch.get_rng_state()
     probe(folder, config, CPU)
@@ -51,12 +55,12 @@ def test_released_lpaft_finetunes_the_encoder_and_probes_it(run, protocol):
 @pytest.mark.e2e
 def test_no_label_is_used(run, monkeypatch):
     folder, config = run
-    config = config.replace(probe_protocol="dynacl++")
+    config = config.replace(lpaft="dynacl")
     images = datasets.load(config.data)
-    weights, _ = lpaft.finetune(folder, config, images, CPU)
+    weights, _ = finetune(folder, config, images)
     scrambled = dataclasses.replace(images, train=dataclasses.replace(images.train, labels=images.train.labels.flip(0)))
-    other, _ = lpaft.finetune(folder, config, scrambled, CPU)
-    assert all(torch.equal(v, other[k]) for k, v in weights.items())
+    other, _ = finetune(folder, config, scrambled)
+    assert all(torch.equal(v, other["adv"][k]) for k, v in weights["adv"].items())
 
 
 @pytest.mark.e2e
@@ -64,7 +68,7 @@ def test_clusters_are_of_the_benign_bank(run, monkeypatch):
     folder, config = run
     seen = []
     monkeypatch.setattr(lpaft, "cluster", lambda f, k, s: seen.append(f) or cluster(f, k, s))
-    lpaft.finetune(folder, config.replace(probe_protocol="air++"), datasets.load(config.data), CPU)
+    finetune(folder, config.replace(lpaft="air"), datasets.load(config.data))
     images = datasets.load(config.data).train
     assert torch.equal(seen[0], features_of(load_encoder(folder.path, benign=True), images))
     assert not torch.allclose(seen[0], features_of(load_encoder(folder.path), images))
@@ -81,20 +85,38 @@ def test_released_air_attacks_from_the_benign_bank(run, monkeypatch):
         return original(attack, model, x, logits, target)
 
     monkeypatch.setattr(InnerAttack, "trades", trades)
-    config = config.replace(probe_protocol="air++", aft_fidelity="released", aft_lr=0.0)
-    weights, _ = lpaft.finetune(folder, config, datasets.load(config.data), CPU)
+    config = config.replace(lpaft="air", aft_fidelity="released", aft_lr=0.0)
+    weights, _ = finetune(folder, config, datasets.load(config.data))
     model, x, target = targets[0]
     with torch.no_grad(), norm_banks.inference(model), norm_banks.active(model.backbone, "clean"):
         torch.testing.assert_close(model(x), target)
     encoder = load_encoder(folder.path)  # at rate 0 the convolutions and the bank's affine parameters stay
     assert isinstance(encoder, Encoder)
     for key, value in encoder.backbone.named_parameters():
-        torch.testing.assert_close(weights[key], value.detach())
+        torch.testing.assert_close(weights["adv"][key], value.detach())
 
 
 @pytest.mark.e2e
 def test_l2_is_refused(run):
     folder, config = run
     with pytest.raises(UsageError, match="attack 'TPGD' is not for L2"):
-        probe(folder, config.replace(probe_protocol="dynacl++", norm="L2", eps=0.5), CPU)
+        probe(folder, config.replace(lpaft="dynacl", norm="L2", eps=0.5), CPU)
     assert not RunDir(folder.path).classifier_file.exists()
+
+
+@pytest.mark.e2e
+def test_the_benign_bank_keeps_its_norms_and_has_the_new_weights(run):
+    folder, config = run
+    before = encoder_banks(folder)
+    after, record = finetune(
+        folder, config.replace(lpaft="dynacl", aft_clusters=3, aft_outputs=7), datasets.load(config.data)
+    )
+    assert (record["aft_clusters"], record["aft_outputs"]) == (3, 7)
+    for key, value in before["clean"].items():
+        of_norm = torch.equal(value, before["clean"][key]) and not torch.equal(value, before["adv"][key])
+        if of_norm:
+            assert torch.equal(after["clean"][key], value)
+        elif value.ndim > 1:
+            assert torch.equal(after["clean"][key], after["adv"][key])
+    weights = [key for key, value in before["adv"].items() if value.ndim > 1]
+    assert any(not torch.equal(after["adv"][key], before["adv"][key]) for key in weights)

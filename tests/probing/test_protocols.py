@@ -2,12 +2,14 @@ import dataclasses
 import json
 import shutil
 
+import numpy
 import pytest
 import torch
 
 from acl_plugin import load_classifier, load_encoder
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
+from acl_plugin.data.subsets import read_rows
 from acl_plugin.errors import UsageError
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import predictions
@@ -72,7 +74,7 @@ def test_every_protocol_gives_a_classifier_and_its_record(two_banks, protocol):
     assert not any(m.training for m in model.modules())
     pretrained = load_encoder(folder.path).backbone.state_dict()
     same = all(torch.equal(v, pretrained[k]) for k, v in model.backbone.state_dict().items())
-    assert same == (protocol in ("slf", "slf_exact", "alf", "gsa_slf", "gsa_alf"))  # to the bit
+    assert same == (protocol in ("slf", "slf_exact", "alf", "alf_trades", "gsa_slf", "gsa_alf"))  # to the bit
     assert model.head.weight.any()
 
 
@@ -85,24 +87,86 @@ def test_the_epoch_is_chosen_on_training_images_that_are_held_out(two_banks, pro
     monkeypatch.setattr(datasets, "load", lambda config: dataclasses.replace(load(config), test=None))
     probe(folder, config, CPU)
     record = json.loads(folder.probe_file.read_text())
-    assert record["n"] == len(split(datasets.load(config.data).train, 0.25, config.machine.seed)[0]) < 40
+    assert record["n"] == len(split(datasets.load(config.data).train, config)[0]) < 40
     assert 1 <= record["epoch"] <= 3
     assert 0 <= record["score"] <= 1
     assert record["probe_holdout"] == 0.25
 
 
+def held_out_of(images, share, seed=0, **options):
+    return split(images, preset("digits").replace(probe_holdout=share, seed=seed, **options))
+
+
 def test_what_is_held_out_is_stratified_and_apart():
     images = datasets.load(preset("digits").data).train
-    train, held_out = split(images, 0.1, seed=3)
+    train, held_out = held_out_of(images, 0.1, seed=3)
     assert not set(train.rows.tolist()) & set(held_out.rows.tolist())
     assert len(train) + len(held_out) == len(images)
     for c in range(10):
         assert (held_out.labels == c).sum() == pytest.approx(0.1 * (images.labels == c).sum(), abs=1)
-    assert torch.equal(split(images, 0.1, seed=3)[1].rows, held_out.rows)
-    assert not torch.equal(split(images, 0.1, seed=4)[1].rows, held_out.rows)
-    assert split(images, 0.0, seed=3) == (images, None)
+    assert torch.equal(held_out_of(images, 0.1, seed=3)[1].rows, held_out.rows)
+    assert not torch.equal(held_out_of(images, 0.1, seed=4)[1].rows, held_out.rows)
+    assert held_out_of(images, 0.0) == (images, None)
     with pytest.raises(UsageError, match="`probe_holdout` 1.0: of 1297 training images, that leaves none on one side"):
-        split(images, 1.0, seed=3)
+        held_out_of(images, 1.0)
+
+
+def test_images_can_be_held_out_by_their_numbers(tmp_path):
+    images = datasets.load(preset("digits", limit_train=100).data).train
+    chosen = images.rows[[3, 50, 7]]
+    others = [row for row in range(1797) if row not in images.rows.tolist()][:5]
+    numpy.save(tmp_path / "rows.npy", [*chosen.tolist(), *others])  # of all images, not only of those that are used
+    train, held_out = held_out_of(images, 0.0, holdout_indices=tmp_path / "rows.npy")
+    assert sorted(held_out.rows.tolist()) == sorted(chosen.tolist())
+    assert sorted([*train.rows.tolist(), *chosen.tolist()]) == sorted(images.rows.tolist())
+
+
+@pytest.mark.parametrize("content", [None, b"no array", [], [[0.5]], ["a"], [-1, 3], [5000]])
+@pytest.mark.parametrize("option", ["holdout_indices", "label_indices"])
+def test_numbers_that_cannot_be_read_are_refused(tmp_path, option, content):
+    images, file = datasets.load(preset("digits", limit_train=100).data).train, tmp_path / "rows.npy"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        numpy.save(file, numpy.array(content))
+    with pytest.raises(UsageError, match=f"`{option}` .*rows.npy: allowed is a .npy file") as error:
+        read_rows(file, images, option)
+    assert error.value.parameter == option
+    assert "\n" not in str(error.value)
+
+
+OPTIONS = {
+    "slf": {"probe_nesterov": True, "probe_head": "random", "probe_statistics": "updated"},
+    "alf": {"probe_attack_steps": 2, "probe_attack_step": 0.5, "probe_statistics": "updated"},
+    "alf_trades": {"trades_start": "image", "probe_attack_steps": 2, "probe_statistics": "updated"},
+    "aff_trades": {"trades_start": "image", "aff_banks": "one", "probe_attack_steps": 2},
+    "aff_pgd": {"probe_attack_steps": 2, "probe_attack_step": 0.5},
+    "semi": {"label_epochs": 2, "label_batch_size": 4, "label_milestones": [0.5], "label_weight_decay": 0.1},
+}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("protocol", "option"), [(name, option) for name, own in OPTIONS.items() for option in own])
+def test_every_option_changes_the_classifier(two_banks, protocol, option):
+    folder, config = two_banks
+    config = config.replace(probe_protocol=protocol, limit_train=40, probe_epochs=2, probe_batch_size=10)
+    heads = []
+    for given in ({}, {option: OPTIONS[protocol][option]}):
+        probe(folder, config.replace(**given), CPU, overwrite=True)
+        heads.append(load_classifier(folder.path).head.weight)
+    assert not torch.equal(*heads)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("protocol", ["slf", "alf", "alf_trades"])
+def test_updated_statistics_are_those_alone(two_banks, protocol):
+    folder, config = two_banks
+    probe(folder, config.replace(probe_protocol=protocol, probe_statistics="updated"), CPU)
+    pretrained, after = load_encoder(folder.path).backbone.state_dict(), load_classifier(folder.path).backbone
+    moved = {
+        key.rsplit(".", 1)[1] for key, value in after.state_dict().items() if not torch.equal(value, pretrained[key])
+    }
+    assert moved == {"running_mean", "running_var", "num_batches_tracked"}
 
 
 @pytest.mark.e2e

@@ -11,6 +11,8 @@ from acl_plugin.data.subsets import stratified
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.probing import semi_supervised
 from acl_plugin.probing.adversarial_finetuning import attack_of
+from acl_plugin.probing.inputs import Probing
+from acl_plugin.probing.protocols import encoder_banks
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_encoder
 from conftest import TINY
@@ -38,12 +40,13 @@ def prepared(two_banks_run, tmp_path):
     torch.manual_seed(0)
     model = Classifier(dataclasses.replace(encoder.spec, classes=images.classes))
     model.backbone.load_state_dict(encoder.backbone.state_dict())
-    return run, config, images, model
+    return Probing(config, images, None, encoder_banks(run), model, CPU)
 
 
 @pytest.mark.e2e
 def test_the_loss_is_the_formula(prepared, monkeypatch, same_noise):
-    run, config, images, model = prepared
+    probing = prepared
+    config, images, model = probing.config, probing.data, probing.model
     tables = {}
     original = semi_supervised._tables
 
@@ -53,12 +56,11 @@ def test_the_loss_is_the_formula(prepared, monkeypatch, same_noise):
 
     monkeypatch.setattr(semi_supervised, "_tables", keep)
     attack = attack_of(ThreatModel("Linf", 0.1), "PGD")
-    loss = semi_supervised.prepare(run, config, images, attack, model, CPU)
+    loss = semi_supervised.prepare(probing, semi_supervised.labeled(config, images.train))
     train = images.train
     x, y, rows = train.floats(0, 12), train.labels[:12], train.rows[:12]
     soft, known = tables["soft"], tables["known"]
     assert 0 < known[rows].sum() < 12
-    assert known.sum() == semi_supervised.count(config, train)
     torch.testing.assert_close(soft[train.rows].sum(1), torch.ones(40))
     model.eval()
     value = loss(x, y, rows)
@@ -76,15 +78,15 @@ def test_the_loss_is_the_formula(prepared, monkeypatch, same_noise):
 
 @pytest.mark.e2e
 def test_labels_of_the_others_are_not_used(prepared):
-    run, config, images, model = prepared
-    model.eval()
+    probing = prepared
+    config, images = probing.config, probing.data
+    probing.model.eval()
     known = semi_supervised.labeled(config, images.train)
-    attack = attack_of(ThreatModel("Linf", 0.1), "PGD")
     x, rows = images.train.floats(0, 12), images.train.rows[:12]
     values = []
     for wrong in (False, True):
         labels = images.train.labels.clone()
-        loss = semi_supervised.prepare(run, config, images, attack, model, CPU)
+        loss = semi_supervised.prepare(probing, known)
         if wrong:
             labels[~known] = 0
         torch.manual_seed(0)

@@ -42,7 +42,7 @@ def test_lpaft_is_on_all_images_and_pseudo_labels_are_of_all(tree, tmp_path, few
     small = [*OPTIONS, "--epochs=1", "--unlabeled", str(tree)]
     run, labels = str(tmp_path / "run"), str(tmp_path / "labels.npz")
     assert main(["pretrain", "--out", run, *small, "--objective=dynacl"]) == 0
-    assert main(["probe", run, "--probe-protocol=dynacl++", "--aft-epochs=1"]) == 0
+    assert main(["probe", run, "--lpaft=dynacl", "--aft-epochs=1"]) == 0
     assert main(["pseudo-labels", run, "--out", labels, "--clusters", "[2]"]) == 0
     advcl = ["--objective=advcl", f"--objective-kwargs.pseudo_labels={labels}"]
     assert main(["pretrain", "--out", str(tmp_path / "other"), *small, *advcl]) == 0
