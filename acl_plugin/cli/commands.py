@@ -11,6 +11,7 @@ from typing import Literal
 from acl_plugin import config as configuration
 from acl_plugin.cli.parser import (
     PROGRAM,
+    add_published,
     defaults_of_data,
     defaults_of_published,
     defaults_of_run,
@@ -40,15 +41,14 @@ def _run(name: str, arguments: list[str]) -> None:
     parser = parser_of(name)
     parser.add_argument("--out", type=Path, required=True, help="The run's folder; an unfinished run is resumed.")
     parser.add_argument("--overwrite", type=bool, help="Replace a run that is there, whatever its configuration.")
-    text = "Take the settings of the authors' code for the objective and the data (`acl-plugin list published`)."
-    parser.add_argument("--published", type=bool, help=text)
+    add_published(parser)
     if name == "run":
         parser.add_argument(
             "--compare", type=str | None, default=None, help="A second objective to run with the same settings."
         )
     for group in configuration.SECTIONS.values():
         parser.add_class_arguments(group)
-    options = parse(parser, arguments, defaults_of_published(), {})
+    options = parse(parser, arguments, defaults_of_published(probed=name == "run"), {})
     out, compare, overwrite = options.pop("out"), options.pop("compare", None), options.pop("overwrite")
     config = configuration.from_dict(known_options(options))
     configs = [config]
@@ -83,7 +83,7 @@ def probe_run(arguments: list[str]) -> None:
     parser = parser_of("probe")
     parser.add_argument("run", type=Path, help="The run's folder.")
     parser.add_class_arguments(ProbeConfig)
-    parser.add_argument("--published", type=bool, help="Take the settings published for the objective and data.")
+    add_published(parser)
     parser.add_argument("--overwrite", type=bool, help="Replace a probe that is there, whatever its settings.")
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Where the dataset is now.")
     parser.add_class_arguments(MachineConfig, skip={"num_nodes", "compile", "devices"})

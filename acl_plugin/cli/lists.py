@@ -21,7 +21,9 @@ def show_list(arguments: list[str]) -> None:
     """Print the allowed names of an option."""
     parser = parser_of("list")
     parser.add_argument("what", type=str, help=f"One of {', '.join(LISTS)}.")
-    parser.add_argument("--pattern", type=str, default="", help="Backbones: only names that match, such as 'vit*'.")
+    parser.add_argument(
+        "--pattern", type=str, default="", help="Only backbones or published settings that match, such as 'vit*'."
+    )
     given = parser.parse(arguments)
     if given.what not in LISTS:
         raise unknown("list", given.what, LISTS, parameter="what")
@@ -82,9 +84,11 @@ def _formats() -> list[str]:
 
 def _published() -> list[str]:
     from acl_plugin.config.published_pretrainings import PRETRAININGS
+    from acl_plugin.config.published_probes import PROBES
     from acl_plugin.reporting import tables
 
-    return tables.named({str(row): f"{row.origin}{row.note and f' ({row.note})'}" for row in PRETRAININGS})
+    rows = (*PRETRAININGS, *PROBES)
+    return tables.named({str(row): f"{row.origin}{row.note and f' ({row.note})'}" for row in rows})
 
 
 LISTS: dict[str, Callable[[], list[str]]] = {

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonargparse
 import yaml
@@ -13,9 +13,10 @@ import yaml
 from acl_plugin import config as configuration
 from acl_plugin.cli import completion
 from acl_plugin.config import unused
+from acl_plugin.config.published import SOURCES, Source
 from acl_plugin.config.published_pretrainings import published_pretraining
+from acl_plugin.config.published_probes import published_probe
 from acl_plugin.errors import UsageError, unknown
-from acl_plugin.probing.published_settings import probe_settings_of
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.paths import user_path
 
@@ -180,32 +181,59 @@ def defaults_of_data(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"norm": norm} | found
 
 
-def defaults_of_published() -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+AUTO = "auto"
+"""Value of ``--published`` without a source."""
+
+
+def add_published(parser: Parser) -> None:
+    """Add the option for published settings, whose value is their source."""
+    text = (
+        "Take published settings for the objective, the data and the probe (`acl-plugin list published`): those of the "
+        "authors' code (released), of the leaderboard (robustssl), or of the paper where its code differs (paper). "
+        "Without a source, a pretraining has those released, a probe RobustSSL's."
+    )
+    kind = Literal[(AUTO, *SOURCES)] | None  # type: ignore[valid-type]
+    parser.add_argument("--published", type=kind, nargs="?", const=AUTO, default=None, help=text)
+
+
+def _source(given: Mapping[str, Any]) -> Source | None:
+    return None if given["published"] == AUTO else given["published"]
+
+
+def defaults_of_published(*, probed: bool) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """Return ``defaults_of_data`` with the published settings in their place, if the command line takes them.
 
     They depend on the settings of the objective, which are complete once the options have the defaults of the dataset.
+
+    Args:
+        probed: whether the command probes as well.
     """
     before: list[dict[str, Any]] = []
 
     def defaults(given: Mapping[str, Any]) -> dict[str, Any]:
         found = defaults_of_data(given)
-        if not given["published"]:
+        if given["published"] is None:
             return found
         before.append(found)
-        settled = any(one == other for one, other in pairwise(before))
-        return found | dict(published_pretraining(given).options) if settled else found
+        if not any(one == other for one, other in pairwise(before)):
+            return found
+        row = published_pretraining(given, _source(given))
+        probe = published_probe(given, _source(given)).options if probed else {}
+        return {**found, **probe, **row.options}
 
     return defaults
 
 
 def defaults_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the run's configuration, with the defaults of another norm or the probe's published settings if given."""
-    config = RunDir(given["run"]).read_config()
+    run = RunDir(given["run"])
+    config = run.read_config()
     found = config.options()
     if "norm" in given:
         found |= configuration.following(config, norm=given["norm"])
-    if given.get("published"):
-        found |= probe_settings_of(config, given["probe_protocol"])
+    if given.get("published") is not None:
+        chosen = {name: given[name] for name in ("probe_protocol", "lpaft", "label_fraction")}
+        found |= published_probe(found | chosen, _source(given), pretrained_on=run.pretrained_on()).options
     return found
 
 

@@ -1,49 +1,11 @@
 """Settings of pretrainings as the authors' code has them, by objective and dataset."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
-from acl_plugin.errors import UsageError
+from acl_plugin.config.published import PRETRAINING, Options, Published, Source, find, matching
 
-Options = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Published:
-    """One published pretraining.
-
-    Attributes:
-        objective: name of the objective.
-        data: name of the dataset.
-        options: options of the run, in place of the defaults.
-        origin: repository, commit, and the file or the command that has them.
-        when: other options that select the row, such as ``{"coreset": "rcs"}``.
-        settings: settings of the objective that select the row, such as ``{"variant": "ip"}``.
-        note: what an option cannot express, or how the code differs from its own documentation.
-    """
-
-    objective: str
-    data: str
-    options: Options
-    origin: str
-    when: Options = field(default_factory=dict)
-    settings: Options = field(default_factory=dict)
-    note: str = ""
-
-    def fits(self, given: Options) -> bool:
-        """Return whether the row is for these options of a run."""
-        chosen = {**UNSAID.get(self.objective, {}), **(given.get("objective_kwargs") or {})}
-        selected = all(given.get(name) == value for name, value in self.when.items())
-        return selected and all(chosen.get(name) == value for name, value in self.settings.items())
-
-    def __str__(self) -> str:
-        chosen = [f"{name} {value}" for name, value in {**self.when, **self.settings}.items() if value is not None]
-        return " ".join([self.objective, f"on {self.data}", *(["with", ", ".join(chosen)] if chosen else [])])
-
-
-UNSAID: Mapping[str, Options] = {"a_infonce": {"base": "advcl", "variant": "iphn"}}
-"""Defaults of objectives' settings that select a row."""
 LIKE_ACL: Options = {
     "eps": "8/255", "attack": "PGD", "attack_steps": 5, "attack_kwargs": {}, "eps_ramp": 0.0, "norm": "Linf",
     "backbone": "resnet18", "backbone_kwargs": {}, "stem": "cifar", "input_normalization": "imagenet",
@@ -95,11 +57,12 @@ def _with_stl10(options: Options) -> dict[str, Options]:
 def _a_infonce(data: str, base: str, rows: Mapping[str, tuple[float, Options]]) -> tuple[Published, ...]:
     """Return the rows of A-InfoNCE on a base: its rate and own settings by variant."""
     common = ADVCL_400 if base == "advcl" else ROCL
-    origin = f"A-InfoNCE b28763e, {'Asym-AdvCL/shell/' + data if base == 'advcl' else 'Asym-RoCL/shell'}"
+    folder, line = (f"Asym-AdvCL/shell/{data}", 3) if base == "advcl" else ("Asym-RoCL/shell", 5)
     found = []
     for variant, (lr, own) in rows.items():
         chosen = {"base": base, "variant": variant}
         kwargs = {**chosen, **own, "fidelity": "released"}
+        origin = f"A-InfoNCE b28763e, {folder}/{base}-{variant.upper()}-{data}.sh:{line}"
         found.append(Published("a_infonce", data, {**common, "lr": lr, "objective_kwargs": kwargs}, origin, {}, chosen))
     return tuple(found)
 
@@ -108,30 +71,35 @@ CIFAR_SETS = ("cifar10", "cifar100")
 IP_100 = {"alpha": 0.3, "adversarial_weight": 1.5, "warmup": 0.05, "nearest": 0.5}
 ON_ADVCL = {"base": "advcl", "base_kwargs": {"cluster_weight": 0.0}, "benign": 0.5, "rho": 0.5, "global_": 0.3,
             "discriminator_lr": 0.5}  # fmt: skip
-OURS = "GSA-RSL e574b92, scripts/run.sh"
-PRETRAININGS: tuple[Published, ...] = (
-    *_rows("simclr", "ACL 399eabd, train_simCLR.py", dict.fromkeys(CIFAR_SETS, SIMCLR)),
-    *_rows("acl_ds", "ACL 399eabd, train_simCLR.py", dict.fromkeys(CIFAR_SETS, LIKE_ACL)),
-    *_rows("acl_ds", "RCS 6fc9aef, ACL_RCS.py", dict.fromkeys(CIFAR_SETS, RCS), when={"coreset": "rcs"}),
+ACL = "ACL 399eabd, train_simCLR.py:19-31, 73-82, 122-139"
+OURS = "GSA-RSL e574b92, scripts/run.sh:1-37, args/contrastive.py:23-51"
+OF_CODE: tuple[Published, ...] = (
+    *_rows("simclr", f"{ACL} without --ACL_DS", dict.fromkeys(CIFAR_SETS, SIMCLR)),
+    *_rows("acl_ds", ACL, dict.fromkeys(CIFAR_SETS, LIKE_ACL)),
     *_rows(
-        "dynacl", "DynACL 7d143db, train_DynACL.py",
+        "acl_ds", "RCS 6fc9aef, ACL_RCS.py:19-38, 164-197, 267-291", dict.fromkeys(CIFAR_SETS, RCS),
+        when={"coreset": "rcs"},
+    ),
+    *_rows(
+        "dynacl", "DynACL 7d143db, train_DynACL.py:30-57, 160-179, 217-220, 288, 452-465",
         _with_stl10(DYNACL),
     ),
     *_rows(
-        "acl_air", "AIR 15cf0a7, pretraining.py",
+        "acl_air", "AIR 15cf0a7, pretraining.py:20-38, 106-125, 233-250, 334-348",
         _with_stl10(AIR),
     ),
     *_rows(
-        "dynacl_air", "AIR 15cf0a7, pretraining.py --DynAug",
+        "dynacl_air", "AIR 15cf0a7, pretraining.py:20-38, 283-292, 334-348 with --DynAug",
         _with_stl10(AIR),
     ),
     *_rows(
-        "rocl", "RoCL b6d5185, README.md", dict.fromkeys(CIFAR_SETS, ROCL),
+        "rocl", "RoCL b6d5185, README.md:25, src/argument.py:99-145", dict.fromkeys(CIFAR_SETS, ROCL),
         note="there: 2 devices with 256 images each, and LARS of torchlars, whose rate is outside the momentum",
     ),
-    *_rows("advcl", "AdvCL 24cb7a6, run.sh", {"cifar10": ADVCL}, note="there: 1001 epochs of a cosine over 1000"),
+    *_rows("advcl", "AdvCL 24cb7a6, run.sh:4, pretraining_advCL.py:34-52, 105-118, 229", {"cifar10": ADVCL},
+           note="there: 1001 epochs of a cosine over 1000"),
     *_rows(
-        "advcl", "A-InfoNCE b28763e, Asym-AdvCL/shell/cifar100/advcl-cifar100.sh",
+        "advcl", "A-InfoNCE b28763e, Asym-AdvCL/shell/cifar100/advcl-cifar100.sh:5",
         {"cifar100": ADVCL_400},
     ),
     *_a_infonce("cifar10", "advcl", {
@@ -148,7 +116,8 @@ PRETRAININGS: tuple[Published, ...] = (
         "ip": (1.5, {"alpha": 0.2}), "hn": (1.5, {"tau_plus": 0.1}), "iphn": (3.0, {"alpha": 0.2, "tau_plus": 0.1}),
     }),
     *_rows(
-        "deacl", "DeACL 3fb81e3, bash_files", dict.fromkeys(CIFAR_SETS, DEACL),
+        "deacl", "DeACL 3fb81e3, bash_files/DeACL_DATA_resnet18.sh, solo/args/utils.py:216-224",
+        dict.fromkeys(CIFAR_SETS, DEACL),
         note="there: benign and adversarial images are one batch of a step",
     ),
     *_rows("gsa_rsl", OURS, {
@@ -158,29 +127,37 @@ PRETRAININGS: tuple[Published, ...] = (
     *_rows("gsa_rsl", OURS, {"cifar10": {**GSA_RSL, "objective_kwargs": ON_ADVCL}}, settings={"base": "advcl"}),
     *_rows("clae", OURS, {"cifar100": CLAE}),
 )  # fmt: skip
-"""All rows; of several that fit, the last has the most specific choice."""
+"""Rows of the authors' code."""
 
 
-def published_pretraining(given: Options) -> Published:
+def _of_paper(row: Published) -> Published:
+    """Return the row with the formulas of the paper, from which the code differs."""
+    options = {**row.options, "objective_kwargs": {**row.options.get("objective_kwargs", {}), "fidelity": "paper"}}
+    note = "the paper's formula; the other settings are those of the code"
+    return replace(row, options=options, source="paper", note=note)
+
+
+PRETRAININGS: tuple[Published, ...] = (
+    *OF_CODE,
+    *(_of_paper(row) for row in OF_CODE if "fidelity" in row.options.get("objective_kwargs", {})),
+)
+"""All rows."""
+
+
+def published_pretraining(given: Options, source: Source | None = None) -> Published:
     """Return the published row for the options of a run.
 
     Args:
         given: options by name, of which ``objective``, ``data``, ``objective_kwargs`` and those of ``Published.when``
             are read.
+        source: where the settings come from; None for the authors' code. RobustSSL evaluates the authors' encoders.
 
     Raises:
         UsageError: when there is none, with the nearest.
     """
-    objective, data = given["objective"], given["data"]
-    of_objective = [row for row in PRETRAININGS if row.objective == objective]
-    found = [row for row in of_objective if row.data == data and row.fits(given)]
-    if found:
-        return max(found, key=lambda row: len(row.when) + len(row.settings))
-    near = of_objective or [row for row in PRETRAININGS if row.data == data] or list(PRETRAININGS)
-    same = [row for row in near if row.data == data] or near
-    shown = "; ".join(map(str, same[:3]))
-    raise UsageError(
-        f"`published`: there is no published pretraining of {objective} on {data} with these settings; the nearest: "
-        f"{shown} (all: acl-plugin list published)",
-        parameter="published", given=f"{objective} on {data}", allowed=tuple(map(str, PRETRAININGS)),
-    )  # fmt: skip
+    return find(PRETRAININGS, given, PRETRAINING, ["paper" if source == "paper" else "released"])
+
+
+def pretraining_is(given: Options) -> list[str]:
+    """Return the published rows that a pretraining with these options has the settings of, one phrase each."""
+    return matching(PRETRAININGS, given, PRETRAINING)

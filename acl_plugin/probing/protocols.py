@@ -22,6 +22,7 @@ from torch import Tensor
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
+from acl_plugin.config.published_probes import probe_is
 from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.data.subsets import read_rows, stratified
@@ -103,6 +104,7 @@ def probe(
         **settings,
         "n": len(train),
         **record,
+        "published": probe_is(config.options(), pretrained_on=run.pretrained_on()),
         "train_accuracy": accuracy,
     }
     write_json(run.probe_file, result | {"seconds": round(checkpoints.seconds(), 1)})

@@ -145,6 +145,12 @@ class RunDir:
         except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
             raise damaged(path, f"is not a configuration: {' '.join(str(error).split())}") from error
 
+    def pretrained_on(self) -> str | None:
+        """Return the dataset of the pretraining, if the folder is of a transfer or of a finished pretraining."""
+        if not self.pretraining_file.is_file():
+            return None
+        return read_json(self.pretraining_file).get("transferred_from", self.read_config().data.data)
+
     def resolved(
         self, config: RunConfig | None, device: "torch.device | str | None"
     ) -> "tuple[RunConfig, torch.device]":

@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 
 from acl_plugin.config import RunConfig
+from acl_plugin.config.published_pretrainings import pretraining_is
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingUnfinished
 from acl_plugin.models.protocol import EncoderProtocol, require_encoder
@@ -119,16 +120,18 @@ def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoin
     if done != total:
         ended = f"{checkpoints.ended_by(trainer)} ended the pretraining after {done} of {total} steps"
         raise TrainingUnfinished(f"{run.path}: {ended}; the same command resumes it", done, total)
+    config = module.config
     record: dict[str, Any] = {
-        "epochs": module.config.training.epochs,
+        "epochs": config.training.epochs,
         "seconds": round(module.seconds(), 1),
         "resumed": resume is not None,
     }
     record |= record_of(run)
+    record["published"] = pretraining_is(config.options())
     if module.started_from:
-        record["init" if module.config.encoder.init is not None else "pretrained"] = module.started_from
-    if module.config.data.unlabeled is not None:
-        record["unlabeled"] = module.config.data.unlabeled.name
+        record["init" if config.encoder.init is not None else "pretrained"] = module.started_from
+    if config.data.unlabeled is not None:
+        record["unlabeled"] = config.data.unlabeled.name
     write_json(run.pretraining_file, record | {"precision": trainer.precision})
     module.write_encoder(run)
 

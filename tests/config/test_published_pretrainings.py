@@ -8,7 +8,8 @@ import yaml
 from acl_plugin import create_objective
 from acl_plugin.cli.main import main
 from acl_plugin.config import TWO_SIDED, preset
-from acl_plugin.config.published_pretrainings import PRETRAININGS, published_pretraining
+from acl_plugin.config.published_pretrainings import PRETRAININGS, pretraining_is, published_pretraining
+from acl_plugin.config.published_probes import PROBES
 from acl_plugin.errors import UsageError
 from acl_plugin.registry import DATASETS, OBJECTIVES
 from acl_plugin.training.schedules import rates
@@ -24,7 +25,9 @@ def test_every_row_is_a_run_whose_options_are_used(row):
     assert row.data in DATASETS
     config = preset(row.data, objective=row.objective, **{**row.when, **row.options})
     given = config.options()
-    assert published_pretraining(given) == row
+    assert published_pretraining(given, row.source) == row
+    assert f"{row}: {row.origin}" in pretraining_is(given)
+    assert not pretraining_is(given | {"epochs": 3})
     rate = rates(config.training, config.training.epochs)
     peak = config.training.lr
     highest = max(rate(peak, epoch, 0.01) for epoch in range(config.training.epochs))
@@ -62,12 +65,26 @@ def test_a_infonce_has_constants_for_each_dataset(data, expected):
     assert (made.alpha, made.weight, made.warmup, made.nearest, made.hard.tau_plus) == expected
 
 
+@pytest.mark.parametrize("objective", ["rocl", "advcl", "a_infonce", "acl_air", "dynacl_air"])
+def test_the_paper_has_its_own_formula_where_the_code_differs(objective):
+    given = {"objective": objective, "data": "cifar10", "objective_kwargs": {}, "coreset": "none"}
+    rows = {source: published_pretraining(given, source).options for source in ("released", "paper")}
+    for source, options in rows.items():
+        assert options["objective_kwargs"]["fidelity"] == source
+    others = [{k: v for k, v in options.items() if k != "objective_kwargs"} for options in rows.values()]
+    assert others[0] == others[1]
+    assert published_pretraining(given, "robustssl") == published_pretraining(given)
+
+
 @pytest.mark.parametrize(
     ("given", "nearest"),
     [
         ({"objective": "acl_a2a", "data": "cifar10"}, "acl_ds on cifar10"),
         ({"objective": "dynacl", "data": "digits"}, "dynacl on cifar10"),
-        ({"objective": "gsa_rsl", "data": "cifar10", "objective_kwargs": {"base": "rocl"}}, "with base advcl"),
+        (
+            {"objective": "gsa_rsl", "data": "cifar10", "objective_kwargs": {"base": "rocl"}},
+            "with base advcl, released",
+        ),
         ({"objective": "mine", "data": "theirs"}, "simclr on cifar10"),
     ],
 )
@@ -117,4 +134,4 @@ def test_the_command_refuses_what_nobody_published(capsys, tmp_path, monkeypatch
 def test_all_rows_are_listed(capsys):
     assert main(["list", "published"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0].strip() for line in lines] == [str(row) for row in PRETRAININGS]
+    assert [line.split("  ")[0].strip() for line in lines] == [str(row) for row in (*PRETRAININGS, *PROBES)]
