@@ -75,10 +75,10 @@ def find(rows: Sequence[Published], given: Options, protocol: str, sources: Sequ
     objective, data = given["objective"], given["data"]
     if protocol != PRETRAINING:
         data = SAME_IMAGES.get(data, data)
-    asked = [row for row in rows if (row.data, row.protocol) == (data, protocol)]
+    known = [row for row in rows if (row.data, row.protocol) == (data, protocol)]
     for source in sources:
         for method in (objective, ANY):
-            found = [row for row in asked if (row.source, row.objective) == (source, method) and row.fits(given)]
+            found = [row for row in known if (row.source, row.objective) == (source, method) and row.fits(given)]
             if found:
                 return max(found, key=lambda row: len(row.when) + len(row.settings))
 
@@ -101,9 +101,9 @@ def matching(rows: Sequence[Published], given: Options, protocol: str) -> list[s
     A row for all methods counts where the method has none of its own.
     """
     data = given["data"] if protocol == PRETRAINING else SAME_IMAGES.get(given["data"], given["data"])
-    asked = [row for row in rows if (row.data, row.protocol) == (data, protocol) and row.fits(given)]
-    own = [row for row in asked if row.objective == given["objective"]]
-    fitting = own or [row for row in asked if row.objective == ANY]
+    known = [row for row in rows if (row.data, row.protocol) == (data, protocol) and row.fits(given)]
+    own = [row for row in known if row.objective == given["objective"]]
+    fitting = own or [row for row in known if row.objective == ANY]
     return [
         f"{row}: {row.origin}"
         for row in fitting

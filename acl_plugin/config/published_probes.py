@@ -48,8 +48,8 @@ def _rows(
 
 def _used(options: Options, chosen: Options) -> dict[str, Any]:
     """Return the options that a probe with these choices uses."""
-    asked = {**RunConfig().options(), **options, **chosen}
-    return {name: v for name, v in options.items() if all(use.holds(asked) for use in unused.RUN.get(name, ()))}
+    complete = {**RunConfig().options(), **options, **chosen}
+    return {name: v for name, v in options.items() if all(use.holds(complete) for use in unused.RUN.get(name, ()))}
 
 
 def _of(rate: float, batch: int = 512, falls: Any = FIFTEEN, **others: Any) -> dict[str, Any]:
@@ -218,9 +218,9 @@ def published_probe(given: Options, source: Source | None = None, *, pretrained_
     methods = [given["objective"]]
     if methods == ["imported"]:
         methods = given["objective_kwargs"].get("methods", [])
-    asked = _completed(given, pretrained_on)
+    complete = _completed(given, pretrained_on)
     sources = PREFERRED if source is None else [source]
-    rows = [find(PROBES, {**asked, "objective": name}, given["probe_protocol"], sources) for name in methods]
+    rows = [find(PROBES, {**complete, "objective": name}, given["probe_protocol"], sources) for name in methods]
     if not rows or any(row.options != rows[0].options for row in rows):
         allowed = ", ".join(methods) or "one of a newer import"
         raise UsageError(
