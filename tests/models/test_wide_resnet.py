@@ -10,22 +10,13 @@ from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.timm_names import backbone_names
 from acl_plugin.models.wide_resnet import SIZES
 from conftest import spec
+from reference import with_statistics
 
 pytestmark = pytest.mark.numeric
 
 TINY = {"depth": 10, "width": 1}
 PARAMETERS = {"wrn28_10": 36_479_194, "wrn34_10": 46_160_474, "wrn34_20": 184_531_674, "wrn70_16": 266_796_506}
 """Numbers of parameters of RobustBench's networks with 10 classes."""
-
-
-def with_statistics(network):
-    """The network with norm weights and statistics that are not trivial, in eval mode."""
-    for key, value in network.state_dict().items():
-        if value.is_floating_point() and value.dim() == 1:
-            value.copy_(
-                torch.rand_like(value) + 0.5 if key.endswith(("var", "weight")) else torch.randn_like(value) / 5
-            )
-    return network.eval()
 
 
 def written_out(state, x, depth):
