@@ -16,6 +16,7 @@ from torch import Tensor
 
 from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
+from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.losses.discriminator import Discriminator
 from acl_plugin.models.backbones import create_backbone
@@ -25,7 +26,7 @@ from acl_plugin.runs.checkpoint_file import container_of, read_file, tensors_of,
 from acl_plugin.runs.discriminator import from_weights, write_discriminator
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.layout_fit import detect, nearness, network_of, plain, projectors_of, renamed, split
-from acl_plugin.runs.layouts import LAYOUTS, NONE
+from acl_plugin.runs.layouts import LAYOUTS, NONE, is_wide
 from acl_plugin.runs.models import write_encoder, write_model
 from acl_plugin.runs.normalization import misfit, normalization_of
 from acl_plugin.runtime import seeding
@@ -116,17 +117,7 @@ def import_run(
     if normalization is not None:
         source["normalization"] = normalization
     head = imported_head.judge(published.head, published.spec, published.banks[probed], data)
-    run.start(
-        config.replace(
-            objective="imported",
-            objective_kwargs=source,
-            stem=published.spec.stem,
-            backbone=published.spec.backbone,
-            backbone_kwargs=published.spec.kwargs,
-        )
-    )
-    run.record_images(data)
-    write_json(run.pretraining_file, source)
+    _start(run, config, published.spec, source, data)
     banks, kept = published.banks, published.projectors
     projector = None if kept is None else (kept[0], kept[1][probed])
     if published.discriminator is not None:
@@ -141,6 +132,14 @@ def import_run(
     if notes:
         logger.warning(f"{path}: {'; '.join(notes)}")
     return published.layout
+
+
+def _start(run: RunDir, config: RunConfig, spec: ModelSpec, source: dict[str, Any], data: DataSet) -> None:
+    """Create the run folder, with the network of the file in its configuration."""
+    network = {"stem": spec.stem, "backbone": spec.backbone, "backbone_kwargs": spec.kwargs}
+    run.start(config.replace(objective="imported", objective_kwargs=source, **network))
+    run.record_images(data)
+    write_json(run.pretraining_file, source)
 
 
 def read(
@@ -185,7 +184,8 @@ def read(
     left_out = {k.split(".")[0] for k in (*dropped, *unused)} | set(groups) - used
     stored = {leaf: state.pop(f"normalize.{leaf}") for leaf in ("mean", "std") if f"normalize.{leaf}" in state}
     network, arguments = network_of(state, known, backbone, backbone_kwargs or {})
-    stem = "native" if "conv1.weight" in state and state["conv1.weight"].shape[-1] == 7 else known.stem
+    large = "conv1.weight" in state and state["conv1.weight"].shape[-1] == 7
+    stem = "native" if large else "cifar" if is_wide(state) else known.stem
     spec = ModelSpec(network, arguments, stem, shape, *NONE, timm_version=_timm_version())
     with seeding.isolated_rng(0):
         expected = create_backbone(spec)[0].state_dict()

@@ -143,7 +143,10 @@ def test_profeats_networks_normalize_by_their_kind_unless_they_store_it(net, sto
     wanted = function(plain, expected)
     torch.testing.assert_close(features[:, : wanted.shape[1]], wanted, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(encoder.project(features), g(features), atol=1e-5, rtol=1e-4)
-    assert encoder.projector_name == "mlp_640_256"
+    assert (encoder.projector_name, encoder.spec.stem) == (
+        "mlp_640_256",
+        "cifar_padding_2" if net == "resnet" else "cifar",
+    )
     assert run.read_config().objective.objective_kwargs["methods"] == ["profeat"]
 
 
