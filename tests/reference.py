@@ -139,3 +139,13 @@ def sliced_wasserstein(p, q, directions):
         one, other = sorted(float(u @ x) for x in p), sorted(float(u @ x) for x in q)
         total += sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(p)
     return total / len(directions)
+
+
+def with_statistics(network):
+    """The network with norm weights and statistics that are not trivial, in eval mode."""
+    for key, value in network.state_dict().items():
+        if value.is_floating_point() and value.dim() == 1:
+            value.copy_(
+                torch.rand_like(value) + 0.5 if key.endswith(("var", "weight")) else torch.randn_like(value) / 5
+            )
+    return network.eval()

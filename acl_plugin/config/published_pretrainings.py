@@ -18,6 +18,7 @@ AIR = {**LIKE_ACL, **RELEASED}
 DYNACL = {**LIKE_ACL, "crop_interpolation": "bilinear", "schedule": "dynacl"}
 SIMCLR = {name: value for name, value in LIKE_ACL.items() if not name.startswith(("attack", "eps_ramp"))}
 RCS = {**LIKE_ACL, "coreset_fraction": 0.2, "coreset_warmup": 0.1, "coreset_every": 20, "coreset_fidelity": "released"}
+DYNACL_RCS = {**RCS, "objective_kwargs": {"momentum": None}}
 ROCL = {
     **LIKE_ACL, **RELEASED, "eps": 0.0314, "attack_steps": 7, "attack_kwargs": {"alpha": 0.007},
     "input_normalization": "none", "crop_scale": 0.08, "crop_interpolation": "bilinear", "color_first": True, "lr": 1.5,
@@ -35,6 +36,10 @@ DEACL = {
     **{name: value for name, value in LIKE_ACL.items() if name not in STRONG},
     "weak_padding": 4, "input_normalization": "cifar", "stem": "cifar_padding_2", "optimizer": "sgd", "lr": 0.5,
     "weight_decay": 5e-4, "batch_size": 256, "epochs": 100, "warmup": 0.1, "schedule": "deacl",
+}  # fmt: skip
+PROFEAT = {
+    **DEACL, "augment": "autoaugment", "stem": "cifar", "backbone": "wrn34_10", "weight_decay": 3e-4,
+    "schedule": "advcl", "objective_kwargs": {"beta": 8.0, "projector_weight": 0.5},
 }  # fmt: skip
 CLAE = {
     **LIKE_ACL, "attack_steps": 7, "attack_kwargs": {"alpha": 2 / 255}, "crop_scale": 0.2,
@@ -81,8 +86,18 @@ OF_CODE: tuple[Published, ...] = (
         when={"coreset": "rcs"},
     ),
     *_rows(
+        "acl_ds", "RCS 6fc9aef, ACL_RCS.py:19-38, 164-197, 267-291", {"stl10_unlabeled": {**RCS, "image_size": 32}},
+        when={"coreset": "rcs"}, note="there: views of 32 pixels are cut out of images of 96 pixels",
+    ),
+    *_rows(
         "dynacl", "DynACL 7d143db, train_DynACL.py:30-57, 160-179, 217-220, 288, 452-465",
         _with_stl10(DYNACL),
+    ),
+    *_rows(
+        "dynacl", "RCS 6fc9aef, DynACL_RCS.py:129-149, 295-298, 365", {
+            **dict.fromkeys(CIFAR_SETS, DYNACL_RCS), "stl10_unlabeled": {**DYNACL_RCS, "image_size": 96},
+        }, when={"coreset": "rcs"},
+        note="there: the batches are selected by the loss of ACL(DS), and the held-out images are trained on as well",
     ),
     *_rows(
         "acl_air", "AIR 15cf0a7, pretraining.py:20-38, 106-125, 233-250, 334-348",
@@ -119,6 +134,11 @@ OF_CODE: tuple[Published, ...] = (
         "deacl", "DeACL 3fb81e3, bash_files/DeACL_DATA_resnet18.sh, solo/args/utils.py:216-224",
         dict.fromkeys(CIFAR_SETS, DEACL),
         note="there: benign and adversarial images are one batch of a step",
+    ),
+    *_rows(
+        "profeat", "ProFeAT 05c1cea, train.sh:1-17, pretraining.py:136-193, 259", {"cifar100": PROFEAT},
+        note="there: 101 epochs, the mean and std of CIFAR-10 whatever the dataset is, AutoAugment before the crop, "
+        "and a teacher with the projector mlp_640_256",
     ),
     *_rows("gsa_rsl", OURS, {
         **dict.fromkeys(CIFAR_SETS, GSA_RSL), "stl10_unlabeled": {**GSA_RSL, "image_size": 32},

@@ -1,6 +1,7 @@
 """Write a classifier as one Python file that depends on PyTorch and timm alone."""
 
 import copy
+import inspect
 import re
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from acl_plugin.leaderboard.index import timm_name
 from acl_plugin.leaderboard.registration import preprocessing
 from acl_plugin.models.encoder import Classifier
+from acl_plugin.models.wide_resnet import WideBlock, WideResNet
 from acl_plugin.runtime import seeding
 
 
@@ -29,6 +31,11 @@ def stub(model: Classifier, name: str, dataset: str, threat_model: str, digest: 
     if spec.normalized:
         features = f"F.normalize({features}, dim=1)"
     elsewhere = defined_in(spec.backbone)
+    create = f'timm.create_model("{spec.backbone}", {arguments})'
+    if isinstance(network, WideResNet):
+        create = (
+            f"WideResNet({', '.join(f'{k}={v!r}' for k, v in (network.arguments | _created_with(network)).items())})"
+        )
     lines = [
         f'"""{name}: {spec.backbone}, images {spec.shape[0]} x {spec.shape[1]} x {spec.shape[2]} in [0, 1]."""',
         "",
@@ -39,18 +46,20 @@ def stub(model: Classifier, name: str, dataset: str, threat_model: str, digest: 
         "import timm",
         "import torch",
         "import torch.nn.functional as F",
+        *(["from timm.layers import create_classifier"] if isinstance(network, WideResNet) else []),
         "from timm.models import register_model",
-        "from torch import nn",
+        f"from torch import {'Tensor, ' if isinstance(network, WideResNet) else ''}nn",
         "",
         f'WEIGHTS = Path(__file__).with_name("{name}.safetensors")',
         f'SHA256 = "{digest}"',
         "",
         "",
         *_preprocess(model),
+        *_wide_resnet(network),
         f"class {class_name(name)}(nn.Module):",
         "    def __init__(self):",
         "        super().__init__()",
-        f'        self.backbone = timm.create_model("{spec.backbone}", {arguments})',
+        f"        self.backbone = {create}",
         *changes,
         "        self.preprocess = Preprocess()",
         f"        self.head = nn.Linear({model.head.in_features}, {model.head.out_features})",
@@ -85,6 +94,13 @@ def _preprocess(model: Classifier) -> list[str]:
     ]
 
 
+def _wide_resnet(network: nn.Module) -> list[str]:
+    """Return the code of a WideResNet, which timm does not have."""
+    if not isinstance(network, WideResNet):
+        return []
+    return [line for part in (WideBlock, WideResNet) for line in (*inspect.getsource(part).splitlines(), "", "")]
+
+
 def _entry(name: str, entry: str) -> list[str]:
     """Return the code of timm's entry point."""
     return [
@@ -110,11 +126,11 @@ def class_name(name: str) -> str:
 
 
 def defined_in(backbone: str) -> str | None:
-    """Return the module that defines a custom network; None for timm's networks."""
+    """Return the module that defines a custom network; None for timm's networks and those whose code is in the stub."""
     from timm.models import model_entrypoint
 
     module = str(model_entrypoint(backbone).__module__)
-    return None if module.startswith("timm.") else module
+    return None if module.startswith("timm.") or module == WideResNet.__module__ else module
 
 
 def fault(code: str, model: Classifier, name: str) -> str | None:

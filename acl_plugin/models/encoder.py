@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from acl_plugin.errors import unknown
 from acl_plugin.models.backbones import create_backbone, feature_size
 from acl_plugin.models.memory_format import channels_last
 from acl_plugin.models.norm_banks import active, add_banks
-from acl_plugin.models.projectors import PROJECTORS, SHARED
+from acl_plugin.models.projectors import SHARED, create_projector
 from acl_plugin.models.spec import ModelSpec
 
 
@@ -51,7 +50,7 @@ class BackboneAndProjector(nn.Module):
         backbone: (B, C, H', W') -> (B, D); each BatchNorm layer is replaced in place by one per name.
         size: D, size of the features.
         norm_banks: names of the norm banks; the first is the default.
-        projector: one of ``projectors.PROJECTORS``.
+        projector: name that ``projectors.create_projector`` takes.
         normalized: divide features by their L2 norm.
     """
 
@@ -65,14 +64,13 @@ class BackboneAndProjector(nn.Module):
         normalized: bool = False,
     ) -> None:
         super().__init__()
-        if projector not in PROJECTORS:
-            raise unknown("projector", projector, PROJECTORS)
         self.size: int = size
         self.normalized = normalized
         self.norm_banks: tuple[str, ...] = tuple(norm_banks)
         self.preprocess = preprocess
         self.backbone = add_banks(backbone, self.norm_banks)
-        self.projector = add_banks(PROJECTORS[projector](size), self.norm_banks, shared=projector in SHARED)
+        self.projector_name = projector
+        self.projector = add_banks(create_projector(projector, size), self.norm_banks, shared=projector in SHARED)
 
     def features(self, x: Tensor, norm_bank: str | None = None) -> Tensor:
         """Return f(x): images (B, C, H, W) in [0, 1] -> features (B, D)."""
@@ -101,7 +99,7 @@ class Encoder(BackboneAndProjector):
     Args:
         spec: the model, without classes.
         norm_banks: names of the norm banks; the first is the default.
-        projector: one of ``projectors.PROJECTORS``.
+        projector: name that ``projectors.create_projector`` takes.
     """
 
     def __init__(self, spec: ModelSpec, norm_banks: Sequence[str] = ("clean",), projector: str = "three_layer") -> None:

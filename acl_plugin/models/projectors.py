@@ -1,8 +1,11 @@
 """Projectors g of the published methods: features (B, D) -> embeddings (B, P)."""
 
+import re
 from collections.abc import Callable
 
 from torch import nn
+
+from acl_plugin.errors import unknown
 
 
 def three_layer(size: int) -> nn.Sequential:
@@ -17,6 +20,11 @@ def three_layer(size: int) -> nn.Sequential:
         nn.Linear(size, size, bias=False),
         nn.BatchNorm1d(size),
     )
+
+
+def two_layer_norm(size: int) -> nn.Sequential:
+    """Create the projector of RCS on ImageNet-32, and of ACL with --twoLayerProj: that of ACL without its last pair."""
+    return three_layer(size)[:5]
 
 
 def wide(size: int) -> nn.Sequential:
@@ -41,12 +49,36 @@ def identity(size: int) -> nn.Sequential:
 
 PROJECTORS: dict[str, Callable[[int], nn.Sequential]] = {
     "three_layer": three_layer,
+    "two_layer_norm": two_layer_norm,
     "two_layer": two_layer,
     "wide": wide,
     "bottleneck": bottleneck,
     "identity": identity,
 }
 """Projectors by name."""
+
+MLP = "mlp_HIDDEN_OUT"
+"""Form of names such as ``mlp_640_256``: Linear D-640, ReLU, Linear 640-256, as in ProFeAT and solo-learn's SimCLR."""
+
+
+def create_projector(name: str, size: int) -> nn.Sequential:
+    """Create a projector for features of ``size``.
+
+    Raises:
+        UsageError: for an unknown name.
+    """
+    check_projector(name)
+    if name in PROJECTORS:
+        return PROJECTORS[name](size)
+    hidden, out = map(int, name.split("_")[1:])
+    return nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+
+def check_projector(name: str) -> None:
+    """Raise ``UsageError`` unless ``name`` is in ``PROJECTORS`` or of the form ``MLP``."""
+    if name not in PROJECTORS and not re.fullmatch(r"mlp(_[1-9][0-9]{0,5}){2}", str(name)):
+        raise unknown("projector", name, (*PROJECTORS, MLP))
+
 
 SHARED = frozenset({"bottleneck"})
 """Projectors with one BatchNorm bank for all norm banks."""

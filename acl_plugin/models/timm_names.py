@@ -20,7 +20,7 @@ def _timm() -> Any:
     """Return timm, in whose registry our own networks are as well."""
     import timm
 
-    from acl_plugin.models import gsa_resnet as _gsa_resnet  # noqa: F401 (importing it registers its networks)
+    from acl_plugin.models import gsa_resnet, wide_resnet  # noqa: F401 (importing them registers their networks)
 
     return timm
 

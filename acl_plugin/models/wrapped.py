@@ -89,7 +89,7 @@ def wrap_encoder(
         input_size: side or (H', W') in pixels of the module's input; None for the images' own size.
         input_range: module's input values for black and white, before ``mean`` and ``std``.
         mean, std: normalization in ``input_range``, a number or one per channel; None for 0 and 1.
-        projector: name in ``models.projectors.PROJECTORS``; objectives specify theirs as ``objective.projector``.
+        projector: name for ``projectors.create_projector``; objectives specify theirs as ``objective.projector``.
         norm_banks: names of the norm banks; objectives specify theirs as ``objective.norm_banks``. Each BatchNorm
             layer is copied once per norm bank.
         normalized: divide features by their L2 norm; objectives specify theirs as ``objective.normalized``.

@@ -23,7 +23,7 @@ from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.data.images import Images
 from acl_plugin.errors import UsageError
 from acl_plugin.losses.discriminator import Discriminator
-from acl_plugin.models.projectors import PROJECTORS
+from acl_plugin.models.projectors import check_projector
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.validation import refused_value, require_positive, require_share
 
@@ -137,7 +137,7 @@ class Objective(nn.Module):
 
     Attributes:
         norm_banks: norm banks of the encoder; the first is for benign images, and the last one is probed.
-        projector: projector of the encoder, one of ``projectors.PROJECTORS``.
+        projector: name of the encoder's projector, which ``projectors.create_projector`` takes.
         normalized: features are divided by their L2 norm, before the projector and in the probe.
         needs: random views that the objective uses, from ``a``, ``b`` and ``weak``.
         strength: augmentation strength of the strong views, in [0, 1]; ``on_epoch`` may change it.
@@ -188,8 +188,7 @@ class Objective(nn.Module):
             raise refused_value("encoded_views", self.encoded_views, f"a tuple of views among {shown}")
         if self.attack_mode not in (None, *MODES):
             raise refused_value("attack_mode", self.attack_mode, f"None, {', '.join(MODES)}")
-        if self.projector not in PROJECTORS:
-            raise refused_value("projector", self.projector, ", ".join(PROJECTORS))
+        check_projector(self.projector)
         if not isinstance(self.normalized, bool):
             raise refused_value("normalized", self.normalized, "True or False")
         if not isinstance(self.cost, Cost | None):

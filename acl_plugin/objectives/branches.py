@@ -1,6 +1,7 @@
 """Additional encoders of an objective: a momentum copy, and a frozen teacher."""
 
 import copy
+import logging
 from typing import Self, cast
 
 import torch
@@ -10,6 +11,8 @@ from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
 from acl_plugin.models.memory_format import channels_last
 from acl_plugin.models.protocol import EncoderProtocol, Network, require_encoder
+
+logger = logging.getLogger(__name__)
 
 
 class Momentum(nn.Module):
@@ -140,6 +143,9 @@ class Teacher(nn.Module):
             if other:
                 message = f"the teacher is another network: {other}"
                 raise UsageError(message, parameter="teacher", given=theirs, allowed="the same network")
+            if (theirs.mean, theirs.std) != (ours.mean, ours.std):
+                told = f"mean {theirs.mean} and std {theirs.std}, the student by {ours.mean} and {ours.std}"
+                logger.warning(f"{objective}: the teacher normalizes images by {told}; it starts as another function")
             channels_last(teacher)
         teacher.copy_backbone_to(model)
         return teacher.to(next(model.parameters()).device)

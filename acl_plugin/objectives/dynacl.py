@@ -22,7 +22,8 @@ class DynACL(Objective):
 
     Args:
         temperature: tau, above 0.
-        momentum: momentum of the copy, in [0, 1]; part of the released code.
+        momentum: momentum of the copy, in [0, 1]; part of the released code. None is DynACL-RCS, as in RCS's code: one
+            encoder for both views, and w = 1 + rate (1 - strength), which changes an epoch later.
         rate: slope of w.
 
     Published: LARS lr 5, batch 512, 1000 epochs. `--lpaft dynacl` adds its post-processing.
@@ -32,30 +33,36 @@ class DynACL(Objective):
 
     norm_banks = ("clean", "adv")
     attack_mode = "pairwise"
-    attacked_views, encoded_views = ("a", "b"), ("a", "a'")
+    attacked_views: tuple[str, ...] = ("a", "b")
+    encoded_views: tuple[str, ...] = ("a", "a'")
     cost = Cost(attacked=2, forwards=4, backwards=2)
     paper = "DynACL, ICLR 2023, arXiv 2303.01289"
     weight = 1.0
 
-    def __init__(self, *, temperature: float = 0.5, momentum: float = 0.99, rate: float = 2 / 3) -> None:
+    def __init__(self, *, temperature: float = 0.5, momentum: float | None = 0.99, rate: float = 2 / 3) -> None:
         super().__init__(temperature=temperature)
-        require_share(momentum=momentum)
         require_not_negative(rate=rate)
         self.momentum, self.rate = momentum, rate
+        if momentum is None:
+            self.encoded_views, self.cost = ("a", "b", "a'", "b'"), Cost(attacked=2, forwards=4, backwards=4)
+        else:
+            require_share(momentum=momentum)
 
     def setup(self, model: EncoderProtocol) -> None:
-        self.copy = Momentum(model, self.momentum)
+        if self.momentum is not None:
+            self.copy = Momentum(model, self.momentum)
 
     def on_epoch(self, epoch: int, epochs: int) -> None:
         self.strength = 1 - staircase(epoch, epochs)
-        self.weight = min(1 + self.rate * staircase(epoch + 1, epochs), 2.0)
+        self.weight = min(1 + self.rate * staircase(epoch + (self.momentum is not None), epochs), 2.0)
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
-        both = Pair(model, self.copy)
+        both = model if self.momentum is None else Pair(model, self.copy)
         a, b = attack.pairwise(both, views.a, views.b, norm_bank="adv", temperature=self.temperature)
         clean_a, clean_b = both.views(views.a, views.b, "clean")
         adv_a, adv_b = both.views(a, b, "adv")
-        self.copy.follow(model)  # before the optimizer step of this loss
+        if self.momentum is not None:
+            self.copy.follow(model)  # before the optimizer step of this loss
         level = collapsed_nce(len(a))
         return Terms.weighted(
             nce_clean=((2 - self.weight) / 2, nt_xent(clean_a, clean_b, self.temperature), level),
@@ -63,4 +70,4 @@ class DynACL(Objective):
         )
 
     def downstream(self, model: EncoderProtocol) -> EncoderProtocol:
-        return self.copy.encoder
+        return model if self.momentum is None else self.copy.encoder

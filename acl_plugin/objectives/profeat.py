@@ -1,5 +1,6 @@
 """ProFeAT: adversarial distillation through a projector (Addepalli et al., TMLR 2024, arXiv 2406.05796)."""
 
+import logging
 from collections.abc import Mapping
 from typing import Literal
 
@@ -13,6 +14,8 @@ from acl_plugin.objectives.branches import Teacher
 from acl_plugin.registry import register
 from acl_plugin.validation import require_not_negative, require_share
 
+logger = logging.getLogger(__name__)
+
 
 @register("profeat")
 class ProFeAT(Objective):
@@ -21,8 +24,8 @@ class ProFeAT(Objective):
     L = D(S(a), T(w)) + beta D(S(a'), S(a)), with D(x, y) = 1 - (1 - p) cos(f_x, f_y) - p cos(g_x, g_y)
 
     S is the student, T the teacher, f are features and g embeddings. The student is initialized with the teacher's
-    weights and keeps the teacher's projector frozen. Its input is a strong view a, the teacher's a weak view w; a'
-    minimizes cos(f(a'), f(a)) + cos(g(a'), g_T(w)).
+    weights and keeps the teacher's projector, of whatever kind it is, frozen. Its input is a strong view a, the
+    teacher's a weak view w; a' minimizes cos(f(a'), f(a)) + cos(g(a'), g_T(w)).
 
     Args:
         teacher: trained encoder of the same architecture, such as ``acl_plugin.load_encoder(RUN)`` of a SimCLR run. It
@@ -30,9 +33,9 @@ class ProFeAT(Objective):
         beta: weight of the adversarial term, at least 0; 8 as published for CIFAR-100.
         projector_weight: p, in [0, 1].
 
-    Published: SGD lr 0.5, batch 256, weight decay 3e-4, 100 epochs. Differences here: the strong view is that of the
-    run (published: AutoAugment with crop and flip), and the projector is this package's SimCLR projector (published:
-    two layers without norm). Benign and adversarial images are two batches in one norm bank, as released.
+    Published: SGD lr 0.5, batch 256, weight decay 3e-4, 100 epochs, AutoAugment as the strong view, and a teacher with
+    the projector ``mlp_640_256`` (WRN-34-10; ``mlp_512_256`` for ResNet-18). Another kind is taken with a warning.
+    Benign and adversarial images are two batches in one norm bank, as released.
 
     Source: arXiv 2406.05796 and its authors' code.
     """
@@ -54,11 +57,18 @@ class ProFeAT(Objective):
         require_share(projector_weight=projector_weight)
         self.beta, self.projector_weight = beta, projector_weight
         vars(self)["given"] = teacher  # not a submodule, as its copy is one
+        kind = getattr(teacher, "projector_name", self.projector)
+        self.projector = kind if kind != "identity" else self.projector
 
     def setup(self, model: EncoderProtocol) -> None:
         self.teacher = Teacher.of_student(self.given, model, "profeat")
         self.teacher.copy_projector_to(model)
         model.projector.requires_grad_(False)
+        if not self.projector.startswith("mlp_"):
+            logger.warning(
+                f"profeat: the teacher's projector is {self.projector}; the published one has two layers without norm: "
+                f"pretrain the teacher with --objective simclr --objective-kwargs.projector mlp_{model.size}_256"
+            )
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         model.projector.eval()  # freezes its norm statistics too

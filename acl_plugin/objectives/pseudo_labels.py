@@ -93,6 +93,10 @@ class PseudoLabels(nn.Module):
         count = self.provenance.get("n", int((self.table[0] >= 0).sum()))
         rows, made_of = images.rows, f"{count} images of {self.provenance.get('data', 'unknown data')}"
         remedy = "make them of the same images with acl-plugin pseudo-labels"
+        labeled = self.table.shape[1]
+        if self.provenance.get("all_rows") and len(rows) != labeled and torch.equal(rows, torch.arange(len(rows))):
+            message = f"the pseudo-labels are of a dataset of {labeled} images, and here are {len(rows)}; {remedy}"
+            raise UsageError(message, parameter="pseudo_labels", given=labeled, allowed=len(rows))
         known = rows < self.table.shape[1]
         known &= self.table[0, rows.clamp_max(self.table.shape[1] - 1)].cpu() >= 0
         if not known.all():

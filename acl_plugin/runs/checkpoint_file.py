@@ -10,7 +10,7 @@ from torch import Tensor
 
 from acl_plugin.errors import UsageError
 
-CONTAINERS = ("state_dict_dual", "state_dict", "model", "P_state", "net")
+CONTAINERS = ("state_dict_dual", "state_dict", "model", "P_state", "net", "teacher")
 """Keys that may hold the weights in a file; the first one present is used, else the whole file."""
 
 
@@ -64,7 +64,7 @@ def weights_of(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
             parameter="file", given=str(path), allowed="a published checkpoint",
         )  # fmt: skip
     if isinstance(content, Mapping):
-        container = next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
+        container = container_of(content)
         inside = content if container is None else content[container]
         state = {k: v for k, v in inside.items() if isinstance(k, str) and isinstance(v, Tensor)}
         if state:
@@ -75,6 +75,13 @@ def weights_of(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
         f"{path} holds no weights by name; looked into {', '.join(CONTAINERS)}",
         parameter="file", given=str(path), allowed="a checkpoint with weights by name",
     )  # fmt: skip
+
+
+def container_of(content: Any) -> str | None:
+    """Return the entry of a file that has the weights; None if the file is them, or no mapping."""
+    if not isinstance(content, Mapping):
+        return None
+    return next((name for name in CONTAINERS if isinstance(content.get(name), Mapping)), None)
 
 
 def tensors_of(value: Any) -> dict[str, Tensor]:

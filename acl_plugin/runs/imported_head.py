@@ -131,4 +131,4 @@ def accuracies(found: Tensor, labels: Tensor) -> tuple[float, float, float]:
 
 def feature_size(backbone: dict[str, Tensor]) -> int:
     """Return the feature size of a backbone, from its last norm layer."""
-    return len([v for k, v in backbone.items() if k.endswith("running_mean")][-1])
+    return len([v for v in backbone.values() if v.dim() == 1][-1])

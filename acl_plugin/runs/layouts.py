@@ -1,5 +1,7 @@
 """Layouts of published checkpoints: names of their weights, and settings that the files do not store."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,6 +9,9 @@ Rules = tuple[tuple[str, str], ...]
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR: Normalization = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
+PROFEAT_WIDE: Normalization = ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))
+PROFEAT_RESNET: Normalization = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+"""ProFeAT's code normalizes by network, whatever the dataset is."""
 NONE: Normalization = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -17,18 +22,23 @@ class Layout:
     Attributes:
         papers: papers with such checkpoints.
         methods: objectives whose code writes them.
-        marks: patterns of keys; a file with matches for all of them has this layout.
+        marks: patterns of keys; a file with matches for all of them has this layout, unless another clause excludes it.
         norm_banks: names of the norm banks in the file's order, where bank N is ``bn_list.N``.
         normalization: mean and std that the code applies if the file does not store them; None if the authors' network
             always stores them, so that a file without them is undecided.
         dropped: pattern of keys outside backbone, projector and head.
         renamed: patterns and replacements, in order, from the file's names to timm's.
         stem: stem of the network, unless its first convolution is that for large images.
-        projector: its kind, and patterns and replacements from the file's names to ours.
+        projector: kinds, and patterns and replacements from the file's names to ours; the first kind with the file's
+            names is taken, where ``mlp`` is of any two sizes. A projector of another kind is left out.
         head: name of a classifier's linear layer, after ``renamed``.
         bottleneck: ``normalization`` of networks with bottleneck blocks, such as ResNet-50, if it differs.
         normalized: whether features are divided by their L2 norm.
-        network: prefix of timm's name for a network that differs from timm's, with the same names and shapes.
+        network: prefix of timm's name for a network that differs from timm's, with the same names and shapes; ``wrn``
+            for a WideResNet, whose depth and width are in the file.
+        wide: ``normalization`` of a WideResNet, if it differs.
+        absent: pattern that no key matches.
+        container: entry of the file that has the weights; any if empty.
     """
 
     papers: str
@@ -39,20 +49,38 @@ class Layout:
     dropped: str | None
     renamed: Rules = ()
     stem: Literal["cifar", "cifar_padding_2", "native"] = "cifar"
-    projector: tuple[str, Rules] | None = None
+    projector: tuple[tuple[str, ...], Rules] | None = None
     head: str | None = None
     bottleneck: Normalization | None = None
     normalized: bool = False
     network: str = ""
+    wide: Normalization | None = None
+    absent: str | None = None
+    container: str = ""
 
-    def normalization_of(self, bottleneck: bool) -> Normalization | None:
-        """Return the code's normalization for a file that stores none, with or without bottleneck blocks."""
-        return self.bottleneck if bottleneck and self.bottleneck is not None else self.normalization
+    def normalization_of(self, keys: Iterable[str]) -> Normalization | None:
+        """Return the code's normalization for a file that stores none, by the names of the network's weights."""
+        names = list(keys)
+        if self.bottleneck is not None and any(re.search(r"^layer1\.0\.conv3\.", name) for name in names):
+            return self.bottleneck
+        return self.wide if self.wide is not None and is_wide(names) else self.normalization
+
+    def fits(self, keys: Iterable[str], container: str | None) -> bool:
+        """Return whether a file with these keys in this container has the layout's marks."""
+        names = list(keys)
+        found = all(any(re.search(mark, name) for name in names) for mark in self.marks)
+        other = self.absent is not None and any(re.search(self.absent, name) for name in names)
+        return found and not other and self.container in ("", container)
+
+
+def is_wide(keys: Iterable[str]) -> bool:
+    """Return whether the names are those of a WideResNet for small images."""
+    return any(re.search(r"(^|\.)block1\.layer\.", key) for key in keys)
 
 
 _DOWNSAMPLE: Rules = ((r"downsample\.conv\.", "downsample.0."), (r"downsample\.bn\.", "downsample.1."))
-_THREE_LAYER: tuple[str, Rules] = (
-    "three_layer",
+_OF_ACL: tuple[tuple[str, ...], Rules] = (
+    ("three_layer", "two_layer_norm"),
     tuple((rf"^fc\.{old}\.", f"{new}.") for old, new in zip("fc1 bn1 fc2 bn2 fc3 bn3".split(), "013467", strict=True)),
 )
 NORMALIZATIONS = {"none": NONE, "cifar": CIFAR, "imagenet": IMAGENET}
@@ -74,10 +102,29 @@ def _two_norms(shortcut: int, mark: str | None = None) -> Layout:
             (rf"\.bn{shortcut}\.([01])\.", r".downsample.1.bn_list.\1."),
             (r"\b(bn\d)\.([01])\.", r"\1.bn_list.\2."),
         ),
-        projector=("two_layer", ((r"^head\.", ""),)),
+        projector=(("two_layer",), ((r"^head\.", ""),)),
         head="fc",
         normalized=True,
         network="gsa_",
+    )
+
+
+def _profeat(about: str, *marks: str, container: str = "") -> Layout:
+    """Return the layout of ProFeAT, whose classifier beside the projector is never trained."""
+    return Layout(
+        about,
+        ("profeat",),
+        (r"^backbone\.conv1\.weight$", *marks),
+        ("shared",),
+        PROFEAT_RESNET,
+        r"^classifier\.",
+        ((r"^backbone\.", ""),),
+        stem="cifar_padding_2",
+        projector=(("mlp",), ((r"^projector\.", ""),)),
+        head="fc",
+        wide=PROFEAT_WIDE,
+        absent=r"momentum|^queue|^predictor\.",
+        container=container,
     )
 
 
@@ -92,7 +139,7 @@ LAYOUTS: dict[str, Layout] = {
         None,
         r"^encoder_q\.",
         ((r"^encoder_k\.", ""), *_DOWNSAMPLE),
-        projector=_THREE_LAYER,
+        projector=_OF_ACL,
         head="fc",
     ),
     "clustered": Layout(
@@ -103,18 +150,50 @@ LAYOUTS: dict[str, Layout] = {
         NONE,
         r"^fc_\d|^head_(ce|pred)\.",
         _DOWNSAMPLE,
-        projector=("bottleneck", ((r"^head_proj\.", ""),)),
+        projector=(("bottleneck",), ((r"^head_proj\.", ""),)),
         head="fc",
+    ),
+    "wide_banks": Layout(
+        "RCS on ImageNet-32 (WideResNet, whose first bank is for adversarial images)",
+        ("acl_ds",),
+        (r"^block1\.layer\.0\.bn1\.bn_list\.0\.", r"\.bn_list\.1\."),
+        ("pgd", "normal"),
+        NONE,
+        None,
+        projector=(_OF_ACL[0], tuple((old.replace("^fc", r"^linear"), new) for old, new in _OF_ACL[1])),
+        head="linear",
+        network="wrn",
+    ),
+    "wide": Layout(
+        "WideResNets of TRADES and RobustBench",
+        ("simclr",),
+        (r"^block1\.layer\.0\.bn1\.weight$",),
+        ("shared",),
+        None,
+        r"^sub_block1\.",
+        head="fc",
+        network="wrn",
     ),
     "banks": Layout(
         "ACL, ACL-AIR, DynACL-AIR, RCS, DynACL (momentum encoder alone), DynACL++ and AIR++ with two banks",
         ("acl_ds", "acl_air", "dynacl_air", "dynacl"),
-        (r"^bn1\.bn_list\.0\.",),
+        (r"^bn1\.bn_list\.0\.", r"\.bn_list\.1\."),
         ("normal", "pgd"),
         None,
         None,
         _DOWNSAMPLE,
-        projector=_THREE_LAYER,
+        projector=_OF_ACL,
+        head="fc",
+    ),
+    "one_bank": Layout(
+        "ACL's SimCLR (without --ACL_DS)",
+        ("simclr",),
+        (r"^bn1\.bn_list\.",),
+        ("shared",),
+        None,
+        None,
+        ((r"\.bn_list\.(?!\d)", ".bn_list.0."), *_DOWNSAMPLE),
+        projector=_OF_ACL,
         head="fc",
     ),
     "adv_suffix": Layout(
@@ -135,6 +214,7 @@ LAYOUTS: dict[str, Layout] = {
         NONE,
         r"^head_(proj|pred)\.",
         ((r"\.shortcut\.", ".downsample."),),
+        projector=(("mlp",), ((r"^projector\.", ""),)),
         head="linear",
     ),
     "student": Layout(
@@ -148,6 +228,48 @@ LAYOUTS: dict[str, Layout] = {
         stem="cifar_padding_2",
         head="fc",
         bottleneck=NONE,
+        absent=r"^(momentum_)?projector\.|^(predictor|queue|momentum_classifier)",
+    ),
+    "profeat": _profeat("ProFeAT (student)", r"^projector\.0\.weight$", container="model"),
+    "profeat_classifier": _profeat("ProFeAT (fine-tuned)", r"^fc\.weight$", r"^backbone\.normalize\."),
+    "solo": Layout(
+        "SimCLR, BYOL, MoCo, Barlow Twins, VICReg and others of solo-learn (the network that is trained by gradients)",
+        ("simclr",),
+        (r"^(backbone|encoder)\.", r"^(momentum_)?projector\.|^classifier\."),
+        ("shared",),
+        None,
+        r"^(?!backbone\.|encoder\.|projector\.|classifier\.)",
+        ((r"^(backbone|encoder)\.", ""),),
+        stem="cifar_padding_2",
+        projector=(("mlp",), ((r"^projector\.", ""),)),
+        head="classifier",
+        absent=r"^(backbone|encoder)\.\d|^classifier_adv\.",
+    ),
+    "lightly": Layout(
+        "methods of lightly on ResNets of torchvision",
+        ("simclr",),
+        (r"^backbone\.", r"^projection_head\."),
+        ("shared",),
+        None,
+        r"^(?!backbone\.)",
+        (
+            (r"^backbone\.0\.", "conv1."),
+            (r"^backbone\.1\.", "bn1."),
+            *((rf"^backbone\.{n + 3}\.", f"layer{n}.") for n in (1, 2, 3, 4)),
+            (r"^backbone\.", ""),
+        ),
+        head="fc",
+    ),
+    "dino": Layout(
+        "DINO (whole checkpoint, of which the teacher is taken)",
+        ("simclr",),
+        (r"^backbone\.", r"^head\.(mlp|last_layer)\."),
+        ("shared",),
+        IMAGENET,
+        r"^head\.",
+        ((r"^backbone\.", ""),),
+        stem="native",
+        container="teacher",
     ),
     "plain": Layout(
         "DynACL++ and AIR++ with one bank, finetuned ACL, networks of torchvision and timm",

@@ -1,7 +1,7 @@
 """Determine the image normalization that a published network expects."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,9 +12,9 @@ from acl_plugin.runs.layouts import NORMALIZATIONS, Layout, Normalization
 
 
 def normalization_of(
-    path: Path, layout: Layout, bottleneck: bool, stored: dict[str, Tensor], said: str | None
+    path: Path, layout: Layout, keys: Iterable[str], stored: dict[str, Tensor], said: str | None
 ) -> Normalization:
-    """Return the mean and std that the file stores, or else those of the layout.
+    """Return the mean and std that the file stores, or else those of the layout for a network with these keys.
 
     Raises:
         UsageError: if neither is known and ``said`` is None, ``said`` differs from what the file stores, or the stored
@@ -33,7 +33,7 @@ def normalization_of(
                 parameter="normalization", given=said, allowed=tuple(values),
             )  # fmt: skip
         return values[0], values[1]
-    known = layout.normalization_of(bottleneck) if said is None else NORMALIZATIONS[said]
+    known = layout.normalization_of(keys) if said is None else NORMALIZATIONS[said]
     if known is None:
         raise UsageError(
             f"{path} does not store how its images are normalized, as the files of its authors do; say it by "

@@ -9,6 +9,7 @@ import torch
 
 from acl_plugin.errors import UsageError
 from acl_plugin.objectives.pseudo_labels import PseudoLabels
+from acl_plugin.runs.pickled_labels import read_pickled_labels
 from acl_plugin.runtime.files import write_atomic
 from acl_plugin.runtime.paths import user_path
 
@@ -40,10 +41,11 @@ def write_pseudo_labels(labels: PseudoLabels, path: Path | str) -> None:
 
 
 def read_pseudo_labels(path: Path | str) -> PseudoLabels:
-    """Read a file of ``write_pseudo_labels`` or `acl-plugin pseudo-labels`, without executing anything in it.
+    """Read a file of pseudo-labels, without executing anything in it.
 
     Args:
-        path: path of the file.
+        path: file of ``write_pseudo_labels`` or `acl-plugin pseudo-labels`; or a pickle as AdvCL and A-InfoNCE ship it,
+            with labels ``pseudo_train_K`` of all training images in the order of the dataset.
 
     Returns:
         The labels, for use in objectives.
@@ -62,15 +64,19 @@ def read_pseudo_labels(path: Path | str) -> PseudoLabels:
     if not path.is_file():
         message = f"{path}: no such file; make it with acl-plugin pseudo-labels RUN --out {path}"
         raise UsageError(message, parameter="pseudo_labels", given=str(path), allowed="an existing file")
+    with path.open("rb") as file:
+        pickled = file.read(1) == b"\x80"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            rows = torch.from_numpy(file["rows"])
-            names = [name for name in file.files if name.startswith("labels_")]
-            labels = {int(name.removeprefix("labels_")): torch.from_numpy(file[name]) for name in names}
-            hashes = torch.from_numpy(file["hashes"]) if "hashes" in file.files else None
-            provenance = json.loads(str(file["provenance"]))
+        if pickled:
+            return read_pickled_labels(path)
+        with np.load(path, allow_pickle=False) as arrays:
+            rows = torch.from_numpy(arrays["rows"])
+            names = [name for name in arrays.files if name.startswith("labels_")]
+            labels = {int(name.removeprefix("labels_")): torch.from_numpy(arrays[name]) for name in names}
+            hashes = torch.from_numpy(arrays["hashes"]) if "hashes" in arrays.files else None
+            provenance = json.loads(str(arrays["provenance"]))
         return PseudoLabels(rows, labels, provenance, hashes)
     except Exception as error:  # zip, numpy and json raise many types
-        message = f"{path} is damaged or no file of pseudo-labels: {error}"
-        allowed = "a file of acl-plugin pseudo-labels"
+        message = f"{path} is damaged or no file of pseudo-labels: {' '.join(str(error).split())[:300]}"
+        allowed = "a file of acl-plugin pseudo-labels, or a pickle of AdvCL"
         raise UsageError(message, parameter="pseudo_labels", given=str(path), allowed=allowed) from error

@@ -34,6 +34,28 @@ def test_every_row_is_a_run_whose_options_are_used(row):
     assert highest == pytest.approx(peak, rel=0.04)  # AdvCL's cosine has begun where its warm-up ends
 
 
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "stl10_unlabeled"])
+def test_dynacl_with_a_coreset_is_that_of_rcs(data):
+    row = published_pretraining({"objective": "dynacl", "data": data, "coreset": "rcs"})
+    assert create_objective("dynacl", **row.options["objective_kwargs"]).momentum is None
+    assert (row.options["schedule"], row.options["crop_interpolation"], row.options["stem"]) == (
+        "acl",
+        "bicubic",
+        "cifar",
+    )
+    plain = published_pretraining({"objective": "dynacl", "data": data, "coreset": "none"})
+    assert (plain.options["schedule"], "objective_kwargs" in plain.options) == ("dynacl", False)
+
+
+def test_profeat_on_cifar100():
+    options = published_pretraining({"objective": "profeat", "data": "cifar100"}).options
+    names = "backbone optimizer lr weight_decay batch_size epochs schedule augment eps attack_steps".split()
+    expected = ["wrn34_10", "sgd", 0.5, 3e-4, 256, 100, "advcl", "autoaugment", "8/255", 5]
+    assert [options[name] for name in names] == expected
+    made = create_objective("profeat", teacher="a run", **options["objective_kwargs"])
+    assert (made.beta, made.projector_weight) == (8.0, 0.5)
+
+
 def test_names_are_unique():
     assert len({str(row) for row in PRETRAININGS}) == len(PRETRAININGS)
 

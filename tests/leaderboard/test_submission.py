@@ -37,6 +37,7 @@ BACKBONES = [
     ("mobilenetv3_small_050", {}, "cifar"),
     ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [4, 8, 8, 8]}, "cifar"),
     ("mixer_s16_224", {"mlp_ratio": [0.5, 0.125]}, "cifar"),
+    ("wrn34_10", {"depth": 10, "width": 1}, "cifar"),
 ]
 
 

@@ -134,6 +134,7 @@ NETWORKS: dict = {
     "samvit_base_patch16_224": {"depth": 1, "embed_dim": 24, "num_heads": 3, "global_attn_indexes": ()},
     "vitamin_small_224": {"depth": 1},
     "volo_d1_224": {},
+    "wrn28_10": {"depth": 10, "width": 1},
     "ese_vovnet19b_slim_dw": {},
     "ese_vovnet19b_dw": {},
     "legacy_xception": {},
@@ -186,7 +187,7 @@ def test_each_network_works_or_is_refused(backbone, stem, side):
 @pytest.mark.skipif(timm.__version__ != "1.0.9", reason="later versions of timm add modules")
 def test_every_module_of_timm_is_tried():
     tried = {timm.models.model_entrypoint(name).__module__ for name in NETWORKS}
-    assert tried == {
+    assert tried - {"acl_plugin.models.wide_resnet"} == {
         timm.models.model_entrypoint(name).__module__
         for name in timm.list_models()
         if timm.models.model_entrypoint(name).__module__.startswith("timm.")

@@ -29,6 +29,7 @@ FAMILIES = {  # name: (small arguments, norm banks)
     "mobilenetv3_small_100": ({}, 2),
     "densenet121": ({"growth_rate": 4, "block_config": (1, 1, 1, 1)}, 2),
     "regnety_002": ({}, 2),
+    "wrn28_10": ({"depth": 10, "width": 1}, 2),
     "mixer_s16_224": ({"mlp_ratio": [0.5, 0.125]}, 0),
     "swin_tiny_patch4_window7_224": ({"depths": (1, 1, 1, 1), "embed_dim": 12}, 0),
 }

@@ -5,7 +5,7 @@ from torch import nn
 from acl_plugin.errors import UsageError
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.norm_banks import names_of
-from acl_plugin.models.projectors import PROJECTORS
+from acl_plugin.models.projectors import PROJECTORS, create_projector
 from conftest import spec
 
 pytestmark = pytest.mark.numeric
@@ -16,10 +16,12 @@ pytestmark = pytest.mark.numeric
     ("wide", [(16, 64, True), (64, 128, True)], 128),
     ("two_layer", [(16, 16, True), (16, 128, True)], 128),
     ("bottleneck", [(16, 16, True), (16, 128, True)], 128),
+    ("two_layer_norm", [(16, 16, True), (16, 16, False)], 16),
+    ("mlp_24_8", [(16, 24, True), (24, 8, True)], 8),
     ("identity", [], 16),
 ])  # fmt: skip
 def test_projectors_have_the_published_layers(name, layers, size):
-    projector = PROJECTORS[name](16)
+    projector = create_projector(name, 16)
     linear = [m for m in projector if isinstance(m, nn.Linear)]
     assert [(m.in_features, m.out_features, m.bias is not None) for m in linear] == layers
     assert projector(torch.rand(4, 16)).shape == (4, size)
@@ -29,7 +31,7 @@ def test_projectors_have_the_published_layers(name, layers, size):
 def test_an_encoder_has_any_projector(name):
     model = Encoder(spec(), ("clean", "adv"), name)
     assert model(torch.rand(3, 1, 8, 8), "adv").shape[0] == 3
-    banks = ["clean", "adv"] if name == "three_layer" else []
+    banks = ["clean", "adv"] if name in ("three_layer", "two_layer_norm") else []
     assert names_of(model.projector) == banks  # AdvCL's norm is one for all; the others have none
 
 

@@ -29,6 +29,7 @@ NETWORKS = {
     "vit_tiny_patch16_224": (3, {**DROPS, "depth": 3, "img_size": 32, "patch_size": 8}),
     "convnext_atto": (5, {**DROPS, "depths": (1, 1, 2, 1)}),
     "efficientnet_lite0": (16, DROPS),
+    "wrn28_10": (6, {"depth": 16, "width": 1}),
     "densenet121": (4, {"drop_rate": 0.1, "block_config": (3, 3, 3, 3)}),
 }
 """Number of blocks and arguments by network."""

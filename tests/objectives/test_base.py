@@ -137,6 +137,7 @@ VARIANTS = [
     ("a_infonce", {"variant": "ip", "fidelity": "released"}, 5, 52),
     ("a_infonce", {"base": "rocl", "variant": "ip"}, 7, 24),
     ("dynacl", {}, 5, 28),
+    ("dynacl", {"momentum": None}, 5, 32),
     ("acl_air", {}, 5, 35),
     ("dynacl_air", {}, 5, 35),
     ("deacl", {}, 5, 17),

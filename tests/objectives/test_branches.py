@@ -76,6 +76,15 @@ def test_a_student_starts_as_its_teacher(teacher_run, norm_banks):
         torch.testing.assert_close(model(x, norm_bank), load_encoder(teacher_run)(x))
 
 
+def test_a_student_that_normalizes_otherwise_is_named(capsys):
+    teacher, model = Encoder(spec()), Encoder(dataclasses.replace(spec(), mean=(0.1,)))
+    Teacher.of_student(teacher, model, "deacl")
+    told = capsys.readouterr().err
+    assert "the teacher normalizes images by mean (0.4,) and std (0.3,), the student by (0.1,) and (0.3,)" in told
+    Teacher.of_student(teacher, Encoder(spec()), "deacl")
+    assert not capsys.readouterr().err
+
+
 def test_another_network_cannot_be_taught(teacher_run):
     model = Encoder(dataclasses.replace(spec(), kwargs={"stem_width": 8, "channels": [4, 8, 8, 8]}))
     with pytest.raises(UsageError, match=r"is another network: kwargs .*'stem_width': 4.*, here .*'stem_width': 8"):

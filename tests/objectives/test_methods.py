@@ -477,6 +477,29 @@ def test_schedules_of_dynacl(epoch, strength, weight):
     assert objective.weight == 2.0
 
 
+def test_dynacl_rcs_has_no_momentum_copy(model, views, attack):
+    objective = create_objective("dynacl", temperature=TAU, momentum=None)
+    objective.on_epoch(949, 1000)
+    assert objective.weight == pytest.approx(1 + 2 / 3 * 0.9)
+    terms, gradients = run(objective, model, views, attack)
+    a, b = attack.pairwise(model, views.a, views.b, norm_bank="adv", temperature=TAU)
+
+    def loss(m):
+        clean = reference.nt_xent(m(views.a.double(), "clean"), m(views.b.double(), "clean"), TAU)
+        return (0.4 * clean + 1.6 * reference.nt_xent(m(a.double(), "adv"), m(b.double(), "adv"), TAU)) / 2
+
+    check(terms, gradients, *in_float64(model, loss))
+    assert objective.downstream(model) is model
+
+
+@pytest.mark.parametrize(("epoch", "weight"), [(1, 0.0), (50, 0.0), (51, 1 / 30), (100, 1 / 30), (1000, 19 / 30)])
+def test_the_weight_of_dynacl_rcs_is_of_the_strength_of_the_same_epoch(epoch, weight):
+    objective = create_objective("dynacl", momentum=None)
+    objective.on_epoch(epoch - 1, 1000)
+    assert objective.weight == pytest.approx(1 + weight)
+    assert objective.weight - 1 == pytest.approx(2 / 3 * (1 - objective.strength))
+
+
 @pytest.mark.parametrize(("epoch", "strength"), [(1, 1.0), (50, 1.0), (51, 0.95), (1000, 0.05)])
 def test_schedules_of_dynacl_air(epoch, strength):
     objective = create_objective("dynacl_air")
@@ -580,6 +603,31 @@ def test_profeat(model, views, attack, teacher):
         return clean + 3 * (0.7 * distance(f_adv, f) + 0.3 * distance(g_adv, g))
 
     check(terms, gradients, *in_float64(model, loss))
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("kind", ["mlp_24_8", "three_layer", "bottleneck"])
+def test_profeat_takes_any_projector_of_its_teacher_and_names_one_that_is_not_published(kind, capsys):
+    assert create_objective("simclr", projector=kind).projector == kind
+    with pytest.raises(UsageError, match="unknown projector 'mlp_24'; the nearest|unknown projector 'mlp_24'; allowed"):
+        create_objective("simclr", projector="mlp_24")
+    torch.manual_seed(0)
+    teacher = Encoder(spec(), projector=kind)
+    objective = create_objective("profeat", teacher=teacher)
+    assert objective.projector == kind
+    model = Encoder(spec(), objective.norm_banks, objective.projector)
+    objective.setup(model)
+    theirs, ours = teacher.projector.state_dict(), model.projector.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert not any(p.requires_grad for p in model.projector.parameters())
+    told = capsys.readouterr().err
+    assert ("the published one has two layers without norm" in told) == (not kind.startswith("mlp"))
+
+
+def test_a_teacher_without_a_projector_cannot_teach_profeat():
+    objective = create_objective("profeat", teacher=Encoder(spec(), projector="identity"))
+    with pytest.raises(UsageError, match="no projector of the student's kind"):
+        objective.setup(Encoder(spec(), objective.norm_banks, objective.projector))
 
 
 @pytest.mark.e2e
