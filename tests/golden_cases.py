@@ -1,5 +1,6 @@
 """Cases of the objectives that were run beside the authors' code, as in ``golden_inputs``."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,7 @@ from acl_plugin.models.norm_banks import add_banks
 from acl_plugin.objectives.base import Views
 from acl_plugin.registry import create_objective
 from conftest import spec
-from golden_inputs import digest, draw_in_float64, draw_norms, encoder_in_float64
+from golden_inputs import digest, draw_in_float64, draw_norms, encoder_in_float64, noise
 
 THREAT = ThreatModel("Linf", 8 / 255)
 STEPS = 5
@@ -81,3 +82,23 @@ def assert_same(ours, theirs, tolerance=1e-6):
         largest = max([largest, *(pair[0] - pair[1]).abs().flatten().tolist()])
         torch.testing.assert_close(*pair, rtol=tolerance, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}")
     return largest
+
+
+RATES = {
+    "constant": [2.0] * 60,
+    "scheduled": [5.0 * min((t + 1) / 10, (1 + math.cos(math.pi * t / 60)) / 2) for t in range(60)],
+}
+
+
+def weights_after_lars(optimizer_of, rates, decay=1e-2):
+    """Weights after steps along the same gradients: a matrix, a vector, and a vector that starts at 0."""
+    weights = [torch.nn.Parameter(noise(shape, 1)) for shape in ((5, 4), (7,), (3,))]
+    weights[2].data.zero_()
+    optimizer = optimizer_of(weights, decay)
+    for step, rate in enumerate(rates):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        for number, weight in enumerate(weights):
+            weight.grad = noise(weight.shape, 0.3) + 0.1 * weight.detach() * (1 + math.sin(step + number))
+        optimizer.step()
+    return digest(weights)
