@@ -49,19 +49,24 @@ def encoder_in_float64(norm_banks, projector="three_layer", normalized=False):
     """A tiny ResNet with banks whose statistics and weights are not trivial."""
     model = Encoder(replace(spec(), normalized=normalized), norm_banks, projector)
     draw_in_float64(model)
-    with torch.no_grad():
-        for norm in [m for m in model.modules() if hasattr(m, "running_mean")]:
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.normal_(0, 0.2)
-            norm.running_mean.normal_(0, 0.2)
-            norm.running_var.uniform_(0.5, 1.5)
+    draw_norms(model)
     return model
 
 
 @torch.no_grad()
-def draw_in_float64(network):
+def draw_norms(network):
+    """Draw weights and statistics of all norms."""
+    for norm in [m for m in network.modules() if hasattr(m, "running_mean")]:
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.normal_(0, 0.2)
+        norm.running_mean.normal_(0, 0.2)
+        norm.running_var.uniform_(0.5, 1.5)
+
+
+@torch.no_grad()
+def draw_in_float64(network, seed=0):
     """Draw weights that are the same, to the rounding of float64, on any processor. (Normals in float32 are not.)"""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     for weight in network.double().parameters():
         weight.normal_(0, weight[0].numel() ** -0.5)
 

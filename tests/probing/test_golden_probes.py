@@ -1,0 +1,111 @@
+"""The loss of each probe on one batch against what the authors' code gave."""
+
+import pytest
+import torch
+from torch import nn
+
+from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.config import preset
+from acl_plugin.probing import semi_supervised
+from acl_plugin.probing.adversarial_finetuning import adversarial_loss, trades_loss
+from acl_plugin.probing.linear_head import head_loss
+from acl_plugin.probing.protocols import Probing
+from golden_cases import THREAT, Kept, assert_same, classifier_in_float64, left_by
+from golden_inputs import noise, outputs, start_from_noise
+
+pytestmark = pytest.mark.numeric
+
+GOLDEN = outputs("probes")
+TWO = ("clean", "adv")
+
+
+def kept(steps=10, name="PGD", **kwargs):
+    return Kept(steps, name, alpha=THREAT.eps / 4, **kwargs)
+
+
+def noise_at_zero(monkeypatch):
+    """A gradient that is zero up to rounding has the sign of the noise, in every code."""
+    sign = torch.Tensor.sign
+    monkeypatch.setattr(torch.Tensor, "sign", lambda g: sign(torch.where(g.abs() < 1e-12, noise(g.shape, 1), g)))
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A step of a loss on a classifier and a batch; attacks start from the same noise in all codes."""
+
+    def step(loss, attack=None, banks=(), frozen=False, normalized=False):
+        model, x, y = classifier_in_float64(banks, normalized)
+        model.backbone.requires_grad_(not frozen)
+        start_from_noise(monkeypatch)
+        monkeypatch.setattr(torch, "randn_like", lambda x: noise(x.shape, 1))
+        value = loss(model, x, y)
+        value.backward()
+        return left_by(model, value, attack.made[-1] if attack else None)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("code", "case", "steps"),
+    [("robustssl", "slf", 0), ("robustssl", "alf", 10), ("a_infonce", "alf, PGD-20", 20), ("dynacl", "lp", 0)],
+)
+def test_linear_finetuning(code, case, steps, run):
+    attack = kept(steps) if steps else None
+    assert_same(run(lambda m, x, y: head_loss(m, x, y, attack), attack, frozen=True), GOLDEN[code][case])
+
+
+@pytest.mark.parametrize("name", ["gsa_slf", "gsa_alf"])
+def test_linear_finetuning_of_gsa_rsl(name, run):
+    """With the attack of the protocol itself."""
+    threat = ThreatModel("Linf", 0.0314)
+    given = Probing.gsa_pgd(type("Given", (), {"threat": threat})(), 10, 7 / 31.4)
+    attack = None if name == "gsa_slf" else Kept(given.steps, given.name, threat, **given.kwargs)
+    ours = run(lambda m, x, y: head_loss(m, x, y, attack), attack, frozen=True, normalized=True)
+    assert_same(ours, GOLDEN["gsa_rsl"][name])
+
+
+@pytest.mark.parametrize(
+    ("code", "case", "banks", "attacked", "benign"),
+    [
+        ("robustssl", "aff_trades, one bank", (), "adv", "adv"),
+        ("robustssl", "aff_trades, two banks", TWO, "clean", "clean"),
+        ("air", "aft", TWO, "clean", "adv"),
+    ],
+)
+def test_trades(code, case, banks, attacked, benign, run):
+    attack = kept(name="TPGD")
+    assert_same(run(lambda m, x, y: trades_loss(m, x, y, attack, attacked, benign), attack, banks), GOLDEN[code][case])
+
+
+@pytest.mark.parametrize(("case", "banks", "benign"), [("aft", (), "adv"), ("aff_trades from the image", TWO, "clean")])
+def test_trades_from_the_image(case, banks, benign, monkeypatch, run):
+    noise_at_zero(monkeypatch)
+    attack = kept(random_start=False)
+    ours = run(lambda m, x, y: trades_loss(m, x, y, attack, benign, benign), attack, banks)
+    assert_same(ours, GOLDEN["dynacl"][case])
+
+
+def test_adversarial_training(run):
+    attack = kept()
+    assert_same(run(lambda m, x, y: adversarial_loss(m, x, y, attack), attack), GOLDEN["rcs"]["aff_pgd"])
+
+
+def test_semi_supervised_finetuning(monkeypatch, run):
+    """Three of eight images are labeled; the predictions of the first stage are given."""
+    rows = torch.arange(8)
+    known, tables = rows < 3, (noise((8, 4), 3).softmax(1), rows < 3)
+    stand_in = {"labeled": known, "descend": None, "load_encoder": nn.Module(), "_tables": tables}
+    for name, value in stand_in.items():
+        monkeypatch.setattr(semi_supervised, name, lambda *_, value=value, **__: value)
+
+    def loss(model, x, y):
+        semi_supervised.load_encoder().backbone = model.backbone
+        folder, images = type("Run", (), {"path": None}), type("Data", (), {"train": Few})
+        stage = semi_supervised.prepare(folder, preset("digits"), images, attack, model, torch.device("cpu"))
+        return stage(x, y, rows)
+
+    class Few:
+        take = staticmethod(lambda rows: rows)
+
+    attack = kept()
+    assert_same(run(loss, attack), GOLDEN["acl"]["semi"])
