@@ -1,15 +1,16 @@
 """The loss of each probe on one batch against what the authors' code gave."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from torch import nn
 
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import preset
 from acl_plugin.probing import semi_supervised
 from acl_plugin.probing.adversarial_finetuning import adversarial_loss, trades_loss
+from acl_plugin.probing.inputs import Probing
 from acl_plugin.probing.linear_head import head_loss
-from acl_plugin.probing.protocols import Probing
 from golden_cases import THREAT, Kept, assert_same, classifier_in_float64, left_by
 from golden_inputs import noise, outputs, start_from_noise
 
@@ -92,20 +93,16 @@ def test_adversarial_training(run):
 
 def test_semi_supervised_finetuning(monkeypatch, run):
     """Three of eight images are labeled; the predictions of the first stage are given."""
-    rows = torch.arange(8)
+    rows, attack = torch.arange(8), kept()
     known, tables = rows < 3, (noise((8, 4), 3).softmax(1), rows < 3)
-    stand_in = {"labeled": known, "descend": None, "load_encoder": nn.Module(), "_tables": tables}
-    for name, value in stand_in.items():
+    for name, value in {"descend": None, "_tables": tables}.items():
         monkeypatch.setattr(semi_supervised, name, lambda *_, value=value, **__: value)
+    given = {"config": preset("digits"), "device": torch.device("cpu"), "checkpoints": None, "pgd": attack}
+    data = SimpleNamespace(train=SimpleNamespace(take=lambda rows: rows))
 
     def loss(model, x, y):
-        semi_supervised.load_encoder().backbone = model.backbone
-        folder, images = type("Run", (), {"path": None}), type("Data", (), {"train": Few})
-        stage = semi_supervised.prepare(folder, preset("digits"), images, attack, model, torch.device("cpu"))
-        return stage(x, y, rows)
+        banks = {"adv": model.backbone.state_dict()}
+        probing = SimpleNamespace(**given, data=data, model=model, banks=banks, score=lambda model: None)
+        return semi_supervised.prepare(probing, known)(x, y, rows)
 
-    class Few:
-        take = staticmethod(lambda rows: rows)
-
-    attack = kept()
     assert_same(run(loss, attack), GOLDEN["acl"]["semi"])
