@@ -1,4 +1,4 @@
-"""Registries of objectives, datasets, attacks, probe protocols, suites and export formats by name.
+"""Registries of objectives, datasets, attacks, probe protocols, suites, export formats and boards by name.
 
 To add to one of them, define an entry point of the registry's group in a distribution, or call ``register`` in a
 script.
@@ -212,8 +212,15 @@ SUITES = Registry("suite", "acl_plugin.suites", "suite", {"evaluation.run_folder
 
 ``run`` is an ``acl_plugin.runs.folder.RunDir``, ``config`` a ``RunConfig``. Further keyword parameters are options.
 """
-EXPORTERS = Registry("export format", "acl_plugin.exporters", "format", {"leaderboard.export": "robustbench"})
+EXPORTERS = Registry(
+    "export format",
+    "acl_plugin.exporters",
+    "format",
+    {"leaderboard.export": "robustbench", "leaderboard.robustssl_export": "robustssl"},
+)
 """Functions that export a run folder: ``export(run, **options)`` -> path of the result."""
+BOARDS = Registry("board", "acl_plugin.boards", "board", {"leaderboard.robustssl": "robustssl"})
+"""Functions without arguments that return an ``acl_plugin.leaderboard.boards.Board``."""
 
 register, unregister, available = OBJECTIVES.register, OBJECTIVES.unregister, OBJECTIVES.names
 

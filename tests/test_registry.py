@@ -238,7 +238,7 @@ def test_every_registry_names_a_third_party_that_is_broken(name, monkeypatch):
 
 
 def test_every_registry_has_a_group_of_its_own():
-    assert len({one.group for one in REGISTRIES.values()}) == len(REGISTRIES) == 6
+    assert len({one.group for one in REGISTRIES.values()}) == len(REGISTRIES) == 7
 
 
 @pytest.fixture

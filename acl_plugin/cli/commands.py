@@ -99,7 +99,7 @@ def probe_run(arguments: list[str]) -> None:
 
 
 def export_run(arguments: list[str]) -> None:
-    """Export the result of a run folder to RobustBench's format."""
+    """Export the results of a run folder to the format of RobustBench or another one."""
     parser = parser_of("export")
     parser.add_argument("run", type=Path, help="The run's folder.")
     for option, line in {
@@ -112,8 +112,12 @@ def export_run(arguments: list[str]) -> None:
         parser.add_argument(f"--{option}", type=str | None, default=None, help=line)
     text = "Whether more images were used than the dataset's training images; needed where no file decides it."
     parser.add_argument("--additional-data", type=bool | None, default=None, help=text)
+    text = "Target datasets of --format robustssl, separated by commas; by default those of the leaderboard."
+    parser.add_argument("--targets", type=str | None, default=None, help=text)
     parser.add_argument("--overwrite", type=bool, help="Take over a name that the export of another run has.")
-    parser.add_argument("--format", type=str, default="robustbench", help="Format of the export.")
+    parser.add_argument(
+        "--format", type=str, default="robustbench", help="Format: robustbench, robustssl or a registered one."
+    )
     options = parse(parser, arguments, lambda given: {}, {})
     run = RunDir(options.pop("run"))
     run.read_config()

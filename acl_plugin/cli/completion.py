@@ -73,5 +73,6 @@ VALUES: dict[str, Any] = {
     "data": registry.DATASETS.names,
     "probe_protocol": registry.PROTOCOLS.names,
     "suite": registry.SUITES.names,
+    "board": registry.BOARDS.names,
 }
 """Completion functions by option name."""

@@ -90,6 +90,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 _FUNCTIONS = {
     "audit": "commands:audit_runs",
+    "benchmark": "benchmark:benchmark",
     "doctor": "doctor:doctor",
     "evaluate": "evaluate:evaluate",
     "export": "commands:export_run",

@@ -1,5 +1,6 @@
 """Show the progress of a run from its files."""
 
+from pathlib import Path
 from typing import Any
 
 from acl_plugin.config import RunConfig
@@ -30,13 +31,20 @@ def status(run: RunDir) -> list[str]:
         "export": ", ".join(p.stem for p in sorted(run.robustbench_folder.rglob("model_info/*/*/*.json"))) or "not yet",
     }
     named = {f"evaluate {each.path.name}": _named(each) for each in run.evaluations()}
-    return lines + [f"  {name:12}{details}" for name, details in (stages | named).items()]
+    boards = {f"board {each.name}": _board(each) for each in sorted(run.boards_folder.glob("*"))}
+    return lines + [f"  {name:12}{details}" for name, details in (stages | named | boards).items()]
 
 
 def _named(run: RunDir) -> str:
     """Return what a named evaluation has."""
     parts = {"": _evaluate(run), "suite ": _done(run.suite_file, _suite)}
     return "; ".join(f" {name}{details}" for name, details in parts.items() if details != "not yet").strip()
+
+
+def _board(folder: Path) -> str:
+    """Return how many cells of a board have been evaluated."""
+    cells = [RunDir(path) for path in folder.glob("*/*")]
+    return f"{sum(each.evaluation_file.is_file() for each in cells)} of {len(cells)} cells that were begun"
 
 
 def _pretrain(run: RunDir, config: RunConfig) -> str:

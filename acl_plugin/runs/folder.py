@@ -18,7 +18,8 @@ RUN/corruptions.json     accuracy under common corruptions
 RUN/audit.json           all terms of the bounds; audit.svg is its figure
 RUN/report.html          all results on one page
 RUN/evaluations/NAME/    the same files of further evaluations, by `acl-plugin evaluate --name NAME`
-RUN/robustbench/         output of `acl-plugin export`
+RUN/boards/BOARD/TARGET/PROTOCOL/  a run folder for each cell of `acl-plugin benchmark --board BOARD`
+RUN/robustbench/         output of `acl-plugin export`; RUN/robustssl/ of `acl-plugin export --format robustssl`
 """
 
 import os
@@ -70,7 +71,9 @@ class RunDir:
         self.audit_file = self.path / "audit.json"
         self.audit_figure_file = self.path / "audit.svg"
         self.report_file = self.path / "report.html"
+        self.boards_folder = self.path / "boards"
         self.robustbench_folder = self.path / "robustbench"
+        self.robustssl_folder = self.path / "robustssl"
 
     def evaluation_chunk(self, start: int) -> Path:
         """Return the file with the progress of the attacks on the test images from position ``start``."""

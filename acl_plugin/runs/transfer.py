@@ -7,6 +7,7 @@ from typing import Any
 from acl_plugin import config as configuration
 from acl_plugin.config import DataConfig, ProbeConfig, RunConfig, ThreatConfig, check
 from acl_plugin.data import datasets
+from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_encoder, weights_hash
@@ -14,7 +15,7 @@ from acl_plugin.runs.records import read_record
 from acl_plugin.runtime.files import write_json
 
 
-def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
+def transfer(source: RunDir, run: RunDir, config: RunConfig, *, benign_bank: bool = True) -> None:
     """Create the folder ``run`` with the encoder of ``source``, to probe it on the dataset of ``config``.
 
     The encoder keeps the normalization of its pretraining dataset.
@@ -23,21 +24,14 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
         source: run folder of the pretrained encoder.
         run: run folder, new or of the same transfer.
         config: see ``transferred``.
+        benign_bank: take along the norm bank for benign images, if there is one.
 
     Raises:
         UsageError: when the encoder is missing, or the images do not match its shape.
     """
     encoder = load_encoder(source.path)
     data = datasets.load(config.data)
-    shape = data.shape
-    if shape != encoder.spec.shape:
-        given, own = ("x".join(map(str, s)) for s in (shape, encoder.spec.shape))
-        channels, *size = encoder.spec.shape
-        there = size[0] if size[0] == size[1] else size
-        same = shape[0] == channels
-        option = f"add `image_size` {there}" if same else f"images in files take `channels` {channels}"
-        message = f"the images of {config.data.data} are {given}, and {source.path} was trained on {own}; {option}"
-        raise UsageError(message, parameter="image_size", given=given, allowed=own)
+    require_shape(source, encoder.spec.shape, data)
     run.check_config(config)
     run.check_images(data)
     if run.encoder_file.is_file():
@@ -51,9 +45,26 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
     write_json(run.pretraining_file, pretraining | {"transferred_from": pretrained_on} | {"encoder_sha256": digest})
     files = (source.discriminator_file, source.projector_file, source.benign_encoder_file, source.encoder_file)
     for file in files:  # the last one marks the others as complete
-        if file.is_file():
+        if file.is_file() and (benign_bank or file != source.benign_encoder_file):
             shutil.copyfile(file, run.path / f".{file.name}.part")
             (run.path / f".{file.name}.part").replace(run.path / file.name)
+
+
+def require_shape(source: RunDir, trained_on: tuple[int, int, int], data: DataSet) -> None:
+    """Check that images have the shape (C, H, W) that the encoder of ``source`` was trained on.
+
+    Raises:
+        UsageError: when they have another one, with the option to add.
+    """
+    if data.shape == trained_on:
+        return
+    given, own = ("x".join(map(str, shape)) for shape in (data.shape, trained_on))
+    channels, *size = trained_on
+    there = size[0] if size[0] == size[1] else size
+    same = data.shape[0] == channels
+    option = f"add `image_size` {there}" if same else f"images in files take `channels` {channels}"
+    message = f"the images of {data.name} are {given}, and {source.path} was trained on {own}; {option}"
+    raise UsageError(message, parameter="image_size", given=given, allowed=own)
 
 
 def transferred(before: RunConfig, data: str, **options: Any) -> RunConfig:

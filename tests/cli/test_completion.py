@@ -42,6 +42,7 @@ def completed(line, tmp_path):
         ("acl-plugin probe run --probe-protocol aff", ["aff_trades", "aff_pgd"]),
         ("acl-plugin evaluate run --limit-test ", []),
         ("acl-plugin evaluate ru", ["run/"]),
+        ("acl-plugin benchmark run --board ", ["robustssl"]),
         ("acl-plugin pretrain --data-dir ru", ["run/"]),
     ],
 )

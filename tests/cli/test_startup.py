@@ -9,7 +9,7 @@ import pytest
 from processes import ended, started
 
 import acl_plugin
-from acl_plugin.registry import DATASETS, EXPORTERS, OBJECTIVES, PROTOCOLS, SUITES
+from acl_plugin.registry import BOARDS, DATASETS, EXPORTERS, OBJECTIVES, PROTOCOLS, SUITES
 
 COMMANDS = {
     "--help": 0,
@@ -42,6 +42,7 @@ COMMANDS = {
     "report missing": 2,
     "status missing": 2,
     "export missing": 2,
+    "benchmark missing": 2,
     "transfer missing --out x": 2,
     "evaluate --model timm:resnet18 --data digits --suite standart --out y": 2,
 }
@@ -123,7 +124,7 @@ except AttributeError as error:
     assert {*acl_plugin.__all__} == {*acl_plugin._WHERE, "losses"}
 
 
-@pytest.mark.parametrize("registry", [OBJECTIVES, DATASETS, PROTOCOLS, SUITES, EXPORTERS], ids=lambda r: r.kind)
+@pytest.mark.parametrize("registry", [OBJECTIVES, DATASETS, PROTOCOLS, SUITES, EXPORTERS, BOARDS], ids=lambda r: r.kind)
 def test_names_are_registered_by_the_modules_that_are_declared(registry):
     assert registry.names()
     for name in registry.names():
