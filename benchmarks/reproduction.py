@@ -14,16 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from acl_plugin.config import preset
 from acl_plugin.config.published_pretrainings import published_pretraining
+from acl_plugin.config.published_probes import published_probe
 from acl_plugin.errors import UsageError
 from acl_plugin.leaderboard.robustssl import PROTOCOLS
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.spec import ModelSpec
-from acl_plugin.probing.published_settings import probe_settings
 from acl_plugin.registry import create_objective
 from benchmarks import compact, tables
 from benchmarks.__main__ import RESULTS
 from benchmarks.objectives import FINETUNING_COST
-from benchmarks.published_numbers import NUMBERS, Number
+from benchmarks.published_numbers import DEACL, NUMBERS, Number
 
 PEAK, SHARE = 989e12, 0.15
 """Dense bfloat16 peak of an H100 SXM in FLOP/s (data sheet), and the share of it that a step is assumed to reach."""
@@ -32,10 +32,11 @@ IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "stl10": 5_000, "stl10_unlabele
 TITLES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10", "stl10_unlabeled": "STL-10"}
 PROBE_COST = {"slf": 1, "alf": 21, "aff_trades": FINETUNING_COST}
 """Encoder forwards per image and epoch: ALF has ten attack steps, each with a gradient, and one forward."""
+OF_DEACL = {"SLF": "slf", "ALF": "alf_trades", "AFF": "aff_trades"}
+"""Protocols of DeACL's own code, whose ALF is by TRADES."""
 PROTOCOL_OF = {title: name for name, title in PROTOCOLS.items()}
 FORWARDS: tuple[tuple[Literal["cifar", "native"], int], ...] = (("cifar", 32), ("native", 96))
 """Stems and sides of images whose forwards the page names."""
-LPAFT = "none: LP-AFT ends in SLF here"
 NO_ROW = "none: no published settings of this pretraining"
 
 
@@ -46,13 +47,13 @@ class Method:
     Attributes:
         objective: name of the objective.
         needs: settings that are files or runs, see ``BEFORE``.
-        lpaft: probe protocol with LP-AFT, for the methods whose names end with ++.
+        lpaft: LP-AFT before the probe, for the methods whose names end with ++.
         row: row of ``benchmarks.objectives`` with this form, if its name differs from the objective's.
     """
 
     objective: str
     needs: dict[str, str] = field(default_factory=dict)
-    lpaft: str | None = None
+    lpaft: str = "none"
     row: str | None = None
 
 
@@ -64,9 +65,9 @@ METHODS = {
     "A-InfoNCE": Method("a_infonce", LABELS, row="a_infonce, advcl iphn"),
     "DeACL": Method("deacl", {"teacher": "runs/simclr-{data}"}),
     "DynACL": Method("dynacl"),
-    "DynACL++": Method("dynacl", lpaft="dynacl++"),
+    "DynACL++": Method("dynacl", lpaft="dynacl"),
     "DynACL-AIR": Method("dynacl_air"),
-    "DynACL-AIR++": Method("dynacl_air", lpaft="air++"),
+    "DynACL-AIR++": Method("dynacl_air", lpaft="air"),
 }
 BEFORE = (
     "acl-plugin pretrain --objective simclr --data cifar10 --data-dir data --published --out runs/simclr-cifar10",
@@ -89,15 +90,15 @@ def commands(number: Number) -> list[str]:
     method, data = METHODS[number.method], number.pretrained_on
     if options_of(method, data) is None:
         return [NO_ROW]
-    if method.lpaft and number.protocol != "SLF":
-        return [LPAFT]
     run = f"runs/{method.objective}-{data}"
     needs = "".join(f" --objective-kwargs.{k} {v.format(data=data)}" for k, v in method.needs.items())
     first = f"acl-plugin pretrain --objective {method.objective}{needs} --data {data} --data-dir data --published"
-    if method.lpaft:
-        probed = f"acl-plugin probe {run} --probe-protocol {method.lpaft} --published"
+    if number.source == DEACL:
+        protocol = OF_DEACL[number.protocol]
+        probed = f"acl-plugin probe {run} --published released --probe-protocol {protocol}"
         return [f"{first} --out {run}", probed, f"acl-plugin evaluate {run}"]
-    cell = f"--targets {number.target} --protocols {PROTOCOL_OF[number.protocol]}"
+    after = "" if method.lpaft == "none" else f" --lpaft {method.lpaft}"
+    cell = f"--targets {number.target} --protocols {PROTOCOL_OF[number.protocol]}{after}"
     return [f"{first} --out {run}", f"acl-plugin benchmark {run} {cell} --data-dir data"]
 
 
@@ -118,9 +119,13 @@ def forwards(number: Number) -> float | None:
 def _of_probe(number: Number, method: Method) -> float:
     """Return the encoder forwards of a probe per image; LP-AFT is counted by its adversarial epochs."""
     protocol = PROTOCOL_OF[number.protocol]
-    epochs = probe_settings(method.objective, number.target, protocol)["probe_epochs"]
-    lpaft = preset("cifar10").probe.aft_epochs * FINETUNING_COST if method.lpaft else 0
-    return float(epochs * PROBE_COST[protocol] + lpaft)
+    own = number.pretrained_on.removesuffix("_unlabeled") == number.target
+    config = preset(number.target, probe_protocol=protocol, lpaft=method.lpaft)
+    size = {} if own else {"image_size": 32}
+    chosen = {"objective": method.objective, "objective_kwargs": {}, **size}
+    options = published_probe(config.options() | chosen, pretrained_on=number.pretrained_on).options
+    lpaft = options["aft_epochs"] * FINETUNING_COST if method.lpaft != "none" else 0
+    return float(options["probe_epochs"] * PROBE_COST[protocol] + lpaft)
 
 
 @functools.cache
@@ -159,7 +164,7 @@ def ours(number: Number) -> str:
     Every result in ``benchmarks/results`` is of an SLF on the data of the pretraining.
     """
     method = METHODS[number.method]
-    row = method.row or (f"{method.objective}++" if method.lpaft else method.objective)
+    row = method.row or f"{method.objective}{'' if method.lpaft == 'none' else '++'}"
     wanted = (row, number.pretrained_on, number.target)
     found = [run for run in _results() if _place(run) == wanted and number.protocol == "SLF"]
     if not found:
@@ -208,8 +213,8 @@ A-InfoNCE need pseudo-labels. For CIFAR-100, replace `cifar10` by `cifar100`:
 FOOTER = """
 Papers report other values than the leaderboard for ACL (37.62), AdvCL (37.46) and DeACL (45.31), by up to 5.7 points:
 compare within one source. The leaderboard does not name the variant of A-InfoNCE; the command has the default, `iphn`
-on AdvCL. RoCL's README has 83.71 / 40.27 for SLF, under PGD-20 and not AutoAttack. DeACL's README has
-other settings of the probe than the leaderboard, whose settings the commands have.
+on AdvCL. RoCL's README has 83.71 / 40.27 for SLF, under PGD-20 and not AutoAttack. The numbers of
+DeACL's README have the probes of its own code.
 """
 
 

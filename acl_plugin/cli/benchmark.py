@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from acl_plugin.cli.parser import PROGRAM, known_options, parse, parser_of
 from acl_plugin.config import MachineConfig
-from acl_plugin.leaderboard.boards import listed, pretrained_on
+from acl_plugin.leaderboard.boards import listed
 from acl_plugin.registry import BOARDS
 from acl_plugin.runs.folder import RunDir
 
@@ -23,6 +23,8 @@ def benchmark(arguments: list[str]) -> None:
     parser.add_argument("--targets", type=str | None, default=None, help=text)
     text = "Probe protocols, separated by commas; by default all of the board: slf,alf,aff_trades."
     parser.add_argument("--protocols", type=str | None, default=None, help=text)
+    text = "LP-AFT before the probes, for targets of the pretraining's data: as DynACL++ or AIR++ have it."
+    parser.add_argument("--lpaft", type=Literal["none", "dynacl", "air"], default="none", help=text)
     text = "Folder of all targets in torchvision's layout, such as the one that holds stl10_binary."
     parser.add_argument("--data-dir", type=Path | None, default=None, help=text)
     parser.add_argument("--download", type=bool, help="Download targets that are missing there with torchvision.")
@@ -37,7 +39,7 @@ def benchmark(arguments: list[str]) -> None:
     options = parse(parser, arguments, _defaults, {})
     run, board = RunDir(options["run"]), BOARDS.get(options["board"])()
     targets, protocols = listed(options["targets"]), listed(options["protocols"])
-    board.cells(pretrained_on(run), targets, protocols)  # find mistakes before PyTorch is imported
+    board.cells(run.pretrained_on(), targets, protocols, options["lpaft"])  # find mistakes before PyTorch is imported
     run.require(run.encoder_file, f"pretrain --out {run.path}")
 
     from acl_plugin.leaderboard import benchmark as cells
@@ -53,7 +55,8 @@ def benchmark(arguments: list[str]) -> None:
     )
     for cell, results in done:
         print(f"{cell.target.data:12}{cell.title:6}{_accuracies(results)}", flush=True)
-    print(f"results: {run.boards_folder / board.name}; next: {PROGRAM} export {run.path} --format {board.name}")
+    after = "" if options["lpaft"] == "none" else f" --lpaft {options['lpaft']}"
+    print(f"results: {run.boards_folder / board.name}; next: {PROGRAM} export {run.path} --format {board.name}{after}")
 
 
 def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -114,6 +114,8 @@ def export_run(arguments: list[str]) -> None:
     parser.add_argument("--additional-data", type=bool | None, default=None, help=text)
     text = "Target datasets of --format robustssl, separated by commas; by default those of the leaderboard."
     parser.add_argument("--targets", type=str | None, default=None, help=text)
+    text = "LP-AFT before the probes of --format robustssl."
+    parser.add_argument("--lpaft", type=Literal["none", "dynacl", "air"], default="none", help=text)
     parser.add_argument("--overwrite", type=bool, help="Take over a name that the export of another run has.")
     parser.add_argument(
         "--format", type=str, default="robustbench", help="Format: robustbench, robustssl or a registered one."

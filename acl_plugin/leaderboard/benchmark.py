@@ -13,7 +13,7 @@ from acl_plugin.config import RunConfig, check
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError, as_flags
 from acl_plugin.evaluation import corruption_files
-from acl_plugin.leaderboard.boards import Board, Cell, pretrained_on
+from acl_plugin.leaderboard.boards import Board, Cell
 from acl_plugin.leaderboard.cell_folders import Source, config_of, settle
 from acl_plugin.probing.protocols import probe
 from acl_plugin.registry import BOARDS, SUITES
@@ -35,6 +35,7 @@ def benchmark(
     *,
     targets: Sequence[str] | None = None,
     protocols: Sequence[str] | None = None,
+    lpaft: str = "none",
     corruptions_dir: Path | None = None,
     overwrite: bool = False,
     device: torch.device | str | None = None,
@@ -50,6 +51,7 @@ def benchmark(
         board: name of the board.
         targets: names of target datasets; None for those of the leaderboard whose data are there.
         protocols: names of protocols; None for all.
+        lpaft: LP-AFT before the probes, as DynACL++ (``dynacl``) and AIR++ (``air``) have it.
         corruptions_dir: contains CIFAR-10-C or CIFAR-100-C; None to generate corruptions on the fly.
         overwrite: replace what is there with other settings.
         device: device to compute on; None for that of ``accelerator``.
@@ -67,7 +69,7 @@ def benchmark(
     source = Source.of(run)
     of_evaluation = {name: options.pop(name) for name in OF_EVALUATION if name in options}
     require_script(of_evaluation.get("devices", 1), guarded=True)
-    cells = found.cells(pretrained_on(run), targets, protocols)
+    cells = found.cells(run.pretrained_on(), targets, protocols, lpaft)
     plan = [(cell, config_of(source, found, cell, options)) for cell in cells]
     plan = _with_data(source, plan, of_evaluation, corruptions_dir, chosen=targets is not None)
     with locked(run.path):
@@ -75,7 +77,7 @@ def benchmark(
             settle(source, cell.folder(run, found.name), config, overwrite=overwrite)
         for cell, config in plan:
             folder = cell.folder(run, found.name)
-            transfer(run, folder, config, benign_bank=cell.benign_bank)
+            transfer(run, folder, config)
             _replacing(partial(probe, folder, config, device), overwrite)
             evaluated = config.replace(**of_evaluation)
             yield (

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runs.records import read_record
 
 
 @dataclass(frozen=True)
@@ -35,20 +34,21 @@ class Cell:
         target: dataset of probe and evaluation.
         protocol: name of the probe protocol.
         title: the protocol's name on the leaderboard.
-        benign_bank: whether the probe gets the norm bank for benign images, if the encoder has one.
+        lpaft: LP-AFT before the probe, see ``config.ProbeConfig``.
     """
 
     target: Target
     protocol: str
     title: str
-    benign_bank: bool = True
+    lpaft: str = "none"
 
     def folder(self, run: RunDir, board: str) -> RunDir:
         """Return the run folder of the cell."""
-        return RunDir(run.boards_folder / board / self.target.data / self.protocol)
+        after = "" if self.lpaft == "none" else f"lpaft_{self.lpaft}_"
+        return RunDir(run.boards_folder / board / self.target.data / f"{after}{self.protocol}")
 
     def __str__(self) -> str:
-        return f"{self.target.data} {self.protocol}"
+        return f"{self.target.data} {self.protocol}" + ("" if self.lpaft == "none" else f" after LP-AFT {self.lpaft}")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,6 @@ class Board:
         targets: all target datasets by name.
         transfers: pretraining dataset -> targets of the leaderboard.
         others: pretraining dataset -> further targets that may be chosen.
-        one_bank: pretraining dataset and target of transfers that leave out the norm bank for benign images.
     """
 
     name: str
@@ -73,10 +72,13 @@ class Board:
     targets: Mapping[str, Target]
     transfers: Mapping[str, tuple[str, ...]]
     others: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    one_bank: frozenset[tuple[str, str]] = frozenset()
 
     def cells(
-        self, data: str, targets: Sequence[str] | None = None, protocols: Sequence[str] | None = None
+        self,
+        data: str,
+        targets: Sequence[str] | None = None,
+        protocols: Sequence[str] | None = None,
+        lpaft: str = "none",
     ) -> list[Cell]:
         """Return the cells for encoders pretrained on ``data``, target by target.
 
@@ -84,6 +86,7 @@ class Board:
             data: dataset of the pretraining.
             targets: names of target datasets; None for those of the leaderboard.
             protocols: names of protocols; None for all.
+            lpaft: LP-AFT before the probe, which is on the data of the pretraining alone.
 
         Raises:
             UsageError: for a dataset, target or protocol that the board does not have.
@@ -92,10 +95,14 @@ class Board:
             allowed = ", ".join(self.transfers)
             message = f"`board` {self.name} has no encoders pretrained on {data}; allowed are {allowed}"
             raise UsageError(message, parameter="board", given=data, allowed=tuple(self.transfers))
-        possible = (*self.transfers[data], *self.others.get(data, ()))
-        named = self._chosen("targets", targets, self.transfers[data], possible, f" from {data}")
+        usual, origin = self.transfers[data], f" from {data}"
+        possible = (*usual, *self.others.get(data, ()))
+        if lpaft != "none":
+            usual = possible = tuple(name for name in usual if name == data.removesuffix("_unlabeled"))
+            origin += " after LP-AFT"
+        named = self._chosen("targets", targets, usual, possible, origin)
         return [
-            Cell(self.targets[target], protocol, self.protocols[protocol], (data, target) not in self.one_bank)
+            Cell(self.targets[target], protocol, self.protocols[protocol], lpaft)
             for target in named
             for protocol in self._chosen("protocols", protocols, tuple(self.protocols), tuple(self.protocols))
         ]
@@ -124,9 +131,3 @@ def listed(names: str | Sequence[str] | None) -> list[str] | None:
     if isinstance(names, str):
         return [name for each in names.split(",") if (name := each.strip())]
     return None if names is None else list(names)
-
-
-def pretrained_on(run: RunDir) -> str:
-    """Return the dataset of a run's pretraining, which a transferred run has from its source."""
-    record = read_record(run.pretraining_file) if run.pretraining_file.is_file() else {}
-    return str(record.get("transferred_from", run.read_config().data.data))

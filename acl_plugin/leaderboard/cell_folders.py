@@ -5,9 +5,9 @@ from typing import Any
 
 from acl_plugin import config as configuration
 from acl_plugin.config import RunConfig, check
+from acl_plugin.config.published_probes import published_probe
 from acl_plugin.leaderboard.boards import Board, Cell
 from acl_plugin.models.encoder import Encoder
-from acl_plugin.probing.published_settings import probe_settings_of
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import locked
 from acl_plugin.runs.models import load_classifier, load_encoder, weights_hash
@@ -47,6 +47,8 @@ class Source:
 def config_of(source: Source, board: Board, cell: Cell, options: dict[str, Any]) -> RunConfig:
     """Return the configuration of a cell: the target's presets, and the published probe settings of the run's method.
 
+    Targets that the leaderboard lacks have the presets alone.
+
     Args:
         source: the run.
         board, cell: the cell.
@@ -60,8 +62,10 @@ def config_of(source: Source, board: Board, cell: Cell, options: dict[str, Any])
     before = source.run.read_config().replace(devices=1, num_nodes=1)
     place = {} if before.data.data_dir is None else {"data_dir": before.data.data_dir}
     config = transferred(before, cell.target.data, norm=board.norm, image_size=resized, **place | options)
-    config = config.replace(probe_protocol=cell.protocol)
-    config = config.replace(**probe_settings_of(config, cell.protocol))
+    config = config.replace(probe_protocol=cell.protocol, lpaft=cell.lpaft)
+    if cell.target.n:
+        row = published_probe(config.options(), pretrained_on=source.run.pretrained_on())
+        config = config.replace(**row.options)
     check(config)
     return config
 

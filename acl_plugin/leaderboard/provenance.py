@@ -52,7 +52,7 @@ def sources(run: RunDir) -> Sources:
     elif record is None:
         found.unknown.append(f"pretraining of {run.path.name}, which has no {run.pretraining_file.name}")
     else:
-        pretrained_on = record.get("transferred_from", config.data.data)
+        pretrained_on = run.pretrained_on()
         if record.get("transferred_from") == config.data.data == "image_folder":
             found.unknown.append("another image_folder")
         found.seen[pretrained_on] = f"pretrained on {pretrained_on}"

@@ -29,7 +29,7 @@ TRANSFERS = {
 def robustssl() -> Board:
     """SLF, ALF and AFF on the pretraining's dataset and in transfer, with AutoAttack and common corruptions.
 
-    AFF from CIFAR-10 to STL-10 has one norm bank, as in the leaderboard's scripts; other cells have the encoder's.
+    The settings of the probes are the published ones of the method (``acl_plugin.config.published_probes``).
 
     Source: RobustSSL_Benchmark 19dc714, Vanilla_Finetuning/run_vanilla_tune.sh.
     """
@@ -41,5 +41,4 @@ def robustssl() -> Board:
         targets={target.data: target for target in TARGETS},
         transfers=TRANSFERS,
         others={"cifar10": ("cifar100",), "cifar100": ("cifar10",)},
-        one_bank=frozenset({("cifar10", "stl10")}),
     )

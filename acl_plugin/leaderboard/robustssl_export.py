@@ -3,12 +3,12 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from acl_plugin import config as configuration
 from acl_plugin.errors import UsageError
 from acl_plugin.leaderboard.architectures import architecture
-from acl_plugin.leaderboard.boards import Board, Cell, listed, pretrained_on
+from acl_plugin.leaderboard.boards import Board, Cell, listed
 from acl_plugin.leaderboard.cell_folders import Source, result_of, unfinished
 from acl_plugin.registry import BOARDS, EXPORTERS
 from acl_plugin.runs.folder import RunDir
@@ -33,6 +33,7 @@ def export(
     *,
     name: str | None = None,
     targets: str | Sequence[str] | None = None,
+    lpaft: Literal["none", "dynacl", "air"] = "none",
     paper_url: str = "",
     paper_title: str = "",
     authors: str = "",
@@ -47,6 +48,7 @@ def export(
         run: run folder with a complete board.
         name: the method's name on the leaderboard; by default objective and backbone.
         targets: names of the target datasets of the entry, a sequence or text with commas; None for the leaderboard's.
+        lpaft: LP-AFT before the probes.
         paper_url, paper_title, authors, venue: the paper of the result.
 
     Returns:
@@ -61,8 +63,8 @@ def export(
         allowed = "letters, digits, ., _, + and -, starting with a letter or digit"
         raise UsageError(f"`name` {name!r}: allowed are {allowed}", parameter="name", given=name, allowed=allowed)
     board: Board = BOARDS.get("robustssl")()
-    source, data = Source.of(run), pretrained_on(run)
-    cells = board.cells(data, listed(targets))
+    source, data = Source.of(run), run.pretrained_on()
+    cells = board.cells(data, listed(targets), lpaft=lpaft)
     _require_complete(source, board, cells)
     found = [_cell(source, board, cell) for cell in cells]
     paper = {"title": paper_title or name, "link": paper_url, "authors": authors, "venue": venue}
@@ -130,7 +132,7 @@ def _cell(source: Source, board: Board, cell: Cell) -> dict[str, Any]:
         "autoattack": evaluation["version"],
         "seed": evaluation["seed"],
         "flags": evaluation["flags"],
-        "probe": settings | {"norm_banks": 1 + folder.benign_encoder_file.is_file()},
+        "probe": settings,
         "image_size": list(model.spec.shape[1:]),
         "checkpoint": str(folder.classifier_file.relative_to(source.run.path)),
         "weights_sha256": digest,

@@ -32,6 +32,7 @@ from acl_plugin import config as configuration
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError
 from acl_plugin.runs.environment import environment
+from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import refuse
 from acl_plugin.runtime.files import damaged, read_json, write_atomic, write_json
 from acl_plugin.runtime.paths import user_path
@@ -148,11 +149,10 @@ class RunDir:
         except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
             raise damaged(path, f"is not a configuration: {' '.join(str(error).split())}") from error
 
-    def pretrained_on(self) -> str | None:
-        """Return the dataset of the pretraining, if the folder is of a transfer or of a finished pretraining."""
-        if not self.pretraining_file.is_file():
-            return None
-        return read_json(self.pretraining_file).get("transferred_from", self.read_config().data.data)
+    def pretrained_on(self) -> str:
+        """Return the dataset of the pretraining, which a transferred run has from its source."""
+        record = read_record(self.pretraining_file) if self.pretraining_file.is_file() else {}
+        return str(record.get("transferred_from", self.read_config().data.data))
 
     def resolved(
         self, config: RunConfig | None, device: "torch.device | str | None"

@@ -15,7 +15,7 @@ from acl_plugin.runs.records import read_record
 from acl_plugin.runtime.files import write_json
 
 
-def transfer(source: RunDir, run: RunDir, config: RunConfig, *, benign_bank: bool = True) -> None:
+def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
     """Create the folder ``run`` with the encoder of ``source``, to probe it on the dataset of ``config``.
 
     The encoder keeps the normalization of its pretraining dataset.
@@ -24,7 +24,6 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig, *, benign_bank: boo
         source: run folder of the pretrained encoder.
         run: run folder, new or of the same transfer.
         config: see ``transferred``.
-        benign_bank: take along the norm bank for benign images, if there is one.
 
     Raises:
         UsageError: when the encoder is missing, or the images do not match its shape.
@@ -39,13 +38,12 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig, *, benign_bank: boo
     run.start(config)
     run.record_images(data)
     pretraining = read_record(source.pretraining_file) if source.pretraining_file.is_file() else {}
-    trained = source.read_config()
     digest = weights_hash(encoder.backbone)
-    pretrained_on = pretraining.get("transferred_from", trained.data.data)  # the first run's in a chain of transfers
-    write_json(run.pretraining_file, pretraining | {"transferred_from": pretrained_on} | {"encoder_sha256": digest})
+    origin = {"transferred_from": source.pretrained_on(), "encoder_sha256": digest}  # the first in a chain of transfers
+    write_json(run.pretraining_file, pretraining | origin)
     files = (source.discriminator_file, source.projector_file, source.benign_encoder_file, source.encoder_file)
     for file in files:  # the last one marks the others as complete
-        if file.is_file() and (benign_bank or file != source.benign_encoder_file):
+        if file.is_file():
             shutil.copyfile(file, run.path / f".{file.name}.part")
             (run.path / f".{file.name}.part").replace(run.path / file.name)
 

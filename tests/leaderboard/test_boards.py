@@ -1,7 +1,7 @@
 import pytest
 
 from acl_plugin.errors import UsageError
-from acl_plugin.leaderboard.boards import listed, pretrained_on
+from acl_plugin.leaderboard.boards import listed
 from acl_plugin.leaderboard.cell_folders import RESULTS
 from acl_plugin.registry import BOARDS, DATASETS, PROTOCOLS, SUITES
 from acl_plugin.runs.folder import RunDir
@@ -39,11 +39,13 @@ def test_cells(data, targets, protocols, cells):
     assert [str(cell) for cell in ROBUSTSSL.cells(data, targets, protocols)] == cells
 
 
-def test_norm_banks_of_transfers_are_those_of_the_leaderboards_scripts():
-    """run_vanilla_tune.sh passes --dualBN 0 for all methods from CIFAR-10 to STL-10, and not from CIFAR-100."""
-    one = {data for data in ROBUSTSSL.transfers for cell in ROBUSTSSL.cells(data) if not cell.benign_bank}
-    assert one == {"cifar10"}
-    assert {c.target.data for c in ROBUSTSSL.cells("cifar10") if not c.benign_bank} == {"stl10"}
+def test_lpaft_is_on_the_data_of_the_pretraining():
+    cells = ROBUSTSSL.cells("stl10_unlabeled", protocols=["slf"], lpaft="air")
+    assert [str(cell) for cell in cells] == ["stl10 slf after LP-AFT air"]
+    run = RunDir("run")
+    assert cells[0].folder(run, "robustssl").path == run.boards_folder / "robustssl" / "stl10" / "lpaft_air_slf"
+    with pytest.raises(UsageError, match="from cifar10 after LP-AFT 'stl10'; allowed: cifar10"):
+        ROBUSTSSL.cells("cifar10", ["stl10"], lpaft="dynacl")
 
 
 @pytest.mark.parametrize(
@@ -80,6 +82,6 @@ def test_names_with_commas(given, names):
 def test_a_transferred_run_was_pretrained_on_the_data_of_its_source(tmp_path, tiny_config):
     run = RunDir(tmp_path / "run")
     run.start(tiny_config)
-    assert pretrained_on(run) == "digits"
+    assert run.pretrained_on() == "digits"
     write_json(run.pretraining_file, {"transferred_from": "digits_0_4"})
-    assert pretrained_on(run) == "digits_0_4"
+    assert run.pretrained_on() == "digits_0_4"

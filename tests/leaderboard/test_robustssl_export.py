@@ -29,7 +29,7 @@ IMAGES = {"n": 10_000, "size": [3, 32, 32], "classes": ["a"], "pixels": "", "lab
 def filled(source, cell, number):
     """Write the results of a cell without computing them; accuracies depend on its number."""
     folder = cell.folder(source.run, BOARD.name)
-    transfer(source.run, folder, config_of(source, BOARD, cell, {}), benign_bank=cell.benign_bank)
+    transfer(source.run, folder, config_of(source, BOARD, cell, {}))
     spec, _ = read_model(folder.encoder_file)
     torch.manual_seed(number)
     model = Classifier(ModelSpec.from_dict(spec.to_dict() | {"classes": list("01234")}))
@@ -77,8 +77,7 @@ def test_an_entry_has_the_results_of_all_cells(run, capsys):
     for number, cell in enumerate(entry["cells"]):
         assert (cell["standard"], cell["robust"]) == (70 + number / 10, 40 + number / 10)
         assert (cell["n"], cell["eps"], cell["seed"], cell["autoattack"]) == (10, 0.1, 3, "standard")
-        assert cell["probe"] == {"protocol": cell["probe"]["protocol"], "probe_lr": 0.1, "n": 16, "seed": 3,
-                                 "norm_banks": 2}  # fmt: skip
+        assert cell["probe"] == {"protocol": cell["probe"]["protocol"], "probe_lr": 0.1, "n": 16, "seed": 3}
         checkpoint = run.path / cell["checkpoint"]
         assert weights_hash(load_classifier(checkpoint.parent)) == cell["weights_sha256"]
         assert cell["versions"]["torch"] == torch.__version__.partition("+")[0]
