@@ -238,6 +238,9 @@ def probe_is(given: Options, *, pretrained_on: str | None = None) -> list[str]:
 
 def _completed(given: Options, pretrained_on: str | None) -> dict[str, Any]:
     """Return the options with what selects a row beside them."""
-    own_size = SAME_IMAGES.get(given["data"], given["data"]) == "stl10"
-    size = {"image_size": given["image_size"] or 96} if own_size else {}
-    return {**given, **size, "pretrained_on": pretrained_on}
+    size = given["image_size"]
+    if isinstance(size, list) and size[0] == size[1]:
+        size = size[0]
+    if SAME_IMAGES.get(given["data"], given["data"]) == "stl10":
+        size = size or 96
+    return {**given, "image_size": size, "pretrained_on": pretrained_on}

@@ -67,6 +67,7 @@ ROWS = [
     ("acl_ds", "cifar10", "aff_trades", {}, (0.1, 128, 100, [0.4, 0.6])),
     ("acl_ds", "stl10", "slf", {}, (0.1, 512, 25, [0.4, 0.8])),
     ("acl_ds", "stl10", "slf", {"image_size": 32}, (0.01, 128, 25, [0.4, 0.8])),
+    ("acl_ds", "stl10_unlabeled", "slf", {"image_size": [32, 32]}, (0.01, 128, 25, [0.4, 0.8])),
     ("dynacl", "cifar10", "aff_trades", {}, (0.1, 128, 25, [0.6, 0.8])),
     ("dynacl", "stl10", "aff_trades", {}, (0.1, 128, 25, [0.4, 0.8])),
     ("dynacl_air", "cifar10", "slf", {}, (0.01, 512, 5, [])),
