@@ -228,7 +228,7 @@ LAYOUTS: dict[str, Layout] = {
         stem="cifar_padding_2",
         head="fc",
         bottleneck=NONE,
-        absent=r"^(momentum_)?projector\.|^(predictor|queue|momentum_classifier)",
+        absent=r"^(momentum_)?projector\.|^(predictor|queue)",
     ),
     "profeat": _profeat("ProFeAT (student)", r"^projector\.0\.weight$", container="model"),
     "profeat_classifier": _profeat("ProFeAT (fine-tuned)", r"^fc\.weight$", r"^backbone\.normalize\."),

@@ -196,7 +196,7 @@ def read(
             bank: plain(path, network, backbone_state, number, expected) for number, bank in enumerate(known.norm_banks)
         }
     except UsageError as error:
-        near = nearness(original, network.removeprefix(known.network), arguments)
+        near = nearness(original, backbone.removeprefix("gsa_"), backbone_kwargs)
         raise UsageError(f"{error}; {near}", parameter="file", given=error.given, allowed=error.allowed) from error
     kept = projectors_of(path, known, projector_state, imported_head.feature_size(expected))
     left_out |= {"projector"} if projector_state and kept is None else set()

@@ -186,7 +186,9 @@ def made(layout):
         return {"model": weights | {"linear.weight": torch.randn(10, 16)}, "acc": 83.7}, {"shared": clean}, None
     if layout == "student":
         teacher = prefixed("momentum_backbone.", network(5))
-        extra = {"classifier.weight": torch.randn(10, 16), "classifier_adv.bias": torch.randn(10)}
+        extra = {
+            f"{name}.weight": torch.randn(10, 16) for name in ("classifier", "classifier_adv", "momentum_classifier")
+        }
         stored = prefixed("backbone.", clean | normalization_buffers(CIFAR))
         return {"state_dict": stored | teacher | extra}, {"shared": clean}, None
     assert layout == "plain"
