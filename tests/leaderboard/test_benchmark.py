@@ -8,7 +8,7 @@ import torch
 
 from acl_plugin.cli.main import main
 from acl_plugin.config import preset
-from acl_plugin.evaluation import corruption_files, corruptions
+from acl_plugin.evaluation import autoattack, corruption_files, corruptions
 from acl_plugin.leaderboard import benchmark, cell_folders
 from acl_plugin.probing.published_settings import probe_settings_of
 from acl_plugin.runs.folder import RunDir
@@ -24,9 +24,15 @@ def one_epoch(config, protocol):
 
 
 @pytest.fixture
-def quick(few, monkeypatch):
+def short(monkeypatch):
     """Published probe settings, but for the epochs."""
     monkeypatch.setattr(cell_folders, "probe_settings_of", one_epoch)
+
+
+@pytest.fixture
+def quick(short, monkeypatch):
+    """The attacks of AutoAttack change nothing as well."""
+    monkeypatch.setattr(autoattack, "run_attack", lambda model, name, x, *_, **__: x)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +64,7 @@ def refused(arguments, capsys):
 
 
 @pytest.mark.e2e
-def test_an_interrupted_board_resumes_and_a_complete_one_is_kept(run, quick, capsys, monkeypatch):
+def test_an_interrupted_board_resumes_and_a_complete_one_is_kept(run, few, short, capsys, monkeypatch):
     command = ["benchmark", str(run.path), "--targets", "digits_0_4", "--protocols", "slf,aff_trades", *SMALL]
     original = benchmark.probe
 
@@ -84,7 +90,7 @@ def test_an_interrupted_board_resumes_and_a_complete_one_is_kept(run, quick, cap
     assert capsys.readouterr().out.splitlines() == lines
     assert files(run.boards_folder) == complete
     assert main(["status", str(run.path)]) == 0
-    assert "board robustssl2 of 2 cells" in capsys.readouterr().out.replace(" robustssl ", " robustssl")
+    assert "  board robustssl 2 of 2 cells" in capsys.readouterr().out
     for path in sorted(run.boards_folder.glob("robustssl/*/*")):
         cell = RunDir(path)
         config, probed = cell.read_config(), json.loads(cell.probe_file.read_text())
