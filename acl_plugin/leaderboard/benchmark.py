@@ -65,7 +65,9 @@ def benchmark(
             there with other settings.
     """
     found: Board = BOARDS.get(board)()
-    config, device = run.resolved(None, device)
+    config = run.read_config()
+    accelerator = options.get("accelerator", config.machine.accelerator)
+    _, device = run.resolved(config.replace(accelerator=accelerator), device)
     source = Source.of(run)
     of_evaluation = {name: options.pop(name) for name in OF_EVALUATION if name in options}
     require_script(of_evaluation.get("devices", 1), guarded=True)

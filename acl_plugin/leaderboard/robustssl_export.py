@@ -81,7 +81,7 @@ def export(
         "pretraining": {section: options[section] for section in ("objective", "threat", "training", "coreset")},
         "cells": found,
         "means": {target: _means(found, target) for target in dict.fromkeys(each["target"] for each in found)},
-        "not_for_the_leaderboard": _reasons(source, board.name, cells, found),
+        "not_for_the_leaderboard": _reasons(source, board, cells, found),
     }
     folder = run.robustssl_folder / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,9 +151,12 @@ def _means(found: Sequence[dict[str, Any]], target: str) -> dict[str, float | No
     return {k: None if None in each else round(sum(each) / len(each), 2) for k, each in values.items()}
 
 
-def _reasons(source: Source, board: str, cells: Sequence[Cell], found: Sequence[dict[str, Any]]) -> list[str]:
+def _reasons(source: Source, board: Board, cells: Sequence[Cell], found: Sequence[dict[str, Any]]) -> list[str]:
     """Return why the entry is no result that the leaderboard compares with its own."""
-    reasons = []
+    reasons, size = [], list(source.encoder.spec.shape[1:])
+    own = board.targets[pretrained_on(source.run).removesuffix("_unlabeled")].size
+    if size != [own, own]:
+        reasons.append(f"images of {size[0]} x {size[1]} pixels, there {own} x {own}")
     if source.encoder.spec.backbone.split(".")[0] not in NETWORKS or source.encoder.spec.kwargs:
         reasons.append(f"the network is {architecture(source.encoder.spec)}, there ResNet-18, 34 or 50")
     for cell, values in zip(cells, found, strict=True):
@@ -161,7 +164,7 @@ def _reasons(source: Source, board: str, cells: Sequence[Cell], found: Sequence[
         if not of.n:
             reasons.append(f"{of.data} is not on the leaderboard")
             continue
-        limit = cell.folder(source.run, board).read_config().data.limit_train
+        limit = cell.folder(source.run, board.name).read_config().data.limit_train
         if limit is not None:
             reasons.append(f"{cell}: probed on {values['probe']['n']} training images, there all")
         if values["n"] < of.n:

@@ -32,7 +32,7 @@ def status(run: RunDir) -> list[str]:
     }
     named = {f"evaluate {each.path.name}": _named(each) for each in run.evaluations()}
     boards = {f"board {each.name}": _board(each) for each in sorted(run.boards_folder.glob("*"))}
-    return lines + [f"  {name:12}{details}" for name, details in (stages | named | boards).items()]
+    return lines + [f"  {name:11} {details}" for name, details in (stages | named | boards).items()]
 
 
 def _named(run: RunDir) -> str:

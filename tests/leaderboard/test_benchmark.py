@@ -9,7 +9,7 @@ import torch
 from acl_plugin.cli.main import main
 from acl_plugin.config import preset
 from acl_plugin.config.published_probes import published_probe
-from acl_plugin.evaluation import corruption_files, corruptions
+from acl_plugin.evaluation import autoattack, corruption_files, corruptions
 from acl_plugin.leaderboard import benchmark, cell_folders
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier, load_encoder, weights_hash
@@ -20,10 +20,16 @@ SMALL = ["--limit-train", "16", "--limit-test", "6", "--eval-batch-size", "6"]
 
 
 @pytest.fixture
-def quick(few, monkeypatch):
+def short(monkeypatch):
     """Probe settings as they are, but for the epochs."""
     original = cell_folders.config_of
     monkeypatch.setattr(benchmark, "config_of", lambda *given: original(*given).replace(probe_epochs=1))
+
+
+@pytest.fixture
+def quick(short, monkeypatch):
+    """The attacks of AutoAttack change nothing as well."""
+    monkeypatch.setattr(autoattack, "run_attack", lambda model, name, x, *_, **__: x)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +61,7 @@ def refused(arguments, capsys):
 
 
 @pytest.mark.e2e
-def test_an_interrupted_board_resumes_and_a_complete_one_is_kept(run, quick, capsys, monkeypatch):
+def test_an_interrupted_board_resumes_and_a_complete_one_is_kept(run, few, short, capsys, monkeypatch):
     command = ["benchmark", str(run.path), "--targets", "digits_0_4", "--protocols", "slf,aff_trades", *SMALL]
     original = benchmark.probe
 
@@ -81,7 +87,7 @@ def test_an_interrupted_board_resumes_and_a_complete_one_is_kept(run, quick, cap
     assert capsys.readouterr().out.splitlines() == lines
     assert files(run.boards_folder) == complete
     assert main(["status", str(run.path)]) == 0
-    assert "board robustssl2 of 2 cells" in capsys.readouterr().out.replace(" robustssl ", " robustssl")
+    assert "  board robustssl 2 of 2 cells" in capsys.readouterr().out
     for path in sorted(run.boards_folder.glob("robustssl/*/*")):
         cell = RunDir(path)
         config, probed = cell.read_config(), json.loads(cell.probe_file.read_text())
@@ -143,6 +149,16 @@ def test_mistakes_write_nothing(options, message, run, capsys):
     before = files(run.path)
     assert message in refused([run.path, *options], capsys)
     assert files(run.path) == before
+    assert not run.boards_folder.exists()
+
+
+@pytest.mark.e2e
+def test_an_accelerator_that_is_not_there_and_a_method_that_is_not_known(run, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "--accelerator cuda: this machine has none" in refused([run.path, "--accelerator", "cuda"], capsys)
+    imported = {"file": "model.pt", "methods": ["acl_ds", "advcl"]}
+    run.record_config(run.read_config().replace(objective="imported", objective_kwargs=imported))
+    assert "--published: the method of this imported run is not known" in refused([run.path], capsys)
     assert not run.boards_folder.exists()
 
 
