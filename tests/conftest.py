@@ -25,6 +25,7 @@ from acl_plugin.attacks import inner_attack
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.cli.main import main
+from acl_plugin.evaluation import own_model, run_folder, suite
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.objectives.pseudo_labels import PseudoLabels
@@ -189,7 +190,9 @@ def paths_of(teacher_run, labels_file):
 
 
 def shorten(patch, steps=3, queries=10):
-    """AutoAttack with few iterations and queries; the audit's adversary and critics with few steps and no choices."""
+    """AutoAttack with few iterations and queries; a suite's curve of few sizes; the audit's adversary and critics with
+    few steps and no choices.
+    """
     original = pyautoattack.AutoAttack._set_version
 
     def fast(self, version="standard"):
@@ -198,6 +201,8 @@ def shorten(patch, steps=3, queries=10):
         self.square.n_queries = queries
 
     patch(pyautoattack.AutoAttack, "_set_version", fast)
+    for module in (suite, run_folder, own_model):
+        patch(module, "CURVE", (0.0, 1.0, 2.0))
     patch(adversary, "STEPS", 3)
     patch(adversary, "RESTARTS", 1)
     patch(critics, "STEPS", 5)
