@@ -32,7 +32,7 @@ from acl_plugin.objectives.pseudo_labels import PseudoLabels
 from acl_plugin.reporting import figures
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels, write_pseudo_labels
 from acl_plugin.runtime.messages import on_stderr
-from acl_plugin.theory import adversary, critics, generalization, label_shift
+from acl_plugin.theory import adversary, critics, divergence_estimates, generalization, label_shift
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: each, and what it starts, has one
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -54,7 +54,7 @@ QUICK = {"attack_steps": 1}
 """Of a pretraining whose attack is there and not more."""
 OPTIONS = [f"--{k.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in TINY.items()]
 """The same on the command line."""
-FINISHED = [*OPTIONS, "--objective=gsa_rsl", "--limit-test=24", "--keep-every=1"]
+FINISHED = [*OPTIONS, "--objective=gsa_rsl", "--attack-steps=1", "--limit-test=24", "--keep-every=1"]
 """Of ``finished_run``."""
 
 HOMES = itertools.count()
@@ -205,6 +205,9 @@ def shorten(patch, steps=3, queries=10):
         patch(module, "CURVE", (0.0, 1.0, 2.0))
     patch(adversary, "STEPS", 3)
     patch(adversary, "RESTARTS", 1)
+    patch(divergence_estimates, "FOLDS", 2)
+    patch(divergence_estimates, "PERMUTATIONS", 1)
+    patch(critics, "INNER", 2)
     patch(critics, "STEPS", 5)
     patch(critics, "PENALTIES", (0.1,))
     patch(label_shift, "DECAYS", (3e-2,))
