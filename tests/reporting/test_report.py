@@ -131,7 +131,7 @@ def test_strings_from_files_are_shown_and_not_obeyed(runs, tmp_path, undrawn):
 
 
 @pytest.mark.e2e
-def test_an_audit_of_an_earlier_version_is_one_line(runs, tmp_path):
+def test_an_audit_of_an_earlier_version_is_one_line(runs, tmp_path, undrawn):
     whole, _ = runs
     copied = RunDir(shutil.copytree(whole.path, tmp_path / "run"))
     found = read_json(copied.audit_file)
