@@ -25,7 +25,7 @@ STAGES = {
         "--epochs=3",
         "--attack-steps=1",
         "--limit-test=30",
-        "--keep-every=1",
+        "--keep-every=2",
     ],
     "probe": ["probe", "run", "--probe-epochs=20"],
     "evaluate": ["evaluate", "run", "--eval-batch-size=10"],
