@@ -120,7 +120,7 @@ def same_noise(monkeypatch):
 
 @pytest.fixture
 def tiny_config():
-    return configuration.preset("digits", **TINY)
+    return configuration.preset("digits", **TINY | QUICK)
 
 
 def spec(shape=(1, 8, 8), backbone="resnet10t", kwargs=None, classes=(), stem="cifar"):

@@ -21,7 +21,7 @@ from acl_plugin.reporting import figures, report
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.files import read_json, write_json
 from acl_plugin.theory import audit
-from conftest import TINY, shorten
+from conftest import QUICK, TINY, shorten
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -56,7 +56,7 @@ def runs(tmp_path_factory):
     """One run with everything measured, and one that is only pretrained."""
     from acl_plugin.training.pretrain import pretrain
 
-    folder, config = tmp_path_factory.mktemp("runs"), preset("digits", **SETTINGS)
+    folder, config = tmp_path_factory.mktemp("runs"), preset("digits", **SETTINGS | QUICK)
     whole = RunDir(folder / "whole")
     with pytest.MonkeyPatch.context() as patch:
         shorten(patch.setattr)

@@ -51,8 +51,9 @@ def test_a_compiled_encoder_has_the_same_keys_and_values(encoder):
     if not compile_encoder(encoder, CPU):
         pytest.skip("no compiler works here")
     assert list(encoder.state_dict()) == keys
-    for norm_bank, expected in before.items():
-        torch.testing.assert_close(encoder(x, norm_bank), expected, rtol=1e-4, atol=1e-4)
+    for number, (norm_bank, expected) in enumerate(before.items()):
+        with torch.set_grad_enabled(number == 0):  # a backward pass takes the compiler seconds, so one bank has it
+            torch.testing.assert_close(encoder(x, norm_bank), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.e2e
