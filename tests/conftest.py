@@ -1,4 +1,6 @@
+import collections
 import functools
+import gc
 import hashlib
 import itertools
 import json
@@ -23,13 +25,14 @@ from acl_plugin.attacks import inner_attack
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.cli.main import main
+from acl_plugin.evaluation import own_model, run_folder, suite
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.objectives.pseudo_labels import PseudoLabels
 from acl_plugin.reporting import figures
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels, write_pseudo_labels
 from acl_plugin.runtime.messages import on_stderr
-from acl_plugin.theory import adversary, critics, generalization, label_shift
+from acl_plugin.theory import adversary, critics, divergence_estimates, generalization, label_shift
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: each, and what it starts, has one
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -51,7 +54,7 @@ QUICK = {"attack_steps": 1}
 """Of a pretraining whose attack is there and not more."""
 OPTIONS = [f"--{k.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for k, v in TINY.items()]
 """The same on the command line."""
-FINISHED = [*OPTIONS, "--objective=gsa_rsl", "--limit-test=24", "--keep-every=1"]
+FINISHED = [*OPTIONS, "--objective=gsa_rsl", "--attack-steps=1", "--limit-test=24", "--keep-every=1"]
 """Of ``finished_run``."""
 
 HOMES = itertools.count()
@@ -60,10 +63,23 @@ TIERS = ("e2e", "ddp", "slow")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """A test of no other tier is a unit test."""
+    """A test of no other tier is a unit test. Files with long tests come first and the shortest last: no core waits."""
     for item in items:
         if not any(item.get_closest_marker(tier) for tier in TIERS):
             item.add_marker(pytest.mark.unit)
+    tests = collections.Counter(item.path for item in items)
+    long = {item.path for item in items if item.get_closest_marker("unit") is None}
+
+    def turn(item):
+        count = tests[item.path]
+        return (0, count) if item.path in long else (1, -count), item.path  # the fewer, the longer
+
+    items.sort(key=turn)
+
+
+def pytest_collection_finish():
+    """What was imported stays, so that no search for garbage passes through it again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -104,7 +120,7 @@ def same_noise(monkeypatch):
 
 @pytest.fixture
 def tiny_config():
-    return configuration.preset("digits", **TINY)
+    return configuration.preset("digits", **TINY | QUICK)
 
 
 def spec(shape=(1, 8, 8), backbone="resnet10t", kwargs=None, classes=(), stem="cifar"):
@@ -174,7 +190,9 @@ def paths_of(teacher_run, labels_file):
 
 
 def shorten(patch, steps=3, queries=10):
-    """AutoAttack with few iterations and queries; the audit's adversary and critics with few steps and no choices."""
+    """AutoAttack with few iterations and queries; a suite's curve of few sizes; the audit's adversary and critics with
+    few steps and no choices.
+    """
     original = pyautoattack.AutoAttack._set_version
 
     def fast(self, version="standard"):
@@ -183,8 +201,13 @@ def shorten(patch, steps=3, queries=10):
         self.square.n_queries = queries
 
     patch(pyautoattack.AutoAttack, "_set_version", fast)
+    for module in (suite, run_folder, own_model):
+        patch(module, "CURVE", (0.0, 1.0, 2.0))
     patch(adversary, "STEPS", 3)
     patch(adversary, "RESTARTS", 1)
+    patch(divergence_estimates, "FOLDS", 2)
+    patch(divergence_estimates, "PERMUTATIONS", 1)
+    patch(critics, "INNER", 2)
     patch(critics, "STEPS", 5)
     patch(critics, "PENALTIES", (0.1,))
     patch(label_shift, "DECAYS", (3e-2,))

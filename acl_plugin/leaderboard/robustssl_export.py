@@ -154,7 +154,7 @@ def _means(found: Sequence[dict[str, Any]], target: str) -> dict[str, float | No
 def _reasons(source: Source, board: Board, cells: Sequence[Cell], found: Sequence[dict[str, Any]]) -> list[str]:
     """Return why the entry is no result that the leaderboard compares with its own."""
     reasons, size = [], list(source.encoder.spec.shape[1:])
-    own = board.targets[pretrained_on(source.run).removesuffix("_unlabeled")].size
+    own = board.targets[source.run.pretrained_on().removesuffix("_unlabeled")].size
     if size != [own, own]:
         reasons.append(f"images of {size[0]} x {size[1]} pixels, there {own} x {own}")
     if source.encoder.spec.backbone.split(".")[0] not in NETWORKS or source.encoder.spec.kwargs:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acl_plugin.runtime.seeding import isolated_rng
 from acl_plugin.runtime.threads import one_thread
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -218,8 +219,7 @@ def network(rows: Rows, seed: int) -> Callable[[Rows], Values]:
 
     held_out, *others = folds(len(rows), 4, seed)
     held, train = prepared(rows.take(held_out)), prepared(rows.take(torch.cat(others)))
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
+    with isolated_rng(seed), torch.enable_grad():
         width = both.shape[1] + groups
         layers = nn.Linear(width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1)
         h = nn.Sequential(*layers)

@@ -19,14 +19,14 @@ from acl_plugin.runs.folder import RunDir
 from benchmarks import compact, experiments, rows, selection, tables
 from benchmarks.experiments import config_hash, job
 from benchmarks.rows import ALL, CHOSEN, EXPERIMENTS, SUPERVISED, TWO_SIDED_FORM
-from conftest import TINY
+from conftest import QUICK, TINY
 
 SHARED = {"data_dir": None, "limit_test": 250}
 
 
 @pytest.fixture
 def results(results, monkeypatch):
-    monkeypatch.setitem(experiments.SETTINGS, "digits", TINY | {"keep_every": 1})
+    monkeypatch.setitem(experiments.SETTINGS, "digits", TINY | QUICK | {"keep_every": 1})
     return results
 
 
@@ -173,7 +173,8 @@ def test_transfer_and_headline_run(results, tmp_path, few, monkeypatch):
 def test_a_selection_is_stored_and_becomes_a_table(results, tmp_path, few, monkeypatch):
     monkeypatch.setattr(selection, "GRID", {"benign": (2.0, 0.5), "global_": (0.1, 0.0)})
     small = [
-        f"--options.{name}={json.dumps(value) if isinstance(value, dict) else value}" for name, value in TINY.items()
+        f"--options.{name}={json.dumps(value) if isinstance(value, dict) else value}"
+        for name, value in (TINY | QUICK).items()
     ]
     where = ["--runs", str(tmp_path / "runs"), "--at-a-time", "1", "--forms", "[acl_ds]", "--seeds", "[0]"]
     assert main.main(["selection", *where, *small]) == 0

@@ -11,7 +11,7 @@ from acl_plugin.cli.main import main
 from acl_plugin.data import datasets
 from acl_plugin.data.images import UNLABELED
 from acl_plugin.data.pixels import DiskPixels
-from conftest import TINY, shorten
+from conftest import TINY
 
 hub = pytest.importorskip("datasets")
 
@@ -136,11 +136,10 @@ def test_the_library_is_an_extra(monkeypatch, tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_whole_run_of_images_that_are_no_squares(tmp_path, monkeypatch):
+def test_a_whole_run_of_images_that_are_no_squares(tmp_path, few):
     """From the command line, exported and loaded as RobustBench's files."""
     from acl_plugin.leaderboard.registration import load_exported
 
-    shorten(monkeypatch.setattr)
     folder, out = saved(tmp_path / "data"), tmp_path / "run"
     small = [
         f"--{name.replace('_', '-')}={TINY[name]}" for name in ("backbone", "epochs", "batch_size", "probe_epochs")

@@ -13,7 +13,7 @@ from acl_plugin.config import preset
 from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluation import suite
+from acl_plugin.evaluation import run_folder, suite
 from acl_plugin.evaluation.run_folder import evaluate_suite
 from acl_plugin.evaluation.suite import CURVE, SUITE
 from acl_plugin.models.encoder import Classifier
@@ -63,6 +63,13 @@ def quick(monkeypatch):
         monkeypatch.setitem(SUITE, name, dataclasses.replace(setting, steps=min(setting.steps, 5)))
 
 
+@pytest.fixture
+def two_sizes(monkeypatch):
+    """A curve of two sizes, for tests that are about rows."""
+    for module in (suite, run_folder):
+        monkeypatch.setattr(module, "CURVE", (0.0, 1.0))
+
+
 def config(**options):
     return preset("digits", **TINY | GIVEN | options)
 
@@ -96,7 +103,7 @@ def test_the_whole_suite(run, quick):
 
 
 @pytest.mark.e2e
-def test_a_row_is_torchattacks_with_the_documented_settings(run):
+def test_a_row_is_torchattacks_with_the_documented_settings(run, two_sizes):
     result = evaluate_suite(run, config(eval_batch_size=16), CPU, ["PGD-20"])
     from acl_plugin import load_classifier
     from acl_plugin.attacks.bridge import noise_seed
@@ -128,7 +135,7 @@ def test_smallest_perturbations_have_a_median_and_a_closed_form():
 
 
 @pytest.mark.e2e
-def test_rows_are_kept_and_other_settings_are_refused_or_overwrite(run, quick, monkeypatch):
+def test_rows_are_kept_and_other_settings_are_refused_or_overwrite(run, quick, two_sizes, monkeypatch):
     first = evaluate_suite(run, config(), CPU, ["FGSM"])
     calls = []
     original = suite._row
@@ -144,7 +151,7 @@ def test_rows_are_kept_and_other_settings_are_refused_or_overwrite(run, quick, m
 
 
 @pytest.mark.e2e
-def test_l2_has_its_own_rows_in_the_worst_case(run, quick):
+def test_l2_has_its_own_rows_in_the_worst_case(run, quick, two_sizes):
     result = evaluate_suite(run, config(norm="L2", eps=0.4), CPU, ["FGSM", "PGDL2", "CW", "APGD"])
     of_threat = {name for name, row in result["rows"].items() if row["of_threat_model"]}
     assert of_threat == {"PGDL2", "CW", "APGD"}
@@ -171,7 +178,7 @@ def test_attacks_that_cannot_be_are_refused(run, attacks, message):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(("classes", "channels"), [(2, 1), (3, 3), (4, 1), (12, 3)])
-def test_every_attack_with_any_number_of_classes(tmp_path, monkeypatch, quick, classes, channels):
+def test_every_attack_with_any_number_of_classes(tmp_path, monkeypatch, quick, two_sizes, classes, channels):
     torch.manual_seed(0)
     names = tuple(f"c{i}" for i in range(classes))
     pixels = torch.randint(0, 256, (4, channels, 8, 8), dtype=torch.uint8)
@@ -195,7 +202,7 @@ def test_every_attack_with_any_number_of_classes(tmp_path, monkeypatch, quick, c
 
 
 @pytest.mark.e2e
-def test_a_row_of_another_budget_is_measured_again(run, quick, monkeypatch):
+def test_a_row_of_another_budget_is_measured_again(run, quick, two_sizes, monkeypatch):
     first = evaluate_suite(run, config(), CPU, ["FGSM", "PGD-20"])
     monkeypatch.setitem(SUITE, "PGD-20", dataclasses.replace(SUITE["PGD-20"], steps=3))
     calls = []
@@ -208,7 +215,7 @@ def test_a_row_of_another_budget_is_measured_again(run, quick, monkeypatch):
 
 
 @pytest.mark.e2e
-def test_budgets_are_the_usual_ones_and_the_table_states_them(run, monkeypatch):
+def test_budgets_are_the_usual_ones_and_the_table_states_them(run, two_sizes, monkeypatch):
     assert {name: SUITE[name].steps for name in ("APGD", "APGDT", "FAB", "Square", "CW")} == {
         "APGD": 100, "APGDT": 100, "FAB": 100, "Square": 5000, "CW": 100,
     }  # fmt: skip

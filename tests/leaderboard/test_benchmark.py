@@ -153,12 +153,9 @@ def test_mistakes_write_nothing(options, message, run, capsys):
 
 
 @pytest.mark.e2e
-def test_an_accelerator_that_is_not_there_and_a_method_that_is_not_known(run, capsys, monkeypatch):
+def test_an_accelerator_that_is_not_there(run, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "--accelerator cuda: this machine has none" in refused([run.path, "--accelerator", "cuda"], capsys)
-    imported = {"file": "model.pt", "methods": ["acl_ds", "advcl"]}
-    run.record_config(run.read_config().replace(objective="imported", objective_kwargs=imported))
-    assert "--published: the method of this imported run is not known" in refused([run.path], capsys)
     assert not run.boards_folder.exists()
 
 

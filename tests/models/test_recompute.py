@@ -25,12 +25,12 @@ pytestmark = pytest.mark.numeric
 DROPS = {"drop_path_rate": 0.1}
 NETWORKS = {
     "resnet10t": (4, DROPS),
-    "resnet18": (8, DROPS),
-    "vit_tiny_patch16_224": (3, {**DROPS, "depth": 3, "img_size": 32, "patch_size": 8}),
-    "convnext_atto": (5, {**DROPS, "depths": (1, 1, 2, 1)}),
+    "resnet18": (8, {**DROPS, "channels": (16, 32, 64, 128)}),
+    "vit_tiny_patch16_224": (3, {**DROPS, "depth": 3, "embed_dim": 48, "img_size": 32, "patch_size": 8}),
+    "convnext_atto": (5, {**DROPS, "depths": (1, 1, 2, 1), "dims": (8, 8, 8, 8)}),
     "efficientnet_lite0": (16, DROPS),
     "wrn28_10": (6, {"depth": 16, "width": 1}),
-    "densenet121": (4, {"drop_rate": 0.1, "block_config": (3, 3, 3, 3)}),
+    "densenet121": (4, {"drop_rate": 0.1, "growth_rate": 8, "block_config": (3, 3, 3, 3)}),
 }
 """Number of blocks and arguments by network."""
 

@@ -82,7 +82,7 @@ def test_a_step_stays_on_the_device(name, settings_of, monkeypatch):
         images, rows = torch.rand(6, 1, 8, 8, device=DEVICE), torch.arange(6, device=DEVICE)
         views = Views(images=images, rows=rows, **dict.fromkeys(objective.needs, images))
         with NoWait():
-            terms = objective.backward(model, views, InnerAttack(ThreatModel("Linf", 0.1), "PGD", 2, trusted=True))
+            terms = objective.backward(model, views, InnerAttack(ThreatModel("Linf", 0.1), "PGD", 1, trusted=True))
             optimizer.step()
     assert {value.device for value in terms.parts.values()} == {DEVICE}
 

@@ -21,7 +21,7 @@ from acl_plugin.reporting import figures, report
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.files import read_json, write_json
 from acl_plugin.theory import audit
-from conftest import TINY, shorten
+from conftest import QUICK, TINY, shorten
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -56,7 +56,7 @@ def runs(tmp_path_factory):
     """One run with everything measured, and one that is only pretrained."""
     from acl_plugin.training.pretrain import pretrain
 
-    folder, config = tmp_path_factory.mktemp("runs"), preset("digits", **SETTINGS)
+    folder, config = tmp_path_factory.mktemp("runs"), preset("digits", **SETTINGS | QUICK)
     whole = RunDir(folder / "whole")
     with pytest.MonkeyPatch.context() as patch:
         shorten(patch.setattr)
@@ -131,7 +131,7 @@ def test_strings_from_files_are_shown_and_not_obeyed(runs, tmp_path, undrawn):
 
 
 @pytest.mark.e2e
-def test_an_audit_of_an_earlier_version_is_one_line(runs, tmp_path):
+def test_an_audit_of_an_earlier_version_is_one_line(runs, tmp_path, undrawn):
     whole, _ = runs
     copied = RunDir(shutil.copytree(whole.path, tmp_path / "run"))
     found = read_json(copied.audit_file)

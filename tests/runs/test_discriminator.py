@@ -18,11 +18,11 @@ from acl_plugin.runs.discriminator import logits, read_discriminator, write_disc
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.training.build import build
 from acl_plugin.training.pretrain import pretrain
-from conftest import TINY
+from conftest import QUICK, TINY
 
 
 def settings(**own):
-    return preset("digits", **TINY | {"objective": "gsa_rsl", "objective_kwargs": own, "keep_every": 1})
+    return preset("digits", **TINY | QUICK | {"objective": "gsa_rsl", "objective_kwargs": own, "keep_every": 1})
 
 
 @pytest.mark.parametrize("depth", ["linear", "deep"])

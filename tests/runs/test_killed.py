@@ -17,7 +17,16 @@ from conftest import OPTIONS
 
 KILLS = int(os.environ.get("ACL_PLUGIN_KILLS", "2"))
 STAGES = {
-    "pretrain": ["pretrain", "--out", "run", *OPTIONS, "--epochs=3", "--limit-test=30", "--keep-every=1"],
+    "pretrain": [
+        "pretrain",
+        "--out",
+        "run",
+        *OPTIONS,
+        "--epochs=3",
+        "--attack-steps=1",
+        "--limit-test=30",
+        "--keep-every=2",
+    ],
     "probe": ["probe", "run", "--probe-epochs=20"],
     "evaluate": ["evaluate", "run", "--eval-batch-size=10"],
     "audit": ["audit", "run", "--checkpoints=all", "--limit=12"],

@@ -20,13 +20,15 @@ def test_isolated_rng_starts_from_its_seed_and_restores_the_global_state():
         assert torch.equal(one, torch.rand(3))
 
 
-def test_private_leaves_the_seed_of_a_cuda_to_come():
+@pytest.mark.parametrize(("has_cuda", "expected"), [(True, [3, 4, 5]), (False, [4])])
+def test_private_leaves_the_seed_of_a_cuda_to_come(has_cuda, expected):
     """torch.manual_seed also seeds CUDA, once it is initialized."""
     seeds = []
     torch.manual_seed(5)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_initialized", lambda: False)
+        patch.setattr(torch.cuda, "is_available", lambda: has_cuda)
         patch.setattr(torch.cuda, "manual_seed_all", seeds.append)
         with isolated_rng(3):
             torch.manual_seed(4)  # as APGD does
-    assert seeds == [3, 4, 5]
+    assert seeds == expected

@@ -56,7 +56,7 @@ SIZES = [2, 16, 128, pytest.param(512, marks=pytest.mark.slow)]
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("n", [64, 250, 2000])
+@pytest.mark.parametrize("n", [64, pytest.param(250, marks=pytest.mark.slow), 2000])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["shift", "scale", "clusters"])
 def test_js_is_near_and_not_above_the_truth(kind, size, n):

@@ -142,7 +142,7 @@ def pretrained(tmp_path_factory):
     """A finished run of ``tiny_config``; to be copied."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Guard, "healthy", True)
-        return pretrain(preset("digits", **TINY), tmp_path_factory.mktemp("pretrained") / "run")
+        return pretrain(preset("digits", **TINY | QUICK), tmp_path_factory.mktemp("pretrained") / "run")
 
 
 @pytest.fixture
