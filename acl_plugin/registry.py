@@ -173,6 +173,7 @@ OBJECTIVES = Registry(
         "objectives.clae": "clae",
         "objectives.deacl": "deacl",
         "objectives.dynacl": "dynacl",
+        "objectives.fare": "fare",
         "objectives.gsa_rsl": "gsa_rsl",
         "objectives.profeat": "profeat",
         "objectives.rocl": "rocl",
@@ -206,7 +207,7 @@ PROTOCOLS = Registry(
 )
 """Functions that train a classifier: ``acl_plugin.probing.protocols.Probing`` -> values to record."""
 
-ATTACKS = Registry("attack", "acl_plugin.attacks", "attack", {})
+ATTACKS = Registry("attack", "acl_plugin.attacks", "attack", {"attacks.momentum_pgd": "MomentumPGD"})
 """Attacks beside those of torchattacks: classes with the interface of ``torchattacks.Attack``.
 
 Attributes of the class declare its use. ``norms``: the threat models, such as ``("Linf",)``. ``whole_batch``: whether

@@ -48,6 +48,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "deacl": {},
     "profeat": {},
     "clae": {},
+    "fare": {"init": TEACHER},
     "gsa_rsl": {"objective_kwargs": TWO_SIDED},
 }
 """Rows of the table: options of a run and settings of its objective. The default objective is the row's name."""
@@ -77,6 +78,8 @@ def config_of(row: str, seed: int, runs: Path, data_name: str, **options: Any) -
         own["teacher"] = str(folder_of(TEACHER, seed, runs))
     elif given["objective"] == "advcl" or own.get("base") == "advcl":
         own["pseudo_labels"] = str(labels_of(seed, runs))
+    if "init" in given:
+        given["init"] = folder_of(given["init"], seed, runs)
     shared = SETTINGS[data_name] | given | {"objective_kwargs": own, "seed": seed} | options
     return preset(data_name, **used(data_name, **shared))
 

@@ -173,6 +173,21 @@ def paths_of(teacher_run, labels_file):
     return lambda name: _needed(name, str(teacher_run), str(labels_file))
 
 
+STARTED = ("fare",)
+"""Objectives that start from trained weights."""
+
+
+@pytest.fixture
+def options_of(teacher_run, paths_of):
+    """Options of a run of each objective, with what it cannot do without."""
+
+    def options(name):
+        start = {"init": teacher_run} if name in STARTED else {}
+        return {"objective": name, "objective_kwargs": paths_of(name), **start}
+
+    return options
+
+
 def shorten(patch, steps=3, queries=10):
     """AutoAttack with few iterations and queries; the audit's adversary and critics with few steps and no choices."""
     original = pyautoattack.AutoAttack._set_version

@@ -144,6 +144,32 @@ def gsa_case(variant):
     return objective, model, optimizer, views, InnerAttack(ThreatModel("Linf", 8 / 255), "PGD", 5)
 
 
+FARE = {
+    "FARE": ({}, {}),
+    "benign": ({"benign": 0.3}, {}),
+    "TRADES": ({"benign": 0.3, "trades": True}, {}),
+    "from the image": ({"benign": 0.3}, {"random_start": False}),
+    "L2": ({"benign": 0.3}, {"random_start": False}),
+}
+"""Settings of ``fare`` and of its attack; the authors' start for L2 is random and outside the ball."""
+
+
+def fare_case(variant):
+    """Objective, encoder that has left its start, optimizer, views and attack; the images lie away from 0 and 1."""
+    settings, kwargs = FARE[variant]
+    objective = create_objective("fare", **settings)
+    model = encoder_in_float64(objective.norm_banks, objective.projector).train()
+    objective.setup(model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(noise(weight.shape, 0.02))
+    images = 0.2 + 0.6 * torch.rand(6, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    optimizer = torch.optim.AdamW(objective.param_groups(model), lr=1e-3, weight_decay=1e-4)
+    norm, eps, alpha = ("L2", 0.5, 0.1) if variant == "L2" else ("Linf", 4 / 255, 1 / 255)
+    attack = InnerAttack(ThreatModel(norm, eps), "MomentumPGD", 10, {"alpha": alpha, **kwargs})
+    return objective, model, optimizer, Views(images=images, rows=torch.arange(6)), attack
+
+
 def digest(tensors):
     """One number of each tensor: its sum weighted by noise."""
     return [float(f"{(t.detach() * noise(t.shape, 1)).sum().item():.9g}") for t in tensors]

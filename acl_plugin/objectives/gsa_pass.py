@@ -54,7 +54,7 @@ class Pass:
         self.method, self.model, self.views, self.attack = method, model, views, attack
         self.encoder = RecordingEncoder(model)
         self.calls = list(calls)
-        self.others = Terms(getattr(views, method.needs[0]).new_zeros(()), {})
+        self.others = Terms(next(model.parameters()).new_zeros(()), {})
         if not method.in_eval:  # these estimators compare with benign views of the training pass, in the attack too
             self._encode_missing()
         if method.base is not None:

@@ -77,11 +77,21 @@ def _created(config: RunConfig, data: DataSet, objective: Objective) -> tuple[En
     if config.encoder.init is not None:
         return started_from(RunDir(config.encoder.init), spec, objective.norm_banks, objective.projector)
     if not config.encoder.pretrained:
+        _check_start(config, objective)
         return Encoder(spec, objective.norm_banks, objective.projector), {}
     weights, source = pretrained_weights(config.encoder.backbone, spec, config.encoder.pretrained_file)
     model = Encoder(spec, objective.norm_banks, objective.projector)
     norm_banks.load_banks(model.backbone, dict.fromkeys(objective.norm_banks, weights))
     return model, source
+
+
+def _check_start(config: RunConfig, objective: Objective) -> None:
+    """Reject random weights for an objective that starts from trained ones."""
+    if not objective.needs_start:
+        return
+    allowed = "`pretrained` (timm's weights), `pretrained_file` FILE or `init` RUN"
+    message = f"objective {config.objective.objective!r} starts from a trained encoder, not from random weights"
+    raise UsageError(f"{message}; give {allowed}", parameter="pretrained", given=False, allowed=allowed)
 
 
 def _pretrained_teacher(config: RunConfig, data: DataSet) -> Encoder:

@@ -61,8 +61,8 @@ def test_bare_loop(name, attack, settings_of):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", available())
-def test_in_the_trainer(name, tiny_config, tmp_path, paths_of):
-    config = tiny_config.replace(objective=name, objective_kwargs=paths_of(name), epochs=1)
+def test_in_the_trainer(name, tiny_config, tmp_path, options_of):
+    config = tiny_config.replace(**options_of(name), epochs=1)
     run = pretrain(config, tmp_path / "run")
     _, weights = read_model(run.encoder_file)
     assert weights
@@ -144,6 +144,9 @@ VARIANTS = [
     ("acl_ds", {"benign": 0.0}, 5, 26),
     ("rocl", {"banks": "dual"}, 7, 24),
     ("clae", {}, 5, 20),
+    ("fare", {}, 10, 24),
+    ("fare", {"benign": 0.5}, 10, 27),
+    ("fare", {"benign": 0.5, "trades": True}, 10, 27),
     ("gsa_rsl", {}, 7, 36),
     ("gsa_rsl", {"steps": 4}, 7, 50),
     ("gsa_rsl", {"rho": 0.0}, 7, 26),

@@ -718,6 +718,7 @@ COLLAPSED = [
     ("deacl", {"beta": 3.0}, 1 + 3),
     ("profeat", {"beta": 3.0}, 1 + 3),
     ("clae", {"benign": 3.0}, 4 * PAIR),
+    ("fare", {"benign": 0.5}, 0.0),
     ("gsa_rsl", {"global_": 0.0, "rho": 0.0}, 3 * PAIR),
 ]
 """What an encoder that maps everything to 0 costs: all cosines are 0, and all laws over the batch uniform."""
