@@ -535,7 +535,7 @@ def teacher(model, monkeypatch):
     with torch.no_grad():
         encoder.w.mul_(0.8).add_(0.05)
     frozen = Teacher(encoder)
-    monkeypatch.setattr(Teacher, "of_student", classmethod(lambda *_: frozen))
+    monkeypatch.setattr(Teacher, "of_student", classmethod(lambda *_, **__: frozen))
     monkeypatch.setattr(Teacher, "copy_projector_to", lambda *_: None)
     return frozen
 
