@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from acl_plugin.errors import UsageError, unknown
 
-NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+NAME = re.compile(r"\d*[A-Za-z]\w*", re.ASCII)
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
@@ -55,9 +55,8 @@ class Registry:
             UsageError: when ``name`` is already taken, or invalid (it also names folders).
         """
         if not self._is_name(name):
-            allowed = (
-                f"letters, digits and _, starting with a letter{self.suffix and f', and {self.suffix} at the end'}"
-            )
+            ending = f", and {self.suffix} at the end" if self.suffix else ""
+            allowed = f"letters, digits and _, starting with a letter, or with digits and a letter{ending}"
             message = f"{self.kind} name {name!r}: allowed are {allowed}"
             raise UsageError(message, parameter="name", given=name, allowed=allowed)
 
@@ -170,14 +169,20 @@ OBJECTIVES = Registry(
         "objectives.acl": "acl_a2a acl_a2s acl_ds",
         "objectives.advcl": "advcl",
         "objectives.air": "acl_air dynacl_air",
+        "objectives.barlow_twins": "barlow_twins",
+        "objectives.byol": "byol",
         "objectives.clae": "clae",
         "objectives.deacl": "deacl",
         "objectives.dynacl": "dynacl",
         "objectives.fare": "fare",
         "objectives.gsa_rsl": "gsa_rsl",
+        "objectives.moco": "moco",
         "objectives.profeat": "profeat",
         "objectives.rocl": "rocl",
         "objectives.simclr": "simclr",
+        "objectives.simsiam": "simsiam",
+        "objectives.three_sat": "3sat",
+        "objectives.vicreg": "vicreg",
     },
 )
 """Subclasses of ``acl_plugin.Objective``, or functions that return an objective."""

@@ -49,6 +49,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "profeat": {},
     "clae": {},
     "fare": {"init": TEACHER},
+    "byol": {},
+    "3sat": {},
+    "simsiam": {},
+    "moco": {},
+    "barlow_twins": {},
+    "vicreg": {},
     "gsa_rsl": {"objective_kwargs": TWO_SIDED},
 }
 """Rows of the table: options of a run and settings of its objective. The default objective is the row's name."""

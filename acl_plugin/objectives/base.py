@@ -141,7 +141,8 @@ class Objective(nn.Module):
         normalized: features are divided by their L2 norm, before the projector and in the probe.
         needs: random views that the objective uses, from ``a``, ``b`` and ``weak``.
         strength: augmentation strength of the strong views, in [0, 1]; ``on_epoch`` may change it.
-        attack_mode: mode of the inner attack (``pairwise``, ``bank``, ``scalar``); None without an attack.
+        attack_mode: mode of the inner attack (``pairwise``, ``bank``, ``scalar``); None without an attack. ``on_epoch``
+            may set None for epochs without one.
         attacked_views: views that the inner attack perturbs (the first, if there are several), from ``needs`` and
             ``images``.
         encoded_views: views that ``terms`` passes to the encoder as they are, with gradient: benign ones through the

@@ -152,6 +152,13 @@ class Teacher(nn.Module):
         return teacher.to(next(model.parameters()).device)
 
 
+def embedding_size(model: EncoderProtocol) -> int:
+    """Return P, the size of the embeddings."""
+    weight = next(model.parameters())
+    with torch.no_grad(), norm_banks.inference(model):
+        return model.project(weight.new_zeros(1, model.size)).shape[1]
+
+
 def together(*modules: Network) -> nn.ModuleList:
     """Return a module list, to switch modes and flags of all modules together during an attack."""
     return nn.ModuleList([cast(nn.Module, module) for module in modules])

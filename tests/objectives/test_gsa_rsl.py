@@ -314,7 +314,7 @@ def test_settings_out_of_range_are_refused_in_a_line(settings, message, register
     [
         (
             "deacl",
-            r"base 'deacl': .* needs a teacher: .*--objective-kwargs.base_kwargs.teacher TEACHER \(in Python: base_",
+            r"base 'deacl': .* needs a teacher: .*--objective-kwargs.base_kwargs.teacher TEACHER, or .*\(in Python: base_",
         ),
         ("advcl", r"base 'advcl': .* needs pseudo-labels: .*--objective-kwargs.base_kwargs.cluster_weight 0 to go"),
     ],

@@ -719,6 +719,13 @@ COLLAPSED = [
     ("profeat", {"beta": 3.0}, 1 + 3),
     ("clae", {"benign": 3.0}, 4 * PAIR),
     ("fare", {"benign": 0.5}, 0.0),
+    ("byol", {}, 4.0),
+    ("3sat", {}, 6.0),
+    ("3sat", {"fidelity": "released"}, 10.0),
+    ("simsiam", {}, 0.0),
+    ("moco", {"queue": 50}, math.log(51)),
+    ("barlow_twins", {}, 5.0),
+    ("vicreg", {}, 25 * 0.99),
     ("gsa_rsl", {"global_": 0.0, "rho": 0.0}, 3 * PAIR),
 ]
 """What an encoder that maps everything to 0 costs: all cosines are 0, and all laws over the batch uniform."""
