@@ -31,7 +31,7 @@ SIX = Images(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.zeros(6, dtype=to
 def drawn(objective, count=6):
     """Random views, and those alone that the objective says it needs."""
     images = torch.rand(count, 1, 8, 8)
-    views = {"a": images, "b": images.flip(3), "weak": images.flip(2)}
+    views = {"a": images.clone(), "b": images.flip(3), "weak": images.flip(2)}
     return Views(images=images, rows=torch.arange(count), **{name: views[name] for name in objective.needs})
 
 
