@@ -1,6 +1,6 @@
 """Compare all objectives on the same images, backbone and epochs: settings, runs and table.
 
-    python -m benchmarks objectives                                    digits, 3 seeds: 63 runs of one to three minutes
+    python -m benchmarks objectives                                    digits, 3 seeds: 87 runs of one to three minutes
     python -m benchmarks objectives --data cifar10 --data-dir data     part of CIFAR-10, to check that everything works
 
 Finished runs are skipped, and interrupted runs resume. Settings are those of the dataset's preset for every objective;
