@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from acl_plugin.errors import UsageError, unknown
 
-NAME = re.compile(r"[A-Za-z]\w*", re.ASCII)
+NAME = re.compile(r"\d*[A-Za-z]\w*", re.ASCII)
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
@@ -53,7 +53,7 @@ class Registry:
             UsageError: when ``name`` is already taken, or invalid (it also names folders).
         """
         if not self._is_name(name):
-            allowed = "letters, digits and _, starting with a letter"
+            allowed = "letters, digits and _, starting with a letter, or with digits and a letter"
             message = f"{self.kind} name {name!r}: allowed are {allowed}"
             raise UsageError(message, parameter="name", given=name, allowed=allowed)
 
@@ -166,13 +166,20 @@ OBJECTIVES = Registry(
         "objectives.acl": "acl_a2a acl_a2s acl_ds",
         "objectives.advcl": "advcl",
         "objectives.air": "acl_air dynacl_air",
+        "objectives.barlow_twins": "barlow_twins",
+        "objectives.byol": "byol",
         "objectives.clae": "clae",
         "objectives.deacl": "deacl",
         "objectives.dynacl": "dynacl",
+        "objectives.fare": "fare",
         "objectives.gsa_rsl": "gsa_rsl",
+        "objectives.moco": "moco",
         "objectives.profeat": "profeat",
         "objectives.rocl": "rocl",
         "objectives.simclr": "simclr",
+        "objectives.simsiam": "simsiam",
+        "objectives.three_sat": "3sat",
+        "objectives.vicreg": "vicreg",
     },
 )
 """Subclasses of ``acl_plugin.Objective``, or functions that return an objective."""
@@ -201,7 +208,7 @@ PROTOCOLS = Registry(
 )
 """Functions that train a classifier: ``acl_plugin.probing.inputs.Probing`` -> values to record."""
 
-ATTACKS = Registry("attack", "acl_plugin.attacks", "attack", {})
+ATTACKS = Registry("attack", "acl_plugin.attacks", "attack", {"attacks.momentum_pgd": "MomentumPGD"})
 """Attacks beside those of torchattacks: classes with the interface of ``torchattacks.Attack``.
 
 Attributes of the class declare its use. ``norms``: the threat models, such as ``("Linf",)``. ``whole_batch``: whether

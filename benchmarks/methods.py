@@ -18,7 +18,7 @@ NEEDED = {"teacher": "teacher", "pseudo_labels": "pseudo-labels"}
 """Settings that an objective requires for training, and their names in the table."""
 SHOWN = {"a_infonce": "a_infonce, advcl ip"}
 """Row of the results that has an objective's defaults, if its name differs from the objective's."""
-PAPER = re.compile(r"(?P<title>[^,]+), (?:(?P<venue>.+) )?(?P<year>20\d\d), arXiv (?P<number>\S+)")
+PAPER = re.compile(r"(?P<title>[^,]+), (?:(?P<venue>.+) )?(?P<year>20\d\d), (?:arXiv (?P<number>\S+)|(?P<site>\S+))")
 
 
 def table() -> list[str]:
@@ -31,10 +31,10 @@ def table() -> list[str]:
         objective, paper = objectives[name], papers[name]
         lines += tables.row(
             f"`{name}`",
-            f"[{paper['title']}](https://arxiv.org/abs/{paper['number']})" + paper["venue"],
+            f"[{paper['title']}](https://{paper['site']})" + paper["venue"],
             paper["year"],
             ", ".join(objective.norm_banks),
-            ", ".join(shown for setting, shown in NEEDED.items() if takes(objective, setting)),
+            needed(objective),
             objective.cost.encoder_forwards(STEPS),
             tables.spread(tables.robust(runs[shown])) if (shown := SHOWN.get(name, name)) in runs else "",
         )
@@ -52,10 +52,17 @@ def ours(name: str) -> bool:
 
 
 def cited(paper: str) -> dict[str, str]:
-    """Return title, venue (preceded by a comma), year and arXiv number of an objective's ``paper``."""
+    """Return title, venue (preceded by a comma), year and site of an objective's ``paper``."""
     found = PAPER.fullmatch(paper)
     assert found is not None, paper
-    return found.groupdict() | {"venue": f", {found['venue']}" if found["venue"] else ""}
+    venue, site = found["venue"], found["site"] or f"arxiv.org/abs/{found['number']}"
+    return found.groupdict() | {"venue": f", {venue}" if venue else "", "site": site}
+
+
+def needed(objective: Any) -> str:
+    """Return what an objective cannot be trained without."""
+    settings = [shown for setting, shown in NEEDED.items() if takes(objective, setting)]
+    return ", ".join(settings + ["trained weights"] * objective.needs_start)
 
 
 def takes(objective: Any, setting: str) -> bool:

@@ -1,6 +1,6 @@
 """Compare all objectives on the same images, backbone and epochs: settings, runs and table.
 
-    python -m benchmarks objectives                                    digits, 3 seeds: 63 runs of one to three minutes
+    python -m benchmarks objectives                                    digits, 3 seeds: 87 runs of one to three minutes
     python -m benchmarks objectives --data cifar10 --data-dir data     part of CIFAR-10, to check that everything works
 
 Finished runs are skipped, and interrupted runs resume. Settings are those of the dataset's preset for every objective;
@@ -48,6 +48,13 @@ ROWS: dict[str, dict[str, Any]] = {
     "deacl": {},
     "profeat": {},
     "clae": {},
+    "fare": {"init": TEACHER},
+    "byol": {},
+    "3sat": {},
+    "simsiam": {},
+    "moco": {},
+    "barlow_twins": {},
+    "vicreg": {},
     "gsa_rsl": {"objective_kwargs": TWO_SIDED},
 }
 """Rows of the table: options of a run and settings of its objective. The default objective is the row's name."""
@@ -77,6 +84,8 @@ def config_of(row: str, seed: int, runs: Path, data_name: str, **options: Any) -
         own["teacher"] = str(folder_of(TEACHER, seed, runs))
     elif given["objective"] == "advcl" or own.get("base") == "advcl":
         own["pseudo_labels"] = str(labels_of(seed, runs))
+    if "init" in given:
+        given["init"] = folder_of(given["init"], seed, runs)
     shared = SETTINGS[data_name] | given | {"objective_kwargs": own, "seed": seed} | options
     return preset(data_name, **used(data_name, **shared))
 

@@ -174,6 +174,8 @@ def labels_file(tmp_path_factory):
 
 def _needed(name, teacher, labels):
     teacher, labels = {"teacher": teacher}, {"pseudo_labels": labels}
+    if name == "3sat":
+        return {"start": 0.0}  # with an attack from the first epoch on
     return {"deacl": teacher, "profeat": teacher, "advcl": labels, "a_infonce": labels}.get(name, {})
 
 
@@ -187,6 +189,21 @@ def settings_of(teacher_run, labels_file):
 def paths_of(teacher_run, labels_file):
     """The same in a configuration: paths."""
     return lambda name: _needed(name, str(teacher_run), str(labels_file))
+
+
+STARTED = ("fare",)
+"""Objectives that start from trained weights."""
+
+
+@pytest.fixture
+def options_of(teacher_run, paths_of):
+    """Options of a run of each objective, with what it cannot do without."""
+
+    def options(name):
+        start = {"init": teacher_run} if name in STARTED else {}
+        return {"objective": name, "objective_kwargs": paths_of(name), **start}
+
+    return options
 
 
 def shorten(patch, steps=3, queries=10):

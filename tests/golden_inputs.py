@@ -57,8 +57,9 @@ def encoder_in_float64(norm_banks, projector="three_layer", normalized=False):
 def draw_norms(network):
     """Draw weights and statistics of all norms."""
     for norm in [m for m in network.modules() if hasattr(m, "running_mean")]:
-        norm.weight.uniform_(0.5, 1.5)
-        norm.bias.normal_(0, 0.2)
+        if norm.affine:
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.normal_(0, 0.2)
         norm.running_mean.normal_(0, 0.2)
         norm.running_var.uniform_(0.5, 1.5)
 
@@ -147,6 +148,57 @@ def gsa_case(variant):
     views = Views(*drawn[:2], drawn[0], torch.arange(6), drawn[2])
     optimizer = torch.optim.SGD(objective.param_groups(model), lr=0.5, momentum=0.9, weight_decay=1e-4)
     return objective, model, optimizer, views, InnerAttack(ThreatModel("Linf", 8 / 255), "PGD", 5)
+
+
+FARE = {
+    "FARE": ({}, {}),
+    "benign": ({"benign": 0.3}, {}),
+    "TRADES": ({"benign": 0.3, "trades": True}, {}),
+    "from the image": ({"benign": 0.3}, {"random_start": False}),
+    "L2": ({"benign": 0.3}, {"random_start": False}),
+}
+"""Settings of ``fare`` and of its attack; the authors' start for L2 is random and outside the ball."""
+
+
+def fare_case(variant):
+    """Objective, encoder that has left its start, optimizer, views and attack; the images lie away from 0 and 1."""
+    settings, kwargs = FARE[variant]
+    objective = create_objective("fare", **settings)
+    model = encoder_in_float64(objective.norm_banks, objective.projector).train()
+    objective.setup(model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(noise(weight.shape, 0.02))
+    images = 0.2 + 0.6 * torch.rand(6, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    optimizer = torch.optim.AdamW(objective.param_groups(model), lr=1e-3, weight_decay=1e-4)
+    norm, eps, alpha = ("L2", 0.5, 0.1) if variant == "L2" else ("Linf", 4 / 255, 1 / 255)
+    attack = InnerAttack(ThreatModel(norm, eps), "MomentumPGD", 10, {"alpha": alpha, **kwargs})
+    return objective, model, optimizer, Views(images=images, rows=torch.arange(6)), attack
+
+
+def three_sat_case():
+    """Objective as released in epoch 650 of 1000, encoder, optimizer, views and attack."""
+    objective = create_objective("3sat", fidelity="released")
+    model = encoder_in_float64(objective.norm_banks, objective.projector).train()
+    objective.setup(model)
+    draw_in_float64(objective.predictor)
+    objective.on_epoch(650, 1000)
+    a, b, images = 0.2 + 0.6 * torch.rand(
+        3, 6, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(7)
+    )
+    optimizer = torch.optim.SGD(objective.param_groups(model), lr=0.1, momentum=0.9)
+    attack = InnerAttack(ThreatModel("Linf", 8 / 255), "PGD", 5)
+    return objective, model, optimizer, Views(a, b, images, torch.arange(6)), attack
+
+
+def pairs_of_embeddings():
+    """Two views (B, P) and further embeddings (K, P), of different scales and not centered."""
+    scale = torch.linspace(0.3, 2.0, 8, dtype=torch.float64)
+    za, zb = (
+        (noise((12, 8), 1.0) + shift) * scale + noise((12, 8 + extra), 0.3)[:, :8]
+        for shift, extra in ((0.4, 1), (0.5, 2))
+    )
+    return za, zb, noise((20, 8), 1.0)
 
 
 def digest(tensors):

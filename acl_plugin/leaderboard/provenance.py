@@ -6,6 +6,7 @@ from typing import Any
 
 from acl_plugin.errors import UsageError
 from acl_plugin.models.pretrained import PRETRAINED
+from acl_plugin.models.pretrained_teacher import Pretrained
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels
 from acl_plugin.runs.records import read_record
@@ -66,10 +67,11 @@ def sources(run: RunDir) -> Sources:
     settings = config.objective.objective_kwargs
     of_base = settings.get("base_kwargs")
     for setting, value in (settings | (of_base if isinstance(of_base, dict) else {})).items():
-        if config.objective.objective == "imported" or not isinstance(value, str):
+        named = Pretrained.of(value) if setting == "teacher" else None
+        if config.objective.objective == "imported" or not (isinstance(value, str) or named):
             continue
-        if setting == "teacher" and value == PRETRAINED:
-            name = config.encoder.backbone
+        if setting == "teacher" and (value == PRETRAINED or named):
+            name = named.name if named else config.encoder.backbone
             found.seen[f"the weights {name}"] = f"taught by the pretrained weights {name}"
         elif setting == "teacher":
             found.add(_of_teacher(RunDir(value)), "taught by")

@@ -7,6 +7,7 @@ from typing import Any
 from acl_plugin import config as configuration
 from acl_plugin.config import ProbeConfig, RunConfig
 from acl_plugin.models.pretrained import PRETRAINED
+from acl_plugin.models.pretrained_teacher import PREFIX, Pretrained
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.growth import GROWN
 from acl_plugin.runs.records import read_record
@@ -65,7 +66,7 @@ def _pretraining(run: RunDir, name: str, out: str, data: str) -> tuple[dict[str,
     config, lines = run.read_config(), []
     files: dict[str, bytes] = {}
     settings, possible = config.objective.objective_kwargs, not _elsewhere(run)
-    if possible and settings.get("teacher", PRETRAINED) != PRETRAINED:
+    if possible and _is_run(settings.get("teacher")):
         files, first = _pretraining(RunDir(settings["teacher"]), f"{TEACHER}.yaml", TEACHER, data)
         lines += first or []
     if possible and settings.get("pseudo_labels"):
@@ -109,7 +110,10 @@ def _elsewhere(run: RunDir) -> list[str]:
         if isinstance(value, str) and Path(value).exists():
             reasons.append(f"objective_kwargs.base_kwargs.{setting} is {Path(value).name} on the author's machine")
     for setting, value in config.objective.objective_kwargs.items():
-        path = Path(value) if isinstance(value, str) and value != PRETRAINED else None
+        named = Pretrained.of(value) if setting == "teacher" else None
+        if named is not None and named.file is not None:
+            reasons.append(f"the teacher's weights in {named.file.name} on the author's machine")
+        path = Path(value) if isinstance(value, str) and value != PRETRAINED and named is None else None
         if path is None:
             continue
         if setting == "teacher" and RunDir(path).config_file.is_file():
@@ -125,9 +129,14 @@ def _portable(setting: str, value: Any) -> Any:
     """Return a setting of an objective without local folders."""
     if isinstance(value, dict):
         return {k: _portable("", v) for k, v in value.items()}
-    if not isinstance(value, str) or value == PRETRAINED:
+    if not isinstance(value, str) or value == PRETRAINED or value.startswith(PREFIX):
         return value
     return SHIPPED[setting] if setting in SHIPPED else Path(value).name if Path(value).exists() else value
+
+
+def _is_run(teacher: Any) -> bool:
+    """Return whether the setting is the folder of a run, and no pretrained weights."""
+    return isinstance(teacher, str) and teacher != PRETRAINED and not teacher.startswith(PREFIX)
 
 
 def _quoted(text: str) -> str:

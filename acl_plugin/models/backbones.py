@@ -19,6 +19,8 @@ ELSEWHERE = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_
 
 TRIED = (64, 128, 224)
 """Image sizes in pixels that an error message tries, to suggest one that works."""
+PATCHES = (14, 16, 32)
+"""Sides of patches, of whose multiples an error message tries the next input size."""
 
 
 def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
@@ -189,6 +191,8 @@ def _create_fixed_size(spec: ModelSpec, size: tuple[int, int], native: int) -> t
 
 def _refusal(spec: ModelSpec, error: Exception) -> UsageError:
     """Return the error for a network that does not support the images, with a stem and size that work."""
+    if spec.input_size is not None and _works(_create, spec):
+        return _refused_size(spec, spec.input_size, error)
     channels, height, width = spec.shape
     message = (
         f"`backbone` {spec.backbone!r} with arguments {spec.kwargs} and `stem` {spec.stem!r} "
@@ -211,6 +215,16 @@ def _refusal(spec: ModelSpec, error: Exception) -> UsageError:
     if others[works] is native:
         return UsageError(message, parameter="stem", given=spec.stem, allowed=("native",))
     return UsageError(message, parameter="image_size", given=(height, width), allowed=others[works].shape[1:])
+
+
+def _refused_size(spec: ModelSpec, size: tuple[int, int], error: Exception) -> UsageError:
+    """Return the error for an input size, with the next multiple of a usual patch that works, or the network's own."""
+    multiples = {-(-max(size) // patch) * patch for patch in PATCHES}
+    sides = [side for side in [*sorted(multiples), max(_own_size(spec))] if (side, side) != size]
+    works = next((side for side in sides if _works(_fitted, replace(spec, input_size=(side, side)))), None)
+    hint = f"nor {', '.join(map(str, sides))}" if works is None else f"it takes {works}"
+    message = f"`input_size` {max(size)}: `backbone` {spec.backbone!r} does not take it ({reason(error)}); {hint}"
+    return UsageError(message, parameter="input_size", given=size, allowed=works)
 
 
 def _works(build: Callable[[ModelSpec], Any], spec: ModelSpec) -> bool:

@@ -42,6 +42,51 @@ def bottleneck(size: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(size, size), nn.BatchNorm1d(size), nn.ReLU(), nn.Linear(size, 128))
 
 
+def byol(size: int) -> nn.Sequential:
+    """Create BYOL's projector: Linear D-H, BN, ReLU, Linear H-256, with H = 8D, at most 4096 (the published size)."""
+    return hidden_layer(size, min(8 * size, 4096), 256)
+
+
+def simsiam(size: int) -> nn.Sequential:
+    """Create SimSiam's projector: Linear D-H, BN, ReLU, Linear H-H, BN, ReLU, Linear H-H, BN without weights.
+
+    H = 4D, at most 2048 (the published size).
+    """
+    hidden = min(4 * size, 2048)
+    return nn.Sequential(
+        nn.Linear(size, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden, bias=False),
+        nn.BatchNorm1d(hidden, affine=False),
+    )
+
+
+def expander(size: int) -> nn.Sequential:
+    """Create the projector of Barlow Twins and VICReg: Linear D-H, BN, ReLU, Linear H-H, BN, ReLU, Linear H-H.
+
+    H = 4D, at most 8192 (the published size). No layer has biases; VICReg's hidden ones have, which its BN removes.
+    """
+    hidden = min(4 * size, 8192)
+    return nn.Sequential(
+        nn.Linear(size, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, hidden, bias=False),
+    )
+
+
+def hidden_layer(size: int, hidden: int, out: int) -> nn.Sequential:
+    """Create Linear D-H, BN, ReLU, Linear H-P, the form of BYOL's projector and of predictors."""
+    return nn.Sequential(nn.Linear(size, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out))
+
+
 def identity(size: int) -> nn.Sequential:
     """Create an empty projector: the embeddings are the features."""
     return nn.Sequential()
@@ -53,6 +98,9 @@ PROJECTORS: dict[str, Callable[[int], nn.Sequential]] = {
     "two_layer": two_layer,
     "wide": wide,
     "bottleneck": bottleneck,
+    "byol": byol,
+    "simsiam": simsiam,
+    "expander": expander,
     "identity": identity,
 }
 """Projectors by name."""

@@ -141,8 +141,10 @@ class Objective(nn.Module):
         normalized: features are divided by their L2 norm, before the projector and in the probe.
         needs: random views that the objective uses, from ``a``, ``b`` and ``weak``.
         strength: augmentation strength of the strong views, in [0, 1]; ``on_epoch`` may change it.
-        attack_mode: mode of the inner attack (``pairwise``, ``bank``, ``scalar``); None without an attack.
-        attacked_views: views that the inner attack perturbs (the first, if there are several).
+        attack_mode: mode of the inner attack (``pairwise``, ``bank``, ``scalar``); None without an attack. ``on_epoch``
+            may set None for epochs without one.
+        attacked_views: views that the inner attack perturbs (the first, if there are several), from ``needs`` and
+            ``images``.
         encoded_views: views that ``terms`` passes to the encoder as they are, with gradient: benign ones through the
             first norm bank, and adversarial ones, written ``a'``, through the last. An objective that adds terms to
             this one (``gsa_rsl``) uses these embeddings again. Without them it encodes the views itself.
@@ -151,6 +153,7 @@ class Objective(nn.Module):
         from_files: settings that take an object, by its kind: ``encoder`` (a trained encoder) or ``pseudo_labels`` (a
             ``PseudoLabels``). In a configuration they take a path: of a run folder, or of a file. A setting of a
             setting is written ``base_kwargs.teacher``.
+        needs_start: the encoder must have trained weights at the start; the trainer rejects random ones.
     """
 
     norm_banks: tuple[str, ...] = ("clean",)
@@ -164,6 +167,7 @@ class Objective(nn.Module):
     cost: Cost | None = None
     paper: ClassVar[str] = ""
     from_files: Mapping[str, Literal["encoder", "pseudo_labels"]] = {}
+    needs_start: bool = False
 
     def __init__(self, *, temperature: float = 0.5) -> None:
         super().__init__()
@@ -181,9 +185,10 @@ class Objective(nn.Module):
             raise refused_value("norm_banks", self.norm_banks, "a tuple of one name or more, each once")
         if not isinstance(self.needs, tuple) or not set(self.needs) <= set(RANDOM_VIEWS):
             raise refused_value("needs", self.needs, f"a tuple of views among {', '.join(RANDOM_VIEWS)}")
-        if not isinstance(self.attacked_views, tuple) or not set(self.attacked_views) <= set(self.needs):
-            raise refused_value("attacked_views", self.attacked_views, f"a tuple of views among {self.needs}")
-        shown = (*self.needs, *(f"{name}'" for name in self.attacked_views))
+        given = (*self.needs, "images")
+        if not isinstance(self.attacked_views, tuple) or not set(self.attacked_views) <= set(given):
+            raise refused_value("attacked_views", self.attacked_views, f"a tuple of views among {given}")
+        shown = (*given, *(f"{name}'" for name in self.attacked_views))
         if not isinstance(self.encoded_views, tuple) or not set(self.encoded_views) <= set(shown):
             raise refused_value("encoded_views", self.encoded_views, f"a tuple of views among {shown}")
         if self.attack_mode not in (None, *MODES):

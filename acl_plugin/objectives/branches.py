@@ -13,6 +13,7 @@ from acl_plugin.models.memory_format import channels_last
 from acl_plugin.models.protocol import EncoderProtocol, Network, require_encoder
 
 logger = logging.getLogger(__name__)
+UNINITIALIZED = "to train a student of another network, give initialize false (--objective-kwargs.initialize false)"
 
 
 class Momentum(nn.Module):
@@ -101,7 +102,7 @@ class Teacher(nn.Module):
         try:
             _copy(self.encoder, "backbone", model)
         except RuntimeError as error:
-            message = f"the teacher is another network: {_first_difference(error)}"
+            message = f"the teacher is another network: {_first_difference(error)}; {UNINITIALIZED}"
             raise UsageError(message, parameter="teacher", given=None, allowed="the same network") from error
 
     def copy_projector_to(self, model: EncoderProtocol) -> None:
@@ -113,42 +114,54 @@ class Teacher(nn.Module):
         try:
             _copy(self.encoder, "projector", model)
         except RuntimeError as error:
-            message = "the teacher has no projector of the student's kind; use a SimCLR run"
+            message = "the teacher has no projector of the student's kind; use a SimCLR run, or projector_weight 0"
             raise UsageError(message, parameter="teacher", given=None, allowed="a SimCLR run") from error
 
     @classmethod
-    def of_student(cls, encoder: EncoderProtocol | str | None, model: EncoderProtocol, objective: str) -> "Teacher":
-        """Return the teacher of ``model``, on its device, and initialize the student's backbone with its weights.
+    def of_student(
+        cls, encoder: EncoderProtocol | str | None, model: EncoderProtocol, objective: str, *, initialize: bool = True
+    ) -> "Teacher":
+        """Return the teacher of ``model``, on its device.
 
         Args:
-            encoder: trained encoder of the same architecture; None and paths are rejected.
+            encoder: trained encoder; None and paths are rejected.
             model: the student.
             objective: name of the objective, for error messages.
+            initialize: initialize the student's backbone with the teacher's weights, for which both must be the same
+                network.
 
         Raises:
-            UsageError: when no encoder is given, or one of another architecture.
+            UsageError: when no encoder is given, or one of another architecture to start from.
         """
         if encoder is None:
             raise UsageError(
                 f"objective {objective!r} needs a teacher: train one with acl-plugin pretrain --objective simclr "
-                f"--out TEACHER, then give --objective-kwargs.teacher TEACHER (in Python: "
-                f"teacher=acl_plugin.load_encoder(TEACHER))",
-                parameter="teacher", given=None, allowed="a trained encoder of the same network",
+                f"--out TEACHER, then give --objective-kwargs.teacher TEACHER, or timm:NAME for pretrained weights (in "
+                f"Python: teacher=acl_plugin.load_encoder(TEACHER))",
+                parameter="teacher", given=None, allowed="a trained encoder",
             )  # fmt: skip
         teacher = cls(cast(EncoderProtocol, encoder))
         theirs, ours = (getattr(each, "spec", None) for each in (encoder, model))
         if theirs is not None and ours is not None:
             names = [n for n in ("backbone", "kwargs", "stem", "shape") if getattr(theirs, n) != getattr(ours, n)]
             other = "; ".join(f"{name} {getattr(theirs, name)}, here {getattr(ours, name)}" for name in names)
-            if other:
-                message = f"the teacher is another network: {other}"
+            if other and initialize:
+                message = f"the teacher is another network: {other}; {UNINITIALIZED}"
                 raise UsageError(message, parameter="teacher", given=theirs, allowed="the same network")
-            if (theirs.mean, theirs.std) != (ours.mean, ours.std):
+            if initialize and (theirs.mean, theirs.std) != (ours.mean, ours.std):
                 told = f"mean {theirs.mean} and std {theirs.std}, the student by {ours.mean} and {ours.std}"
                 logger.warning(f"{objective}: the teacher normalizes images by {told}; it starts as another function")
             channels_last(teacher)
-        teacher.copy_backbone_to(model)
+        if initialize:
+            teacher.copy_backbone_to(model)
         return teacher.to(next(model.parameters()).device)
+
+
+def embedding_size(model: EncoderProtocol) -> int:
+    """Return P, the size of the embeddings."""
+    weight = next(model.parameters())
+    with torch.no_grad(), norm_banks.inference(model):
+        return model.project(weight.new_zeros(1, model.size)).shape[1]
 
 
 def together(*modules: Network) -> nn.ModuleList:

@@ -54,7 +54,7 @@ class Pass:
         self.method, self.model, self.views, self.attack = method, model, views, attack
         self.encoder = RecordingEncoder(model)
         self.calls = list(calls)
-        self.others = Terms(getattr(views, method.needs[0]).new_zeros(()), {})
+        self.others = Terms(next(model.parameters()).new_zeros(()), {})
         if not method.in_eval:  # these estimators compare with benign views of the training pass, in the attack too
             self._encode_missing()
         if method.base is not None:
@@ -160,6 +160,8 @@ class Pass:
 
     def _compare(self, fit: bool) -> None:
         """Add the divergence of the base's benign and adversarial examples to the other terms."""
+        if not self.calls and self.method.base is not None and self.method.base.attack_mode is None:
+            return  # an epoch without attack
         if not self.calls:
             message = f"base {self.method.base_name!r} made no adversarial examples with its attack"
             raise UsageError(message, parameter="base", given=self.method.base_name, allowed="a base that attacks")

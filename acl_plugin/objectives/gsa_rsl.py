@@ -168,6 +168,7 @@ class GlobalSharpnessAware(Objective):
         self.needs = tuple(dict.fromkeys((*(base.needs if base is not None else ()), *pair)))
         if base is not None:
             self.attack_mode = "scalar" if self.attack_divergence else base.attack_mode
+            self.needs_start = base.needs_start
             self.from_files = {f"base_kwargs.{name}": kind for name, kind in base.from_files.items()}
 
     def setup(self, model: EncoderProtocol) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
@@ -12,6 +12,7 @@ from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.pretrained import PRETRAINED, of_channels, pretrained_spec, pretrained_weights
+from acl_plugin.models.pretrained_teacher import Pretrained
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.recompute import recompute_blocks
 from acl_plugin.models.spec import ModelSpec
@@ -77,11 +78,21 @@ def _created(config: RunConfig, data: DataSet, objective: Objective) -> tuple[En
     if config.encoder.init is not None:
         return started_from(RunDir(config.encoder.init), spec, objective.norm_banks, objective.projector)
     if not config.encoder.pretrained:
+        _check_start(config, objective)
         return Encoder(spec, objective.norm_banks, objective.projector), {}
     weights, source = pretrained_weights(config.encoder.backbone, spec, config.encoder.pretrained_file)
     model = Encoder(spec, objective.norm_banks, objective.projector)
     norm_banks.load_banks(model.backbone, dict.fromkeys(objective.norm_banks, weights))
     return model, source
+
+
+def _check_start(config: RunConfig, objective: Objective) -> None:
+    """Reject random weights for an objective that starts from trained ones."""
+    if not objective.needs_start:
+        return
+    allowed = "`pretrained` (timm's weights), `pretrained_file` FILE or `init` RUN"
+    message = f"objective {config.objective.objective!r} starts from a trained encoder, not from random weights"
+    raise UsageError(f"{message}; give {allowed}", parameter="pretrained", given=False, allowed=allowed)
 
 
 def _pretrained_teacher(config: RunConfig, data: DataSet) -> Encoder:
@@ -113,23 +124,29 @@ def _objective(config: RunConfig, data: DataSet) -> Objective:
     name, given = config.objective.objective, config.objective.objective_kwargs
     objective: Objective = create_objective(name, **given)  # rejects invalid settings before files are read
 
-    def encoder(value: str) -> Encoder:
-        return _pretrained_teacher(config, data) if value == PRETRAINED else load_encoder(value)
+    def encoder(value: str | dict[str, Any]) -> Encoder:
+        if value == PRETRAINED:
+            return _pretrained_teacher(config, data)
+        named = Pretrained.of(value)
+        return load_encoder(cast(str, value)) if named is None else named.load(data.shape)
 
-    readers: dict[str, Callable[[str], Any]] = {"encoder": encoder, "pseudo_labels": read_pseudo_labels}
+    def labels(value: str | dict[str, Any]) -> Any:
+        return read_pseudo_labels(value) if isinstance(value, str) else value
+
+    readers: dict[str, Callable[[Any], Any]] = {"encoder": encoder, "pseudo_labels": labels}
     loaded = given
     for setting, kind in objective.from_files.items():
         loaded = _loaded(loaded, setting.split("."), readers[kind])
     return objective if loaded is given else create_objective(name, **loaded)
 
 
-def _loaded(settings: dict[str, Any], path: list[str], read: Callable[[str], Any]) -> dict[str, Any]:
+def _loaded(settings: dict[str, Any], path: list[str], read: Callable[[Any], Any]) -> dict[str, Any]:
     """Return settings with the object of one file, whose name stands at ``path``; the same if there is none."""
     value = settings.get(path[0])
     if len(path) > 1:
         inner = _loaded(value, path[1:], read) if isinstance(value, dict) else value
         return settings if inner is value else {**settings, path[0]: inner}
-    return {**settings, path[0]: read(value)} if isinstance(value, str) else settings
+    return {**settings, path[0]: read(value)} if isinstance(value, str | dict) else settings
 
 
 def model_spec(config: RunConfig, data: DataSet, normalized: bool = False) -> ModelSpec:

@@ -215,7 +215,8 @@ class Pretraining(lightning.LightningModule):
         position, total = epoch * per_epoch + batch_idx, per_epoch * self.length
         drawn = self.views_of(pixels, rows)
         if step == 0:
-            require_unit_range(torch.stack([getattr(drawn, name) for name in self.objective.needs]), "views")
+            for name in self.objective.needs:
+                require_unit_range(getattr(drawn, name), "views")
 
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)

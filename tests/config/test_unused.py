@@ -12,7 +12,7 @@ import torch
 
 from acl_plugin import available, pipeline
 from acl_plugin import config as configuration
-from acl_plugin.attacks.catalogue import attack_names
+from acl_plugin.attacks.catalogue import attack_names, class_of
 from acl_plugin.cli.main import main
 from acl_plugin.cli.parser import COMMANDS
 from acl_plugin.config import (
@@ -135,10 +135,10 @@ def test_what_pretraining_reads(coreset, tmp_path):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", [*available(), "gsa_rsl, benign"])
-def test_which_objectives_attack(name, paths_of):
+def test_which_objectives_attack(name, options_of):
     benign = {"adversarial": 0, "global_": 0} if "," in name else {}
-    objective = {"objective": name.split(",")[0], "objective_kwargs": paths_of(name) | benign}
-    config = preset("digits", **TINY | objective)
+    given = options_of(name.split(",")[0])
+    config = preset("digits", **TINY | given | {"objective_kwargs": given["objective_kwargs"] | benign})
     images = datasets.load(config.data)
     module, attacks = build(config, images), []
     module.objective.on_epoch(0, 2)
@@ -153,10 +153,8 @@ def test_which_objectives_attack(name, paths_of):
 def test_which_attacks_take_steps():
     import inspect
 
-    import torchattacks
-
     steps = {"steps", "num_iter_set", "nb_iter", "n_queries"}
-    without = {n for n in attack_names() if not steps & inspect.signature(getattr(torchattacks, n)).parameters.keys()}
+    without = {n for n in attack_names() if not steps & inspect.signature(class_of(n)).parameters.keys()}
     assert without == unused.WITHOUT_STEPS
 
 

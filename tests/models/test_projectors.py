@@ -18,6 +18,9 @@ pytestmark = pytest.mark.numeric
     ("bottleneck", [(16, 16, True), (16, 128, True)], 128),
     ("two_layer_norm", [(16, 16, True), (16, 16, False)], 16),
     ("mlp_24_8", [(16, 24, True), (24, 8, True)], 8),
+    ("byol", [(16, 128, True), (128, 256, True)], 256),
+    ("simsiam", [(16, 64, False), (64, 64, False), (64, 64, False)], 64),
+    ("expander", [(16, 64, False), (64, 64, False), (64, 64, False)], 64),
     ("identity", [], 16),
 ])  # fmt: skip
 def test_projectors_have_the_published_layers(name, layers, size):
@@ -31,8 +34,15 @@ def test_projectors_have_the_published_layers(name, layers, size):
 def test_an_encoder_has_any_projector(name):
     model = Encoder(spec(), ("clean", "adv"), name)
     assert model(torch.rand(3, 1, 8, 8), "adv").shape[0] == 3
-    banks = ["clean", "adv"] if name in ("three_layer", "two_layer_norm") else []
+    normed = ("three_layer", "two_layer_norm", "byol", "simsiam", "expander")
+    banks = ["clean", "adv"] if name in normed else []
     assert names_of(model.projector) == banks  # AdvCL's norm is one for all; the others have none
+
+
+@pytest.mark.parametrize(("name", "hidden"), [("byol", 4096), ("simsiam", 2048), ("expander", 8192)])
+def test_hidden_sizes_of_a_resnet50_are_the_published_ones(name, hidden):
+    with torch.device("meta"):
+        assert PROJECTORS[name](2048)[0].out_features == hidden
 
 
 def test_unknown_projector():

@@ -107,8 +107,8 @@ def test_copies_and_exports_are_independent_and_passes_without_gradient_are_plai
 
 
 @pytest.mark.parametrize("name", available())
-def test_every_objective_has_the_same_gradient(name, paths_of):
-    config = preset("digits", **TINY | {"objective": name, "objective_kwargs": paths_of(name)})
+def test_every_objective_has_the_same_gradient(name, options_of):
+    config = preset("digits", **TINY | options_of(name))
     images, found = datasets.load(config.data), []
     for given in (config, config.replace(grad_checkpointing=True)):
         module = build(given, images)

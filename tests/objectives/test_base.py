@@ -31,7 +31,7 @@ SIX = Images(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.zeros(6, dtype=to
 def drawn(objective, count=6):
     """Random views, and those alone that the objective says it needs."""
     images = torch.rand(count, 1, 8, 8)
-    views = {"a": images, "b": images.flip(3), "weak": images.flip(2)}
+    views = {"a": images.clone(), "b": images.flip(3), "weak": images.flip(2)}
     return Views(images=images, rows=torch.arange(count), **{name: views[name] for name in objective.needs})
 
 
@@ -61,8 +61,8 @@ def test_bare_loop(name, attack, settings_of):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", available())
-def test_in_the_trainer(name, tiny_config, tmp_path, paths_of):
-    config = tiny_config.replace(objective=name, objective_kwargs=paths_of(name), epochs=1)
+def test_in_the_trainer(name, tiny_config, tmp_path, options_of):
+    config = tiny_config.replace(**options_of(name), epochs=1)
     run = pretrain(config, tmp_path / "run")
     _, weights = read_model(run.encoder_file)
     assert weights
@@ -145,6 +145,16 @@ VARIANTS = [
     ("acl_ds", {"benign": 0.0}, 5, 26),
     ("rocl", {"banks": "dual"}, 7, 24),
     ("clae", {}, 5, 20),
+    ("byol", {}, 5, 8),
+    ("3sat", {}, 5, 22),
+    ("3sat", {"fidelity": "released"}, 5, 25),
+    ("simsiam", {}, 5, 6),
+    ("moco", {}, 5, 4),
+    ("barlow_twins", {}, 5, 6),
+    ("vicreg", {}, 5, 6),
+    ("fare", {}, 10, 24),
+    ("fare", {"benign": 0.5}, 10, 27),
+    ("fare", {"benign": 0.5, "trades": True}, 10, 27),
     ("gsa_rsl", {}, 7, 36),
     ("gsa_rsl", {"steps": 4}, 7, 50),
     ("gsa_rsl", {"rho": 0.0}, 7, 26),

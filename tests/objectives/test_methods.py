@@ -558,7 +558,7 @@ def teacher(model, monkeypatch):
     with torch.no_grad():
         encoder.w.mul_(0.8).add_(0.05)
     frozen = Teacher(encoder)
-    monkeypatch.setattr(Teacher, "of_student", classmethod(lambda *_: frozen))
+    monkeypatch.setattr(Teacher, "of_student", classmethod(lambda *_, **__: frozen))
     monkeypatch.setattr(Teacher, "copy_projector_to", lambda *_: None)
     return frozen
 
@@ -766,6 +766,14 @@ COLLAPSED = [
     ("deacl", {"beta": 3.0}, 1 + 3),
     ("profeat", {"beta": 3.0}, 1 + 3),
     ("clae", {"benign": 3.0}, 4 * PAIR),
+    ("fare", {"benign": 0.5}, 0.0),
+    ("byol", {}, 4.0),
+    ("3sat", {}, 6.0),
+    ("3sat", {"fidelity": "released"}, 10.0),
+    ("simsiam", {}, 0.0),
+    ("moco", {"queue": 50}, math.log(51)),
+    ("barlow_twins", {}, 5.0),
+    ("vicreg", {}, 25 * 0.99),
     ("gsa_rsl", {"global_": 0.0, "rho": 0.0}, 3 * PAIR),
 ]
 """What an encoder that maps everything to 0 costs: all cosines are 0, and all laws over the batch uniform."""

@@ -66,9 +66,11 @@ def same_weights(one, two):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("objective", ["dynacl", "deacl", "coreset"])  # a schedule and momentum, a teacher, a part
-def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_config, tmp_path, paths_of):
-    own = {"objective": objective, "objective_kwargs": paths_of(objective)}
+@pytest.mark.parametrize(
+    "objective", ["dynacl", "deacl", "fare", "coreset"]
+)  # a schedule and momentum, a teacher, a start, a part
+def test_a_stopped_run_ends_as_an_undisturbed_one_to_the_bit(objective, tiny_config, tmp_path, options_of):
+    own = options_of(objective)
     if objective == "coreset":
         own = {"objective": "gsa_rsl", "coreset": "rcs", "coreset_every": 3, "coreset_fraction": 0.8, "batch_size": 4}
     config = tiny_config.replace(**own, epochs=4, attack_steps=1)
