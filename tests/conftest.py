@@ -82,6 +82,11 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_sessionfinish():
+    """Let the interpreter free what was imported, as usual."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _without_fsync():
     """No test cuts the power, so none waits for the disk."""

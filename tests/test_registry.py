@@ -68,7 +68,7 @@ def test_duplicates_are_refused():
 def test_unknown_names_and_settings_are_reported_with_the_nearest():
     with pytest.raises(UsageError, match="unknown objective 'simcrl'; the nearest: simclr"):
         acl_plugin.create_objective("simcrl")
-    with pytest.raises(UsageError, match="setting of objective 'simclr': 'tau'; allowed: temperature"):
+    with pytest.raises(UsageError, match="setting of objective 'simclr': 'tau'; allowed: projector, temperature"):
         acl_plugin.create_objective("simclr", tau=1)
 
 

@@ -149,8 +149,8 @@ class Teacher(nn.Module):
                 message = f"the teacher is another network: {other}; {UNINITIALIZED}"
                 raise UsageError(message, parameter="teacher", given=theirs, allowed="the same network")
             if initialize and (theirs.mean, theirs.std) != (ours.mean, ours.std):
-                told = f"mean {theirs.mean} and std {theirs.std}, the student by {ours.mean} and {ours.std}"
-                logger.warning(f"{objective}: the teacher normalizes images by {told}; it starts as another function")
+                by = f"mean {theirs.mean} and std {theirs.std}, the student by {ours.mean} and {ours.std}"
+                logger.warning(f"{objective}: the teacher normalizes images by {by}; it starts as another function")
             channels_last(teacher)
         if initialize:
             teacher.copy_backbone_to(model)
