@@ -144,8 +144,8 @@ class Teacher(nn.Module):
                 message = f"the teacher is another network: {other}"
                 raise UsageError(message, parameter="teacher", given=theirs, allowed="the same network")
             if (theirs.mean, theirs.std) != (ours.mean, ours.std):
-                told = f"mean {theirs.mean} and std {theirs.std}, the student by {ours.mean} and {ours.std}"
-                logger.warning(f"{objective}: the teacher normalizes images by {told}; it starts as another function")
+                both = f"mean {theirs.mean} and std {theirs.std}, the student by {ours.mean} and {ours.std}"
+                logger.warning(f"{objective}: the teacher normalizes images by {both}; it starts as another function")
             channels_last(teacher)
         teacher.copy_backbone_to(model)
         return teacher.to(next(model.parameters()).device)

@@ -1,4 +1,4 @@
-"""Take the weights of a network and its projector out of a file by a layout, or tell how near each layout is."""
+"""Take the weights of a network and its projector out of a file by a layout, or find how near each layout is."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -62,7 +62,7 @@ class _Arrays(pickle.Unpickler):
             ("_codecs", "encode"): _bytes,
         }
         if (module, name) not in known:
-            raise ValueError(f"it asks for {module}.{name}, which could execute any code")
+            raise ValueError(f"it needs {module}.{name}, which could execute any code")
         return known[module, name]
 
 
