@@ -39,6 +39,7 @@ def test_files_and_commits_are_listed(path):
     text = path.read_text()
     commits = set(re.findall(r'"commit": ?"([0-9a-f]{7})[0-9a-f]{33}"', text))
     commits |= set(re.findall(r'"source": ?"[^"]* ([0-9a-f]{7})\b', text))
+    commits |= set(re.findall(r'"version": ?"([^"]+)"', text))  # of a library
     assert commits
     assert all(commit in PAGE for commit in commits)
     assert f"`{path.name}`" in PAGE
