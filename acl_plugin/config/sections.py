@@ -168,8 +168,8 @@ class TrainingConfig(Section):
     ema_decay: float = 0.0
     """Decay per optimizer step of a moving average of the weights, which is kept as the encoder; 0 keeps the last."""
     augment: Literal["digits", "simclr", "autoaugment"] = "digits"
-    """Augmentation of the strong views: digits (small affine changes), simclr (crop, flip, color), autoaugment (weak
-    view, then AutoAugment's policy for CIFAR-10)."""
+    """Augmentation of the strong views: digits (small affine changes), simclr (crop, flip, color), autoaugment
+    (AutoAugment's policy for CIFAR-10, then the weak view)."""
     crop_scale: float = 0.1
     """Smallest fraction of the area in the crops of simclr; 0.2 in AdvCL and GSA-RSL, 0.08 in RoCL."""
     crop_interpolation: Literal["bicubic", "bilinear"] = "bicubic"

@@ -15,7 +15,7 @@ class Augmentation:
     Attributes:
         name: ``digits``: rotation up to 15 degrees, shift up to 10 %, scale 0.85 to 1.15, and contrast;
             ``simclr``: crop, flip, color jitter and grayscale, by default as published for ACL;
-            ``autoaugment``: ``weak``, then AutoAugment's policy for CIFAR-10, as in ProFeAT;
+            ``autoaugment``: AutoAugment's policy for CIFAR-10, then ``weak``, as in ProFeAT;
             ``shift``: crop of the padded image; ``weak``: ``shift`` and flip;
             ``none``: the image itself.
         crop_scale: smallest share of the area in a crop of ``simclr`` at full strength, in (0, 1); 0.1 in ACL and
@@ -75,7 +75,7 @@ def _pipeline(a: Augmentation, shape: tuple[int, int, int], strength: float) -> 
         layers: list[nn.Module] = [K.RandomCrop(size, padding=max(1, height // 8) if a.padding is None else a.padding)]
         if a.name != "shift":
             layers.append(K.RandomHorizontalFlip())
-        return nn.Sequential(*layers, *([_AutoAugment(s)] if a.name == "autoaugment" else []))
+        return nn.Sequential(*([_AutoAugment(s)] if a.name == "autoaugment" else []), *layers)
     assert a.name == "simclr", a.name
     scale = (1 - (1 - a.crop_scale) * s, 1.0)
     moved: list[nn.Module] = [
@@ -93,13 +93,16 @@ def _pipeline(a: Augmentation, shape: tuple[int, int, int], strength: float) -> 
 
 
 class _AutoAugment(nn.Module):
-    """AutoAugment of torchvision, which draws one policy for a batch, image by image and with a probability."""
+    """AutoAugment of torchvision, which draws one policy for a batch, image by image and with a probability.
+
+    What moves in from outside the image is gray, as in the code of ProFeAT.
+    """
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         from torchvision.transforms import AutoAugment, AutoAugmentPolicy
 
-        self.probability, self.policy = probability, AutoAugment(AutoAugmentPolicy.CIFAR10)
+        self.probability, self.policy = probability, AutoAugment(AutoAugmentPolicy.CIFAR10, fill=128.0)
 
     def forward(self, images: Tensor) -> Tensor:
         chosen = torch.rand(len(images)) < self.probability

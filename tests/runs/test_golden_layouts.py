@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_weights import images_of, shown, weights_of
 
 from acl_plugin.models.backbones import create_backbone
 from acl_plugin.models.projectors import PROJECTORS
 from acl_plugin.runs.layouts import LAYOUTS
 from acl_plugin.runs.published import read
+from golden_weights import images_of, shown, weights_of
 
 pytestmark = [pytest.mark.numeric, pytest.mark.e2e]
 
