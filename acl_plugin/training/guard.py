@@ -10,6 +10,7 @@ from torch import Tensor
 
 from acl_plugin.config import TrainingConfig
 from acl_plugin.errors import TrainingStopped
+from acl_plugin.models.protocol import Network
 from acl_plugin.objectives.base import Objective, Terms
 from acl_plugin.runtime.distributed import average
 
@@ -57,6 +58,7 @@ class Guard:
         self.lr, self.eps_ramp, self.temperature, self.streak = training.lr, eps_ramp, temperature, 0
         self.warm_from = max(training.warmup, eps_ramp)
         self.unseen: list[Step] = []
+        self.last = -1
 
     @property
     def healthy(self) -> bool:
@@ -69,6 +71,7 @@ class Guard:
         Raises:
             TrainingStopped: see ``look``.
         """
+        self.last = step
         self.unseen.append(Step(step, progress, {"loss": terms.total.detach(), **terms.parts}, terms.collapsed))
         if terms.total.device.type == "cpu" or len(self.unseen) >= self.seldom:
             self.look()
@@ -87,6 +90,17 @@ class Guard:
         left = iter(values.tolist())
         for step in steps:
             self._judge({name: next(left) for name in step.values}, step)
+
+    def check_weights(self, model: Network) -> None:
+        """Check the weights after the last step, whose loss was finite although its gradient may not have been.
+
+        Raises:
+            TrainingStopped: with the step.
+        """
+        values = [value for value in (*model.parameters(), *model.buffers()) if value.is_floating_point()]
+        if not torch.stack([value.detach().isfinite().all() for value in values]).all():
+            self.streak = 1
+            raise TrainingStopped(f"the weights are not finite after step {self.last}; lower --lr")
 
     def _judge(self, values: Mapping[str, float], step: Step) -> None:
         loss = values["loss"]
