@@ -89,6 +89,5 @@ class BYOL(Prediction):
         za, zb = model(views.a), model(views.b)
         with torch.no_grad():
             ka, kb = self.target(views.a), self.target(views.b)
-        pairs = ((self.predictor(za), kb), (self.predictor(zb), ka))
-        loss = sum(regression_rows(p, k).mean() for p, k in pairs)
+        loss = regression_rows(self.predictor(za), kb).mean() + regression_rows(self.predictor(zb), ka).mean()
         return Terms.weighted(regression=(1.0, loss), spread=(0.0, spread(za), 0.0))

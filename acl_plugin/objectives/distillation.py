@@ -45,7 +45,8 @@ class Distillation(Objective):
     def setup(self, model: EncoderProtocol) -> None:
         self.teacher = Teacher.of_student(self.given, model, self.name, initialize=self.initialize)
         weight = next(model.parameters())
-        self.adapter = _adapter(self.adapter_kind, model.size, self.teacher.encoder.size).to(weight.device)
+        self.adapter = _adapter(self.adapter_kind, model.size, self.teacher.encoder.size)
+        self.adapter.to(weight.device, weight.dtype)
 
     def param_groups(self, model: EncoderProtocol) -> list[dict[str, Any]]:
         own = list(self.adapter.parameters())

@@ -42,8 +42,9 @@ class ThreeSAT(Prediction):
     """
 
     norm_banks = ("shared",)
-    attack_mode = "scalar"
-    attacked_views, encoded_views = ("images",), ("a", "b", "images'")
+    attack_mode: Literal["scalar"] | None = "scalar"
+    attacked_views = ("images",)
+    encoded_views: tuple[str, ...] = ("a", "b", "images'")
     cost = Cost(attacked=1, forwards=6, backwards=3)
     paper = "3SAT, AAAI 2025, github.com/MengNanFang/3SAT"
     weight = 1.0
@@ -73,7 +74,8 @@ class ThreeSAT(Prediction):
         p = {name: self.predictor(each) for name, each in z.items()}
         with torch.no_grad():
             k = {name: self.target(getattr(views, name)) for name in ("a", "b", *["images"] * attacked)}
-        loss = sum(regression_rows(p[name], k[aim]).mean() for aim in ("a", "b") for name in names if name != aim)
+        pairs = [(p[name], k[aim]) for aim in ("a", "b") for name in names if name != aim]
+        loss = torch.stack([regression_rows(*pair).mean() for pair in pairs]).sum()
         watched = (0.0, spread(z["a"]), 0.0)
         if not attacked:
             return Terms.weighted(regression=(1.0, loss), spread=watched)

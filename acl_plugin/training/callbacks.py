@@ -64,6 +64,7 @@ class Checkpoints(Checkpoint):
         leave = interrupted or self.stopping
         if leave or time.monotonic() - self.saved > self.often:
             pl_module.guard.look()
+            pl_module.guard.check_weights(pl_module.model)
             if leave or pl_module.guard.healthy:
                 self._save(trainer)
         if interrupted:
@@ -80,6 +81,7 @@ class Checkpoints(Checkpoint):
         done = pl_module.batches.epoch + 1
         last = done == pl_module.planned.training.epochs
         pl_module.guard.look()
+        pl_module.guard.check_weights(pl_module.model)
         healthy = pl_module.guard.healthy
         if healthy and self.keep_every and done % self.keep_every == 0 and not last and trainer.is_global_zero:
             pl_module.write_encoder(self.run.snapshot(done))

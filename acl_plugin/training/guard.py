@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from acl_plugin.config import TrainingConfig
 from acl_plugin.errors import TrainingStopped
-from acl_plugin.objectives.base import Terms
+from acl_plugin.models.protocol import Network
+from acl_plugin.objectives.base import Objective, Terms
 from acl_plugin.runtime.distributed import average
 
 
@@ -29,6 +31,13 @@ class Step(NamedTuple):
     collapsed: Mapping[str, float]
 
 
+def own_temperature(objective: Objective) -> float | None:
+    """Return the temperature of an objective that has it as a setting; None for others."""
+    kinds = [kind for kind in type(objective).__mro__ if issubclass(kind, Objective) and kind is not Objective]
+    takes = any("temperature" in signature(kind.__init__).parameters for kind in kinds)
+    return objective.temperature if takes else None
+
+
 class Guard:
     """Stop a run with a non-finite loss or a collapsed encoder, on any rank.
 
@@ -38,17 +47,18 @@ class Guard:
     Args:
         training: warm-up and learning rate of the run.
         eps_ramp: share of the run in which the attack's eps grows.
-        temperature: temperature of the objective, for the message.
+        temperature: temperature of the objective, for the message; None if it has none.
     """
 
     patience = 20
     tolerance = 0.005
     seldom = 20  # steps between two checks on an accelerator, as each check synchronizes
 
-    def __init__(self, training: TrainingConfig, eps_ramp: float, temperature: float) -> None:
+    def __init__(self, training: TrainingConfig, eps_ramp: float, temperature: float | None) -> None:
         self.lr, self.eps_ramp, self.temperature, self.streak = training.lr, eps_ramp, temperature, 0
         self.warm_from = max(training.warmup, eps_ramp)
         self.unseen: list[Step] = []
+        self.last = -1
 
     @property
     def healthy(self) -> bool:
@@ -61,6 +71,7 @@ class Guard:
         Raises:
             TrainingStopped: see ``look``.
         """
+        self.last = step
         self.unseen.append(Step(step, progress, {"loss": terms.total.detach(), **terms.parts}, terms.collapsed))
         if terms.total.device.type == "cpu" or len(self.unseen) >= self.seldom:
             self.look()
@@ -80,6 +91,17 @@ class Guard:
         for step in steps:
             self._judge({name: next(left) for name in step.values}, step)
 
+    def check_weights(self, model: Network) -> None:
+        """Check the weights after the last step, whose loss was finite although its gradient may not have been.
+
+        Raises:
+            TrainingStopped: with the step.
+        """
+        values = [value for value in (*model.parameters(), *model.buffers()) if value.is_floating_point()]
+        if not torch.stack([value.detach().isfinite().all() for value in values]).all():
+            self.streak = 1
+            raise TrainingStopped(f"the weights are not finite after step {self.last}; lower --lr")
+
     def _judge(self, values: Mapping[str, float], step: Step) -> None:
         loss = values["loss"]
         if not math.isfinite(loss):
@@ -89,11 +111,11 @@ class Guard:
         part = self._collapsed(values, step.collapsed) if step.progress >= self.warm_from else None
         self.streak = self.streak + 1 if part is not None else 0
         if part is not None and self.streak >= self.patience:
+            more = f", or change --objective-kwargs.temperature ({self.temperature})"
             raise TrainingStopped(
                 f"the encoder has collapsed: {part} is {values[part]:.3f} at step {step.number}, as for equal "
                 f"embeddings ({step.collapsed[part]:.3f}); raise "
-                f"--eps-ramp ({self.eps_ramp}), lower --lr ({self.lr}), or change "
-                f"--objective-kwargs.temperature ({self.temperature})"
+                f"--eps-ramp ({self.eps_ramp}), lower --lr ({self.lr}){more if self.temperature is not None else ''}"
             )
 
     def _collapsed(self, values: Mapping[str, float], levels: Mapping[str, float]) -> str | None:

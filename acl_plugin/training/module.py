@@ -33,7 +33,7 @@ from acl_plugin.runtime.seeding import HOLDOUT, ORDER, STEP, mixed_seed
 from acl_plugin.training.batch_size import check_sizes
 from acl_plugin.training.coreset import Coreset
 from acl_plugin.training.epoch_loader import EpochLoader
-from acl_plugin.training.guard import Guard
+from acl_plugin.training.guard import Guard, own_temperature
 from acl_plugin.training.knn import knn_accuracy
 from acl_plugin.training.metrics import EpochMeans
 from acl_plugin.training.optimizer import create_optimizer
@@ -71,7 +71,7 @@ class Pretraining(lightning.LightningModule):
         if planned.coreset.coreset != "none":
             self.coreset = Coreset(planned.coreset, planned.training, planned.machine.seed, self.images)
         self.rate = rates(planned.training, self.length)
-        self.guard = Guard(planned.training, planned.objective.eps_ramp, self.objective.temperature)
+        self.guard = Guard(planned.training, planned.objective.eps_ramp, own_temperature(self.objective))
         self.means = EpochMeans()
         self.loader = EpochLoader(self)
         self.batches: ShuffledBatches | None = None

@@ -12,6 +12,7 @@ from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingStopped, UsageError
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.objectives.base import Views
+from acl_plugin.objectives.fare import FARE as FARE_OBJECTIVE
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.training.build import build
 from acl_plugin.training.pretrain import pretrain
@@ -146,6 +147,27 @@ def test_a_run_whose_features_become_nan_stops_with_the_step_and_keeps_the_last_
     saved = torch.load(RunDir(tmp_path / "run").checkpoint_file, weights_only=True)
     assert saved["global_step"] == 4
     assert all(value.isfinite().all() for value in saved["state_dict"].values() if value.is_floating_point())
+
+
+@pytest.mark.e2e
+def test_weights_that_are_not_finite_after_a_finite_loss_are_not_kept(teacher_run, tiny_config, tmp_path, monkeypatch):
+    config = tiny_config.replace(objective="fare", objective_kwargs={}, init=teacher_run, epochs=3, attack_steps=1)
+    original, calls = FARE_OBJECTIVE.backward, []
+
+    def backward(self, model, views, attack):
+        calls.append(1)
+        terms = original(self, model, views, attack)
+        if len(calls) == 4:  # the last step of the second epoch
+            next(model.parameters()).grad.mul_(torch.nan)
+        return terms
+
+    monkeypatch.setattr(FARE_OBJECTIVE, "backward", backward)
+    with pytest.raises(TrainingStopped, match="the weights are not finite after step 3; lower --lr"):
+        pretrain(config, tmp_path / "run")
+    saved = torch.load(RunDir(tmp_path / "run").checkpoint_file, weights_only=True)
+    assert saved["global_step"] == 2
+    assert all(value.isfinite().all() for value in saved["state_dict"].values() if value.is_floating_point())
+    assert not RunDir(tmp_path / "run").encoder_file.exists()
 
 
 def test_a_network_without_batchnorm_starts_at_no_loss():

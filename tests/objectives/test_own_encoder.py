@@ -115,7 +115,9 @@ class Contrastive(lightning.LightningModule):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("name", ["simclr", "gsa_rsl"])  # with one gradient a step, and with two
+@pytest.mark.parametrize(
+    "name", ["simclr", "gsa_rsl", "3sat"]
+)  # with one gradient a step, two, and epochs without attack
 def test_in_a_plain_trainer(name, attack, needed, tmp_path):
     objective = create_objective(name, **needed(name))
     encoder = wrapped(objective)

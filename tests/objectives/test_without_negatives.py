@@ -13,7 +13,7 @@ from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import TrainingStopped, UsageError
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.objectives.base import Views
-from acl_plugin.training.guard import Guard
+from acl_plugin.training.guard import Guard, own_temperature
 from conftest import spec
 from golden_inputs import (
     digest,
@@ -222,7 +222,7 @@ def test_a_collapsed_encoder_is_stopped_and_a_random_one_is_not(name, tiny_confi
     monkeypatch.setattr(Guard, "patience", 3)
 
     def watch():
-        guard = Guard(training, 0.0, 0.5)
+        guard = Guard(training, 0.0, own_temperature(objective))
         for step in range(4):
             views = Views(*torch.rand(3, 4, 1, 8, 8), rows=torch.arange(4))
             guard.watch(objective.terms(model, views, ATTACK), step, 0.5)
@@ -232,8 +232,9 @@ def test_a_collapsed_encoder_is_stopped_and_a_random_one_is_not(name, tiny_confi
     model.project = lambda features, norm_bank=None: 0 * original(features, norm_bank) + 1.0
     if hasattr(objective, "copy"):
         objective.copy.encoder.project = model.project
-    with pytest.raises(TrainingStopped, match="the encoder has collapsed"):
+    with pytest.raises(TrainingStopped, match="the encoder has collapsed") as error:
         watch()
+    assert ("temperature" in str(error.value)) == (name == "moco")
 
 
 @pytest.mark.parametrize(
