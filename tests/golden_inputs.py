@@ -57,8 +57,9 @@ def encoder_in_float64(norm_banks, projector="three_layer", normalized=False):
 def draw_norms(network):
     """Draw weights and statistics of all norms."""
     for norm in [m for m in network.modules() if hasattr(m, "running_mean")]:
-        norm.weight.uniform_(0.5, 1.5)
-        norm.bias.normal_(0, 0.2)
+        if norm.affine:
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.normal_(0, 0.2)
         norm.running_mean.normal_(0, 0.2)
         norm.running_var.uniform_(0.5, 1.5)
 
