@@ -83,7 +83,7 @@ def _shared(run: RunDir, config: RunConfig) -> RunConfig:
     """Return the configuration with the probe's later settings and without machine-specific ones."""
     probed = read_record(run.probe_file) if run.probe_file.is_file() else {}
     given = {f.name: probed[f.name] for f in fields(ProbeConfig) if f.name in probed}
-    return config.replace(**given, **dict.fromkeys(configuration.PATHS), download=False, accelerator="auto")
+    return config.replace(**given | dict.fromkeys(configuration.PATHS), download=False, accelerator="auto")
 
 
 def _elsewhere(run: RunDir) -> list[str]:
@@ -97,6 +97,10 @@ def _elsewhere(run: RunDir) -> list[str]:
         whose = f"of a run on {record['transferred_from']} (objective {config.objective.objective}"
         return [f"the encoder was transferred, {whose}, weights_sha256 {record.get('encoder_sha256')})"]
     reasons = [] if record else [f"{run.pretraining_file.name} is missing"]
+    probed = read_record(run.probe_file) if run.probe_file.is_file() else {}
+    for name in ("holdout_indices", "label_indices"):
+        if probed.get(name) is not None:
+            reasons.append(f"the {name} of the probe are in a file on the author's machine")
     if GROWN in record:
         reasons.append(f"it was planned for {', '.join(map(str, record[GROWN]))} epochs at first")
     if config.data.unlabeled is not None:

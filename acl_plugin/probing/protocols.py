@@ -14,6 +14,7 @@ With ``lpaft``, each of them starts from the encoder after LP-AFT (see ``acl_plu
 
 import hashlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +49,9 @@ from acl_plugin.runtime.device import precision
 from acl_plugin.runtime.files import write_json
 from acl_plugin.runtime.seeding import HOLDOUT, PROBE, mixed_seed
 
+ROWS = ("holdout_indices", "label_indices")
+"""Options that are files of numbers of images, whose content decides the result."""
+
 
 @exclusive
 def probe(
@@ -79,12 +83,14 @@ def probe(
     data = datasets.load(config.data)
     data.require_labels("a probe")
     run.check_images(data)
+    train, held_out = split(data.train, config)
+    if config.probe.label_indices is not None:
+        read_rows(config.probe.label_indices, train, "label_indices")
     settings = _settings(run, config, data, device)
     replaced = overwrite or _imported(run) or not run.classifier_file.is_file()
     if earlier_record(run.probe_file, settings, replaced, "a probe"):
         return
     checkpoints = ProbeCheckpoints(run.probing_folder, settings)
-    train, held_out = split(data.train, config)
     banks = encoder_banks(run)
     before: dict[str, Any] = {}
     if config.probe.lpaft != "none":
@@ -117,15 +123,20 @@ def _settings(run: RunDir, config: RunConfig, data: DataSet, device: torch.devic
     threat = ThreatModel(config.threat.norm, config.threat.eps)
     return {
         **vars(config.probe),
+        **{name: _digest(file) for name in ROWS if (file := getattr(config.probe, name)) is not None},
         "threat_model": threat.norm,
         "eps": threat.eps,
         "augment": config.training.augment,
         "weak_padding": config.training.weak_padding,
         "seed": config.machine.seed,
         "precision": precision(config.machine.precision, device),
-        "encoders": [hashlib.sha256(path.read_bytes()).hexdigest() for path in banks],
+        "encoders": [_digest(path) for path in banks],
         "images": data.train.fingerprint(data.classes).to_dict(),
     }
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _imported(run: RunDir) -> bool:

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import shutil
 
@@ -133,6 +134,28 @@ def test_numbers_that_cannot_be_read_are_refused(tmp_path, option, content):
         read_rows(file, images, option)
     assert error.value.parameter == option
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.e2e
+def test_a_probe_is_that_of_the_numbers_in_its_files(two_banks, tmp_path):
+    folder, config = two_banks
+    rows = datasets.load(config.data).train.rows.tolist()
+    held_out, labeled = tmp_path / "held_out.npy", tmp_path / "labeled.npy"
+    numpy.save(held_out, rows[:8])
+    numpy.save(labeled, rows[6:20])  # two of them are held out
+    config = config.replace(probe_protocol="semi", holdout_indices=held_out, label_indices=labeled)
+    probe(folder, config, CPU)
+    record = json.loads(folder.probe_file.read_text())
+    assert (record["n"], record["labeled"]) == (32, 12)
+    assert record["holdout_indices"] == hashlib.sha256(held_out.read_bytes()).hexdigest()
+    before = folder.classifier_file.stat().st_mtime_ns
+    probe(folder, config.replace(holdout_indices=held_out.rename(tmp_path / "moved.npy")), CPU)
+    assert folder.classifier_file.stat().st_mtime_ns == before
+    with pytest.raises(UsageError, match="`label_indices` .*none.npy: allowed is a .npy file"):
+        probe(folder, config.replace(label_indices=tmp_path / "none.npy", holdout_indices=None), CPU)
+    numpy.save(held_out, rows[:9])
+    with pytest.raises(UsageError, match="different settings .*holdout_indices"):
+        probe(folder, config, CPU)
 
 
 OPTIONS = {
