@@ -63,16 +63,19 @@ def _datasets() -> list[str]:
 
 
 def _attacks() -> list[str]:
-    from acl_plugin.attacks.catalogue import MODES, attack_names, supports
-    from acl_plugin.reporting import tables
-    from acl_plugin.validation import NORMS
+    def lines() -> list[str]:
+        from acl_plugin.attacks.catalogue import MODES, attack_names, supports
+        from acl_plugin.reporting import tables
+        from acl_plugin.validation import NORMS
 
-    rows = {
-        name: f"{' '.join(norm for norm in NORMS if supports(name, norm)):10}"
-        + " ".join(mode for mode in MODES if supports(name, mode=mode))
-        for name in attack_names()
-    }
-    return tables.named(rows)
+        rows = {
+            name: f"{' '.join(norm for norm in NORMS if supports(name, norm)):10}"
+            + " ".join(mode for mode in MODES if supports(name, mode=mode))
+            for name in attack_names()
+        }
+        return tables.named(rows)
+
+    return _kept("attacks", lines) if registry.ATTACKS.is_ours() else lines()
 
 
 def _formats() -> list[str]:

@@ -69,7 +69,7 @@ def run_python(code, *arguments, cwd):
 
 @pytest.mark.e2e
 def test_commands_that_compute_nothing_import_no_pytorch(tmp_path):
-    for kept in ("objectives", "backbones", "data"):
+    for kept in ("objectives", "backbones", "attacks", "data"):
         assert ended(started(["list", kept], folder=tmp_path)) == 0  # writes the list
     found = json.loads(run_python(PROGRAM, json.dumps([*COMMANDS]), cwd=tmp_path))
     for line, status in COMMANDS.items():
