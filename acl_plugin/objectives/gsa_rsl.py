@@ -15,6 +15,7 @@ from acl_plugin.losses.discriminator import Discriminator
 from acl_plugin.losses.divergences import DIVERGENCES, create_divergence
 from acl_plugin.losses.sharpness import ascend
 from acl_plugin.models import norm_banks
+from acl_plugin.models.projectors import check_projector
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.addon import Added, added_cost, create_base, missing, set_up
 from acl_plugin.objectives.base import Objective, Terms, Views
@@ -105,6 +106,8 @@ class GlobalSharpnessAware(Objective):
         self.sharpened = "" if not rho or (sharpen == "benign" and not benign) else sharpen
         self._choose_divergence(divergence, gradient, discriminator_lr)
         self._choose_steps(steps, attack_divergence)
+        if projector is not None:
+            check_projector(projector)
         self._choose_base(base, dict(base_kwargs or {}), projector, normalized)
         self._choose_layer(layer)
         self._plan()

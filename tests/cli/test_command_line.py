@@ -76,9 +76,11 @@ def test_suites_and_published_settings(tmp_path, capsys, few):
     assert "unknown attack of the suite 'FGMS'; the nearest: FGSM" in capsys.readouterr().err
     assert main(["evaluate", run, "--suite", "corruptions"]) == 2
     assert "images of 1 x 8 x 8 cannot be corrupted" in capsys.readouterr().err
-    assert main(["probe", run, "--published", "--probe-epochs", "1", "--probe-protocol", "alf", "--overwrite"]) == 0
+    assert main(["probe", run, "--published", "--overwrite"]) == 2
+    assert "no published slf probe of acl_ds on digits" in capsys.readouterr().err
+    assert main(["probe", run, "--probe-epochs", "1", "--probe-protocol", "alf", "--overwrite"]) == 0
     record = json.loads((tmp_path / "run" / "probe.json").read_text())
-    assert (record["protocol"], record["probe_epochs"], record["probe_milestones"]) == ("alf", 1, [0.4, 0.8])
+    assert (record["protocol"], record["probe_epochs"], record["published"]) == ("alf", 1, [])
     assert main(["evaluate", run]) == 2  # another classifier now
     assert "contains an evaluation with different settings (weights_sha256" in capsys.readouterr().err
 
@@ -482,7 +484,7 @@ def test_eps_and_attack_go_with_the_norm(finished_run, tmp_path, capsys):
 
 def test_the_published_settings_are_those_of_the_runs_own_protocol(tmp_path, capsys):
     run = str(tmp_path / "run")
-    RunDir(run).start(configuration.preset("digits", objective="acl_ds", probe_protocol="aff_trades"))
+    RunDir(run).start(configuration.preset("cifar10", objective="acl_ds", probe_protocol="aff_trades"))
     assert printed(capsys, "probe", run, "--published")["probe_epochs"] == 100
     assert printed(capsys, "probe", run, "--published", "--probe-protocol", "slf")["probe_epochs"] == 25
 

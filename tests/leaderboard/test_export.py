@@ -29,6 +29,7 @@ from acl_plugin.models.backbones import create_backbone
 from acl_plugin.models.encoder import Classifier, Encoder
 from acl_plugin.models.timm_names import backbone_names
 from acl_plugin.objectives.pseudo_labels import PseudoLabels
+from acl_plugin.registry import ATTACKS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier, load_encoder, weights_hash, write_encoder, write_model
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels, write_pseudo_labels
@@ -510,7 +511,7 @@ def test_every_attack_of_torchattacks_takes_it(run, backbone):
     few |= {"nb_sample": 4, "eot_iter": 1}
     by_view = ("APGD", "CW", "PGDL2", "PGDRSL2")  # whose gradients are taken by view
     for name in attack_names() if backbone == "resnet10t" else by_view:
-        attack = getattr(torchattacks, name)
+        attack = getattr(torchattacks, name, None) or ATTACKS.get(name)
         known = set(inspect.signature(attack.__init__).parameters)
         adversarial = attack(model, **{k: v for k, v in few.items() if k in known})(x, y)
         assert adversarial.shape == x.shape, name

@@ -133,7 +133,7 @@ def test_the_distance_is_taken_in_float32_under_autocast():
 def test_a_run_whose_features_become_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(
     teacher_run, tiny_config, tmp_path, monkeypatch
 ):
-    config = tiny_config.replace(objective="fare", objective_kwargs={}, init=teacher_run, epochs=4)
+    config = tiny_config.replace(objective="fare", objective_kwargs={}, init=teacher_run, epochs=4, attack_steps=5)
     original, calls = Encoder.features, []
 
     def features(self, x, norm_bank=None):

@@ -299,7 +299,7 @@ class OwnBackward(CLAE):
         ({"discriminator_lr": 0}, "discriminator_lr 0: allowed is a number above 0"),
         ({"divergence": "liner"}, "unknown divergence 'liner'; the nearest: linear"),
         ({"sharpen": "al"}, "unknown sharpen 'al'; the nearest: all"),
-        ({"projector": "two_layers"}, "projector 'two_layers': allowed is three_layer, two_layer"),
+        ({"projector": "two_layers"}, "unknown projector 'two_layers'; the nearest: two_layer"),
     ],
 )
 def test_settings_out_of_range_are_refused_in_a_line(settings, message, register):

@@ -164,7 +164,7 @@ OPTIONS = {
     "alf_trades": {"trades_start": "image", "probe_attack_steps": 2, "probe_statistics": "updated"},
     "aff_trades": {"trades_start": "image", "aff_banks": "one", "probe_attack_steps": 2},
     "aff_pgd": {"probe_attack_steps": 2, "probe_attack_step": 0.5},
-    "semi": {"label_epochs": 2, "label_batch_size": 4, "label_milestones": [0.5], "label_weight_decay": 0.1},
+    "semi": {"label_epochs": 3, "label_batch_size": 4, "label_milestones": [], "label_weight_decay": 0.1},
 }
 
 
