@@ -237,7 +237,7 @@ def test_dinos_teacher_and_its_backbone_file(tmp_path):
 
 
 TWO = {"layers": [1, 1, 1, 2]}
-with torch.random.fork_rng():
+with torch.random.fork_rng(devices=[]):
     BLOCK = prefixed("layer4.1.", BasicBlock(512, 512).state_dict())
 """A second block, by which a plain ResNet is recognized."""
 
