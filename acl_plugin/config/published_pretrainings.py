@@ -18,6 +18,11 @@ AIR = {**LIKE_ACL, **RELEASED}
 DYNACL = {**LIKE_ACL, "crop_interpolation": "bilinear", "schedule": "dynacl"}
 SIMCLR = {name: value for name, value in LIKE_ACL.items() if not name.startswith(("attack", "eps_ramp"))}
 RCS = {**LIKE_ACL, "coreset_fraction": 0.2, "coreset_warmup": 0.1, "coreset_every": 20, "coreset_fidelity": "released"}
+RCS_32 = {
+    **RCS, "objective_kwargs": {"temperature": 0.1}, "backbone": "wrn28_10", "stem": "native", "image_size": 32,
+    "input_normalization": "none", "epochs": 200, "lr": 0.6, "coreset_fraction": 0.05, "coreset_every": 10,
+}  # fmt: skip
+"""RCS on ImageNet at 32 pixels, whose rate warms up for 2 epochs, and whose first selection is after 20."""
 DYNACL_RCS = {**RCS, "objective_kwargs": {"momentum": None}}
 ROCL = {
     **LIKE_ACL, **RELEASED, "eps": 0.0314, "attack_steps": 7, "attack_kwargs": {"alpha": 0.007},
@@ -88,6 +93,11 @@ OF_CODE: tuple[Published, ...] = (
     *_rows(
         "acl_ds", "RCS 6fc9aef, ACL_RCS.py:19-38, 164-197, 267-291", {"stl10_unlabeled": {**RCS, "image_size": 32}},
         when={"coreset": "rcs"}, note="there: views of 32 pixels are cut out of images of 96 pixels",
+    ),
+    *_rows(
+        "acl_ds", "RCS 6fc9aef, ImageNet_32/ACL_RCS.py:19-39, 125-137, 199-216, 303", {"image_folder": RCS_32},
+        when={"coreset": "rcs"}, note="on the images of ImageNet at 32 pixels; there: 0.5 % are held out, selection by "
+        "one step of 10/255 and the divergence of softmax, and a projector of two layers",
     ),
     *_rows(
         "dynacl", "DynACL 7d143db, train_DynACL.py:30-57, 160-179, 217-220, 288, 452-465",
