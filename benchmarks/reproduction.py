@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from acl_plugin.config import preset
+from acl_plugin.config.published import labeled
 from acl_plugin.config.published_pretrainings import published_pretraining
 from acl_plugin.config.published_probes import published_probe
 from acl_plugin.errors import UsageError
@@ -119,7 +120,7 @@ def forwards(number: Number) -> float | None:
 def _of_probe(number: Number, method: Method) -> float:
     """Return the encoder forwards of a probe per image; LP-AFT is counted by its adversarial epochs."""
     protocol = PROTOCOL_OF[number.protocol]
-    own = number.pretrained_on.removesuffix("_unlabeled") == number.target
+    own = labeled(number.pretrained_on) == number.target
     config = preset(number.target, probe_protocol=protocol, lpaft=method.lpaft)
     size = {} if own else {"image_size": 32}
     chosen = {"objective": method.objective, "objective_kwargs": {}, **size}
@@ -244,7 +245,7 @@ def page() -> str:
 
 def cells(number: Number) -> list[str]:
     """Return the cells of a number's row."""
-    own = number.pretrained_on.removesuffix("_unlabeled") == number.target
+    own = labeled(number.pretrained_on) == number.target
     data = TITLES[number.target] if own else f"{TITLES[number.pretrained_on]} to {TITLES[number.target]}"
     found, spent = commands(number), hours(number)
     shown = found[0] if found[0].startswith("none") else "<br>".join(f"`{command}`" for command in found)

@@ -47,14 +47,8 @@ class MomentumPGD:
         random_start: bool = True,
         norm: Literal["Linf", "L2"] = "Linf",
     ) -> None:
-        self.model, self.alpha, self.steps, self.momentum, self.random_start = (
-            model,
-            alpha,
-            steps,
-            momentum,
-            random_start,
-        )
-        self.eps, self.linf = eps, norm == "Linf"
+        self.model, self.eps, self.alpha, self.steps = model, eps, alpha, steps
+        self.momentum, self.random_start, self.linf = momentum, random_start, norm == "Linf"
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Return (B, C, H, W) adversarial examples of (B, C, H, W) images, away from (B,) labels."""

@@ -21,6 +21,7 @@ from acl_plugin.config.run_config import SECTION_OF, SECTIONS, RunConfig, with_s
 from acl_plugin.config.sections import (
     PATHS,
     PRETRAINING,
+    ROWS,
     TRAINING_ONLY,
     TWO_SIDED,
     CoresetConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "PRESETS",
     "PRETRAINING",
     "RANGES",
+    "ROWS",
     "SECTIONS",
     "SECTION_OF",
     "TRAINING_ONLY",

@@ -13,8 +13,7 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 PRETRAINING = "pretraining"
 ANY = "any"
 """Method of a row that is for all methods without their own."""
-SAME_IMAGES = {"stl10_unlabeled": "stl10"}
-"""Datasets whose labeled images are those of another one."""
+_LABELED = {"stl10_unlabeled": "stl10"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,11 @@ UNSAID: Mapping[str, Options] = {"a_infonce": {"base": "advcl", "variant": "iphn
 """Defaults of objectives' settings that select a row."""
 
 
+def labeled(data: str) -> str:
+    """Return the dataset that has the labeled images of a dataset, such as ``stl10`` for ``stl10_unlabeled``."""
+    return _LABELED.get(data, data)
+
+
 def find(rows: Sequence[Published], given: Options, protocol: str, sources: Sequence[str]) -> Published:
     """Return the row for the options of a run: that of the first source that has one, with the most specific choice.
 
@@ -74,7 +78,7 @@ def find(rows: Sequence[Published], given: Options, protocol: str, sources: Sequ
     """
     objective, data = given["objective"], given["data"]
     if protocol != PRETRAINING:
-        data = SAME_IMAGES.get(data, data)
+        data = labeled(data)
     known = [row for row in rows if (row.data, row.protocol) == (data, protocol)]
     for source in sources:
         for method in (objective, ANY):
@@ -100,7 +104,7 @@ def matching(rows: Sequence[Published], given: Options, protocol: str) -> list[s
 
     A row for all methods counts where the method has none of its own.
     """
-    data = given["data"] if protocol == PRETRAINING else SAME_IMAGES.get(given["data"], given["data"])
+    data = given["data"] if protocol == PRETRAINING else labeled(given["data"])
     known = [row for row in rows if (row.data, row.protocol) == (data, protocol) and row.fits(given)]
     own = [row for row in known if row.objective == given["objective"]]
     fitting = own or [row for row in known if row.objective == ANY]

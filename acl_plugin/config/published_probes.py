@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from acl_plugin.config import unused
-from acl_plugin.config.published import ANY, SAME_IMAGES, Options, Published, Source, find, matching
+from acl_plugin.config.published import ANY, Options, Published, Source, find, labeled, matching
 from acl_plugin.config.run_config import RunConfig
 from acl_plugin.errors import UsageError
 
@@ -241,6 +241,6 @@ def _completed(given: Options, pretrained_on: str | None) -> dict[str, Any]:
     size = given["image_size"]
     if isinstance(size, list) and size[0] == size[1]:
         size = size[0]
-    if SAME_IMAGES.get(given["data"], given["data"]) == "stl10":
+    if labeled(given["data"]) == "stl10":
         size = size or 96
     return {**given, "image_size": size, "pretrained_on": pretrained_on}

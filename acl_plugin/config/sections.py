@@ -7,7 +7,9 @@ from typing import Any, Literal
 from acl_plugin.runtime.paths import user_path
 from acl_plugin.validation import plain
 
-PATHS = frozenset({"data_dir", "unlabeled", "pretrained_file", "init", "holdout_indices", "label_indices"})
+ROWS = ("holdout_indices", "label_indices")
+"""Options that are files of numbers of images, whose content decides the result of a probe."""
+PATHS = frozenset({"data_dir", "unlabeled", "pretrained_file", "init", *ROWS})
 """Options that are paths, in which a tilde is expanded."""
 PRETRAINING = frozenset(
     {"unlabeled", "limit_unlabeled", "pretrained", "pretrained_file", "init", "input_size", "input_normalization"}

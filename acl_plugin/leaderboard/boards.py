@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from acl_plugin.config.published import labeled
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.runs.folder import RunDir
 
@@ -98,7 +99,7 @@ class Board:
         usual, origin = self.transfers[data], f" from {data}"
         possible = (*usual, *self.others.get(data, ()))
         if lpaft != "none":
-            usual = possible = tuple(name for name in usual if name == data.removesuffix("_unlabeled"))
+            usual = possible = tuple(name for name in usual if name == labeled(data))
             origin += " after LP-AFT"
         named = self._chosen("targets", targets, usual, possible, origin)
         return [

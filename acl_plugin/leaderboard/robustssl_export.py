@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from acl_plugin import config as configuration
+from acl_plugin.config.published import labeled
 from acl_plugin.errors import UsageError
 from acl_plugin.leaderboard.architectures import architecture
 from acl_plugin.leaderboard.boards import Board, Cell, listed
@@ -154,7 +155,7 @@ def _means(found: Sequence[dict[str, Any]], target: str) -> dict[str, float | No
 def _reasons(source: Source, board: Board, cells: Sequence[Cell], found: Sequence[dict[str, Any]]) -> list[str]:
     """Return why the entry is no result that the leaderboard compares with its own."""
     reasons, size = [], list(source.encoder.spec.shape[1:])
-    own = board.targets[source.run.pretrained_on().removesuffix("_unlabeled")].size
+    own = board.targets[labeled(source.run.pretrained_on())].size
     if size != [own, own]:
         reasons.append(f"images of {size[0]} x {size[1]} pixels, there {own} x {own}")
     if source.encoder.spec.backbone.split(".")[0] not in NETWORKS or source.encoder.spec.kwargs:
@@ -200,7 +201,7 @@ def _page(entry: dict[str, Any], board: Board, cells: Sequence[Cell]) -> list[st
     titles = {name: target.title for name, target in board.targets.items()}
     for cell, values in zip(cells, entry["cells"], strict=True):
         to = values["target"]
-        to_own = to == own.removesuffix("_unlabeled")
+        to_own = to == labeled(own)
         task = f"Self-task on {titles[to]}" if to_own else f"From {titles.get(own, own)} to {titles[to]}"
         accuracies = ("-" if values[k] is None else f"{values[k]:.2f}" for k in ("robust", "corruption", "standard"))
         lines += [

@@ -98,7 +98,7 @@ def _elsewhere(run: RunDir) -> list[str]:
         return [f"the encoder was transferred, {whose}, weights_sha256 {record.get('encoder_sha256')})"]
     reasons = [] if record else [f"{run.pretraining_file.name} is missing"]
     probed = read_record(run.probe_file) if run.probe_file.is_file() else {}
-    for name in ("holdout_indices", "label_indices"):
+    for name in configuration.ROWS:
         if probed.get(name) is not None:
             reasons.append(f"the {name} of the probe are in a file on the author's machine")
     if GROWN in record:

@@ -53,16 +53,7 @@ def simsiam(size: int) -> nn.Sequential:
     H = 4D, at most 2048 (the published size).
     """
     hidden = min(4 * size, 2048)
-    return nn.Sequential(
-        nn.Linear(size, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, hidden, bias=False),
-        nn.BatchNorm1d(hidden, affine=False),
-    )
+    return nn.Sequential(*_without_biases(size, hidden), nn.BatchNorm1d(hidden, affine=False))
 
 
 def expander(size: int) -> nn.Sequential:
@@ -70,7 +61,11 @@ def expander(size: int) -> nn.Sequential:
 
     H = 4D, at most 8192 (the published size). No layer has biases; VICReg's hidden ones have, which its BN removes.
     """
-    hidden = min(4 * size, 8192)
+    return _without_biases(size, min(4 * size, 8192))
+
+
+def _without_biases(size: int, hidden: int) -> nn.Sequential:
+    """Create Linear D-H, BN, ReLU, Linear H-H, BN, ReLU, Linear H-H, without biases."""
     return nn.Sequential(
         nn.Linear(size, hidden, bias=False),
         nn.BatchNorm1d(hidden),

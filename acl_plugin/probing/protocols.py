@@ -22,7 +22,7 @@ from torch import Tensor
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
-from acl_plugin.config import RunConfig
+from acl_plugin.config import ROWS, RunConfig
 from acl_plugin.config.published_probes import probe_is
 from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
@@ -48,9 +48,6 @@ from acl_plugin.runtime import seeding
 from acl_plugin.runtime.device import precision
 from acl_plugin.runtime.files import write_json
 from acl_plugin.runtime.seeding import HOLDOUT, PROBE, mixed_seed
-
-ROWS = ("holdout_indices", "label_indices")
-"""Options that are files of numbers of images, whose content decides the result."""
 
 
 @exclusive
