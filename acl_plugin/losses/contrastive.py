@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acl_plugin.runtime.device import precise
 from acl_plugin.runtime.distributed import gathered, ranks
 
 SELF = -1e9
@@ -31,7 +32,7 @@ def similarity_logits(z: Tensor, keys: Tensor, temperature: float) -> Tensor:
         (M, K) logits.
     """
     with torch.autocast(z.device.type, enabled=False):
-        z, keys = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (z, keys))
+        z, keys = precise(z), precise(keys)
         return F.normalize(z, dim=1) @ F.normalize(keys, dim=1).T / temperature
 
 
@@ -219,7 +220,7 @@ def _log_denominators(s: Tensor, temperature: float, hard: HardNegatives | None)
 def cosine_distance_rows(x: Tensor, y: Tensor) -> Tensor:
     """Return the cosine distance 1 - cos of each pair of samples: (B, D), (B, D) -> (B,) in [0, 2]."""
     with torch.autocast(x.device.type, enabled=False):
-        x, y = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, y))
+        x, y = precise(x), precise(y)
         return 1 - F.cosine_similarity(x, y, dim=1)
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acl_plugin.runtime.device import precise
 from acl_plugin.runtime.distributed import gathered
 
 
@@ -60,4 +61,4 @@ def vicreg_terms(za: Tensor, zb: Tensor, eps: float = 1e-4) -> tuple[Tensor, Ten
 
 
 def _joint(*views: Tensor) -> Sequence[Tensor]:
-    return [gathered(z.to(torch.promote_types(z.dtype, torch.float32))) for z in views]
+    return [gathered(precise(z)) for z in views]

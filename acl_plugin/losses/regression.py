@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acl_plugin.runtime.device import precise
+
 
 def squared_distance_rows(x: Tensor, y: Tensor) -> Tensor:
     """Return the squared L2 distance of each pair of samples, summed over the dimensions: (B, D), (B, D) -> (B,).
@@ -18,8 +20,7 @@ def squared_distance_rows(x: Tensor, y: Tensor) -> Tensor:
         tensor([16.])
     """
     with torch.autocast(x.device.type, enabled=False):
-        x, y = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, y))
-        return (x - y).square().sum(1)
+        return (precise(x) - precise(y)).square().sum(1)
 
 
 def spread(z: Tensor) -> Tensor:
@@ -38,5 +39,5 @@ def spread(z: Tensor) -> Tensor:
         tensor(0.)
     """
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-        unit = F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=1)
+        unit = F.normalize(precise(z), dim=1)
         return unit.std(0).mean() * unit.shape[1] ** 0.5

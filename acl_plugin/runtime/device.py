@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from acl_plugin.errors import UsageError
 
@@ -85,3 +85,8 @@ def compile_encoder(model: nn.Module, device: torch.device) -> bool:
     for part in ("backbone", "projector"):
         getattr(model, part).compile()
     return True
+
+
+def precise(z: Tensor) -> Tensor:
+    """Return a tensor in float32, or in float64 if it already is."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))

@@ -19,6 +19,7 @@ from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.base import Objective, Views
 from acl_plugin.objectives.branches import together
 from acl_plugin.runtime import seeding
+from acl_plugin.runtime.device import precise
 from acl_plugin.runtime.progress import Progress
 from acl_plugin.runtime.seeding import CORESET, mixed_seed
 
@@ -217,7 +218,7 @@ def _divergence(
 
 
 def _kl_rows(z: Tensor, benign: Tensor) -> Tensor:
-    p, q = _precise(z).log_softmax(1), _precise(benign).log_softmax(1)
+    p, q = precise(z).log_softmax(1), precise(benign).log_softmax(1)
     return (p.exp() * (p - q)).sum(1)
 
 
@@ -228,13 +229,8 @@ def _min_max_rows(z: Tensor, benign: Tensor) -> Tensor:
         low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
         return (values - low) / (high - low) + 1e-8
 
-    p, q = scaled(_precise(z)), scaled(_precise(benign))
+    p, q = scaled(precise(z)), scaled(precise(benign))
     return (p * (p.log() - q.log())).mean(1)
-
-
-def _precise(z: Tensor) -> Tensor:
-    """Return the embeddings in float32, or in float64 if they already are."""
-    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def _gradient(value: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
