@@ -34,8 +34,9 @@ class Row:
     encoder_of: "Row | None" = None
 
 
-CHOSEN: dict[str, dict[str, float]] = {"one-sided": {}, "acl_a2a": {}, "acl_ds": {}}
-"""Settings that the selection found for a base; those left out are the released ones."""
+CHOSEN: dict[str, dict[str, float]] = {"one-sided": {"benign": 0.25, "global_": 1.0}, "acl_ds": {"benign": 0.5}}
+"""Settings that the selection found for a base; those left out are the released ones. Other bases use those of
+``acl_ds``."""
 SAM: dict[str, Any] = {"rho": 0.05, "adaptive": False}
 """SAM instead of ASAM, with the radius of its paper."""
 SHARPNESS: dict[str, dict[str, Any]] = {"": {"rho": 0.0}, "SAM": SAM, "ASAM": {}}

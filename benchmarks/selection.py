@@ -1,10 +1,11 @@
 """Choose settings of GSA-RSL on held-out training images, one setting after the other.
 
-    python -m benchmarks selection      for the released one-sided form, and for the additions on ACL(A2A) and ACL(DS)
+    python -m benchmarks selection      for the released one-sided form, and for the additions on ACL(DS)
 
 Starts at the released settings. In the order of ``GRID``, each setting takes the value with the highest accuracy under
 PGD-20 on the held-out tenth of the training images, as the mean over seeds; of equal means, the earlier one. No test
-image is read. ``benchmarks/rows.py`` has the result as ``CHOSEN``.
+image is read. ``benchmarks/rows.py`` has the result as ``CHOSEN``. The two-sided form, which has no setting to choose,
+is evaluated on the same images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.device import training_device
 from acl_plugin.runtime.files import read_json, write_json
 from benchmarks.experiments import SETTINGS, Job, do_all, job
-from benchmarks.rows import CHOSEN, Row
+from benchmarks.rows import CHOSEN, TWO_SIDED_FORM, Row
 
 ATTACK = "PGD-20"
 RELEASED = {"benign": 2.0, "rho": 1.0, "global_": 0.1, "discriminator_lr": 0.2}
@@ -63,7 +64,10 @@ def run_all(*arguments: str) -> tuple[str, dict[str, Any]]:
 
     datasets.load(tried(given.forms[0], [RELEASED])[0].config.data)  # find errors before the first run
     found = {form: select(lambda each, form=form: tried(form, each), given.at_a_time) for form in given.forms}
-    runs_of = [{"form": form, **kept(each)} for form, (jobs, _) in found.items() for each in jobs]
+    fixed = [job(TWO_SIDED_FORM, seed, held_out, shared, runs) for seed in given.seeds]
+    do_all(attacked, fixed, given.at_a_time)
+    all_jobs = {form: jobs for form, (jobs, _) in found.items()} | {TWO_SIDED_FORM.label: fixed}
+    runs_of = [{"form": form, **kept(each)} for form, jobs in all_jobs.items() for each in jobs]
     shared = tried(given.forms[0], [RELEASED])[0].config.options()
     settings = {k: v for k, v in shared.items() if k not in ("data_dir", "seed", "objective_kwargs")}
     about = {"attack": ATTACK, "settings": settings, "environment": environment()}

@@ -170,9 +170,9 @@ def selection(kept: dict[str, Any]) -> list[str]:
         *head("base", "settings", "clean", kept["attack"], "seeds"),
     ]
     for form, of_form in grouped(runs, "form").items():
-        best = kept["chosen"][form]
+        best = kept["chosen"].get(form)
         for name, group in grouped(of_form).items():
-            chosen = all(group[0]["settings"].get(k, best[k]) == best[k] for k in best)
+            chosen = best is not None and all(group[0]["settings"].get(k, best[k]) == best[k] for k in best)
             shown = (spread(100 * r.get(k, 0.0) for r in group) for k in ("clean_accuracy", "robust_accuracy"))
             told = ", ".join(str(r["seed"]) for r in group)
             lines += row(form, f"**{name}**" if chosen else name, *shown, told)

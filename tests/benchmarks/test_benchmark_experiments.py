@@ -179,8 +179,8 @@ def test_a_selection_is_stored_and_becomes_a_table(results, tmp_path, few, monke
     where = ["--runs", str(tmp_path / "runs"), "--at-a-time", "1", "--forms", "[acl_ds]", "--seeds", "[0]"]
     assert main.main(["selection", *where, *small]) == 0
     kept = compact.read(results / "results" / "selection_digits_val.json")
-    assert len(kept["runs"]) == 3
-    assert {run["settings"]["base"] for run in kept["runs"]} == {"acl_ds"}
+    assert [run["form"] for run in kept["runs"]] == 3 * ["acl_ds"] + ["two-sided form"]
+    assert {run["settings"]["base"] for run in kept["runs"][:3]} == {"acl_ds"}
     assert kept["runs"][0]["n"] == TINY["limit_test"]
     table = (results / "RESULTS.md").read_text()
     assert "## Settings of GSA-RSL, chosen on digits_val" in table
