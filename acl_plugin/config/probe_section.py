@@ -13,8 +13,9 @@ class ProbeConfig(Section):
 
     probe_protocol: str = "slf"
     """slf: linear head; slf_exact: the same, solved by L-BFGS; alf, alf_trades: linear head on adversarial images;
-    aff_trades, aff_pgd: all weights; semi: few labels; gsa_slf, gsa_alf: slf and alf with the cosine and the PGD of
-    GSA-RSL's code."""
+    aff_trades, aff_pgd: all weights; aff_autolora: all weights, with a low-rank branch for benign images and a learning
+    rate that falls by itself; semi: few labels; gsa_slf, gsa_alf: slf and alf with the cosine and the PGD of GSA-RSL's
+    code."""
     lpaft: Literal["none", "dynacl", "air"] = "none"
     """Finetune the encoder adversarially on pseudo-labels first (LP-AFT), as DynACL++ and AIR++ do."""
     probe_holdout: float = 0.0
@@ -64,13 +65,15 @@ class ProbeConfig(Section):
     probe_statistics: Literal["frozen", "updated"] = "frozen"
     """updated: the norm layers below a linear head are in training mode, and their running statistics move."""
     probe_attack_steps: int = 10
-    """Steps of the attack of alf, alf_trades, aff_trades, aff_pgd and semi."""
+    """Steps of the attack of alf, alf_trades, aff_trades, aff_pgd, aff_autolora and semi."""
     probe_attack_step: float = 0.25
     """Size of these steps, as a fraction of eps."""
     trades_start: Literal["noise", "image"] = "noise"
     """Start of TRADES' attack: beside the image, or the image itself, where its gradient is zero up to rounding."""
     aff_banks: Literal["two", "one"] = "two"
-    """Norm banks of aff_trades: benign images go through the benign one, or through the same as adversarial ones."""
+    """Norm banks of aff_trades and aff_autolora: benign images go through the benign one, or through the same as adversarial ones."""
+    autolora_rank: int = 8
+    """Rank of the branch of aff_autolora."""
     probe_augment: Literal["none", "shift", "weak"] = "none"
     """none; shift: crop of the padded image; weak: shift and flip."""
     probe_padding: int | None = None

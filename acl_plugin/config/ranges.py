@@ -13,12 +13,12 @@ RANGES = {
     **dict.fromkeys(
         "attack_steps checkpoint_every devices num_nodes accumulate_grad_batches probe_epochs probe_batch_size "
         "limit_unlabeled eval_batch_size coreset_every aft_epochs aft_batch_size aft_outputs limit_test "
-        "probe_attack_steps label_epochs label_batch_size".split(),
+        "probe_attack_steps label_epochs label_batch_size autolora_rank".split(),
         Range(1),
     ),
     **dict.fromkeys(
         "epochs keep_every knn_every workers weak_padding probe_padding clip_grad_norm lr lp_lr aft_lr probe_lr "
-        "weight_decay probe_weight_decay label_weight_decay".split(),
+        "weight_decay probe_weight_decay label_weight_decay lora_rank".split(),
         Range(0),
     ),
     **dict.fromkeys(

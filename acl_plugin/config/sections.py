@@ -12,8 +12,11 @@ ROWS = ("holdout_indices", "label_indices")
 PATHS = frozenset({"data_dir", "unlabeled", "pretrained_file", "init", *ROWS})
 """Options that are paths, in which a tilde is expanded."""
 PRETRAINING = frozenset(
-    {"unlabeled", "limit_unlabeled", "pretrained", "pretrained_file", "init", "input_size", "input_normalization"}
-)
+    {
+        "unlabeled", "limit_unlabeled", "pretrained", "pretrained_file", "init", "input_size", "input_normalization",
+        "lora_rank",
+    }
+)  # fmt: skip
 """Options of images and encoder that only a pretraining uses."""
 TRAINING_ONLY = frozenset({"num_nodes", "compile", "precision", "grad_checkpointing"})
 """Options of the machine that no evaluation uses."""
@@ -100,6 +103,10 @@ class EncoderConfig(Section):
     input_normalization: Literal["data", "imagenet", "cifar", "none"] = "data"
     """Mean and standard deviation by which the encoder normalizes images: those of the training images, of ImageNet (as
     in ACL, DynACL and AIR) or CIFAR-10 (DeACL), or none (AdvCL, A-InfoNCE, RoCL)."""
+    lora_rank: int = 0
+    """Train only low-rank matrices of this rank beside the weights of convolutions and linear layers, which stay as they
+    are at the start (LoRA), for fare, deacl and profeat; 0 trains all weights. The matrices are added to the weights of
+    the encoder that is kept."""
     stem: Literal["cifar", "cifar_padding_2", "native"] = "cifar"
     """cifar: stride 1 and no pooling in the first layers (patches of an eighth of the side); cifar_padding_2: the same
     with DeACL's padding; native: as in timm."""

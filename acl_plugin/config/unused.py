@@ -119,15 +119,16 @@ FILES = DOWNLOADED | {"image_folder", "imagenet", "tiny_imagenet"}
 SOLVED = frozenset({"slf_exact"})
 BY_COSINE = frozenset({"gsa_slf", "gsa_alf"})
 BY_STEPS = frozenset({"slf", "alf", "alf_trades", "aff_trades", "aff_pgd", "semi"})
-BY_SGD = BY_STEPS | BY_COSINE
+AUTOLORA = frozenset({"aff_autolora"})
+BY_SGD = BY_STEPS | BY_COSINE | AUTOLORA
 BY_HEAD = frozenset({"slf", "alf", "alf_trades"}) | BY_COSINE
 BY_TRADES = frozenset({"alf_trades", "aff_trades"})
-BY_ATTACK = BY_STEPS - {"slf"}
+BY_ATTACK = (BY_STEPS - {"slf"}) | AUTOLORA
 LPAFT = Use("lpaft", frozenset({"dynacl", "air"}))
 SEMI = Use("probe_protocol", frozenset({"semi"}))
 FROM_FILES = Use("data", lambda o: o["data"] not in WITHOUT_FILES and not _of_hub(o), ", ".join(sorted(FILES)))
 TRAINED = Use("probe_protocol", lambda o: o["probe_protocol"] not in SOLVED, ", ".join(sorted(BY_SGD)))
-FALLING = Use("probe_protocol", lambda o: o["probe_protocol"] not in SOLVED | BY_COSINE, ", ".join(sorted(BY_STEPS)))
+FALLING = Use("probe_protocol", lambda o: o["probe_protocol"] not in SOLVED | BY_COSINE | AUTOLORA, ", ".join(sorted(BY_STEPS)))
 DECODED = Use(
     "data",
     lambda o: _of_files(o) or o["unlabeled"] is not None,
@@ -152,7 +153,8 @@ RUN: Uses = {
     "probe_padding": (TRAINED, Use("probe_augment", frozenset({"shift", "weak"}))),
     "schedule_kwargs": (Use("schedule", frozenset({"step", "multistep", "poly", "tanh"})),),
     "label_fraction": (SEMI, Use("label_indices", _has_fraction, "null")),
-    "aff_banks": (Use("probe_protocol", frozenset({"aff_trades"})),),
+    "aff_banks": (Use("probe_protocol", AUTOLORA | {"aff_trades"}),),
+    "autolora_rank": (Use("probe_protocol", AUTOLORA),),
     "trades_start": (Use("probe_protocol", BY_TRADES),),
     "probe_statistics": (Use("probe_protocol", BY_HEAD),),
 }

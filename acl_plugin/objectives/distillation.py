@@ -31,6 +31,7 @@ class Distillation(Objective):
     name: ClassVar[str]
 
     from_files: Mapping[str, Literal["encoder", "pseudo_labels"]] = {"teacher": "encoder"}
+    finetunes = True
     given: EncoderProtocol | None
 
     def __init__(self, teacher: EncoderProtocol | None, initialize: bool, adapter: Adapter) -> None:

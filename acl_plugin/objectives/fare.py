@@ -43,7 +43,7 @@ class FARE(Objective):
     encoded_views: tuple[str, ...] = ("images'",)
     cost = Cost(attacked=1, forwards=2, backwards=1)
     paper = "FARE, ICML 2024, arXiv 2402.12336"
-    needs_start = True
+    needs_start = finetunes = True
 
     def __init__(
         self, *, benign: float = 0.0, trades: bool = False, view: Literal["images", "weak"] = "images"

@@ -29,6 +29,12 @@ def set_banks(model: Classifier, banks: Mapping[str, Mapping[str, Tensor]]) -> N
     norm_banks.load_banks(model.backbone, banks)
 
 
+def keep_bank(model: Classifier) -> None:
+    """Keep only the norm bank ``adv`` of the backbone, in place."""
+    if norm_banks.names_of(model.backbone):
+        model.backbone = norm_banks.export(model.backbone, "adv")
+
+
 def logits(model: Classifier, x: Tensor, norm_bank: str = "adv") -> Tensor:
     """Return the logits (B, classes) of images (B, C, H, W) through a norm bank."""
     with norm_banks.active(model.backbone, norm_bank):

@@ -16,7 +16,7 @@ from acl_plugin.models.encoder import Classifier
 from acl_plugin.probing.adversarial_finetuning import attack_of
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
 from acl_plugin.probing.linear_head import zero_head
-from acl_plugin.probing.loop import Step, descend, probe_schedule
+from acl_plugin.probing.loop import Fall, Step, descend, probe_schedule
 from acl_plugin.runtime.seeding import PROBE
 
 Banks = Mapping[str, Mapping[str, Tensor]]
@@ -60,15 +60,31 @@ class Probing:
         at_image = self.config.probe.trades_start == "image"
         return self._attack("PGD", random_start=False) if at_image else self._attack("TPGD")
 
+    @property
+    def pgd_from_image(self) -> InnerAttack:
+        """Return the same attack without a random start."""
+        return self._attack(self.threat.pgd, random_start=False)
+
+    @property
+    def finetuned_banks(self) -> Banks:
+        """Return the norm banks to finetune: ``adv``, after ``clean`` with ``aff_banks`` two and an encoder with it."""
+        return self.banks if self.config.probe.aff_banks == "two" else {"adv": self.banks["adv"]}
+
     def gsa_pgd(self, steps: int, size: float) -> InnerAttack:
         """Return PGD with steps of ``size`` eps, on cross-entropy."""
         return attack_of(self.threat, self.threat.pgd, steps, size)
 
     def descend(
-        self, what: str, trained: nn.Module, step: Step, attack: InnerAttack | None = None, *, cosine: bool = False
+        self,
+        what: str,
+        trained: nn.Module,
+        step: Step,
+        attack: InnerAttack | None = None,
+        *,
+        fall: Fall = "milestones",
     ) -> dict[str, Any]:
         """Minimize the loss of ``step`` over the weights of ``trained``; ``attack`` is used to select the epoch."""
-        schedule = probe_schedule(self.config.probe, self.config.machine, PROBE, cosine=cosine)
+        schedule = probe_schedule(self.config.probe, self.config.machine, PROBE, fall=fall)
         score = self.score(self.model, attack)
         return descend(
             what,
@@ -87,22 +103,20 @@ class Probing:
             zero_head(model)
 
     def score(self, model: Classifier, attack: InnerAttack | None = None) -> Callable[[], float] | None:
-        """Return the accuracy on held-out images, under ``attack`` if given, through bank ``adv`` if there are two."""
+        """Return a function for ``accuracy`` on held-out images; None if none are held out."""
         images = self.held_out
-        if images is None:
-            return None
+        return None if images is None else lambda: self.accuracy(model, images, attack)
 
-        def accuracy() -> float:
-            correct = 0
-            for start in range(0, len(images), 250):
-                x = images.floats(start, start + 250).to(self.device)
-                y = images.labels[start : start + 250].to(self.device)
-                with norm_banks.inference(model), norm_banks.active(model.backbone, "adv"):
-                    x_adv = x if attack is None else attack.classifier(model, x, y)
-                    correct += int((model(x_adv).argmax(1) == y).sum())
-            return correct / len(images)
-
-        return accuracy
+    def accuracy(self, model: Classifier, images: Images, attack: InnerAttack | None = None) -> float:
+        """Return the accuracy on images, under ``attack`` if given, through bank ``adv`` if there are two."""
+        correct = 0
+        for start in range(0, len(images), 250):
+            x = images.floats(start, start + 250).to(self.device)
+            y = images.labels[start : start + 250].to(self.device)
+            with norm_banks.inference(model), norm_banks.active(model.backbone, "adv"):
+                x_adv = x if attack is None else attack.classifier(model, x, y)
+                correct += int((model(x_adv).argmax(1) == y).sum())
+        return correct / len(images)
 
     def _attack(self, name: str, **kwargs: object) -> InnerAttack:
         probe = self.config.probe

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,14 @@ from acl_plugin.data.batches import ShuffledBatches
 from acl_plugin.data.images import Images
 from acl_plugin.data.view_options import probed
 from acl_plugin.objectives.schedules import half_cosine
+from acl_plugin.probing.automatic_rate import stalls
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.device import autocast, precision
 from acl_plugin.runtime.progress import Progress
 from acl_plugin.runtime.seeding import mixed_seed
 
+Fall = Literal["milestones", "cosine", "automatic"]
 LEAST = 1e-8
 """Learning rate at the end of a cosine."""
 Step = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -36,7 +38,8 @@ class Schedule:
         batch_size: images per step, at most all of them.
         lr, weight_decay, nesterov: settings of SGD with momentum 0.9.
         milestones: shares of the epochs, in [0, 1], after which the learning rate drops by a factor of 10.
-        cosine: a cosine by epoch instead, whose last epoch has a rate of 1e-8, as in GSA-RSL's code.
+        fall: ``milestones``; ``cosine``, a cosine by epoch, whose last epoch has a rate of 1e-8, as in GSA-RSL's code;
+            ``automatic``, by half where the score stalls, as in AutoLoRa (see ``automatic_rate``).
         augmentation: augmentation of the images.
         seed: seed of order, views and attacks.
         precision: precision of the networks, see ``runtime.device.precision``.
@@ -50,13 +53,15 @@ class Schedule:
     augmentation: Augmentation
     seed: int
     precision: str = "32-true"
-    cosine: bool = False
+    fall: Fall = "milestones"
     nesterov: bool = False
 
     def rate(self, epoch: int, before: float) -> float:
         """Return the learning rate of an epoch (from 0), after one with the rate ``before``."""
-        if self.cosine:
+        if self.fall == "cosine":
             return half_cosine(epoch + 1, self.epochs, self.lr, LEAST)
+        if self.fall == "automatic":
+            return before
         falls = [math.ceil(round(share * self.epochs, 6)) for share in self.milestones]
         return before * 0.1 ** falls.count(epoch)
 
@@ -128,25 +133,32 @@ class _Training:
         )
         self.epoch, self.batches = 0, 0  # completed epochs, and batches of the current one
         self.losses: list[Tensor] = []
+        self.scores: list[float] = []
         self.result: dict[str, Any] = {"precision": precision(s.precision, self.device)}
         self.best: dict[str, Tensor] | None = None
 
     def end_epoch(self, score: Callable[[], float] | None) -> None:
-        """Update the learning rate, average the losses, and keep the model if it is the best."""
+        """Average the losses, keep the model if it is the best, and update the learning rate."""
         self.result["loss"] = torch.stack(self.losses).mean().item()
         self.epoch, self.batches, self.losses = self.epoch + 1, 0, []
         for group in self.sgd.param_groups:
             group["lr"] = self.schedule.rate(self.epoch, group["lr"])
         if score is not None:
             found = score()
+            self.scores.append(found)
             if self.best is None or found > self.result["score"]:
                 self.result |= {"epoch": self.epoch, "score": found}
                 self.best = copy.deepcopy(self.model.state_dict())
+        if self.schedule.fall == "automatic" and stalls(self.scores, self.schedule.epochs):
+            assert self.best is not None
+            self.model.load_state_dict(self.best)
+            for group in self.sgd.param_groups:
+                group["lr"] *= 0.5
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, in tensors and plain types."""
         states = {"model": self.model.state_dict(), "sgd": self.sgd.state_dict()}
-        values = {name: getattr(self, name) for name in ("epoch", "batches", "losses", "result", "best")}
+        values = {name: getattr(self, name) for name in ("epoch", "batches", "losses", "scores", "result", "best")}
         return {**states, **values, "random": seeding.state(self.device)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -155,16 +167,20 @@ class _Training:
         self.sgd.load_state_dict(state["sgd"])
         for name in ("epoch", "batches", "result", "best"):
             setattr(self, name, state[name])
+        self.scores = state.get("scores", [])  # checkpoints of earlier versions have none
         self.losses = [loss.to(self.device) for loss in state["losses"]]
         seeding.restore(state["random"], self.device)
 
 
-def probe_schedule(probe: ProbeConfig, machine: MachineConfig, stream: int, *, cosine: bool = False) -> Schedule:
-    """Return the configured schedule of the probe, with the randomness of ``stream``; a cosine has no milestones."""
+def probe_schedule(
+    probe: ProbeConfig, machine: MachineConfig, stream: int, *, fall: Fall = "milestones"
+) -> Schedule:
+    """Return the configured schedule of the probe, with the randomness of ``stream``."""
+    milestones = probe.probe_milestones if fall == "milestones" else ()
     return schedule_of(
         machine, stream, epochs=probe.probe_epochs, batch_size=probe.probe_batch_size, lr=probe.probe_lr,
-        weight_decay=probe.probe_weight_decay, milestones=() if cosine else probe.probe_milestones,
-        augmentation=probed(probe), cosine=cosine, nesterov=probe.probe_nesterov,
+        weight_decay=probe.probe_weight_decay, milestones=milestones, augmentation=probed(probe), fall=fall,
+        nesterov=probe.probe_nesterov,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ alf         a linear head on the frozen encoder, by SGD on PGD images
 alf_trades  a linear head on the frozen encoder, by TRADES
 aff_trades  all weights, by TRADES; with two norm banks, benign images go through the benign one
 aff_pgd     all weights, by cross-entropy on PGD images
+aff_autolora  all weights, with a low-rank branch for benign images
 semi        all weights, on few labels and the encoder's own predictions for the other images
 gsa_slf     slf with the cosine of GSA-RSL's code; gsa_alf: alf with it, and with its PGD-10
 
@@ -32,8 +33,8 @@ from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import predictions
 from acl_plugin.models.recompute import recompute_blocks
-from acl_plugin.probing import lpaft, semi_supervised
-from acl_plugin.probing.adversarial_finetuning import adversarial_loss, set_banks, trades_loss
+from acl_plugin.probing import autolora, lpaft, semi_supervised
+from acl_plugin.probing.adversarial_finetuning import adversarial_loss, keep_bank, set_banks, trades_loss
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
 from acl_plugin.probing.inputs import Banks, Probing
 from acl_plugin.probing.linear_head import head_loss, solve_head
@@ -182,21 +183,21 @@ def alf_trades(p: Probing) -> dict[str, Any]:
 @PROTOCOLS.register("gsa_slf")
 def gsa_slf(p: Probing) -> dict[str, Any]:
     """Run the linear probe of GSA-RSL on benign images; a held-out epoch is selected on PGD-20 images."""
-    return p.descend("SLF", p.model.head, _head_step(p), p.gsa_pgd(20, 0.1), cosine=True)
+    return p.descend("SLF", p.model.head, _head_step(p), p.gsa_pgd(20, 0.1), fall="cosine")
 
 
 @PROTOCOLS.register("gsa_alf")
 def gsa_alf(p: Probing) -> dict[str, Any]:
     """Run the linear probe of GSA-RSL on PGD-10 images; a held-out epoch is selected on PGD-20 images."""
     step = _head_step(p, p.gsa_pgd(10, 7 / 31.4))
-    return p.descend("ALF", p.model.head, step, p.gsa_pgd(20, 0.1), cosine=True)
+    return p.descend("ALF", p.model.head, step, p.gsa_pgd(20, 0.1), fall="cosine")
 
 
 @PROTOCOLS.register("aff_trades")
 def aff_trades(p: Probing) -> dict[str, Any]:
     """Run adversarial full finetuning with TRADES."""
     attack = p.trades_attack
-    banks = p.banks if p.config.probe.aff_banks == "two" else {"adv": p.banks["adv"]}
+    banks = p.finetuned_banks
     set_banks(p.model, banks)
     norm_bank = next(iter(banks))
     return _finetune(p, lambda x, y, _: trades_loss(p.model, x, y, attack, norm_bank, norm_bank))
@@ -207,6 +208,12 @@ def aff_pgd(p: Probing) -> dict[str, Any]:
     """Run adversarial full finetuning with cross-entropy."""
     attack = p.pgd
     return _finetune(p, lambda x, y, _: adversarial_loss(p.model, x, y, attack))
+
+
+@PROTOCOLS.register("aff_autolora")
+def aff_autolora(p: Probing) -> dict[str, Any]:
+    """Run adversarial full finetuning by AutoLoRa (see ``acl_plugin.probing.autolora``)."""
+    return autolora.finetune(p)
 
 
 @PROTOCOLS.register("semi")
@@ -249,6 +256,5 @@ def _finetune(p: Probing, loss: Step) -> dict[str, Any]:
     """Train all weights, and keep only bank ``adv`` in the model."""
     p.model.to(p.device).requires_grad_(True).train()
     result = p.descend("AFF", p.model, loss, p.pgd)
-    if norm_banks.names_of(p.model.backbone):
-        p.model.backbone = norm_banks.export(p.model.backbone, "adv")
+    keep_bank(p.model)
     return result

@@ -9,7 +9,7 @@ from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
 from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError
-from acl_plugin.models import norm_banks
+from acl_plugin.models import low_rank, norm_banks
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.pretrained import PRETRAINED, of_channels, pretrained_spec, pretrained_weights
 from acl_plugin.models.pretrained_teacher import Pretrained
@@ -17,7 +17,7 @@ from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.recompute import recompute_blocks
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.objectives.base import Objective
-from acl_plugin.registry import create_objective
+from acl_plugin.registry import OBJECTIVES, create_objective
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.initialization import started_from
 from acl_plugin.runs.layouts import NORMALIZATIONS
@@ -50,6 +50,7 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
     objective = _objective(config, data)
     attack.check(objective.attack_mode, data.shape[0])
     check_sizes(config, data)
+    _check_branch(config, objective, encoder)
     if config.training.knn_every:
         data.require_labels("`knn_every`")
     with seeding.isolated_rng(mixed_seed(config.machine.seed, INITIALIZATION)):
@@ -64,6 +65,8 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
         else:
             model = _copied(encoder, objective, data)
         objective.setup(model)
+        if config.encoder.lora_rank:
+            _train_branch_only(model, config.encoder.lora_rank)
     if config.machine.grad_checkpointing:
         recompute_blocks(model.backbone)
     objective.check_images(data.pretraining)
@@ -93,6 +96,28 @@ def _check_start(config: RunConfig, objective: Objective) -> None:
     allowed = "`pretrained` (timm's weights), `pretrained_file` FILE or `init` RUN"
     message = f"objective {config.objective.objective!r} starts from a trained encoder, not from random weights"
     raise UsageError(f"{message}; give {allowed}", parameter="pretrained", given=False, allowed=allowed)
+
+
+def _check_branch(config: RunConfig, objective: Objective, encoder: EncoderProtocol | None) -> None:
+    """Reject low-rank matrices beside random weights, or for an objective whose copies follow all weights."""
+    rank, name, start = config.encoder.lora_rank, config.objective.objective, config.encoder
+    if not rank:
+        return
+    if not objective.finetunes:
+        allowed = [each for each in OBJECTIVES.names() if getattr(OBJECTIVES.get(each), "finetunes", False)]
+        message = f"`lora_rank` {rank} is not used with objective {name!r}, but with {', '.join(allowed)}"
+        raise UsageError(f"{message}; leave one of them out", parameter="lora_rank", given=rank, allowed=0)
+    trained = start.pretrained or start.init is not None or encoder is not None
+    if not (trained or getattr(objective, "initialize", False)):
+        allowed = "`pretrained`, `pretrained_file` FILE, `init` RUN, or a teacher that initializes the student"
+        message = f"`lora_rank` {rank} is for an encoder that starts from trained weights; give {allowed}"
+        raise UsageError(message, parameter="lora_rank", given=rank, allowed=0)
+
+
+def _train_branch_only(model: EncoderProtocol, rank: int) -> None:
+    """Add low-rank matrices to the backbone, and train these and the projector alone."""
+    model.backbone.requires_grad_(False)
+    low_rank.add_branch(model.backbone, rank)
 
 
 def _pretrained_teacher(config: RunConfig, data: DataSet) -> Encoder:

@@ -19,7 +19,7 @@ from acl_plugin.data.augment import views
 from acl_plugin.data.batches import ShuffledBatches
 from acl_plugin.data.images import DataSet
 from acl_plugin.data.view_options import strong, weak
-from acl_plugin.models import norm_banks
+from acl_plugin.models import low_rank, norm_banks
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.spec import spec_of
 from acl_plugin.objectives.base import Objective, Views
@@ -263,6 +263,7 @@ class Pretraining(lightning.LightningModule):
         """Write the current encoder as plain networks with one norm bank each."""
         objective, model = self.objective, self.kept
         benign, adversarial = objective.norm_banks[0], objective.norm_banks[-1]
+        backbone = low_rank.merged(model.backbone)
         run.path.mkdir(exist_ok=True)
         discriminator = objective.discriminator()
         if discriminator is not None:
@@ -270,8 +271,8 @@ class Pretraining(lightning.LightningModule):
         write_encoder(
             run,
             spec_of(model, self.data.shape),
-            norm_banks.export(model.backbone, adversarial).state_dict(),
-            norm_banks.export(model.backbone, benign).state_dict() if benign != adversarial else None,
+            norm_banks.export(backbone, adversarial).state_dict(),
+            norm_banks.export(backbone, benign).state_dict() if benign != adversarial else None,
             (objective.projector, norm_banks.export(model.projector, adversarial).state_dict()),
         )
 

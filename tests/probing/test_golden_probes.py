@@ -9,10 +9,11 @@ from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import preset
 from acl_plugin.probing import semi_supervised
 from acl_plugin.probing.adversarial_finetuning import adversarial_loss, trades_loss
+from acl_plugin.probing.autolora import AutoLora
 from acl_plugin.probing.inputs import Probing
 from acl_plugin.probing.linear_head import head_loss
 from golden_cases import THREAT, Kept, assert_same, classifier_in_float64, left_by
-from golden_inputs import noise, outputs, start_from_noise
+from golden_inputs import digest, noise, outputs, start_from_noise
 
 pytestmark = pytest.mark.numeric
 
@@ -89,6 +90,30 @@ def test_trades_from_the_image(case, banks, benign, monkeypatch, run):
 def test_adversarial_training(run):
     attack = kept()
     assert_same(run(lambda m, x, y: adversarial_loss(m, x, y, attack), attack), GOLDEN["rcs"]["aff_pgd"])
+
+
+@pytest.mark.parametrize(("case", "banks"), [("aff_autolora, one bank", ()), ("aff_autolora, two banks", TWO)])
+def test_autolora(case, banks, monkeypatch):
+    """Gradients of the weights in their order, then those of the branch."""
+    model, x, y = classifier_in_float64(banks)
+    keys = [name for name, _ in model.named_parameters()]
+    tuned = AutoLora(model, 2, range(8), 8, None, *banks[:1])
+    for p, size in zip(tuned.branch, [1, 0.3] * 100, strict=False):
+        p.data = noise(p.shape, size)
+    monkeypatch.setattr(tuned, "measure", lambda: 0.7)
+    attack = kept(random_start=False)
+    value = tuned.loss(x, y, attack)
+    value.backward()
+    found = dict(model.named_parameters())
+    plain = [found[key] if key in found else found[original_of(key)] for key in keys]
+    ours = left_by(model, value, attack.made[-1])
+    ours["gradients"] = digest([torch.zeros_like(p) if p.grad is None else p.grad for p in (*plain, *tuned.branch)])
+    assert_same(ours, GOLDEN["autolora"][case])
+
+
+def original_of(key):
+    layer, _, name = key.rpartition(".")
+    return f"{layer}.parametrizations.{name}.original"
 
 
 def test_semi_supervised_finetuning(monkeypatch, run):

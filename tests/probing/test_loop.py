@@ -43,7 +43,7 @@ def test_the_rate_falls_tenfold_after_the_milestones(images):
 def test_the_cosine_of_gsa_rsl_ends_near_zero(images):
     """Written out as in args/linear.py and utils.py of its code, where epochs count from 1."""
     model, seen = Weight(), []
-    schedule = dataclasses.replace(PLAIN, epochs=4, cosine=True)
+    schedule = dataclasses.replace(PLAIN, epochs=4, fall="cosine")
     descend("test", model, [model.w], images, lambda *_: seen.append(model.w.item()) or model.w.sum(), schedule)
     w, buffer = 0.0, 0.0
     for step, position in enumerate([*seen, model.w.item()]):
