@@ -223,7 +223,11 @@ EXPORTERS = Registry(
     "export format",
     "acl_plugin.exporters",
     "format",
-    {"leaderboard.export": "robustbench", "leaderboard.robustssl_export": "robustssl"},
+    {
+        "leaderboard.encoder_export": "timm hub torch",
+        "leaderboard.export": "robustbench",
+        "leaderboard.robustssl_export": "robustssl",
+    },
 )
 """Functions that export a run folder: ``export(run, **options)`` -> path of the result."""
 BOARDS = Registry("board", "acl_plugin.boards", "board", {"leaderboard.robustssl": "robustssl"})

@@ -71,7 +71,8 @@ class ProbeConfig(Section):
     trades_start: Literal["noise", "image"] = "noise"
     """Start of TRADES' attack: beside the image, or the image itself, where its gradient is zero up to rounding."""
     aff_banks: Literal["two", "one"] = "two"
-    """Norm banks of aff_trades and aff_autolora: benign images go through the benign one, or through the same as adversarial ones."""
+    """Norm banks of aff_trades and aff_autolora: benign images go through the benign one, or through the same as
+    adversarial ones."""
     autolora_rank: int = 8
     """Rank of the branch of aff_autolora."""
     probe_augment: Literal["none", "shift", "weak"] = "none"

@@ -104,9 +104,9 @@ class EncoderConfig(Section):
     """Mean and standard deviation by which the encoder normalizes images: those of the training images, of ImageNet (as
     in ACL, DynACL and AIR) or CIFAR-10 (DeACL), or none (AdvCL, A-InfoNCE, RoCL)."""
     lora_rank: int = 0
-    """Train only low-rank matrices of this rank beside the weights of convolutions and linear layers, which stay as they
-    are at the start (LoRA), for fare, deacl and profeat; 0 trains all weights. The matrices are added to the weights of
-    the encoder that is kept."""
+    """Train only low-rank matrices of this rank beside the weights of convolutions and linear layers, which stay as at
+    the start (LoRA), for fare, deacl and profeat; 0 trains all weights. The matrices are added to the weights of the
+    encoder that is kept."""
     stem: Literal["cifar", "cifar_padding_2", "native"] = "cifar"
     """cifar: stride 1 and no pooling in the first layers (patches of an eighth of the side); cifar_padding_2: the same
     with DeACL's padding; native: as in timm."""

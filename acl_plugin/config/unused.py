@@ -128,7 +128,9 @@ LPAFT = Use("lpaft", frozenset({"dynacl", "air"}))
 SEMI = Use("probe_protocol", frozenset({"semi"}))
 FROM_FILES = Use("data", lambda o: o["data"] not in WITHOUT_FILES and not _of_hub(o), ", ".join(sorted(FILES)))
 TRAINED = Use("probe_protocol", lambda o: o["probe_protocol"] not in SOLVED, ", ".join(sorted(BY_SGD)))
-FALLING = Use("probe_protocol", lambda o: o["probe_protocol"] not in SOLVED | BY_COSINE | AUTOLORA, ", ".join(sorted(BY_STEPS)))
+FALLING = Use(
+    "probe_protocol", lambda o: o["probe_protocol"] not in SOLVED | BY_COSINE | AUTOLORA, ", ".join(sorted(BY_STEPS))
+)
 DECODED = Use(
     "data",
     lambda o: _of_files(o) or o["unlabeled"] is not None,

@@ -1,17 +1,15 @@
 """Write a classifier as one Python file that depends on PyTorch and timm alone."""
 
 import copy
-import inspect
 import re
 from typing import Any
 
 import torch
-from torch import nn
 
+from acl_plugin.leaderboard import network_code
 from acl_plugin.leaderboard.index import timm_name
 from acl_plugin.leaderboard.registration import preprocessing
 from acl_plugin.models.encoder import Classifier
-from acl_plugin.models.wide_resnet import WideBlock, WideResNet
 from acl_plugin.runtime import seeding
 
 
@@ -24,43 +22,33 @@ def stub(model: Classifier, name: str, dataset: str, threat_model: str, digest: 
         digest: SHA-256 of ``NAME.safetensors``.
     """
     spec, network = model.spec, model.backbone
-    plain = _plain_timm(network, spec.backbone)
-    changes = [f"        {line}" for line in _changes(plain, network)]
-    arguments = ", ".join(f"{k}={v!r}" for k, v in _created_with(network).items())
     features = "self.backbone(self.preprocess(x))"
     if spec.normalized:
         features = f"F.normalize({features}, dim=1)"
-    elsewhere = defined_in(spec.backbone)
-    create = f'timm.create_model("{spec.backbone}", {arguments})'
-    if isinstance(network, WideResNet):
-        create = (
-            f"WideResNet({', '.join(f'{k}={v!r}' for k, v in (network.arguments | _created_with(network)).items())})"
-        )
     lines = [
         f'"""{name}: {spec.backbone}, images {spec.shape[0]} x {spec.shape[1]} x {spec.shape[2]} in [0, 1]."""',
         "",
         "import hashlib",
         "from pathlib import Path",
         "",
-        *([f"import {elsewhere}  # defines {spec.backbone}"] if elsewhere else []),
         "import timm",
         "import torch",
         "import torch.nn.functional as F",
-        *(["from timm.layers import create_classifier"] if isinstance(network, WideResNet) else []),
+        *network_code.imports(network, spec.backbone),
         "from timm.models import register_model",
-        f"from torch import {'Tensor, ' if isinstance(network, WideResNet) else ''}nn",
+        "from torch import nn",
         "",
         f'WEIGHTS = Path(__file__).with_name("{name}.safetensors")',
         f'SHA256 = "{digest}"',
         "",
         "",
         *_preprocess(model),
-        *_wide_resnet(network),
+        *network_code.classes(network),
         f"class {class_name(name)}(nn.Module):",
         "    def __init__(self):",
         "        super().__init__()",
-        f"        self.backbone = {create}",
-        *changes,
+        f"        self.backbone = {network_code.creation(network, spec.backbone)}",
+        *(f"        {line}" for line in network_code.changes(network, spec.backbone, "self.backbone")),
         "        self.preprocess = Preprocess()",
         f"        self.head = nn.Linear({model.head.in_features}, {model.head.out_features})",
         f"        self.default_cfg = {preprocessing(spec.shape, dataset)}",
@@ -94,13 +82,6 @@ def _preprocess(model: Classifier) -> list[str]:
     ]
 
 
-def _wide_resnet(network: nn.Module) -> list[str]:
-    """Return the code of a WideResNet, which timm does not have."""
-    if not isinstance(network, WideResNet):
-        return []
-    return [line for part in (WideBlock, WideResNet) for line in (*inspect.getsource(part).splitlines(), "", "")]
-
-
 def _entry(name: str, entry: str) -> list[str]:
     """Return the code of timm's entry point."""
     return [
@@ -125,14 +106,6 @@ def class_name(name: str) -> str:
     return re.sub(r"\W", "", name[0].upper() + name[1:])
 
 
-def defined_in(backbone: str) -> str | None:
-    """Return the module that defines a custom network; None for timm's networks and those whose code is in the stub."""
-    from timm.models import model_entrypoint
-
-    module = str(model_entrypoint(backbone).__module__)
-    return None if module.startswith("timm.") or module == WideResNet.__module__ else module
-
-
 def fault(code: str, model: Classifier, name: str) -> str | None:
     """Return why the code of ``stub`` does not reproduce the model on random images; None if it does."""
     parts: dict[str, Any] = {"__file__": "/nowhere/stub.py", "__name__": f"stub_of_{class_name(name)}"}
@@ -147,37 +120,3 @@ def fault(code: str, model: Classifier, name: str) -> str | None:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     apart = (found - expected).abs().max().item()
     return None if apart <= 1e-4 * max(1.0, expected.abs().max().item()) else f"its logits differ by {apart:.1e}"
-
-
-def _plain_timm(network: nn.Module, backbone: str) -> nn.Module:
-    import timm
-
-    with seeding.isolated_rng(0):
-        return timm.create_model(backbone, **_created_with(network))
-
-
-def _created_with(network: nn.Module) -> dict[str, Any]:
-    arguments = network.created_with
-    assert isinstance(arguments, dict)
-    return arguments
-
-
-def _changes(plain: nn.Module, network: nn.Module) -> list[str]:
-    """Return Python code that replaces timm's stem by ours."""
-    ours, lines = dict(network.named_modules()), []
-    for name, theirs in plain.named_modules():
-        own = ours.get(name)
-        if isinstance(own, nn.Identity) and not isinstance(theirs, nn.Identity):
-            lines.append(f'self.backbone.set_submodule("{name}", nn.Identity())')
-        elif isinstance(own, nn.Conv2d) and _geometry(own) != _geometry(theirs):
-            geometry = ", ".join(f"{k}={v!r}" for k, v in _geometry(own).items())
-            kind = "nn.Conv2d" if type(own) is nn.Conv2d else f"type(self.backbone.{name})"
-            lines.append(f'self.backbone.set_submodule("{name}", {kind}({geometry}))')
-    return lines
-
-
-def _geometry(conv: nn.Module) -> dict[str, Any]:
-    if not isinstance(conv, nn.Conv2d):
-        return {}
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
-    return {**{n: getattr(conv, n) for n in names}, "bias": conv.bias is not None}

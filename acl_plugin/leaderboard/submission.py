@@ -21,7 +21,8 @@ from typing import Any
 from acl_plugin.evaluation.storage import read_verdicts
 from acl_plugin.evaluation.verdicts import Verdict
 from acl_plugin.leaderboard import whole_run
-from acl_plugin.leaderboard.stub import class_name, defined_in, fault, stub
+from acl_plugin.leaderboard.network_code import defined_in
+from acl_plugin.leaderboard.stub import class_name, fault, stub
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.files import torch_bytes, write_atomic, write_json

@@ -154,8 +154,8 @@ class Objective(nn.Module):
             ``PseudoLabels``). In a configuration they take a path: of a run folder, or of a file. A setting of a
             setting is written ``base_kwargs.teacher``.
         needs_start: the encoder must have trained weights at the start; the trainer rejects random ones.
-        finetunes: the encoder may be trained by low-rank matrices alone (`--lora-rank`): it starts from trained weights,
-            and the objective has no copy of it that follows its parameters.
+        finetunes: the encoder may be trained by low-rank matrices alone (`--lora-rank`): it starts from trained
+            weights, and the objective has no copy of it that follows its parameters.
     """
 
     norm_banks: tuple[str, ...] = ("clean",)

@@ -172,9 +172,7 @@ class _Training:
         seeding.restore(state["random"], self.device)
 
 
-def probe_schedule(
-    probe: ProbeConfig, machine: MachineConfig, stream: int, *, fall: Fall = "milestones"
-) -> Schedule:
+def probe_schedule(probe: ProbeConfig, machine: MachineConfig, stream: int, *, fall: Fall = "milestones") -> Schedule:
     """Return the configured schedule of the probe, with the randomness of ``stream``."""
     milestones = probe.probe_milestones if fall == "milestones" else ()
     return schedule_of(

@@ -29,7 +29,6 @@ from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.data.subsets import read_rows, stratified
 from acl_plugin.errors import UsageError
-from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import predictions
 from acl_plugin.models.recompute import recompute_blocks

@@ -19,7 +19,8 @@ RUN/audit.json           all terms of the bounds; audit.svg is its figure
 RUN/report.html          all results on one page
 RUN/evaluations/NAME/    the same files of further evaluations, by `acl-plugin evaluate --name NAME`
 RUN/boards/BOARD/TARGET/PROTOCOL/  a run folder for each cell of `acl-plugin benchmark --board BOARD`
-RUN/robustbench/         output of `acl-plugin export`; RUN/robustssl/ of `acl-plugin export --format robustssl`
+RUN/robustbench/         output of `acl-plugin export`; RUN/robustssl/, RUN/timm/, RUN/hub/ and RUN/torch/ of other
+                         formats
 """
 
 import os
@@ -75,6 +76,9 @@ class RunDir:
         self.boards_folder = self.path / "boards"
         self.robustbench_folder = self.path / "robustbench"
         self.robustssl_folder = self.path / "robustssl"
+        self.timm_folder = self.path / "timm"
+        self.hub_folder = self.path / "hub"
+        self.torch_folder = self.path / "torch"
 
     def evaluation_chunk(self, start: int) -> Path:
         """Return the file with the progress of the attacks on the test images from position ``start``."""

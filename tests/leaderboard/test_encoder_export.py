@@ -1,0 +1,197 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from acl_plugin import load_encoder, pretrain, wrap_encoder
+from acl_plugin.cli.main import main
+from acl_plugin.config import preset
+from acl_plugin.errors import UsageError
+from acl_plugin.registry import EXPORTERS
+from acl_plugin.runs.folder import RunDir
+from conftest import TINY
+
+pytestmark = pytest.mark.e2e
+NETWORKS = {
+    "changed stem": {},
+    "plain": {"stem": "native"},
+    "vision transformer": {
+        "backbone": "vit_tiny_patch16_224",
+        "backbone_kwargs": {"embed_dim": 24, "depth": 2, "num_heads": 3},
+    },
+    "larger input": {
+        "backbone": "vit_tiny_patch16_224",
+        "backbone_kwargs": {"embed_dim": 24, "depth": 2, "num_heads": 3, "img_size": 32},
+        "stem": "native",
+    },
+    "wide residual network": {"backbone": "wrn28_10", "backbone_kwargs": {"depth": 10, "width": 1}},
+    "normalized": {"objective": "gsa_rsl", "objective_kwargs": {}},
+}
+
+
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory):
+    """A run folder with an initial encoder of a network."""
+    made = {}
+
+    def of(network):
+        if network not in made:
+            config = preset("digits", **TINY | NETWORKS[network] | {"epochs": 0, "limit_train": 40})
+            made[network] = RunDir(pretrain(config, tmp_path_factory.mktemp("exports") / "run").path)
+        return made[network]
+
+    return of
+
+
+def images(encoder, number=3):
+    return torch.rand(number, *encoder.spec.shape, generator=torch.Generator().manual_seed(1))
+
+
+def apart(found, expected):
+    return (found - expected).abs().max().item() / expected.abs().max().item()
+
+
+@pytest.fixture
+def created(monkeypatch):
+    """Create the network of a folder with timm alone, by its own page's arguments; its module is removed afterwards."""
+
+    def create(folder, **options):
+        described = json.loads((folder / "config.json").read_text())
+        name = described["architecture"]
+        if (folder / f"{name}.py").is_file():
+            monkeypatch.syspath_prepend(folder)
+            sys.modules.pop(name, None)
+            __import__(name)
+        return timm.create_model(name, **{"num_classes": 0, **described["model_args"], **options}).eval(), described
+
+    return create
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_timm_creates_the_encoder_from_the_files(network, run_of, created):
+    run = run_of(network)
+    folder = EXPORTERS.get("timm")(run)
+    again, described = created(folder, checkpoint_path=str(folder / "model.safetensors"))
+    encoder = load_encoder(run.path)
+    x = images(encoder)
+    assert apart(again(encoder.preprocess(x)), encoder.backbone(encoder.preprocess(x))) < 1e-4
+    assert described["num_features"] == encoder.size
+    changed = network in ("changed stem", "wide residual network", "normalized")  # patches are an argument of timm
+    assert {p.suffix for p in folder.iterdir()} == {".json", ".md", ".safetensors"} | ({".py"} if changed else set())
+    data = timm.data.resolve_data_config(pretrained_cfg=described["pretrained_cfg"])
+    assert tuple(data["input_size"]) == (1, *encoder.preprocess.size)
+    assert (tuple(data["mean"]), tuple(data["std"])) == (encoder.spec.mean, encoder.spec.std)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("kind", ["timm", "hub"])
+def test_the_code_of_the_page_gives_the_features(network, kind, run_of, tmp_path, monkeypatch):
+    run = run_of(network)
+    folder = tmp_path / "elsewhere"
+    shutil.copytree(EXPORTERS.get(kind)(run), folder)
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    serve(folder, monkeypatch)
+    parts = {}
+    exec(code.replace("  # in [0, 1]", "\ndrawn = images"), parts)
+    encoder = load_encoder(run.path)
+    assert apart(parts["features"], encoder.features(parts["drawn"])) < 1e-4
+
+
+def serve(folder, monkeypatch):
+    """Let timm find every file of a hub in the folder, without a network."""
+
+    def download(*positional, filename=None, **_):  # timm 1.0.9 gives both names by position
+        return str(folder / (filename or positional[1]))
+
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+
+
+@pytest.mark.parametrize("network", ["changed stem", "plain"])
+def test_a_head_for_other_classes_can_be_added(network, run_of, created, monkeypatch):
+    folder = EXPORTERS.get("hub")(run_of(network))
+    created(folder)  # registers the network
+    serve(folder, monkeypatch)
+    model = timm.create_model("hf-hub:someone/encoder", pretrained=True, num_classes=7).eval()
+    encoder = load_encoder(run_of(network).path)
+    x = images(encoder)
+    assert model(x).shape == (3, 7)
+    features = model.forward_head(model.forward_features(encoder.preprocess(x)), pre_logits=True)
+    assert apart(features, encoder.backbone(encoder.preprocess(x))) < 1e-4
+
+
+def test_the_folder_of_a_hub_has_a_card(run_of):
+    from huggingface_hub import ModelCard
+
+    folder = EXPORTERS.get("hub")(run_of("changed stem"))
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "timm"
+    assert "adversarial-robustness" in card.data.tags
+    assert "Pretrained without labels on digits by `acl_ds`" in card.text
+    assert "AutoAttack" not in card.text
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_torch_loads_the_program_for_any_number_of_images(network, run_of):
+    run = run_of(network)
+    file = EXPORTERS.get("torch")(run)
+    encoder = load_encoder(run.path)
+    program = torch.export.load(str(file)).module()
+    for number in (1, 2, 5):
+        x = images(encoder, number)
+        assert apart(program(x), encoder.features(x)) < 1e-4
+
+
+def test_the_program_needs_torch_alone(run_of, tmp_path):
+    run = run_of("changed stem")
+    file = EXPORTERS.get("torch")(run)
+    code = (
+        "import sys, torch\n"
+        f"print(tuple(torch.export.load({str(file)!r}).module()(torch.rand(4, 1, 8, 8)).shape), "
+        "[m for m in ('timm', 'acl_plugin') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == f"(4, {load_encoder(run.path).size}) []"
+
+
+def test_the_results_of_the_probe_are_on_the_card(finished_run, tmp_path):
+    run = RunDir(shutil.copytree(finished_run, tmp_path / "run"))
+    text = (EXPORTERS.get("hub")(run) / "README.md").read_text()
+    assert "After the probe `slf` on digits: " in text
+    assert "% under AutoAttack (standard, Linf, eps 0.1), " in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "timm", "--name", "My Net"], "--name 'My Net': allowed are small letters, digits and _"),
+        (["--format", "torch", "--name", "net"], "--name net is not used with this --format"),
+        (["--format", "onnx"], "unknown export format 'onnx'"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(arguments, message, run_of, tmp_path, capsys):
+    run = RunDir(shutil.copytree(run_of("plain").path, tmp_path / "run"))
+    before = sorted(run.path.rglob("*"))
+    assert main(["export", str(run.path), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(run.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("kind", ["timm", "hub", "torch"])
+def test_an_encoder_of_ones_own_is_refused(kind, tmp_path):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    encoder = wrap_encoder(network, shape=(1, 8, 8))
+    config = preset("digits", **TINY | {"objective": "simclr", "epochs": 0, "limit_train": 40})
+    run = RunDir(pretrain(config, tmp_path / "run", encoder=encoder).path)
+    with pytest.raises(UsageError, match="its encoder is .*, a module of your own") as error:
+        EXPORTERS.get(kind)(run)
+    assert "\n" not in str(error.value)
+    assert not (run.path / kind).exists()
