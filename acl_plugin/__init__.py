@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from acl_plugin.config import RunConfig, preset
     from acl_plugin.data import datasets
     from acl_plugin.errors import EvaluationStopped, TrainingStopped, TrainingUnfinished, UsageError
+    from acl_plugin.evaluation.own_encoder import evaluate_embedding
     from acl_plugin.evaluation.own_model import evaluate, evaluate_corruptions, evaluate_suite
     from acl_plugin.evaluation.results import Evaluation
     from acl_plugin.leaderboard.export import export as export_to_robustbench
@@ -50,6 +51,7 @@ __all__ = [
     "datasets",
     "evaluate",
     "evaluate_corruptions",
+    "evaluate_embedding",
     "evaluate_suite",
     "export_to_robustbench",
     "load_classifier",
@@ -84,6 +86,7 @@ _WHERE = {
     "datasets": "data.datasets",
     "evaluate": "evaluation.own_model:evaluate",
     "evaluate_corruptions": "evaluation.own_model:evaluate_corruptions",
+    "evaluate_embedding": "evaluation.own_encoder:evaluate_embedding",
     "evaluate_suite": "evaluation.own_model:evaluate_suite",
     "export_to_robustbench": "leaderboard.export:export",
     "load_classifier": "runs.models:load_classifier",

@@ -204,18 +204,25 @@ PROTOCOLS = Registry(
     "probe protocol",
     "acl_plugin.protocols",
     "probe_protocol",
-    {"probing.protocols": "slf slf_exact alf alf_trades aff_trades aff_pgd semi gsa_slf gsa_alf"},
+    {"probing.protocols": "slf slf_exact alf alf_trades aff_trades aff_pgd aff_autolora semi gsa_slf gsa_alf"},
 )
 """Functions that train a classifier: ``acl_plugin.probing.inputs.Probing`` -> values to record."""
 
-ATTACKS = Registry("attack", "acl_plugin.attacks", "attack", {"attacks.momentum_pgd": "MomentumPGD"})
+ATTACKS = Registry(
+    "attack", "acl_plugin.attacks", "attack", {"attacks.auto_pgd": "AutoPGD", "attacks.momentum_pgd": "MomentumPGD"}
+)
 """Attacks beside those of torchattacks: classes with the interface of ``torchattacks.Attack``.
 
 Attributes of the class declare its use. ``norms``: the threat models, such as ``("Linf",)``. ``whole_batch``: whether
 it follows the gradient of the whole batch, as contrastive losses need, instead of treating samples independently.
 """
-SUITES = Registry("suite", "acl_plugin.suites", "suite", {"evaluation.run_folder": "autoattack standard corruptions"})
-"""Functions that evaluate the classifier of a run folder: ``suite(run, config, *, overwrite)`` -> values to print.
+SUITES = Registry(
+    "suite",
+    "acl_plugin.suites",
+    "suite",
+    {"evaluation.encoder_folder": "embedding", "evaluation.run_folder": "autoattack standard corruptions"},
+)
+"""Functions that evaluate a run folder: ``suite(run, config, *, overwrite)`` -> values to print.
 
 ``run`` is an ``acl_plugin.runs.folder.RunDir``, ``config`` a ``RunConfig``. Further keyword parameters are options.
 """

@@ -60,7 +60,10 @@ def _add_options(parser: Parser) -> None:
     """Add the options that both forms share."""
     parser.add_class_arguments(ThreatConfig)
     parser.add_argument("--limit-test", type=int | None, default=None, help="Evaluate on N test images only.")
-    text = "autoattack; standard: torchattacks, one by one; corruptions: the 15 common ones; or a registered suite."
+    text = (
+        "autoattack; standard: torchattacks, one by one; corruptions: the 15 common ones; embedding: how far features "
+        "move, without a head; or a registered suite."
+    )
     parser.add_argument("--suite", type=str, default="autoattack", help=text)
     text = "Folder that holds CIFAR-10-C or CIFAR-100-C; without it corruptions are made on the fly."
     parser.add_argument("--corruptions-dir", type=Path | None, default=None, help=text)
@@ -111,7 +114,7 @@ def _require_suite(suite: str) -> None:
         UsageError: for an unknown suite, and for one of run folders.
     """
     SUITES.require(suite)
-    allowed = ("autoattack", "corruptions", "standard")
+    allowed = ("autoattack", "corruptions", "embedding", "standard")
     if suite not in allowed:
         message = f"`suite` {suite} evaluates run folders; with `model` allowed are {', '.join(allowed)}"
         raise UsageError(message, parameter="suite", given=suite, allowed=allowed)

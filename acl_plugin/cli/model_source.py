@@ -46,7 +46,7 @@ def load_model(source: str, data: str, norm: str, classes: int) -> nn.Module:
         source: see ``SOURCES``. A timm network has its pretrained weights and its own normalization.
         data: training dataset of a RobustBench model.
         norm: threat model of a RobustBench model.
-        classes: number of classes of a timm network.
+        classes: number of classes of a timm network; 0 for its features.
 
     Raises:
         UsageError: for a source that is missing, fails, or does not return a module.
@@ -120,7 +120,8 @@ def _timm(source: str, name: str, classes: int) -> nn.Module:
 
         error = unknown("network of timm:", name, backbone_names(""), parameter="model")
         raise UsageError(f"`model` {source}: {error}", parameter="model", given=source, allowed=error.allowed)
-    network = _called(source, lambda: timm.create_model(name, pretrained=True))
+    headless = {} if classes else {"num_classes": 0}
+    network = _called(source, lambda: timm.create_model(name, pretrained=True, **headless))
     settings = getattr(network, "pretrained_cfg", None) or {}
     found = getattr(network, "num_classes", classes)
     if found != classes:

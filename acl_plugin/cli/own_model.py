@@ -9,8 +9,8 @@ from acl_plugin.cli.model_source import load_model
 from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet
-from acl_plugin.evaluation import corruption_files, own_model
-from acl_plugin.evaluation.results import CorruptionEvaluation, Evaluation, SuiteEvaluation
+from acl_plugin.evaluation import corruption_files, own_encoder, own_model
+from acl_plugin.evaluation.results import CorruptionEvaluation, EmbeddingEvaluation, Evaluation, SuiteEvaluation
 from acl_plugin.reporting import tables
 from acl_plugin.runtime.device import training_device
 
@@ -24,13 +24,13 @@ def evaluate_named(config: RunConfig, options: Mapping[str, Any], folder: Path |
         folder: folder of the results, resumable; None if ``--out`` is a file.
     """
     device, data = training_device(config.machine.accelerator), datasets.load(config.data)
-    model = load_model(options["model"], config.data.data, config.threat.norm, len(data.classes)).to(device)
+    classes = 0 if options["suite"] == "embedding" else len(data.classes)
+    model = load_model(options["model"], config.data.data, config.threat.norm, classes).to(device)
     given = {
         "seed": config.machine.seed,
         "batch_size": config.evaluation.eval_batch_size,
         "folder": folder,
         "overwrite": options["overwrite"],
-        "classes": data.classes,
         "dataset": config.data.data,
     }
     result = _result(model, data, config, options, given)
@@ -45,9 +45,12 @@ def evaluate_named(config: RunConfig, options: Mapping[str, Any], folder: Path |
 
 def _result(
     model: Any, data: DataSet, config: RunConfig, options: Mapping[str, Any], given: dict[str, Any]
-) -> Evaluation | SuiteEvaluation | CorruptionEvaluation:
+) -> Evaluation | SuiteEvaluation | CorruptionEvaluation | EmbeddingEvaluation:
     """Return the evaluation that ``--suite`` selects."""
     images, threat, suite = data.test, ThreatModel(config.threat.norm, config.threat.eps), options["suite"]
+    if suite == "embedding":
+        return own_encoder.evaluate_embedding(model, images.floats(), threat, **given)
+    given = {**given, "classes": data.classes}
     if suite == "standard":
         return own_model.evaluate_suite(
             model, images.floats(), images.labels, threat, attacks=options["attacks"], **given

@@ -121,7 +121,7 @@ def prepared(
         _require_whole("batch_size", batch_size, 1)
     if dataset is not None and dataset not in DATASETS:
         raise unknown("`dataset`", dataset, DATASETS.names(), parameter="dataset")
-    run = None if folder is None else _results_folder(folder)
+    run = None if folder is None else results_folder(folder)
     target, place = inputs.on_device(model, device)
     with alone(), isolated(target, seed, place):
         x, y = inputs.collect(images, labels)
@@ -131,14 +131,14 @@ def prepared(
         yield case
 
 
-def _results_folder(folder: Path | str) -> RunDir:
+def results_folder(folder: Path | str) -> RunDir:
     """Return a results folder, which is new, empty, or already contains results.
 
     Raises:
         UsageError: for a file, a run folder, or a folder with other contents.
     """
     run = RunDir(folder)
-    results = (run.evaluation_key_file, run.suite_file, run.corruptions_file)
+    results = (run.evaluation_key_file, run.suite_file, run.corruptions_file, run.embedding_file)
     if run.config_file.is_file():
         wrong = "is a run folder, whose own classifier `acl-plugin evaluate RUN` evaluates; choose another folder"
     elif run.path.exists() and not run.path.is_dir():

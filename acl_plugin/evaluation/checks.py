@@ -1,4 +1,4 @@
-"""Check that a classifier can be attacked reliably, and choose the batch size."""
+"""Check that a classifier or an encoder can be attacked reliably, and choose the batch size."""
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,7 @@ def check_classifier(model: nn.Module, images: Tensor) -> None:
             part of the model); for logits that are not finite, are probabilities, change from call to call, or depend
             on the other images of a batch.
     """
-    trains = [name or type(m).__name__ for name, m in model.named_modules() if m.training]
-    if trains:
-        message = f"the model is in training mode ({', '.join(trains[:3])}); call eval() on all of it"
-        raise UsageError(message, parameter="model", given=trains, allowed="eval mode")
-    require_unit_range(images, "test images")
-    if not len(images):
-        raise UsageError("no test images to attack", parameter="images", given=0, allowed="one or more")
+    _check_inputs(model, images)
     logits = model(images)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images) or logits.shape[1] < 2:
         given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -40,21 +34,57 @@ def check_classifier(model: nn.Module, images: Tensor) -> None:
         raise _unsound("the model gives logits that are not finite")
     if logits.min() >= 0 and (logits.sum(1) - 1).abs().max() < 1e-4:
         raise _unsound("the model gives probabilities; AutoAttack needs logits, so leave the softmax out")
-    allowed = 1e-3 * max(1.0, logits.abs().max().item())
-    if (model(images) - logits).abs().max() > allowed:
-        raise _unsound("the model gives other logits for the same images: randomized models are not evaluated here")
+    _check_function(model, images, logits, "logits")
+
+
+@torch.no_grad()
+def check_encoder(model: nn.Module, images: Tensor) -> None:
+    """Refuse an encoder or images that would make attacks or results wrong.
+
+    Args:
+        model: module that returns (B, D) features.
+        images: some (B, C, H, W) test images.
+
+    Raises:
+        UsageError: as ``check_classifier``, for features in place of logits.
+    """
+    _check_inputs(model, images)
+    features = model(images)
+    if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != len(images):
+        given = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise _unsound(f"the model gives {given} for {len(images)} images: allowed are (B, D) features", given)
+    if not features.isfinite().all():
+        raise _unsound("the model gives features that are not finite")
+    _check_function(model, images, features, "features")
+
+
+def _check_inputs(model: nn.Module, images: Tensor) -> None:
+    trains = [name or type(m).__name__ for name, m in model.named_modules() if m.training]
+    if trains:
+        message = f"the model is in training mode ({', '.join(trains[:3])}); call eval() on all of it"
+        raise UsageError(message, parameter="model", given=trains, allowed="eval mode")
+    require_unit_range(images, "test images")
+    if not len(images):
+        raise UsageError("no test images to attack", parameter="images", given=0, allowed="one or more")
+
+
+def _check_function(model: nn.Module, images: Tensor, outputs: Tensor, what: str) -> None:
+    """Refuse a model whose outputs are random or depend on the batch."""
+    allowed = 1e-3 * max(1.0, outputs.abs().max().item())
+    if (model(images) - outputs).abs().max() > allowed:
+        raise _unsound(f"the model gives other {what} for the same images: randomized models are not evaluated here")
     alone = torch.cat([model(image[None]) for image in images[:8]])
-    difference = (alone - logits[: len(alone)]).abs().max().item()
+    difference = (alone - outputs[: len(alone)]).abs().max().item()
     if difference > allowed:
         raise _unsound(
-            f"the logits of an image depend on the other images of its batch (by {difference:.3g}); is a norm layer "
+            f"the {what} of an image depend on the other images of its batch (by {difference:.3g}); is a norm layer "
             f"using batch statistics?",
             difference,
         )
 
 
 def _unsound(message: str, given: object = None) -> UsageError:
-    return UsageError(message, parameter="model", given=given, allowed="finite logits, a function of each image alone")
+    return UsageError(message, parameter="model", given=given, allowed="finite outputs, a function of each image alone")
 
 
 def largest_batch(model: nn.Module, shape: tuple[int, int, int], device: torch.device) -> int:

@@ -87,7 +87,7 @@ def evaluate(
         >>> threat = acl_plugin.ThreatModel("Linf", "8/255")
         >>> print(acl_plugin.evaluate(model, x, y, threat, folder="evaluation"))  # doctest: +SKIP
     """
-    threat = _threat(threat)
+    threat = require_threat(threat)
     options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": device, "classes": classes}
     with prepared(model, images, labels, **options, dataset=dataset, folder=folder) as case:
         version = STANDARD_VERSION if len(case.classes) > 3 else REDUCED_VERSION
@@ -140,7 +140,7 @@ def evaluate_suite(
     Example:
         >>> acl_plugin.evaluate_suite(model, x, y, threat, attacks=["FGSM", "PGD-20"]).worst_case  # doctest: +SKIP
     """
-    threat = _threat(threat)
+    threat = require_threat(threat)
     options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": device, "classes": classes}
     with prepared(model, images, labels, **options, dataset=dataset, folder=folder) as case:
         shape, settings = case.shape, case.settings() | {"threat_model": threat.norm, "eps": threat.eps}
@@ -148,7 +148,7 @@ def evaluate_suite(
         chosen, _ = chosen_attacks(attacks, threat, shape, len(case.classes))
         before = case.earlier("suite.json", settings, overwrite)
         states = attack_suite(case.target(threat, case.size()), len(case.classes), attacks, before.get("rows"))
-        return SuiteEvaluation(_written(case, "suite.json", settings, states, len(chosen) + len(CURVE)))
+        return SuiteEvaluation(written(case, "suite.json", settings, states, len(chosen) + len(CURVE)))
 
 
 def evaluate_corruptions(
@@ -199,7 +199,7 @@ def evaluate_corruptions(
         states = corruptions.accuracy_by_corruption(
             case.model, corrupted, names=names, batch_size=case.size(), earlier=before.get("accuracy")
         )
-        return CorruptionEvaluation(_written(case, "corruptions.json", settings, states, len(chosen)))
+        return CorruptionEvaluation(written(case, "corruptions.json", settings, states, len(chosen)))
 
 
 def _made_of(case: Case) -> tuple[str, corruptions.Corrupted]:
@@ -241,7 +241,7 @@ def _autoattack(case: Case, threat: ThreatModel, settings: dict[str, Any], state
     return Evaluation(values, tuple(found))
 
 
-def _written(
+def written(
     case: Case, name: str, settings: dict[str, Any], states: Iterator[dict[str, Any]], total: int
 ) -> dict[str, Any]:
     """Return the last of ``states`` with the settings; write each to the file ``name`` of the folder, if any."""
@@ -258,7 +258,12 @@ def _written(
     return values
 
 
-def _threat(threat: ThreatModel | None) -> ThreatModel:
+def require_threat(threat: ThreatModel | None) -> ThreatModel:
+    """Return the threat model.
+
+    Raises:
+        UsageError: when it is missing or another object.
+    """
     if not isinstance(threat, ThreatModel):
         given = "missing" if threat is None else type(threat).__name__
         message = f'`threat` is {given}; allowed is a ThreatModel, such as acl_plugin.ThreatModel("Linf", "8/255")'

@@ -27,11 +27,6 @@ class _Result:
         return int(self.values["n"])
 
     @property
-    def clean_accuracy(self) -> float:
-        """Return the accuracy on the clean images, from 0 to 1."""
-        return float(self.values["clean_accuracy"])
-
-    @property
     def seconds(self) -> float:
         """Return the duration of the last call, in seconds."""
         return float(self.values["seconds"])
@@ -60,7 +55,17 @@ class _Result:
 
 
 @dataclass(frozen=True)
-class Evaluation(_Result):
+class _Accuracies(_Result):
+    """Common part of the results of classifiers."""
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Return the accuracy on the clean images, from 0 to 1."""
+        return float(self.values["clean_accuracy"])
+
+
+@dataclass(frozen=True)
+class Evaluation(_Accuracies):
     """AutoAttack's verdicts on a classifier, and the resulting accuracies.
 
     Attributes:
@@ -111,7 +116,7 @@ class Evaluation(_Result):
 
 
 @dataclass(frozen=True)
-class SuiteEvaluation(_Result):
+class SuiteEvaluation(_Accuracies):
     """Accuracy under each attack of the suite.
 
     Attributes:
@@ -133,7 +138,7 @@ class SuiteEvaluation(_Result):
 
 
 @dataclass(frozen=True)
-class CorruptionEvaluation(_Result):
+class CorruptionEvaluation(_Accuracies):
     """Accuracy under each corruption.
 
     Attributes:
@@ -151,3 +156,24 @@ class CorruptionEvaluation(_Result):
         lines = [f"  {name:18}" + "".join(f"{100 * value:8.2f} %" for value in row) for name, row in rows]
         means = [f"  {'clean':18}{100 * self.clean_accuracy:8.2f} %", f"  {'mean':18}{100 * self.mean:8.2f} %"]
         return "\n".join([self._heading(f"corruptions {self.values['source']}"), *lines, *means])
+
+
+@dataclass(frozen=True)
+class EmbeddingEvaluation(_Result):
+    """How far adversarial examples move the features of an encoder.
+
+    Attributes:
+        values: settings and ``distances`` (see ``embedding.embedding_shift``) in plain JSON types.
+    """
+
+    def moved(self, distance: str = "cosine") -> list[float]:
+        """Return how far the strongest attack moves each image: N distances, ``cosine`` or ``relative L2``."""
+        return list(self.values["distances"][distance]["by_image"])
+
+    def __str__(self) -> str:
+        """Return a line for each distance."""
+        lines = []
+        for name, found in self.values["distances"].items():
+            row = found["strongest"]
+            lines.append(f"  {name:12} mean {row['mean']:.4g}, worst {row['worst']:.4g}")
+        return "\n".join([self._heading("features"), *lines])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
@@ -82,7 +83,7 @@ def evaluate(
             f"{config.data.data} has no test images to evaluate on", parameter="data", given=config.data.data
         )
     threat = ThreatModel(config.threat.norm, config.threat.eps)
-    settings = _settings(config, model, data, images, threat)
+    settings = settings_of(config, model, data, images, threat)
     settings["version"] = STANDARD_VERSION if len(model.spec.classes) > 3 else REDUCED_VERSION
     place = run.evaluation(name)
     batch_size = settings["batch_size"] = _batch_size(place, config, model, device, len(images), overwrite)
@@ -149,7 +150,7 @@ def evaluate_suite(
     threat, classes = ThreatModel(config.threat.norm, config.threat.eps), len(model.spec.classes)
     shape = model.spec.shape
     chosen, _ = chosen_attacks(attacks, threat, shape, classes)
-    settings = _settings(config, model, data, images, threat)
+    settings = settings_of(config, model, data, images, threat)
     check_classifier(model, images.floats(0, 64).to(device))
     place = run.evaluation(name)
     before = earlier_record(place.suite_file, settings, overwrite, remedy=KEEP) or {}
@@ -199,7 +200,7 @@ def evaluate_corruptions(
     config, device = run.resolved(config, device)
     model, data, images = read_inputs(run, config, device)
     source, corrupted = corruption_files.corrupted(data, images, corruptions_dir, config.machine.seed)
-    settings = _settings(config, model, data, images) | {"source": source}
+    settings = settings_of(config, model, data, images) | {"source": source}
     check_classifier(model, images.floats(0, 64).to(device))
     started = time.monotonic()
     place = run.evaluation(name)
@@ -214,8 +215,8 @@ def evaluate_corruptions(
     return result
 
 
-def _settings(
-    config: RunConfig, model: Classifier, data: DataSet, images: Images, threat: ThreatModel | None = None
+def settings_of(
+    config: RunConfig, model: nn.Module, data: DataSet, images: Images, threat: ThreatModel | None = None
 ) -> dict[str, Any]:
     """Return the settings that determine the result of an evaluation."""
     return {

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError, reason
 from acl_plugin.leaderboard import encoder_card, network_code
-from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.encoder import Encoder, Features
 from acl_plugin.models.timm_names import OWN
 from acl_plugin.registry import EXPORTERS
 from acl_plugin.runs.folder import RunDir
@@ -95,7 +95,7 @@ def export_torch(run: RunDir) -> Path:
     file = part / "encoder.pt2"
     try:
         batch = torch.export.Dim("batch", min=1)
-        program = torch.export.export(_Features(encoder), (x,), dynamic_shapes=({0: batch},), strict=False)
+        program = torch.export.export(Features(encoder), (x,), dynamic_shapes=({0: batch},), strict=False)
         torch.export.save(program, str(file))
         again = torch.export.load(str(file)).module()
         apart = max(_apart(again(x[:n]), encoder.features(x[:n])) for n in (1, 2))
@@ -107,17 +107,6 @@ def export_torch(run: RunDir) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     return folder / file.name
-
-
-class _Features(nn.Module):
-    """Features of an encoder as the forward pass of a module."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.encoder.features(x)
 
 
 def _write(run: RunDir, folder: Path, name: str | None, readme: Any) -> Path:

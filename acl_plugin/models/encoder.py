@@ -110,6 +110,17 @@ class Encoder(BackboneAndProjector):
         channels_last(self)
 
 
+class Features(nn.Module):
+    """Features of an encoder as a module: (B, C, H, W) in [0, 1] -> (B, D)."""
+
+    def __init__(self, encoder: BackboneAndProjector) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder.features(x)
+
+
 class Classifier(nn.Module):
     """Classify images in [0, 1] with a timm backbone and a linear head: (B, C, H, W) -> (B, classes) logits.
 

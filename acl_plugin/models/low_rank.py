@@ -77,7 +77,7 @@ def merged(network: nn.Module, *, keep: bool = True) -> nn.Module:
     for branch in _branches(plain):
         branch.active = keep
     for layer in [module for module in plain.modules() if parametrize.is_parametrized(module, "weight")]:
-        weight = nn.Parameter(layer.weight.detach().clone())
+        weight = nn.Parameter(layer.weight.detach().clone())  # type: ignore[operator]
         layer.__class__ = type(layer).__bases__[0]  # a copy shares its class, which torch's own removal would change
         del layer._modules["parametrizations"]
         layer._parameters = {"weight": weight, **layer._parameters}

@@ -159,6 +159,25 @@ def accuracy_by_eps(by_run: Mapping[str, Sequence[Mapping[str, float]]]) -> "Fig
     return figure
 
 
+def embedding(found: Mapping[str, Any]) -> "Figure":
+    """Plot by eps how far PGD-20 moves features, as mean and worst, with the distance of the nearest other image."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3))
+    axes = figure.subplots(1, len(found["distances"]), squeeze=False)[0]
+    for ax, (name, measured) in zip(axes, found["distances"].items(), strict=True):
+        eps = [0.0, *(point["eps"] for point in measured["curve"])]
+        for number, kind in enumerate(("mean", "worst")):
+            values = [0.0, *(point[kind] for point in measured["curve"])]
+            ax.plot(eps, values, "o-", label=kind, color=COLORS[number])
+        if measured["others"]["nearest"] is not None:
+            ax.axhline(measured["others"]["nearest"], linestyle=":", color=COLORS[2], label="nearest other image")
+        ax.set(xlabel="eps", ylabel=f"{name} distance", ylim=(0, None))
+    axes[0].legend(fontsize=8)
+    figure.set_layout_engine("tight")
+    return figure
+
+
 def image_grid(images: Tensor, adversarial: Tensor, details: Sequence[tuple[str, str]], eps: float) -> "Figure":
     """Show M columns of clean images, adversarial examples, and perturbations scaled so that eps is black or white.
 

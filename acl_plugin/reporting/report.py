@@ -3,11 +3,10 @@
 The page has no script and loads nothing from the network. For a missing part it shows the command that creates it.
 """
 
-import base64
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,7 +18,7 @@ from acl_plugin.data.subsets import subset_rows
 from acl_plugin.errors import UsageError, as_flags
 from acl_plugin.evaluation.storage import read_verdicts
 from acl_plugin.evaluation.verdicts import wilson
-from acl_plugin.reporting import figures, tables
+from acl_plugin.reporting import elements, figures, tables
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier, weights_hash
 from acl_plugin.runs.records import read_audit, read_metrics, read_record
@@ -27,9 +26,6 @@ from acl_plugin.runtime import seeding
 from acl_plugin.runtime.files import write_atomic
 from acl_plugin.runtime.paths import user_path
 from acl_plugin.runtime.seeding import REPORT, mixed_seed
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SHOWN, MAPPED = 8, 200
 """Number of images in the grid, and in the feature map."""
@@ -90,8 +86,8 @@ class _Run:
     def sections(self) -> list[str]:
         """Return all sections in order."""
         return [
-            *self.summary(), *self.attacks(), *self.others(), *self.pictures(), *self.audit(), *self.curves(),
-            *self.settings(),
+            *self.summary(), *self.attacks(), *self.embedding(), *self.others(), *self.pictures(), *self.audit(),
+            *self.curves(), *self.settings(),
         ]  # fmt: skip
 
     def others(self) -> list[str]:
@@ -115,40 +111,51 @@ class _Run:
         details = f"{objective} on {data}, {backbone}, {epochs} epochs, {norm} eps {eps}, seed {seed}"
         lines = [f"<p>{html.escape(details)}.</p>"]
         if not self.run.encoder_file.is_file():
-            lines.append(_missing(f"acl-plugin pretrain --out {self.run.path} ...", "Unfinished: to resume it, repeat"))
+            lines.append(
+                elements.missing(f"acl-plugin pretrain --out {self.run.path} ...", "Unfinished: to resume it, repeat")
+            )
         return lines + self.accuracies()
 
     def accuracies(self) -> list[str]:
         """Return the table of clean and AutoAttack accuracy, with remarks."""
         e = self.evaluation
         if e is None:
-            return [_missing(self.command)]
+            return [elements.missing(self.command)]
         rows = [("clean", e["clean_accuracy"]), ("AutoAttack", e["robust_accuracy"])]
         values = [[name, f"{100 * v:.2f} %", "{:.1f} to {:.1f} %".format(*wilson(v, e["n"]))] for name, v in rows]
-        lines = _table(["", f"accuracy on {e['n']} test images", "95 % interval"], values)
+        lines = elements.table(["", f"accuracy on {e['n']} test images", "95 % interval"], values)
         lines += self.stale(e, "The evaluation")
         lines += [f"<p class=missing>{html.escape(flag)}</p>" for flag in e["flags"]]
         verdicts = read_verdicts(self.run.verdicts_file)
-        return lines + (_text(tables.classes(verdicts, e["images"]["classes"])) if verdicts else [])
+        return lines + (elements.text(tables.classes(verdicts, e["images"]["classes"])) if verdicts else [])
 
     def attacks(self) -> list[str]:
         lines = ["<h2>Attacks</h2>"]
         if self.evaluation is not None:
-            lines += _figure(figures.accuracies(*_steps([self])), "Accuracy after each attack of AutoAttack")
+            lines += elements.figure(figures.accuracies(*_steps([self])), "Accuracy after each attack of AutoAttack")
         if self.suite is None:
-            return [*lines, _missing(f"{self.command} --suite standard")]
+            return [*lines, elements.missing(f"{self.command} --suite standard")]
         if not self.suite["complete"]:
-            lines.append(_missing(f"{self.command} --suite standard", "Partial: to finish it, run"))
+            lines.append(elements.missing(f"{self.command} --suite standard", "Partial: to finish it, run"))
         lines += self.stale(self.suite, "The suite of attacks")
         if self.suite["curve"]:
-            lines += _figure(figures.accuracy_by_eps({self.name: self.suite["curve"]}), "Accuracy against eps")
-        return [*lines, *_text(tables.suite(self.suite))]
+            lines += elements.figure(figures.accuracy_by_eps({self.name: self.suite["curve"]}), "Accuracy against eps")
+        return [*lines, *elements.text(tables.suite(self.suite))]
+
+    def embedding(self) -> list[str]:
+        lines, command = ["<h2>Features without a head</h2>"], f"{self.command} --suite embedding"
+        if not self.run.embedding_file.is_file():
+            return [*lines, elements.missing(command)]
+        found = read_record(self.run.embedding_file)
+        drawn = elements.figure(figures.embedding(found), "Distance of features from those of the image without attack")
+        lines += drawn if found["complete"] else [elements.missing(command, "Partial: to finish it, run")]
+        return [*lines, *elements.text(tables.embedding(found))]
 
     def pictures(self) -> list[str]:
         """Return some test images under PGD-20, and the features of more."""
         lines = ["<h2>Images and features</h2>"]
         if not self.run.classifier_file.is_file():
-            return [*lines, _missing(f"acl-plugin probe {self.run.path}")]
+            return [*lines, elements.missing(f"acl-plugin probe {self.run.path}")]
         model = load_classifier(self.run.path)
         classes = model.spec.classes
         try:
@@ -171,8 +178,8 @@ class _Run:
         flat, flat_adv = ((z - f.mean(0)) @ axes for z in (f, f_adv))
         how = f"{threat.pgd} with 20 steps of eps / 4"
         caption = f"{how}. Above the images: label: prediction; above the adversarial ones: prediction"
-        lines += _figure(grid, caption)
-        return lines + _figure(
+        lines += elements.figure(grid, caption)
+        return lines + elements.figure(
             figures.feature_map(flat, flat_adv, images.labels, classes), f"Features of {len(images)} test images"
         )
 
@@ -180,21 +187,23 @@ class _Run:
         lines = ["<h2>Why it is robust, or not</h2>"]
         command = f"acl-plugin audit {self.run.path} --checkpoints all"
         if not self.run.audit_file.is_file():
-            return [*lines, _missing(command)]
+            return [*lines, elements.missing(command)]
         found = read_audit(self.run.audit_file)
         if found is None:
-            return [*lines, _missing(command, "Of an earlier version; repeat:")]
+            return [*lines, elements.missing(command, "Of an earlier version; repeat:")]
         if not found["complete"]:
-            lines.append(_missing(command, "Partial: to finish it, run"))
-        lines += _figure(
+            lines.append(elements.missing(command, "Partial: to finish it, run"))
+        lines += elements.figure(
             figures.audit(found), "Both sides of each bound on the robust loss; estimates are no certificates"
         )
-        lines += _figure(
+        lines += elements.figure(
             figures.audit_classes(found["rows"][-1]), "Terms by class at the last epoch; line: of all images"
         )
         if len(found["rows"]) > 1:
-            lines += _figure(figures.audit_epochs(found["rows"]), "Tightness of the bounds by epoch; 1 is tight")
-        return [*lines, *_text(tables.audit(found))]
+            lines += elements.figure(
+                figures.audit_epochs(found["rows"]), "Tightness of the bounds by epoch; 1 is tight"
+            )
+        return [*lines, *elements.text(tables.audit(found))]
 
     def curves(self) -> list[str]:
         lines = ["<h2>Pretraining</h2>"]
@@ -204,7 +213,7 @@ class _Run:
         names = [name for name in rows[0] if name not in ("epoch", "step")]
         epochs = [int(row["epoch"] or 0) for row in rows]
         terms = {name: [row[name] for row in rows] for name in names}
-        return lines + _figure(figures.losses(epochs, terms), "Each term by epoch")
+        return lines + elements.figure(figures.losses(epochs, terms), "Each term by epoch")
 
     def settings(self) -> list[str]:
         values = [[configuration.option_name(k), str(v)] for k, v in self.config.options().items()]
@@ -212,11 +221,15 @@ class _Run:
         environment = read_record(kept) if kept.is_file() else {}
         versions = [[k, str(v)] for k, v in environment.items() if k != "packages"]
         versions += [[k, str(v)] for k, v in environment.get("packages", {}).items()]
-        lines = ["<h2>Settings</h2>", "<details><summary>Every option</summary>", *_table(["option", "value"], values)]
+        lines = [
+            "<h2>Settings</h2>",
+            "<details><summary>Every option</summary>",
+            *elements.table(["option", "value"], values),
+        ]
         return [
             *lines,
             "</details><details><summary>Versions and device</summary>",
-            *_table(["", ""], versions),
+            *elements.table(["", ""], versions),
             "</details>",
         ]
 
@@ -228,7 +241,7 @@ class _Evaluation(_Run):
         self.run, self.name, self.classifier = run, str(run.path), None
         self.evaluation = read_record(run.evaluation_file) if run.evaluation_file.is_file() else None
         self.suite = read_record(run.suite_file) if run.suite_file.is_file() else None
-        found: dict[str, Any] = self.evaluation or self.suite or {}
+        found: dict[str, Any] = self.evaluation or self.suite or read_record(run.embedding_file)
         data = found["dataset"] or "own images"
         self.threat, self.of_what = f"{found['threat_model']} {found['eps']:.4g}", (data, "", "")
         self.about = f"{data}, {found['threat_model']} eps {found['eps']:.4g}"
@@ -238,12 +251,17 @@ class _Evaluation(_Run):
 
     def sections(self) -> list[str]:
         """Return the sections of an evaluation."""
-        return [f"<p>{html.escape(self.about)}.</p>", *self.accuracies(), *self.attacks()]
+        about = f"<p>{html.escape(self.about)}.</p>"
+        if self.evaluation is None and self.suite is None:
+            return [about, *self.embedding()]
+        more = self.embedding() if self.run.embedding_file.is_file() else []
+        return [about, *self.accuracies(), *self.attacks(), *more]
 
 
 def _has_evaluation_alone(run: RunDir) -> bool:
     """Return whether a folder contains an evaluation but no run."""
-    return not run.config_file.is_file() and any(file.is_file() for file in (run.evaluation_file, run.suite_file))
+    files = (run.evaluation_file, run.suite_file, run.embedding_file)
+    return not run.config_file.is_file() and any(file.is_file() for file in files)
 
 
 def _comparison(pages: Sequence[_Run]) -> list[str]:
@@ -258,15 +276,15 @@ def _comparison(pages: Sequence[_Run]) -> list[str]:
         threat = page.threat if e is None else f"{e['threat_model']} {e['eps']:.4g}"
         data, *made_by = page.of_what
         rows.append([page.name, data, threat, *made_by, *cells])
-    lines = _table(head, rows)
+    lines = elements.table(head, rows)
     details = [(e["images"], e["threat_model"], e["eps"]) for page in pages if (e := page.evaluation) is not None]
     if any(each != details[0] for each in details):
         lines.append("<p class=missing>These runs were evaluated on different images or threat models.</p>")
     evaluated = [page for page in pages if page.evaluation is not None]
     if evaluated:
-        lines += _figure(figures.accuracies(*_steps(evaluated)), "Accuracy after each attack of AutoAttack")
+        lines += elements.figure(figures.accuracies(*_steps(evaluated)), "Accuracy after each attack of AutoAttack")
     curves = {page.name: page.suite["curve"] for page in pages if page.suite is not None and page.suite["curve"]}
-    return lines + (_figure(figures.accuracy_by_eps(curves), "Accuracy against eps") if curves else [])
+    return lines + (elements.figure(figures.accuracy_by_eps(curves), "Accuracy against eps") if curves else [])
 
 
 def _steps(pages: Sequence[_Run]) -> tuple[list[str], dict[str, list[float]]]:
@@ -277,23 +295,3 @@ def _steps(pages: Sequence[_Run]) -> tuple[list[str], dict[str, list[float]]]:
         after = page.evaluation["cumulative_accuracy"]
         steps, by_run[page.name] = ["clean", *after], [page.evaluation["clean_accuracy"], *after.values()]
     return steps, by_run
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    lines = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-    return ['<div class="scroll"><table>', f"<tr>{cells}</tr>", *lines, "</table></div>"]
-
-
-def _figure(figure: "Figure", caption: str) -> list[str]:
-    source = base64.b64encode(figures.svg(figure)).decode()
-    text = html.escape(caption)
-    return [f'<figure><img alt="{text}" src="data:image/svg+xml;base64,{source}"></figure><p>{text}.</p>']
-
-
-def _text(lines: Sequence[str]) -> list[str]:
-    return ["<pre>" + html.escape("\n".join(lines)) + "</pre>"]
-
-
-def _missing(command: str, why: str = "Not measured yet:") -> str:
-    return f"<p class=missing>{why} <code>{html.escape(command)}</code></p>"

@@ -27,6 +27,7 @@ def status(run: RunDir) -> list[str]:
         "evaluate": _evaluate(run),
         "suite": _done(run.suite_file, _suite),
         "corruptions": _done(run.corruptions_file, lambda v: f"{_partial(v)}mean {100 * v['mean']:.2f} %"),
+        "embedding": _done(run.embedding_file, _embedding),
         "audit": _audit(run),
         "export": ", ".join(p.stem for p in sorted(run.robustbench_folder.rglob("model_info/*/*/*.json"))) or "not yet",
     }
@@ -84,6 +85,11 @@ def _audit(run: RunDir) -> str:
 
 def _suite(values: dict[str, Any]) -> str:
     return f"{_partial(values)}{len(values['rows'])} attacks, worst case {100 * values['worst_case']:.2f} %"
+
+
+def _embedding(values: dict[str, Any]) -> str:
+    found = {name: each["strongest"]["mean"] for name, each in values["distances"].items() if "strongest" in each}
+    return _partial(values) + ", ".join(f"{name} distance {mean:.4g} in the mean" for name, mean in found.items())
 
 
 def _partial(values: dict[str, Any]) -> str:

@@ -61,6 +61,7 @@ def classes(verdicts: Sequence[Verdict], names: Sequence[str], most: int = 10) -
     return lines
 
 
+UNFINISHED_FEATURES = "Unfinished: the same command runs the attacks that are missing."
 UNFINISHED = "Unfinished: the accuracy so far is of the attacks above; the same command runs the others."
 
 
@@ -68,7 +69,7 @@ def evaluation(suite_name: str, name: str, result: dict[str, Any]) -> list[str]:
     """Return the lines of the result of a suite; ``name`` is that of the objective or model."""
     if suite_name == "autoattack":
         return accuracies([(name, result)])
-    known = {"standard": suite, "corruptions": corruptions}
+    known = {"standard": suite, "corruptions": corruptions, "embedding": embedding}
     if suite_name in known:
         return known[suite_name](result)
     return [f"{key}: {value}" for key, value in result.items()]
@@ -108,6 +109,25 @@ def corruptions(result: dict[str, Any]) -> list[str]:
     for name, values in result["accuracy"].items():
         lines.append(f"{name:18}" + "".join(f"{100 * value:9.2f}%" for value in values))
     return [*lines, f"{'mean':18}{100 * result['mean']:9.2f}%"]
+
+
+def embedding(result: dict[str, Any]) -> list[str]:
+    """Return for each distance how far each attack moves the features, the scale, and the distance by eps."""
+    lines = [_heading(result)]
+    for name, found in result["distances"].items():
+        lines.append(f"{name:16}{'mean':>9}{'median':>9}{'worst':>9}  {'image':>7}{'recognized':>12}")
+        rows = {**found["attacks"], **({"strongest": found["strongest"]} if "strongest" in found else {})}
+        for attack, row in rows.items():
+            values = "".join(f"{row[key]:9.4g}" for key in ("mean", "median", "worst"))
+            lines.append(f"  {attack:14}{values}  {row['worst_image']:>7}{100 * row['recognized']:11.2f}%")
+        others = {key: "-" if value is None else f"{value:.4g}" for key, value in found["others"].items()}
+        lines.append(f"  other images: mean {others['mean']}, median of the nearest {others['nearest']}")
+        curve = ", ".join(f"{p['eps']:.4g}: {p['mean']:.4g} ({p['worst']:.4g})" for p in found["curve"])
+        lines.append(f"  PGD-20 by eps, mean (worst): {curve}")
+    lines.append(
+        "recognized: the nearest benign features are those of the image itself; image: position of the worst one"
+    )
+    return lines if result["complete"] else [*lines, UNFINISHED_FEATURES]
 
 
 def audit(result: dict[str, Any]) -> list[str]:

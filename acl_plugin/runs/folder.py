@@ -15,6 +15,7 @@ RUN/evaluation.jsonl     one line per test image; evaluation.json is the summary
 RUN/adversarial/         adversarial examples that fool the classifier, by chunk and attack
 RUN/suite.json           accuracy under each standard attack, and accuracy against eps
 RUN/corruptions.json     accuracy under common corruptions
+RUN/embedding.json       how far adversarial examples move the features of the encoder
 RUN/audit.json           all terms of the bounds; audit.svg is its figure
 RUN/report.html          all results on one page
 RUN/evaluations/NAME/    the same files of further evaluations, by `acl-plugin evaluate --name NAME`
@@ -69,6 +70,7 @@ class RunDir:
         self.adversarial_folder = self.path / "adversarial"
         self.suite_file = self.path / "suite.json"
         self.corruptions_file = self.path / "corruptions.json"
+        self.embedding_file = self.path / "embedding.json"
         self.evaluations_folder = self.path / "evaluations"
         self.audit_file = self.path / "audit.json"
         self.audit_figure_file = self.path / "audit.svg"

@@ -56,6 +56,11 @@ OF_WHAT = {
     "images": IMAGES, "dataset": (DATASETS, None), "threat_model": frozenset(("Linf", "L2")),
     "eps": NUMBER, "n": COUNT, "seed": int,
 }  # fmt: skip
+MOVED = {"mean": NUMBER, "median": NUMBER, "worst": NUMBER, "worst_image": int, "recognized": SHARE}
+DISTANCE = {
+    "others": dict.fromkeys(("mean", "nearest"), (NUMBER, None)), "attacks": {str: MOVED}, "strongest?": MOVED,
+    "by_image?": [NUMBER], "curve": [dict.fromkeys(("eps", "mean", "worst"), NUMBER)],
+}  # fmt: skip
 KEY = OF_WHAT | {"version": str, "weights_sha256": str}
 
 SHAPES: dict[str, Any] = {
@@ -72,6 +77,10 @@ SHAPES: dict[str, Any] = {
         "curve": [{"eps": NUMBER, "accuracy": SHARE}],
     },
     "corruptions.json": {"complete?": bool, "mean": SHARE, "accuracy": {str: [SHARE]}},
+    "embedding.json": OF_WHAT
+    | {
+        "images": IMAGES | {"classes": [str]}, "complete": bool, "weights_sha256": str, "distances": {str: DISTANCE},
+    },
     "audit.json": {"version": COUNT, "complete": bool, "rows": [AUDITED, 1], "correlation": {str: (CORRELATION, None)}},
 }  # fmt: skip
 """Schemas by file name: a dict lists the required keys, or optional ones (``?``); ``{str: S}`` is any dict of S,

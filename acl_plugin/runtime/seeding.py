@@ -22,7 +22,8 @@ from torch import Tensor
     CORRUPTIONS,
     AUDIT,
     REPORT,
-) = range(14)
+    EMBEDDING,
+) = range(15)
 """Independent random streams of a run's seed, one per purpose."""
 
 

@@ -104,8 +104,8 @@ def _check_branch(config: RunConfig, objective: Objective, encoder: EncoderProto
     if not rank:
         return
     if not objective.finetunes:
-        allowed = [each for each in OBJECTIVES.names() if getattr(OBJECTIVES.get(each), "finetunes", False)]
-        message = f"`lora_rank` {rank} is not used with objective {name!r}, but with {', '.join(allowed)}"
+        others = [each for each in OBJECTIVES.names() if getattr(OBJECTIVES.get(each), "finetunes", False)]
+        message = f"`lora_rank` {rank} is not used with objective {name!r}, but with {', '.join(others)}"
         raise UsageError(f"{message}; leave one of them out", parameter="lora_rank", given=rank, allowed=0)
     trained = start.pretrained or start.init is not None or encoder is not None
     if not (trained or getattr(objective, "initialize", False)):

@@ -56,7 +56,7 @@ def test_other_arguments_are_refused(arguments):
 
 def test_names_by_norm_and_view():
     assert {"PGD", "APGD"} <= set(attack_names("Linf"))
-    assert attack_names("L2", "pairwise") == ["MomentumPGD", "PGDL2"]
+    assert attack_names("L2", "pairwise") == ["AutoPGD", "MomentumPGD", "PGDL2"]
     assert "Square" not in attack_names("Linf", "scalar")
 
 

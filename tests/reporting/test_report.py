@@ -15,6 +15,8 @@ from PIL import Image
 from acl_plugin import pipeline
 from acl_plugin.cli.main import main
 from acl_plugin.config import preset
+from acl_plugin.evaluation import embedding
+from acl_plugin.evaluation.encoder_folder import evaluate_embedding
 from acl_plugin.evaluation.run_folder import evaluate_suite
 from acl_plugin.evaluation.verdicts import wilson
 from acl_plugin.reporting import figures, report
@@ -64,6 +66,8 @@ def runs(tmp_path_factory):
         patch.setenv("ACL_PLUGIN_HOME", str(folder / "home"))
         pipeline.run(config, whole.path)
         evaluate_suite(whole, config, CPU, ["FGSM", "PGD-20"])
+        patch.setattr(embedding, "ATTACKS", ("PGD-20",))
+        evaluate_embedding(whole, config, CPU)
         audit.audit([whole], whole, "all", 24, CPU)
     return whole, pretrain(preset("digits", **SETTINGS | {"objective": "simclr"}), folder / "begun")
 
@@ -75,7 +79,14 @@ def test_a_page_has_every_section_and_nothing_from_outside(runs):
     text = whole.report_file.read_text()
     page = Page(text)
     assert not page.open
-    for section in ("Attacks", "Images and features", "Why it is robust, or not", "Pretraining", "Settings"):
+    for section in (
+        "Attacks",
+        "Features without a head",
+        "Images and features",
+        "Why it is robust, or not",
+        "Pretraining",
+        "Settings",
+    ):
         assert section in page.words
     evaluation = read_json(whole.evaluation_file)
     assert f"{100 * evaluation['robust_accuracy']:.2f} %" in page.words
@@ -83,7 +94,7 @@ def test_a_page_has_every_section_and_nothing_from_outside(runs):
     assert "PGD-20 by eps" in page.words
     assert "--temperature" not in page.words
     assert "--objective-kwargs" in page.words
-    assert page.elements.count("img") == 8  # the audit has its bounds, terms by class, and tightness by epoch
+    assert page.elements.count("img") == 9  # the audit has its bounds, terms by class, and tightness by epoch
     assert "script" not in page.elements
     assert "link" not in page.elements
     addresses = [value for name, value in page.attributes if name in ("src", "href")]
@@ -97,7 +108,13 @@ def test_what_is_missing_shows_the_command(runs, tmp_path):
     _, begun = runs
     assert main(["report", str(begun.path), "--out", str(tmp_path / "page.html")]) == 0
     words = Page((tmp_path / "page.html").read_text()).words
-    for command in ("evaluate RUN", "evaluate RUN --suite standard", "probe RUN", "audit RUN --checkpoints all"):
+    for command in (
+        "evaluate RUN",
+        "evaluate RUN --suite standard",
+        "evaluate RUN --suite embedding",
+        "probe RUN",
+        "audit RUN --checkpoints all",
+    ):
         assert f"Not measured yet: acl-plugin {command.replace('RUN', str(begun.path))}" in words
     assert "nce_clean" not in words  # it is in a figure, whose text is drawn
 
@@ -127,7 +144,7 @@ def test_strings_from_files_are_shown_and_not_obeyed(runs, tmp_path, undrawn):
     assert "script" not in page.elements
     assert not any(name.startswith("on") for name, _ in page.attributes)
     assert page.words.count("alert('x')") >= 3
-    assert page.elements.count("img") == 8
+    assert page.elements.count("img") == 9
 
 
 @pytest.mark.e2e

@@ -1,0 +1,206 @@
+"""How far a perturbation of size eps moves the features of an encoder: for users of an encoder without a head.
+
+Two distances of the features f of an image from those f' of its adversarial example are maximized, each by PGD-20 and
+by APGD:
+
+cosine       1 - cos(f, f'), from 0 to 2
+relative L2  ||f' - f|| / ||f||, from 0
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.errors import UsageError
+from acl_plugin.evaluation.batches import ImageSource, batch, device_of
+from acl_plugin.models import norm_banks
+from acl_plugin.runtime import seeding
+from acl_plugin.runtime.seeding import EMBEDDING, mixed_seed
+
+DISTANCES = ("cosine", "relative L2")
+ATTACKS = ("PGD-20", "APGD")
+MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+"""Multiples of eps of the curve, which PGD-20 draws."""
+STATES = len(DISTANCES) * (len(ATTACKS) + len(MULTIPLES))
+"""Number of states of ``embedding_shift``."""
+
+
+def embedding_shift(
+    model: nn.Module,
+    images: ImageSource,
+    threat: ThreatModel,
+    *,
+    batch_size: int = 250,
+    seed: int = 0,
+    earlier: Mapping[str, Any] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Measure how far adversarial examples move the features of each image.
+
+    Args:
+        model: any module that maps (B, C, H, W) in [0, 1] to (B, D) features. It is attacked in eval mode.
+        images: N images, (N, C, H, W) floats in [0, 1] or ``Stored``.
+        threat: norm and eps.
+        batch_size: images that are attacked together.
+        seed: seed of the attacks.
+        earlier: ``distances`` of an interrupted measurement with the same settings, which are kept.
+
+    Yields:
+        After each attack and each point of a curve: ``distances`` and ``complete``. For each distance: ``others`` (mean
+        over all pairs of images, and median over images of the nearest other image, between benign features) as a
+        scale; ``attacks`` by name and, when all are done, ``strongest`` over them by image, with ``mean``, ``median``,
+        ``worst`` (over the images), ``worst_image`` (its position) and ``recognized`` (share of adversarial examples
+        whose nearest benign features are those of their own image); ``by_image``, a list of N; and ``curve``, ``mean``
+        and ``worst`` by eps.
+
+    Raises:
+        UsageError: for features that are not (B, D), not finite, or zero.
+    """
+    found: dict[str, Any] = {name: dict(values) for name, values in (earlier or {}).items()}
+    with torch.inference_mode(False), norm_banks.inference(model):
+        benign = _features(model, images, batch_size)
+    for number, name in enumerate(DISTANCES):
+        measured = found.setdefault(name, {"others": _others(name, benign), "attacks": {}, "curve": []})
+        for attack in ATTACKS:
+            if attack not in measured["attacks"]:
+                started = time.monotonic()
+                stream = mixed_seed(seed, EMBEDDING, number, ATTACKS.index(attack))
+                values, near = _moved(_attack(attack, threat), name, model, images, benign, batch_size, stream)
+                row = _summary(values, near) | {"seconds": round(time.monotonic() - started, 1)}
+                measured["attacks"][attack] = row | {"by_image": _rounded(values), "near": near.tolist()}
+            if len(measured["attacks"]) == len(ATTACKS) and "strongest" not in measured:
+                _conclude(measured)
+            yield _state(found)
+        for multiple in MULTIPLES[len(measured["curve"]) :]:
+            eps = multiple * threat.eps if threat.norm == "L2" else min(1.0, multiple * threat.eps)
+            stream = mixed_seed(seed, EMBEDDING, number, len(ATTACKS) + MULTIPLES.index(multiple))
+            weaker = _attack("PGD-20", ThreatModel(threat.norm, eps))
+            values, _ = _moved(weaker, name, model, images, benign, batch_size, stream)
+            measured["curve"].append({"eps": eps, "mean": values.mean().item(), "worst": values.max().item()})
+            yield _state(found)
+
+
+def distance(name: str, features: Tensor, moved: Tensor) -> Tensor:
+    """Return the distances of moved features from features, both (..., D), as (...)."""
+    if name == "cosine":
+        return 1 - F.cosine_similarity(features, moved, dim=-1)
+    return (moved - features).norm(dim=-1) / features.norm(dim=-1)
+
+
+def _attack(name: str, threat: ThreatModel) -> InnerAttack:
+    if name == "APGD":
+        return InnerAttack(threat, "AutoPGD", 100)
+    return InnerAttack(threat, threat.pgd, 20, {"alpha": threat.eps / 4})
+
+
+def _features(model: nn.Module, images: ImageSource, batch_size: int) -> Tensor:
+    """Return the features (N, D) of all images.
+
+    Raises:
+        UsageError: see ``embedding_shift``.
+    """
+    device, found = device_of(model), []
+    with torch.no_grad():
+        for start in range(0, len(images), batch_size):
+            x = batch(images, start, start + batch_size, device)
+            features = model(x)
+            if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != len(x):
+                given = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+                message = f"the model gives {given} for {len(x)} images: allowed are (B, D) features"
+                raise UsageError(message, parameter="model", given=given, allowed="(B, D) features")
+            found.append(features.float())
+    every = torch.cat(found)
+    wrong = (~every.isfinite().all(1) | (every.norm(dim=1) == 0)).nonzero()
+    if len(wrong):
+        position = int(wrong[0])
+        message = f"the features of image {position} are zero or not finite"
+        raise UsageError(message, parameter="model", given=position, allowed="finite features, not all zero")
+    return every
+
+
+def _moved(
+    attack: InnerAttack,
+    name: str,
+    model: nn.Module,
+    images: ImageSource,
+    benign: Tensor,
+    batch_size: int,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Return how far an attack moves each image, (N,), and whether its own benign features are still the nearest."""
+    device, values, near = device_of(model), [], []
+    for start in range(0, len(images), batch_size):
+        x, f = batch(images, start, start + batch_size, device), benign[start : start + batch_size]
+        rows = partial(_loss, name, f, model)
+        with seeding.isolated_rng(mixed_seed(seed, start), device):
+            moved = attack.scalar(model, x, rows)
+        with torch.inference_mode(False), torch.no_grad(), norm_banks.inference(model):
+            features = model(moved).float()
+        values.append(distance(name, f, features).cpu())
+        own = torch.arange(start, start + len(x), device=device)
+        near.append((_pairs(name, features, benign).argmin(1) == own).cpu())
+    return torch.cat(values), torch.cat(near)
+
+
+def _loss(name: str, features: Tensor, model: nn.Module, images: Tensor) -> Tensor:
+    """Return the distances plus 1, (B,), as an attack's loss is above 0."""
+    return 1 + distance(name, features, model(images).float())
+
+
+def _pairs(name: str, features: Tensor, others: Tensor) -> Tensor:
+    """Return distances (B, N) that order others by nearness: cosine, or L2 as it is."""
+    if name == "cosine":
+        return 1 - F.normalize(features, dim=1) @ F.normalize(others, dim=1).T
+    return torch.cdist(features, others)
+
+
+def _others(name: str, benign: Tensor) -> dict[str, float | None]:
+    """Return the distances between benign features of different images; None for a single image."""
+    if len(benign) < 2:
+        return {"mean": None, "nearest": None}
+    total, nearest = 0.0, []
+    for start in range(0, len(benign), 250):
+        features = benign[start : start + 250]
+        pairs = _pairs(name, features, benign)
+        if name != "cosine":
+            pairs = pairs / features.norm(dim=1, keepdim=True)
+        own = torch.arange(len(features), device=pairs.device)
+        pairs[own, start + own] = 0
+        total += pairs.double().sum().item()
+        pairs[own, start + own] = torch.inf
+        nearest.append(pairs.amin(1))
+    n = len(benign)
+    return {"mean": total / (n * (n - 1)), "nearest": torch.cat(nearest).median().item()}
+
+
+def _summary(values: Tensor, near: Tensor) -> dict[str, Any]:
+    return {
+        "mean": values.mean().item(),
+        "median": values.median().item(),
+        "worst": values.max().item(),
+        "worst_image": int(values.argmax()),
+        "recognized": near.double().mean().item(),
+    }
+
+
+def _conclude(measured: dict[str, Any]) -> None:
+    """Add the strongest attack of each image, and leave the lists of the single ones out."""
+    rows = measured["attacks"].values()
+    values = torch.tensor([row.pop("by_image") for row in rows], dtype=torch.float64).amax(0)
+    near = torch.tensor([row.pop("near") for row in rows]).all(0)
+    measured |= {"strongest": _summary(values, near), "by_image": _rounded(values)}
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [float(f"{value:.6g}") for value in values.tolist()]
+
+
+def _state(found: Mapping[str, Any]) -> dict[str, Any]:
+    complete = all(len(found.get(name, {}).get("curve", ())) == len(MULTIPLES) for name in DISTANCES)
+    return {"distances": {name: dict(values) for name, values in found.items()}, "complete": complete}

@@ -1,0 +1,199 @@
+import json
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+import acl_plugin
+from acl_plugin import UsageError, evaluate_embedding, load_encoder
+from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.cli.main import main
+from acl_plugin.evaluation import embedding
+from acl_plugin.evaluation.embedding import ATTACKS, DISTANCES, MULTIPLES, STATES, distance, embedding_shift
+from acl_plugin.evaluation.encoder_folder import evaluate_embedding as of_run
+from acl_plugin.runs.folder import RunDir
+
+THREAT = ThreatModel("Linf", 0.1)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """Two points of the curve."""
+    monkeypatch.setattr(embedding, "MULTIPLES", (0.5, 1.0))
+    monkeypatch.setattr(embedding, "STATES", 2 * (2 + 2))
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 6))
+
+
+@pytest.fixture
+def x():
+    return torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def last(states):
+    found = list(states)
+    return found[-1], len(found)
+
+
+def test_the_distances():
+    f, g = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 2.0]])
+    torch.testing.assert_close(distance("cosine", f, g), torch.tensor([0.0, 1.0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(distance("relative L2", f, g), torch.tensor([0.0, 5**0.5]))
+
+
+def test_every_number_is_that_of_a_loop(network, x):
+    state, count = last(embedding_shift(network.eval(), x, THREAT, batch_size=3))
+    assert count == 2 * (len(ATTACKS) + 2)
+    assert state["complete"]
+    f = network(x).detach()
+    for name in DISTANCES:
+        found = state["distances"][name]
+        values = torch.tensor(found["by_image"])
+        strongest = found["strongest"]
+        assert strongest["mean"] == pytest.approx(values.mean().item(), rel=1e-5)
+        assert strongest["median"] == pytest.approx(values.median().item(), rel=1e-5)
+        assert strongest["worst"] == pytest.approx(values[strongest["worst_image"]].item(), rel=1e-5)
+        assert values.max().item() == pytest.approx(strongest["worst"], rel=1e-5)
+        assert all(row["mean"] <= strongest["mean"] + 1e-6 for row in found["attacks"].values())
+        assert all(row["recognized"] >= strongest["recognized"] for row in found["attacks"].values())
+        pairs = [[distance(name, f[i], f[j]).item() for j in range(7) if j != i] for i in range(7)]
+        assert found["others"]["mean"] == pytest.approx(sum(map(sum, pairs)) / 42, rel=1e-4)
+        assert found["others"]["nearest"] == pytest.approx(sorted(map(min, pairs))[3], rel=1e-4)
+        assert [point["eps"] for point in found["curve"]] == [0.05, 0.1]
+        assert found["curve"][0]["mean"] < found["curve"][1]["mean"]
+        assert "by_image" not in found["attacks"]["APGD"]
+
+
+def test_a_linear_encoder_moves_as_far_as_it_can(x):
+    """For f(x) = w.x, the largest relative distance is eps ||w||_1 / |w.x|, if no pixel meets 0 or 1."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1, bias=False)).eval()
+    x = 0.4 + 0.2 * x
+    w = model[1].weight.detach()[0]
+    state, _ = last(embedding_shift(model, x, THREAT))
+    expected = 0.1 * w.abs().sum() / (x.flatten(1) @ w).abs()
+    found = state["distances"]["relative L2"]["by_image"]
+    assert found == pytest.approx(expected.tolist(), rel=1e-3)
+
+
+def test_who_is_recognized():
+    """Features are the first two pixels; within eps an image takes the features of the other."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2, bias=False)).eval()
+    model[1].weight.data = torch.eye(2, 64)
+    x = torch.full((2, 1, 8, 8), 0.5)
+    x[1, 0, 0, 0] = 0.62
+    for eps, share in ((0.01, 1.0), (0.3, 0.0)):
+        state, _ = last(embedding_shift(model, x, ThreatModel("Linf", eps)))
+        assert state["distances"]["relative L2"]["strongest"]["recognized"] == share
+
+
+def test_states_and_batches_change_nothing(network, x):
+    whole, _ = last(embedding_shift(network.eval(), x, THREAT, batch_size=4, seed=3))
+    for stopped in (1, 3, 6):
+        states = embedding_shift(network, x, THREAT, batch_size=4, seed=3)
+        kept = [next(states) for _ in range(stopped)][-1]
+        again, count = last(
+            embedding_shift(network, x, THREAT, batch_size=4, seed=3, earlier=json.loads(json.dumps(kept))["distances"])
+        )
+        assert count <= 8
+        assert without_seconds(again) == without_seconds(whole)
+
+
+def without_seconds(state):
+    text = json.loads(json.dumps(state))
+    for found in text["distances"].values():
+        for row in found["attacks"].values():
+            row.pop("seconds")
+    return text
+
+
+def test_a_users_encoder_is_left_as_it_was(network, x, tmp_path):
+    network.train()
+    before, generator = [p.clone() for p in network.parameters()], torch.get_rng_state()
+    result = evaluate_embedding(network, x, THREAT, folder=tmp_path / "results", batch_size=4)
+    assert network.training
+    assert all(p.grad is None and torch.equal(p, b) for p, b in zip(network.parameters(), before, strict=True))
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert len(result.moved()) == result.n == 7
+    assert "cosine       mean " in str(result)
+    kept = json.loads((tmp_path / "results" / "embedding.json").read_text())
+    assert kept["distances"] == result.values["distances"]
+    network.forward = lambda _: pytest.fail("computed again")
+    with pytest.raises(UsageError, match="different settings"):
+        evaluate_embedding(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), x, THREAT, folder=tmp_path / "results")
+
+
+@pytest.mark.e2e
+def test_an_encoder_of_a_run_is_measured_by_its_features(teacher_run, tmp_path):
+    run = RunDir(shutil.copytree(teacher_run, tmp_path / "run"))
+    assert not run.classifier_file.is_file()
+    found = of_run(run)
+    assert found["complete"]
+    encoder = load_encoder(run.path)
+    images = acl_plugin.datasets.load(run.read_config().data).test.floats()
+    own = evaluate_embedding(encoder, images, ThreatModel("Linf", found["eps"]), batch_size=len(images))
+    for name in DISTANCES:  # another memory format, whose rounding an attack multiplies
+        ours, there = own.values["distances"][name], found["distances"][name]
+        assert ours["others"] == pytest.approx(there["others"], rel=1e-3)
+        assert sum(own.moved(name)) == pytest.approx(sum(there["by_image"]), rel=0.2)
+    assert of_run(run) == found
+
+
+@pytest.mark.e2e
+def test_the_command_line_and_the_report(teacher_run, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(teacher_run, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\ndef build():\n    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5))\n"
+    )
+    assert main(["evaluate", str(run), "--suite", "embedding", "--limit-test", "12"]) == 0
+    lines = capsys.readouterr().out
+    assert "recognized" in lines
+    assert "other images: mean" in lines
+    own = ["evaluate", "--model", "mine.py:build", "--data", "digits", "--limit-test", "12", "--suite", "embedding"]
+    assert main([*own, "--out", "own"]) == 0
+    assert main([*own, "--out", "own.json"]) == 0
+    assert main(["status", "run"]) == 0
+    assert "cosine distance" in capsys.readouterr().out
+    assert main(["report", "run", "own", "--out", "page.html"]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("Distance of features from those of the image without attack") >= 2
+    assert main(["evaluate", str(run), "--suite", "embedding", "--limit-test", "13"]) == 2
+    assert "different settings" in capsys.readouterr().err
+
+
+class OfTheBatch(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0) + 1
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Flatten(0), r"the model gives \(448,\) for 7 images: allowed are \(B, D\) features"),
+        (nn.Conv2d(1, 2, 3), "allowed are \\(B, D\\) features"),
+        (nn.Sequential(nn.Flatten(), OfTheBatch()), "the features of an image depend on the other images of its batch"),
+        (nn.Sequential(nn.Flatten(), nn.Threshold(9.0, 0.0)), "the features of image 0 are zero or not finite"),
+        (nn.Sequential(nn.Flatten(), nn.Threshold(9.0, torch.nan)), "features that are not finite"),
+        (7, "`model` is int"),
+    ],
+    ids=["flat", "maps", "batch", "zero", "nan", "none"],
+)
+def test_what_cannot_be_measured_is_one_line(model, message, x):
+    with pytest.raises(UsageError, match=message) as error:
+        evaluate_embedding(model, x, THREAT)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_threat_model_is_one_line(network, x):
+    with pytest.raises(UsageError, match="`threat` is missing"):
+        evaluate_embedding(network, x)
+
+
+def test_the_number_of_states():
+    assert len(DISTANCES) * (len(ATTACKS) + len(MULTIPLES)) == STATES
