@@ -27,7 +27,7 @@ from acl_plugin.runtime.seeding import PROBE, mixed_seed
 SCALE = 6.0
 """Weight of the divergence, per accuracy."""
 MEASURED = 4
-"""How often in an epoch, besides its start, the accuracy is measured again."""
+"""How often in an epoch the accuracy is measured again after its start."""
 
 
 class AutoLora(nn.Module):

@@ -14,7 +14,7 @@ def checks(epochs: int) -> list[int]:
 
 
 def stalls(scores: Sequence[float], epochs: int) -> bool:
-    """Return whether the rate halves after the last of the scores, and training goes on from the best state.
+    """Return whether the rate halves after the last of the scores, and training continues from the best state.
 
     At a check it halves if the score rose in fewer than 75 % of the epochs since the check before, or if no score since
     then is higher than all earlier ones.
