@@ -27,6 +27,7 @@ FACE = {
     "datasets": None,
     "evaluate": "model images labels threat seed batch_size device folder overwrite classes dataset",
     "evaluate_corruptions": "model images labels names source seed batch_size device folder overwrite classes dataset",
+    "evaluate_embedding": "model images threat seed batch_size device folder overwrite dataset",
     "evaluate_suite": "model images labels threat attacks seed batch_size device folder overwrite classes dataset",
     "export_to_robustbench": "run name paper_url paper_title authors venue additional_data overwrite",
     "load_classifier": "run",

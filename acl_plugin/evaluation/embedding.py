@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluation.batches import ImageSource, batch, device_of
+from acl_plugin.evaluation.batches import ImageSource, batch
+from acl_plugin.evaluation.target import Target
 from acl_plugin.models import norm_banks
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.seeding import EMBEDDING, mixed_seed
@@ -63,15 +64,16 @@ def embedding_shift(
         UsageError: for features that are not (B, D), not finite, or zero.
     """
     found: dict[str, Any] = {name: dict(values) for name, values in (earlier or {}).items()}
+    target = Target(model, images, torch.empty(0), threat, batch_size, seed)
     with torch.inference_mode(False), norm_banks.inference(model):
-        benign = _features(model, images, batch_size)
+        benign = _features(target)
     for number, name in enumerate(DISTANCES):
         measured = found.setdefault(name, {"others": _others(name, benign), "attacks": {}, "curve": []})
         for attack in ATTACKS:
             if attack not in measured["attacks"]:
                 started = time.monotonic()
                 stream = mixed_seed(seed, EMBEDDING, number, ATTACKS.index(attack))
-                values, near = _moved(_attack(attack, threat), name, model, images, benign, batch_size, stream)
+                values, near = _moved(_attack(attack, threat), name, target, benign, stream)
                 row = _summary(values, near) | {"seconds": round(time.monotonic() - started, 1)}
                 measured["attacks"][attack] = row | {"by_image": _rounded(values), "near": near.tolist()}
             if len(measured["attacks"]) == len(ATTACKS) and "strongest" not in measured:
@@ -80,8 +82,7 @@ def embedding_shift(
         for multiple in MULTIPLES[len(measured["curve"]) :]:
             eps = multiple * threat.eps if threat.norm == "L2" else min(1.0, multiple * threat.eps)
             stream = mixed_seed(seed, EMBEDDING, number, len(ATTACKS) + MULTIPLES.index(multiple))
-            weaker = _attack("PGD-20", ThreatModel(threat.norm, eps))
-            values, _ = _moved(weaker, name, model, images, benign, batch_size, stream)
+            values, _ = _moved(_attack("PGD-20", ThreatModel(threat.norm, eps)), name, target, benign, stream)
             measured["curve"].append({"eps": eps, "mean": values.mean().item(), "worst": values.max().item()})
             yield _state(found)
 
@@ -99,17 +100,17 @@ def _attack(name: str, threat: ThreatModel) -> InnerAttack:
     return InnerAttack(threat, threat.pgd, 20, {"alpha": threat.eps / 4})
 
 
-def _features(model: nn.Module, images: ImageSource, batch_size: int) -> Tensor:
+def _features(target: Target) -> Tensor:
     """Return the features (N, D) of all images.
 
     Raises:
         UsageError: see ``embedding_shift``.
     """
-    device, found = device_of(model), []
+    found, size = [], target.batch_size
     with torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            x = batch(images, start, start + batch_size, device)
-            features = model(x)
+        for start in range(0, len(target.images), size):
+            x = batch(target.images, start, start + size, target.device)
+            features = target.model(x)
             if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != len(x):
                 given = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
                 message = f"the model gives {given} for {len(x)} images: allowed are (B, D) features"
@@ -124,19 +125,11 @@ def _features(model: nn.Module, images: ImageSource, batch_size: int) -> Tensor:
     return every
 
 
-def _moved(
-    attack: InnerAttack,
-    name: str,
-    model: nn.Module,
-    images: ImageSource,
-    benign: Tensor,
-    batch_size: int,
-    seed: int,
-) -> tuple[Tensor, Tensor]:
+def _moved(attack: InnerAttack, name: str, target: Target, benign: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Return how far an attack moves each image, (N,), and whether its own benign features are still the nearest."""
-    device, values, near = device_of(model), [], []
-    for start in range(0, len(images), batch_size):
-        x, f = batch(images, start, start + batch_size, device), benign[start : start + batch_size]
+    model, device, size, values, near = target.model, target.device, target.batch_size, [], []
+    for start in range(0, len(benign), size):
+        x, f = batch(target.images, start, start + size, device), benign[start : start + size]
         rows = partial(_loss, name, f, model)
         with seeding.isolated_rng(mixed_seed(seed, start), device):
             moved = attack.scalar(model, x, rows)

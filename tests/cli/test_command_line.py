@@ -322,7 +322,7 @@ def test_mistakes_are_one_line_with_status_2_and_write_nothing(arguments, messag
 
 OF_A_RUN = [
     (["probe", "run", "--probe-lr=-1"], "--probe-lr -1.0: allowed is a number from 0"),
-    (["probe", "run", "--probe-protocol", "lp"], "unknown --probe-protocol 'lp'; allowed: aff_pgd"),
+    (["probe", "run", "--probe-protocol", "lp"], "unknown --probe-protocol 'lp'; allowed: aff_autolora"),
     (["probe", "run", "--probe-epochs", "0"], "--probe-epochs 0: allowed is a number from 1"),
     (["probe", "run", "--probe-holdout", "2"], "--probe-holdout 2.0: allowed is a share from 0 to 1"),
     (["probe", "run", "--backbone", "resnet18"], "unknown argument '--backbone'"),

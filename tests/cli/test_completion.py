@@ -39,7 +39,7 @@ def completed(line, tmp_path):
         ("acl-plugin run --attack MIF", ["MIFGSM"]),
         ("acl-plugin run --backbone vit_tiny_p", ["vit_tiny_patch16_224", "vit_tiny_patch16_384"]),
         ("acl-plugin run --data ", DATASETS.names()),
-        ("acl-plugin probe run --probe-protocol aff", ["aff_trades", "aff_pgd"]),
+        ("acl-plugin probe run --probe-protocol aff", ["aff_trades", "aff_pgd", "aff_autolora"]),
         ("acl-plugin evaluate run --limit-test ", []),
         ("acl-plugin evaluate ru", ["run/"]),
         ("acl-plugin benchmark run --board ", ["robustssl"]),
