@@ -1,6 +1,5 @@
 """Evaluate a run's encoder, with results in the run folder."""
 
-import time
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from acl_plugin.data import datasets
 from acl_plugin.evaluation.checks import check_encoder, largest_batch
 from acl_plugin.evaluation.embedding import STATES, embedding_shift
 from acl_plugin.evaluation.run_folder import KEEP, settings_of
+from acl_plugin.evaluation.storage import last_state
 from acl_plugin.models.encoder import Features
 from acl_plugin.models.memory_format import channels_last
 from acl_plugin.registry import SUITES
@@ -19,8 +19,6 @@ from acl_plugin.runs.lock import exclusive
 from acl_plugin.runs.models import load_encoder
 from acl_plugin.runs.resume import earlier_record
 from acl_plugin.runs.transfer import require_shape
-from acl_plugin.runtime.files import write_json
-from acl_plugin.runtime.progress import Progress
 
 
 @SUITES.register("embedding")
@@ -58,19 +56,13 @@ def evaluate_embedding(
     threat = ThreatModel(config.threat.norm, config.threat.eps)
     check_encoder(model, images.floats(0, 64).to(device))
     settings = settings_of(config, encoder.backbone, data, images, threat)
-    started, place = time.monotonic(), run.evaluation(name)
+    place = run.evaluation(name)
     before = earlier_record(place.embedding_file, settings, overwrite, remedy=KEEP) or {}
     if before.get("complete"):
         return before
-    place.path.mkdir(parents=True, exist_ok=True)
-    size = config.evaluation.eval_batch_size or largest_batch(model, encoder.spec.shape, device)
-    states = embedding_shift(
-        model, images, threat, batch_size=size, seed=config.machine.seed, earlier=before.get("distances")
+    size, seed = (
+        config.evaluation.eval_batch_size or largest_batch(model, encoder.spec.shape, device),
+        config.machine.seed,
     )
-    result: dict[str, Any] = {}
-    with Progress("embedding", STATES, unit="attack") as progress:
-        for state in states:
-            result = settings | state | {"seconds": round(time.monotonic() - started, 1)}
-            write_json(place.embedding_file, result)
-            progress.advance()
-    return result
+    states = embedding_shift(model, images, threat, batch_size=size, seed=seed, earlier=before.get("distances"))
+    return last_state(states, settings, place.embedding_file, STATES)

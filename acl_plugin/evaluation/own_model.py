@@ -29,6 +29,7 @@ from acl_plugin.evaluation.storage import (
     MemoryStates,
     States,
     attacks_done,
+    last_state,
     write_verdicts,
 )
 from acl_plugin.evaluation.suite import CURVE, attack_suite, chosen_attacks
@@ -245,17 +246,9 @@ def written(
     case: Case, name: str, settings: dict[str, Any], states: Iterator[dict[str, Any]], total: int
 ) -> dict[str, Any]:
     """Return the last of ``states`` with the settings; write each to the file ``name`` of the folder, if any."""
-    started, values = time.monotonic(), dict[str, Any]()
-    with (
-        nullcontext() if case.run is None else case.opened(),
-        Progress(name.partition(".")[0], total, unit="attack") as progress,
-    ):
-        for state in states:
-            values = settings | state | {"seconds": round(time.monotonic() - started, 1)}
-            if case.run is not None:
-                write_json(case.run.path / name, values)
-            progress.advance()
-    return values
+    file = None if case.run is None else case.run.path / name
+    with nullcontext() if case.run is None else case.opened():
+        return last_state(states, settings, file, total)
 
 
 def require_threat(threat: ThreatModel | None) -> ThreatModel:

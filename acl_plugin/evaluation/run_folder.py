@@ -28,7 +28,7 @@ from acl_plugin.evaluation.autoattack import (
 )
 from acl_plugin.evaluation.checks import check_classifier, largest_batch
 from acl_plugin.evaluation.chunks import attack_chunks, read_inputs, share_out
-from acl_plugin.evaluation.storage import FolderStates, attacks_done, write_verdicts
+from acl_plugin.evaluation.storage import FolderStates, attacks_done, last_state, write_verdicts
 from acl_plugin.evaluation.suite import CURVE, attack_suite, chosen_attacks
 from acl_plugin.evaluation.target import Target
 from acl_plugin.evaluation.verdicts import STANDARD, summary
@@ -154,17 +154,10 @@ def evaluate_suite(
     check_classifier(model, images.floats(0, 64).to(device))
     place = run.evaluation(name)
     before = earlier_record(place.suite_file, settings, overwrite, remedy=KEEP) or {}
-    place.path.mkdir(parents=True, exist_ok=True)
     size = config.evaluation.eval_batch_size or largest_batch(model, shape, device)
     target = Target(model, images, images.labels, threat, size, config.machine.seed)
     states = attack_suite(target, classes, attacks, before.get("rows"))
-    result: dict[str, Any] = {}
-    with Progress("suite", len(chosen) + len(CURVE), unit="attack") as progress:
-        for state in states:
-            result = settings | state
-            write_json(place.suite_file, result)
-            progress.advance()
-    return result
+    return last_state(states, settings, place.suite_file, len(chosen) + len(CURVE), timed=False)
 
 
 @SUITES.register("corruptions")
@@ -202,17 +195,10 @@ def evaluate_corruptions(
     source, corrupted = corruption_files.corrupted(data, images, corruptions_dir, config.machine.seed)
     settings = settings_of(config, model, data, images) | {"source": source}
     check_classifier(model, images.floats(0, 64).to(device))
-    started = time.monotonic()
     place = run.evaluation(name)
     before = earlier_record(place.corruptions_file, settings, overwrite, remedy=KEEP) or {}
-    place.path.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {}
-    with Progress("corruptions", len(chosen)) as progress:
-        for state in corruptions.accuracy_by_corruption(model, corrupted, names=names, earlier=before.get("accuracy")):
-            result = settings | state | {"seconds": round(time.monotonic() - started, 1)}
-            write_json(place.corruptions_file, result)
-            progress.advance()
-    return result
+    states = corruptions.accuracy_by_corruption(model, corrupted, names=names, earlier=before.get("accuracy"))
+    return last_state(states, settings, place.corruptions_file, len(chosen))
 
 
 def settings_of(

@@ -4,8 +4,9 @@ import hashlib
 import io
 import json
 import shutil
+import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import earlier_record
 from acl_plugin.runtime.files import write_atomic, write_json
+from acl_plugin.runtime.progress import Progress
 
 
 class MemoryStates:
@@ -116,6 +118,32 @@ class FolderStates:
 
 
 States = MemoryStates | FolderStates
+
+
+def last_state(
+    states: Iterable[dict[str, Any]], settings: Mapping[str, Any], file: Path | None, total: int, *, timed: bool = True
+) -> dict[str, Any]:
+    """Return the last of ``total`` states with the settings, after writing each to ``file``.
+
+    Args:
+        states: states of a suite.
+        settings: settings of the suite.
+        file: file of the states, whose name is that of the suite; None to write none.
+        total: number of the states, for the progress.
+        timed: add the seconds of this call.
+    """
+    started, values = time.monotonic(), dict[str, Any]()
+    what = "suite" if file is None else file.stem
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    with Progress(what, total, unit="attack") as progress:
+        for state in states:
+            seconds = {"seconds": round(time.monotonic() - started, 1)} if timed else {}
+            values = {**settings, **state, **seconds}
+            if file is not None:
+                write_json(file, values)
+            progress.advance()
+    return values
 
 
 def attacks_done(states: States, starts: Sequence[int]) -> int:
