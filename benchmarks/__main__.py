@@ -2,6 +2,7 @@
 
 python -m benchmarks collect NAME RUN [RUN ...]   collect runs in benchmarks/results/NAME.json
 python -m benchmarks objectives [--data NAME]     run every objective; write results/objectives_NAME.json and tables
+python -m benchmarks finetuning                   make a benign encoder robust; write results/finetuning_DATA.json
 python -m benchmarks selection                    choose settings on held-out images; write results/selection_DATA.json
 python -m benchmarks ablation | chosen | bases | divergences | sweeps | transfer | headline
                                                   run an experiment; write results/experiment_NAME_DATA.json
@@ -26,7 +27,7 @@ from acl_plugin.reporting import figures
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.files import read_json, write_atomic
 from benchmarks import autoattack_speed as measured_autoattack
-from benchmarks import compact, experiments, selection, tables
+from benchmarks import compact, experiments, finetuning, selection, tables
 from benchmarks import objectives as benchmarked
 from benchmarks import reading as measured_reading
 from benchmarks import record as recorded
@@ -96,6 +97,15 @@ def experiment(name: str, *arguments: str) -> None:
     data, jobs = experiments.run_all(name, *arguments)
     runs = [_kept_job(job) for job in jobs]
     compact.write(RESULTS / f"experiment_{name}_{data}.json", {"name": name, "data": data, "runs": runs})
+    table()
+
+
+def finetuned(*arguments: str) -> None:
+    """Make a benign encoder robust by several methods, see ``benchmarks.finetuning``."""
+    data, jobs = finetuning.run_all(*arguments)
+    forwards = {job.row.label: finetuning.forwards(job.config) * job.config.training.epochs for job in jobs}
+    runs = [{"encoder_forwards_per_image": forwards[job.row.label]} | _kept_job(job) for job in jobs]
+    compact.write(RESULTS / f"finetuning_{data}.json", runs)
     table()
 
 
@@ -172,6 +182,7 @@ COMMANDS: dict[str, Any] = {
     "collect": collect,
     "objectives": objectives,
     "selection": selected,
+    "finetuning": finetuned,
     **{name: partial(experiment, name) for name in EXPERIMENTS},
     "correlation": correlation,
     "speed": speed,

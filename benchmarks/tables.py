@@ -93,6 +93,35 @@ def objectives(runs: Runs) -> list[str]:
     return lines
 
 
+def finetuning(runs: Runs) -> list[str]:
+    """Return one row per method that makes a benign encoder robust, for one budget of encoder forwards."""
+    settings, by_row = runs[0]["settings"], grouped(runs)
+    best = max(by_row.values(), key=lambda group: statistics.mean(robust(group)))
+    to_best = compared(by_row, best, robust)
+    lines = [
+        f"## Finetuning a benign encoder on {settings['data']}",
+        "",
+        f"SimCLR with {settings['backbone']} for {settings['epochs']} epochs, and methods that start from its weights, "
+        f"{settings['attack']} with {settings['attack_steps']} steps, eps {settings['eps']}; AutoAttack on "
+        f"{runs[0]['evaluation']['n']} test images; {device(runs)}. F: encoder forwards per training image, of the "
+        f"finetuning alone but for SimCLR's row. {EXPLAINED}",
+        "",
+        *head("method", "epochs", "F", "clean", "AutoAttack", "to the best", "pretrain s", "seeds"),
+    ]
+    for name, group in by_row.items():
+        lines += row(
+            name,
+            str(group[0]["settings"]["epochs"]),
+            f"{group[0]['encoder_forwards_per_image']:,.0f}",
+            spread(clean(group)),
+            spread(robust(group)),
+            to_best[name],
+            spread(run["pretraining"]["seconds"] for run in group),
+            seeds(group),
+        )
+    return lines
+
+
 def suite(run: dict[str, Any]) -> list[str]:
     """Return one row per standard attack on one classifier."""
     settings, found, evaluation = run["settings"], run["suite"], run["evaluation"]
@@ -416,6 +445,7 @@ LABELS = {"robust_loss": "R", "benign_loss": "B", "sliced_wasserstein": "sliced 
 """Short names of columns."""
 SECTIONS = {
     "objectives_": objectives,
+    "finetuning_": finetuning,
     "selection_": selection,
     "experiment_": experiment,
     "correlation_": correlation,
