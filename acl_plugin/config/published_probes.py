@@ -80,6 +80,8 @@ SHORT = _of(0.01, 512, [], probe_epochs=5)
 """5 epochs, before the first fall."""
 RSSL = "RobustSSL 19dc714, Finetuning_Methods/Vanilla_Finetuning/utils.py"
 TRANSFERS = "RobustSSL 19dc714, run_vanilla_tune.sh:31-37"
+AUTOLORA: Options = _of(0.1, 128, probe_epochs=50, aff_banks="one", autolora_rank=8)
+AUTOLORA_CODE = "RobustSSL 19dc714, Finetuning_Methods/AutoLoRa/AutoLoRa.py:98-103, utils.py:1091-1190, run_autolora.sh"
 FROM_CIFAR10 = {"pretrained_on": "cifar10", "image_size": 32}
 ROBUSTSSL: tuple[Published, ...] = (
     *_rows(f"{ACL} {DYNACL}", HEAD, LIKE_ACL, f"{RSSL}:805-842"),
@@ -110,6 +112,8 @@ ROBUSTSSL: tuple[Published, ...] = (
     *(row for after in ({}, AFTER, AFTER_AIR) for row in _rows(
         f"{DYNACL} {DYNACL_AIR}", "aff_trades", {"stl10": {**AFF[C10], **ONE, **(AFT if after else {})}}, TRANSFERS,
         when={**FROM_CIFAR10, **after})),
+    *_rows(f"{DYNACL} {ONE_BANK} {DYNACL_AIR}", "aff_autolora", {STL_32: AUTOLORA}, AUTOLORA_CODE,
+           note="there: the epoch with the highest accuracy on test images; the rate by PGD-20 on training images"),
     *_rows(ANY, f"{HEAD} aff_trades", AFF, f"{RSSL}:997-1000"),
 )  # fmt: skip
 """RobustSSL's evaluation of all methods; the last epoch is kept and no image is held out."""
