@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from acl_plugin import config as configuration
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.records import read_record
@@ -25,10 +24,6 @@ def card(run: RunDir, encoder: Encoder, described: Described) -> str:
     load = 'timm.create_model("hf-hub:OWNER/NAME", pretrained=True)'
     objective, data = config.objective.objective, run.pretrained_on()
     threat = f"{config.threat.norm}, eps {config.threat.eps}"
-    settings = ", ".join(f"{k} {v}" for k, v in configuration.to_dict(config)["objective"]["objective_kwargs"].items())
-    trained = (
-        f"Pretrained without labels on {data} by `{objective}`{f' ({settings})' if settings else ''} with acl_plugin"
-    )
     lines = [
         "---",
         "library_name: timm",
@@ -43,7 +38,8 @@ def card(run: RunDir, encoder: Encoder, described: Described) -> str:
         "",
         *_what(encoder),
         "",
-        f"{trained}; epochs: {config.training.epochs}; threat model: {threat}.",
+        f"Pretrained without labels on {data} by `{objective}` with acl_plugin; epochs: {config.training.epochs}; "
+        f"threat model: {threat}.",
         *_results(run),
         "",
         "## Use",

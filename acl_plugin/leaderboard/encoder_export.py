@@ -22,6 +22,8 @@ from acl_plugin.runtime import seeding
 from acl_plugin.runtime.files import write_atomic
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
+TAKEN = ("timm.", "acl_plugin.")
+"""Modules whose networks keep their names; an export of the same name replaces an earlier one."""
 TOLERANCE = 1e-4
 """Largest difference of features, as a fraction of the largest one, between an export and the encoder."""
 
@@ -110,7 +112,8 @@ def export_torch(run: RunDir) -> Path:
 
 
 def _write(run: RunDir, folder: Path, name: str | None, readme: Any) -> Path:
-    """Write the files of a timm model, with ``readme(run, described)`` as its page."""
+    """Write the files of a timm model, with ``readme(run, encoder, described)`` as its page."""
+    import timm
     from safetensors.torch import save
 
     config = run.read_config()
@@ -119,8 +122,12 @@ def _write(run: RunDir, folder: Path, name: str | None, readme: Any) -> Path:
         allowed = "small letters, digits and _, starting with a letter"
         raise UsageError(f"`name` {name!r}: allowed are {allowed}", parameter="name", given=name, allowed=allowed)
     encoder = _encoder(run)
-    described = _described(encoder, name)
-    code = None if described["architecture"] != name else _code(encoder, name)
+    plain = network_code.is_timm(encoder.backbone, encoder.spec.backbone)
+    if not plain and timm.is_model(name) and timm.models.model_entrypoint(name).__module__.startswith(TAKEN):
+        message = f"`name` {name!r}: timm has a model of this name; choose another one"
+        raise UsageError(message, parameter="name", given=name, allowed="a name that timm does not have")
+    described = _described(encoder, encoder.spec.backbone if plain else name)
+    code = None if plain else _code(encoder, name)
     weights = {key: value.contiguous() for key, value in encoder.backbone.state_dict().items()}
     _check(encoder, described, code)
     part = folder.with_name(f".{folder.name}.part")
@@ -152,7 +159,7 @@ def _encoder(run: RunDir) -> Encoder:
     return load_encoder(run.path)
 
 
-def _described(encoder: Encoder, name: str) -> dict[str, Any]:
+def _described(encoder: Encoder, architecture: str) -> dict[str, Any]:
     """Return the contents of ``config.json``, in the form that timm reads from a hub."""
     from timm.models import PretrainedCfg, get_pretrained_cfg
 
@@ -170,7 +177,7 @@ def _described(encoder: Encoder, name: str) -> dict[str, Any]:
         classifier=known.classifier,
     )
     return {
-        "architecture": spec.backbone if network_code.is_timm(network, spec.backbone) else name,
+        "architecture": architecture,
         "num_classes": 0,
         "num_features": encoder.size,
         "pretrained_cfg": pretrained.to_dict(remove_source=True, remove_null=True),

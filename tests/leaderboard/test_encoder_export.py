@@ -185,6 +185,13 @@ def test_mistakes_are_one_line_and_write_nothing(arguments, message, run_of, tmp
     assert sorted(run.path.rglob("*")) == before
 
 
+def test_a_changed_network_does_not_take_the_name_of_timms(run_of):
+    with pytest.raises(UsageError, match="'resnet18': timm has a model of this name"):
+        EXPORTERS.get("timm")(run_of("changed stem"), name="resnet18")
+    folder = EXPORTERS.get("timm")(run_of("plain"), name="resnet18")
+    assert not list(folder.glob("*.py"))  # the name is not used
+
+
 @pytest.mark.parametrize("kind", ["timm", "hub", "torch"])
 def test_an_encoder_of_ones_own_is_refused(kind, tmp_path):
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
