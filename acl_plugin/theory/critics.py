@@ -6,7 +6,7 @@ that more critics can only raise the largest. ``scored`` reads one number a row,
 that was trained with the encoder; the others read features.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,17 +95,17 @@ def discriminant(
         all_rows, groups = prepared(rows), to_group(rows)
         held_out = torch.zeros(2, len(PENALTIES), len(rows), dtype=both.dtype)
         for other, fold in split_indices(len(rows), INNER, seed):
-            rule = _Discriminant(all_rows.take(other), (groups[0][other], groups[1][other]))
+            rule = _Discriminant(all_rows.take(other), (groups[0][other], groups[1][other]), PENALTIES)
             for side, scores in enumerate(rule.scores(all_rows.take(fold), (groups[0][fold], groups[1][fold]))):
                 held_out[side][:, fold] = scores
         lines = [logistic_line(p, q) for p, q in zip(*held_out, strict=True)]
         losses = [log_loss((a * p + b, a * q + b)).mean().item() for (a, b), p, q in zip(lines, *held_out, strict=True)]
         best = min(range(len(PENALTIES)), key=losses.__getitem__)
-        rule, (slope, offset) = _Discriminant(all_rows, groups), lines[best]
+        rule, (slope, offset) = _Discriminant(all_rows, groups, PENALTIES[best : best + 1]), lines[best]
 
         def values(of: Rows) -> Values:
             p, q = rule.scores(prepared(of), to_group(of))
-            return slope * p[best] + offset, slope * q[best] + offset
+            return slope * p[0] + offset, slope * q[0] + offset
 
         return values
 
@@ -113,9 +113,9 @@ def discriminant(
 
 
 class _Discriminant:
-    """Directions and midpoints of each group, for all penalties."""
+    """Directions and midpoints of each group, for each penalty."""
 
-    def __init__(self, rows: Rows, groups: Values) -> None:
+    def __init__(self, rows: Rows, groups: Values, penalties: Sequence[float]) -> None:
         count = 1 + int(max(group.max() for group in groups))
         sums = rows.benign.new_zeros(2, count, rows.benign.shape[1])
         for side, (x, group) in enumerate(zip((rows.benign, rows.adversarial), groups, strict=True)):
@@ -124,11 +124,13 @@ class _Discriminant:
         means = sums / sizes.clamp_min(1)
         around = torch.cat([x - m[g] for x, m, g in zip((rows.benign, rows.adversarial), means, groups, strict=True)])
         covariance = around.T @ around / len(around)
-        values, axes = torch.linalg.eigh(covariance)
         known = (sizes > 0).all(0)
-        gaps = torch.where(known, means[0] - means[1], 0.0) @ axes
-        penalties = values.new_tensor(PENALTIES).view(-1, 1, 1) * values.mean().clamp_min(1e-12)
-        directions = (gaps / (values.clamp_min(0) + penalties)) @ axes.T
+        gaps = torch.where(known, means[0] - means[1], 0.0).T
+        unit = covariance.diagonal().mean().clamp_min(1e-12).item()
+        identity = torch.eye(len(covariance), dtype=covariance.dtype)
+        # one Cholesky decomposition for each penalty takes less time than one eigenvalue decomposition
+        factors = (torch.linalg.cholesky(covariance + unit * penalty * identity) for penalty in penalties)
+        directions = torch.stack([torch.cholesky_solve(gaps, factor).T for factor in factors])
         self.directions = F.pad(directions, (0, 0, 0, 1))  # (penalties, groups + 1, D): the last is of new groups
         self.middles = F.pad(means.mean(0), (0, 0, 0, 1))
 
