@@ -103,9 +103,7 @@ def experiment(name: str, *arguments: str) -> None:
 def finetuned(*arguments: str) -> None:
     """Make a benign encoder robust by several methods, see ``benchmarks.finetuning``."""
     data, jobs = finetuning.run_all(*arguments)
-    forwards = {job.row.label: finetuning.forwards(job.config) * job.config.training.epochs for job in jobs}
-    runs = [{"encoder_forwards_per_image": forwards[job.row.label]} | _kept_job(job) for job in jobs]
-    compact.write(RESULTS / f"finetuning_{data}.json", runs)
+    compact.write(RESULTS / f"finetuning_{data}.json", [_kept_row(job.row.label, RunDir(job.out)) for job in jobs])
     table()
 
 

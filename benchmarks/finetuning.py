@@ -11,14 +11,13 @@ method.
 from pathlib import Path
 from typing import Any
 
-from acl_plugin import pipeline, registry
 from acl_plugin.cli.parser import Parser
 from acl_plugin.config import RunConfig, preset, used
 from acl_plugin.data import datasets
 from acl_plugin.errors import unknown
-from acl_plugin.runtime.device import training_device
 from benchmarks.experiments import SETTINGS as EVALUATED
-from benchmarks.experiments import Job, do_all
+from benchmarks.experiments import Job, do, do_all
+from benchmarks.objectives import encoder_forwards
 from benchmarks.rows import Row
 
 START = "simclr"
@@ -75,18 +74,11 @@ def job(row: str, seed: int, runs: Path, data_name: str, options: dict[str, Any]
     return _job(row, seed, runs, config.replace(epochs=round(BUDGET[data_name] / forwards(config))))
 
 
-def forwards(config: RunConfig) -> int:
+def forwards(config: RunConfig) -> float:
     """Return the encoder forwards per image and epoch."""
-    cost = registry.OBJECTIVES.get(config.objective.objective).cost
-    found: int = cost.encoder_forwards(config.objective.attack_steps)
+    found = encoder_forwards(config.replace(epochs=1).options())
+    assert found is not None
     return found
-
-
-def do(each: Job) -> None:
-    """Start or resume one run."""
-    result = pipeline.run(each.config, each.out, training_device("auto"))
-    accuracies = f"clean {result['clean_accuracy']:.3f}, AutoAttack {result['robust_accuracy']:.3f}"
-    print(f"{each.row.label}, seed {each.seed}: {accuracies}", flush=True)
 
 
 def _job(row: str, seed: int, runs: Path, config: RunConfig) -> Job:

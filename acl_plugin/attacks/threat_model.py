@@ -36,6 +36,11 @@ class ThreatModel:
         """Name of torchattacks' class for projected gradient descent (PGD) in this norm."""
         return "PGD" if self.norm == "Linf" else "PGDL2"
 
+    def times(self, multiple: float) -> "ThreatModel":
+        """Return the threat model with a multiple of eps, which is at most 1 for Linf."""
+        eps = multiple * self.eps
+        return ThreatModel(self.norm, eps if self.norm == "L2" else min(1.0, eps))
+
     def project(self, adversarial: Tensor, images: Tensor) -> Tensor:
         """Project adversarial examples onto the eps ball and [0, 1].
 

@@ -14,7 +14,7 @@ from acl_plugin.data.fingerprint import Fingerprint, image_hashes
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.evaluation import inputs
 from acl_plugin.evaluation.batches import predicted
-from acl_plugin.evaluation.checks import largest_batch
+from acl_plugin.evaluation.checks import check_encoder, largest_batch
 from acl_plugin.evaluation.isolation import isolated
 from acl_plugin.evaluation.storage import state_hash
 from acl_plugin.evaluation.target import Target
@@ -114,24 +114,34 @@ def prepared(
     classes: Sequence[str] | None,
     dataset: str | None,
     folder: Path | str | None,
+    encoder: bool = False,
 ) -> Iterator[Case]:
-    """Check model and images, isolate the model inside the context, and restore model and process on exit."""
+    """Check model and images, isolate the model inside the context, and restore model and process on exit.
+
+    The model is a classifier, or with ``encoder`` one that gives features, whose images need no labels.
+    """
     _require_whole("seed", seed, 0)
     if batch_size is not None:
         _require_whole("batch_size", batch_size, 1)
     if dataset is not None and dataset not in DATASETS:
         raise unknown("`dataset`", dataset, DATASETS.names(), parameter="dataset")
-    run = None if folder is None else results_folder(folder)
+    run = None if folder is None else _results_folder(folder)
     target, place = inputs.on_device(model, device)
     with alone(), isolated(target, seed, place):
+        if encoder and isinstance(images, Tensor):
+            labels = torch.zeros(len(images), dtype=torch.long)
         x, y = inputs.collect(images, labels)
+        if encoder:
+            check_encoder(target, x[: inputs.CHECKED].to(place))
+            yield Case(target, x, y, (), seed, batch_size, place, dataset, run)
+            return
         names = inputs.check_user_model(target, x, y, classes)
         case = Case(target, x, y, names, seed, batch_size, place, dataset, run)
         inputs.check_finite(target, x, case.size())
         yield case
 
 
-def results_folder(folder: Path | str) -> RunDir:
+def _results_folder(folder: Path | str) -> RunDir:
     """Return a results folder, which is new, empty, or already contains results.
 
     Raises:

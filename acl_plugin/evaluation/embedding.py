@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acl_plugin.attacks.inner_attack import InnerAttack
+from acl_plugin.attacks.inputs import check_output
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError
 from acl_plugin.evaluation.batches import ImageSource, batch
+from acl_plugin.evaluation.suite import CURVE
 from acl_plugin.evaluation.target import Target
 from acl_plugin.models import norm_banks
 from acl_plugin.runtime import seeding
@@ -27,7 +29,7 @@ from acl_plugin.runtime.seeding import EMBEDDING, mixed_seed
 
 DISTANCES = ("cosine", "relative L2")
 ATTACKS = ("PGD-20", "APGD")
-MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+MULTIPLES = tuple(multiple for multiple in CURVE if multiple)
 """Multiples of eps of the curve, which PGD-20 draws."""
 STATES = len(DISTANCES) * (len(ATTACKS) + len(MULTIPLES))
 """Number of states of ``embedding_shift``."""
@@ -80,10 +82,10 @@ def embedding_shift(
                 _conclude(measured)
             yield _state(found)
         for multiple in MULTIPLES[len(measured["curve"]) :]:
-            eps = multiple * threat.eps if threat.norm == "L2" else min(1.0, multiple * threat.eps)
             stream = mixed_seed(seed, EMBEDDING, number, len(ATTACKS) + MULTIPLES.index(multiple))
-            values, _ = _moved(_attack("PGD-20", ThreatModel(threat.norm, eps)), name, target, benign, stream)
-            measured["curve"].append({"eps": eps, "mean": values.mean().item(), "worst": values.max().item()})
+            scaled = threat.times(multiple)
+            values, _ = _moved(_attack("PGD-20", scaled), name, target, benign, stream)
+            measured["curve"].append({"eps": scaled.eps, "mean": values.mean().item(), "worst": values.max().item()})
             yield _state(found)
 
 
@@ -97,7 +99,7 @@ def distance(name: str, features: Tensor, moved: Tensor) -> Tensor:
 def _attack(name: str, threat: ThreatModel) -> InnerAttack:
     if name == "APGD":
         return InnerAttack(threat, "AutoPGD", 100)
-    return InnerAttack(threat, threat.pgd, 20, {"alpha": threat.eps / 4})
+    return InnerAttack(threat, threat.pgd, 20)
 
 
 def _features(target: Target) -> Tensor:
@@ -110,12 +112,7 @@ def _features(target: Target) -> Tensor:
     with torch.no_grad():
         for start in range(0, len(target.images), size):
             x = batch(target.images, start, start + size, target.device)
-            features = target.model(x)
-            if not isinstance(features, Tensor) or features.dim() != 2 or len(features) != len(x):
-                given = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-                message = f"the model gives {given} for {len(x)} images: allowed are (B, D) features"
-                raise UsageError(message, parameter="model", given=given, allowed="(B, D) features")
-            found.append(features.float())
+            found.append(check_output(target.model(x), (len(x), None)).float())
     every = torch.cat(found)
     wrong = (~every.isfinite().all(1) | (every.norm(dim=1) == 0)).nonzero()
     if len(wrong):

@@ -4,18 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.evaluation import inputs
-from acl_plugin.evaluation.case import Case, results_folder
-from acl_plugin.evaluation.checks import check_encoder
+from acl_plugin.evaluation.case import prepared
 from acl_plugin.evaluation.embedding import STATES, embedding_shift
-from acl_plugin.evaluation.isolation import isolated
 from acl_plugin.evaluation.own_model import require_threat, written
 from acl_plugin.evaluation.results import EmbeddingEvaluation
 from acl_plugin.models.encoder import BackboneAndProjector, Features
-from acl_plugin.runs.lock import alone
 
 
 def evaluate_embedding(
@@ -55,14 +52,10 @@ def evaluate_embedding(
         >>> print(acl_plugin.evaluate_embedding(encoder, x, threat))  # doctest: +SKIP
     """
     threat = require_threat(threat)
-    run = None if folder is None else results_folder(folder)
-    target, place = inputs.on_device(Features(model) if isinstance(model, BackboneAndProjector) else model, device)
-    with alone(), isolated(target, seed, place):
-        labels = torch.zeros(len(images), dtype=torch.long) if isinstance(images, Tensor) else None
-        x, y = inputs.collect(images, labels)
-        check_encoder(target, x[: inputs.CHECKED].to(place))
-        case = Case(target, x, y, (), seed, batch_size, place, dataset, run)
-        settings: dict[str, Any] = case.settings() | {"threat_model": threat.norm, "eps": threat.eps}
+    given = Features(model) if isinstance(model, BackboneAndProjector) else model
+    options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": device, "classes": None}
+    with prepared(given, images, None, **options, dataset=dataset, folder=folder, encoder=True) as case:
+        settings = case.settings() | {"threat_model": threat.norm, "eps": threat.eps}
         before = case.earlier("embedding.json", settings, overwrite).get("distances")
-        states = embedding_shift(target, x, threat, batch_size=case.size(), seed=seed, earlier=before)
+        states = embedding_shift(case.model, case.images, threat, batch_size=case.size(), seed=seed, earlier=before)
         return EmbeddingEvaluation(written(case, "embedding.json", settings, states, STATES))

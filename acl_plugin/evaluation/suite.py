@@ -241,8 +241,7 @@ def _at(multiple: float, target: Target, clean: Tensor) -> float:
     correct, threat = clean, target.threat
     if multiple:
         setting = SUITE["PGD-20" if threat.norm == "Linf" else "PGDL2"]
-        eps = multiple * threat.eps if threat.norm == "L2" else min(1.0, multiple * threat.eps)
-        attack = _attack_of(setting, threat, eps)
+        attack = _attack_of(setting, threat, threat.times(multiple).eps)
         correct, *_ = _under(attack, target, clean, UNTARGETED + CURVE.index(multiple), setting)
     return correct.double().mean().item()
 

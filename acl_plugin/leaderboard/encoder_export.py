@@ -1,8 +1,6 @@
 """Export the encoder of a run for use without this package: as a timm model, a folder for a hub, or by torch.export."""
 
-import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import exclusive
 from acl_plugin.runs.models import load_encoder, read_model
 from acl_plugin.runtime import seeding
-from acl_plugin.runtime.files import write_atomic
+from acl_plugin.runtime.files import new_folder, write_atomic, write_json
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 TAKEN = ("timm.", "acl_plugin.")
@@ -90,25 +88,19 @@ def export_torch(run: RunDir) -> Path:
     """
     encoder = _encoder(run)
     backbone, x = encoder.spec.backbone, _images(encoder, 2)
-    folder = run.torch_folder
-    part = folder.with_name(".torch.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    file = part / "encoder.pt2"
-    try:
-        batch = torch.export.Dim("batch", min=1)
-        program = torch.export.export(Features(encoder), (x,), dynamic_shapes=({0: batch},), strict=False)
-        torch.export.save(program, str(file))
-        again = torch.export.load(str(file)).module()
-        apart = max(_apart(again(x[:n]), encoder.features(x[:n])) for n in (1, 2))
-    except Exception as error:  # torch raises errors of any type
-        shutil.rmtree(part)
-        message = f"`format` torch: torch.export does not take {backbone}: {reason(error)}"
-        raise UsageError(message, parameter="format", given="torch", allowed=("timm", "hub")) from error
-    assert apart <= TOLERANCE, f"the exported program differs by {apart:.1e}"
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
-    return folder / file.name
+    with new_folder(run.torch_folder) as part:
+        file = part / "encoder.pt2"
+        try:
+            batch = torch.export.Dim("batch", min=1)
+            program = torch.export.export(Features(encoder), (x,), dynamic_shapes=({0: batch},), strict=False)
+            torch.export.save(program, str(file))
+            again = torch.export.load(str(file)).module()
+            apart = max(_apart(again(x[:n]), encoder.features(x[:n])) for n in (1, 2))
+        except Exception as error:  # torch raises errors of any type
+            message = f"`format` torch: torch.export does not take {backbone}: {reason(error)}"
+            raise UsageError(message, parameter="format", given="torch", allowed=("timm", "hub")) from error
+        assert apart <= TOLERANCE, f"the exported program differs by {apart:.1e}"
+    return run.torch_folder / file.name
 
 
 def _write(run: RunDir, folder: Path, name: str | None, readme: Any) -> Path:
@@ -130,16 +122,12 @@ def _write(run: RunDir, folder: Path, name: str | None, readme: Any) -> Path:
     code = None if plain else _code(encoder, name)
     weights = {key: value.contiguous() for key, value in encoder.backbone.state_dict().items()}
     _check(encoder, described, code)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    write_atomic(part / "model.safetensors", save(weights, {"format": "pt"}))
-    write_atomic(part / "config.json", (json.dumps(described, indent=2) + "\n").encode())
-    write_atomic(part / "README.md", readme(run, encoder, described).encode())
-    if code is not None:
-        write_atomic(part / f"{name}.py", code.encode())
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    with new_folder(folder) as part:
+        write_atomic(part / "model.safetensors", save(weights, {"format": "pt"}))
+        write_json(part / "config.json", described)
+        write_atomic(part / "README.md", readme(run, encoder, described).encode())
+        if code is not None:
+            write_atomic(part / f"{name}.py", code.encode())
     return folder
 
 

@@ -25,7 +25,7 @@ from acl_plugin.leaderboard.network_code import defined_in
 from acl_plugin.leaderboard.stub import class_name, fault, stub
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runtime.files import torch_bytes, write_atomic, write_json
+from acl_plugin.runtime.files import new_folder, torch_bytes, write_atomic, write_json
 
 IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "imagenet": 5_000}
 """Number of test images of RobustBench's datasets in this package."""
@@ -63,17 +63,13 @@ def write(folder: Path, s: Submission) -> None:
     from safetensors.torch import save
 
     run, model, name, evaluation = s.run, s.model, s.name, s.evaluation
-    done, folder = folder, folder.with_name(f".{name}.part")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     dataset, threat = evaluation["dataset"], evaluation["threat_model"]
     weights = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
     safe, pickled = save(weights), state_dict_bytes(model)
     digest = hashlib.sha256(safe).hexdigest()
     code = stub(model, name, dataset, threat, digest)
     wrong = fault(code, model, name)
-    write_json(folder / f"{name}.json", s.info)
-    write_json(folder / "export.json", description(model, name, dataset, threat, f"{name}.safetensors", digest))
+    described = description(model, name, dataset, threat, f"{name}.safetensors", digest)
     files = {f"{name}.safetensors": safe, f"{name}.pt": pickled}
     texts = {
         f"{name}.safetensors.sha256": f"{digest}  {name}.safetensors\n",
@@ -84,13 +80,14 @@ def write(folder: Path, s: Submission) -> None:
     if wrong is None and s.local is None:
         texts["model_zoo.py"] = zoo_entry(name, dataset, threat)
     shipped, texts["repeat.sh"] = whole_run.script(run, s.info, evaluation)
-    for file, content in (files | shipped | {file: text.encode() for file, text in texts.items()}).items():
-        write_atomic(folder / file, content)
-    for log in (run.evaluation_file, run.verdicts_file):
-        if log.is_file():
-            shutil.copyfile(log, folder / log.name)
-    shutil.rmtree(done, ignore_errors=True)
-    folder.replace(done)
+    with new_folder(folder) as part:
+        write_json(part / f"{name}.json", s.info)
+        write_json(part / "export.json", described)
+        for file, content in (files | shipped | {file: text.encode() for file, text in texts.items()}).items():
+            write_atomic(part / file, content)
+        for log in (run.evaluation_file, run.verdicts_file):
+            if log.is_file():
+                shutil.copyfile(log, part / log.name)
 
 
 def description(

@@ -65,6 +65,8 @@ class AutoLora(nn.Module):
         self.images, self.augmentation = images, augmentation
         self.per_epoch = len(images) // min(batch_size, len(images))
         self.branch = low_rank.add_branch(model.backbone, rank)
+        of_branch = {id(p) for p in (*self.branch, *model.head.parameters())}
+        self.of_network = [p for p in model.parameters() if id(p) not in of_branch]
         self.register_buffer("accuracy", torch.zeros(()))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
@@ -76,8 +78,7 @@ class AutoLora(nn.Module):
         self.steps += 1
         with low_rank.without_branch(self.model), norm_banks.active(self.model.backbone, "adv"):
             x_adv = attack.classifier(self.model, x, y)
-        of_branch = {id(p) for p in (*self.branch, *self.model.head.parameters())}
-        with _frozen(p for p in self.model.parameters() if id(p) not in of_branch):
+        with _frozen(self.of_network):
             benign = logits(self.model, x, self.benign_bank)
         with low_rank.without_branch(self.model), _frozen(self.branch):
             adversarial = logits(self.model, x_adv)
