@@ -24,7 +24,7 @@ from acl_plugin.attacks.inputs import check_images, check_labels, check_output, 
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError
 from acl_plugin.losses import contrastive
-from acl_plugin.models import norm_banks
+from acl_plugin.models import fusion, norm_banks
 from acl_plugin.models.protocol import Network
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.autograd import check_autograd, constant, gradients
@@ -289,7 +289,7 @@ class InnerAttack:
             return x.detach().clone()
         check_autograd(model)
         threat, seed = replace(self.threat, eps=self.threat.eps * self.scale), noise_seed(generator)
-        with gradients(), norm_banks.inference(model), seeding.isolated_rng(seed, x.device):
+        with gradients(), norm_banks.inference(model), fusion.folding(model), seeding.isolated_rng(seed, x.device):
             x, labels = constant(x).contiguous(), constant(labels)  # some attacks use view()
             own: Any = {"steps": self.steps, "scale": self.scale, "threat": threat, "classes": classes, "seed": seed}
             arguments = class_arguments(self.name, self.kwargs, **own)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acl_plugin.models.backbones import create_backbone, feature_size
+from acl_plugin.models.fusion import Folding
 from acl_plugin.models.memory_format import channels_last
 from acl_plugin.models.norm_banks import active, add_banks
 from acl_plugin.models.projectors import SHARED, create_projector
@@ -66,6 +67,7 @@ class BackboneAndProjector(nn.Module):
         super().__init__()
         self.size: int = size
         self.normalized = normalized
+        self.folding = Folding()
         self.norm_banks: tuple[str, ...] = tuple(norm_banks)
         self.preprocess = preprocess
         self.backbone = add_banks(backbone, self.norm_banks)
@@ -75,7 +77,7 @@ class BackboneAndProjector(nn.Module):
     def features(self, x: Tensor, norm_bank: str | None = None) -> Tensor:
         """Return f(x): images (B, C, H, W) in [0, 1] -> features (B, D)."""
         with active(self.backbone, self.norm_banks[0] if norm_bank is None else norm_bank):
-            features = self.backbone(self.preprocess(x))
+            features = self.folding.run(self.backbone, self.preprocess(x))
         return F.normalize(features, dim=1) if self.normalized else features
 
     def project(self, features: Tensor, norm_bank: str | None = None) -> Tensor:
@@ -131,6 +133,7 @@ class Classifier(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.folding = Folding()
         self.backbone, input_size = create_backbone(spec)
         self.preprocess = _preprocess(spec, input_size)
         self.head = nn.Linear(feature_size(self.backbone, spec.shape[0], input_size), len(spec.classes))
@@ -138,7 +141,7 @@ class Classifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Return features: images (B, C, H, W) in [0, 1] -> (B, D)."""
-        features = self.backbone(self.preprocess(x))
+        features = self.folding.run(self.backbone, self.preprocess(x))
         return F.normalize(features, dim=1) if self.spec.normalized else features
 
     def logits(self, features: Tensor) -> Tensor:
