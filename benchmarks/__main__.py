@@ -3,6 +3,7 @@
 python -m benchmarks collect NAME RUN [RUN ...]   collect runs in benchmarks/results/NAME.json
 python -m benchmarks objectives [--data NAME]     run every objective; write results/objectives_NAME.json and tables
 python -m benchmarks finetuning                   make a benign encoder robust; write results/finetuning_DATA.json
+python -m benchmarks frontier                     compare robustness to cost; write results/frontier_DATA.json
 python -m benchmarks selection                    choose settings on held-out images; write results/selection_DATA.json
 python -m benchmarks ablation | chosen | bases | divergences | sweeps | transfer | headline
                                                   run an experiment; write results/experiment_NAME_DATA.json
@@ -27,7 +28,7 @@ from acl_plugin.reporting import figures
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.files import read_json, write_atomic
 from benchmarks import autoattack_speed as measured_autoattack
-from benchmarks import compact, experiments, finetuning, selection, tables
+from benchmarks import compact, experiments, finetuning, frontier, selection, tables
 from benchmarks import objectives as benchmarked
 from benchmarks import reading as measured_reading
 from benchmarks import record as recorded
@@ -107,6 +108,14 @@ def finetuned(*arguments: str) -> None:
     table()
 
 
+def compared_by_cost(*arguments: str) -> None:
+    """Compare robustness to cost, see ``benchmarks.frontier``."""
+    data, result = frontier.run_all(*arguments)
+    path = RESULTS / f"frontier_{data}.json"
+    compact.write(path, frontier.merged(compact.read(path) if path.is_file() else None, result))
+    table()
+
+
 def selected(*arguments: str) -> None:
     """Choose settings on held-out training images, see ``benchmarks.selection``."""
     data, result = selection.run_all(*arguments)
@@ -169,10 +178,12 @@ def record(*arguments: str) -> None:
 
 
 def table() -> None:
-    """Write the tables of everything in ``results/``, and the figure of the training steps."""
+    """Write the tables of everything in ``results/``, and the figures of training steps and of cost."""
     steps = [compact.read(path) for path in sorted(RESULTS.glob("speed_*.json"))]
     if steps:
         write_atomic(HERE / "speed.svg", figures.svg(measured_speed.figure(steps)))
+    for path in RESULTS.glob("frontier_*.json"):
+        write_atomic(HERE / f"{path.stem}.svg", figures.svg(frontier.figure(compact.read(path))))
     write_atomic(HERE / "RESULTS.md", tables.document(RESULTS).encode())
 
 
@@ -181,6 +192,7 @@ COMMANDS: dict[str, Any] = {
     "objectives": objectives,
     "selection": selected,
     "finetuning": finetuned,
+    "frontier": compared_by_cost,
     **{name: partial(experiment, name) for name in EXPERIMENTS},
     "correlation": correlation,
     "speed": speed,

@@ -78,6 +78,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def config_of(row: str, seed: int, runs: Path, data_name: str, **options: Any) -> RunConfig:
     """Return the configuration of ``row`` with ``seed``, whose teacher is in the folder ``runs``."""
+    shared = SETTINGS[data_name] | options_of(row, seed, runs) | options
+    return preset(data_name, **used(data_name, **shared))
+
+
+def options_of(row: str, seed: int, runs: Path) -> dict[str, Any]:
+    """Return the options that distinguish the run of ``row`` with ``seed``, whose teacher is in the folder ``runs``."""
     given = {"objective": row, **ROWS[row]}
     own = given.pop("objective_kwargs", {}) | {k: given.pop(k) for k in ("base", "variant") if k in given}
     if given["objective"] in ("deacl", "profeat"):
@@ -86,8 +92,7 @@ def config_of(row: str, seed: int, runs: Path, data_name: str, **options: Any) -
         own["pseudo_labels"] = str(labels_of(seed, runs))
     if "init" in given:
         given["init"] = folder_of(given["init"], seed, runs)
-    shared = SETTINGS[data_name] | given | {"objective_kwargs": own, "seed": seed} | options
-    return preset(data_name, **used(data_name, **shared))
+    return given | {"objective_kwargs": own, "seed": seed}
 
 
 def folder_of(row: str, seed: int, runs: Path) -> Path:
@@ -119,8 +124,7 @@ def run_all(*arguments: str) -> tuple[str, list[tuple[str, Path]]]:
     for seed in given.seeds:
         for row in sorted(given.rows, key=lambda r: r != TEACHER):
             config = config_of(row, seed, runs, given.data, data_dir=given.data_dir)
-            if "pseudo_labels" in config.objective.objective_kwargs and not labels_of(seed, runs).is_file():
-                _cluster(config, seed, runs)
+            write_labels(config, runs)
             out = folder_of(row, seed, runs)
             result = pipeline.run(config, out)
             accuracies = f"clean {result['clean_accuracy']:.3f}, AutoAttack {result['robust_accuracy']:.3f}"
@@ -150,7 +154,11 @@ def encoder_forwards(settings: dict[str, Any]) -> float | None:
     return total
 
 
-def _cluster(config: RunConfig, seed: int, runs: Path) -> None:
+def write_labels(config: RunConfig, runs: Path) -> None:
+    """Write the pseudo-labels that a run needs, from the teacher's features, unless they are there."""
+    seed = config.machine.seed
+    if "pseudo_labels" not in config.objective.objective_kwargs or labels_of(seed, runs).is_file():
+        return
     teacher = folder_of(TEACHER, seed, runs)
     if not teacher.is_dir():
         raise UsageError(f"{teacher} is missing; run first: python -m benchmarks objectives --rows '[{TEACHER}]'")

@@ -295,10 +295,8 @@ def run(*arguments: str) -> tuple[str, dict[str, Any]]:
     data = random_data(given.side, given.channels, max(2 * config.training.batch_size, 16))
     result = measure(config.replace(accelerator="cpu"), data, device, given.repeats)
     kind = "gpu" if device.type == "cuda" else "cpu"
-    return (
-        f"speed_{kind}_{config.objective.objective}_{config.encoder.backbone}_{config.training.batch_size}_{result['precision']}",
-        result,
-    )
+    parts = (config.objective.objective, config.encoder.backbone, config.training.batch_size, result["precision"])
+    return "_".join(map(str, ("speed", kind, *parts))) + "_compiled" * config.machine.compile, result
 
 
 def figure(results: Sequence[dict[str, Any]]) -> "Figure":
@@ -316,7 +314,8 @@ def figure(results: Sequence[dict[str, Any]]) -> "Figure":
                 share = result[parts][part] / sum(result["plain_parts"].values())
                 axes.barh(place, share, left=left, color=color, label=part if not names else None)
                 left += share
-            names.append((place, f"{named}: {who}"))
+            compiled = ", compiled" * (result["compiled"] and who != "plain")
+            names.append((place, f"{named}: {who}{compiled}"))
     axes.set_yticks(*zip(*names, strict=True), fontsize=8)
     axes.invert_yaxis()
     axes.set(xlabel="seconds of a step, as a share of the plain one")

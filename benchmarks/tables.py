@@ -8,7 +8,7 @@ from typing import Any
 
 from acl_plugin.theory.audit import BASELINE, correlations
 from acl_plugin.theory.bounds import Bound
-from benchmarks import compact
+from benchmarks import compact, frontier
 from benchmarks.comparisons import EXPLAINED, compared
 
 HEADER = """# Results
@@ -119,6 +119,34 @@ def finetuning(runs: Runs) -> list[str]:
             spread(run["pretraining"]["seconds"] for run in group),
             seeds(group),
         )
+    return lines
+
+
+def costs(kept: dict[str, Any]) -> list[str]:
+    """Return one row per objective with its accuracy and cost by attack, and the frontier."""
+    settings, found = kept["settings"], frontier.points(kept["runs"])
+    best, environment = frontier.frontier(found), kept["environment"]
+    names = list(dict.fromkeys(point.attack for point in found))
+    cells = {(point.row, point.attack): f"{spread(point.robust)} ({point.forwards:,.0f})" for point in found}
+    cells |= {(point.row, point.attack): f"**{cells[point.row, point.attack]}**" for point in best}
+    per_seed = next(run["n"] for run in kept["runs"] if "n" in run)
+    lines = [
+        f"## Robustness and cost on {kept['data']}",
+        "",
+        f"Every objective by inner attack; {settings['backbone']}, {settings['epochs']} epochs, eps {settings['eps']}, "
+        f"AutoAttack on {per_seed} images; {environment['device']}, {environment['threads']} threads. In brackets F, "
+        f"the encoder forwards per training image over the pretraining, without a teacher's. **Frontier**: no cheaper "
+        f"cell has a higher mean. A run that collapsed counts as 0.",
+        "",
+        *head("objective", *names),
+    ]
+    for name in dict.fromkeys(point.row for point in found):
+        lines += row(name, *(cells.get((name, attack), "") for attack in names))
+    lines += ["", f"![Robust accuracy by cost, with the frontier](frontier_{kept['data']}.svg)", ""]
+    lines += head("F at most", "objective", "attack", "clean", "AutoAttack", "pretrain s")
+    for each in best:
+        shown = spread(each.clean), spread(each.robust), spread(each.seconds)
+        lines += row(f"{each.forwards:,.0f}", each.row, each.attack, *shown)
     return lines
 
 
@@ -446,6 +474,7 @@ LABELS = {"robust_loss": "R", "benign_loss": "B", "sliced_wasserstein": "sliced 
 SECTIONS = {
     "objectives_": objectives,
     "finetuning_": finetuning,
+    "frontier_": costs,
     "selection_": selection,
     "experiment_": experiment,
     "correlation_": correlation,

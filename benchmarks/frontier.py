@@ -1,0 +1,204 @@
+"""Compare robustness to cost: every objective with inner attacks of 1 to 10 steps.
+
+    python -m benchmarks frontier                                      digits, 3 seeds
+    python -m benchmarks frontier --data digits_val                    the same on held-out training images
+    python -m benchmarks frontier --data cifar10 --data-dir data       CIFAR-10, thin ResNet-18, 1 seed
+    python -m benchmarks frontier --rows '[acl_ds]' --seeds '[0]'      a part, which replaces that part of the results
+
+PGD with one step is fast FGSM (arXiv 2001.03994): a step of 1.25 eps from a random start.
+Finished runs are skipped, and interrupted runs resume. Settings are those of the dataset's preset; none was tuned.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from acl_plugin import registry
+from acl_plugin.cli.parser import Parser
+from acl_plugin.config import preset, used
+from acl_plugin.data import datasets
+from acl_plugin.errors import unknown
+from acl_plugin.reporting.figures import COLORS
+from acl_plugin.runs.environment import environment
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runtime.files import read_json
+from benchmarks.experiments import Job, do, do_all
+from benchmarks.finetuning import SETTINGS as THIN
+from benchmarks.objectives import ROWS as ALL_ROWS
+from benchmarks.objectives import TEACHER, encoder_forwards, folder_of, options_of, write_labels
+from benchmarks.rows import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ATTACKS = {f"PGD-{steps}": {"attack": "PGD", "attack_steps": steps} for steps in (1, 2, 3, 5, 10)}
+"""Inner attacks and their options. FFGSM draws its images from the same distribution as PGD-1."""
+SEEDS = {"digits": [0, 1, 2], "digits_val": [0, 1, 2], "cifar10": [0]}
+"""Seeds by dataset."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    "digits": {"limit_test": 250, "keep_every": 0},
+    "digits_val": {"keep_every": 0},
+    "cifar10": THIN["cifar10"] | {"epochs": 4, "limit_test": 500},
+}
+"""Options of all rows, by dataset."""
+
+
+ROWS = [row for row, own in ALL_ROWS.items() if "coreset" not in own and "lpaft" not in own]
+"""Rows of the table; those without an inner attack have one point."""
+NO_ATTACK = "none"
+
+
+def attacks_of(row: str) -> list[str]:
+    """Return the names of the attacks that a row is trained with."""
+    objective = registry.OBJECTIVES.get(ALL_ROWS[row].get("objective", row))
+    return [NO_ATTACK] if getattr(objective, "attack_mode", None) is None else list(ATTACKS)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row with one attack, over its seeds.
+
+    Attributes:
+        row, attack: names.
+        forwards: encoder forwards per training image over the pretraining.
+        robust, clean, seconds: one value per seed, accuracies in percent.
+    """
+
+    row: str
+    attack: str
+    forwards: float
+    robust: tuple[float, ...]
+    clean: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the robust accuracies."""
+        return statistics.mean(self.robust)
+
+
+def run_all(*arguments: str) -> tuple[str, dict[str, Any]]:
+    """Run all rows with all attacks; return the dataset, and what is stored."""
+    parser = Parser(prog="benchmarks frontier", exit_on_error=False)
+    parser.add_argument("--data", type=str, default="digits", help="digits, digits_val or cifar10.")
+    parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds cifar-10-batches-py.")
+    parser.add_argument("--seeds", type=list[int] | None, default=None, help="Seeds; 0 to 2, for cifar10 0.")
+    parser.add_argument("--rows", type=list[str], default=ROWS, help="Only these rows.")
+    parser.add_argument("--attacks", type=list[str], default=list(ATTACKS), help="Only these attacks.")
+    parser.add_argument(
+        "--options", type=dict[str, Any], default={}, help="Options of every run, such as --options.epochs 20."
+    )
+    parser.add_argument("--runs", type=Path | None, default=None, help="Folder of the runs; runs/frontier/DATA.")
+    parser.add_argument("--at-a-time", type=int, default=2, help="Runs at a time, with one thread each; 1 takes all.")
+    given = parser.parse(arguments)
+    for what, name, allowed in (("dataset", [given.data], SETTINGS), ("row", given.rows, ROWS)):
+        for each in name:
+            if each not in allowed:
+                raise unknown(what, each, allowed)
+    for each in given.attacks:
+        if each not in ATTACKS:
+            raise unknown("attack", each, ATTACKS)
+    runs = given.runs or Path("runs/frontier") / given.data
+    options = SETTINGS[given.data] | {"data_dir": given.data_dir} | dict(given.options)
+    seeds = SEEDS[given.data] if given.seeds is None else given.seeds
+    rows = [TEACHER, *(row for row in given.rows if row != TEACHER)]
+    planned = [
+        (row, attack, job(row, attack, seed, runs, given.data, options))
+        for row in rows
+        for attack in attacks_of(row)
+        if attack in (NO_ATTACK, *given.attacks)
+        for seed in seeds
+    ]
+    jobs = [each for _, _, each in planned]
+    datasets.load(jobs[0].config.data)  # find errors before the first run
+    do_all(do, jobs[: len(seeds)], given.at_a_time)
+    for each in jobs:
+        write_labels(each.config, runs)
+    do_all(do, jobs[len(seeds) :], given.at_a_time)
+    shared = jobs[0].config.options()
+    settings = {k: v for k, v in shared.items() if k not in ("data_dir", "seed", "objective", "objective_kwargs")}
+    found = [kept(*each) for each in planned]
+    return given.data, {"data": given.data, "settings": settings, "environment": environment(), "runs": found}
+
+
+def job(row: str, attack: str, seed: int, runs: Path, data_name: str, options: dict[str, Any]) -> Job:
+    """Return the run of a row with an attack and a seed."""
+    given = options | options_of(row, seed, runs) | ATTACKS.get(attack, {})
+    config = preset(data_name, **used(data_name, **given))
+    return Job(Row(f"{row}, {attack}"), seed, config, folder_of(row, seed, runs if row == TEACHER else runs / attack))
+
+
+def kept(row: str, attack: str, each: Job) -> dict[str, Any]:
+    """Return the stored result of a run."""
+    result = {"row": row, "attack": attack, "seed": each.seed, "forwards": encoder_forwards(each.config.options())}
+    stopped = each.out / "stopped.json"
+    if stopped.is_file():
+        return result | read_json(stopped)
+    run = RunDir(each.out)
+    evaluation, pretraining = read_json(run.evaluation_file), read_json(run.pretraining_file)
+    accuracies = {k: evaluation[k] for k in ("clean_accuracy", "robust_accuracy", "n")}
+    return result | accuracies | {"seconds": pretraining["seconds"]}
+
+
+def merged(before: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """Return the new results with those of other rows, attacks and seeds that were stored before."""
+
+    def key(run: dict[str, Any]) -> tuple[Any, ...]:
+        return run["row"], run["attack"], run["seed"]
+
+    old = [] if before is None or before["settings"] != new["settings"] else before["runs"]
+    runs = {key(run): run for run in [*old, *new["runs"]]}
+    attacks = [NO_ATTACK, *ATTACKS]
+    order = sorted(runs, key=lambda key: (ROWS.index(key[0]), attacks.index(key[1]), key[2]))
+    return new | {"runs": [runs[key] for key in order]}
+
+
+def points(runs: Sequence[dict[str, Any]]) -> list[Point]:
+    """Return one point per row and attack; a run that stopped counts as 0."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run["row"], run["attack"]), []).append(run)
+    return [
+        Point(
+            row,
+            attack,
+            group[0]["forwards"],
+            *(
+                tuple(scale * run.get(name, 0.0) for run in group)
+                for name, scale in (("robust_accuracy", 100), ("clean_accuracy", 100), ("seconds", 1))
+            ),
+        )
+        for (row, attack), group in groups.items()
+    ]
+
+
+def frontier(found: Sequence[Point]) -> list[Point]:
+    """Return the points that no cheaper or equally costly point exceeds, by cost."""
+    best: list[Point] = []
+    for point in sorted(found, key=lambda point: (point.forwards, -point.mean)):
+        if not best or point.mean > best[-1].mean:
+            best.append(point)
+    return best
+
+
+def figure(kept: dict[str, Any]) -> "Figure":
+    """Plot robust accuracy by encoder forwards, and the frontier."""
+    from matplotlib.figure import Figure
+
+    found = points(kept["runs"])
+    drawn = Figure(figsize=(8, 5))
+    axes = drawn.subplots()
+    for attack, marker, color in zip((NO_ATTACK, *ATTACKS), "*ov^sD", ("grey", *COLORS), strict=False):
+        of_attack = [point for point in found if point.attack == attack]
+        label = "no attack" if attack == NO_ATTACK else attack
+        places = [point.forwards for point in of_attack], [point.mean for point in of_attack]
+        axes.scatter(*places, marker=marker, color=color, s=28, label=label)
+    line = frontier(found)
+    axes.step([point.forwards for point in line], [point.mean for point in line], where="post", color="black", lw=1)
+    for point in line:
+        axes.annotate(point.row, (point.forwards, point.mean), (0, 5), textcoords="offset points", fontsize=8)
+    axes.set(xscale="log", xlabel="encoder forwards per training image", ylabel="accuracy under AutoAttack, %")
+    axes.legend(fontsize=8)
+    return drawn
