@@ -100,6 +100,8 @@ def foldable(network: nn.Module, x: Tensor) -> list[Pair]:
     have other statistics and weights of BatchNorm, as new networks may have zeros. A network that cannot be copied has
     none.
     """
+    if not any(isinstance(module, _BatchNorm) for module in network.modules()):
+        return []
     try:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False), seeding.isolated_rng(0, x.device):
             trial = copy.deepcopy(network).to("cpu", torch.float64).eval()
