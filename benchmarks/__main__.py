@@ -2,7 +2,7 @@
 
 python -m benchmarks collect NAME RUN [RUN ...]   collect runs in benchmarks/results/NAME.json
 python -m benchmarks objectives [--data NAME]     run every objective; write results/objectives_NAME.json and tables
-python -m benchmarks finetuning                   make a benign encoder robust; write results/finetuning_DATA.json
+python -m benchmarks finetuning                   make a benign encoder robust; write results/finetuning_*.json
 python -m benchmarks frontier                     compare robustness to cost; write results/frontier_DATA.json
 python -m benchmarks selection                    choose settings on held-out images; write results/selection_DATA.json
 python -m benchmarks ablation | chosen | bases | divergences | sweeps | transfer | headline
@@ -19,6 +19,7 @@ python -m benchmarks table                        write benchmarks/RESULTS.md
 """
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,16 @@ def experiment(name: str, *arguments: str) -> None:
 
 def finetuned(*arguments: str) -> None:
     """Make a benign encoder robust by several methods, see ``benchmarks.finetuning``."""
-    data, jobs = finetuning.run_all(*arguments)
-    compact.write(RESULTS / f"finetuning_{data}.json", [_kept_row(job.row.label, RunDir(job.out)) for job in jobs])
+    study, jobs = finetuning.run_all(*arguments)
+    path = RESULTS / f"finetuning_{study.replace(', ', '_')}.json"
+    compact.write(path, [_finetuned(job, finetuning.RADII.get(study, ())) for job in jobs])
     table()
+
+
+def _finetuned(job: Job, radii: Sequence[str]) -> dict[str, Any]:
+    at = {eps: read_json(RunDir(finetuning.folder_at(eps, job.out)).evaluation_file) for eps in radii}
+    free = {"encoder_forwards_per_image": 0.0} if job.row.untrained else {}
+    return _kept_row(job.row.label, RunDir(job.out)) | free | {"at": at}
 
 
 def compared_by_cost(*arguments: str) -> None:

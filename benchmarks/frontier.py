@@ -40,7 +40,7 @@ SEEDS = {"digits": [0, 1, 2], "digits_val": [0, 1, 2], "cifar10": [0]}
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": {"limit_test": 250, "keep_every": 0},
     "digits_val": {"keep_every": 0},
-    "cifar10": THIN["cifar10"] | {"epochs": 4, "limit_test": 500},
+    "cifar10": THIN["cifar10, simclr"] | {"epochs": 4, "limit_test": 500},
 }
 """Options of all rows, by dataset."""
 

@@ -95,27 +95,36 @@ def objectives(runs: Runs) -> list[str]:
 
 def finetuning(runs: Runs) -> list[str]:
     """Return one row per method that makes a benign encoder robust, for one budget of encoder forwards."""
-    settings, by_row = runs[0]["settings"], grouped(runs)
+    by_row = grouped(runs)
+    start, settings = next(iter(by_row)), next(reversed(by_row.values()))[0]["settings"]
     best = max(by_row.values(), key=lambda group: statistics.mean(robust(group)))
     to_best = compared(by_row, best, robust)
+    trained = runs[0]["pretraining"]["epochs"]
+    benign = f"SimCLR for {trained} epochs" if trained else f"The weights of {start}, not trained further"
+    radii = list(runs[0].get("at", {}))
     lines = [
-        f"## Finetuning a benign encoder on {settings['data']}",
+        f"## Finetuning a benign encoder on {settings['data']}, from {start}",
         "",
-        f"SimCLR with {settings['backbone']} for {settings['epochs']} epochs, and methods that start from its weights, "
-        f"{settings['attack']} with {settings['attack_steps']} steps, eps {settings['eps']}; AutoAttack on "
-        f"{runs[0]['evaluation']['n']} test images; {device(runs)}. F: encoder forwards per training image, of the "
-        f"finetuning alone but for SimCLR's row. {EXPLAINED}",
+        f"{benign}, and methods that start from its weights; {settings['backbone']}, {settings['attack']} with "
+        f"{settings['attack_steps']} steps, eps {settings['eps']}; AutoAttack on {runs[0]['evaluation']['n']} test "
+        f"images; {device(runs)}. F: encoder forwards per training image, of the finetuning alone but for the first "
+        f"row. {EXPLAINED}",
         "",
-        *head("method", "epochs", "F", "clean", "AutoAttack", "to the best", "pretrain s", "seeds"),
+        *head(
+            *("method", "epochs", "F", "clean", "AutoAttack", "to the best"),
+            *(f"at {eps}" for eps in radii),
+            *("pretrain s", "seeds"),
+        ),
     ]
     for name, group in by_row.items():
         lines += row(
             name,
-            str(group[0]["settings"]["epochs"]),
+            group[0]["pretraining"]["epochs"],
             f"{group[0]['encoder_forwards_per_image']:,.0f}",
             spread(clean(group)),
             spread(robust(group)),
             to_best[name],
+            *(spread(100 * run["at"][eps]["robust_accuracy"] for run in group) for eps in radii),
             spread(run["pretraining"]["seconds"] for run in group),
             seeds(group),
         )
