@@ -96,9 +96,13 @@ def _kept_row(row: str, run: RunDir) -> dict[str, Any]:
 
 def experiment(name: str, *arguments: str) -> None:
     """Run one experiment on GSA-RSL, see ``benchmarks.experiments``."""
-    data, jobs = experiments.run_all(name, *arguments)
-    runs = [_kept_job(job) for job in jobs]
-    compact.write(RESULTS / f"experiment_{name}_{data}.json", {"name": name, "data": data, "runs": runs})
+    plan = experiments.planned(name, *arguments)
+    path = RESULTS / f"experiment_{name}_{plan.data}.json"
+    stored = compact.read(path)["runs"] if plan.add and path.is_file() else []
+    done = {(run["hash"], run["seed"]): run for run in stored}
+    plan.run(done)
+    runs = [done.get((job.hash, job.seed)) or _kept_job(job) for job in plan.jobs]
+    compact.write(path, {"name": name, "data": plan.data, "runs": runs})
     table()
 
 
@@ -132,15 +136,22 @@ def selected(*arguments: str) -> None:
 
 
 def _kept_job(job: Job) -> dict[str, Any]:
-    row = {"row": job.row.label, "hash": job.out.parent.name, "seed": job.seed}
+    row = {"row": job.row.label, "hash": job.hash, "seed": job.seed}
     stopped = job.out / "stopped.json"
     return row | (read_json(stopped) if stopped.is_file() else kept(RunDir(job.out)))
 
 
 def correlation(*arguments: str) -> None:
     """Audit every stored checkpoint of the ablation."""
-    data, result = experiments.audit_ablation(*arguments)
-    compact.write(RESULTS / f"correlation_{data}.json", {"data": data, **result})
+
+    def file_of(data: str) -> Path:
+        return RESULTS / f"correlation_{data}.json"
+
+    def stored(data: str) -> list[dict[str, Any]]:
+        return compact.read(file_of(data))["rows"] if file_of(data).is_file() else []
+
+    data, result = experiments.audit_ablation(*arguments, stored=stored)
+    compact.write(file_of(data), {"data": data, **result})
     table()
 
 

@@ -12,7 +12,8 @@
 
 The default is digits with 5 seeds, two runs in parallel. ``--data cifar10 --data-dir data`` selects CIFAR-10 with
 ResNet-18, and ``--options.epochs 20`` changes any option of a run. Finished runs are skipped, interrupted runs resume,
-and experiments share their common runs. Settings are those of the dataset's preset.
+and experiments share their common runs. ``--add`` also skips runs in the result file: those of another machine, or of
+folders that are gone. Settings are those of the dataset's preset.
 """
 
 import hashlib
@@ -20,11 +21,11 @@ import json
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -75,33 +76,60 @@ class Job:
     out: Path
     source: "Job | None" = None
 
-
-def run_all(name: str, *arguments: str) -> tuple[str, list[Job]]:
-    """Run an experiment; return the dataset and the runs."""
-    data_name, jobs, at_a_time = planned(name, *arguments)
-    configs = [(each.source or each).config for each in jobs]
-    for config in {config.data.data: config for config in configs}.values():  # find errors before the first run
-        datasets.load(config.data)
-    do_all(do, jobs, at_a_time)
-    return data_name, jobs
+    @property
+    def hash(self) -> str:
+        """Hash of the row's configuration."""
+        return self.out.parent.name
 
 
-def audit_ablation(*arguments: str) -> tuple[str, dict[str, Any]]:
-    """Audit every checkpoint that the ablation kept; return the dataset, and rows with settings."""
-    data_name, jobs, at_a_time = planned("ablation", *arguments)
+class Plan(NamedTuple):
+    """Runs of an experiment.
+
+    Attributes:
+        data: name of the dataset.
+        jobs: all runs.
+        at_a_time: number of parallel runs.
+        add: keep the runs that the result file has.
+    """
+
+    data: str
+    jobs: list[Job]
+    at_a_time: int
+    add: bool
+
+    def run(self, done: Collection[tuple[str, int]] = ()) -> None:
+        """Do the runs, except those with these hashes and seeds."""
+        jobs = [each for each in self.jobs if (each.hash, each.seed) not in done]
+        configs = [(each.source or each).config for each in jobs]
+        for config in {config.data.data: config for config in configs}.values():  # find errors before the first run
+            datasets.load(config.data)
+        do_all(do, jobs, self.at_a_time)
+
+
+def audit_ablation(*arguments: str, stored: Callable[[str], list[dict[str, Any]]]) -> tuple[str, dict[str, Any]]:
+    """Audit every checkpoint that the ablation kept; return the dataset, and rows with settings.
+
+    ``stored`` gives the rows of a dataset that the result file has. With ``--add`` they stay, and runs whose folders
+    are gone are left out.
+    """
+    data_name, jobs, at_a_time, add = planned("ablation", *arguments)
+    rows = {each["run"]: [] for each in stored(data_name)} if add else {}
+    for each in stored(data_name) if add else ():
+        rows[each["run"]].append(each)
+    jobs = [each for each in jobs if not add or each.out.is_dir()]
     jobs = [each for each in jobs if each.row != SUPERVISED and not (each.out / "stopped.json").is_file()]
     for each in jobs:
         if not RunDir(each.out).encoder_file.is_file():
             raise UsageError(f"{each.out} has no encoder; run first: python -m benchmarks ablation --data {data_name}")
     do_all(audit_one, jobs, at_a_time)
-    rows = []
     for each in jobs:
-        kept = read_json(RunDir(each.out).audit_file)
-        for row in kept["rows"]:
-            of_run = {"row": each.row.label, "run": f"{each.out.parent.name}/{each.seed}", "seed": each.seed}
-            rows.append(of_run | {k: row[k] for k in AUDIT_ENTRIES} | {"last": row is kept["rows"][-1]})
+        kept, run = read_json(RunDir(each.out).audit_file), f"{each.hash}/{each.seed}"
+        of_run = {"row": each.row.label, "run": run, "seed": each.seed}
+        last = kept["rows"][-1]
+        rows[run] = [of_run | {k: row[k] for k in AUDIT_ENTRIES} | {"last": row is last} for row in kept["rows"]]
     n = len(datasets.load(jobs[0].config.data).test.subset(AUDITED))
-    return data_name, {"settings": kept["settings"], "n": n, "environment": environment(), "rows": rows}
+    all_rows = [row for of_one in rows.values() for row in of_one]
+    return data_name, {"settings": kept["settings"], "n": n, "environment": environment(), "rows": all_rows}
 
 
 def audit_one(each: Job) -> None:
@@ -110,8 +138,8 @@ def audit_one(each: Job) -> None:
     audit([run], run, "all", AUDITED, training_device("auto"))
 
 
-def planned(name: str, *arguments: str) -> tuple[str, list[Job], int]:
-    """Return the dataset, the runs, and the number of parallel runs."""
+def planned(name: str, *arguments: str) -> Plan:
+    """Return the runs of an experiment."""
     parser = Parser(prog=f"benchmarks {name}", exit_on_error=False)
     parser.add_argument("--data", type=str, default="digits", help="digits or cifar10.")
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds the datasets.")
@@ -121,13 +149,14 @@ def planned(name: str, *arguments: str) -> tuple[str, list[Job], int]:
     )
     parser.add_argument("--runs", type=Path | None, default=None, help="Folder of the runs; runs/experiments/DATA.")
     parser.add_argument("--at-a-time", type=int, default=2, help="Runs at a time, with one thread each; 1 takes all.")
+    parser.add_argument("--add", type=bool, help="Keep the runs that the result file has, and do the others.")
     given = parser.parse(arguments)
     if given.data not in SETTINGS:
         raise unknown("dataset", given.data, SETTINGS)
     shared = SETTINGS[given.data] | dict(given.options) | {"data_dir": given.data_dir}
     runs = given.runs or Path("runs/experiments") / given.data
     jobs = [job(row, seed, given.data, shared, runs) for seed in given.seeds for row in EXPERIMENTS[name]()]
-    return given.data, jobs, given.at_a_time
+    return Plan(given.data, jobs, given.at_a_time, given.add)
 
 
 def job(row: Row, seed: int, data_name: str, shared: dict[str, Any], runs: Path) -> Job:

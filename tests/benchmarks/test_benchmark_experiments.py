@@ -154,6 +154,18 @@ def test_runs_results_and_tables(results, tmp_path, few, monkeypatch):
     assert "## Audit of the ablation on digits" in table
     assert "hold in 9 of 9 cases" in table
 
+    # elsewhere, another seed is added to what the result files have
+    where[1] = str(tmp_path / "elsewhere")
+    assert main.main(["ablation", "--seeds", "[0, 1, 2]", "--add", *where]) == 0
+    assert {path.name for path in (tmp_path / "elsewhere").glob("*/*")} == {"2"}
+    added = compact.read(results / "results" / "experiment_ablation_digits.json")
+    assert added["runs"][: len(kept["runs"])] == kept["runs"]
+    assert [run["seed"] for run in added["runs"]] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert main.main(["correlation", "--seeds", "[0, 1, 2]", "--add", *where]) == 0
+    both = compact.read(results / "results" / "correlation_digits.json")["rows"]
+    assert both[:3] == audited["rows"]
+    assert [row["seed"] for row in both[3:]] == [2, 2, 2]
+
 
 @pytest.mark.e2e
 def test_transfer_and_headline_run(results, tmp_path, few, monkeypatch):
@@ -207,7 +219,7 @@ def test_a_run_that_collapses_is_a_result(results, tmp_path, few, monkeypatch):
     assert kept["runs"][0]["stopped"] == "the encoder has collapsed"
     assert "collapsed in all 1 runs" in (results / "RESULTS.md").read_text()
     monkeypatch.setattr(experiments.pipeline, "run", lambda *_: pytest.fail("run again"))
-    experiments.do(experiments.planned("ablation", *where)[1][0])
+    experiments.do(experiments.planned("ablation", *where).jobs[0])
 
 
 @pytest.mark.parametrize(
