@@ -295,6 +295,6 @@ class InnerAttack:
             arguments = class_arguments(self.name, self.kwargs, **own)
             x_adv = perturbed(class_of(self.name), arguments, logits, (x, labels), aims=aims)
             x_adv = threat.project(x_adv, x) if bounded else x_adv.clamp(0, 1)
-            if self.on_moved is not None:
-                self.on_moved((x_adv != x).flatten(1).any(1).float().mean())
+        if self.on_moved is not None:
+            self.on_moved((x_adv != x).flatten(1).any(1).float().mean())
         return x_adv

@@ -21,7 +21,6 @@ from acl_plugin.evaluation.autoattack import (
     autoattack_version,
     chunk_verdicts,
 )
-from acl_plugin.evaluation.batches import batch
 from acl_plugin.evaluation.case import Case, prepared
 from acl_plugin.evaluation.inputs import ImageData
 from acl_plugin.evaluation.results import CorruptionEvaluation, Evaluation, SuiteEvaluation
@@ -35,7 +34,6 @@ from acl_plugin.evaluation.storage import (
 )
 from acl_plugin.evaluation.suite import CURVE, attack_suite, chosen_attacks
 from acl_plugin.evaluation.verdicts import STANDARD, summary
-from acl_plugin.models.fusion import folded
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import earlier_record
 from acl_plugin.runtime.files import write_json
@@ -219,8 +217,7 @@ def _autoattack(case: Case, threat: ThreatModel, settings: dict[str, Any], state
     starts, target = range(0, n, size), case.target(threat, size)
     earlier = {start: chunk for start in starts if (chunk := states.chunk(start)) is not None}
     with Progress("AutoAttack", len(starts) * len(STANDARD), attacks_done(states, starts), unit="attack") as progress:
-        faster = folded(target.model, batch(target.images, 0, 2, target.device))
-        for step in autoattack(target, earlier=earlier, faster=faster):
+        for step in autoattack(target, earlier=earlier):
             states.store(step)
             progress.advance()
     chunks = [chunk for start in starts if (chunk := states.chunk(start)) is not None]

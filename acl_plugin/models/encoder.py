@@ -67,7 +67,6 @@ class BackboneAndProjector(nn.Module):
         super().__init__()
         self.size: int = size
         self.normalized = normalized
-        self.folding = Folding()
         self.norm_banks: tuple[str, ...] = tuple(norm_banks)
         self.preprocess = preprocess
         self.backbone = add_banks(backbone, self.norm_banks)
@@ -77,8 +76,11 @@ class BackboneAndProjector(nn.Module):
     def features(self, x: Tensor, norm_bank: str | None = None) -> Tensor:
         """Return f(x): images (B, C, H, W) in [0, 1] -> features (B, D)."""
         with active(self.backbone, self.norm_banks[0] if norm_bank is None else norm_bank):
-            features = self.folding.run(self.backbone, self.preprocess(x))
+            features = self._backbone_features(self.preprocess(x))
         return F.normalize(features, dim=1) if self.normalized else features
+
+    def _backbone_features(self, x: Tensor) -> Tensor:
+        return self.backbone(x)
 
     def project(self, features: Tensor, norm_bank: str | None = None) -> Tensor:
         """Return g of features: (B, D) -> embeddings (B, P)."""
@@ -108,8 +110,11 @@ class Encoder(BackboneAndProjector):
         backbone, input_size = create_backbone(spec)
         size = feature_size(backbone, spec.shape[0], input_size)
         super().__init__(_preprocess(spec, input_size), backbone, size, norm_banks, projector, spec.normalized)
-        self.spec = spec
+        self.spec, self.folding = spec, Folding()
         channels_last(self)
+
+    def _backbone_features(self, x: Tensor) -> Tensor:
+        return self.folding.run(self.backbone, x)
 
 
 class Features(nn.Module):
@@ -132,8 +137,7 @@ class Classifier(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.spec = spec
-        self.folding = Folding()
+        self.spec, self.folding = spec, Folding()
         self.backbone, input_size = create_backbone(spec)
         self.preprocess = _preprocess(spec, input_size)
         self.head = nn.Linear(feature_size(self.backbone, spec.shape[0], input_size), len(spec.classes))

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
 
 from acl_plugin.models.memory_format import channels_last
 from acl_plugin.models.norm_banks import RoutedNorm
@@ -20,28 +19,32 @@ from acl_plugin.runtime import seeding
 
 FOLDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 """Layers into which BatchNorm is folded."""
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 Pair = tuple[str, str]
-"""Names of a layer and of the norm that takes its output."""
+"""Names of a layer and of the BatchNorm that follows it."""
 Swap = tuple[nn.Module, str, nn.Module]
 """Parent, name and replacement of a layer."""
 
 
 class Folding:
-    """Folded layers of a network, in use inside ``folding``, while the network is in eval mode.
+    """Run a network with its BatchNorm folded, inside the context ``folding``.
 
-    The pairs of layers are found in the first pass, and found again when the structure of the network has changed.
-    The weights of each norm bank are folded in its first pass inside a context.
+    The pairs of layers are found in the first pass, and again when structure or flags of the network have changed. The
+    weights of a norm bank are folded in its first pass inside a context. A copy of this object is a new one.
     """
 
     def __init__(self) -> None:
         self.active = False
-        self._structure: list[tuple[str, type]] = []
+        self._described: list[Any] = []
         self._pairs: list[Pair] = []
-        self._swaps: dict[str, list[Swap]] = {}
+        self._swaps: dict[Any, list[Swap]] = {}
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Folding, ()
 
     @contextmanager
     def activated(self) -> Iterator[None]:
-        """Fold in each pass inside the context, in which no weight changes."""
+        """Fold in each pass inside the context. Weights and statistics must not change inside it."""
         before, self.active = self.active, True
         try:
             yield
@@ -51,25 +54,35 @@ class Folding:
                 self._swaps.clear()
 
     def run(self, network: nn.Module, x: Tensor) -> Tensor:
-        """Return ``network(x)``."""
-        if not self.active or network.training:
+        """Return ``network(x)``; layers in training mode, and networks with hooks, are not folded."""
+        if not self.active:
             return network(x)
-        if not self._swaps:  # the first pass of this context
-            structure = [(name, type(module)) for name, module in network.named_modules()]
-            if structure != self._structure:
-                self._structure, self._pairs = structure, foldable(network, x)
+        if any(module.training for module in network.modules()):
+            self._swaps.clear()  # the pass may change statistics
+            return network(x)
+        kind = x.device.type
         bank = next((m.current.name for m in network.modules() if isinstance(m, RoutedNorm)), "")
-        if bank not in self._swaps:
-            self._swaps[bank] = _swaps(network, self._pairs)
-        with _swapped(self._swaps[bank]):
+        key = bank, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        if key not in self._swaps:
+            self._swaps[key] = self._found(network, x)
+        with _swapped(self._swaps[key]):
             return network(x)
+
+    def _found(self, network: nn.Module, x: Tensor) -> list[Swap]:
+        if _has_hooks(network):
+            return []
+        described = [(name, type(module), _flags(module)) for name, module in network.named_modules()]
+        if described != self._described:
+            self._described, self._pairs = described, foldable(network, x)
+        return _swaps(network, self._pairs)
 
 
 @contextmanager
 def folding(model: Network) -> Iterator[None]:
-    """Fold in the passes of all encoders and classifiers in ``model`` inside the context, in which no weight changes.
+    """Fold in the passes of all encoders and classifiers of timm networks in ``model``, inside the context.
 
-    Features and gradients of the images are the same up to rounding.
+    Features, and their gradients with respect to the images, are the same up to rounding. Weights and statistics must
+    not change inside the context.
     """
     with ExitStack() as contexts:
         for found in (vars(module).get("folding") for module in model.modules()):
@@ -79,13 +92,16 @@ def folding(model: Network) -> Iterator[None]:
 
 
 def folded(network: nn.Module, x: Tensor) -> nn.Module:
-    """Return a copy of a network in eval mode with the layers folded; the network itself if none can be.
+    """Return a copy of a network with BatchNorm folded, in the channels_last layout.
 
     Args:
-        network: any network without norm banks.
+        network: network in eval mode and without norm banks, whose modes and flags stay as they are.
         x: input with which the pairs of layers are found.
+
+    Returns:
+        The copy; ``network`` itself if nothing can be folded.
     """
-    pairs = foldable(network, x)
+    pairs = [] if _has_hooks(network) else foldable(network, x)
     if not pairs:
         return network
     faster = copy.deepcopy(network)
@@ -94,38 +110,40 @@ def folded(network: nn.Module, x: Tensor) -> nn.Module:
 
 
 def foldable(network: nn.Module, x: Tensor) -> list[Pair]:
-    """Return the names of all layers whose output only a BatchNorm layer takes, with that of the BatchNorm layer.
+    """Return the pairs (layer, BatchNorm) in which BatchNorm is the only consumer of the layer's output, by name.
 
-    They are found by a pass of a copy in eval mode and in float64, and a pass with the folded layers must agree. Both
-    have other statistics and weights of BatchNorm, as new networks may have zeros. A network that cannot be copied has
-    none.
+    They are found by a pass of a copy in float64 and eval mode. Output and gradient of a pass with the folded layers
+    must agree with it; otherwise, or when the copy fails, there are none. Weights that are zero, and statistics, are
+    varied, as they could hide differences in a new network.
     """
     if not any(isinstance(module, _BatchNorm) for module in network.modules()):
         return []
     try:
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False), seeding.isolated_rng(0, x.device):
-            trial = copy.deepcopy(network).to("cpu", torch.float64).eval()
-            for norm in (m for m in trial.modules() if isinstance(m, _BatchNorm)):
-                _vary(norm)
-            images = x[:2].to("cpu", torch.float64)
-            pairs, before = _traced(trial, images)
-            with _swapped(_swaps(trial, pairs)):
-                after = trial(images)
-            return pairs if _agree(before, after) else []
+        with torch.autocast(x.device.type, enabled=False), seeding.isolated_rng(0, x.device):
+            trial = copy.deepcopy(network).cpu().double().eval().requires_grad_(False)
+            _vary(trial)
+            images = x[:2].detach().cpu().double()
+            pairs = _traced(trial, images)
+            before, after = (_gradient(trial, images, swaps) for swaps in ([], _swaps(trial, pairs)))
+        return pairs if all(_agree(a, b) for a, b in zip(before, after, strict=True)) else []
     except Exception:  # networks raise exceptions of any type
         return []
 
 
-def _vary(norm: _BatchNorm) -> None:
-    for tensor, low, high in ((norm.weight, 0.1, 0.2), (norm.bias, -0.1, 0.1), (norm.running_mean, -0.1, 0.1)):
-        if tensor is not None:
-            tensor += torch.empty_like(tensor).uniform_(low, high)
-    if norm.running_var is not None:
-        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.8, 1.25)
+@torch.no_grad()
+def _vary(network: nn.Module) -> None:
+    for tensor in network.parameters():
+        if not tensor.any():
+            tensor.uniform_(0.1, 0.2)
+    for norm in network.modules():
+        if isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean += torch.empty_like(norm.running_mean).uniform_(-0.1, 0.1)
+            norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.8, 1.25)
 
 
-def _traced(network: nn.Module, x: Tensor) -> tuple[list[Pair], Any]:
-    """Return the pairs that a pass shows, and the output of the pass."""
+@torch.no_grad()
+def _traced(network: nn.Module, x: Tensor) -> list[Pair]:
+    """Return the pairs that a pass shows."""
     names = {module: name for name, module in network.named_modules()}
     made: list[tuple[nn.Module, Tensor, Tensor]] = []  # layer, input, output
     pairs: list[tuple[nn.Module, nn.Module, Tensor, Tensor]] = []  # layer, norm, input of the layer, output of the norm
@@ -144,7 +162,7 @@ def _traced(network: nn.Module, x: Tensor) -> tuple[list[Pair], Any]:
     hooks = [m.register_forward_hook(after_layer) for m in names if isinstance(m, FOLDS)]
     hooks += [m.register_forward_hook(after_norm) for m in norms]
     try:
-        output = network(x)
+        network(x)
     finally:
         for hook in hooks:
             hook.remove()
@@ -152,35 +170,48 @@ def _traced(network: nn.Module, x: Tensor) -> tuple[list[Pair], Any]:
         (names[layer], names[norm])
         for layer, norm, x, y in pairs
         if calls[layer] == calls[norm] == 1 and _folds(layer, norm, x, y)
-    ], output
+    ]
 
 
 def _folds(layer: nn.Module, norm: nn.Module, x: Tensor, y: Tensor) -> bool:
     """Return whether the folded layer maps the input of ``layer`` to the output of ``norm``."""
-    if parametrize.is_parametrized(layer) or _bank(norm).running_var is None:
-        return False
-    if isinstance(layer, nn.Linear) and y.ndim != 2:
-        return False
-    return _agree(y, _rest(norm)(_fold(layer, norm)(x)))
+    fits = not isinstance(layer, nn.Linear) or y.ndim == 2
+    return fits and _complete(layer, norm) and _agree(y, _rest(norm)(_fold(layer, norm)(x)))
 
 
-def _agree(a: Any, b: Any) -> bool:
-    return isinstance(a, Tensor) and a.shape == b.shape and bool((a - b).abs().max() <= 1e-6 * a.abs().max())
+def _gradient(network: nn.Module, x: Tensor, swaps: list[Swap]) -> tuple[Tensor, Tensor]:
+    """Return the output of a pass with replaced layers, and the gradient of its squares with respect to the input."""
+    x = x.clone().requires_grad_()
+    with torch.enable_grad():
+        with _swapped(swaps):
+            output = network(x)
+        (gradient,) = torch.autograd.grad(output.square().sum(), x)
+    return output.detach(), gradient
+
+
+def _agree(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-6 * a.abs().max())
 
 
 def _swaps(network: nn.Module, pairs: list[Pair]) -> list[Swap]:
-    """Return the replacements of all places of each pair, with the weights of the active norm bank."""
+    """Return a replacement for every place where a layer of a pair is registered, for the active norm bank."""
     new: dict[nn.Module, nn.Module] = {}
     for layer, norm in ((network.get_submodule(a), network.get_submodule(b)) for a, b in pairs):
-        new |= {layer: _fold(layer, norm), norm: _rest(norm)}
+        if _complete(layer, norm):
+            new |= {layer: _fold(layer, norm), norm: _rest(norm)}
     parents = network.modules()
     return [(p, name, new[child]) for p in parents for name, child in p._modules.items() if child in new]
 
 
+def _complete(layer: nn.Module, norm: nn.Module) -> bool:
+    """Return whether the layer has just its own weights, and the norm has statistics."""
+    return set(layer._parameters) == {"weight", "bias"} and _bank(norm).running_var is not None
+
+
 @torch.no_grad()
 def _fold(layer: Any, norm: nn.Module) -> nn.Module:
-    """Return the layer with the norm folded in, in the type of a surrounding autocast."""
-    own, kind = _bank(norm), layer.weight.device.type
+    """Return the layer with the norm folded in, with weights in the dtype of the active autocast, if any."""
+    own, kind, dtype = _bank(norm), layer.weight.device.type, layer.weight.dtype
     assert own.running_mean is not None
     assert own.running_var is not None
     scale = (own.running_var + own.eps).rsqrt()
@@ -188,10 +219,10 @@ def _fold(layer: Any, norm: nn.Module) -> nn.Module:
     bias = -own.running_mean if layer.bias is None else layer.bias - own.running_mean
     bias = bias * scale if own.bias is None else bias * scale + own.bias
     weight = layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1))
-    if torch.is_autocast_enabled(kind):  # once, rather than in each pass
-        weight, bias = (each.to(torch.get_autocast_dtype(kind)) for each in (weight, bias))
+    if dtype == torch.float32 and torch.is_autocast_enabled(kind):  # once, rather than in each pass
+        dtype = torch.get_autocast_dtype(kind)
     new = copy.copy(layer)
-    new._parameters = {"weight": nn.Parameter(weight, False), "bias": nn.Parameter(bias, False)}
+    new._parameters = {"weight": nn.Parameter(weight.to(dtype), False), "bias": nn.Parameter(bias.to(dtype), False)}
     return new
 
 
@@ -204,6 +235,15 @@ def _bank(norm: nn.Module) -> _BatchNorm:
     own = norm.banks[norm.current.name] if isinstance(norm, RoutedNorm) else norm
     assert isinstance(own, _BatchNorm)
     return own
+
+
+def _has_hooks(network: nn.Module) -> bool:
+    return any(getattr(module, name) for module in network.modules() for name in HOOKS)
+
+
+def _flags(module: nn.Module) -> list[tuple[str, Any]]:
+    """Return the plain attributes of a module, which may decide what it computes."""
+    return [(k, v) for k, v in vars(module).items() if v is None or isinstance(v, bool | int | float | str)]
 
 
 @contextmanager

