@@ -49,8 +49,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 """Options of all rows, by dataset and start."""
-BUDGET = {"digits, simclr": 448, "cifar10, simclr": 96, "cifar10, imagenet": 56}
-"""Encoder forwards per image of the finetuning: 32, 7 and 4 epochs of FARE with five attack steps."""
+BUDGET = {"digits, simclr": 448, "cifar10, simclr": 64, "cifar10, imagenet": 56}
+"""Encoder forwards per image of the finetuning: 32, 5 and 4 epochs of FARE with five attack steps."""
 RADII = {"cifar10, imagenet": ("1/255",)}
 """Further eps to evaluate at."""
 SEEDS = {"digits, simclr": [0, 1, 2], "cifar10, simclr": [0], "cifar10, imagenet": [0]}
