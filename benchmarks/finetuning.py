@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "backbone_kwargs": {"channels": [16, 32, 64, 128]},
         "epochs": 14,
         "keep_every": 0,
+        "probe_augment": "none",
     },
     "cifar10, imagenet": {
         "backbone": "tf_efficientnet_lite0",
