@@ -1,12 +1,16 @@
 """Linear head on a frozen encoder: by SGD on benign or adversarial images, or by an exact solver."""
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.data.images import Images, batched
+from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Classifier
+from acl_plugin.runtime.device import memory
 from acl_plugin.runtime.threads import one_thread
 
 
@@ -42,6 +46,40 @@ def head_loss(
     with torch.no_grad():
         features = model.features(x)
     return F.cross_entropy(model.logits(features), y)
+
+
+class KnownFeatures:
+    """Features of images without augmentation, computed once, in the precision of the first call.
+
+    Args:
+        model: classifier whose backbone does not change.
+        images: N images.
+    """
+
+    def __init__(self, model: Classifier, images: Images) -> None:
+        self.model, self.images = model, images
+
+    def fit(self) -> bool:
+        """Return whether all features take at most an eighth of the device's memory."""
+        weight = self.model.head.weight
+        return 4 * len(self.images) * weight.shape[1] <= memory(weight.device) // 8
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return the features of the images with these rows, (B,) -> (B, D)."""
+        return self._features[self._positions[rows]]
+
+    @cached_property
+    def _features(self) -> Tensor:
+        device = self.model.head.weight.device
+        with norm_banks.evaluation(self.model), torch.no_grad():
+            return batched(self.model.features, self.images, device).to(device)
+
+    @cached_property
+    def _positions(self) -> Tensor:
+        rows = self.images.rows
+        positions = torch.zeros(int(rows.max()) + 1, dtype=torch.long)
+        positions[rows.cpu()] = torch.arange(len(rows))
+        return positions.to(self.model.head.weight.device)
 
 
 def solve_head(model: Classifier, images: Images, weight_decay: float) -> float:

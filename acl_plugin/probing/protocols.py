@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from acl_plugin.attacks.inner_attack import InnerAttack
@@ -36,7 +37,7 @@ from acl_plugin.probing import autolora, lpaft, semi_supervised
 from acl_plugin.probing.adversarial_finetuning import adversarial_loss, keep_bank, set_banks, trades_loss
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
 from acl_plugin.probing.inputs import Banks, Probing
-from acl_plugin.probing.linear_head import head_loss, solve_head
+from acl_plugin.probing.linear_head import KnownFeatures, head_loss, solve_head
 from acl_plugin.probing.loop import Step
 from acl_plugin.registry import PROTOCOLS
 from acl_plugin.runs.folder import RunDir
@@ -247,7 +248,9 @@ def split(images: Images, config: RunConfig) -> tuple[Images, Images | None]:
 
 def _head_step(p: Probing, attack: InnerAttack | None = None) -> Step:
     """Return the loss of a linear head on benign images, or on those of ``attack``."""
-    updated = p.config.probe.probe_statistics == "updated"
+    updated, known = p.config.probe.probe_statistics == "updated", KnownFeatures(p.model, p.data.train)
+    if attack is None and not updated and p.config.probe.probe_augment == "none" and known.fit():
+        return lambda _, y, rows: F.cross_entropy(p.model.logits(known(rows)), y)
     return lambda x, y, _: head_loss(p.model, x, y, attack, update_statistics=updated)
 
 

@@ -6,9 +6,11 @@ from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
+from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import predictions
-from acl_plugin.probing.linear_head import head_loss, solve_head, zero_head
+from acl_plugin.probing import linear_head
+from acl_plugin.probing.linear_head import KnownFeatures, head_loss, solve_head, zero_head
 from conftest import spec
 
 pytestmark = pytest.mark.numeric
@@ -36,6 +38,27 @@ def test_the_backbone_is_left_as_it_is_to_the_bit(model, images, attack):
     assert all(torch.equal(v, before[k]) for k, v in model.backbone.state_dict().items())
     assert all(p.grad is None for p in model.backbone.parameters())
     assert model.head.weight.grad.any()
+
+
+def test_known_features_are_those_of_the_rows_and_computed_once(model, images, monkeypatch):
+    part = images.take(torch.arange(3, 200, 7).flip(0))  # as when others are held out
+    passes, forward = [], model.features
+    monkeypatch.setattr(model, "features", lambda x: passes.append(len(x)) or forward(x))
+    model.train()
+    known = KnownFeatures(model, part)
+    for chosen in (torch.tensor([5, 0, 11]), torch.tensor([2, 2])):
+        with norm_banks.evaluation(model):
+            expected = forward(part.take(chosen).floats())
+        torch.testing.assert_close(known(part.rows[chosen]), expected)
+    assert passes == [len(part)]
+    assert model.training
+
+
+def test_features_that_exceed_the_memory_are_not_kept(model, images, monkeypatch):
+    known = KnownFeatures(model, images)
+    assert known.fit()
+    monkeypatch.setattr(linear_head, "memory", lambda device: 8 * 4 * len(images) * model.head.in_features - 8)
+    assert not known.fit()
 
 
 @pytest.mark.e2e

@@ -14,6 +14,7 @@ from acl_plugin.data.subsets import read_rows
 from acl_plugin.errors import UsageError
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import predictions
+from acl_plugin.probing import protocols
 from acl_plugin.probing.protocols import probe, split
 from acl_plugin.registry import PROTOCOLS
 from acl_plugin.runs.folder import RunDir
@@ -77,6 +78,19 @@ def test_every_protocol_gives_a_classifier_and_its_record(two_banks, protocol):
     same = all(torch.equal(v, pretrained[k]) for k, v in model.backbone.state_dict().items())
     assert same == (protocol in ("slf", "slf_exact", "alf", "alf_trades", "gsa_slf", "gsa_alf"))  # to the bit
     assert model.head.weight.any()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("protocol", ["slf", "gsa_slf"])
+def test_features_without_augmentation_give_the_same_head(two_banks, protocol, monkeypatch):
+    folder, config = two_banks
+    config = config.replace(probe_protocol=protocol, probe_augment="none", probe_holdout=0.25, limit_train=40)
+    heads = []
+    for fit in (True, False):
+        monkeypatch.setattr(protocols.KnownFeatures, "fit", lambda self, fit=fit: fit)
+        probe(folder, config, CPU, overwrite=True)
+        heads.append(load_classifier(folder.path).head.weight)
+    torch.testing.assert_close(*heads, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.e2e
