@@ -259,6 +259,26 @@ def test_layers_of_lower_precision_than_their_norm_keep_it():
     assert conv.weight.dtype == conv.bias.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
+def test_a_compiled_backbone_is_compiled_once_for_all_attacks():
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    model, x = encoder("clean", "adv"), images()
+    plain = gradient(lambda x: model.features(x, "adv"), x)
+    counter = CompileCounterWithBackend("aot_eager")
+    model.backbone.compile(backend=counter)
+    attack, compiled = InnerAttack(ThreatModel("Linf", "8/255"), steps=2), []
+    for _ in range(3):
+        attack.pairwise(model, x, x.flip(3), norm_bank="adv")
+        scale_all(model, 1.01)
+        compiled.append(counter.frame_count)
+    assert compiled[0] == compiled[-1] > 0
+    scale_all(model, 1.01**-3)
+    with norm_banks.inference(model), folding(model):
+        fast = gradient(lambda x: model.features(x, "adv"), x)
+    torch.testing.assert_close(fast, plain, rtol=1e-6, atol=1e-6 * plain[1].abs().max().item())
+
+
 def test_a_network_of_the_user_is_not_folded():
     model = wrap_encoder(trained(sequence(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))), SHAPE).eval()
     layers, seen = list(model.backbone.modules()), []
