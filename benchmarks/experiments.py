@@ -113,9 +113,9 @@ def audit_ablation(*arguments: str, stored: Callable[[str], list[dict[str, Any]]
     are gone are left out.
     """
     data_name, jobs, at_a_time, add = planned("ablation", *arguments)
-    rows = {each["run"]: [] for each in stored(data_name)} if add else {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for each in stored(data_name) if add else ():
-        rows[each["run"]].append(each)
+        rows.setdefault(each["run"], []).append(each)
     jobs = [each for each in jobs if not add or each.out.is_dir()]
     jobs = [each for each in jobs if each.row != SUPERVISED and not (each.out / "stopped.json").is_file()]
     for each in jobs:

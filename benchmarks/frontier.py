@@ -43,8 +43,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cifar10": THIN["cifar10, simclr"] | {"epochs": 4, "limit_test": 500},
 }
 """Options of all rows, by dataset."""
-
-
 ROWS = [row for row, own in ALL_ROWS.items() if "coreset" not in own and "lpaft" not in own]
 """Rows of the table; those without an inner attack have one point."""
 NO_ATTACK = "none"
@@ -93,13 +91,11 @@ def run_all(*arguments: str) -> tuple[str, dict[str, Any]]:
     parser.add_argument("--runs", type=Path | None, default=None, help="Folder of the runs; runs/frontier/DATA.")
     parser.add_argument("--at-a-time", type=int, default=2, help="Runs at a time, with one thread each; 1 takes all.")
     given = parser.parse(arguments)
-    for what, name, allowed in (("dataset", [given.data], SETTINGS), ("row", given.rows, ROWS)):
-        for each in name:
+    checked = ("dataset", [given.data], SETTINGS), ("row", given.rows, ROWS), ("attack", given.attacks, ATTACKS)
+    for what, names, allowed in checked:
+        for each in names:
             if each not in allowed:
                 raise unknown(what, each, allowed)
-    for each in given.attacks:
-        if each not in ATTACKS:
-            raise unknown("attack", each, ATTACKS)
     runs = given.runs or Path("runs/frontier") / given.data
     options = SETTINGS[given.data] | {"data_dir": given.data_dir} | dict(given.options)
     seeds = SEEDS[given.data] if given.seeds is None else given.seeds
@@ -160,15 +156,18 @@ def points(runs: Sequence[dict[str, Any]]) -> list[Point]:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault((run["row"], run["attack"]), []).append(run)
+
+    def values(group: list[dict[str, Any]], name: str, scale: int = 1) -> tuple[float, ...]:
+        return tuple(scale * run.get(name, 0.0) for run in group)
+
     return [
         Point(
             row,
             attack,
-            group[0]["forwards"],
-            *(
-                tuple(scale * run.get(name, 0.0) for run in group)
-                for name, scale in (("robust_accuracy", 100), ("clean_accuracy", 100), ("seconds", 1))
-            ),
+            forwards=group[0]["forwards"],
+            robust=values(group, "robust_accuracy", 100),
+            clean=values(group, "clean_accuracy", 100),
+            seconds=values(group, "seconds"),
         )
         for (row, attack), group in groups.items()
     ]

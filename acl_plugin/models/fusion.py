@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from acl_plugin.models.memory_format import channels_last
 from acl_plugin.models.norm_banks import RoutedNorm
 from acl_plugin.models.protocol import Network
+from acl_plugin.models.recompute import plain_attributes
 from acl_plugin.runtime import seeding
 
 FOLDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -71,7 +72,7 @@ class Folding:
     def _found(self, network: nn.Module, x: Tensor) -> list[Swap]:
         if _has_hooks(network):
             return []
-        described = [(name, type(module), _flags(module)) for name, module in network.named_modules()]
+        described = [(name, type(module), plain_attributes(module)) for name, module in network.named_modules()]
         if described != self._described:
             self._described, self._pairs = described, foldable(network, x)
         return _swaps(network, self._pairs)
@@ -239,11 +240,6 @@ def _bank(norm: nn.Module) -> _BatchNorm:
 
 def _has_hooks(network: nn.Module) -> bool:
     return any(getattr(module, name) for module in network.modules() for name in HOOKS)
-
-
-def _flags(module: nn.Module) -> list[tuple[str, Any]]:
-    """Return the plain attributes of a module, which may decide what it computes."""
-    return [(k, v) for k, v in vars(module).items() if v is None or isinstance(v, bool | int | float | str)]
 
 
 @contextmanager

@@ -89,16 +89,16 @@ def _state(network: nn.Module) -> list[tuple[Any, str, Any]]:
     """Return all that decides what ``network`` computes, but its weights; buffers as copies, which may be updated."""
     modules = list(network.modules())
     routes = [module.current for module in modules if isinstance(module, RoutedNorm)]
-    plain = [(o, name, value) for o in (*modules, *routes) for name, value in vars(o).items() if _is_plain(value)]
+    plain = [(o, name, value) for o in (*modules, *routes) for name, value in plain_attributes(o)]
     frozen = [(weight, "requires_grad", weight.requires_grad) for weight in network.parameters()]
     buffers = [(m, "_buffers", {k: v if v is None else v.clone() for k, v in m._buffers.items()}) for m in modules]
     layers = [(m, "_modules", dict(m._modules)) for m in modules]  # an attack may have swapped in folded ones
     return [*plain, *frozen, *buffers, *layers]
 
 
-def _is_plain(value: Any) -> bool:
-    """Return whether this is the value of a mode, such as ``training`` or the name of the active norm bank."""
-    return value is None or isinstance(value, bool | int | float | str)
+def plain_attributes(owner: object) -> list[tuple[str, Any]]:
+    """Return names and values of the modes of a module, such as ``training`` or the name of the active norm bank."""
+    return [(k, v) for k, v in vars(owner).items() if v is None or isinstance(v, bool | int | float | str)]
 
 
 def _set(state: list[tuple[Any, str, Any]]) -> None:
