@@ -70,8 +70,9 @@ def test_clusters_are_of_the_benign_bank(run, monkeypatch):
     monkeypatch.setattr(lpaft, "cluster", lambda f, k, s: seen.append(f) or cluster(f, k, s))
     finetune(folder, config.replace(lpaft="air"), datasets.load(config.data))
     images = datasets.load(config.data).train
-    assert torch.equal(seen[0], features_of(load_encoder(folder.path, benign=True), images))
-    assert not torch.allclose(seen[0], features_of(load_encoder(folder.path), images))
+    benign, adversarial = (features_of(load_encoder(folder.path, benign=bank), images) for bank in (True, False))
+    torch.testing.assert_close(seen[0], benign, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(seen[0], adversarial, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.e2e
