@@ -91,7 +91,8 @@ def objectives(*arguments: str) -> None:
 
 def _kept_row(row: str, run: RunDir) -> dict[str, Any]:
     result = kept(run)
-    return {"row": row, "encoder_forwards_per_image": benchmarked.encoder_forwards(result["settings"])} | result
+    trained = result["settings"] | {"epochs": result["pretraining"]["epochs"]}
+    return {"row": row, "encoder_forwards_per_image": benchmarked.encoder_forwards(trained)} | result
 
 
 def experiment(name: str, *arguments: str) -> None:
@@ -99,10 +100,11 @@ def experiment(name: str, *arguments: str) -> None:
     plan = experiments.planned(name, *arguments)
     path = RESULTS / f"experiment_{name}_{plan.data}.json"
     stored = compact.read(path)["runs"] if plan.add and path.is_file() else []
-    done = {(run["hash"], run["seed"]): run for run in stored}
-    plan.run(done)
-    runs = [done.get((job.hash, job.seed)) or _kept_job(job) for job in plan.jobs]
-    compact.write(path, {"name": name, "data": plan.data, "runs": runs})
+    rows = {job.hash for job in plan.jobs}
+    runs = {(run["hash"], run["seed"]): run for run in stored if run["hash"] in rows}
+    plan.run(runs)
+    runs |= {(job.hash, job.seed): _kept_job(job) for job in plan.jobs if (job.hash, job.seed) not in runs}
+    compact.write(path, {"name": name, "data": plan.data, "runs": list(runs.values())})
     table()
 
 
@@ -116,8 +118,7 @@ def finetuned(*arguments: str) -> None:
 
 def _finetuned(job: Job, radii: Sequence[str]) -> dict[str, Any]:
     at = {eps: read_json(RunDir(finetuning.folder_at(eps, job.out)).evaluation_file) for eps in radii}
-    free = {"encoder_forwards_per_image": 0.0} if job.row.untrained else {}
-    return _kept_row(job.row.label, RunDir(job.out)) | free | {"at": at}
+    return _kept_row(job.row.label, RunDir(job.out)) | {"at": at}
 
 
 def compared_by_cost(*arguments: str) -> None:

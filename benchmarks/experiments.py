@@ -13,7 +13,7 @@
 The default is digits with 5 seeds, two runs in parallel. ``--data cifar10 --data-dir data`` selects CIFAR-10 with
 ResNet-18, and ``--options.epochs 20`` changes any option of a run. Finished runs are skipped, interrupted runs resume,
 and experiments share their common runs. ``--add`` also skips runs in the result file: those of another machine, or of
-folders that are gone. Settings are those of the dataset's preset.
+folders that are gone, and keeps those of other seeds. Settings are those of the dataset's preset.
 """
 
 import hashlib
@@ -118,9 +118,10 @@ def audit_ablation(*arguments: str, stored: Callable[[str], list[dict[str, Any]]
         rows.setdefault(each["run"], []).append(each)
     jobs = [each for each in jobs if not add or each.out.is_dir()]
     jobs = [each for each in jobs if each.row != SUPERVISED and not (each.out / "stopped.json").is_file()]
-    for each in jobs:
-        if not RunDir(each.out).encoder_file.is_file():
-            raise UsageError(f"{each.out} has no encoder; run first: python -m benchmarks ablation --data {data_name}")
+    without = [each for each in jobs if not RunDir(each.out).encoder_file.is_file()]
+    if without or not jobs:
+        missing = f"{without[0].out} has no encoder" if without else "no run of the ablation has a folder"
+        raise UsageError(f"{missing}; run first: python -m benchmarks ablation --data {data_name}")
     do_all(audit_one, jobs, at_a_time)
     for each in jobs:
         kept, run = read_json(RunDir(each.out).audit_file), f"{each.hash}/{each.seed}"

@@ -71,7 +71,6 @@ def run_all(*arguments: str) -> tuple[str, list[Job]]:
     parser.add_argument("--data", type=str, default="digits", help="digits or cifar10.")
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds cifar-10-batches-py.")
     parser.add_argument("--seeds", type=list[int] | None, default=None, help="Seeds; 0 to 2 on digits, or else 0.")
-    parser.add_argument("--rows", type=list[str], default=list(METHODS), help="Only these methods.")
     parser.add_argument(
         "--options", type=dict[str, Any], default={}, help="Options of every run, such as --options.limit_test 500."
     )
@@ -83,13 +82,10 @@ def run_all(*arguments: str) -> tuple[str, list[Job]]:
     study = f"{given.data}, {given.start}"
     if study not in SETTINGS:
         raise unknown("dataset and start", study, SETTINGS)
-    for row in given.rows:
-        if row not in METHODS:
-            raise unknown("method", row, METHODS)
     runs = given.runs or Path("runs/finetuning") / study.replace(", ", "-")
     options = {"data_dir": given.data_dir, "pretrained_file": given.weights} | dict(given.options)
     seeds = SEEDS[study] if given.seeds is None else given.seeds
-    jobs = [job(study, row, seed, runs, options) for row in (given.start, *given.rows) for seed in seeds]
+    jobs = [job(study, row, seed, runs, options) for row in (given.start, *METHODS) for seed in seeds]
     datasets.load(jobs[0].config.data)  # find errors before the first run
     do_all(do, jobs[: len(seeds)], given.at_a_time)
     do_all(do, jobs[len(seeds) :], given.at_a_time)

@@ -156,7 +156,8 @@ def test_runs_results_and_tables(results, tmp_path, few, monkeypatch):
 
     # elsewhere, another seed is added to what the result files have
     where[1] = str(tmp_path / "elsewhere")
-    assert main.main(["ablation", "--seeds", "[0, 1, 2]", "--add", *where]) == 0
+    assert main.main(["correlation", "--add", *where]) == 2  # no folder of a run
+    assert main.main(["ablation", "--seeds", "[1, 2]", "--add", *where]) == 0
     assert {path.name for path in (tmp_path / "elsewhere").glob("*/*")} == {"2"}
     added = compact.read(results / "results" / "experiment_ablation_digits.json")
     assert added["runs"][: len(kept["runs"])] == kept["runs"]
