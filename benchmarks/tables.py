@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,28 @@ Runs = list[dict[str, Any]]
 
 
 def document(results: Path) -> str:
-    """Return the page: collected runs, then a section for each file of another kind, with its notes."""
+    """Return the page: collected runs, then by question a section for each result file, all with their notes."""
     files = sorted(results.glob("*.json"))
-    together = {prefix: [path for path in files if path.name.startswith(prefix)] for prefix in TOGETHER}
-    of_kind = {prefix: [path for path in files if path.name.startswith(prefix)] for prefix in SECTIONS}
-    taken = {path for paths in [*together.values(), *of_kind.values()] for path in paths}
+    kinds = [prefix for sections in QUESTIONS.values() for prefix in sections]
+    of_kind = {prefix: [path for path in files if path.name.startswith(prefix)] for prefix in kinds}
+    taken = {path for paths in of_kind.values() for path in paths}
     lines = [*HEADER.splitlines(), "", *overview([path for path in files if path not in taken])]
-    for prefix, section in SECTIONS.items():
-        for path in of_kind[prefix]:
-            lines += ["", *section(compact.read(path)), *notes(path)]
-    for prefix, section in TOGETHER.items():
-        if together[prefix]:
-            read = [compact.read(path) for path in together[prefix]]
-            lines += ["", *section(read), *notes(results / f"{prefix}all.json")]
+    for question, sections in QUESTIONS.items():
+        parts = [part for prefix, section in sections.items() for part in _parts(prefix, section, of_kind[prefix])]
+        if parts:
+            answer = results / f"{question.rstrip('?').lower().replace(' ', '_')}.json"
+            lines += ["", f"## {question}", *notes(answer)]
+        for part in parts:
+            lines += ["", *part]
     return "\n".join(lines) + "\n"
+
+
+def _parts(prefix: str, section: Callable[[Any], list[str]], paths: list[Path]) -> list[list[str]]:
+    """Return the sections of one kind of files, with their notes."""
+    if prefix in TOGETHER:
+        every = [compact.read(path) for path in paths]
+        return [[*section(every), *notes(paths[0].with_name(f"{prefix}all.json"))]] if every else []
+    return [[*section(compact.read(path)), *notes(path)] for path in paths]
 
 
 def overview(files: list[Path]) -> list[str]:
@@ -66,7 +74,7 @@ def objectives(runs: Runs) -> list[str]:
     best = max(by_row.values(), key=lambda group: statistics.mean(robust(group)))
     to_best = compared(by_row, best, robust)
     lines = [
-        f"## Objectives on {settings['data']}",
+        f"### Objectives on {settings['data']}",
         "",
         f"Every objective with the same backbone ({settings['backbone']}), {settings['limit_train'] or 'all'} training "
         f"images, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, {settings['attack']} with "
@@ -103,7 +111,7 @@ def finetuning(runs: Runs) -> list[str]:
     benign = f"SimCLR for {trained} epochs" if trained else f"The weights of {start}, not trained further"
     radii = list(runs[0].get("at", {}))
     lines = [
-        f"## Finetuning a benign encoder on {settings['data']}, from {start}",
+        f"### Finetuning a benign encoder on {settings['data']}, from {start}",
         "",
         f"{benign}, and methods that start from its weights; {settings['backbone']}, {settings['attack']} with "
         f"{settings['attack_steps']} steps, eps {settings['eps']}; AutoAttack on {runs[0]['evaluation']['n']} test "
@@ -140,7 +148,7 @@ def costs(kept: dict[str, Any]) -> list[str]:
     cells |= {(point.row, point.attack): f"**{cells[point.row, point.attack]}**" for point in best}
     per_seed = next(run["n"] for run in kept["runs"] if "n" in run)
     lines = [
-        f"## Robustness and cost on {kept['data']}",
+        f"### Robustness and cost on {kept['data']}",
         "",
         f"Every objective by inner attack; {settings['backbone']}, {settings['epochs']} epochs, eps {settings['eps']}, "
         f"AutoAttack on {per_seed} images; {environment['device']}, {environment['threads']} threads. In brackets F, "
@@ -164,7 +172,7 @@ def suite(run: dict[str, Any]) -> list[str]:
     settings, found, evaluation = run["settings"], run["suite"], run["evaluation"]
     threat = f"{found['threat_model']}, eps {found['eps']:.4g}"
     lines = [
-        f"## Standard attacks on {settings['data']}, {settings['objective']}",
+        f"### Standard attacks on {settings['data']}, {settings['objective']}",
         "",
         f"One classifier ({settings['backbone']}, {settings['epochs']} epochs, seed {settings['seed']}) under the "
         f"suite of torchattacks: {threat}, {found['n']} test images; clean {100 * found['clean_accuracy']:.1f} %. "
@@ -195,7 +203,7 @@ def experiment(kept: dict[str, Any]) -> list[str]:
     best = max(probed, key=lambda group: mean(robust(group)))
     settings, to_best = best[0]["settings"], compared(evaluated, best, robust)
     lines = [
-        f"## {kept['name'].capitalize()} on {kept['data']}",
+        f"### {kept['name'].capitalize()} on {kept['data']}",
         "",
         f"GSA-RSL, {settings['backbone']}, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, "
         f"{settings['attack']} with {settings['attack_steps']} steps, eps {settings['eps']}; AutoAttack on "
@@ -227,7 +235,7 @@ def selection(kept: dict[str, Any]) -> list[str]:
     """Return one row per setting that was tried on held-out training images."""
     settings, runs = kept["settings"], kept["runs"]
     lines = [
-        f"## Settings of GSA-RSL, chosen on {kept['data']}",
+        f"### Settings of GSA-RSL, chosen on {kept['data']}",
         "",
         f"{settings['backbone']}, {settings['epochs']} epochs; accuracy under {kept['attack']}, eps {settings['eps']}, "
         f"on {runs[0]['n']} training images that were held out, over the seeds; {kept['environment']['device']}. One "
@@ -254,7 +262,7 @@ def correlation(kept: dict[str, Any]) -> list[str]:
     certain = [b for r in rows for b in r["bounds"] if b["certain"]]
     settings, shown = kept["settings"], ["robust_loss", "benign_loss", *TERMS]
     lines = [
-        f"## Audit of the ablation on {kept['data']}",
+        f"### Audit of the ablation on {kept['data']}",
         "",
         f"{len(rows)} checkpoints of {len({r['run'] for r in rows})} runs, {settings['adversary']}, eps "
         f"{settings['eps']:.4g}, {kept['n']} test images, {settings['probe']}. The certain bounds "
@@ -313,7 +321,7 @@ def speeds(results: Runs) -> list[str]:
     """Return one row per measured training step."""
     names = ("objective", "backbone", "batch", "precision", "images/s", "s per step", "plain s", "plain / ours", "F")
     lines = [
-        "## Speed of a training step",
+        "### Speed of a training step",
         "",
         "Ours against a step written plainly (float32, contiguous memory, weight gradients in the attack, views by "
         "PIL), in turns on the same random images; median of the pairs, and their range. GFLOP/s: F encoder forwards "
@@ -349,7 +357,7 @@ def scaling(kept: dict[str, Any]) -> list[str]:
     """Return one row per batch and number of ranks, and the estimate for many GPUs."""
     rows, paper = kept["rows"], kept["paper"]
     lines = [
-        f"## How a step of {rows[0]['objective']} grows",
+        f"### How a step of {rows[0]['objective']} grows",
         "",
         f"A small ResNet on 3x32x32, one thread a rank, float32, gloo; {kept['environment']['device']}. Every rank "
         f"takes the loss of the joint batch. Efficiency: images per second a rank, against one rank with the same "
@@ -382,7 +390,7 @@ def scaling(kept: dict[str, Any]) -> list[str]:
 def evaluation_speeds(results: Runs) -> list[str]:
     """Return one row per classifier that both were run on."""
     lines = [
-        "## Speed of AutoAttack",
+        "### Speed of AutoAttack",
         "",
         "Ours against the reference package called plainly (batch 100, float32, contiguous memory), in turns on the "
         "same classifier and images, with the same attacks, iterations and restarts, float32; medians. Robust "
@@ -424,7 +432,7 @@ def record(result: dict[str, Any]) -> list[str]:
     parts = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     goals = "; ".join(f"{name}: {value:.2f}" for name, value in result["goals"].items())
     return [
-        f"## Against the clock on {student['data']}",
+        f"### Against the clock on {student['data']}",
         "",
         f"{network}, SimCLR for {teacher['epochs']} epochs, then {student['objective']} for {student['epochs']} "
         f"({student['attack_steps']} steps of {student['attack']}), {student['probe_protocol']}; "
@@ -440,7 +448,7 @@ def reading(kept: dict[str, Any]) -> list[str]:
     settings, rows = kept["settings"], kept["rows"]
     theirs = {r["workers"]: r["images_per_second"] for r in rows if r["kind"] == "ImageFolder"}
     lines = [
-        "## Reading images from disk",
+        "### Reading images from disk",
         "",
         f"{settings['images']:,} JPEGs of {settings['side']} pixels, enlarged from CIFAR-10 and digits, drawn in "
         f"shuffled batches of {settings['batch']}; the median of {settings['repeats']} measurements of "
@@ -463,7 +471,7 @@ def reading(kept: dict[str, Any]) -> list[str]:
 def startup(kept: dict[str, Any]) -> list[str]:
     """Return one row per command that computes nothing, with its time as a ratio to the import of PyTorch."""
     lines = [
-        "## Start-up",
+        "### Start-up",
         "",
         f"A process for each command, in turns; the median of {kept['settings']['repeats']} measurements. "
         f"{kept['environment']['device']}, {kept['environment']['threads']} threads.",
@@ -480,21 +488,26 @@ TERMS = "nce_adv nce_clean sharpness js mmd sliced_wasserstein wasserstein coupl
 """Terms of an audit that are shown by row."""
 LABELS = {"robust_loss": "R", "benign_loss": "B", "sliced_wasserstein": "sliced W1", "wasserstein": "W1"}
 """Short names of columns."""
-SECTIONS = {
-    "objectives_": objectives,
-    "finetuning_": finetuning,
-    "frontier_": costs,
-    "selection_": selection,
-    "experiment_": experiment,
-    "correlation_": correlation,
-    "scaling_": scaling,
-    "reading": reading,
-    "startup": startup,
-    "record_": record,
-    "suite_": suite,
+QUESTIONS: dict[str, dict[str, Callable[[Any], list[str]]]] = {
+    "Which objective?": {
+        "objectives_": objectives,
+        "selection_": selection,
+        "experiment_": experiment,
+        "finetuning_": finetuning,
+        "suite_": suite,
+    },
+    "How much does it cost?": {"frontier_": costs, "record_": record},
+    "Does the theory hold?": {"correlation_": correlation},
+    "How fast?": {
+        "speed_": speeds,
+        "scaling_": scaling,
+        "autoattack_speed_": evaluation_speeds,
+        "reading": reading,
+        "startup": startup,
+    },
 }
-"""Kinds of files by the prefix of their names, in the order of the sections; each file has its own section."""
-TOGETHER = {"speed_": speeds, "autoattack_speed_": evaluation_speeds}
+"""By question: kinds of files, by the prefix of their names, and the section of each file."""
+TOGETHER = ("speed_", "autoattack_speed_")
 """Kinds of files that share one section."""
 
 

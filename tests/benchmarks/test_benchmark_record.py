@@ -54,7 +54,7 @@ def test_mistakes_are_reported_and_nothing_is_written(results, capsys):
     assert main.main(["record", "--out", str(results / "record")]) == 2
     assert "cifar10 needs --data-dir" in capsys.readouterr().err
     assert not (results / "record").exists()
-    assert tables.SECTIONS["record_"] is tables.record
+    assert tables.QUESTIONS["How much does it cost?"]["record_"] is tables.record
 
 
 @pytest.mark.e2e
