@@ -13,7 +13,7 @@ EXPLAINED = (
 
 
 def compared(by_row: Mapping[str, Runs], best: Runs, values: Callable[[Runs], list[float]]) -> dict[str, str]:
-    """Return a cell for each row: ``best`` (also for the same runs), its difference, or nothing without two seeds.
+    """Return a cell for each row: ``best`` (also for the same runs), its difference, or nothing with a single seed.
 
     Args:
         by_row: runs by row.
@@ -26,7 +26,8 @@ def compared(by_row: Mapping[str, Runs], best: Runs, values: Callable[[Runs], li
     known = {name: difference for name, difference in found.items() if difference is not None}
     corrected = dict(zip(known, holm([each.p for each in known.values()]), strict=True))
     cells = {name: shown(difference, corrected[name]) for name, difference in known.items()}
-    return {name: "best" if each == of_best else cells.get(name, "") for name, each in of_rows.items()}
+    label = "best" if len(of_best) > 1 else ""
+    return {name: label if each == of_best else cells.get(name, "") for name, each in of_rows.items()}
 
 
 def shown(difference: Difference, p: float) -> str:

@@ -26,6 +26,11 @@ def test_rows_are_compared_with_the_best_over_the_same_seeds():
     assert cells["one seed"] == cells["collapsed"] == ""
 
 
+def test_one_seed_has_no_best():
+    best = runs(88.0)
+    assert compared({"highest": best, "other": runs(10.0)}, best, values) == {"highest": "", "other": ""}
+
+
 def test_p_values_are_corrected_for_the_number_of_rows():
     best, other = runs(10.0, 12.0, 11.0), runs(9.0, 11.5, 10.2)
     (alone,) = (cell for name, cell in compared({"b": best, "x": other}, best, values).items() if name == "x")
