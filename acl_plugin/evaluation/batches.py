@@ -33,9 +33,14 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-@torch.no_grad()
 def predicted(model: nn.Module, images: ImageSource, batch_size: int) -> Tensor:
     """Return the (N,) predicted labels, on the CPU."""
+    return outputs(model, images, batch_size).argmax(1)
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, images: ImageSource, batch_size: int) -> Tensor:
+    """Return the (N, K) outputs, on the CPU."""
     device = device_of(model)
     starts = range(0, len(images), batch_size)
-    return torch.cat([model(batch(images, start, start + batch_size, device)).argmax(1).cpu() for start in starts])
+    return torch.cat([model(batch(images, start, start + batch_size, device)).cpu() for start in starts])

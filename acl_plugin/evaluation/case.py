@@ -13,7 +13,7 @@ from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.data.fingerprint import Fingerprint, image_hashes
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.evaluation import inputs
-from acl_plugin.evaluation.batches import predicted
+from acl_plugin.evaluation.batches import outputs, predicted
 from acl_plugin.evaluation.checks import check_encoder, largest_batch
 from acl_plugin.evaluation.isolation import isolated
 from acl_plugin.evaluation.storage import state_hash
@@ -83,6 +83,10 @@ class Case:
     def clean_accuracy(self) -> float:
         """Return the accuracy on the clean images."""
         return (predicted(self.model, self.images, self.size()) == self.labels).double().mean().item()
+
+    def output_norm(self) -> float:
+        """Return the mean L2 norm of the outputs on the clean images, to three digits, as other devices round."""
+        return float(f"{outputs(self.model, self.images, self.size()).norm(dim=1).mean():.3g}")
 
     def earlier(self, name: str, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
         """Return the record of an earlier evaluation with the same settings; empty if there is none."""

@@ -125,6 +125,7 @@ def _features(target: Target) -> Tensor:
 def _moved(attack: InnerAttack, name: str, target: Target, benign: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Return how far an attack moves each image, (N,), and whether its own benign features are still the nearest."""
     model, device, size, values, near = target.model, target.device, target.batch_size, [], []
+    exact = _exact(benign)
     for start in range(0, len(benign), size):
         x, f = batch(target.images, start, start + size, device), benign[start : start + size]
         rows = partial(_loss, name, f, model)
@@ -132,15 +133,20 @@ def _moved(attack: InnerAttack, name: str, target: Target, benign: Tensor, seed:
             moved = attack.scalar(model, x, rows)
         with torch.inference_mode(False), torch.no_grad(), norm_banks.inference(model):
             features = model(moved).float()
-        values.append(distance(name, f, features).cpu())
-        own = torch.arange(start, start + len(x), device=device)
-        near.append((_pairs(name, features, benign).argmin(1) == own).cpu())
+        features = _exact(features)
+        values.append(distance(name, exact[start : start + size], features))
+        near.append(_pairs(name, features, exact).argmin(1) == torch.arange(start, start + len(x)))
     return torch.cat(values), torch.cat(near)
 
 
 def _loss(name: str, features: Tensor, model: nn.Module, images: Tensor) -> Tensor:
     """Return the distances plus 1, (B,), as an attack's loss is above 0."""
     return 1 + distance(name, features, model(images).float())
+
+
+def _exact(features: Tensor) -> Tensor:
+    """Return features in float64 on the CPU: float32 loses the distances between features that are close together."""
+    return features.cpu().double()
 
 
 def _pairs(name: str, features: Tensor, others: Tensor) -> Tensor:
@@ -154,13 +160,13 @@ def _others(name: str, benign: Tensor) -> dict[str, float | None]:
     """Return the distances between benign features of different images; None for a single image."""
     if len(benign) < 2:
         return {"mean": None, "nearest": None}
-    total, nearest = 0.0, []
+    benign, total, nearest = _exact(benign), 0.0, []
     for start in range(0, len(benign), 250):
         features = benign[start : start + 250]
         pairs = _pairs(name, features, benign)
         if name != "cosine":
             pairs = pairs / features.norm(dim=1, keepdim=True)
-        own = torch.arange(len(features), device=pairs.device)
+        own = torch.arange(len(features))
         pairs[own, start + own] = 0
         total += pairs.double().sum().item()
         pairs[own, start + own] = torch.inf

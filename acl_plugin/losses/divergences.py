@@ -253,6 +253,8 @@ class MaximumMeanDiscrepancy(Divergence):
         assert benign.shape == adversarial.shape, (benign.shape, adversarial.shape)
         p, q = benign.float(), adversarial.float()
         width = median_distance(torch.cat([p, q]))
+        center = torch.cat([p, q]).detach().mean(0)  # differences of squares lose the digits of a cluster far from 0
+        p, q = p - center, q - center
         other = 1 - torch.eye(len(p), device=p.device)
         kernels = [(-_squared_distances(q, x) / (2 * width**2)).exp() * other for x in (q, p)]
         return kernels[0], kernels[1]
@@ -294,4 +296,4 @@ def median_distance(rows: Tensor) -> Tensor:
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    return x.square().sum(1).unsqueeze(1) + y.square().sum(1) - 2 * x @ y.T
+    return (x.square().sum(1).unsqueeze(1) + y.square().sum(1) - 2 * x @ y.T).clamp_min(0)

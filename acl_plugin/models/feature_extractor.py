@@ -71,7 +71,7 @@ class FeatureExtractor(nn.Module):
     def _output_of_layer(self, x: Tensor) -> Any:
         outputs: list[Any] = []
         layer = self.module.get_submodule(self.layer)
-        hook = layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output))
+        hook = layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(_copied(output)))
         try:
             self.module(x)
         finally:
@@ -80,6 +80,11 @@ class FeatureExtractor(nn.Module):
             message = f"layer {self.layer!r} runs {len(outputs)} times in a forward pass; {REMEDY}"
             raise UsageError(message, parameter="features", given=self.layer, allowed="a layer that runs once")
         return outputs[0]
+
+
+def _copied(output: Any) -> Any:
+    """Return a layer's output as it is now: the next layer may change it in place, as ``nn.ReLU(inplace=True)``."""
+    return output.clone() if isinstance(output, Tensor) else output
 
 
 def _pooled(output: Any, count: int) -> Tensor:

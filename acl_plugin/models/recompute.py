@@ -1,7 +1,7 @@
 """Gradient checkpointing of networks with several norm banks: less memory, for one more forward pass per gradient."""
 
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,6 +21,10 @@ class _Recomputed:
             return run(*args)
         again = _Restored(_state(self))  # type: ignore[arg-type]
         return checkpoint(run, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # pickle does not find a class that was made here by its name
+        usual: Any = super().__reduce_ex__(protocol)
+        return _new, (_original(self),), *usual[2:]
 
 
 def recompute_blocks(network: nn.Module) -> None:
@@ -42,9 +46,31 @@ def recompute_blocks(network: nn.Module) -> None:
         message = "`grad_checkpointing`: the network has no blocks in an nn.Sequential or nn.ModuleList; leave it out"
         raise UsageError(message, parameter="grad_checkpointing", given=True, allowed=False)
     for block in found:
-        kind = type(block)
-        if not issubclass(kind, _Recomputed):
-            block.__class__ = type(kind.__name__, (_Recomputed, kind), {"__module__": kind.__module__})
+        if not isinstance(block, _Recomputed):
+            block.__class__ = _recomputed(type(block))  # type: ignore[arg-type]
+
+
+def plain_blocks(network: nn.Module) -> nn.Module:
+    """Undo ``recompute_blocks``: give the blocks of ``network`` their own classes, in place, and return it."""
+    for block in network.modules():
+        if isinstance(block, _Recomputed):
+            block.__class__ = _original(block)
+    return network
+
+
+@cache
+def _recomputed(kind: type) -> type:
+    return type(kind.__name__, (_Recomputed, kind), {"__module__": kind.__module__})
+
+
+def _original(block: object) -> type:
+    return type(block).__mro__[2]
+
+
+def _new(kind: type) -> Any:
+    block: Any = object.__new__(kind)
+    block.__class__ = _recomputed(kind)
+    return block
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:

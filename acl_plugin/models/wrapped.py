@@ -13,6 +13,7 @@ from acl_plugin.errors import UsageError, reason
 from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import BackboneAndProjector, Preprocess
 from acl_plugin.models.feature_extractor import FeatureExtractor, Features
+from acl_plugin.models.recompute import plain_blocks
 from acl_plugin.validation import refused_value
 
 PerChannel = float | Sequence[float] | None
@@ -56,7 +57,7 @@ class WrappedEncoder(BackboneAndProjector):
             True
         """
         exported = norm_banks.export(self.backbone, self.norm_banks[0] if norm_bank is None else norm_bank)
-        return exported.get_submodule("module")
+        return plain_blocks(exported.get_submodule("module"))
 
 
 def wrap_encoder(

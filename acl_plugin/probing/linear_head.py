@@ -120,7 +120,9 @@ def fit_head(
 
     x = features.double().cpu()
     mean = x.mean(0)
-    fit = LogisticRegression(C=1 / (weight_decay * len(x)), tol=tolerance, max_iter=20_000)
+    # of two classes scikit-learn decays one vector w, of which the rows below are halves: ||W||^2 = ||w||^2 / 2
+    decay = weight_decay / 2 if len(labels.unique()) == 2 else weight_decay
+    fit = LogisticRegression(C=1 / (decay * len(x)), tol=tolerance, max_iter=20_000)
     with one_thread():
         fit.fit((x - mean).numpy(), labels.cpu().numpy())  # centering halves the number of steps
     weight = torch.from_numpy(fit.coef_)

@@ -60,7 +60,9 @@ def precision(requested: str, device: torch.device) -> str:
 
 def autocast(requested: str, device: torch.device) -> torch.autocast:
     """Return a context in which networks use bfloat16, if that is the requested ``precision``."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision(requested, device) == "bf16-mixed")
+    enabled = precision(requested, device) == "bf16-mixed"
+    # as in Lightning without a cache of weights in bfloat16, which would hide that sharpness moves them within a step
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
 
 def compile_encoder(model: nn.Module, device: torch.device) -> bool:

@@ -157,13 +157,13 @@ def clusters(count: int) -> Callable[[Rows, int], Callable[[Rows], Values]]:
     def fit(rows: Rows, seed: int) -> Callable[[Rows], Values]:
         from sklearn.cluster import KMeans
 
-        both = torch.cat([rows.benign, rows.adversarial]).float()
+        both = torch.cat([rows.benign, rows.adversarial])
         with one_thread():
             means = KMeans(min(count, len(both)), n_init=2, random_state=seed % 2**32).fit(both.numpy())
         centers = torch.from_numpy(means.cluster_centers_)
 
         def assigned(of: Rows) -> Values:
-            p, q = (torch.cdist(x.float(), centers).argmin(1) for x in (of.benign, of.adversarial))
+            p, q = (torch.cdist(x, centers).argmin(1) for x in (of.benign, of.adversarial))
             return p, q
 
         return assigned
@@ -182,9 +182,10 @@ def known_groups(rows: Rows, seed: int) -> Callable[[Rows], Values]:
 
 
 def scored(rows: Rows, seed: int) -> Callable[[Rows], Values]:
-    """Fit a histogram of a score (M, 1) in quantile bins; a score of two values has two bins."""
+    """Fit a histogram of a score (M, 1) in quantile bins, or with a bin for each of a few values."""
     both = torch.cat([rows.benign, rows.adversarial]).squeeze(1)
-    edges = torch.quantile(both, torch.linspace(0, 1, BINS + 1, dtype=both.dtype)[1:-1]).unique()
+    known, shares = both.unique(), torch.linspace(0, 1, BINS + 1, dtype=both.dtype)[1:-1]
+    edges = torch.quantile(both, shares).unique() if len(known) > BINS else (known[1:] + known[:-1]) / 2
     counts = torch.stack(
         [torch.bincount(_bins(x, edges), minlength=len(edges) + 1) for x in (rows.benign, rows.adversarial)]
     )

@@ -120,13 +120,13 @@ def _largest(
             values[name][fold] = math.log(2) - log_loss(critic(train, seed)(held_out)).to(rows.benign)
     by = {name: value.mean().item() for name, value in values.items()}
     best = max(by, key=by.__getitem__)
-    return Estimate(min(max(by[best], 0.0), math.log(2)), values[best], by)
+    return Estimate(min(_from_zero(by[best]), math.log(2)), values[best], by)
 
 
 def transport(name: str, benign: Tensor, adversarial: Tensor, seed: int) -> Estimate:
     """Estimate ``wasserstein`` or ``sliced_wasserstein`` from below, see ``acl_plugin.theory.transport``."""
     rows = TRANSPORT[name](benign, adversarial, seed)
-    return Estimate(max(0.0, rows.mean().item()), rows, {})
+    return Estimate(_from_zero(rows.mean().item()), rows, {})
 
 
 TRANSPORT = {"sliced_wasserstein": sliced_wasserstein_rows, "wasserstein": wasserstein_rows}
@@ -137,7 +137,14 @@ def squared_mmd(benign: Tensor, adversarial: Tensor) -> Estimate:
     rows = MaximumMeanDiscrepancy(benign.shape[1]).rows(benign, adversarial).double()
     mean = rows.mean()
     # an image is in both places of a pair, so that it contributes twice to the deviation of the mean
-    return Estimate(max(0.0, mean.item()), mean + 2 * (rows - mean), {})
+    return Estimate(_from_zero(mean.item()), mean + 2 * (rows - mean), {})
+
+
+def _from_zero(value: float) -> float:
+    """Return a value clipped to at least 0; NaN would become 0 silently."""
+    if math.isnan(value):
+        raise FloatingPointError("an estimate of a divergence is NaN")
+    return max(0.0, value)
 
 
 def measure(name: str, benign: Tensor, adversarial: Tensor, seed: int) -> float:

@@ -91,6 +91,19 @@ def test_who_is_recognized():
         assert state["distances"]["relative L2"]["strongest"]["recognized"] == share
 
 
+@pytest.mark.parametrize("name", DISTANCES)
+def test_features_that_are_close_together_are_told_apart(name):
+    torch.manual_seed(0)
+    features = 16 + 1e-3 * torch.randn(40, 8)  # float32 has seven digits of 16
+    exact = features.double()
+    found = embedding._pairs(name, embedding._exact(features), embedding._exact(features))
+    loop = torch.stack([distance(name, exact, other) for other in exact], 1)
+    if name != "cosine":
+        loop = loop * exact.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(found, loop, rtol=1e-3, atol=1e-7)
+    assert found.argmin(1).tolist() == list(range(40))
+
+
 def test_states_and_batches_change_nothing(network, x):
     whole, _ = last(embedding_shift(network.eval(), x, THREAT, batch_size=4, seed=3))
     for stopped in (1, 3, 6):
@@ -122,6 +135,10 @@ def test_a_users_encoder_is_left_as_it_was(network, x, tmp_path):
     assert "cosine       mean " in str(result)
     kept = json.loads((tmp_path / "results" / "embedding.json").read_text())
     assert kept["distances"] == result.values["distances"]
+    scaled = nn.Sequential(*network, nn.Threshold(-1e9, 0.0))  # the same weights
+    scaled.forward = lambda images: 3 * network(images)
+    with pytest.raises(UsageError, match=r"different settings \(output_norm"):
+        evaluate_embedding(scaled, x, THREAT, folder=tmp_path / "results", batch_size=4)
     network.forward = lambda _: pytest.fail("computed again")
     with pytest.raises(UsageError, match="different settings"):
         evaluate_embedding(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), x, THREAT, folder=tmp_path / "results")

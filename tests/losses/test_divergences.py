@@ -47,6 +47,18 @@ def test_js_is_near_and_not_above_that_of_two_gaussians(shift):
     assert exact - 0.15 < value < exact + 0.02
 
 
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+def test_mmd_of_a_cluster_far_from_0_is_that_of_the_centered_one(spread):
+    torch.manual_seed(0)
+    p, q, far = torch.randn(64, 8), torch.randn(64, 8) + 1, 16 * torch.ones(8)
+    exact = MaximumMeanDiscrepancy(8)(p, q)[0].item()
+    p, q = (far + spread * x for x in (p, q))
+    p.requires_grad_()
+    found = MaximumMeanDiscrepancy(8)(p, q)[0]
+    assert found.item() == pytest.approx(exact, rel=0.02)
+    assert torch.autograd.grad(found, p)[0].isfinite().all()
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (1.0, 1.0), (3.0, 1.0), (0.0, 2.5), (1.0, 2.0)])
 def test_mmd_is_that_of_two_gaussians(shift, scale):

@@ -1,6 +1,7 @@
 """Gradient checkpointing: the same bits with fewer saved activations, whatever bank, mode or objective."""
 
 import copy
+import pickle
 
 import pytest
 import timm
@@ -12,8 +13,9 @@ from acl_plugin.cli.main import main
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingStopped, UsageError
-from acl_plugin.models import norm_banks
-from acl_plugin.models.recompute import blocks, recompute_blocks
+from acl_plugin.models import norm_banks, wide_resnet  # noqa: F401 (importing it registers its networks)
+from acl_plugin.models.recompute import _Recomputed, blocks, recompute_blocks
+from acl_plugin.models.wrapped import wrap_encoder
 from acl_plugin.probing.protocols import probe
 from acl_plugin.runtime import seeding
 from acl_plugin.training.build import build
@@ -161,3 +163,18 @@ def test_refusals_are_one_line_and_write_nothing(options, message, tmp_path, cap
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert not (tmp_path / "run").exists()
+
+
+def test_blocks_are_pickled_and_a_module_is_unwrapped_with_its_own_classes():
+    torch.manual_seed(0)
+    encoder = wrap_encoder(timm.create_model("resnet10t", num_classes=0), (3, 16, 16))
+    kinds = [type(block) for block in blocks(encoder.backbone)]
+    recompute_blocks(encoder.backbone)
+    again = pickle.loads(pickle.dumps(encoder)).eval()
+    assert [type(block) for block in blocks(again.backbone)] == [type(block) for block in blocks(encoder.backbone)]
+    x = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(again.features(x), encoder.eval().features(x))
+    unwrapped = encoder.unwrap()
+    assert [type(block) for block in blocks(unwrapped)] == kinds
+    assert pickle.loads(pickle.dumps(unwrapped)).state_dict().keys() == unwrapped.state_dict().keys()
+    assert isinstance(blocks(encoder.backbone)[0], _Recomputed)

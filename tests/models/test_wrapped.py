@@ -97,6 +97,14 @@ def test_the_users_module_stays_as_it_is(net, x):
     assert [p.requires_grad for p in encoder.unwrap().parameters()] == [True] * 4 + [False] * 2
 
 
+def test_a_layer_before_one_in_place_is_what_was_named(x):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(SHAPE[0], 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    features = wrap_encoder(net, SHAPE, features="0").eval().features(x)
+    torch.testing.assert_close(features, net[0](x).mean((2, 3)))
+    assert (features < 0).any()
+
+
 @pytest.mark.parametrize("norm_bank", ["clean", "adv"])
 def test_unwrapping_gives_the_trained_module_with_its_own_keys(net, x, norm_bank):
     encoder = wrap_encoder(net, SHAPE, norm_banks=("clean", "adv"))

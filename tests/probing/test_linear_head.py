@@ -10,7 +10,7 @@ from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import predictions
 from acl_plugin.probing import linear_head
-from acl_plugin.probing.linear_head import KnownFeatures, head_loss, solve_head, zero_head
+from acl_plugin.probing.linear_head import KnownFeatures, fit_head, head_loss, solve_head, zero_head
 from conftest import spec
 
 pytestmark = pytest.mark.numeric
@@ -92,6 +92,18 @@ def test_the_exact_head_has_no_gradient_left(model, images, decay):
     weight, bias = torch.autograd.grad(objective, [model.head.weight, model.head.bias])
     assert weight.abs().max() < 2e-4
     assert bias.abs().max() < 2e-4
+
+
+@pytest.mark.parametrize("present", [2, 3, 4])
+@pytest.mark.parametrize("classes", [4, 10])
+def test_the_exact_head_minimizes_the_same_objective_for_two_classes_as_for_more(present, classes):
+    torch.manual_seed(0)
+    y = torch.arange(60) % present
+    x = torch.randn(60, 5, dtype=torch.float64) + y.unsqueeze(1)
+    weight, bias = (each.requires_grad_() for each in fit_head(x, y, classes, 1e-2))
+    objective = F.cross_entropy(x @ weight.T + bias, y) + 1e-2 / 2 * (weight**2).sum()
+    for gradient in torch.autograd.grad(objective, [weight, bias]):
+        assert gradient.abs().max() < 1e-6
 
 
 def test_the_exact_head_knows_two_classes_and_absent_ones(images):

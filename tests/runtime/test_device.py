@@ -5,7 +5,7 @@ import torch
 
 from acl_plugin.config import preset
 from acl_plugin.runs.models import read_model
-from acl_plugin.runtime.device import compile_encoder, precision, training_device
+from acl_plugin.runtime.device import autocast, compile_encoder, precision, training_device
 from acl_plugin.runtime.files import read_json
 from acl_plugin.training import module
 from acl_plugin.training.pretrain import pretrain
@@ -34,6 +34,15 @@ def test_the_device_is_lightnings(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert training_device(preset("digits").machine.accelerator).type == "cuda"
     assert training_device(preset("digits", accelerator="cpu").machine.accelerator).type == "cpu"
+
+
+def test_weights_that_move_within_a_step_are_seen_in_bfloat16():
+    layer, x = torch.nn.Linear(4, 1), torch.ones(2, 4)
+    with autocast("bf16-mixed", CPU):
+        before = layer(x)
+        with torch.no_grad():
+            layer.weight.add_(1)
+        assert (layer(x) - before).mean().item() == pytest.approx(4, abs=0.1)
 
 
 @pytest.mark.e2e

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from acl_plugin.errors import UsageError
+from acl_plugin.theory.critics import Rows, scored
 from acl_plugin.theory.divergence_estimates import (
     jensen_shannon,
     joint_jensen_shannon,
@@ -84,6 +85,24 @@ def test_a_score_is_a_critic_and_the_estimate_is_the_largest():
     assert alone.value < 0.1 < 0.65 < told.value <= math.log(2)
     assert told.value == max(told.by.values())
     assert {name: told.by[name] for name in alone.by} == alone.by
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_rare_value_of_a_bit_is_seen(flipped):
+    p = (torch.arange(100) < 10).double()
+    q = torch.zeros(100, dtype=torch.float64)
+    if flipped:
+        p, q = 1 - p, 1 - q
+    rows = Rows(p.unsqueeze(1), q.unsqueeze(1))
+    of_benign, of_adversarial = scored(rows, 0)(rows)
+    assert of_benign.unique().numel() == 2
+    assert of_adversarial.unique().numel() == 1
+
+
+def test_an_estimate_that_is_nan_is_not_0():
+    nan = torch.full((8, 2), math.nan)
+    with pytest.raises(FloatingPointError):
+        squared_mmd(nan, nan)
 
 
 @pytest.mark.e2e
