@@ -31,7 +31,7 @@ ROCL = {
 }  # fmt: skip
 ADVCL = {
     **LIKE_ACL, **RELEASED, "input_normalization": "none", "crop_scale": 0.2, "crop_interpolation": "bilinear",
-    "weak_padding": 4, "optimizer": "sgd", "lr": 0.5, "weight_decay": 1e-4, "schedule": "advcl",
+    "weak_padding": 4, "optimizer": "momentum", "lr": 0.5, "weight_decay": 1e-4, "schedule": "advcl",
 }  # fmt: skip
 ADVCL_400 = {**ADVCL, "epochs": 400, "warmup": 0.025}
 """AdvCL in the code of A-InfoNCE."""
@@ -39,7 +39,7 @@ STRONG = ("crop_scale", "crop_interpolation", "color_first", "blur")
 """Options of strong views, which DeACL does not draw."""
 DEACL = {
     **{name: value for name, value in LIKE_ACL.items() if name not in STRONG},
-    "weak_padding": 4, "input_normalization": "cifar", "stem": "cifar_padding_2", "optimizer": "sgd", "lr": 0.5,
+    "weak_padding": 4, "input_normalization": "cifar", "stem": "cifar_padding_2", "optimizer": "momentum", "lr": 0.5,
     "weight_decay": 5e-4, "batch_size": 256, "epochs": 100, "warmup": 0.1, "schedule": "deacl",
 }  # fmt: skip
 PROFEAT = {
@@ -48,8 +48,8 @@ PROFEAT = {
 }  # fmt: skip
 CLAE = {
     **LIKE_ACL, "attack_steps": 7, "attack_kwargs": {"alpha": 2 / 255}, "crop_scale": 0.2,
-    "crop_interpolation": "bilinear", "blur": 0.5, "optimizer": "sgd", "lr": 0.5, "weight_decay": 1e-4, "epochs": 500,
-    "warmup": 0.02, "schedule": "gsa_rsl",
+    "crop_interpolation": "bilinear", "blur": 0.5, "optimizer": "momentum", "lr": 0.5, "weight_decay": 1e-4,
+    "epochs": 500, "warmup": 0.02, "schedule": "gsa_rsl",
 }  # fmt: skip
 GSA_RSL = {**CLAE, "weak_padding": 4}
 

@@ -153,8 +153,8 @@ class TrainingConfig(Section):
     batch_size: int = 128
     """Images per batch and device (two views each)."""
     optimizer: str = "adamw"
-    """Any optimizer of timm by name (adamw, sgd, lamb, lion, nadamw, ...), or lars as in the published ACL code, with
-    momentum 0.9."""
+    """Any optimizer of timm by name (adamw, lamb, lion, nadamw, ...; momentum is SGD with momentum 0.9, and sgd has
+    Nesterov's form of it), or lars as in the published ACL code, with momentum 0.9."""
     lr: float = 2e-2
     """Peak learning rate, with cosine decay to 0."""
     weight_decay: float = 1e-4

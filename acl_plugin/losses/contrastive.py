@@ -168,7 +168,7 @@ def multi_view_nce_rows(
         denominators = _log_denominators(s, temperature, hard)  # (V, B)
         positives = s.diagonal(dim1=1, dim2=3)  # (V, V, B)
         of_pair = denominators.unsqueeze(0 if hard is not None and hard.code == "advcl" else 1) - positives
-        parts.append(torch.einsum("ab,abn->n", (weights * chosen).to(of_pair.dtype), of_pair))
+        parts.append(((weights * chosen).to(of_pair.dtype).unsqueeze(-1) * of_pair).sum((0, 1)))
     return sum(parts[1:], parts[0])
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.runtime.device import precise
 
 LOG2 = math.log(2)
 
@@ -216,9 +217,10 @@ class SlicedWasserstein(Divergence):
 
     def _of_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
         assert benign.shape == adversarial.shape, (benign.shape, adversarial.shape)
-        p, q = benign.float(), adversarial.float()
-        directions = F.normalize(torch.randn(self.size, self.directions, device=p.device), dim=0)
-        along_p, along_q = p @ directions, q @ directions
+        p, q = precise(benign), precise(adversarial)
+        directions = F.normalize(torch.randn(self.size, self.directions, device=p.device, dtype=p.dtype), dim=0)
+        with torch.autocast(p.device.type, enabled=False):
+            along_p, along_q = p @ directions, q @ directions
         rank = along_q.argsort(0).argsort(0)  # of each adversarial sample along each direction
         return (along_q - along_p.sort(0).values.gather(0, rank)).abs().mean(1)
 
@@ -251,7 +253,7 @@ class MaximumMeanDiscrepancy(Divergence):
     def _kernels(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """Return k(q_i, q_j) and k(q_i, p_j), (B, B) each, with zeros on the diagonal."""
         assert benign.shape == adversarial.shape, (benign.shape, adversarial.shape)
-        p, q = benign.float(), adversarial.float()
+        p, q = precise(benign), precise(adversarial)
         width = median_distance(torch.cat([p, q]))
         center = torch.cat([p, q]).detach().mean(0)  # differences of squares lose the digits of a cluster far from 0
         p, q = p - center, q - center
@@ -296,4 +298,5 @@ def median_distance(rows: Tensor) -> Tensor:
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    return (x.square().sum(1).unsqueeze(1) + y.square().sum(1) - 2 * x @ y.T).clamp_min(0)
+    with torch.autocast(x.device.type, enabled=False):
+        return (x.square().sum(1).unsqueeze(1) + y.square().sum(1) - 2 * x @ y.T).clamp_min(0)

@@ -59,6 +59,7 @@ def a_infonce(
     *,
     base: Literal["advcl", "rocl"] = "advcl",
     variant: Literal["ip", "hn", "iphn"] = "iphn",
+    temperature: float = 0.5,
     alpha: float = 0.2,
     adversarial_weight: float | None = None,
     tau_plus: float | None = None,
@@ -75,6 +76,7 @@ def a_infonce(
     Args:
         base: ``advcl`` or ``rocl``.
         variant: ``ip`` (inferior positives), ``hn`` (hard negatives) or ``iphn`` (both).
+        temperature: temperature of the base, above 0.
         alpha: share of the gradient of a benign-adversarial pair that moves the benign anchor, in [0, 1].
         adversarial_weight: weight of these pairs, at least 0. Default as published for CIFAR-10: 1.2 (ip) or 0.7 (iphn)
             on AdvCL and 1 on RoCL. No effect for ``hn``, except in its released form.
@@ -90,7 +92,7 @@ def a_infonce(
             of its base. On AdvCL, the attack and the distance between w' and w use eval mode in ``paper`` and training
             mode in ``released`` (see ``AdvCL``), where w and w' update the running statistics of bank ``clean``. On
             RoCL, ``released`` stops gradients at the keys.
-        settings: settings of the base, such as ``temperature`` and ``pseudo_labels``.
+        settings: further settings of the base, such as ``pseudo_labels``.
 
     Published: 400 epochs on AdvCL, lr 1 (ip), 1.2 (hn), 2 (iphn); 1000 on RoCL, lr 1.5 (ip), 3 (hn), 4.5 (iphn).
 
@@ -120,6 +122,7 @@ def a_infonce(
     for setting in settings:
         if setting not in allowed:
             raise unknown(f"setting of a_infonce on {base}:", setting, allowed, parameter="objective_kwargs")
+    settings["temperature"] = temperature
     if base == "rocl":
         return AsymmetricRoCL("ip" in variant, alpha, weight, hard, fidelity=fidelity, **settings)
     found = AsymmetricAdvCL("ip" in variant, alpha, weight, hard, fidelity=fidelity, **settings)

@@ -96,7 +96,8 @@ class AdvCL(Objective):
                 allowed="pseudo-labels of the training images",
             )
         labels = PseudoLabels.by_row(self.given) if isinstance(self.given, Tensor) else self.given
-        self.clusters = ClusterHeads(labels, model.size).to(next(model.parameters()).device)
+        weight = next(model.parameters())
+        self.clusters = ClusterHeads(labels, model.size).to(weight.device, weight.dtype)
 
     def check_images(self, images: Images) -> None:
         if self.cluster_weight:

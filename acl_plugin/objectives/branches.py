@@ -2,6 +2,8 @@
 
 import copy
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self, cast
 
 import torch
@@ -31,6 +33,7 @@ class Momentum(nn.Module):
     def __init__(self, model: EncoderProtocol, momentum: float) -> None:
         super().__init__()
         self.momentum = momentum
+        self.aim: list[Tensor] | None = None
         network = copy.deepcopy(cast(nn.Module, model))
         self.encoder = cast(EncoderProtocol, network.requires_grad_(False))
 
@@ -40,9 +43,30 @@ class Momentum(nn.Module):
 
     @torch.no_grad()
     def follow(self, model: EncoderProtocol) -> None:
-        """Update the copy once towards the current weights of ``model``."""
+        """Update the copy once towards the current weights of ``model``; within ``held``, move it where it was."""
+        if self.aim is not None:
+            for k, aim in zip(self.encoder.parameters(), self.aim, strict=True):
+                k.copy_(aim)
+            return
         for k, q in zip(self.encoder.parameters(), model.parameters(), strict=True):
             k.lerp_(q, 1 - self.momentum)
+
+
+@contextmanager
+def held(objective: nn.Module, when: bool = True) -> Iterator[None]:
+    """Let momentum copies of an objective follow to where they are now: they move once per optimizer step.
+
+    It is for a second pass of a step, and for all batches but the first whose gradients a step accumulates. Unless
+    ``when``, it has no effect.
+    """
+    copies = [each for each in objective.modules() if when and isinstance(each, Momentum)]
+    for each in copies:
+        each.aim = [p.detach().clone() for p in each.encoder.parameters()]
+    try:
+        yield
+    finally:
+        for each in copies:
+            each.aim = None
 
 
 class Pair(nn.Module):

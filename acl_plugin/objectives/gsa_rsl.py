@@ -19,6 +19,7 @@ from acl_plugin.models.projectors import check_projector
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.addon import Added, added_cost, create_base, missing, set_up
 from acl_plugin.objectives.base import Objective, Terms, Views
+from acl_plugin.objectives.branches import held
 from acl_plugin.objectives.clae import OneSided
 from acl_plugin.objectives.gsa_pass import Pass
 from acl_plugin.objectives.schedules import warmup_then_cosine
@@ -221,6 +222,7 @@ class GlobalSharpnessAware(Objective):
         if not self.sharpened:
             return super().backward(model, views, attack)
         parameters = [p for p in model.parameters() if p.requires_grad]
+        before = {} if self.base is None or self.sharpened != "all" else copy.deepcopy(self.base.state_dict())
         first = Pass(self, model, views, attack)
         terms = first.terms()
         loss = terms.total if self.sharpened == "all" else first.contrast()
@@ -231,18 +233,26 @@ class GlobalSharpnessAware(Objective):
         statistics = norm_banks.frozen_statistics if self.freeze_statistics else nullcontext
         with statistics(model), ascend(parameters, gradients, self.rho, self.adaptive):
             if self.sharpened == "all":
-                sharp = self._backward_again(first)
+                sharp = self._backward_again(first, before)
                 return replace(terms, total=sharp, parts={**terms.parts, "sharpness": sharp - loss.detach()})
             sharp = first.contrast_again()
             (self.benign * sharp).backward()
         done = first.terms(sharp, sharpness=(sharp - loss).detach())
         return replace(done, total=done.total.detach())
 
-    def _backward_again(self, first: Pass) -> Tensor:
-        """Add the gradients of the whole loss at the current weights, and return it; the base's state does not move."""
-        before = {} if self.base is None else copy.deepcopy(self.base.state_dict())
-        total = first.again().terms().total
-        total.backward()
-        if self.base is not None:
+    def _backward_again(self, first: Pass, before: dict[str, Any]) -> Tensor:
+        """Add the gradients of the whole loss at the current weights, and return it.
+
+        The base begins in its state ``before`` the first pass, and ends in that after it.
+        """
+        if self.base is None:
+            total = first.again().terms().total
+            total.backward()
+            return total.detach()
+        after = copy.deepcopy(self.base.state_dict())
+        with held(self.base):
             self.base.load_state_dict(before)
+            total = first.again().terms().total
+        total.backward()
+        self.base.load_state_dict(after)
         return total.detach()

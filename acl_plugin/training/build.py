@@ -65,6 +65,7 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
         else:
             model = _copied(encoder, objective, data)
         objective.setup(model)
+        _check_average(config, objective, model)
         if config.encoder.lora_rank:
             _train_branch_only(model, config.encoder.lora_rank)
     if config.machine.grad_checkpointing:
@@ -96,6 +97,14 @@ def _check_start(config: RunConfig, objective: Objective) -> None:
     allowed = "`pretrained` (timm's weights), `pretrained_file` FILE or `init` RUN"
     message = f"objective {config.objective.objective!r} starts from a trained encoder, not from random weights"
     raise UsageError(f"{message}; give {allowed}", parameter="pretrained", given=False, allowed=allowed)
+
+
+def _check_average(config: RunConfig, objective: Objective, model: EncoderProtocol) -> None:
+    """Reject an average of weights that would not be kept, as the objective keeps an encoder of its own."""
+    decay = config.training.ema_decay
+    if decay and objective.downstream(model) is not model:
+        message = f"`ema_decay` {decay}: objective {config.objective.objective!r} keeps its own momentum copy instead"
+        raise UsageError(f"{message}; leave it out", parameter="ema_decay", given=decay, allowed=0)
 
 
 def _check_branch(config: RunConfig, objective: Objective, encoder: EncoderProtocol | None) -> None:

@@ -1,13 +1,14 @@
 """RCS: select the training images on which a step lowers the adversarial divergence most.
 
-It works with any objective, as it only uses the gradient of the loss with respect to the projector.
+It works with any objective, as it only uses the gradient of the loss with respect to the projector, or without one to
+the last weight.
 """
 
 import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +47,10 @@ class Coreset:
         self.chosen: Tensor | None = None
         self.chosen_at: int | None = None
 
-    @property
-    def images(self) -> Images:
-        """Return the current training images."""
-        return self.pool if self.chosen is None else self.pool.take(self.chosen)
+    def images(self, epoch: int) -> Images:
+        """Return the training images of an epoch."""
+        # a run that goes on for more epochs than planned may have a selection already, and warm up again
+        return self.pool if self.chosen is None or epoch < self.first_epoch else self.pool.take(self.chosen)
 
     @property
     def first_epoch(self) -> int:
@@ -158,20 +159,24 @@ def select(
     device, seed, released = next(model.parameters()).device, criterion.seed, criterion.fidelity == "released"
     model, objective = copy.deepcopy((model, objective))
     model.train(False)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     objective.eval()
-    for parameter in head_parameters(model):
-        parameter.requires_grad_(True)
     moved = copy.deepcopy(model)
     both = together(model, objective)
     start = copy.deepcopy(both.state_dict())
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    names: list[str] = []
 
     def gradient(i: int) -> list[Tensor]:
         batch = batches[i]
         with seeding.isolated_rng(mixed_seed(seed, i), device):
             total = objective.terms(model, draw(batch.read().to(device), batch.rows.to(device)), attack).total
-        found = _gradient(total, head_parameters(model))
+        if not names:
+            names.extend(reached(model, total))
+            for network in (model, moved):
+                for name, parameter in _weights(network).items():
+                    parameter.requires_grad_(name in names)
+        found = _gradient(total, _named(model, names))
         both.load_state_dict(start)  # undo updates of momentum encoders and running means
         return found
 
@@ -184,7 +189,7 @@ def select(
     for turn in range(criterion.budget):
         with seeding.isolated_rng(mixed_seed(seed, len(batches) + turn), device):
             divergence = _divergence(moved, objective, attack, criterion.validation, released)
-        head = head_parameters(moved)
+        head = _named(moved, names)
         wanted = _row_means(_gradient(divergence, head))
         taken.append(left.pop(int((gains[left] @ wanted).argmax())))
         if turn + 1 < criterion.budget:
@@ -195,10 +200,30 @@ def select(
     return taken
 
 
-def head_parameters(model: EncoderProtocol) -> list[nn.Parameter]:
-    """Return the weights and biases of the projector's linear layers, or else the last weight of the backbone."""
+def heads(model: EncoderProtocol) -> list[list[nn.Parameter]]:
+    """Return the weights and biases of the projector's linear layers, then each weight of the backbone from the last.
+
+    The first that a loss reaches decide: a user's network may have unused layers, and some objectives no projector.
+    """
     linear = [p for m in model.projector.modules() if isinstance(m, nn.Linear) for p in m.parameters()]
-    return linear or [[p for p in model.backbone.parameters() if p.dim() > 1][-1]]
+    return [*([linear] if linear else []), *([p] for p in reversed(list(model.backbone.parameters())) if p.dim() > 1)]
+
+
+def reached(model: EncoderProtocol, loss: Tensor) -> list[str]:
+    """Return the names of the first of ``heads`` that a loss depends on."""
+    names = {id(parameter): name for name, parameter in _weights(model).items()}
+    for head in heads(model):
+        if any(g is not None for g in torch.autograd.grad(loss, head, retain_graph=True, allow_unused=True)):
+            return [names[id(parameter)] for parameter in head]
+    raise AssertionError("the loss depends on no weight of the encoder")
+
+
+def _named(model: EncoderProtocol, names: list[str]) -> list[nn.Parameter]:
+    return [_weights(model)[name] for name in names]
+
+
+def _weights(model: EncoderProtocol) -> dict[str, nn.Parameter]:
+    return dict(cast(nn.Module, model).named_parameters())
 
 
 def _divergence(

@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from acl_plugin.runtime.device import precise
 from acl_plugin.runtime.files import write_atomic
 
 
@@ -27,8 +28,8 @@ class EpochMeans:
             self.epoch, self.sums, self.counts = epoch, {}, {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add () values, without synchronizing an accelerator."""
-        for name, value in values.items():
+        """Add () values, without synchronizing an accelerator; a sum in bfloat16 would stop growing."""
+        for name, value in ((name, precise(value)) for name, value in values.items()):
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
 

@@ -23,6 +23,7 @@ from acl_plugin.models import low_rank, norm_banks
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.spec import spec_of
 from acl_plugin.objectives.base import Objective, Views
+from acl_plugin.objectives.branches import held
 from acl_plugin.runs.discriminator import write_discriminator
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import write_encoder
@@ -142,7 +143,7 @@ class Pretraining(lightning.LightningModule):
             scale = ramp(max(epoch, 1) / c.training.epochs, c.objective.eps_ramp)
             attack = replace(self.attack.scaled(scale), on_moved=None)
             self.coreset.renew(epoch, self.model, self.objective, attack, self.views_of)
-        images = (self.images if self.coreset is None else self.coreset.images).to(self.device)  # uint8: 150 MB
+        images = (self.images if self.coreset is None else self.coreset.images(epoch)).to(self.device)  # uint8: 150 MB
         seed = mixed_seed(c.machine.seed, ORDER)
         self.batches = ShuffledBatches(images, c.training.batch_size, seed, epoch, self.global_rank, self.ranks)
         self.batches.load_state_dict(resumed)
@@ -217,15 +218,14 @@ class Pretraining(lightning.LightningModule):
         if step == 0:
             for name in self.objective.needs:
                 require_unit_range(getattr(drawn, name), "views")
-
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
+        optimizer = cast(LightningOptimizer, self.optimizers())
         every = self.config.training.accumulate_grad_batches
         if batch_idx % every == 0:
             optimizer.zero_grad()
         scale = ramp((position + 1) / total, self.config.objective.eps_ramp)
         attack = replace(self.attack.scaled(scale), trusted=batch_idx > 0)  # avoids a synchronization
-        terms = self.objective.backward(self.model, drawn, attack)
+        with held(self.objective, batch_idx % every > 0):
+            terms = self.objective.backward(self.model, drawn, attack)
         self.guard.watch(terms, step, position / total)
         self.means.add({"loss": terms.total.detach(), **terms.parts})
         if (batch_idx + 1) % every == 0 or batch_idx + 1 == per_epoch:

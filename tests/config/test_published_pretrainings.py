@@ -50,7 +50,7 @@ def test_dynacl_with_a_coreset_is_that_of_rcs(data):
 def test_profeat_on_cifar100():
     options = published_pretraining({"objective": "profeat", "data": "cifar100"}).options
     names = "backbone optimizer lr weight_decay batch_size epochs schedule augment eps attack_steps".split()
-    expected = ["wrn34_10", "sgd", 0.5, 3e-4, 256, 100, "advcl", "autoaugment", "8/255", 5]
+    expected = ["wrn34_10", "momentum", 0.5, 3e-4, 256, 100, "advcl", "autoaugment", "8/255", 5]
     assert [options[name] for name in names] == expected
     made = create_objective("profeat", teacher="a run", **options["objective_kwargs"])
     assert (made.beta, made.projector_weight) == (8.0, 0.5)
@@ -66,10 +66,10 @@ def test_names_are_unique():
         ("acl_ds", "cifar10", {}, ("lars", 5.0, 1e-6, 512, 1000, "imagenet", 0.1, "bicubic")),
         ("dynacl", "cifar100", {}, ("lars", 5.0, 1e-6, 512, 1000, "imagenet", 0.1, "bilinear")),
         ("rocl", "cifar10", {}, ("lars", 1.5, 1e-6, 512, 1000, "none", 0.08, "bilinear")),
-        ("advcl", "cifar10", {}, ("sgd", 0.5, 1e-4, 512, 1000, "none", 0.2, "bilinear")),
-        ("a_infonce", "cifar10", {}, ("sgd", 2.0, 1e-4, 512, 400, "none", 0.2, "bilinear")),
+        ("advcl", "cifar10", {}, ("momentum", 0.5, 1e-4, 512, 1000, "none", 0.2, "bilinear")),
+        ("a_infonce", "cifar10", {}, ("momentum", 2.0, 1e-4, 512, 400, "none", 0.2, "bilinear")),
         ("a_infonce", "cifar10", {"base": "rocl"}, ("lars", 4.5, 1e-6, 512, 1000, "none", 0.08, "bilinear")),
-        ("gsa_rsl", "cifar10", {}, ("sgd", 0.5, 1e-4, 512, 500, "imagenet", 0.2, "bilinear")),
+        ("gsa_rsl", "cifar10", {}, ("momentum", 0.5, 1e-4, 512, 500, "imagenet", 0.2, "bilinear")),
     ],
 )
 def test_numbers(objective, data, settings, expected):

@@ -47,6 +47,22 @@ def test_js_is_near_and_not_above_that_of_two_gaussians(shift):
     assert exact - 0.15 < value < exact + 0.02
 
 
+@pytest.mark.parametrize("name", ["mmd", "sliced_wasserstein"])
+def test_distances_are_exact_under_autocast_and_in_float64(name):
+    torch.manual_seed(0)
+    p, q = 5 + 0.02 * torch.randn(128, 64), 5 + 0.02 * torch.randn(128, 64) + 0.02
+    exact, rounded = [], []
+    for autocast in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            rounded.append(create_divergence(name, 64)(p, q)[0].item())
+    assert rounded[1] == pytest.approx(rounded[0], rel=1e-5)
+    for _ in range(20):  # random directions
+        exact.append(create_divergence(name, 64)(p.double(), q.double())[0])
+    assert exact[0].dtype == torch.float64
+    assert torch.stack(exact).mean().item() == pytest.approx(rounded[0], rel=0.15)
+
+
 @pytest.mark.parametrize("spread", [1.0, 1e-3])
 def test_mmd_of_a_cluster_far_from_0_is_that_of_the_centered_one(spread):
     torch.manual_seed(0)

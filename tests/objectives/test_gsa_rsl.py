@@ -1,6 +1,7 @@
 """GSA-RSL: its authors' code, plain formulas, and what it adds to every objective with an inner attack."""
 
 import copy
+import inspect
 import math
 from itertools import product
 
@@ -11,7 +12,7 @@ from test_methods import LinearEncoder
 from torch import nn
 
 import reference
-from acl_plugin import available, create_objective
+from acl_plugin import available, create_objective, registry
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import TWO_SIDED
@@ -235,6 +236,35 @@ def test_sharpness_of_everything_moves_a_momentum_encoder_once(pgd):
     before = copied.clone()
     objective.backward(model, drawn(objective), pgd)
     torch.testing.assert_close(copied, (before + model.projector[0].weight) / 2)
+
+
+@pytest.mark.parametrize(("base", "own"), [("dynacl", {"momentum": 0.5}), ("3sat", {"momentum": 0.5, "start": 0.0})])
+def test_the_second_pass_of_sharpness_has_the_base_of_the_first(base, own, pgd):
+    """With a step of length 0, both passes have the same loss, and nothing is added."""
+    torch.manual_seed(0)
+    settings = {"base": base, "base_kwargs": own, "sharpen": "all", "global_": 0.0, "rho": 1e-9, "adaptive": False}
+    objective = create_objective("gsa_rsl", **settings)
+    model = Encoder(spec(), objective.norm_banks, objective.projector)
+    objective.setup(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    alone = copy.deepcopy(objective)
+    terms = objective.backward(model, drawn(objective), pgd)
+    assert abs(terms.parts["sharpness"].item()) < 1e-5
+    alone.base.terms(model, drawn(objective), pgd)
+    moved = dict(objective.base.named_parameters())
+    for name, value in alone.base.named_parameters():
+        torch.testing.assert_close(moved[name], value)
+
+
+@pytest.mark.parametrize("base", [name for name in BASES if "temperature" in vars(create_objective(name))])
+def test_the_temperature_is_also_that_of_the_base(base):
+    if "temperature" in inspect.signature(registry.OBJECTIVES.get(base)).parameters:
+        assert create_objective("gsa_rsl", temperature=0.1, base=base).base.temperature == 0.1
+    else:
+        with pytest.raises(UsageError, match="temperature"):
+            create_objective(base, temperature=0.1)
 
 
 def test_views_strength_and_the_encoder_to_keep_are_those_of_the_base():

@@ -90,6 +90,33 @@ def test_in_a_bare_loop(name, attack, needed):
     assert kept.unwrap(objective.norm_banks[-1]).state_dict().keys() == Tiny().state_dict().keys()
 
 
+def of_batch(x):
+    return Views(x, x.flip(3), images=x, rows=torch.arange(len(x)), weak=x.flip(2))
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", available())
+def test_losses_are_float32_where_networks_are_bfloat16(name, attack, needed):
+    objective = create_objective(name, **needed(name))
+    encoder = wrapped(objective)
+    objective.setup(encoder)
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = objective.terms(encoder, of_batch(torch.rand(6, *SHAPE)), attack)
+    assert {each.dtype for each in (terms.total, *terms.parts.values())} == {torch.float32}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", available())
+def test_in_double_precision(name, attack, needed):
+    given = {key: each.double() if isinstance(each, nn.Module) else each for key, each in needed(name).items()}
+    objective = create_objective(name, **given)
+    encoder = wrapped(objective).double()
+    objective.setup(encoder)
+    terms = objective.backward(encoder, of_batch(torch.rand(6, *SHAPE, dtype=torch.float64)), attack)
+    assert terms.total.dtype == torch.float64
+    assert terms.total.isfinite()
+
+
 class Contrastive(lightning.LightningModule):
     """An objective on an encoder, in Lightning's own terms."""
 

@@ -1,4 +1,5 @@
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -10,10 +11,11 @@ from acl_plugin.config import preset
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
 from acl_plugin.models.encoder import Encoder
+from acl_plugin.models.wrapped import wrap_encoder
 from acl_plugin.objectives.base import Objective, Terms, Views
 from acl_plugin.registry import create_objective
 from acl_plugin.training import coreset
-from acl_plugin.training.coreset import Coreset, Criterion, head_parameters, held_out_count, select
+from acl_plugin.training.coreset import Coreset, Criterion, heads, held_out_count, reached, select
 from acl_plugin.training.pretrain import pretrain
 from conftest import spec
 from golden_inputs import ACCURACY, outputs, rcs_case, start_from_noise
@@ -45,19 +47,19 @@ class Toward(Objective):
     """A loss whose gradient on the head is known: the mean pixel of the batch times the sum of the head."""
 
     def terms(self, model, views, attack):
-        head = head_parameters(model)
+        head = heads(model)[0]
         return Terms.weighted(toward=(1.0, (views.a.mean() - 0.3) * sum(p.sum() for p in head)))
 
 
 def size_of_head(model):
     """Stands for the divergence: its gradient moves with the head."""
-    return sum((p**2).sum() * (i + 1) for i, p in enumerate(head_parameters(model)))
+    return sum((p**2).sum() * (i + 1) for i, p in enumerate(heads(model)[0]))
 
 
 def reference_selection(model, objective, batches, budget, length):
     """The greedy loop of the paper: after each choice the projector moves, and the gradient is computed again."""
     model = copy.deepcopy(model).eval()
-    head = head_parameters(model)
+    head = heads(model)[0]
 
     def averaged(gradients):
         return [g.mean(0) for g in gradients]
@@ -137,7 +139,7 @@ def test_the_batch_that_lowers_the_divergence_is_taken(images, monkeypatch):
     """R is the sum of the head's weights: its gradient is 1 everywhere, and the brightest batch agrees most."""
     torch.manual_seed(0)
     model = Encoder(spec())
-    monkeypatch.setattr(coreset, "_divergence", lambda m, *_: sum(p.sum() for p in head_parameters(m)))
+    monkeypatch.setattr(coreset, "_divergence", lambda m, *_: sum(p.sum() for p in heads(m)[0]))
     batches = batches_of(images, 10)
     brightness = torch.stack([draw(b.pixels, b.rows).a.mean() for b in batches])
     taken = select(model, Toward(), InnerAttack(ThreatModel("Linf", 0.1)), batches, draw, Criterion(images, 3, 0))
@@ -180,9 +182,9 @@ def test_any_objective_is_selected_for_and_nothing_is_changed(name, images, sett
 
 def test_without_a_projector_the_last_weight_of_the_backbone_decides():
     model = Encoder(spec(), projector="identity")
-    (weight,) = head_parameters(model)
+    (weight,) = heads(model)[0]
     assert weight is [p for p in model.backbone.parameters() if p.dim() == 4][-1]
-    assert len(head_parameters(Encoder(spec()))) == 4
+    assert len(heads(Encoder(spec()))[0]) == 4
 
 
 def test_epochs_and_sizes(config, images):
@@ -194,7 +196,36 @@ def test_epochs_and_sizes(config, images):
     assert (parts.first_epoch, parts.budget) == (2, 2)
     assert [epoch for epoch in range(20) if parts.is_due(epoch)] == [2, 7, 12, 17]
     assert [parts.steps_before(epoch) for epoch in (0, 1, 2, 3, 20)] == [0, 5, 10, 12, 46]
-    assert parts.images is parts.pool
+    assert parts.images(0) is parts.images(19) is parts.pool
+
+
+def test_a_run_that_goes_on_for_more_epochs_warms_up_again(config, images):
+    """With the selection of the shorter run: every epoch has the images that are counted."""
+    parts = Coreset(config.coreset, config.replace(epochs=60).training, config.machine.seed, images)
+    parts.chosen, parts.chosen_at = torch.arange(20), 2
+    assert parts.first_epoch == 6
+    for epoch in range(3, 9):
+        batches = parts.steps_before(epoch + 1) - parts.steps_before(epoch)
+        assert batches == len(parts.images(epoch)) // config.training.batch_size
+
+
+@pytest.mark.parametrize("name", ["fare", "profeat"])
+def test_the_head_is_what_the_loss_reaches(name, images, settings_of):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        OrderedDict(body=nn.Sequential(nn.Conv2d(1, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), fc=nn.Linear(8, 3))
+    )
+    own = settings_of(name) | ({"projector_weight": 0.0, "initialize": False} if name == "profeat" else {})
+    objective = create_objective(name, **own)
+    model = wrap_encoder(
+        net, (1, 8, 8), features="body", projector=objective.projector, norm_banks=objective.norm_banks
+    )
+    objective.setup(model)
+    attack = InnerAttack(ThreatModel("Linf", 0.1), "PGD", 1)
+    criterion = Criterion(images.take(torch.arange(4)), 2, 5)
+    assert len(select(model, objective, attack, batches_of(images, 20), draw, criterion)) == 2
+    terms = objective.terms(model.requires_grad_(True), draw(images.pixels[:20], images.rows[:20]), attack)
+    assert reached(model, terms.total) == ["backbone.module.body.0.weight"]
 
 
 @pytest.mark.e2e

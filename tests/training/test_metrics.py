@@ -16,6 +16,14 @@ def test_means_of_what_was_added_in_the_epoch():
     assert means.means() == {}
 
 
+def test_a_mean_of_bfloat16_is_that_of_its_values():
+    means = EpochMeans()
+    means.begin(0)
+    for _ in range(2000):
+        means.add({"loss": torch.tensor(10.5, dtype=torch.bfloat16)})
+    assert means.means()["loss"] == 10.5
+
+
 def test_an_interrupted_epoch_resumes():
     whole, first, second = EpochMeans(), EpochMeans(), EpochMeans()
     values = torch.rand(7)

@@ -5,10 +5,12 @@ import torch
 
 from acl_plugin.cli.main import main
 from acl_plugin.config import preset
+from acl_plugin.config.published_pretrainings import PRETRAININGS
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
 from acl_plugin.training import module
 from acl_plugin.training.build import build
+from acl_plugin.training.optimizer import create_optimizer
 from acl_plugin.training.pretrain import pretrain
 from conftest import OPTIONS, TINY
 
@@ -26,6 +28,14 @@ def test_any_optimizer_of_timm_trains(name, tmp_path):
     after = load_encoder(run.path).backbone.state_dict()
     assert any(not torch.equal(value, after[key]) for key, value in before.items() if value.dim() > 1)
     assert all(value.isfinite().all() for value in after.values())
+
+
+@pytest.mark.parametrize("row", [row for row in PRETRAININGS if "optimizer" in row.options], ids=str)
+def test_published_runs_have_the_plain_momentum_of_their_code(row):
+    settings = preset(row.data, optimizer=row.options["optimizer"]).training
+    optimizer = create_optimizer(settings, [{"params": [torch.nn.Parameter(torch.ones(1))]}], None)
+    assert not optimizer.defaults.get("nesterov", False)
+    assert optimizer.defaults["momentum"] == 0.9
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,14 @@ import yaml
 from run_files import damage
 
 from acl_plugin.config import preset
+from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingStopped, UsageError
 from acl_plugin.objectives.base import Objective, Terms
+from acl_plugin.objectives.branches import Momentum
 from acl_plugin.objectives.simclr import SimCLR
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import read_model
+from acl_plugin.training.build import build
 from acl_plugin.training.callbacks import Checkpoints
 from acl_plugin.training.guard import Guard
 from acl_plugin.training.pretrain import pretrain
@@ -334,6 +337,30 @@ def test_real_training_does_not_look_collapsed(tiny_config, tmp_path):
 def test_lightnings_and_timms_options_are_passed_through(option, tiny_config, tmp_path):
     run = pretrain(tiny_config.replace(**option, attack_steps=1), tmp_path / "run")
     assert all(w.isfinite().all() for w in read_model(run.encoder_file)[1].values())
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", ["byol", "moco", "dynacl", "3sat"])
+def test_a_momentum_copy_follows_once_per_optimizer_step(name, tiny_config, tmp_path, monkeypatch):
+    follow, moves = Momentum.follow, []
+
+    def recorded(copy, model):
+        before = [p.clone() for p in copy.encoder.parameters()]
+        follow(copy, model)
+        moves.append(any(not torch.equal(p, q) for p, q in zip(before, copy.encoder.parameters(), strict=True)))
+
+    monkeypatch.setattr(Momentum, "follow", recorded)
+    options = {"epochs": 2, "batch_size": 4, "accumulate_grad_batches": 2, "objective_kwargs": {"momentum": 0.5}}
+    pretrain(tiny_config.replace(**QUICK, objective=name, **options), tmp_path / "run")
+    assert moves == [False, False, True, False, True, False, True, False]  # at first, the copy is equal
+
+
+@pytest.mark.parametrize(("name", "own"), [("dynacl", {}), ("gsa_rsl", {"base": "dynacl"})])
+def test_an_average_of_weights_beside_a_copy_that_is_kept_is_refused(name, own, tiny_config):
+    config = tiny_config.replace(objective=name, objective_kwargs=own, ema_decay=0.9)
+    with pytest.raises(UsageError, match=r"`ema_decay` 0.9: objective .* keeps its own momentum copy") as error:
+        build(config, datasets.load(config.data))
+    assert error.value.parameter == "ema_decay"
 
 
 @pytest.mark.e2e
