@@ -254,9 +254,8 @@ class MaximumMeanDiscrepancy(Divergence):
         """Return k(q_i, q_j) and k(q_i, p_j), (B, B) each, with zeros on the diagonal."""
         assert benign.shape == adversarial.shape, (benign.shape, adversarial.shape)
         p, q = precise(benign), precise(adversarial)
-        width = median_distance(torch.cat([p, q]))
-        center = torch.cat([p, q]).detach().mean(0)  # differences of squares lose the digits of a cluster far from 0
-        p, q = p - center, q - center
+        width, center = median_distance(torch.cat([p, q])), torch.cat([p, q]).detach().mean(0)
+        p, q = p - center, q - center  # differences of squares lose the digits of a cluster far from 0
         other = 1 - torch.eye(len(p), device=p.device)
         kernels = [(-_squared_distances(q, x) / (2 * width**2)).exp() * other for x in (q, p)]
         return kernels[0], kernels[1]
@@ -287,9 +286,8 @@ def create_divergence(name: str, size: int, **options: Any) -> Divergence:
     try:
         return DIVERGENCES[name](size, **options)
     except TypeError as error:
-        raise UsageError(
-            f"divergence {name!r}: {error}", parameter="divergence", given=options, allowed=name
-        ) from error
+        message = f"divergence {name!r}: {error}"
+        raise UsageError(message, parameter="divergence", given=options, allowed=name) from error
 
 
 def median_distance(rows: Tensor) -> Tensor:

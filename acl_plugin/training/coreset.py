@@ -49,7 +49,7 @@ class Coreset:
 
     def images(self, epoch: int) -> Images:
         """Return the training images of an epoch."""
-        # a run that goes on for more epochs than planned may have a selection already, and warm up again
+        # a run that continues for more epochs than planned may have a selection already, and warm up again
         return self.pool if self.chosen is None or epoch < self.first_epoch else self.pool.take(self.chosen)
 
     @property

@@ -199,7 +199,7 @@ def test_epochs_and_sizes(config, images):
     assert parts.images(0) is parts.images(19) is parts.pool
 
 
-def test_a_run_that_goes_on_for_more_epochs_warms_up_again(config, images):
+def test_a_run_that_continues_for_more_epochs_warms_up_again(config, images):
     """With the selection of the shorter run: every epoch has the images that are counted."""
     parts = Coreset(config.coreset, config.replace(epochs=60).training, config.machine.seed, images)
     parts.chosen, parts.chosen_at = torch.arange(20), 2
