@@ -13,7 +13,7 @@ from acl_plugin.runs.lock import locked
 from acl_plugin.runs.models import load_classifier, load_encoder, weights_hash
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import refuse
-from acl_plugin.runs.transfer import transferred
+from acl_plugin.runs.transfer import has_encoder, transferred
 
 RESULTS = {"autoattack": "evaluation_file", "corruptions": "corruptions_file"}
 """Attributes of a run folder that are the results of suites."""
@@ -111,6 +111,4 @@ def result_of(folder: RunDir, evaluation: str, digest: str) -> dict[str, Any] | 
 
 def _same_encoder(source: Source, folder: RunDir) -> bool:
     """Return whether a cell has the encoder of the run, or none yet."""
-    if not folder.pretraining_file.is_file():
-        return True
-    return bool(read_record(folder.pretraining_file).get("encoder_sha256") == source.sha256)
+    return not folder.pretraining_file.is_file() or has_encoder(folder, source.sha256)

@@ -12,6 +12,7 @@ from acl_plugin.errors import UsageError
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_encoder, weights_hash
 from acl_plugin.runs.records import read_record
+from acl_plugin.runs.resume import refuse
 from acl_plugin.runtime.files import write_json
 
 
@@ -26,19 +27,22 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
         config: see ``transferred``.
 
     Raises:
-        UsageError: when the encoder is missing, or the images do not match its shape.
+        UsageError: when the encoder is missing, or the images do not match its shape; or when the folder contains
+            another run, or the encoder of another one.
     """
     encoder = load_encoder(source.path)
     data = datasets.load(config.data)
     require_shape(source, encoder.spec.shape, data)
     run.check_config(config)
     run.check_images(data)
+    digest = weights_hash(encoder.backbone)
     if run.encoder_file.is_file():
+        other = [] if has_encoder(run, digest) else [f"the encoder of {source.path}, there another one"]
+        refuse(run.path, other, "a run", replaceable=False)
         return
     run.start(config)
     run.record_images(data)
     pretraining = read_record(source.pretraining_file) if source.pretraining_file.is_file() else {}
-    digest = weights_hash(encoder.backbone)
     origin = {"transferred_from": source.pretrained_on(), "encoder_sha256": digest}  # the first in a chain of transfers
     write_json(run.pretraining_file, pretraining | origin)
     files = (source.discriminator_file, source.projector_file, source.benign_encoder_file, source.encoder_file)
@@ -46,6 +50,12 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
         if file.is_file():
             shutil.copyfile(file, run.path / f".{file.name}.part")
             (run.path / f".{file.name}.part").replace(run.path / file.name)
+
+
+def has_encoder(run: RunDir, digest: str) -> bool:
+    """Return whether a folder was made by the transfer of the encoder whose weights have this hash."""
+    record = read_record(run.pretraining_file) if run.pretraining_file.is_file() else {}
+    return bool(record.get("encoder_sha256") == digest)
 
 
 def require_shape(source: RunDir, trained_on: tuple[int, int, int], data: DataSet) -> None:

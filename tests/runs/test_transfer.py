@@ -9,9 +9,11 @@ from acl_plugin.cli.main import main
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import read_model, write_model
 from acl_plugin.runs.transfer import transferred
 from acl_plugin.training.pretrain import pretrain
 from conftest import TINY
+from run_files import contents
 
 CIFAR = TINY | {"augment": "simclr", "limit_test": 10}
 
@@ -43,6 +45,23 @@ def test_from_five_digits_to_the_others(source, tmp_path, capsys, few):
     assert times == {p: p.stat().st_mtime_ns for p in (tmp_path / "high").glob("*.pt")}
     assert main([*command, "--probe-epochs", "3"]) == 2
     assert "a run with different settings (--probe-epochs 3, there 2)" in capsys.readouterr().err
+
+
+@pytest.mark.e2e
+def test_a_folder_does_not_take_the_encoder_of_another_run(source, tmp_path, capsys):
+    """The configuration of both transfers is the same; the weights are not."""
+    other, out = shutil.copytree(source.path, tmp_path / "other"), tmp_path / "out"
+    spec, weights = read_model(RunDir(other).encoder_file)
+    write_model(RunDir(other).encoder_file, spec, {k: 2 * v for k, v in weights.items()})
+    options = ["--data", "digits_5_9", "--out", str(out)]
+    assert main(["transfer", str(source.path), *options]) == 0
+    before = contents(out)
+    capsys.readouterr()
+    assert main(["transfer", str(other), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"(the encoder of {other}, there another one); choose another --out" in line
+    assert contents(out) == before
+    assert main(["transfer", str(source.path), *options]) == 0
 
 
 @pytest.mark.e2e
