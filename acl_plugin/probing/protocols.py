@@ -42,7 +42,7 @@ from acl_plugin.probing.loop import Step
 from acl_plugin.registry import PROTOCOLS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import exclusive
-from acl_plugin.runs.models import load_encoder, write_model
+from acl_plugin.runs.models import load_encoder, weights_hash, write_model
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import earlier_record
 from acl_plugin.runtime import seeding
@@ -102,6 +102,7 @@ def probe(
     probing.start_head(model)
     record = before | protocol(probing)
     accuracy = (predictions(model.eval(), train) == train.labels).double().mean().item()
+    run.probe_file.unlink(missing_ok=True)  # first: the record of an earlier probe never describes these weights
     write_model(run.classifier_file, model.spec, {k: v.cpu() for k, v in model.state_dict().items()})
     result = {
         "protocol": config.probe.probe_protocol,
@@ -110,6 +111,7 @@ def probe(
         **record,
         "published": probe_is(config.options(), pretrained_on=run.pretrained_on()),
         "train_accuracy": accuracy,
+        "weights_sha256": weights_hash(model),
     }
     write_json(run.probe_file, result | {"seconds": round(checkpoints.seconds(), 1)})
     checkpoints.clear()

@@ -18,7 +18,7 @@ from acl_plugin.probing import protocols
 from acl_plugin.probing.protocols import probe, split
 from acl_plugin.registry import PROTOCOLS
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runs.models import write_model
+from acl_plugin.runs.models import weights_hash, write_model
 from conftest import TINY, spec
 
 CPU = torch.device("cpu")
@@ -249,6 +249,26 @@ def test_probe_is_a_function_of_the_seed(run, tiny_config):
 
     assert torch.equal(head(0), head(0))
     assert not torch.equal(head(0), head(1))
+
+
+@pytest.mark.e2e
+def test_a_record_never_describes_other_weights(run, tiny_config, monkeypatch):
+    """A process that is killed between the classifier and its record leaves no record of the probe before."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    probe(run, tiny_config, CPU)
+    first = run.classifier_file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(protocols, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            probe(run, tiny_config.replace(probe_lr=7.0), CPU, overwrite=True)
+    assert run.classifier_file.read_bytes() != first
+    assert not run.probe_file.exists()
+    probe(run, tiny_config, CPU)
+    assert run.classifier_file.read_bytes() == first
+    assert json.loads(run.probe_file.read_text())["weights_sha256"] == weights_hash(load_classifier(run.path))
 
 
 def test_without_an_encoder_the_command_to_run_is_named(tmp_path):
