@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from acl_plugin.leaderboard import provenance
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import load_classifier, weights_hash
 from acl_plugin.runs.records import read_record
 
 Described = dict[str, Any]
@@ -20,10 +22,8 @@ def usage(run: RunDir, encoder: Encoder, described: Described) -> str:
 
 def card(run: RunDir, encoder: Encoder, described: Described) -> str:
     """Return the model card of ``--format hub``."""
-    name, config = described["architecture"], run.read_config()
+    name = described["architecture"]
     load = 'timm.create_model("hf-hub:OWNER/NAME", pretrained=True)'
-    objective, data = config.objective.objective, run.pretrained_on()
-    threat = f"{config.threat.norm}, eps {config.threat.eps}"
     lines = [
         "---",
         "library_name: timm",
@@ -38,8 +38,7 @@ def card(run: RunDir, encoder: Encoder, described: Described) -> str:
         "",
         *_what(encoder),
         "",
-        f"Pretrained without labels on {data} by `{objective}` with acl_plugin; epochs: {config.training.epochs}; "
-        f"threat model: {threat}.",
+        _origin(run),
         *_results(run),
         "",
         "## Use",
@@ -48,6 +47,22 @@ def card(run: RunDir, encoder: Encoder, described: Described) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _origin(run: RunDir) -> str:
+    """Return how the encoder was pretrained, as far as the run's files record it."""
+    found = provenance.pretraining(run)
+    objective = found["objective"]["objective"]
+    if objective == "imported":
+        source = found["objective"]["objective_kwargs"]
+        details = [f"{key} {source[key]}" for key in ("format", "sha256") if key in source]
+        return (
+            f"Imported with acl_plugin from the published checkpoint {source.get('file', '')} ({', '.join(details)})."
+        )
+    text = f"Pretrained without labels on {run.pretrained_on()} by `{objective}` with acl_plugin; "
+    text += f"epochs: {found['training']['epochs']}"
+    threat = found.get("threat")
+    return f"{text}; threat model: {threat['norm']}, eps {threat['eps']}." if threat else f"{text}."
 
 
 def _what(encoder: Encoder) -> list[str]:
@@ -86,10 +101,12 @@ def _code(encoder: Encoder, described: Described, load: str) -> list[str]:
 
 
 def _results(run: RunDir) -> list[str]:
-    """Return the accuracies of the run's classifier, if it was evaluated."""
-    if not run.evaluation_file.is_file() or not run.probe_file.is_file():
+    """Return the accuracies of the run's classifier, if it was evaluated since its probe."""
+    if not all(file.is_file() for file in (run.classifier_file, run.evaluation_file, run.probe_file)):
         return []
     found, probe = read_record(run.evaluation_file), read_record(run.probe_file)
+    if found["weights_sha256"] != weights_hash(load_classifier(run.path)):
+        return []
     clean, robust = (100 * found[key] for key in ("clean_accuracy", "robust_accuracy"))
     line = (
         f"After the probe `{probe['protocol']}` on {found['dataset']}: {clean:.2f} % clean, {robust:.2f} % under "

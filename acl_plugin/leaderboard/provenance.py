@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from acl_plugin import config as configuration
 from acl_plugin.errors import UsageError
 from acl_plugin.models.pretrained import PRETRAINED
 from acl_plugin.models.pretrained_teacher import Pretrained
@@ -19,6 +20,10 @@ PART_OF = {
     "stl10_unlabeled": "stl10",
 }
 """Datasets whose images are all training images of another dataset."""
+
+
+SECTIONS = ("objective", "threat", "training", "coreset")
+"""Sections of the configuration that determine a pretraining."""
 
 
 @dataclass
@@ -80,6 +85,20 @@ def sources(run: RunDir) -> Sources:
         elif Path(value).exists():
             found.unknown.append(f"objective setting {setting} {Path(value).name}")
     return found
+
+
+def pretraining(run: RunDir) -> dict[str, Any]:
+    """Return what a run's files record of its pretraining, by section of the configuration.
+
+    The configuration of an imported run has the presets of its dataset beside the checkpoint, and that of a transferred
+    one the threat model of its target: they say nothing about the pretraining.
+    """
+    options = configuration.to_dict(run.read_config())
+    if options["objective"]["objective"] == "imported":
+        return {"objective": {name: options["objective"][name] for name in ("objective", "objective_kwargs")}}
+    record = read_record(run.pretraining_file) if run.pretraining_file.is_file() else {}
+    known = ("objective", "training", "coreset") if "transferred_from" in record else SECTIONS
+    return {section: options[section] for section in known}
 
 
 def additional_data(run: RunDir, data: str, given: bool | None = None) -> tuple[bool, str]:

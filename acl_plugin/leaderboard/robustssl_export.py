@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from acl_plugin import config as configuration
 from acl_plugin.config.published import labeled
 from acl_plugin.errors import UsageError
+from acl_plugin.leaderboard import provenance
 from acl_plugin.leaderboard.architectures import architecture
 from acl_plugin.leaderboard.boards import Board, Cell, listed
 from acl_plugin.leaderboard.cell_folders import Source, result_of, unfinished
@@ -69,7 +69,6 @@ def export(
     _require_complete(source, board, cells)
     found = [_cell(source, board, cell) for cell in cells]
     paper = {"title": paper_title or name, "link": paper_url, "authors": authors, "venue": venue}
-    options = configuration.to_dict(config)
     entry = {
         "board": board.page,
         "name": name,
@@ -79,7 +78,7 @@ def export(
         "architecture": architecture(source.encoder.spec),
         "backbone": source.encoder.spec.to_dict(),
         "encoder": {"file": run.encoder_file.name, "weights_sha256": source.sha256},
-        "pretraining": {section: options[section] for section in ("objective", "threat", "training", "coreset")},
+        "pretraining": provenance.pretraining(run),
         "cells": found,
         "means": {target: _means(found, target) for target in dict.fromkeys(each["target"] for each in found)},
         "not_for_the_leaderboard": _reasons(source, board, cells, found),

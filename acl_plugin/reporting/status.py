@@ -1,5 +1,6 @@
 """Show the progress of a run from its files."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +22,30 @@ def status(run: RunDir) -> list[str]:
     now = f"; process {owner} works in it, or was killed" if owner else ""
     what = f"{config.objective.objective} on {config.data.data}, {config.encoder.backbone}, seed {config.machine.seed}"
     lines = [f"{run.path}: {what}{now}"]
+    classifier = read_record(run.probe_file).get("weights_sha256") if run.probe_file.is_file() else None
     stages = {
         "pretrain": _pretrain(run, config),
         "probe": _probe(run),
-        "evaluate": _evaluate(run),
-        "suite": _done(run.suite_file, _suite),
-        "corruptions": _done(run.corruptions_file, lambda v: f"{_partial(v)}mean {100 * v['mean']:.2f} %"),
+        "evaluate": _evaluate(run, classifier),
+        "suite": _done(run.suite_file, _suite, classifier),
+        "corruptions": _done(run.corruptions_file, _corruptions, classifier),
         "embedding": _done(run.embedding_file, _embedding),
         "audit": _audit(run),
         "export": ", ".join(p.stem for p in sorted(run.robustbench_folder.rglob("model_info/*/*/*.json"))) or "not yet",
     }
-    named = {f"evaluate {each.path.name}": _named(each) for each in run.evaluations()}
+    named = {f"evaluate {each.path.name}": _named(each, classifier) for each in run.evaluations()}
     boards = {f"board {each.name}": _board(each) for each in sorted(run.boards_folder.glob("*"))}
     return lines + [f"  {name:11} {details}" for name, details in (stages | named | boards).items()]
 
 
-def _named(run: RunDir) -> str:
+def _named(run: RunDir, classifier: str | None) -> str:
     """Return what a named evaluation has."""
-    parts = {"": _evaluate(run), "suite ": _done(run.suite_file, _suite)}
+    parts = {
+        "": _evaluate(run, classifier),
+        "suite ": _done(run.suite_file, _suite, classifier),
+        "corruptions ": _done(run.corruptions_file, _corruptions, classifier),
+        "embedding ": _done(run.embedding_file, _embedding),
+    }
     return "; ".join(f" {name}{details}" for name, details in parts.items() if details != "not yet").strip()
 
 
@@ -63,11 +70,9 @@ def _probe(run: RunDir) -> str:
     return _done(run.probe_file, lambda v: f"{v['protocol']}, train accuracy {100 * v['train_accuracy']:.2f} %")
 
 
-def _evaluate(run: RunDir) -> str:
+def _evaluate(run: RunDir, classifier: str | None) -> str:
     if run.evaluation_file.is_file():
-        found: dict[str, Any] = read_record(run.evaluation_file)
-        clean, robust = (100 * found[name] for name in ("clean_accuracy", "robust_accuracy"))
-        return f"clean {clean:.2f} %, AutoAttack {robust:.2f} % of {found['n']} images"
+        return _done(run.evaluation_file, _autoattack, classifier)
     if not run.evaluation_key_file.is_file():
         return "not yet"
     key = read_record(run.evaluation_key_file)
@@ -83,6 +88,15 @@ def _audit(run: RunDir) -> str:
     return f"{_partial(found)}{len(found['rows'])} checkpoints" if found["rows"] else "not yet"
 
 
+def _autoattack(values: dict[str, Any]) -> str:
+    clean, robust = (100 * values[name] for name in ("clean_accuracy", "robust_accuracy"))
+    return f"clean {clean:.2f} %, AutoAttack {robust:.2f} % of {values['n']} images"
+
+
+def _corruptions(values: dict[str, Any]) -> str:
+    return f"{_partial(values)}mean {100 * values['mean']:.2f} %"
+
+
 def _suite(values: dict[str, Any]) -> str:
     return f"{_partial(values)}{len(values['rows'])} attacks, worst case {100 * values['worst_case']:.2f} %"
 
@@ -96,5 +110,13 @@ def _partial(values: dict[str, Any]) -> str:
     return "" if values.get("complete", True) else "unfinished: "
 
 
-def _done(path: Any, details: Any) -> str:
-    return details(read_record(path)) if path.is_file() else "not yet"
+def _done(path: Path, details: Callable[[dict[str, Any]], str], classifier: str | None = None) -> str:
+    """Return the details of a result, with a mark if it is of other weights than the ``classifier``, if that is known.
+
+    The hash is that of probe.json, as the weights are read with PyTorch alone, whose import takes seconds.
+    """
+    if not path.is_file():
+        return "not yet"
+    found = read_record(path)
+    stale = classifier is not None and found.get("weights_sha256", classifier) != classifier
+    return f"of an earlier classifier: {details(found)}" if stale else details(found)

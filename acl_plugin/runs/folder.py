@@ -111,11 +111,11 @@ class RunDir:
     def evaluations(self) -> list["RunDir"]:
         """Return the folders of the named evaluations that have a result, by name."""
         named = map(RunDir, sorted(self.evaluations_folder.glob("*")))
-        return [
-            each
-            for each in named
-            if any(f.is_file() for f in (each.evaluation_file, each.suite_file, each.corruptions_file))
-        ]
+        return [each for each in named if any(file.is_file() for file in each.results())]
+
+    def results(self) -> tuple[Path, ...]:
+        """Return the files of the results of all evaluations, which may be missing."""
+        return self.evaluation_file, self.suite_file, self.corruptions_file, self.embedding_file
 
     def require_folder(self) -> None:
         """Check that the folder exists.

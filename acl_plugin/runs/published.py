@@ -27,7 +27,7 @@ from acl_plugin.runs.discriminator import from_weights, write_discriminator
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.layout_fit import detect, nearness, network_of, plain, projectors_of, renamed, split
 from acl_plugin.runs.layouts import LAYOUTS, NONE, is_wide
-from acl_plugin.runs.models import write_encoder, write_model
+from acl_plugin.runs.models import weights_hash, write_encoder, write_model
 from acl_plugin.runs.normalization import misfit, normalization_of
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.files import write_json
@@ -126,7 +126,9 @@ def import_run(
     notes = [head.note] if head.note else []
     if head.classifier is not None:
         write_model(run.classifier_file, head.classifier.spec, head.classifier.state_dict())
-        write_json(run.probe_file, head.record | {"seed": config.machine.seed})
+        write_json(
+            run.probe_file, head.record | {"seed": config.machine.seed, "weights_sha256": weights_hash(head.classifier)}
+        )
     if published.left_out:
         notes.append(f"left out: {', '.join(published.left_out)}")
     if notes:

@@ -14,6 +14,8 @@ from acl_plugin.config import preset
 from acl_plugin.errors import UsageError
 from acl_plugin.registry import EXPORTERS
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.models import read_model, write_model
+from acl_plugin.runs.transfer import transfer, transferred
 from conftest import TINY
 
 pytestmark = pytest.mark.e2e
@@ -165,6 +167,34 @@ def test_the_results_of_the_probe_are_on_the_card(finished_run, tmp_path):
     text = (EXPORTERS.get("hub")(run) / "README.md").read_text()
     assert "After the probe `slf` on digits: " in text
     assert "% under AutoAttack (standard, Linf, eps 0.1), " in text
+
+
+def test_results_of_an_earlier_classifier_are_not_on_the_card(finished_run, tmp_path):
+    run = RunDir(shutil.copytree(finished_run, tmp_path / "run"))
+    spec, weights = read_model(run.classifier_file)
+    write_model(run.classifier_file, spec, weights | {"head.bias": weights["head.bias"] + 1})
+    text = (EXPORTERS.get("hub")(run) / "README.md").read_text()
+    assert "Pretrained without labels on digits by" in text
+    assert "AutoAttack" not in text
+
+
+def test_the_card_of_a_transferred_run_tells_of_its_pretraining(run_of, tmp_path):
+    source, target = run_of("changed stem"), RunDir(tmp_path / "target")
+    transfer(source, target, transferred(source.read_config(), "digits_5_9", eps=0.05))
+    text = (EXPORTERS.get("hub")(target) / "README.md").read_text()
+    assert "Pretrained without labels on digits by `acl_ds` with acl_plugin; epochs: 0.\n" in text
+    for of_the_target in ("digits_5_9", "0.05", "threat model"):
+        assert of_the_target not in text
+
+
+def test_the_card_of_an_imported_run_names_its_file_alone(run_of, tmp_path):
+    run = RunDir(shutil.copytree(run_of("changed stem").path, tmp_path / "run"))
+    source = {"file": "theirs.pt", "sha256": "0" * 64, "format": "plain", "methods": ["rocl"]}
+    run.record_config(run.read_config().replace(objective="imported", objective_kwargs=source))
+    text = (EXPORTERS.get("hub")(run) / "README.md").read_text()
+    assert f"from the published checkpoint theirs.pt (format plain, sha256 {'0' * 64}).\n" in text
+    for of_the_presets in ("Pretrained", "digits", "epochs", "eps"):
+        assert of_the_presets not in text
 
 
 @pytest.mark.parametrize(

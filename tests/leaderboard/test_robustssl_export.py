@@ -115,6 +115,19 @@ def test_corruptions_are_those_of_targets_that_have_them(made, fabricated, tmp_p
         export(run)
 
 
+@pytest.mark.e2e
+def test_an_entry_has_no_settings_that_are_not_of_the_pretraining(run):
+    """The presets beside an imported checkpoint, and the threat model of a transfer's target."""
+    sections = json.loads(export(run).read_text())["pretraining"]
+    assert list(sections) == ["objective", "threat", "training", "coreset"]
+    write_json(run.pretraining_file, json.loads(run.pretraining_file.read_text()) | {"transferred_from": "digits_0_4"})
+    assert json.loads(export(run).read_text())["pretraining"] == {k: sections[k] for k in sections if k != "threat"}
+    source = {"file": "theirs.pt", "format": "plain"}
+    run.record_config(run.read_config().replace(objective="imported", objective_kwargs=source))
+    own = {"objective": "imported", "objective_kwargs": source}
+    assert json.loads(export(run).read_text())["pretraining"] == {"objective": own}
+
+
 def broken(run, file):
     cell = RunDir(run.boards_folder / "robustssl" / "digits_5_9" / "alf")
     if file == "encoder_file":

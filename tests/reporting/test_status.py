@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from acl_plugin.cli.main import main
@@ -75,6 +77,21 @@ def test_a_run_from_its_first_epoch_to_its_export(tmp_path, capsys, few, monkeyp
     RunDir(run).evaluation_file.write_text("{")
     assert main(["status", str(run)]) == 2
     assert "evaluation.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.e2e
+def test_results_of_an_earlier_classifier_are_marked(finished_run, tmp_path, capsys):
+    run = RunDir(shutil.copytree(finished_run, tmp_path / "run"))
+    named = run.evaluation("again")
+    named.path.mkdir(parents=True)
+    shutil.copyfile(run.suite_file, named.suite_file)
+    assert "earlier classifier" not in str(lines(run.path, capsys))
+    assert main(["probe", str(run.path), "--probe-lr", "7", "--overwrite"]) == 0
+    capsys.readouterr()
+    assert main(["status", str(run.path)]) == 0
+    parts = [line.split("of an earlier classifier: ") for line in capsys.readouterr().out.splitlines()]
+    marked = [first.split() for first, *others in parts if others]
+    assert marked == [["evaluate"], ["suite"], ["evaluate", "again", "suite"]]
 
 
 @pytest.mark.parametrize("arguments", [["nowhere"], []])
