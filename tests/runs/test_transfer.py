@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from run_files import contents
 
 from acl_plugin import load_classifier, load_encoder
 from acl_plugin.cli.main import main
@@ -13,7 +14,6 @@ from acl_plugin.runs.models import read_model, write_model
 from acl_plugin.runs.transfer import transferred
 from acl_plugin.training.pretrain import pretrain
 from conftest import TINY
-from run_files import contents
 
 CIFAR = TINY | {"augment": "simclr", "limit_test": 10}
 
