@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from acl_plugin.errors import UsageError
 from acl_plugin.leaderboard.index import read_index
+from acl_plugin.leaderboard.weights import of_robustbench
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.models.timm_names import REGISTERED
@@ -92,4 +93,4 @@ def _tensors(content: bytes, suffix: str) -> dict[str, Tensor]:
 
     if suffix == ".safetensors":
         return load(content)
-    return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+    return of_robustbench(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))

@@ -20,7 +20,7 @@ from typing import Any
 
 from acl_plugin.evaluation.storage import read_verdicts
 from acl_plugin.evaluation.verdicts import Verdict
-from acl_plugin.leaderboard import whole_run
+from acl_plugin.leaderboard import weights, whole_run
 from acl_plugin.leaderboard.network_code import defined_in
 from acl_plugin.leaderboard.stub import class_name, fault, stub
 from acl_plugin.models.encoder import Classifier
@@ -64,8 +64,7 @@ def write(folder: Path, s: Submission) -> None:
 
     run, model, name, evaluation = s.run, s.model, s.name, s.evaluation
     dataset, threat = evaluation["dataset"], evaluation["threat_model"]
-    weights = {key: value.contiguous().cpu() for key, value in model.state_dict().items()}
-    safe, pickled = save(weights), state_dict_bytes(model)
+    safe, pickled = save(weights.saved(model)), state_dict_bytes(model)
     digest = hashlib.sha256(safe).hexdigest()
     code = stub(model, name, dataset, threat, digest)
     wrong = fault(code, model, name)
@@ -91,26 +90,22 @@ def write(folder: Path, s: Submission) -> None:
 
 
 def description(
-    model: Classifier, name: str, dataset: str, threat_model: str, weights: str, digest: str
+    model: Classifier, name: str, dataset: str, threat_model: str, file: str, digest: str
 ) -> dict[str, Any]:
-    """Return the specification for ``leaderboard.load_exported``; ``weights`` is a file in the same folder."""
+    """Return the specification for ``leaderboard.load_exported``; ``file`` has its weights, in the same folder."""
     return {
         "name": name,
         "dataset": dataset,
         "threat_model": threat_model,
         "spec": model.spec.to_dict(),
-        "weights": weights,
+        "weights": file,
         "sha256": digest,
     }
 
 
 def state_dict_bytes(model: Classifier) -> bytes:
     """Return the weights as ``torch.save`` writes them, for RobustBench's loader."""
-    weights = {k: v.contiguous().cpu() for k, v in model.state_dict().items()}
-    # RobustBench removes these substrings anywhere in a key
-    bad = [k for k in weights if "module." in k or "model." in k]
-    assert not bad, f"RobustBench could not load the keys {bad}"
-    return torch_bytes(weights)
+    return torch_bytes(weights.for_robustbench(weights.saved(model)))
 
 
 def acceptance(run: RunDir, evaluation: dict[str, Any], clean_acc: str) -> list[str]:
@@ -208,12 +203,12 @@ RobustBench's own tests of a new model (tests/test_clean_acc.py), by the verdict
 """RobustBench's form for a new model."""
 
 
-def form(s: Submission, weights: tuple[str, bytes], wrong: str | None) -> str:
+def form(s: Submission, files: tuple[str, bytes], wrong: str | None) -> str:
     """Return RobustBench's form for a new model, filled in.
 
     Args:
         s: the submission.
-        weights: SHA-256 of the safetensors file, and content of ``NAME.pt``.
+        files: SHA-256 of the safetensors file, and content of ``NAME.pt``.
         wrong: why the folder has no ``NAME.py``; None if it has one.
     """
     model, name, info, evaluation, local = s.model, s.name, s.info, s.evaluation, s.local
@@ -226,7 +221,7 @@ def form(s: Submission, weights: tuple[str, bytes], wrong: str | None) -> str:
         )
     elsewhere = defined_in(model.spec.backbone)
     within = " " if wrong or elsewhere else "x"
-    digests = f"{name}.safetensors (SHA-256 {weights[0]}) and {name}.pt (SHA-256 {_sha256(weights[1])})"
+    digests = f"{name}.safetensors (SHA-256 {files[0]}) and {name}.pt (SHA-256 {_sha256(files[1])})"
     code = f"code in {name}.py" if wrong is None else f"no code in one file ({wrong})"
     code += f"; it needs the module {elsewhere}, which defines {model.spec.backbone}" if elsewhere else ""
     robust = info.get("autoattack_acc") or f"{info['reported']} (not for the leaderboard: {local})"

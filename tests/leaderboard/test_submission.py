@@ -20,7 +20,7 @@ from acl_plugin.cli.main import main
 from acl_plugin.config import preset
 from acl_plugin.evaluation.storage import write_verdicts
 from acl_plugin.evaluation.verdicts import Verdict
-from acl_plugin.leaderboard import repeat, submission, whole_run
+from acl_plugin.leaderboard import repeat, submission, weights, whole_run
 from acl_plugin.leaderboard.export import export
 from acl_plugin.leaderboard.registration import load_exported
 from acl_plugin.models.encoder import Classifier
@@ -29,6 +29,8 @@ from acl_plugin.runs.models import weights_hash, write_model
 from acl_plugin.runtime.files import write_json
 from conftest import FINISHED, OPTIONS, ROOT, spec
 
+EFFICIENT_VIT = {"widths": [4, 4, 8, 8, 8], "depths": [1, 1, 1, 1, 1], "head_dim": 4, "head_widths": [8, 8]}
+COAT = {"embed_dims": [8] * 4, "serial_depths": [1] * 4, "parallel_depth": 1, "num_heads": 8, "img_size": 32}
 BACKBONES = [
     ("resnet10t", {"stem_width": 4, "channels": [4, 8, 8, 8]}, "cifar"),
     ("resnet18", {"channels": [8, 8, 8, 8]}, "cifar_padding_2"),
@@ -38,6 +40,8 @@ BACKBONES = [
     ("convnext_atto", {"depths": [1, 1, 1, 1], "dims": [4, 8, 8, 8]}, "cifar"),
     ("mixer_s16_224", {"mlp_ratio": [0.5, 0.125]}, "cifar"),
     ("wrn34_10", {"depth": 10, "width": 1}, "cifar"),
+    ("efficientvit_b0", EFFICIENT_VIT, "cifar"),  # it has a `context_module`
+    ("coat_tiny", COAT, "native"),  # its layers share weights
 ]
 
 
@@ -128,6 +132,40 @@ def test_the_folder_is_complete_and_agrees_with_itself(tmp_path):
     info = json.loads(files["Author2026Paper.json"].read_text())
     assert info == json.loads((folder.robustbench_folder / "model_info/cifar10/Linf/Author2026Paper.json").read_text())
     assert files["evaluation.jsonl"].read_bytes() == folder.verdicts_file.read_bytes()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("backbone", BACKBONES[-2:])
+def test_robustbenchs_loader_gives_the_weights_their_names(backbone, tmp_path):
+    """It cuts texts such as `module.` off the front of names that have them anywhere."""
+    utils = pytest.importorskip("robustbench.utils")
+    folder, model = exported(tmp_path, *backbone, **PAPER)
+    described = folder.robustbench_folder / "models" / "cifar10" / "Linf" / "Author2026Paper.json"
+    found = torch.load(described.with_suffix(".pt"), weights_only=True)
+    for text in ("module.", "model."):
+        found = utils.rm_substr_from_state_dict(found, text)
+    for loaded in (found, load_exported(described).state_dict()):
+        assert list(loaded) == list(model.state_dict())
+        assert all(torch.equal(v, loaded[k]) for k, v in model.state_dict().items())
+
+
+def test_names_with_several_of_robustbenchs_texts_are_kept():
+    utils = pytest.importorskip("robustbench.utils")
+    names = [
+        "a",
+        "module.a",
+        "model.a",
+        "a_module.b_model.c",
+        "a_model.b_module.c",
+        "module.model.module.a",
+        "supermodel.a",
+    ]
+    own = {name: torch.tensor(float(number)) for number, name in enumerate(names)}
+    written = weights.for_robustbench(own)
+    assert weights.of_robustbench(written) == own
+    for text in weights.CUT:
+        written = dict(utils.rm_substr_from_state_dict(written, text))
+    assert written == own
 
 
 @pytest.mark.e2e
