@@ -1,15 +1,16 @@
 """Export the encoder of a run for use without this package: as a timm model, a folder for a hub, or by torch.export."""
 
 import re
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError, reason
-from acl_plugin.leaderboard import encoder_card, network_code
+from acl_plugin.leaderboard import encoder_card, network_code, weights
+from acl_plugin.leaderboard.index import default_name
 from acl_plugin.models.encoder import Encoder, Features
 from acl_plugin.models.timm_names import OWN
 from acl_plugin.registry import EXPORTERS
@@ -65,9 +66,9 @@ def export_hub(run: RunDir, *, name: str | None = None) -> Path:
         The folder, for ``huggingface_hub.HfApi().upload_folder(folder_path=..., repo_id=...)``.
 
     Raises:
-        UsageError: see ``export_timm``.
+        UsageError: see ``export_timm``; or for a network whose weights timm does not load from a hub.
     """
-    return _write(run, run.hub_folder, name, encoder_card.card)
+    return _write(run, run.hub_folder, name, encoder_card.card, hub=True)
 
 
 @EXPORTERS.register("torch")
@@ -103,13 +104,13 @@ def export_torch(run: RunDir) -> Path:
     return run.torch_folder / file.name
 
 
-def _write(run: RunDir, folder: Path, name: str | None, readme: Any) -> Path:
-    """Write the files of a timm model, with ``readme(run, encoder, described)`` as its page."""
+def _write(run: RunDir, folder: Path, name: str | None, readme: Any, *, hub: bool = False) -> Path:
+    """Write the files of a timm model, with ``readme(run, encoder, described)`` as its page, for a hub or not."""
     import timm
     from safetensors.torch import save
 
     config = run.read_config()
-    name = _name(config) if name is None else name
+    name = default_name(config).lower() if name is None else name
     if not NAME.fullmatch(name):
         allowed = "small letters, digits and _, starting with a letter"
         raise UsageError(f"`name` {name!r}: allowed are {allowed}", parameter="name", given=name, allowed=allowed)
@@ -120,19 +121,14 @@ def _write(run: RunDir, folder: Path, name: str | None, readme: Any) -> Path:
         raise UsageError(message, parameter="name", given=name, allowed="a name that timm does not have")
     described = _described(encoder, encoder.spec.backbone if plain else name)
     code = None if plain else _code(encoder, name)
-    weights = {key: value.contiguous() for key, value in encoder.backbone.state_dict().items()}
-    _check(encoder, described, code)
     with new_folder(folder) as part:
-        write_atomic(part / "model.safetensors", save(weights, {"format": "pt"}))
+        write_atomic(part / "model.safetensors", save(weights.saved(encoder.backbone), {"format": "pt"}))
         write_json(part / "config.json", described)
         write_atomic(part / "README.md", readme(run, encoder, described).encode())
         if code is not None:
             write_atomic(part / f"{name}.py", code.encode())
+        _check(encoder, described, code, part / "model.safetensors", hub=hub)
     return folder
-
-
-def _name(config: RunConfig) -> str:
-    return re.sub(r"\W", "_", f"{config.objective.objective}_{config.encoder.backbone}").lower()
 
 
 def _encoder(run: RunDir) -> Encoder:
@@ -161,7 +157,7 @@ def _described(encoder: Encoder, architecture: str) -> dict[str, Any]:
         mean=tuple(spec.mean),
         std=tuple(spec.std),
         num_classes=0,
-        first_conv=known.first_conv,
+        first_conv=known.first_conv if spec.shape[0] == 3 else None,  # timm would adapt it as if it took RGB images
         classifier=known.classifier,
     )
     return {
@@ -206,30 +202,42 @@ def _code(encoder: Encoder, name: str) -> str:
     return "\n".join(lines)
 
 
-def _check(encoder: Encoder, described: dict[str, Any], code: str | None) -> None:
-    """Create the network again as a user of the export does, and compare its features on random images.
+def _check(encoder: Encoder, described: dict[str, Any], code: str | None, file: Path, *, hub: bool) -> None:
+    """Create the network again from the written weights as a user does, and compare its features on random images.
 
     Raises:
         UsageError: when timm does not create it, or its features differ.
     """
-    import timm
-
-    given = {**described["model_args"], "num_classes": 0}
     try:
         with seeding.isolated_rng(0):
-            if code is None:
-                again = timm.create_model(described["architecture"], **given)
-            else:
-                parts: dict[str, Any] = {"__name__": "exported_encoder"}
-                exec(compile(code.replace("@register_model\n", ""), "export", "exec"), parts)  # code of this module
-                again = parts[described["architecture"]](**given)
-        again.load_state_dict(encoder.backbone.state_dict())
+            again = _again(described, code, file, hub=hub).eval()
         x = encoder.preprocess(_images(encoder, 2))
-        apart = _apart(again.eval()(x), encoder.backbone(x))
+        apart = _apart(again(x), encoder.backbone(x))
+        if apart > TOLERANCE:
+            raise ValueError(f"the features differ by {apart:.1e}")
     except Exception as error:  # a custom network can fail in any way
-        message = f"`format`: timm does not create {encoder.spec.backbone} again: {reason(error)}"
-        raise UsageError(message, parameter="format", given=encoder.spec.backbone, allowed=("torch",)) from error
-    assert apart <= TOLERANCE, f"the features of the export differ by {apart:.1e}"
+        kind, others = ("hub", ("timm", "torch")) if hub else ("timm", ("torch",))
+        what = "load the weights of a hub for" if hub else "create again"
+        message = f"`format` {kind}: timm does not {what} {encoder.spec.backbone}: {reason(error)}"
+        message += f"; pass `format` {' or '.join(others)}"
+        raise UsageError(message, parameter="format", given=kind, allowed=others) from error
+
+
+def _again(described: dict[str, Any], code: str | None, file: Path, *, hub: bool) -> nn.Module:
+    """Return the network that timm makes of an export; of a hub's, by the filter of names that timm applies then."""
+    import timm
+
+    name, given, parts = described["architecture"], described["model_args"], dict[str, Any]()
+    if code is not None:
+        parts["__name__"] = "exported_encoder"
+        exec(compile(code.replace("@register_model\n", ""), "export", "exec"), parts)  # code of this module
+    create = partial(timm.create_model, name) if code is None else parts[name]
+    if hub:
+        source = described["pretrained_cfg"] | {"file": str(file)}
+        return cast(nn.Module, create(pretrained=True, pretrained_cfg=source, **given))
+    network = create(**given, num_classes=0)
+    timm.models.load_checkpoint(network, str(file))
+    return cast(nn.Module, network)
 
 
 def _images(encoder: Encoder, number: int) -> Tensor:

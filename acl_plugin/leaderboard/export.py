@@ -12,10 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError
 from acl_plugin.leaderboard import provenance, submission
-from acl_plugin.leaderboard.index import index_locked, index_path, read_index, timm_name
+from acl_plugin.leaderboard.index import default_name, index_locked, index_path, read_index, timm_name
 from acl_plugin.leaderboard.model_info import FIELDS, check_info, local_reason, model_info
 from acl_plugin.leaderboard.registration import register_with_timm
 from acl_plugin.models.encoder import Classifier
@@ -62,7 +61,7 @@ def export(
         UsageError: when the run is not evaluated, or another model was evaluated; when the name is invalid or taken;
             or when ``additional_data`` is required, or contradicts the run's files.
     """
-    name = name or _default_name(run.read_config())
+    name = name or default_name(run.read_config())
     if not re.fullmatch(NAME, name):
         raise _name_error(name, "allowed are letters, digits, - and _, starting with a letter", NAME)
     evaluation, model = _evaluated(run)
@@ -94,10 +93,6 @@ def export(
     if "timm.models" in sys.modules:
         register_with_timm(timm_name(name, dataset, threat), described.resolve())
     return info_file
-
-
-def _default_name(config: RunConfig) -> str:
-    return f"{config.objective.objective}_{config.encoder.backbone}"
 
 
 def _evaluated(run: RunDir) -> tuple[dict[str, Any], Classifier]:

@@ -7,9 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError
 from acl_plugin.runtime import file_locks
 from acl_plugin.runtime.paths import data_home
+
+
+def default_name(config: RunConfig) -> str:
+    """Return a name of an export by objective and backbone: letters, digits and _, beginning with a letter."""
+    name = re.sub(r"[^A-Za-z0-9_]", "_", f"{config.objective.objective}_{config.encoder.backbone}")
+    return name if name[0].isalpha() else f"model_{name}"
 
 
 def timm_name(name: str, dataset: str, threat_model: str) -> str:

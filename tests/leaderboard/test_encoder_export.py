@@ -12,11 +12,13 @@ from acl_plugin import load_encoder, pretrain, wrap_encoder
 from acl_plugin.cli.main import main
 from acl_plugin.config import preset
 from acl_plugin.errors import UsageError
+from acl_plugin.models import norm_banks
+from acl_plugin.models.encoder import Encoder
 from acl_plugin.registry import EXPORTERS
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runs.models import read_model, write_model
+from acl_plugin.runs.models import read_model, write_encoder, write_model
 from acl_plugin.runs.transfer import transfer, transferred
-from conftest import TINY
+from conftest import TINY, spec
 
 pytestmark = pytest.mark.e2e
 NETWORKS = {
@@ -126,6 +128,66 @@ def test_a_head_for_other_classes_can_be_added(network, run_of, created, monkeyp
     assert model(x).shape == (3, 7)
     features = model.forward_head(model.forward_features(encoder.preprocess(x)), pre_logits=True)
     assert apart(features, encoder.backbone(encoder.preprocess(x))) < 1e-4
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A run folder with a random encoder, with random statistics."""
+
+    def write(backbone, kwargs, shape, stem="native"):
+        run = RunDir(tmp_path / "run")
+        run.start(preset("digits", objective="simclr"))
+        encoder = Encoder(spec(shape, backbone, kwargs, stem=stem))
+        for _ in range(5):
+            encoder.train()(torch.rand(8, *shape))
+        write_encoder(run, encoder.spec, norm_banks.export(encoder.backbone, "clean").state_dict())
+        return run
+
+    return write
+
+
+SWIN = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "window_size": 2, "img_size": 32}
+COAT = {"embed_dims": [8] * 4, "serial_depths": [1] * 4, "parallel_depth": 1, "num_heads": 8, "img_size": 32}
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+@pytest.mark.parametrize("stem", ["cifar", "native"])
+def test_a_hub_gives_all_weights_for_any_number_of_channels(channels, stem, written, created, monkeypatch):
+    run = written("resnet10t", None, (channels, 8, 8), stem)
+    folder = EXPORTERS.get("hub")(run)
+    created(folder)  # registers the network
+    serve(folder, monkeypatch)
+    model = timm.create_model("hf-hub:someone/encoder", pretrained=True).eval()
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in load_encoder(run.path).backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("backbone", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_a_network_that_timm_does_not_load_from_a_hub_is_refused(backbone, written, created):
+    run = written(backbone, SWIN, (3, 32, 32))
+    with pytest.raises(
+        UsageError, match=f"`format` hub: timm does not load the weights of a hub for {backbone}"
+    ) as error:
+        EXPORTERS.get("hub")(run)
+    assert str(error.value).endswith("; pass `format` timm or torch")
+    assert "\n" not in str(error.value)
+    assert not run.hub_folder.exists()
+    folder = EXPORTERS.get("timm")(run)
+    again, _ = created(folder, checkpoint_path=str(folder / "model.safetensors"))
+    encoder = load_encoder(run.path)
+    x = images(encoder)
+    assert apart(again(encoder.preprocess(x)), encoder.backbone(encoder.preprocess(x))) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["timm", "hub", "torch"])
+def test_layers_that_share_weights_are_exported(kind, written):
+    run = written("coat_tiny", COAT, (3, 32, 32))
+    assert EXPORTERS.get(kind)(run).exists()
+
+
+def test_the_name_by_default_is_a_name(run_of, tmp_path):
+    run = RunDir(shutil.copytree(run_of("changed stem").path, tmp_path / "run"))
+    run.record_config(run.read_config().replace(objective="3sat", objective_kwargs={}, backbone="resnet10t.c3_in1k"))
+    assert (EXPORTERS.get("timm")(run) / "model_3sat_resnet10t_c3_in1k.py").is_file()
 
 
 def test_the_folder_of_a_hub_has_a_card(run_of):

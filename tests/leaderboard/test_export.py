@@ -312,6 +312,15 @@ def test_a_moved_export_is_no_longer_registered(run):
     assert not timm.is_model("never_exported_cifar10_linf")
 
 
+@pytest.mark.e2e
+def test_the_name_by_default_is_a_name(run):
+    folder, _ = run
+    folder.record_config(
+        folder.read_config().replace(objective="3sat", objective_kwargs={}, backbone="resnet10t.c3_in1k")
+    )
+    assert export(folder).name == "model_3sat_resnet10t_c3_in1k.json"
+
+
 def test_mistakes_are_reported(run, tmp_path):
     folder, model = run
     for name in ("../x", "Rice2020Overfitting", "rice2020-overfitting".replace("-", "")):  # two are RobustBench's own
