@@ -16,7 +16,6 @@ from torch import Tensor
 
 from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
-from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.losses.discriminator import Discriminator
 from acl_plugin.models.backbones import create_backbone
@@ -91,7 +90,7 @@ def import_run(
 
     Args:
         path: path of the checkpoint.
-        run: run folder, new or empty.
+        run: run folder, new, empty or of the same import; a complete one is kept.
         config: dataset and backbone.
         layout, bank, allow_pickle, normalization: see ``read`` and ``Published.bank``.
         method: objective that the encoder was trained with, for published settings of a probe; None if unknown.
@@ -116,19 +115,25 @@ def import_run(
     source["methods"] = [method] if method else list(methods)
     if normalization is not None:
         source["normalization"] = normalization
+    config = _imported(config, published.spec, source)
+    run.check_config(config)
+    run.check_images(data)
+    if run.encoder_file.is_file():  # complete: keep what was done with it since
+        return published.layout
     head = imported_head.judge(published.head, published.spec, published.banks[probed], data)
-    _start(run, config, published.spec, source, data)
-    banks, kept = published.banks, published.projectors
-    projector = None if kept is None else (kept[0], kept[1][probed])
-    if published.discriminator is not None:
-        write_discriminator(run, *published.discriminator)
-    write_encoder(run, published.spec, banks[probed], banks[benign] if probed != benign else None, projector)
+    run.start(config)
+    run.record_images(data)
+    write_json(run.pretraining_file, source)
     notes = [head.note] if head.note else []
     if head.classifier is not None:
+        record = head.record | {"seed": config.machine.seed, "weights_sha256": weights_hash(head.classifier)}
         write_model(run.classifier_file, head.classifier.spec, head.classifier.state_dict())
-        write_json(
-            run.probe_file, head.record | {"seed": config.machine.seed, "weights_sha256": weights_hash(head.classifier)}
-        )
+        write_json(run.probe_file, record)
+    if published.discriminator is not None:
+        write_discriminator(run, *published.discriminator)
+    banks, kept = published.banks, published.projectors
+    projector = None if kept is None else (kept[0], kept[1][probed])
+    write_encoder(run, published.spec, banks[probed], banks[benign] if probed != benign else None, projector)
     if published.left_out:
         notes.append(f"left out: {', '.join(published.left_out)}")
     if notes:
@@ -136,12 +141,10 @@ def import_run(
     return published.layout
 
 
-def _start(run: RunDir, config: RunConfig, spec: ModelSpec, source: dict[str, Any], data: DataSet) -> None:
-    """Create the run folder, with the network of the file in its configuration."""
+def _imported(config: RunConfig, spec: ModelSpec, source: dict[str, Any]) -> RunConfig:
+    """Return the configuration with the file and its network."""
     network = {"stem": spec.stem, "backbone": spec.backbone, "backbone_kwargs": spec.kwargs}
-    run.start(config.replace(objective="imported", objective_kwargs=source, **network))
-    run.record_images(data)
-    write_json(run.pretraining_file, source)
+    return config.replace(objective="imported", objective_kwargs=source, **network)
 
 
 def read(

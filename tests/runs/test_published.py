@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from run_files import contents
 from torch import nn
 
 from acl_plugin import load_classifier, load_encoder
@@ -24,9 +25,9 @@ from acl_plugin.runs.discriminator import logits, read_discriminator
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.imported_head import Head, accuracies, judge
 from acl_plugin.runs.layouts import CIFAR, IMAGENET, LAYOUTS, NONE
-from acl_plugin.runs.models import read_projector
+from acl_plugin.runs.models import read_projector, weights_hash
 from acl_plugin.runs.published import datasets, import_run, read
-from acl_plugin.runtime.files import read_json
+from acl_plugin.runtime.files import read_json, write_json
 
 SMALL = {"channels": [8, 8, 16, 16]}
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -546,6 +547,27 @@ def test_the_head_of_a_classifier_is_kept(layout, tmp_path, images, config, clas
     told = capsys.readouterr().err
     assert "is the classifier, right on 100.0 %" in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.e2e
+def test_a_complete_import_is_kept_with_what_was_done_since(tmp_path, config, classified):
+    content, banks, _ = made("plain")
+    head = whole_head(content, LAYERS["plain"])
+    classified(lambda x: head(forward(banks["shared"], x, EXPECTED["plain"])))
+    run, path = RunDir(tmp_path / "run"), saved(tmp_path, content)
+    assert import_run(path, run, config) == "plain"
+    assert run.classifier_file.is_file()
+    write_json(run.probe_file, {"protocol": "slf", "train_accuracy": 0.5})
+    run.classifier_file.write_bytes(b"of a later probe")
+    before = contents(run.path)
+    assert import_run(path, run, config) == "plain"
+    assert contents(run.path) == before
+    with pytest.raises(UsageError, match="already contains a run with different settings"):
+        import_run(path, run, config.replace(probe_lr=7.0))
+    # an import that was killed before its last file goes on
+    run.encoder_file.unlink()
+    import_run(path, run, config)
+    assert read_json(run.probe_file)["weights_sha256"] == weights_hash(load_classifier(run.path))
 
 
 @pytest.mark.e2e
