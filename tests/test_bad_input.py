@@ -120,7 +120,8 @@ READERS = {
     "pretraining.json": ["status", "transfer"], "environment.json": ["report"], "probe.json": ["status"],
     "evaluation_key.json": ["status", "evaluate"], "evaluation.json": ["status", "evaluate", "export", "report"],
     "suite.json": ["status", "report"], "audit.json": ["status", "audit", "report"],
-    "corruptions.json": ["status"], "embedding.json": ["status", "report"], "metrics.csv": ["status", "report"],
+    "corruptions.json": ["status", "report"], "embedding.json": ["status", "report"],
+    "metrics.csv": ["status", "report"],
 }  # fmt: skip
 EMBEDDED = ("images", "dataset", "threat_model", "eps", "n", "seed", "weights_sha256")
 OF_COMMAND = {"transfer": ["--data", "digits", "--out", "other"], "report": ["--out", "page.html"]}
@@ -130,12 +131,12 @@ OF_COMMAND = {"transfer": ["--data", "digits", "--out", "other"], "report": ["--
 def copy_of_run(finished_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("damaged") / "run"
     shutil.copytree(finished_run, folder)
-    corruptions = {"mean": 0.5, "accuracy": {"fog": [0.5] * 5}}
-    (folder / "corruptions.json").write_text(json.dumps(corruptions))
     row = {"mean": 0.1, "median": 0.1, "worst": 0.2, "worst_image": 1, "recognized": 0.5}
     others, curve = {"mean": 0.5, "nearest": None}, [{"eps": 0.1, "mean": 0.1, "worst": 0.2}]
     measured = {"others": others, "attacks": {"APGD": row}, "strongest": row, "by_image": [0.1, 0.2], "curve": curve}
     about = {k: v for k, v in json.loads((folder / "evaluation.json").read_text()).items() if k in EMBEDDED}
+    corruptions = about | {"source": "own", "mean": 0.5, "accuracy": {"fog": [0.5] * 5}}
+    (folder / "corruptions.json").write_text(json.dumps(corruptions))
     embedding = about | {"complete": True, "distances": {"cosine": measured}}
     (folder / "embedding.json").write_text(json.dumps(embedding))
     return RunDir(folder)

@@ -1,4 +1,4 @@
-"""Elements of a page of HTML, each a list of lines."""
+"""A page of HTML, and its elements, each a list of lines."""
 
 import base64
 import html
@@ -9,6 +9,33 @@ from acl_plugin.reporting import figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --soft: #f3f5f7; --line: #d5dae0; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --paper: #14171b; --soft: #1e2329; --line: #363d46; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
+  max-width: 60rem; padding: 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
+th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: left; white-space: nowrap; }
+pre { background: var(--soft); padding: .6rem; overflow-x: auto; font-size: .8rem; }
+figure { margin: 1rem 0; background: #ffffff; border-radius: .4rem; padding: .5rem; overflow-x: auto; }
+figure img { max-width: 100%; height: auto; display: block; margin: auto; }
+.missing { color: #9a6700; } @media (prefers-color-scheme: dark) { .missing { color: #d4a72c; } }
+details summary { cursor: pointer; }
+"""
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """Return a page of lines of HTML."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

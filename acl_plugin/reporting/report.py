@@ -29,20 +29,6 @@ from acl_plugin.runtime.seeding import REPORT, mixed_seed
 
 SHOWN, MAPPED = 8, 200
 """Number of images in the grid, and in the feature map."""
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #ffffff; --soft: #f3f5f7; --line: #d5dae0; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --paper: #14171b; --soft: #1e2329; --line: #363d46; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
-  max-width: 60rem; padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; border-top: 1px solid var(--line); padding-top: 1rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
-th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem; text-align: left; white-space: nowrap; }
-pre { background: var(--soft); padding: .6rem; overflow-x: auto; font-size: .8rem; }
-figure { margin: 1rem 0; background: #ffffff; border-radius: .4rem; padding: .5rem; overflow-x: auto; }
-figure img { max-width: 100%; height: auto; display: block; margin: auto; }
-.missing { color: #9a6700; } @media (prefers-color-scheme: dark) { .missing { color: #d4a72c; } }
-details summary { cursor: pointer; }
-"""
 
 
 def report(runs: Sequence[RunDir], out: Path) -> None:
@@ -59,14 +45,7 @@ def report(runs: Sequence[RunDir], out: Path) -> None:
     for page in pages:
         body += [f"<h1>{html.escape(page.name)}</h1>"] if len(pages) > 1 else []
         body += page.sections()
-    text = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
-    write_atomic(user_path(out, "out"), text.encode())
+    write_atomic(user_path(out, "out"), elements.page(title, body).encode())
 
 
 class _Run:
@@ -74,9 +53,8 @@ class _Run:
 
     def __init__(self, run: RunDir) -> None:
         self.run, self.config, self.name = run, run.read_config(), str(run.path)
-        self.evaluation = read_record(run.evaluation_file) if run.evaluation_file.is_file() else None
-        self.suite = read_record(run.suite_file) if run.suite_file.is_file() else None
-        there = run.classifier_file.is_file() and (self.evaluation or self.suite)
+        self.evaluation, self.suite, self.corrupted, _ = map(_record, run.results())
+        there = run.classifier_file.is_file() and (self.evaluation or self.suite or self.corrupted or run.evaluations())
         self.classifier = weights_hash(load_classifier(run.path)) if there else None
         c = self.config
         self.threat = f"{c.threat.norm} {c.threat.eps}"
@@ -86,14 +64,14 @@ class _Run:
     def sections(self) -> list[str]:
         """Return all sections in order."""
         return [
-            *self.summary(), *self.attacks(), *self.embedding(), *self.others(), *self.pictures(), *self.audit(),
-            *self.curves(), *self.settings(),
+            *self.summary(), *self.attacks(), *self.corruptions(), *self.embedding(), *self.others(), *self.pictures(),
+            *self.audit(), *self.curves(), *self.settings(),
         ]  # fmt: skip
 
     def others(self) -> list[str]:
         """Return the sections of the named evaluations."""
-        found = {each.path.name: _Evaluation(each, self.command).sections() for each in self.run.evaluations()}
-        return [line for name, lines in found.items() for line in (f"<h2>Evaluation {name}</h2>", *lines)]
+        named = {each.path.name: _Evaluation(each, self.command, self.classifier) for each in self.run.evaluations()}
+        return [line for name, page in named.items() for line in (f"<h2>Evaluation {name}</h2>", *page.sections())]
 
     def stale(self, record: dict[str, Any], what: str) -> list[str]:
         """Return a warning if ``record`` belongs to another classifier or other images than the run's current ones."""
@@ -141,6 +119,16 @@ class _Run:
         if self.suite["curve"]:
             lines += elements.figure(figures.accuracy_by_eps({self.name: self.suite["curve"]}), "Accuracy against eps")
         return [*lines, *elements.text(tables.suite(self.suite))]
+
+    def corruptions(self) -> list[str]:
+        """Return the accuracy under corruptions, if it was measured: images of many datasets cannot be corrupted."""
+        if self.corrupted is None:
+            return []
+        lines, command = ["<h2>Common corruptions</h2>"], f"{self.command} --suite corruptions"
+        if not self.corrupted.get("complete", True):
+            lines.append(elements.missing(command, "Partial: to finish it, run"))
+        lines += self.stale(self.corrupted, "The accuracy under corruptions")
+        return [*lines, *elements.text(tables.corruptions(self.corrupted))]
 
     def embedding(self) -> list[str]:
         lines, command = ["<h2>Features without a head</h2>"], f"{self.command} --suite embedding"
@@ -237,31 +225,37 @@ class _Run:
 class _Evaluation(_Run):
     """Sections of a folder that contains an evaluation of the user's own model, but no run."""
 
-    def __init__(self, run: RunDir, command: str = "") -> None:
-        self.run, self.name, self.classifier = run, str(run.path), None
-        self.evaluation = read_record(run.evaluation_file) if run.evaluation_file.is_file() else None
-        self.suite = read_record(run.suite_file) if run.suite_file.is_file() else None
-        found: dict[str, Any] = self.evaluation or self.suite or read_record(run.embedding_file)
-        data = found["dataset"] or "own images"
-        self.threat, self.of_what = f"{found['threat_model']} {found['eps']:.4g}", (data, "", "")
-        self.about = f"{data}, {found['threat_model']} eps {found['eps']:.4g}"
-        self.about += f", {found['n']} test images, seed {found['seed']}"
+    def __init__(self, run: RunDir, command: str = "", classifier: str | None = None) -> None:
+        self.run, self.name, self.classifier = run, str(run.path), classifier
+        found = [_record(file) for file in run.results()]
+        self.evaluation, self.suite, self.corrupted, _ = found
+        first = next(each for each in found if each is not None)
+        attacked = next((each for each in found if each is not None and "eps" in each), None)
+        data, self.threat, eps = first["dataset"] or "own images", "", ""
+        if attacked is not None:
+            self.threat, eps = (f"{attacked['threat_model']} {word}{attacked['eps']:.4g}" for word in ("", "eps "))
+        self.of_what = (data, "", "")
+        details = (data, eps, f"{first['n']} test images", f"seed {first['seed']}")
+        self.about = ", ".join(each for each in details if each)
         named = f"{command} --name {run.path.name}" if command else ""
         self.command = named or f"acl-plugin evaluate --model ... --out {run.path}"
 
     def sections(self) -> list[str]:
         """Return the sections of an evaluation."""
         about = f"<p>{html.escape(self.about)}.</p>"
-        if self.evaluation is None and self.suite is None:
-            return [about, *self.embedding()]
+        attacked = self.evaluation is not None or self.suite is not None
+        first = [*self.accuracies(), *self.attacks()] if attacked else []
         more = self.embedding() if self.run.embedding_file.is_file() else []
-        return [about, *self.accuracies(), *self.attacks(), *more]
+        return [about, *first, *self.corruptions(), *more]
 
 
 def _has_evaluation_alone(run: RunDir) -> bool:
     """Return whether a folder contains an evaluation but no run."""
-    files = (run.evaluation_file, run.suite_file, run.embedding_file)
-    return not run.config_file.is_file() and any(file.is_file() for file in files)
+    return not run.config_file.is_file() and any(file.is_file() for file in run.results())
+
+
+def _record(file: Path) -> dict[str, Any] | None:
+    return read_record(file) if file.is_file() else None
 
 
 def _comparison(pages: Sequence[_Run]) -> list[str]:

@@ -52,10 +52,8 @@ ATTACKED = {
     "kwargs?": {str: NUMBER},
 }  # fmt: skip
 IMAGES = {"n": COUNT, "size": [int, 3], "classes": [str, 1], "pixels": str, "labels": str, "content": str}
-OF_WHAT = {
-    "images": IMAGES, "dataset": (DATASETS, None), "threat_model": frozenset(("Linf", "L2")),
-    "eps": NUMBER, "n": COUNT, "seed": int,
-}  # fmt: skip
+MEASURED_ON = {"images": IMAGES, "dataset": (DATASETS, None), "n": COUNT, "seed": int}
+OF_WHAT = MEASURED_ON | {"threat_model": frozenset(("Linf", "L2")), "eps": NUMBER}
 MOVED = {"mean": NUMBER, "median": NUMBER, "worst": NUMBER, "worst_image": int, "recognized": SHARE}
 DISTANCE = {
     "others": dict.fromkeys(("mean", "nearest"), (NUMBER, None)), "attacks": {str: MOVED}, "strongest?": MOVED,
@@ -66,7 +64,7 @@ KEY = OF_WHAT | {"version": str, "weights_sha256": str}
 SHAPES: dict[str, Any] = {
     "pretraining.json": {"seconds?": NUMBER, "grown_from?": [COUNT, 1]},
     "environment.json": {"packages?": {str: str}},
-    "probe.json": {"protocol": str, "train_accuracy": SHARE},
+    "probe.json": {"protocol": str, "train_accuracy": SHARE, "weights_sha256?": str},
     "evaluation_key.json": KEY | {"batch_size": COUNT},
     "evaluation.json": KEY
     | {"clean_accuracy": SHARE, "robust_accuracy": SHARE, "cumulative_accuracy": {str: SHARE}, "flags": [str]},
@@ -76,7 +74,8 @@ SHAPES: dict[str, Any] = {
         "rows": {str: ATTACKED}, "left_out?": {str: str},
         "curve": [{"eps": NUMBER, "accuracy": SHARE}],
     },
-    "corruptions.json": {"complete?": bool, "mean": SHARE, "accuracy": {str: [SHARE]}},
+    "corruptions.json": MEASURED_ON
+    | {"complete?": bool, "weights_sha256": str, "source": str, "mean": SHARE, "accuracy": {str: [SHARE]}},
     "embedding.json": OF_WHAT
     | {
         "images": IMAGES | {"classes": [str]}, "complete": bool, "weights_sha256": str, "distances": {str: DISTANCE},

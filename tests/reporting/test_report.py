@@ -251,6 +251,44 @@ def test_what_is_partial_or_of_another_model_or_other_images_is_marked(finished_
 
 
 @pytest.mark.e2e
+def test_accuracies_under_corruptions_are_shown_wherever_they_are(finished_run, tmp_path, without_figures, capsys):
+    run = RunDir(shutil.copytree(finished_run, tmp_path / "run"))
+    found = read_json(run.evaluation_file)
+    of = {name: found[name] for name in ("dataset", "n", "seed", "images", "weights_sha256")}
+    corrupted = of | {"source": "own files", "mean": 0.25, "accuracy": {"fog": [0.25] * 5}, "complete": True}
+    named, alone = run.evaluation("c"), RunDir(tmp_path / "alone")
+    for folder in (run, named, alone):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_json(folder.corruptions_file, corrupted)
+    for folder, number in ((run, 2), (alone, 1)):
+        assert main(["report", str(folder.path)]) == 0
+        words = Page(folder.report_file.read_text()).words
+        assert (
+            words.count("Common corruptions") == words.count(f"own files, {of['n']} test images, severities") == number
+        )
+        assert "earlier classifier" not in words
+        assert "Partial" not in words
+    assert f"digits, {of['n']} test images, seed 0." in words
+    write_json(named.corruptions_file, corrupted | {"weights_sha256": "other", "complete": False})
+    assert main(["report", str(run.path)]) == 0
+    words = Page(run.report_file.read_text()).words
+    assert words.count("The accuracy under corruptions is of an earlier classifier of this run.") == 1
+    assert f"Partial: to finish it, run acl-plugin evaluate {run.path} --name c --suite corruptions" in words
+
+
+@pytest.mark.e2e
+def test_named_evaluations_of_an_earlier_classifier_are_marked(finished_run, tmp_path, without_figures):
+    run = RunDir(shutil.copytree(finished_run, tmp_path / "run"))
+    named = run.evaluation("again")
+    named.path.mkdir(parents=True)
+    write_json(named.evaluation_file, read_json(run.evaluation_file) | {"weights_sha256": "other"})
+    for file in run.results():
+        file.unlink(missing_ok=True)
+    report.report([run], run.report_file)
+    assert run.report_file.read_text().count("The evaluation is of an earlier classifier") == 1
+
+
+@pytest.mark.e2e
 def test_runs_on_different_images_are_not_compared_in_silence(finished_run, tmp_path, without_figures):
     runs = [RunDir(tmp_path / name) for name in "ab"]
     for run in runs:
