@@ -25,6 +25,11 @@ def svg(figure: "Figure") -> bytes:
     return buffer.getvalue()
 
 
+def plain(text: str) -> str:
+    """Return a name as a label that shows it as it is: matplotlib takes what two ``$`` enclose for a formula."""
+    return text.replace("$", r"\$")
+
+
 def audit(result: dict[str, Any]) -> "Figure":
     """Plot both sides of every bound for every checkpoint, and available correlations with the robust loss.
 
@@ -80,7 +85,7 @@ def audit_classes(row: Mapping[str, Any]) -> "Figure":
         ax.bar(range(len(classes)), [values[name] for values in classes.values()], color=COLORS[0])
         ax.axhline(row["terms"][name], color="grey", linewidth=1)
         ax.set_title(name, fontsize=9)
-        ax.set_xticks(range(len(classes)), list(classes), fontsize=6, rotation=90)
+        ax.set_xticks(range(len(classes)), [plain(each) for each in classes], fontsize=6, rotation=90)
         ax.tick_params(axis="y", labelsize=7)
     figure.set_layout_engine("tight")
     return figure
@@ -115,7 +120,7 @@ def losses(epochs: Sequence[int], terms: Mapping[str, Sequence[float | None]]) -
     for ax, (name, values) in zip(axes, terms.items(), strict=False):
         points = [(e, v) for e, v in zip(epochs, values, strict=True) if v is not None]
         ax.plot(*zip(*points, strict=True), color=COLORS[0])
-        ax.set_title(name, fontsize=9)
+        ax.set_title(plain(name), fontsize=9)
         ax.tick_params(labelsize=7)
     for ax in axes[len(terms) :]:
         ax.remove()
@@ -133,7 +138,7 @@ def accuracies(steps: Sequence[str], by_run: Mapping[str, Sequence[float]]) -> "
     width = 0.8 / len(by_run)
     for number, (name, values) in enumerate(by_run.items()):
         places = [i + (number - (len(by_run) - 1) / 2) * width for i in range(len(steps))]
-        bars = ax.bar(places, [100 * v for v in values], width, label=name, color=COLORS[number % len(COLORS)])
+        bars = ax.bar(places, [100 * v for v in values], width, label=plain(name), color=COLORS[number % len(COLORS)])
         ax.bar_label(bars, fmt="%.1f", fontsize=7)
     ax.set_xticks(range(len(steps)), steps)
     ax.set(ylim=(0, 108), ylabel="accuracy, %")
@@ -151,7 +156,7 @@ def accuracy_by_eps(by_run: Mapping[str, Sequence[Mapping[str, float]]]) -> "Fig
     ax = figure.subplots()
     for number, (name, points) in enumerate(by_run.items()):
         eps, values = [p["eps"] for p in points], [100 * p["accuracy"] for p in points]
-        ax.plot(eps, values, "o-", label=name, color=COLORS[number % len(COLORS)])
+        ax.plot(eps, values, "o-", label=plain(name), color=COLORS[number % len(COLORS)])
     ax.set(ylim=(0, 105), xlabel="eps", ylabel="accuracy under PGD-20, %")
     if len(by_run) > 1:
         ax.legend(fontsize=8)
@@ -199,7 +204,7 @@ def image_grid(images: Tensor, adversarial: Tensor, details: Sequence[tuple[str,
             ax.set_yticks([])
     for column, titles in enumerate(details):
         for line, title in enumerate(titles):
-            axes[line][column].set_title(title, fontsize=8)
+            axes[line][column].set_title(plain(title), fontsize=8)
     for line, name in enumerate(("image", "adversarial", "perturbation")):
         axes[line][0].set_ylabel(name, fontsize=9)
     figure.set_layout_engine("tight")
@@ -216,7 +221,7 @@ def feature_map(benign: Tensor, adversarial: Tensor, labels: Tensor, classes: Se
     colors = matplotlib.colormaps["tab10"]
     for c, name in enumerate(classes[:10]):
         (x, y), (x_adv, y_adv) = (points[labels == c].T.numpy() for points in (benign, adversarial))
-        ax.scatter(x, y, s=14, color=colors(c), label=name)
+        ax.scatter(x, y, s=14, color=colors(c), label=plain(name))
         ax.scatter(x_adv, y_adv, s=18, color=colors(c), marker="x", linewidths=0.8)
     ax.set(xlabel="first principal axis", ylabel="second", title="benign (dots) and adversarial (crosses) features")
     ax.legend(fontsize=7, ncols=2)

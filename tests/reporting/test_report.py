@@ -198,6 +198,33 @@ def test_a_perturbation_of_eps_is_white_and_none_is_grey():
     assert shown[1, 1] == pytest.approx(0.5)
 
 
+NAME = "$5_$ and $$ \\$ ^"
+ROW = {"terms": {"R": 1.0}, "by_class": {NAME: {"R": 1.0}, "b": {"R": 2.0}}}
+POINTS = torch.rand(4, 2)
+NAMED = {
+    "classes of an audit": lambda: figures.audit_classes(ROW),
+    "terms": lambda: figures.losses([1, 2], {NAME: [1.0, 2.0]}),
+    "runs": lambda: figures.accuracies(["clean"], {NAME: [0.5], "b": [0.5]}),
+    "runs by eps": lambda: figures.accuracy_by_eps({NAME: [{"eps": 0.1, "accuracy": 0.5}], "b": []}),
+    "classes of images": lambda: figures.image_grid(
+        torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4, 4), [(NAME, NAME)], 0.1
+    ),
+    "classes of features": lambda: figures.feature_map(POINTS, POINTS, torch.tensor([0, 1, 0, 1]), [NAME, "b"]),
+}
+
+
+@pytest.mark.parametrize("names", NAMED)
+def test_names_are_no_formulas(names, monkeypatch):
+    """What is drawn is the name, and no formula is read."""
+    from matplotlib.text import Text
+
+    drawn, original = [], Text._preprocess_math
+    monkeypatch.setattr(Text, "_preprocess_math", lambda self, s: drawn.append(original(self, s)) or drawn[-1])
+    figures.svg(NAMED[names]())
+    assert (NAME, False) in drawn
+    assert not any(formula for _, formula in drawn)
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here")
 @pytest.mark.parametrize(("width", "dark"), [(1000, False), (390, False), (1000, True)])
 def test_a_browser_shows_it(runs, tmp_path, width, dark):
