@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from acl_plugin import config as configuration
+from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError
 from acl_plugin.models.pretrained import PRETRAINED
 from acl_plugin.models.pretrained_teacher import Pretrained
+from acl_plugin.registry import OBJECTIVES
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels
 from acl_plugin.runs.records import read_record
@@ -22,6 +24,8 @@ PART_OF = {
 """Datasets whose images are all training images of another dataset."""
 
 
+BASE = "base_kwargs."
+"""Prefix of the settings of an objective's base."""
 SECTIONS = ("objective", "threat", "training", "coreset")
 """Sections of the configuration that determine a pretraining."""
 
@@ -69,9 +73,8 @@ def sources(run: RunDir) -> Sources:
             found.seen[f"the weights {name}"] = f"started from the pretrained weights {name}"
         if record.get("unlabeled"):
             found.seen[f"unlabeled {record['unlabeled']}"] = f"pretrained on unlabeled images ({record['unlabeled']})"
-    settings = config.objective.objective_kwargs
-    of_base = settings.get("base_kwargs")
-    for setting, value in (settings | (of_base if isinstance(of_base, dict) else {})).items():
+    for objective, name, value in settings_of(config):
+        setting = name.removeprefix(BASE)
         named = Pretrained.of(value) if setting == "teacher" else None
         if config.objective.objective == "imported" or not (isinstance(value, str) or named):
             continue
@@ -82,9 +85,34 @@ def sources(run: RunDir) -> Sources:
             found.add(_of_teacher(RunDir(value)), "taught by")
         elif setting == "pseudo_labels":
             found.add(_of_labels(Path(value)), "trained on pseudo-labels of")
-        elif Path(value).exists():
+        elif is_path(objective, setting, value):
             found.unknown.append(f"objective setting {setting} {Path(value).name}")
     return found
+
+
+def settings_of(config: RunConfig) -> list[tuple[str, str, Any]]:
+    """Return the settings of a run's objective and of its base, such as ``base_kwargs.teacher``.
+
+    Returns:
+        The name of the objective that takes it, the setting and its value.
+    """
+    settings, base = config.objective.objective_kwargs, config.objective.objective_kwargs.get("base_kwargs")
+    own = [(config.objective.objective, name, value) for name, value in settings.items()]
+    of_base = base.items() if isinstance(base, dict) else ()
+    return own + [(str(settings.get("base")), f"{BASE}{name}", value) for name, value in of_base]
+
+
+def is_path(objective: str, setting: str, value: str) -> bool:
+    """Return whether a setting of an objective leads to a file or folder that is there.
+
+    A setting that takes a path, by ``Objective.from_files``, may name a folder alone. Any other text counts only if it
+    is written as a path: the name ``acl_ds`` is none, whatever the working directory contains.
+    """
+    path = Path(value)
+    takes = objective not in OBJECTIVES or setting.removeprefix(BASE) in getattr(
+        OBJECTIVES.get(objective), "from_files", ()
+    )
+    return (takes or path.name != value or bool(path.suffix)) and path.exists()
 
 
 def pretraining(run: RunDir) -> dict[str, Any]:

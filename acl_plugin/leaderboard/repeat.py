@@ -14,6 +14,7 @@ from acl_plugin.leaderboard.model_info import percent
 from acl_plugin.leaderboard.registration import load_exported
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import write_model
+from acl_plugin.runs.records import read_record
 from acl_plugin.runtime.files import read_json
 
 
@@ -32,7 +33,13 @@ def repeat(folder: Path, data_dir: Path | None = None, device: torch.device | No
         UsageError: when files are missing or damaged, or the dataset cannot be read.
     """
     submitted = RunDir(folder)
-    config, before = submitted.read_config(), read_json(submitted.evaluation_file)
+    config, before = submitted.read_config(), read_record(submitted.evaluation_file)
+    if "batch_size" not in before:  # which decides the random numbers of each image
+        message = (
+            f"{submitted.evaluation_file} has no batch_size: it is of an earlier version, and cannot be repeated; "
+        )
+        message += "evaluate the run again, and export it"
+        raise UsageError(message, parameter="folder", given=str(folder), allowed="an export of this version")
     model, info = load_exported(folder / "export.json"), _info(folder)
     config = config.replace(
         data=before["dataset"], data_dir=data_dir, norm=before["threat_model"], eps=before["eps"],
@@ -61,6 +68,10 @@ def main(arguments: list[str]) -> int:
     Returns:
         0 for the same result, 1 for a different one, 2 for a usage error.
     """
+    if len(arguments) not in (1, 2):
+        wrong = f"{len(arguments)} arguments; allowed are the folder of a submission, and that of the dataset"
+        print(f"repeat: {wrong}: python -m acl_plugin.leaderboard.repeat FOLDER [DATA_DIR]", file=sys.stderr)
+        return 2
     try:
         data_dir = Path(arguments[1]) if len(arguments) > 1 else None
         differences = repeat(Path(arguments[0]), data_dir)

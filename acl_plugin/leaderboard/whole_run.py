@@ -6,6 +6,7 @@ from typing import Any
 
 from acl_plugin import config as configuration
 from acl_plugin.config import ProbeConfig, RunConfig
+from acl_plugin.leaderboard import provenance
 from acl_plugin.models.pretrained import PRETRAINED
 from acl_plugin.models.pretrained_teacher import PREFIX, Pretrained
 from acl_plugin.runs.folder import RunDir
@@ -109,11 +110,7 @@ def _elsewhere(run: RunDir) -> list[str]:
         reasons.append(f"it started from the run {config.encoder.init.name} on the author's machine")
     if config.encoder.pretrained_file is not None:
         reasons.append(f"the pretrained weights in {config.encoder.pretrained_file.name} on the author's machine")
-    of_base = config.objective.objective_kwargs.get("base_kwargs")
-    for setting, value in (of_base if isinstance(of_base, dict) else {}).items():
-        if isinstance(value, str) and Path(value).exists():
-            reasons.append(f"objective_kwargs.base_kwargs.{setting} is {Path(value).name} on the author's machine")
-    for setting, value in config.objective.objective_kwargs.items():
+    for objective, setting, value in provenance.settings_of(config):
         named = Pretrained.of(value) if setting == "teacher" else None
         if named is not None and named.file is not None:
             reasons.append(f"the teacher's weights in {named.file.name} on the author's machine")
@@ -122,7 +119,7 @@ def _elsewhere(run: RunDir) -> list[str]:
             continue
         if setting == "teacher" and RunDir(path).config_file.is_file():
             reasons += [f"teacher: {reason}" for reason in _elsewhere(RunDir(path))]
-        elif setting not in SHIPPED and path.exists():
+        elif setting not in SHIPPED and provenance.is_path(objective, setting, value):
             reasons.append(f"objective_kwargs.{setting} is {path.name} on the author's machine")
         elif setting in SHIPPED and not path.exists():
             reasons.append(f"{setting} {path.name} is not there")

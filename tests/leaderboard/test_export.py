@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
 from acl_plugin.evaluation.storage import write_verdicts
 from acl_plugin.evaluation.verdicts import Verdict
-from acl_plugin.leaderboard import index, registration
+from acl_plugin.leaderboard import index, registration, whole_run
 from acl_plugin.leaderboard.architectures import architecture
 from acl_plugin.leaderboard.export import export
 from acl_plugin.leaderboard.index import index_path, read_index, timm_name
@@ -29,6 +31,7 @@ from acl_plugin.models.backbones import create_backbone
 from acl_plugin.models.encoder import Classifier, Encoder
 from acl_plugin.models.timm_names import backbone_names
 from acl_plugin.objectives.pseudo_labels import PseudoLabels
+from acl_plugin.objectives.simclr import SimCLR
 from acl_plugin.registry import ATTACKS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier, load_encoder, weights_hash, write_encoder, write_model
@@ -433,6 +436,32 @@ def test_additional_data_is_requested_where_no_file_decides(tmp_path, case):
     assert (error.value.parameter, error.value.allowed) == ("additional_data", (True, False))
     for given in (True, False):
         assert additional_data(run, "cifar10", given)[0] is given
+
+
+def test_a_name_is_no_path_whatever_the_working_directory_contains(tmp_path, monkeypatch, register):
+    class Own(SimCLR):
+        from_files: ClassVar = {"guide": "encoder"}
+
+    register("own", Own)
+    monkeypatch.chdir(tmp_path)
+    for name in ("acl_ds", "js", "runs", "prior.pt"):
+        Path(name).mkdir()
+    cases = [
+        ("gsa_rsl", {"base": "acl_ds", "divergence": "js"}, False),
+        ("gsa_rsl", {"base": "acl_ds", "base_kwargs": {"anything": "js"}}, False),
+        ("own", {"anything": "runs"}, False),
+        ("own", {"anything": "prior.pt"}, True),
+        ("own", {"anything": "./runs"}, True),
+        ("own", {"guide": "runs"}, True),
+        ("gsa_rsl", {"base": "own", "base_kwargs": {"guide": "runs"}}, True),
+        ("no_longer_registered", {"anything": "runs"}, True),
+    ]
+    for number, (objective, settings, unknown) in enumerate(cases):
+        run = RunDir(tmp_path / f"run{number}")
+        run.start(preset("cifar10").replace(objective=objective, objective_kwargs=settings))
+        write_json(run.pretraining_file, {"seconds": 1.0})
+        assert bool(sources(run).unknown) == unknown, settings
+        assert any("author's machine" in why for why in whole_run._elsewhere(run)) == unknown, settings
 
 
 def test_additional_data_of_teachers_and_pseudo_labels(tmp_path):

@@ -317,6 +317,23 @@ def test_repeat_finds_what_differs(submitted, few, capsys):
     assert repeat.main([str(submitted)]) == 2
 
 
+@pytest.mark.parametrize("arguments", [[], ["a", "b", "c"]])
+def test_repeat_without_its_arguments_is_one_line(arguments, capsys):
+    assert repeat.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{len(arguments)} arguments; allowed are the folder of a submission" in line
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("lost", "told"), [("batch_size", "has no batch_size"), ("n", "it has no 'n'")])
+def test_repeat_of_a_result_with_gaps_is_one_line(lost, told, submitted, capsys):
+    result = json.loads((submitted / "evaluation.json").read_text())
+    write_json(submitted / "evaluation.json", {name: value for name, value in result.items() if name != lost})
+    assert repeat.main([str(submitted)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
 @pytest.mark.e2e
 def test_the_whole_run_has_the_settings_of_its_later_stages(tmp_path, few):
     run = str(tmp_path / "run")
