@@ -39,11 +39,7 @@ def _hugging_face(config: DataConfig) -> DataSet:
     classes = () if label is None else _classes([train, test], label)
     first = _listing(train, image, label, classes)
     second = _listing(test if label else train.select([]), image, label, classes)
-    if config.image_size is None:
-        width, height = decode(first[0].content(0), first[0].name(0)).size
-        size = height, width
-    else:
-        size = size_of(config.image_size)
+    size = _first_size(first[0], config) if config.image_size is None else size_of(config.image_size)
     pair = read_splits(config, first, second, size)
     return DataSet(config.data, *pair, classes, *pair[0].mean_and_std())
 
@@ -143,14 +139,38 @@ def _only(option: str, found: Sequence[str], name: str) -> str:
     return found[0]
 
 
+def _first_size(source: Rows, config: DataConfig) -> tuple[int, int]:
+    """Return the height and width of the first image, or of the first that can be read if others are skipped."""
+    fault: UsageError | None = None
+    for position in range(len(source)):
+        try:
+            width, height = decode(source.content(position), source.name(position)).size
+            return height, width
+        except UsageError as error:
+            fault = fault or error
+            if not config.skip_unreadable:
+                break
+    assert fault is not None, "the library refuses splits without images"
+    raise fault
+
+
 def _classes(tables: Sequence[Any], label: str) -> tuple[str, ...]:
-    """Return the names of the classes: those of the column's type, or else its values."""
-    from datasets import ClassLabel
+    """Return the names of the classes: those of the column's type, or else its values, of which numbers are sorted."""
+    from datasets import ClassLabel, Value
 
     kind = tables[0].features[label]
     if isinstance(kind, ClassLabel):
         return tuple(kind.names)
-    return tuple(sorted({str(value) for table in tables for value in table.unique(label)}))
+    if not isinstance(kind, Value):
+        allowed = "a column of names or numbers, one for each image"
+        message = f"`label_column` {label}: its values are of the type {type(kind).__name__}; allowed is {allowed}"
+        raise UsageError(message, parameter="label_column", given=label, allowed=allowed)
+    values = {value for table in tables for value in table.unique(label) if not _is_missing(value)}
+    return tuple(str(value) for value in sorted(values))
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value  # NaN, as pandas has for a missing value
 
 
 def _listing(table: Any, image: str, label: str | None, classes: Sequence[str]) -> Listing:
@@ -165,7 +185,8 @@ def _listing(table: Any, image: str, label: str | None, classes: Sequence[str]) 
         labels = torch.tensor([UNLABELED if value is None else value for value in values], dtype=torch.int64)
     else:
         number = {name: i for i, name in enumerate(classes)}
-        labels = torch.tensor([number[str(value)] for value in values], dtype=torch.int64)
+        numbers = [UNLABELED if _is_missing(value) else number[str(value)] for value in values]
+        labels = torch.tensor(numbers, dtype=torch.int64)
     if (labels < 0).any():
         without = f"{int((labels < 0).sum())} of {len(labels)} images of the split {table.split} have no label"
         raise UsageError(

@@ -1,4 +1,5 @@
 import builtins
+import io
 
 import numpy as np
 import pytest
@@ -81,6 +82,48 @@ def test_columns_are_found_or_named(tmp_path):
             [data.classes[label] for label in data.train.labels] if column != "coarse" else data.train.labels.tolist()
         )
         assert found == values
+
+
+@pytest.mark.parametrize("kind", ["int64", "float64"])
+def test_numbers_as_labels_are_sorted_as_numbers(kind, tmp_path):
+    values = [i % 12 if kind == "int64" else float(i % 12) for i in range(30)]
+    features = {"img": hub.Image(), "n": hub.Value(kind)}
+    data = loaded(saved(tmp_path / "data", features, n=values), label_column="n")
+    assert data.classes == tuple(str(value) for value in values[:12])
+    assert data.train.labels.tolist() == [i % 12 for i in range(20)]
+
+
+@pytest.mark.parametrize(("kind", "values"), [("int64", [1, None]), ("string", ["a", None]), ("float64", [1, np.nan])])
+def test_missing_values_are_no_class(kind, values, tmp_path):
+    folder = saved(tmp_path / "data", {"img": hub.Image(), "n": hub.Value(kind)}, n=values * 15)
+    error = refusal(loaded, folder, label_column="n")
+    assert "10 of 20 images of the split train have no label" in str(error)
+    assert (error.parameter, error.given) == ("label_column", "n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(hub.Sequence(hub.Value("int64")), [0, 1]), ({"a": hub.Value("int64")}, {"a": 1}), (None, None)]
+)
+def test_a_column_without_one_value_for_each_image_has_no_labels(kind, value, tmp_path):
+    features = {"img": hub.Image(), "kind": kind or hub.Image()}
+    values = [Image.fromarray(image) for image in PIXELS] if kind is None else [value] * 30
+    folder = saved(tmp_path / "data", features, kind=values)
+    error = refusal(loaded, folder, image_column="img", label_column="kind")
+    assert (error.parameter, error.given) == ("label_column", "kind")
+
+
+@pytest.mark.parametrize("first", [b"damaged", None])
+def test_the_size_is_that_of_the_first_image_that_can_be_read(first, tmp_path):
+    files = []
+    for image in PIXELS:
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        files.append({"bytes": file.getvalue(), "path": None})
+    files[0] = None if first is None else {"bytes": first, "path": None}
+    folder = saved(tmp_path / "data", img=files)
+    data = loaded(folder, skip_unreadable=True)
+    assert (data.shape, len(data.train)) == ((3, 10, 12), 19)
+    assert "train[0] cannot be used" in str(refusal(loaded, folder))
 
 
 def test_images_without_labels_are_for_a_pretraining(tmp_path):
