@@ -35,7 +35,7 @@ class Split:
         paths: N image files, ordered by class and sorted within each class.
         labels: (N,) int64 indices into ``classes``.
         skipped: files without an image suffix or outside the class folders.
-        origins: resolved paths of the folders and of the symbolic links among the files.
+        origins: resolved paths of the folders and of the symbolic links among the images.
     """
 
     folder: Path
@@ -76,7 +76,9 @@ def list_splits(root: Path) -> tuple[Split, Split]:
             what = f"has no image of the class {_some(empty)}. Images end in {' '.join(SUFFIXES)}"
             others = [path for path in split.skipped if path.relative_to(split.folder).parts[0] in empty]
             raise _refused(split.folder, what + (f", unlike {others[0].name}" if others else ""))
-    shared = sorted(train.origins & test.origins)
+    shared = sorted(
+        train.origins & test.origins | _led_into(train.origins, test.origins) | _led_into(test.origins, train.origins)
+    )
     if shared:
         raise _refused(shared[0], f"is in {train.folder.name} and {test.folder.name}. Test on other images")
     skipped = train.skipped + test.skipped
@@ -152,28 +154,31 @@ def list_split(folder: Path) -> Split:
     if not folders:
         what = "has images in no folder of a class" if any(map(_is_image, skipped)) else "has no folder of a class"
         raise _refused(folder, what)
-    origins: set[str] = set()
+    owner: dict[str, Path] = {}
     for label, class_folder in enumerate(folders):
         files, real = _walk(class_folder)
-        if origins & real:
-            raise _refused(class_folder, f"has {min(origins & real)}, as another class has")
+        if owner.keys() & real:
+            raise _refused(class_folder, f"has {min(owner.keys() & real)}, as another class has")
         images = [path for path in files if _is_image(path)]
         paths += images
         labels += [label] * len(images)
         skipped += [path for path in files if not _is_image(path)]
-        origins |= real
+        owner |= dict.fromkeys(real, class_folder)
+    for origin, class_folder in owner.items():
+        if owner.get(os.path.dirname(origin), class_folder) != class_folder and _is_listed(origin):
+            raise _refused(class_folder, f"has {origin}, as another class has")
     return Split(
         folder,
         tuple(f.name for f in folders),
         paths,
         torch.tensor(labels, dtype=torch.int64),
         skipped,
-        frozenset(origins),
+        frozenset(owner),
     )
 
 
 def _walk(top: Path) -> tuple[list[Path], set[str]]:
-    """Return all files below a folder, and the resolved paths of its folders and symbolic links."""
+    """Return all files below a folder, and the resolved paths of its folders and of its links to images."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -188,8 +193,18 @@ def _walk(top: Path) -> tuple[list[Path], set[str]]:
         folders[:] = sorted(name for name in folders if not _is_skipped(name))
         here = [Path(base, name) for name in sorted(names) if not _is_skipped(name)]
         files += here
-        origins |= {os.path.realpath(path) for path in here if path.is_symlink()}
+        origins |= {os.path.realpath(path) for path in here if _is_image(path) and path.is_symlink()}
     return files, origins
+
+
+def _led_into(origins: frozenset[str], others: frozenset[str]) -> set[str]:
+    """Return the images that are in a folder of ``others``, which has no entry for its own files."""
+    return {origin for origin in origins if os.path.dirname(origin) in others and _is_listed(origin)}
+
+
+def _is_listed(path: str) -> bool:
+    """Return whether the images of a folder include this path in it."""
+    return _is_image(Path(path)) and not _is_skipped(os.path.basename(path))
 
 
 def _is_skipped(name: str) -> bool:

@@ -106,6 +106,33 @@ def test_training_images_are_no_test_images(place, root):
     assert refusal(root).given.startswith(str(source))
 
 
+@pytest.mark.parametrize("change", ["test to train", "train to test"])
+def test_a_link_to_an_image_of_the_other_split_is_refused(change, root):
+    place, _, other = change.split()
+    (root / place / "cat" / "c.png").symlink_to(f"../../{other}/cat/b.png")
+    error = refusal(root)
+    assert error.given == str((root / other / "cat" / "b.png").resolve())
+    assert "is in train and test" in str(error)
+
+
+@pytest.mark.parametrize(("place", "other"), [("dog", "cat"), ("cat", "dog")])
+def test_a_link_to_an_image_of_another_class_is_refused(place, other, root):
+    (root / "train" / place / "c.png").symlink_to(f"../{other}/b.png")
+    error = refusal(root)
+    assert error.given == str(root / "train" / place)
+    assert "b.png, as another class has" in str(error)
+
+
+def test_links_to_what_no_folder_lists_are_followed(root):
+    picture(root / "train" / "cat" / ".kept.png")
+    (root / "test" / "cat" / "c.png").symlink_to("../../train/cat/.kept.png")
+    (root / "notes.txt").write_text("notes")
+    for split in ("train", "test"):
+        (root / split / "cat" / "notes.txt").symlink_to(root / "notes.txt")
+    _, test = list_splits(root)
+    assert "cat/c.png" in names(test)
+
+
 def no_folder(root):
     return root / "nowhere"
 
