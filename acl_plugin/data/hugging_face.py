@@ -15,6 +15,7 @@ from acl_plugin.data.form import size_of
 from acl_plugin.data.image_files import decode, read_content
 from acl_plugin.data.images import UNLABELED, DataSet
 from acl_plugin.data.own_images import Listing, read_splits
+from acl_plugin.data.sources import Source
 from acl_plugin.errors import UsageError, missing_extra, reason, unknown
 from acl_plugin.registry import DATASETS
 from acl_plugin.runtime.paths import user_path
@@ -139,7 +140,7 @@ def _only(option: str, found: Sequence[str], name: str) -> str:
     return found[0]
 
 
-def _first_size(source: Rows, config: DataConfig) -> tuple[int, int]:
+def _first_size(source: Source, config: DataConfig) -> tuple[int, int]:
     """Return the height and width of the first image, or of the first that can be read if others are skipped."""
     fault: UsageError | None = None
     for position in range(len(source)):
