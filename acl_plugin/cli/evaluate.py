@@ -36,6 +36,7 @@ def _run_folder(arguments: list[str]) -> None:
     parser.add_class_arguments(MachineConfig, skip=configuration.TRAINING_ONLY)
     options = parse(parser, arguments, defaults_of_run, unused.EVALUATE)
     run, overwrite = RunDir(options.pop("run")), options.pop("overwrite")
+    _require_one(run.path, options["model"])
     config = run.read_config().replace(**known_options(options))
     check(config)
 
@@ -54,6 +55,13 @@ def _run_folder(arguments: list[str]) -> None:
     if options["per_class"]:
         verdicts = read_verdicts(run.evaluation(options["name"]).verdicts_file)
         print("\n".join(tables.classes(verdicts, found["images"]["classes"])))
+
+
+def _require_one(run: Path, model: str | None) -> None:
+    """Refuse a model that is given with a run, in a file of options or by a shortened ``--model``."""
+    if model is not None:
+        message = f"`model` {model} is given with the run {run}: evaluate one of them, a model by --model {model} alone"
+        raise UsageError(message, parameter="model", given=model, allowed=None)
 
 
 def _add_options(parser: Parser) -> None:

@@ -218,3 +218,13 @@ def test_a_suite_is_checked_before_the_model_is_built(tmp_path, capsys):
     finally:
         SUITES.unregister("of_folders")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("given", [["--mode", "my_networks:build"], ["--config", "ev.yaml"]])
+def test_a_run_and_a_model_are_not_evaluated_together(given, here, finished_run, capsys):
+    (here / "ev.yaml").write_text("model: my_networks:build\n")
+    assert main(["evaluate", str(finished_run), *given]) == 2
+    err = capsys.readouterr().err
+    assert f"--model my_networks:build is given with the run {finished_run}" in err
+    assert len(err.splitlines()) == 1
