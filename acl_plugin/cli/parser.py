@@ -11,7 +11,8 @@ import jsonargparse
 import yaml
 
 from acl_plugin import config as configuration
-from acl_plugin.cli import completion
+from acl_plugin.cli import completion, nested_options
+from acl_plugin.cli.config_file import ConfigFile
 from acl_plugin.config import unused
 from acl_plugin.config.published import SOURCES, Source
 from acl_plugin.config.published_pretrainings import published_pretraining
@@ -19,6 +20,7 @@ from acl_plugin.config.published_probes import published_probe
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.paths import user_path
+from acl_plugin.validation import check_value
 
 PROGRAM = "acl-plugin"
 
@@ -40,19 +42,6 @@ COMMANDS = {
     "doctor": "check versions, device, memory and folders of this machine, for a bug report",
     "list": "list objectives, backbones, attacks, datasets, formats of checkpoints or published settings",
 }
-
-
-class ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defined,misc]
-    """Option that reads a YAML file, whose options may be grouped in sections as in ``config.yaml``."""
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        try:
-            content = yaml.safe_load(user_path(values, "config").read_text("utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            content = None  # no file, or a damaged one, which the next line reports
-        if isinstance(content, Mapping):
-            values = yaml.safe_dump(configuration.without_sections(content))
-        super().__call__(parser, cfg, values, option_string)
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -78,12 +67,19 @@ class Parser(jsonargparse.ArgumentParser):
         if completion.wanted():
             completion.name_values(self)
         try:
-            options = self.parse_args(list(arguments))
+            options = self.parse_args(nested_options.joined(arguments))
         except UnicodeDecodeError as error:
             message = f"`config`: a file that is not text ({error})"
             raise UsageError(message, parameter="config", given=arguments, allowed="a YAML file") from error
         except argparse.ArgumentError as error:
             raise self._mistake(" ".join(str(error).split())) from error
+        except RecursionError as error:
+            allowed = "plain values"
+            message = f"an option is nested too deeply, or contains itself by an alias of YAML; allowed are {allowed}"
+            raise UsageError(message, parameter="config", given=list(arguments), allowed=allowed) from error
+        for action in self._actions:
+            if isinstance(action, argparse._StoreTrueAction):  # whose values in a file jsonargparse does not check
+                check_value(action.dest, options[action.dest], bool)
         for name, value in vars(options).items():
             if isinstance(value, Path):
                 options[name] = user_path(value, name)
@@ -111,6 +107,9 @@ class Parser(jsonargparse.ArgumentParser):
             r"Parser key \"([\w.]+)\"|[Aa]rgument --?([\w-]+)|required: ([\w-]+)|option: --([\w-]+)", message
         )
         name = next(filter(None, named.groups())).replace("-", "_") if named else None
+        if NO_PATH in message:
+            message = f"`{name}` '': allowed is a path; this folder is ."
+            return UsageError(message, parameter=name, given="", allowed="a path")
         message = re.sub(r'Parser key "([\w.]+)":', r"`\1`:", message)
         value = re.search(r"(?:Got|Given) value: (.*?)$", message)
         union = re.search(r"Subtypes: \[(.*?)\] Errors", message)
@@ -131,9 +130,20 @@ class Parser(jsonargparse.ArgumentParser):
         return [action.dest for action in self._actions if not action.dest.startswith(("help", "print_"))]
 
 
+NO_PATH = "a path without a name"
+
+
+def _path(text: str) -> Path:
+    """Convert text to a path; of an empty one, as by a variable of the shell that is not set, Python makes `.`."""
+    if text == "":
+        raise ValueError(NO_PATH)
+    return Path(text)
+
+
 def parser_of(name: str) -> Parser:
     """Return the parser of a command, without options."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    jsonargparse.typing.register_type(Path, str, _path, type_check=isinstance)
     parser = Parser(prog=f"{PROGRAM} {name}", description=COMMANDS[name], exit_on_error=False)
     parser.add_argument("--config", action=ConfigFile, help="YAML file with options, as --print_config prints them.")
     return parser

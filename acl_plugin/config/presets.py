@@ -161,7 +161,8 @@ def without_sections(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a mapping in which some or all of them are grouped in sections.
 
     Raises:
-        UsageError: when ``values`` is not a mapping, or an option is in a section that it does not belong to.
+        UsageError: when ``values`` is not a mapping, an option is in a section that it does not belong to, or given
+            twice.
     """
     if not isinstance(values, Mapping):
         raise UsageError(f"{str(values)[:40]!r} is no mapping of options", parameter="config", given=values)
@@ -174,6 +175,9 @@ def without_sections(values: Mapping[str, Any]) -> dict[str, Any]:
                 error = unknown(f"option in section {name}:", str(option), own, parameter=name)
                 error.given = value
                 raise error
+            if option in options:
+                message = f"`{option}` is given twice, in the section {SECTION_OF[option]} and outside; leave one out"
+                raise UsageError(message, parameter=option, given=given, allowed="each option once")
             options[option] = given
     return options
 

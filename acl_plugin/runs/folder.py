@@ -152,7 +152,7 @@ class RunDir:
         try:
             text, fast = path.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # which libyaml has
             return configuration.from_dict(yaml.load(text, fast))
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError) as error:
             raise damaged(path, f"is not a configuration: {' '.join(str(error).split())}") from error
 
     def pretrained_on(self) -> str:

@@ -15,10 +15,11 @@ def user_path(path: Any, parameter: str = "path") -> Path:
         parameter: name of the parameter, for the message.
 
     Raises:
-        UsageError: for a value that is not a path, or an unknown user.
+        UsageError: for a value that is not a path, an empty one, or an unknown user.
     """
     try:
-        if "\0" not in os.fspath(path):
+        text = os.fspath(path)
+        if text and "\0" not in text:  # Path("") would be this folder
             return Path(path).expanduser()
     except (TypeError, RuntimeError):  # not a path, or no such user
         pass

@@ -98,3 +98,9 @@ def test_settings_of_an_objective_are_not_those_of_another():
     assert config.following(config.preset("digits"), objective="acl_ds") == {"objective_kwargs": {}}
     kept = config.preset("digits").replace(objective="gsa_rsl", epochs=3).objective.objective_kwargs
     assert kept == config.TWO_SIDED
+
+
+def test_an_option_in_a_section_and_outside_is_refused():
+    with pytest.raises(UsageError, match="`epochs` is given twice, in the section training and outside") as error:
+        config.from_dict({"training": {"epochs": 5}, "epochs": 5})
+    assert (error.value.parameter, error.value.given) == ("epochs", 5)

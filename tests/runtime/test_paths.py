@@ -27,7 +27,7 @@ def test_tildes_are_expanded(home):
     assert user_path("~/x") == home / "x"
     assert user_path(Path("~")) == home
     assert user_path("x/~") == Path("x/~")
-    for wrong in (5, None, "~nobody-of-this-name/x", "a\0b"):
+    for wrong in (5, None, "", "~nobody-of-this-name/x", "a\0b"):
         with pytest.raises(UsageError) as error:
             user_path(wrong, "out")
         assert (error.value.parameter, error.value.given) == ("out", wrong)

@@ -1,0 +1,97 @@
+"""What a file of --config and values of several levels may be."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from acl_plugin.cli.main import main
+from acl_plugin.config import without_sections
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(capsys, *arguments):
+    """The one line with which a command refuses its arguments, and nothing is written."""
+    before = sorted(Path().rglob("*"))
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert sorted(Path().rglob("*")) == before
+    return err
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('overwrite: "false"', "--overwrite 'false': allowed is true or false"),
+        ("overwrite: [1]", "--overwrite [1]: allowed is true or false"),
+        ("overwrite:", "--overwrite None: allowed is true or false"),
+        ("training: {grad_checkpointing: 1}", "unknown option in section training"),
+        ("machine: {grad_checkpointing: 1}", "--grad-checkpointing 1: allowed is true or false"),
+        ("pretrained: 'no'", "--pretrained 'no': allowed is true or false"),
+        ("epochs: 5\nlr: 1\nepochs: 5", "'epochs' is given twice, again in line 3"),
+        ("training: {epochs: 5}\ntraining: {lr: 1}", "'training' is given twice, again in line 2"),
+        ("training: {epochs: 5}\nepochs: 6", "--epochs is given twice, in the section training and outside"),
+        ("objective_kwargs: {rho: 1, rho: 2}", "'rho' is given twice"),
+        ("backbone_kwargs: &x {a: *x}", "an option is nested too deeply, or contains itself"),
+        ("epochs: " + "[" * 3000, "an option is nested too deeply, or contains itself"),
+        ("config: more.yaml", "--config options.yaml names a further file"),
+        ('out: ""', "--out '': allowed is a path"),
+    ],
+)
+def test_what_would_be_misread_is_refused(content, message, capsys):
+    Path("options.yaml").write_text(content)
+    Path("more.yaml").write_text("epochs: 3")
+    assert message in refused(capsys, "pretrain", "--out=x", "--config=options.yaml")
+
+
+@pytest.mark.e2e
+def test_a_file_may_share_values_by_aliases(capsys):
+    Path("options.yaml").write_text(
+        "probe_milestones: &falls [0.5, 0.9]\nlabel_milestones: *falls\noverwrite: true\n"
+        "attack_kwargs: &a {alpha: 0.1}\nobjective_kwargs: {<<: *a, alpha: 0.2}\n"
+    )
+    found = printed(capsys, "--config=options.yaml", "--attack-kwargs.alpha=0.3")
+    assert found["probe_milestones"] == found["label_milestones"] == [0.5, 0.9]
+    assert (found["overwrite"], found["attack_kwargs"], found["objective_kwargs"]["alpha"]) == (
+        True, {"alpha": 0.3}, 0.2,
+    )  # fmt: skip
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "arguments",
+    [["--out="], ["--out", ""], ["--out=x", "--data-dir="], ["--out=x", "--init="], ["--out=x", "--unlabeled", ""]],
+)
+def test_an_empty_path_is_not_the_current_folder(arguments, capsys):
+    assert "'': allowed is a path; this folder is ." in refused(capsys, "pretrain", *arguments)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("command", ["probe", "status", "report"])
+def test_an_empty_path_of_a_run_is_not_the_current_folder(command, capsys):
+    assert "'': allowed is a path; this folder is ." in refused(capsys, command, "")
+
+
+@pytest.mark.e2e
+def test_values_of_mappings_in_mappings_are_read_as_those_of_the_first_level(capsys):
+    found = printed(
+        capsys, "--objective-kwargs.base_kwargs.temperature", "0.2", "--objective-kwargs.base_kwargs.more.b=1e-3",
+        "--objective-kwargs.rho", "1e-3", "--objective-kwargs.base_kwargs.more.c", "true",
+        "--objective-kwargs.base_kwargs.word=acl: [",
+    )["objective_kwargs"]  # fmt: skip
+    assert found["rho"] == 1e-3
+    assert found["base_kwargs"] == {"temperature": 0.2, "more": {"b": 1e-3, "c": True}, "word": "acl: ["}
+    assert "expected one argument" in refused(capsys, "pretrain", "--out=x", "--objective-kwargs.base_kwargs.a")
+
+
+def printed(capsys, *arguments):
+    """The options that --print_config prints."""
+    with pytest.raises(SystemExit):
+        main(["pretrain", "--out=x", *arguments, "--print_config"])
+    return without_sections(yaml.safe_load(capsys.readouterr().out))
