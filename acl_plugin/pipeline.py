@@ -7,13 +7,16 @@ from typing import Any
 import torch
 
 from acl_plugin.config import RunConfig
+from acl_plugin.data import datasets
 from acl_plugin.data.images import without_labels
 from acl_plugin.data.own_images import is_unlabeled
 from acl_plugin.errors import UsageError
+from acl_plugin.evaluation.chunks import evaluated_images
 from acl_plugin.evaluation.run_folder import evaluate
 from acl_plugin.leaderboard.export import export
-from acl_plugin.probing.protocols import probe
+from acl_plugin.probing.protocols import checked, probe
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.growth import earlier_epochs
 from acl_plugin.runs.lock import alone
 from acl_plugin.runtime.distributed import require_script
 from acl_plugin.training.pretrain import pretrain
@@ -54,12 +57,29 @@ def run(
     if is_unlabeled(config.data):  # found after the pretraining otherwise
         raise without_labels(config.data.data, "a probe")
     with alone():
-        folder = pretrain(config, out, overwrite=overwrite, **trainer_options)
+        with datasets.shared():
+            _check_later_stages(config, RunDir(out), overwrite)
+            folder = pretrain(config, out, overwrite=overwrite, **trainer_options)
         if not (folder.classifier_file.is_file() and folder.probe_file.is_file()):
             probe(folder, device=device)
         result = evaluate(folder, device=device)
         _export(folder)
     return result
+
+
+def _check_later_stages(config: RunConfig, folder: RunDir, overwrite: bool) -> None:
+    """Find mistakes of the probe and the evaluation, which would cost a whole pretraining otherwise.
+
+    Raises:
+        UsageError: see the stages.
+    """
+    folder.check_config(config, overwrite, growing=True)
+    probed = folder.classifier_file.is_file() and folder.probe_file.is_file()
+    if probed and not overwrite and earlier_epochs(folder, config) is None:
+        return
+    data = datasets.load(config.data)
+    checked(data, config)
+    evaluated_images(data, config, data.classes)
 
 
 def _export(folder: RunDir) -> None:

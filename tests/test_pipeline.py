@@ -4,16 +4,17 @@ import json
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 from processes import ended, started
 
-from acl_plugin import UsageError, load_classifier, pipeline, wrap_encoder
+from acl_plugin import UsageError, load_classifier, pipeline, preset, wrap_encoder
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingUnfinished
 from acl_plugin.registry import DATASETS
 from acl_plugin.runs.folder import RunDir
-from conftest import OPTIONS
+from conftest import OPTIONS, TINY
 
 
 @pytest.mark.e2e
@@ -57,8 +58,6 @@ def test_an_interrupted_run_states_how_to_resume(tmp_path):
 
 @pytest.mark.e2e
 def test_cifar10_end_to_end_on_real_images(tmp_path, cifar10_dir, few):
-    from acl_plugin.config import preset
-
     options = {"limit_train": 64, "limit_test": 10, "epochs": 1, "batch_size": 32, "attack_steps": 1}
     small = {"backbone_kwargs": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}, "probe_epochs": 1}
     config = preset("cifar10", data_dir=cifar10_dir, objective="acl_ds", **options, **small)
@@ -126,6 +125,53 @@ def test_probe_and_evaluation_take_the_given_device_or_that_of_the_run(tiny_conf
     pipeline.run(tiny_config, tmp_path / "run")
     pipeline.run(tiny_config, tmp_path / "run", "cpu")
     assert used == [None, None, "cpu", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("options", "parameter"),
+    [
+        ({"holdout_indices": "nosuch.npy"}, "holdout_indices"),
+        ({"probe_protocol": "semi", "label_indices": "bad.npy"}, "label_indices"),
+        ({"class_map": {"kitty": "cat"}}, "class_map"),
+        ({"norm": "L2", "probe_protocol": "aff_trades"}, "name"),
+        ({"norm": "L2", "lpaft": "dynacl"}, "name"),
+    ],
+)
+def test_mistakes_of_later_stages_are_found_before_the_pretraining(options, parameter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pipeline, "pretrain", lambda *_, **__: pytest.fail("pretrained"))
+    (tmp_path / "bad.npy").write_bytes(b"bad")
+    with pytest.raises(UsageError) as error:
+        pipeline.run(preset("digits", **TINY | options), tmp_path / "run")
+    assert error.value.parameter == parameter
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.e2e
+def test_what_finished_stages_needed_may_be_gone(tiny_config, tmp_path, few):
+    rows = tmp_path / "rows.npy"
+    np.save(rows, datasets.load(tiny_config.data).train.rows[:4].numpy())
+    config = tiny_config.replace(holdout_indices=rows)
+    first = pipeline.run(config, tmp_path / "run")
+    rows.unlink()
+    assert pipeline.run(config, tmp_path / "run") == first
+    with pytest.raises(UsageError, match="holdout_indices"):
+        pipeline.run(config.replace(epochs=3), tmp_path / "run")
+
+
+@pytest.mark.e2e
+def test_images_are_loaded_once_before_the_probe(tiny_config, tmp_path, few, monkeypatch):
+    loaded, source = [], DATASETS.get("digits")
+
+    def digits(config):
+        loaded.append(config)
+        return source(config)
+
+    monkeypatch.setitem(DATASETS._factories, "digits", digits)
+    monkeypatch.setattr(pipeline, "probe", lambda *_, **__: loaded.append("probe"))
+    monkeypatch.setattr(pipeline, "evaluate", lambda *_, **__: {})
+    pipeline.run(tiny_config, tmp_path / "run")
+    assert loaded == [tiny_config.data, "probe"]
 
 
 def test_an_own_encoder_is_refused_before_anything_is_written(tiny_config, tmp_path):

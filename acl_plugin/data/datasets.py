@@ -1,7 +1,9 @@
 """Datasets by name, loaded as uint8 tensors."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 
@@ -17,12 +19,36 @@ from acl_plugin.registry import DATASETS
 logger = logging.getLogger(__name__)
 
 
+_shared: ContextVar[list[tuple[DataConfig, DataSet]] | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """Load a dataset once for all that is done in this context, and keep it in memory until the end."""
+    token = _shared.set([])
+    try:
+        yield
+    finally:
+        _shared.reset(token)
+
+
 def load(config: DataConfig) -> DataSet:
     """Load the dataset of ``config``, limited and resized as it specifies.
 
     Raises:
         UsageError: for an unknown name, a missing folder, or missing or damaged files.
     """
+    known = _shared.get()
+    if known is None:
+        return _loaded(config)
+    found = [data for other, data in known if other == config]
+    if not found:
+        found.append(_loaded(config))
+        known.append((config, found[0]))
+    return found[0]
+
+
+def _loaded(config: DataConfig) -> DataSet:
     data = DATASETS.get(config.data)(config)
     require_rows(config, len(data.train), len(data.test))
     for split, images in (("training", data.train), ("test", data.test)):

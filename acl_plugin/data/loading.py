@@ -13,6 +13,7 @@ from acl_plugin.data.images import Images
 from acl_plugin.data.pixels import DiskPixels, Pixels
 from acl_plugin.data.reading import fits, read_images, require_memory
 from acl_plugin.data.sources import Source
+from acl_plugin.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def load_images(config: DataConfig, source: Source, form: Form, labels: Tensor, 
         disk: read them when they are used, by an index that is kept.
 
     Raises:
-        UsageError: for an image that cannot be read, unless ``skip_unreadable`` is set.
+        UsageError: for an image that cannot be read, unless ``skip_unreadable`` is set and another one can.
     """
     pixels: Pixels
     if disk:
@@ -53,6 +54,9 @@ def load_images(config: DataConfig, source: Source, form: Form, labels: Tensor, 
     else:
         pixels, hashes, positions = read_images(source, form, config.skip_unreadable)
     unreadable = _others(source, positions)
+    if unreadable and not len(positions):
+        message = f"`skip_unreadable`: none of {len(source)} images can be read, such as {unreadable[0]}"
+        raise UsageError(message, parameter="skip_unreadable", given=True, allowed="one image or more that can be read")
     if unreadable:
         shown = ", ".join(unreadable[:3]) + (", ..." if len(unreadable) > 3 else "")
         logger.warning(f"skipped {len(unreadable)} of {len(source)} images that cannot be read: {shown}")

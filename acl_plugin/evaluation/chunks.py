@@ -9,7 +9,7 @@ from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
-from acl_plugin.errors import EvaluationStopped
+from acl_plugin.errors import EvaluationStopped, UsageError
 from acl_plugin.evaluation.autoattack import autoattack
 from acl_plugin.evaluation.batches import batch
 from acl_plugin.evaluation.storage import FolderStates, attacks_done
@@ -27,7 +27,20 @@ def read_inputs(run: RunDir, config: RunConfig, device: torch.device) -> tuple[C
     """Return the classifier of a run, its dataset, and the test images with the classifier's labels."""
     model = channels_last(load_classifier(run.path)).to(device)
     data = datasets.load(config.data)
-    return model, data, data.test_for(model.spec.classes, config.evaluation.class_map)
+    return model, data, evaluated_images(data, config, model.spec.classes)
+
+
+def evaluated_images(data: DataSet, config: RunConfig, classes: Sequence[str]) -> Images:
+    """Return the test images with labels as indices into the classifier's ``classes``.
+
+    Raises:
+        UsageError: see ``DataSet.test_for``; and for a dataset without test images.
+    """
+    images = data.test_for(classes, config.evaluation.class_map)
+    if not len(images):
+        message = f"{config.data.data} has no test images to evaluate on"
+        raise UsageError(message, parameter="data", given=config.data.data)
+    return images
 
 
 def attack_chunks(

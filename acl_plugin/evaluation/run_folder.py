@@ -16,7 +16,6 @@ from torch import nn
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
 from acl_plugin.data.images import DataSet, Images
-from acl_plugin.errors import UsageError
 from acl_plugin.evaluation import corruption_files, corruptions
 from acl_plugin.evaluation.adversarial_images import recount
 from acl_plugin.evaluation.autoattack import (
@@ -78,10 +77,6 @@ def evaluate(
     config, device = run.resolved(config, device)
     require_script(config.machine.devices, guarded=True)
     model, data, images = read_inputs(run, config, device)
-    if not len(images):
-        raise UsageError(
-            f"{config.data.data} has no test images to evaluate on", parameter="data", given=config.data.data
-        )
     threat = ThreatModel(config.threat.norm, config.threat.eps)
     settings = settings_of(config, model, data, images, threat)
     settings["version"] = STANDARD_VERSION if len(model.spec.classes) > 3 else REDUCED_VERSION

@@ -57,8 +57,7 @@ class Probing:
     @property
     def trades_attack(self) -> InnerAttack:
         """Return the attack of TRADES with the probe's steps and start."""
-        at_image = self.config.probe.trades_start == "image"
-        return self._attack("PGD", random_start=False) if at_image else self._attack("TPGD")
+        return trades_attack(self.config)
 
     @property
     def pgd_from_image(self) -> InnerAttack:
@@ -119,5 +118,19 @@ class Probing:
         return correct / len(images)
 
     def _attack(self, name: str, **kwargs: object) -> InnerAttack:
-        probe = self.config.probe
-        return attack_of(self.threat, name, probe.probe_attack_steps, probe.probe_attack_step, **kwargs)
+        return _attack(self.config, name, **kwargs)
+
+
+def trades_attack(config: RunConfig) -> InnerAttack:
+    """Return the attack of TRADES with the probe's steps and start.
+
+    Raises:
+        UsageError: for a norm that the attack does not support.
+    """
+    at_image = config.probe.trades_start == "image"
+    return _attack(config, "PGD", random_start=False) if at_image else _attack(config, "TPGD")
+
+
+def _attack(config: RunConfig, name: str, **kwargs: object) -> InnerAttack:
+    threat, probe = ThreatModel(config.threat.norm, config.threat.eps), config.probe
+    return attack_of(threat, name, probe.probe_attack_steps, probe.probe_attack_step, **kwargs)

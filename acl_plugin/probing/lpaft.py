@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
 from acl_plugin.data.images import DataSet, Images, batched
@@ -63,10 +64,7 @@ def finetune(
 
     Source: DynACL (arXiv 2303.01289) and AIR (arXiv 2305.00374), and their authors' code.
     """
-    probe, threat = config.probe, ThreatModel(config.threat.norm, config.threat.eps)
-    released = probe.aft_fidelity == "released"
-    at_image = released and probe.lpaft == "dynacl"
-    attack = attack_of(threat, "PGD", random_start=False) if at_image else attack_of(threat, "TPGD")
+    probe, attack = config.probe, attack_for(config)
     clusters = probe.aft_clusters or (CLUSTERS_OF_DYNACL if probe.lpaft == "dynacl" else len(data.classes))
     outputs = max(clusters, probe.aft_outputs or 0)
     with seeding.isolated_rng(mixed_seed(config.machine.seed, FINETUNING), device):
@@ -82,7 +80,8 @@ def finetune(
 
     set_banks(model, banks)
     model.to(device).requires_grad_(True).train()
-    attacked_bank = next(iter(banks)) if released and probe.lpaft == "air" else "adv"
+    of_benign = probe.aft_fidelity == "released" and probe.lpaft == "air"
+    attacked_bank = next(iter(banks)) if of_benign else "adv"
     loss = descend(
         "AFT",
         model,
@@ -94,6 +93,17 @@ def finetune(
     )["loss"]
     after = {name: norm_banks.export(model.backbone, name).state_dict() for name in banks}
     return after, {"aft_clusters": clusters, "aft_outputs": outputs, "aft_loss": loss}
+
+
+def attack_for(config: RunConfig) -> InnerAttack:
+    """Return the attack of the adversarial finetuning.
+
+    Raises:
+        UsageError: for L2, which torchattacks' TPGD does not support.
+    """
+    threat = ThreatModel(config.threat.norm, config.threat.eps)
+    at_image = config.probe.aft_fidelity == "released" and config.probe.lpaft == "dynacl"
+    return attack_of(threat, "PGD", random_start=False) if at_image else attack_of(threat, "TPGD")
 
 
 def lp_schedule(config: RunConfig) -> Schedule:

@@ -26,6 +26,7 @@ from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import ROWS, RunConfig
 from acl_plugin.config.published_probes import probe_is
+from acl_plugin.config.unused import BY_TRADES
 from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.data.subsets import read_rows, stratified
@@ -36,7 +37,7 @@ from acl_plugin.models.recompute import recompute_blocks
 from acl_plugin.probing import autolora, lpaft, semi_supervised
 from acl_plugin.probing.adversarial_finetuning import adversarial_loss, keep_bank, set_banks, trades_loss
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
-from acl_plugin.probing.inputs import Banks, Probing
+from acl_plugin.probing.inputs import Banks, Probing, trades_attack
 from acl_plugin.probing.linear_head import KnownFeatures, head_loss, solve_head
 from acl_plugin.probing.loop import Step
 from acl_plugin.registry import PROTOCOLS
@@ -79,11 +80,8 @@ def probe(
     protocol = PROTOCOLS.get(config.probe.probe_protocol)
     encoder = load_encoder(run.path)
     data = datasets.load(config.data)
-    data.require_labels("a probe")
     run.check_images(data)
-    train, held_out = split(data.train, config)
-    if config.probe.label_indices is not None:
-        read_rows(config.probe.label_indices, train, "label_indices")
+    train, held_out = checked(data, config)
     settings = _settings(run, config, data, device)
     replaced = overwrite or _imported(run) or not run.classifier_file.is_file()
     if earlier_record(run.probe_file, settings, replaced, "a probe"):
@@ -115,6 +113,23 @@ def probe(
     }
     write_json(run.probe_file, result | {"seconds": round(checkpoints.seconds(), 1)})
     checkpoints.clear()
+
+
+def checked(data: DataSet, config: RunConfig) -> tuple[Images, Images | None]:
+    """Return the training images of a probe and those that it holds out, after the checks that need no encoder.
+
+    Raises:
+        UsageError: for a dataset without labels, files of rows that do not fit it, or an attack that the norm excludes.
+    """
+    data.require_labels("a probe")
+    train, held_out = split(data.train, config)
+    if config.probe.label_indices is not None:
+        read_rows(config.probe.label_indices, train, "label_indices")
+    if config.probe.lpaft != "none":
+        lpaft.attack_for(config)
+    if config.probe.probe_protocol in BY_TRADES:
+        trades_attack(config)
+    return train, held_out
 
 
 def _settings(run: RunDir, config: RunConfig, data: DataSet, device: torch.device) -> dict[str, Any]:

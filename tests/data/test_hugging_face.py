@@ -136,6 +136,18 @@ def test_images_without_labels_are_for_a_pretraining(tmp_path):
     assert run.encoder_file.is_file()
 
 
+@pytest.mark.e2e
+@pytest.mark.parametrize("column", [None, "text"])
+def test_a_run_without_labels_is_refused_before_the_pretraining(column, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "pretrain", lambda *_, **__: pytest.fail("pretrained"))
+    folder = saved(tmp_path / "data", {"img": hub.Image(), "text": hub.Value("string")}, text=[None] * 30)
+    options = {k: v for k, v in TINY.items() if not k.startswith("limit")}
+    config = preset(f"hf:{folder}", **options, image_size=8, label_column=column)
+    error = refusal(pipeline.run, config, tmp_path / "run")
+    assert error.parameter == ("data" if column is None else "label_column")
+    assert not (tmp_path / "run").exists()
+
+
 def test_gray_images_stay_gray(tmp_path):
     folder = saved(tmp_path / "data", images=PIXELS[..., 0])
     assert torch.equal(loaded(folder).train.read(), torch.from_numpy(PIXELS[:20, None, :, :, 0]))
