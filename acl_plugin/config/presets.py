@@ -102,12 +102,12 @@ def defaults(
     """Return the defaults that differ from the general ones for a dataset, backbone, norm, objective and weights.
 
     Raises:
-        UsageError: for an unknown dataset.
+        UsageError: for an unknown dataset, or a registered one with wrong defaults.
     """
     if isinstance(data, str) and data in PRESETS:
         found = dict(PRESETS[data])
     elif data in DATASETS:
-        found = CIFAR | dict(getattr(DATASETS.get(data), "defaults", {}))
+        found = CIFAR | _own_defaults(data)
     else:
         error = unknown("dataset", str(data), DATASETS.names(), parameter="data")
         error.given = data
@@ -121,6 +121,19 @@ def defaults(
     if norm == "L2":
         found |= L2.get(data, L2["cifar10"])
     return found
+
+
+def _own_defaults(data: str) -> dict[str, Any]:
+    """Return the defaults that a registered dataset declares."""
+    own = getattr(DATASETS.get(data), "defaults", {})
+    if not isinstance(own, Mapping):
+        allowed = "a mapping of options to values"
+        message = f"dataset {data!r} is broken: its `defaults` are {own!r:.40}; allowed is {allowed}"
+        raise UsageError(message, parameter="data", given=data, allowed=allowed)
+    for option in own:
+        if option not in SECTION_OF:
+            raise unknown(f"option in the `defaults` of dataset {data!r}:", str(option), SECTION_OF, parameter="data")
+    return dict(own)
 
 
 def following(config: RunConfig, **chosen: Any) -> dict[str, Any]:

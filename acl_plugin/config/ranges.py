@@ -28,9 +28,7 @@ RANGES = {
     **{
         "batch_size": Range(2),
         "limit_train": Range(2),
-        "image_size": Range(8),
-        "resize": Range(8),
-        "input_size": Range(8),
+        **dict.fromkeys(("image_size", "resize", "input_size"), Range(8, 8192)),  # a square of the largest files
         "seed": Range(0, 2**63 - 1),
         "aft_clusters": Range(2),
     },
@@ -95,7 +93,7 @@ def _require_schedule(probe: ProbeConfig) -> None:
 def _require_size(data: DataConfig) -> None:
     """Refuse a size that is no pair, and a shorter side that is smaller than the crop."""
     size = data.image_size
-    if isinstance(size, list) and (len(size) != 2 or min(size) < RANGES["image_size"].low):
+    if isinstance(size, list) and (len(size) != 2 or any(side not in RANGES["image_size"] for side in size)):
         allowed = f"a side or [height, width], each {RANGES['image_size']}"
         message = f"`image_size` {size}: allowed is {allowed}"
         raise UsageError(message, parameter="image_size", given=size, allowed=allowed)

@@ -14,6 +14,7 @@ from acl_plugin.data.images import DataSet, Images
 from acl_plugin.data.own_images import read_tree
 from acl_plugin.data.pixels import require_varied
 from acl_plugin.data.subsets import missing_classes, require_rows
+from acl_plugin.errors import UsageError
 from acl_plugin.registry import DATASETS
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,10 @@ def load(config: DataConfig) -> DataSet:
 
 def _loaded(config: DataConfig) -> DataSet:
     data = DATASETS.get(config.data)(config)
+    if not isinstance(data, DataSet):
+        allowed = "an acl_plugin.data.images.DataSet"
+        message = f"dataset {config.data!r} is broken: its function returns {type(data).__name__}; allowed is {allowed}"
+        raise UsageError(message, parameter="data", given=config.data, allowed=allowed)
     require_rows(config, len(data.train), len(data.test))
     for split, images in (("training", data.train), ("test", data.test)):
         require_varied(images.pixels, images.hashes, f"{split} images of {data.name}")

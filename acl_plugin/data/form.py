@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from acl_plugin.data.image_files import MAX_PIXELS
 from acl_plugin.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,10 +49,18 @@ class Form:
             raise UsageError(message, parameter="resize", given=self.resize, allowed=f"{largest} or more")
 
     def pixels(self, image: "Image") -> Tensor:
-        """Return the pixels of an RGB image, resized with antialiasing: (channels, height, width) uint8."""
+        """Return the pixels of an RGB image, resized with antialiasing: (channels, height, width) uint8.
+
+        Raises:
+            UsageError: for more than ``MAX_PIXELS`` before the crop.
+        """
         from torchvision.transforms.v2.functional import center_crop, resize
 
         image, size = image.convert("L") if self.channels == 1 else image, [self.height, self.width]
+        if self.resize is not None and self.resize**2 * max(image.size) > MAX_PIXELS * min(image.size):
+            allowed = f"a side with which an image of {image.width} x {image.height} has up to {MAX_PIXELS:,} pixels"
+            message = f"`resize` {self.resize}: allowed is {allowed}"
+            raise UsageError(message, parameter="resize", given=self.resize, allowed=allowed)
         if self.resize is None:
             pixels = resize(_pixels(image), size, antialias=True)
         else:  # by Pillow, as torchvision and RobustBench prepare ImageNet

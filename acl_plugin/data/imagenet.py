@@ -76,7 +76,11 @@ def _tiny_imagenet(config: DataConfig) -> DataSet:
     root = dataset_folder(config) / TINY_IMAGENET
     classes = sorted(_listed(root / "wnids.txt"))
     train = [(path, c) for c in classes for path in sorted((root / "train" / c / "images").glob("*.JPEG"))]
-    rows = [line.split("\t")[:2] for line in _listed(root / "val" / "val_annotations.txt")]
+    annotations = root / "val" / "val_annotations.txt"
+    rows = [line.split("\t")[:2] for line in _listed(annotations)]
+    for row in rows:
+        if len(row) < 2:
+            raise _wrong_tiny_folder(annotations, f"has a line without a tab between image and class, {row[0][:40]!r}")
     test = [(root / "val" / "images" / name, c) for name, c in rows]
     number = {c: i for i, c in enumerate(classes)}
     for listed in (train, test):
@@ -95,7 +99,13 @@ def _listed(path: Path) -> list[str]:
     """Return the lines of a text file of TinyImageNet."""
     if not path.is_file():
         raise _wrong_tiny_folder(path, "is missing")
-    return [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise _wrong_tiny_folder(path, f"is no text in UTF-8 ({error})") from error
+    if not lines:
+        raise _wrong_tiny_folder(path, "is empty")
+    return lines
 
 
 def _wrong_tiny_folder(path: Path, what: str) -> UsageError:

@@ -63,7 +63,7 @@ def read_rows(path: Path, images: "Images", option: str) -> Tensor:
     allowed = "a .npy file of the numbers of images, from 0"
     try:
         numbers = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # of any type, for damaged files
         message = f"`{option}` {path}: allowed is {allowed} ({' '.join(str(error).split())[:80]})"
         raise UsageError(message, parameter=option, given=str(path), allowed=allowed) from error
     fits = isinstance(numbers, np.ndarray) and numbers.size and np.issubdtype(numbers.dtype, np.integer)

@@ -55,6 +55,9 @@ def test_differences_leave_out_where_the_data_are():
     ("options", "message"),
     [
         ({"batch_size": 1}, "`batch_size` 1: allowed is a number from 2"),
+        ({"resize": 10**9}, "`resize` 1000000000: allowed is a number from 8 to 8192"),
+        ({"image_size": [8, 10**12]}, "each a number from 8 to 8192"),
+        ({"image_size": 10**9}, "`image_size` 1000000000: allowed is a number from 8 to 8192"),
         ({"eps_ramp": 1.5}, "`eps_ramp` 1.5: allowed is a share from 0 to 1"),
         ({"precision": "16-mixed"}, "unknown `precision` '16-mixed'; .*bf16-mixed"),
         ({"optimizer": "adamm"}, "unknown `optimizer` 'adamm'; the nearest: adamw"),

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import image_trees
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from acl_plugin.data import batches, datasets, reading
 from acl_plugin.data.images import UNLABELED
 from acl_plugin.data.subsets import subset_rows
 from acl_plugin.errors import UsageError
+from acl_plugin.registry import DATASETS
 
 
 def test_digits_are_split_once_and_for_all_and_stratified():
@@ -238,6 +240,10 @@ def test_tiny_imagenet_has_the_labels_of_its_text_files(fabricated_others):
         (lambda d: (d / "val" / "images" / "val_1.JPEG").unlink(), "val_1.JPEG is missing, and .* lists it"),
         (lambda d: (d / "wnids.txt").write_text("n02\n"), "val_1.JPEG has an unknown class n01"),
         (lambda d: (d / "wnids.txt").write_text("n02\nn01\nn03\n"), "n03/images has no image"),
+        (lambda d: (d / "wnids.txt").write_text("\n"), "wnids.txt is empty"),
+        (lambda d: (d / "val" / "val_annotations.txt").write_text(""), "val_annotations.txt is empty"),
+        (lambda d: (d / "val" / "val_annotations.txt").write_text("val_1.JPEG n01\n"), "has a line without a tab"),
+        (lambda d: (d / "val" / "val_annotations.txt").write_bytes(b"val_1.JPEG\tn\xff\n"), "is no text in UTF-8"),
     ],
 )
 def test_a_changed_tiny_imagenet_is_refused_by_name(damage, message, fabricated_others):
@@ -245,6 +251,23 @@ def test_a_changed_tiny_imagenet_is_refused_by_name(damage, message, fabricated_
     with pytest.raises(UsageError, match=message + ".*`data_dir` is the folder that holds tiny-imagenet-200") as error:
         datasets.load(config.preset("tiny_imagenet", data_dir=fabricated_others).data)
     assert error.value.parameter == "data_dir"
+
+
+def test_a_broken_dataset_of_others_is_refused_in_one_line():
+    def nothing(config):
+        return None
+
+    DATASETS.register("of_others")(nothing)
+    try:
+        error = image_trees.refusal(datasets.load, config.preset("of_others").data)
+        assert "its function returns NoneType" in str(error)
+        for defaults, message in ((5, "its `defaults` are 5"), ({"epoch": 1}, "'epoch'; the nearest: epochs")):
+            nothing.defaults = defaults
+            error = image_trees.refusal(config.preset, "of_others")
+            assert message in str(error)
+            assert error.parameter == "data"
+    finally:
+        DATASETS.unregister("of_others")
 
 
 def test_unlabeled_images_are_for_the_pretraining_alone(fabricated_others):

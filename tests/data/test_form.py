@@ -38,6 +38,11 @@ def test_gray_values_and_levels():
     assert Form(9, 9, 12, 1).pixels(image).shape == Form(9, 9, 12, 1).shape == (1, 9, 9)
 
 
+def test_a_size_before_the_crop_that_no_memory_holds_is_refused():
+    error = refusal(Form(8, 8, resize=8192).pixels, noise(9, 20))
+    assert (error.parameter, error.given) == ("resize", 8192)
+
+
 def test_a_crop_that_is_larger_than_the_resized_image_is_refused():
     assert Form(8, 12, resize=12).pixels(noise(9, 20)).shape == (3, 8, 12)
     assert refusal(Form, 8, 12, resize=11).parameter == "resize"

@@ -57,6 +57,16 @@ def test_unreadable_files_are_refused_or_skipped_and_listed(where, folder, caplo
     assert data.train.labels.tolist() == [0] * 8 + [1] * 7
 
 
+@pytest.mark.parametrize("where", ["ram", "disk"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_split_without_a_readable_image_is_refused(split, where, folder):
+    for path in (folder / split).rglob("*.png"):
+        path.write_bytes(b"text")
+    error = refusal(loaded, folder, data_memory=where, skip_unreadable=True)
+    assert error.parameter == "skip_unreadable"
+    assert f"none of {16 if split == 'train' else 8} images can be read" in str(error)
+
+
 def test_unlabeled_images_on_disk_follow_images_in_memory(folder):
     tree = folder / "train"
     ram, disk = (

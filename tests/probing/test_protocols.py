@@ -136,7 +136,7 @@ def test_images_can_be_held_out_by_their_numbers(tmp_path):
     assert sorted([*train.rows.tolist(), *chosen.tolist()]) == sorted(images.rows.tolist())
 
 
-@pytest.mark.parametrize("content", [None, b"no array", [], [[0.5]], ["a"], [-1, 3], [5000]])
+@pytest.mark.parametrize("content", [None, b"no array", b"PK\x03\x04garbage", [], [[0.5]], ["a"], [-1, 3], [5000]])
 @pytest.mark.parametrize("option", ["holdout_indices", "label_indices"])
 def test_numbers_that_cannot_be_read_are_refused(tmp_path, option, content):
     images, file = datasets.load(preset("digits", limit_train=100).data).train, tmp_path / "rows.npy"
