@@ -29,6 +29,7 @@ class Form:
             the size, whatever the aspect ratio.
         channels: 3, or 1 for gray values.
         levels: pixel value of white.
+        as_stored: whether files are decoded as torchvision and RobustBench do, see ``image_files.decode``.
 
     Raises:
         UsageError: for a shorter side that is smaller than the crop.
@@ -39,6 +40,7 @@ class Form:
     resize: int | None = None
     channels: int = 3
     levels: int = 255
+    as_stored: bool = False
 
     def __post_init__(self) -> None:
         largest = max(self.height, self.width)

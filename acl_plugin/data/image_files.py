@@ -80,27 +80,29 @@ def read_content(path: Path | str) -> bytes:
         raise _refused(str(path), _reason(error)) from error
 
 
-def decode(content: bytes, name: str) -> "Image":
+def decode(content: bytes, name: str, *, as_stored: bool = False) -> "Image":
     """Decode an image as ``read_image`` does.
 
     Args:
         content: bytes of the file.
         name: path of the file, or another name for the message.
+        as_stored: convert by Pillow alone, as torchvision and RobustBench do: neither the EXIF orientation nor
+            transparency has an effect.
 
     Returns:
-        Upright RGB image of Pillow.
+        RGB image of Pillow, upright unless ``as_stored``.
 
     Raises:
         UsageError: with the name, when there is no image that can be read unambiguously.
     """
     try:
-        return _decoded(content)
+        return _decoded(content, as_stored)
     except Exception as error:  # Pillow's decoders raise exceptions of any type for damaged files
         raise _refused(name, "it is empty" if not content else _reason(error)) from error
 
 
-def _decoded(content: bytes) -> "Image":
-    """Return an upright RGB image; raise an exception of any type if it cannot be decoded."""
+def _decoded(content: bytes, as_stored: bool) -> "Image":
+    """Return an RGB image, see ``decode``; raise an exception of any type if it cannot be decoded."""
     from PIL import ExifTags, Image, ImageOps
 
     # Opened by name, a rotated TIFF is mapped into memory by Pillow 13 with height and width swapped.
@@ -117,6 +119,8 @@ def _decoded(content: bytes) -> "Image":
         stored = image.tile[0][3] if image.format == "PNG" and image.tile else None
         if set(_tags(image).get(SAMPLE_FORMAT, [1])) != {1}:
             raise ValueError("its values are signed or floating-point, in an unknown range; save it with 8 or 16 bits")
+        if as_stored:
+            return image.convert("RGB")
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         return _as_rgb(ImageOps.exif_transpose(image) if turned else image, image, stored)  # which always copies
 

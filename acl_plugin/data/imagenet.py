@@ -46,7 +46,8 @@ def _imagenet(config: DataConfig) -> DataSet:
             what = "is missing" if odd[0] in number else "is no class of ImageNet"
             raise _wrong_folder(root / "train" / odd[0], what)
         train = Files.of(split.paths), split.labels
-    return DataSet(config.data, *read_splits(config, train, _listing(test, number), size), tuple(classes), MEAN, STD)
+    pair = read_splits(config, train, _listing(test, number), size, as_stored=True)  # as RobustBench reads them
+    return DataSet(config.data, *pair, tuple(classes), MEAN, STD)
 
 
 def robustbench_images() -> tuple[list[str], list[str]]:

@@ -55,13 +55,16 @@ def _of_tree(config: DataConfig, paths: list[Path], size: tuple[int, int]) -> Da
     return DataSet(config.data, train, test, (), *train.mean_and_std())
 
 
-def read_splits(config: DataConfig, train: Listing, test: Listing, size: tuple[int, int]) -> tuple[Images, Images]:
+def read_splits(
+    config: DataConfig, train: Listing, test: Listing, size: tuple[int, int], *, as_stored: bool = False
+) -> tuple[Images, Images]:
     """Return the training and test images of a configuration, of which only those within its limits are read.
 
     Args:
         config: configuration with the limits, and where the images are held.
         train, test: N images with their (N,) labels.
         size: height and width in pixels to which they are resized.
+        as_stored: see ``image_files.decode``.
 
     Raises:
         UsageError: for a limit above the number of images, an image that cannot be read, or too little memory.
@@ -70,7 +73,8 @@ def read_splits(config: DataConfig, train: Listing, test: Listing, size: tuple[i
     limits = config.limit_train, config.limit_test
     rows = [subset_rows(labels, n or len(labels)) for (_, labels), n in zip((train, test), limits, strict=True)]
     sources = [source.take(chosen) for (source, _), chosen in zip((train, test), rows, strict=True)]
-    form = Form(*size, config.resize, config.channels or (1 if all(map(is_gray, sources)) else 3))
+    channels = config.channels or (1 if all(map(is_gray, sources)) else 3)
+    form = Form(*size, config.resize, channels, as_stored=as_stored)
     disk = on_disk(config, sum(map(len, rows)), form)
     first, second = (
         load_images(config, source, form, labels[chosen], chosen, disk=disk)

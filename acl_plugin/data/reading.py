@@ -28,7 +28,7 @@ def read_one(source: Source, position: int, form: Form) -> tuple[Tensor, bytes]:
         UsageError: naming the image, when it cannot be read.
     """
     content = source.content(position)
-    return form.pixels(decode(content, source.name(position))), content
+    return form.pixels(decode(content, source.name(position), as_stored=form.as_stored)), content
 
 
 def each_image(

@@ -1,8 +1,11 @@
+import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from image_trees import refusal
+from PIL import ExifTags, Image
 
 from acl_plugin import preset
 from acl_plugin.config import DataConfig
@@ -26,6 +29,28 @@ def test_the_test_images_are_those_of_robustbench(imagenet):
         assert torch.equal(pixels, image)
         assert data.classes[label] == theirs.classes[number]
     assert len(theirs) == len(robustbench_images()[1]) == 5000
+
+
+def test_orientation_and_transparency_have_no_effect_as_in_robustbench(imagenet, tmp_path):
+    from robustbench.data import PREPROCESSINGS
+    from robustbench.loaders import CustomImageFolder
+
+    shutil.copytree(imagenet / "val", tmp_path / "val", copy_function=os.link)
+    config = preset("imagenet", data_dir=tmp_path, limit_test=3).data
+    rows = datasets.load(config).test.rows.tolist()
+    files = [tmp_path / "val" / robustbench_images()[1][row] for row in rows]
+    pixels = torch.randint(0, 256, (300, 260, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    saved = (("JPEG", pixels[..., :3], {"exif": exif}), ("PNG", pixels, {}), ("PNG", pixels[..., :2], {}))
+    for file, (kind, values, options) in zip(files, saved, strict=True):
+        file.unlink()  # a link to another one
+        Image.fromarray(np.ascontiguousarray(values), {2: "LA", 3: "RGB", 4: "RGBA"}[values.shape[2]]).save(
+            file, kind, **options
+        )
+    theirs = CustomImageFolder(str(tmp_path / "val"), PREPROCESSINGS["Res256Crop224"])
+    for row, image in zip(rows, datasets.load(config).test.floats(), strict=True):
+        assert torch.equal(image, theirs[row][0])
 
 
 def test_training_images_have_the_classes_of_their_folders(imagenet):
