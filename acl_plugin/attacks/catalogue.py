@@ -46,7 +46,14 @@ _CHOICES = {
 
 def attack_names(norm: str | None = None, mode: str | None = None) -> list[str]:
     """Return the names of the attacks that support a norm and a mode; None stands for any."""
-    return sorted(name for name in {*_OF_TORCHATTACKS, *ATTACKS.names()} if supports(name, norm, mode))
+
+    def fits(name: str) -> bool:
+        try:
+            return supports(name, norm, mode)
+        except UsageError:  # a broken one of another distribution, which fails where it is chosen
+            return False
+
+    return sorted(name for name in {*_OF_TORCHATTACKS, *ATTACKS.names()} if fits(name))
 
 
 def supports(name: str, norm: str | None = None, mode: str | None = None) -> bool:
@@ -57,6 +64,8 @@ def supports(name: str, norm: str | None = None, mode: str | None = None) -> boo
     """
     if name in _OF_TORCHATTACKS:
         norms, whole_batch = _OF_TORCHATTACKS[name]
+    elif name in ATTACKS and norm is None and mode is None:
+        return True
     elif name in ATTACKS:
         attack = ATTACKS.get(name)
         norms, whole_batch = getattr(attack, "norms", ()), getattr(attack, "whole_batch", False)

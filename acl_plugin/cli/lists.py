@@ -12,7 +12,7 @@ from pathlib import Path
 from acl_plugin import registry
 from acl_plugin.cli.parser import parser_of
 from acl_plugin.config import unused
-from acl_plugin.errors import unknown
+from acl_plugin.errors import UsageError, unknown
 from acl_plugin.runtime.files import write_atomic
 from acl_plugin.runtime.paths import data_home
 
@@ -56,8 +56,10 @@ def _datasets() -> list[str]:
     def lines() -> list[str]:
         from acl_plugin.reporting import tables
 
-        names = registry.DATASETS.names()
-        return tables.named({name: tables.first_line(registry.DATASETS.get(name)) for name in names})
+        def row(name: str) -> str:
+            return tables.first_line(registry.DATASETS.get(name))
+
+        return tables.named({name: _or_reason(row, name) for name in registry.DATASETS.names()})
 
     return _kept("data", lines) if registry.DATASETS.is_ours() else lines()
 
@@ -68,12 +70,11 @@ def _attacks() -> list[str]:
         from acl_plugin.reporting import tables
         from acl_plugin.validation import NORMS
 
-        rows = {
-            name: f"{' '.join(norm for norm in NORMS if supports(name, norm)):10}"
-            + " ".join(mode for mode in MODES if supports(name, mode=mode))
-            for name in attack_names()
-        }
-        return tables.named(rows)
+        def row(name: str) -> str:
+            norms = " ".join(norm for norm in NORMS if supports(name, norm))
+            return f"{norms:10}" + " ".join(mode for mode in MODES if supports(name, mode=mode))
+
+        return tables.named({name: _or_reason(row, name) for name in attack_names()})
 
     return _kept("attacks", lines) if registry.ATTACKS.is_ours() else lines()
 
@@ -102,6 +103,14 @@ LISTS: dict[str, Callable[[], list[str]]] = {
     "formats": _formats,
     "published": _published,
 }
+
+
+def _or_reason(row: Callable[[str], str], name: str) -> str:
+    """Return the text for a name; for a broken one of another distribution, the reason."""
+    try:
+        return row(name)
+    except (UsageError, TypeError) as error:
+        return str(error)
 
 
 def _kept(name: str, lines: Callable[[], list[str]]) -> list[str]:

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 
 import pytest
 import torch
@@ -78,3 +79,11 @@ def test_a_name_of_torchattacks_stays_its_class():
         assert class_of("PGD") is torchattacks.PGD
     finally:
         registry.ATTACKS.unregister("PGD")
+
+
+def test_a_broken_attack_of_others_is_in_no_list_of_a_norm(monkeypatch):
+    entry = EntryPoint("Broken", "no_such_package:Attack", registry.ATTACKS.group)
+    usual = attack_names("Linf")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == registry.ATTACKS.group else [])
+    assert attack_names("Linf") == usual
+    assert "Broken" in attack_names()

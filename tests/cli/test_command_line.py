@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,13 @@ import torch
 import yaml
 from processes import ended, started
 
-from acl_plugin import UsageError, __version__, available, create_objective, load_classifier, load_encoder
+from acl_plugin import UsageError, __version__, available, create_objective, load_classifier, load_encoder, registry
 from acl_plugin import config as configuration
 from acl_plugin.cli.main import main
 from acl_plugin.cli.parser import parser_of
 from acl_plugin.models.backbones import create_backbone
 from acl_plugin.models.spec import ModelSpec
-from acl_plugin.registry import DATASETS
+from acl_plugin.registry import ATTACKS, DATASETS
 from acl_plugin.reporting import tables
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import weights_hash
@@ -155,6 +156,20 @@ def test_lists(capsys):
     assert "evaluate" in capsys.readouterr().out
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("what", "registered"), [("data", DATASETS), ("attacks", ATTACKS)])
+def test_a_list_has_a_line_for_a_broken_part_of_others(what, registered, capsys, monkeypatch):
+    assert main(["list", what]) == 0
+    usual = [line.split() for line in capsys.readouterr().out.splitlines()]
+    entry = EntryPoint("broken", "no_such_package:Theirs", registered.group)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == registered.group else [])
+    assert main(["list", what]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    (broken,) = [line for line in lines if line[0] == "broken"]
+    assert "ModuleNotFoundError:" in broken
+    assert [line for line in lines if line != broken] == usual
 
 
 @pytest.mark.e2e
