@@ -138,8 +138,14 @@ def selected(*arguments: str) -> None:
 
 def _kept_job(job: Job) -> dict[str, Any]:
     row = {"row": job.row.label, "hash": job.hash, "seed": job.seed}
-    stopped = job.out / "stopped.json"
-    return row | (read_json(stopped) if stopped.is_file() else kept(RunDir(job.out)))
+    stopped, run = job.out / "stopped.json", RunDir(job.out)
+    if stopped.is_file():
+        return row | read_json(stopped)
+    found = row | kept(run)
+    if job.row.budgeted:
+        found["encoder_forwards_per_image"] = benchmarked.encoder_forwards(found["settings"])
+        found["pgd"] = read_json(run.suite_file)["rows"][experiments.PGD]["accuracy"]
+    return found
 
 
 def correlation(*arguments: str) -> None:

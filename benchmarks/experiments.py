@@ -9,6 +9,7 @@
     python -m benchmarks transfer       pretrained on one dataset, probed on another
     python -m benchmarks correlation    every checkpoint that the ablation kept, audited
     python -m benchmarks headline       all components, and supervised adversarial training, on every test image
+    python -m benchmarks budget         the released method, RoCL, CLAE, ACL(DS), AdvCL, for one number of forwards
 
 The default is digits with 5 seeds, two runs in parallel. ``--data cifar10 --data-dir data`` selects CIFAR-10 with
 ResNet-18, and ``--options.epochs 20`` changes any option of a run. Finished runs are skipped, interrupted runs resume,
@@ -34,6 +35,7 @@ from acl_plugin.cli.parser import Parser
 from acl_plugin.config import RunConfig, preset, used
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingStopped, UsageError, unknown
+from acl_plugin.evaluation.run_folder import evaluate_suite
 from acl_plugin.runs.environment import environment
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.transfer import transfer, transferred
@@ -41,14 +43,18 @@ from acl_plugin.runtime.device import training_device
 from acl_plugin.runtime.files import read_json, write_json
 from acl_plugin.theory.audit import audit
 from acl_plugin.training.build import build
+from benchmarks.objectives import encoder_forwards
 from benchmarks.rows import EXPERIMENTS, SUPERVISED, Row
 
+PGD = "PGD-20"
 NOT_OF_THE_ROW = ("seed", "data_dir", "download", "accelerator")
 """Options that a row's hash leaves out."""
 ALWAYS = ("objective", "objective_kwargs")
 """Options that a row's hash has also where they are the defaults."""
 SETTINGS: dict[str, dict[str, Any]] = {"digits": {"limit_test": 250, "keep_every": 8}, "cifar10": {"limit_test": 1000}}
 """Options of all rows, by dataset."""
+BUDGET = {"digits": 1024, "cifar10": 128}
+"""Encoder forwards per image of the budgeted rows, by dataset: 32 and 4 epochs of ACL(DS) with five attack steps."""
 AUDIT_ENTRIES = ("epochs", "terms", "train", "null", "attacks", "bounds")
 """Entries of an audited checkpoint that are stored."""
 AUDITED = 500
@@ -173,6 +179,10 @@ def job(row: Row, seed: int, data_name: str, shared: dict[str, Any], runs: Path)
     if row.label == SUPERVISED.label:
         options["probe_epochs"] = options.get("epochs", preset(data_name).training.epochs)
     config = preset(data_name, **used(data_name, **options))
+    if row.budgeted:
+        each = encoder_forwards(config.replace(epochs=1).options())
+        assert each is not None
+        config = config.replace(epochs=max(1, round(BUDGET[data_name] / each)))
     source = None if row.encoder_of is None else job(row.encoder_of, seed, data_name, shared, runs)
     return _job(row, seed, config, runs, source)
 
@@ -233,6 +243,8 @@ def do(each: Job) -> None:
         elif each.row.untrained:
             _encoder(each)
         result = pipeline.run(each.config, each.out, training_device("auto"))
+        if each.row.budgeted:
+            evaluate_suite(out, each.config, attacks=[PGD])
     except TrainingStopped as error:
         write_json(stopped, {"stopped": str(error)})
         print(f"{each.row.label}, seed {each.seed}: stopped: {error}", flush=True)

@@ -24,6 +24,7 @@ class Row:
         untrained: keep the initial encoder.
         probed_on: another dataset to probe and evaluate on.
         encoder_of: row whose runs provide the encoders.
+        budgeted: train for as many epochs as a budget of encoder forwards allows, and measure PGD-20 as well.
     """
 
     label: str
@@ -32,6 +33,7 @@ class Row:
     untrained: bool = False
     probed_on: str | None = None
     encoder_of: "Row | None" = None
+    budgeted: bool = False
 
 
 CHOSEN: dict[str, dict[str, float]] = {"one-sided": {"benign": 0.25, "global_": 1.0}, "acl_ds": {"benign": 0.5}}
@@ -114,6 +116,16 @@ def headline() -> list[Row]:
     return [replace(row, options=row.options | {"limit_test": None}, encoder_of=row) for row in rows]
 
 
+COMPARED = {"rocl": "RoCL", "clae": "CLAE", "acl_ds": "ACL(DS)", "advcl": "AdvCL"}
+"""Methods that the paper compares with, by objective; they are bases, too."""
+
+
+def budget() -> list[Row]:
+    """Return the released method and those that the paper compares with."""
+    methods = [Row(label, BASES[name], {"objective": name}, budgeted=True) for name, label in COMPARED.items()]
+    return [Row("GSA-RSL, released", budgeted=True), *methods]
+
+
 EXPERIMENTS = {
     "ablation": ablation,
     "chosen": chosen,
@@ -122,4 +134,5 @@ EXPERIMENTS = {
     "sweeps": sweeps,
     "transfer": transfers,
     "headline": headline,
+    "budget": budget,
 }

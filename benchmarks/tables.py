@@ -202,25 +202,29 @@ def experiment(kept: dict[str, Any]) -> list[str]:
     probed = [group for group in evaluated.values() if group and group[0]["settings"]["probe_protocol"] == "slf"]
     best = max(probed, key=lambda group: mean(robust(group)))
     settings, to_best = best[0]["settings"], compared(evaluated, best, robust)
+    budgeted = list(spent(best))
+    epochs = "one number of encoder forwards (F)" if budgeted else f"{settings['epochs']} epochs"
     lines = [
         f"### {kept['name'].capitalize()} on {kept['data']}",
         "",
-        f"GSA-RSL, {settings['backbone']}, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, "
+        f"{settings['backbone']}, {epochs}, {settings['optimizer']} at {settings['lr']}, "
         f"{settings['attack']} with {settings['attack_steps']} steps, eps {settings['eps']}; AutoAttack on "
         f"{best[0]['evaluation']['n']} test images of {best[0]['evaluation']['dataset']}; {device(best)}, runs side by "
         f"side. Hash: of the row's configuration. Best: of the linear probes. {EXPLAINED}",
         "",
-        *head("row", "hash", "clean", "AutoAttack", "to the best", "pretrain s", "AutoAttack s", "seeds"),
+        *head("row", "hash", *budgeted, "clean", "AutoAttack", "to the best", "pretrain s", "AutoAttack s", "seeds"),
     ]
     for name, group in by_row.items():
         done, stopped = evaluated[name], [r for r in group if "stopped" in r]
         told = "" if not stopped else f" ({len(stopped)} of {len(group)} collapsed)"
         if not done:
-            lines += row(name, group[0]["hash"], "", f"collapsed in all {len(group)} runs", "", "", "", "")
+            cells = [""] * len(budgeted)
+            lines += row(name, group[0]["hash"], *cells, "", f"collapsed in all {len(group)} runs", "", "", "", "")
             continue
         lines += row(
             name,
             group[0]["hash"],
+            *spent(done).values(),
             spread(clean(done)),
             spread(robust(done)) + told,
             to_best[name],
@@ -229,6 +233,15 @@ def experiment(kept: dict[str, Any]) -> list[str]:
             seeds(done),
         )
     return lines
+
+
+def spent(runs: Runs) -> dict[str, str]:
+    """Return the cells of a budgeted row: epochs, forwards, and what its epochs leave under PGD-20."""
+    if "pgd" not in runs[0]:
+        return {}
+    forwards = f"{runs[0]['encoder_forwards_per_image']:,.0f}"
+    under = spread(100 * run["pgd"] for run in runs)
+    return {"epochs": str(runs[0]["settings"]["epochs"]), "F": forwards, "PGD-20": under}
 
 
 def selection(kept: dict[str, Any]) -> list[str]:

@@ -17,8 +17,9 @@ from acl_plugin.errors import TrainingStopped
 from acl_plugin.losses.divergences import DIVERGENCES
 from acl_plugin.runs.folder import RunDir
 from benchmarks import compact, experiments, rows, selection, tables
-from benchmarks.experiments import config_hash, job
-from benchmarks.rows import ALL, CHOSEN, EXPERIMENTS, SUPERVISED, TWO_SIDED_FORM
+from benchmarks.experiments import BUDGET, config_hash, job
+from benchmarks.objectives import encoder_forwards
+from benchmarks.rows import ALL, CHOSEN, COMPARED, EXPERIMENTS, SUPERVISED, TWO_SIDED_FORM
 from conftest import QUICK, TINY
 
 SHARED = {"data_dir": None, "limit_test": 250}
@@ -119,6 +120,14 @@ def test_transfer_probes_other_classes_with_the_same_encoder(data):
         assert each.config.machine.seed == each.source.config.machine.seed == 1
 
 
+def test_the_budget_is_one_of_forwards():
+    for each in planned("budget"):
+        forwards = encoder_forwards(each.config.options())
+        one = forwards / each.config.training.epochs
+        assert forwards == pytest.approx(BUDGET["digits"], abs=one / 2)
+    assert {each.config.objective.objective for each in planned("budget")} == {"gsa_rsl", *COMPARED}
+
+
 def test_headline_takes_the_encoders_of_the_ablation_and_all_test_images():
     ablation = {each.row.label: each for each in planned("ablation")}
     for each in planned("headline"):
@@ -166,6 +175,17 @@ def test_runs_results_and_tables(results, tmp_path, few, monkeypatch):
     both = compact.read(results / "results" / "correlation_digits.json")["rows"]
     assert both[:3] == audited["rows"]
     assert [row["seed"] for row in both[3:]] == [2, 2, 2]
+
+
+@pytest.mark.e2e
+def test_budgeted_rows_have_forwards_and_pgd_beside_autoattack(results, tmp_path, few, monkeypatch):
+    monkeypatch.setitem(BUDGET, "digits", 64)
+    monkeypatch.setitem(EXPERIMENTS, "budget", lambda: rows.budget()[:2])
+    assert main.main(["budget", "--seeds", "[0]", "--runs", str(tmp_path / "runs"), "--at-a-time", "1"]) == 0
+    for run in compact.read(results / "results" / "experiment_budget_digits.json")["runs"]:
+        assert run["encoder_forwards_per_image"] == pytest.approx(64, abs=24)
+        assert run["evaluation"]["robust_accuracy"] <= run["pgd"] <= run["evaluation"]["clean_accuracy"]
+    assert "| row | hash | epochs | F | PGD-20 | clean |" in (results / "RESULTS.md").read_text()
 
 
 @pytest.mark.e2e
