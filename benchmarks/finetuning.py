@@ -49,7 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "lr": 4e-3,
         "precision": "32-true",
         "probe_augment": "none",
-        "limit_train": 35_000,
+        "limit_train": 12_000,
         "limit_test": 500,
         "keep_every": 0,
     },
