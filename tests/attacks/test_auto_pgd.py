@@ -26,6 +26,7 @@ def corners(x, eps):
     return torch.stack([distances(each.reshape(-1, 1, 2, 2)) for each in every]).amax(1)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("eps", [0.05, 0.3])
 def test_it_finds_the_largest_loss_of_a_convex_function(x, eps):
     attack = InnerAttack(ThreatModel("Linf", eps), "AutoPGD", 30, {"n_restarts": 60})

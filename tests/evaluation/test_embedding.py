@@ -46,6 +46,7 @@ def test_the_distances():
     torch.testing.assert_close(distance("relative L2", f, g), torch.tensor([0.0, 5**0.5]))
 
 
+@pytest.mark.e2e
 def test_every_number_is_that_of_a_loop(network, x):
     state, count = last(embedding_shift(network.eval(), x, THREAT, batch_size=3))
     assert count == 2 * (len(ATTACKS) + 2)
@@ -104,6 +105,7 @@ def test_features_that_are_close_together_are_told_apart(name):
     assert found.argmin(1).tolist() == list(range(40))
 
 
+@pytest.mark.e2e
 def test_states_and_batches_change_nothing(network, x):
     whole, _ = last(embedding_shift(network.eval(), x, THREAT, batch_size=4, seed=3))
     for stopped in (1, 3, 6):
@@ -124,6 +126,7 @@ def without_seconds(state):
     return text
 
 
+@pytest.mark.e2e
 def test_a_users_encoder_is_left_as_it_was(network, x, tmp_path):
     network.train()
     before, generator = [p.clone() for p in network.parameters()], torch.get_rng_state()

@@ -56,6 +56,7 @@ def assert_same(found, expected):
         assert (a is None and b is None) or torch.equal(a, b)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("mode", ["training", "eval", "attack"])
 def test_values_gradients_and_statistics_are_the_same_with_fewer_saved(name, mode):
@@ -108,6 +109,7 @@ def test_copies_and_exports_are_independent_and_passes_without_gradient_are_plai
     assert torch.equal(exported(copied.preprocess(x)), before)
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", available())
 def test_every_objective_has_the_same_gradient(name, options_of):
     config = preset("digits", **TINY | options_of(name))
