@@ -43,10 +43,11 @@ from acl_plugin.runtime.device import training_device
 from acl_plugin.runtime.files import read_json, write_json
 from acl_plugin.theory.audit import audit
 from acl_plugin.training.build import build
-from benchmarks.objectives import encoder_forwards
+from benchmarks.objectives import within_budget
 from benchmarks.rows import EXPERIMENTS, SUPERVISED, Row
 
 PGD = "PGD-20"
+"""Attack of the suite that budgeted rows have beside AutoAttack."""
 NOT_OF_THE_ROW = ("seed", "data_dir", "download", "accelerator")
 """Options that a row's hash leaves out."""
 ALWAYS = ("objective", "objective_kwargs")
@@ -180,9 +181,7 @@ def job(row: Row, seed: int, data_name: str, shared: dict[str, Any], runs: Path)
         options["probe_epochs"] = options.get("epochs", preset(data_name).training.epochs)
     config = preset(data_name, **used(data_name, **options))
     if row.budgeted:
-        each = encoder_forwards(config.replace(epochs=1).options())
-        assert each is not None
-        config = config.replace(epochs=max(1, round(BUDGET[data_name] / each)))
+        config = within_budget(config, BUDGET[data_name])
     source = None if row.encoder_of is None else job(row.encoder_of, seed, data_name, shared, runs)
     return _job(row, seed, config, runs, source)
 

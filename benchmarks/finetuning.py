@@ -23,7 +23,7 @@ from acl_plugin.evaluation.own_model import evaluate
 from acl_plugin.runs.models import load_classifier
 from benchmarks.experiments import SETTINGS as EVALUATED
 from benchmarks.experiments import Job, do, do_all
-from benchmarks.objectives import encoder_forwards
+from benchmarks.objectives import within_budget
 from benchmarks.rows import Row
 
 METHODS = {"fare": "init", "deacl": "teacher", "acl_ds": "init"}
@@ -105,14 +105,7 @@ def job(study: str, row: str, seed: int, runs: Path, options: dict[str, Any]) ->
     own = {"init": encoder} if METHODS[row] == "init" else {"objective_kwargs": {"teacher": str(encoder)}}
     own |= {"pretrained": False}
     config = preset(data, **used(data, **shared | own))
-    return _job(row, seed, runs, config.replace(epochs=round(BUDGET[study] / forwards(config))))
-
-
-def forwards(config: RunConfig) -> float:
-    """Return the encoder forwards per image and epoch."""
-    found = encoder_forwards(config.replace(epochs=1).options())
-    assert found is not None
-    return found
+    return _job(row, seed, runs, within_budget(config, BUDGET[study]))
 
 
 def evaluate_at(eps: str, each: Job) -> None:

@@ -154,6 +154,18 @@ def encoder_forwards(settings: dict[str, Any]) -> float | None:
     return total
 
 
+def forwards(config: RunConfig) -> float:
+    """Return the encoder forwards per image and epoch."""
+    found = encoder_forwards(config.replace(epochs=1).options())
+    assert found is not None
+    return found
+
+
+def within_budget(config: RunConfig, budget: float) -> RunConfig:
+    """Return the configuration with as many epochs as a budget of encoder forwards per image allows, at least one."""
+    return config.replace(epochs=max(1, round(budget / forwards(config))))
+
+
 def write_labels(config: RunConfig, runs: Path) -> None:
     """Write the pseudo-labels that a run needs, from the teacher's features, unless they are there."""
     seed = config.machine.seed

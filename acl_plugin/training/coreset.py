@@ -219,7 +219,8 @@ def reached(model: EncoderProtocol, loss: Tensor) -> list[str]:
 
 
 def _named(model: EncoderProtocol, names: list[str]) -> list[nn.Parameter]:
-    return [_weights(model)[name] for name in names]
+    weights = _weights(model)
+    return [weights[name] for name in names]
 
 
 def _weights(model: EncoderProtocol) -> dict[str, nn.Parameter]:

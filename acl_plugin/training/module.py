@@ -211,14 +211,14 @@ class Pretraining(lightning.LightningModule):
             self._step(batch, batch_idx, self.batches.epoch, step)
 
     def _step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int, epoch: int, step: int) -> None:
-        pixels, _, rows = batch
         per_epoch = self.batches_in(epoch)
         position, total = epoch * per_epoch + batch_idx, per_epoch * self.length
-        drawn = self.views_of(pixels, rows)
+        drawn = self.views_of(batch[0], batch[2])  # pixels and rows, without the labels
         if step == 0:
             for name in self.objective.needs:
                 require_unit_range(getattr(drawn, name), "views")
-        optimizer = cast(LightningOptimizer, self.optimizers())
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
         every = self.config.training.accumulate_grad_batches
         if batch_idx % every == 0:
             optimizer.zero_grad()

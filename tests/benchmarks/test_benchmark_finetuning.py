@@ -8,7 +8,8 @@ from acl_plugin.models.backbones import create_backbone
 from acl_plugin.runs.folder import RunDir
 from benchmarks import __main__ as main
 from benchmarks import compact, finetuning
-from benchmarks.finetuning import BUDGET, METHODS, SETTINGS, forwards, job
+from benchmarks.finetuning import BUDGET, METHODS, SETTINGS, job
+from benchmarks.objectives import forwards
 from conftest import QUICK, TINY, spec
 
 

@@ -93,7 +93,7 @@ def test_who_is_recognized():
 
 
 @pytest.mark.parametrize("name", DISTANCES)
-def test_features_that_are_close_together_are_told_apart(name):
+def test_features_that_are_close_together_have_exact_distances(name):
     torch.manual_seed(0)
     features = 16 + 1e-3 * torch.randn(40, 8)  # float32 has seven digits of 16
     exact = features.double()

@@ -55,6 +55,10 @@ def needed():
 LABELLED = ("advcl", "a_infonce")
 
 
+def of_batch(x):
+    return Views(x, x.flip(3), images=x, rows=torch.arange(len(x)), weak=x.flip(2))
+
+
 def weights(encoder):
     return {name: value.detach().clone() for name, value in encoder.named_parameters()}
 
@@ -79,19 +83,14 @@ def test_in_a_bare_loop(name, attack, needed):
     for epoch in range(2):
         objective.on_epoch(epoch, 2)
         x = torch.rand(6, *SHAPE)
-        views = Views(x, x.flip(3), images=x, rows=torch.arange(6), weak=x.flip(2))
         optimizer.zero_grad()
-        terms = objective.backward(encoder, views, attack)
+        terms = objective.backward(encoder, of_batch(x), attack)
         optimizer.step()
         assert terms.total.isfinite()
     check_trained(encoder, before)
     kept = objective.downstream(encoder)
     assert kept.features(x, objective.norm_banks[-1]).shape == (6, 8)
     assert kept.unwrap(objective.norm_banks[-1]).state_dict().keys() == Tiny().state_dict().keys()
-
-
-def of_batch(x):
-    return Views(x, x.flip(3), images=x, rows=torch.arange(len(x)), weak=x.flip(2))
 
 
 @pytest.mark.e2e
