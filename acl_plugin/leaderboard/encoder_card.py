@@ -60,9 +60,13 @@ def _origin(run: RunDir) -> str:
             f"Imported with acl_plugin from the published checkpoint {source.get('file', '')} ({', '.join(details)})."
         )
     text = f"Pretrained without labels on {run.pretrained_on()} by `{objective}` with acl_plugin; "
-    text += f"epochs: {found['training']['epochs']}"
-    threat = found.get("threat")
-    return f"{text}; threat model: {threat['norm']}, eps {threat['eps']}." if threat else f"{text}."
+    parts = [f"{text}epochs: {found['training']['epochs']}"]
+    if threat := found.get("threat"):
+        parts.append(f"threat model: {threat['norm']}, eps {threat['eps']}")
+    sources = provenance.sources(run)
+    parts += [how for name, how in sources.seen.items() if name != run.pretrained_on()]
+    parts += [f"training images not recorded: {source}" for source in sources.unknown]
+    return "; ".join(parts) + "."
 
 
 def _what(encoder: Encoder) -> list[str]:

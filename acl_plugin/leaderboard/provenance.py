@@ -118,15 +118,18 @@ def is_path(objective: str, setting: str, value: str) -> bool:
 def pretraining(run: RunDir) -> dict[str, Any]:
     """Return what a run's files record of its pretraining, by section of the configuration.
 
-    The configuration of an imported run has the presets of its dataset beside the checkpoint, and that of a transferred
-    one the threat model of its target: they say nothing about the pretraining.
+    The configuration of an imported run has the presets of its dataset beside the checkpoint, which say nothing about
+    the pretraining. That of a transferred one has the threat model of its target, and its record that of its source.
     """
     options = configuration.to_dict(run.read_config())
     if options["objective"]["objective"] == "imported":
         return {"objective": {name: options["objective"][name] for name in ("objective", "objective_kwargs")}}
     record = read_record(run.pretraining_file) if run.pretraining_file.is_file() else {}
-    known = ("objective", "training", "coreset") if "transferred_from" in record else SECTIONS
-    return {section: options[section] for section in known}
+    found = {section: options[section] for section in SECTIONS}
+    if "transferred_from" not in record:
+        return found
+    del found["threat"]
+    return found | ({"threat": record["threat"]} if "threat" in record else {})
 
 
 def additional_data(run: RunDir, data: str, given: bool | None = None) -> tuple[bool, str]:

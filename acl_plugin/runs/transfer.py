@@ -1,7 +1,7 @@
 """Transfer a run's encoder to another dataset, in a new run folder to probe and evaluate."""
 
 import shutil
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from acl_plugin import config as configuration
@@ -42,14 +42,24 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
         return
     run.start(config)
     run.record_images(data)
-    pretraining = read_record(source.pretraining_file) if source.pretraining_file.is_file() else {}
-    origin = {"transferred_from": source.pretrained_on(), "encoder_sha256": digest}  # the first in a chain of transfers
-    write_json(run.pretraining_file, pretraining | origin)
+    write_json(run.pretraining_file, origin(source) | {"encoder_sha256": digest})
     files = (source.discriminator_file, source.projector_file, source.benign_encoder_file, source.encoder_file)
     for file in files:  # the last one marks the others as complete
         if file.is_file():
             shutil.copyfile(file, run.path / f".{file.name}.part")
             (run.path / f".{file.name}.part").replace(run.path / file.name)
+
+
+def origin(source: RunDir) -> dict[str, Any]:
+    """Return the record of a pretraining for a transfer of its encoder: that of the first run in a chain of transfers.
+
+    It has the threat model as well, since the configuration of the transfer has that of its own dataset.
+    """
+    record = read_record(source.pretraining_file) if source.pretraining_file.is_file() else {}
+    config = source.read_config()
+    if config.objective.objective != "imported" and "transferred_from" not in record:
+        record = record | {"threat": asdict(config.threat)}
+    return record | {"transferred_from": source.pretrained_on()}
 
 
 def has_encoder(run: RunDir, digest: str) -> bool:

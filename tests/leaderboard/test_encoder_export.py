@@ -18,6 +18,7 @@ from acl_plugin.registry import EXPORTERS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import read_model, write_encoder, write_model
 from acl_plugin.runs.transfer import transfer, transferred
+from acl_plugin.runtime.files import write_json
 from conftest import TINY, spec
 
 pytestmark = pytest.mark.e2e
@@ -244,9 +245,19 @@ def test_the_card_of_a_transferred_run_tells_of_its_pretraining(run_of, tmp_path
     source, target = run_of("changed stem"), RunDir(tmp_path / "target")
     transfer(source, target, transferred(source.read_config(), "digits_5_9", eps=0.05))
     text = (EXPORTERS.get("hub")(target) / "README.md").read_text()
-    assert "Pretrained without labels on digits by `acl_ds` with acl_plugin; epochs: 0.\n" in text
-    for of_the_target in ("digits_5_9", "0.05", "threat model"):
+    eps = source.read_config().threat.eps
+    origin = f"by `acl_ds` with acl_plugin; epochs: 0; threat model: Linf, eps {eps}.\n"
+    assert f"Pretrained without labels on digits {origin}" in text
+    for of_the_target in ("digits_5_9", "0.05"):
         assert of_the_target not in text
+
+
+def test_the_card_names_the_weights_that_the_pretraining_began_from(run_of, tmp_path):
+    run = RunDir(shutil.copytree(run_of("changed stem").path, tmp_path / "run"))
+    weights = {"pretrained": {"name": "resnet10t.c3_in1k", "sha256": "0" * 64}}
+    write_json(run.pretraining_file, json.loads(run.pretraining_file.read_text()) | weights)
+    text = (EXPORTERS.get("hub")(run) / "README.md").read_text()
+    assert "; started from the pretrained weights resnet10t.c3_in1k.\n" in text
 
 
 def test_the_card_of_an_imported_run_names_its_file_alone(run_of, tmp_path):

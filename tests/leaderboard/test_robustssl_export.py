@@ -120,8 +120,11 @@ def test_an_entry_has_no_settings_that_are_not_of_the_pretraining(run):
     """The presets beside an imported checkpoint, and the threat model of a transfer's target."""
     sections = json.loads(export(run).read_text())["pretraining"]
     assert list(sections) == ["objective", "threat", "training", "coreset"]
-    write_json(run.pretraining_file, json.loads(run.pretraining_file.read_text()) | {"transferred_from": "digits_0_4"})
+    record = json.loads(run.pretraining_file.read_text()) | {"transferred_from": "digits_0_4"}
+    write_json(run.pretraining_file, record)
     assert json.loads(export(run).read_text())["pretraining"] == {k: sections[k] for k in sections if k != "threat"}
+    write_json(run.pretraining_file, record | {"threat": {"norm": "Linf", "eps": 0.01}})
+    assert json.loads(export(run).read_text())["pretraining"]["threat"] == {"norm": "Linf", "eps": 0.01}
     source = {"file": "theirs.pt", "format": "plain"}
     run.record_config(run.read_config().replace(objective="imported", objective_kwargs=source))
     own = {"objective": "imported", "objective_kwargs": source}
