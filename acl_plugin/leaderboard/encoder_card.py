@@ -59,12 +59,13 @@ def _origin(run: RunDir) -> str:
         return (
             f"Imported with acl_plugin from the published checkpoint {source.get('file', '')} ({', '.join(details)})."
         )
-    text = f"Pretrained without labels on {run.pretrained_on()} by `{objective}` with acl_plugin; "
-    parts = [f"{text}epochs: {found['training']['epochs']}"]
+    own = run.pretrained_on()
+    text = f"Pretrained without labels on {own} by `{objective}` with acl_plugin"
+    parts = [text, f"epochs: {found['training']['epochs']}"]
     if threat := found.get("threat"):
         parts.append(f"threat model: {threat['norm']}, eps {threat['eps']}")
     sources = provenance.sources(run)
-    parts += [how for name, how in sources.seen.items() if name != run.pretrained_on()]
+    parts += [how for name, how in sources.seen.items() if name != own]
     parts += [f"training images not recorded: {source}" for source in sources.unknown]
     return "; ".join(parts) + "."
 

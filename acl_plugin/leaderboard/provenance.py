@@ -125,11 +125,9 @@ def pretraining(run: RunDir) -> dict[str, Any]:
     if options["objective"]["objective"] == "imported":
         return {"objective": {name: options["objective"][name] for name in ("objective", "objective_kwargs")}}
     record = read_record(run.pretraining_file) if run.pretraining_file.is_file() else {}
-    found = {section: options[section] for section in SECTIONS}
-    if "transferred_from" not in record:
-        return found
-    del found["threat"]
-    return found | ({"threat": record["threat"]} if "threat" in record else {})
+    if "transferred_from" in record:
+        options["threat"] = record.get("threat", {})  # earlier records have none
+    return {section: options[section] for section in SECTIONS if options[section]}
 
 
 def additional_data(run: RunDir, data: str, given: bool | None = None) -> tuple[bool, str]:

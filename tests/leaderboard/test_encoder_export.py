@@ -250,6 +250,9 @@ def test_the_card_of_a_transferred_run_tells_of_its_pretraining(run_of, tmp_path
     assert f"Pretrained without labels on digits {origin}" in text
     for of_the_target in ("digits_5_9", "0.05"):
         assert of_the_target not in text
+    further = RunDir(tmp_path / "further")
+    transfer(target, further, transferred(target.read_config(), "digits_0_4", eps=0.02))
+    assert f"Pretrained without labels on digits {origin}" in (EXPORTERS.get("hub")(further) / "README.md").read_text()
 
 
 def test_the_card_names_the_weights_that_the_pretraining_began_from(run_of, tmp_path):
