@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,9 @@ def objectives(runs: Runs) -> list[str]:
         "",
         f"Every objective with the same backbone ({settings['backbone']}), {settings['limit_train'] or 'all'} training "
         f"images, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, {settings['attack']} with "
-        f"{settings['attack_steps']} steps, eps {settings['eps']} and probe, on the first {runs[0]['evaluation']['n']} "
-        f"test images; {device(runs)}. None was tuned by itself. F: encoder forwards per training image over the whole "
-        f"run, without the teacher's. {EXPLAINED}",
+        f"{settings['attack_steps']} steps, eps {radius(settings)} and probe, on the first "
+        f"{runs[0]['evaluation']['n']} test images; {device(runs)}. None was tuned by itself. F: encoder forwards per "
+        f"training image over the whole run, without the teacher's. {EXPLAINED}",
         "",
         *head("objective", "clean", "AutoAttack", "to the best", "over SimCLR", "F", "pretrain s", "probe s", "seeds"),
     ]
@@ -114,7 +114,7 @@ def finetuning(runs: Runs) -> list[str]:
         f"### Finetuning a benign encoder on {settings['data']}, from {start}",
         "",
         f"{benign}, and methods that start from its weights; {settings['backbone']}, {settings['attack']} with "
-        f"{settings['attack_steps']} steps, eps {settings['eps']}; AutoAttack on {runs[0]['evaluation']['n']} test "
+        f"{settings['attack_steps']} steps, eps {radius(settings)}; AutoAttack on {runs[0]['evaluation']['n']} test "
         f"images; {device(runs)}. F: encoder forwards per training image, of the finetuning alone but for the first "
         f"row. {EXPLAINED}",
         "",
@@ -150,9 +150,10 @@ def costs(kept: dict[str, Any]) -> list[str]:
     lines = [
         f"### Robustness and cost on {kept['data']}",
         "",
-        f"Every objective by inner attack; {settings['backbone']}, {settings['epochs']} epochs, eps {settings['eps']}, "
-        f"AutoAttack on {per_seed} images; {environment['device']}, {environment['threads']} threads. In brackets F, "
-        f"the encoder forwards per training image over the pretraining, without a teacher's. **Frontier**: no cheaper "
+        f"Every objective by inner attack; {settings['backbone']}, {settings['epochs']} epochs, "
+        f"eps {radius(settings)}, AutoAttack on {per_seed} images; {environment['device']}, "
+        f"{environment['threads']} threads. In brackets F, the encoder forwards per training image over "
+        f"the pretraining, without a teacher's. **Frontier**: no cheaper "
         f"cell has a higher mean. A run that collapsed counts as 0.",
         "",
         *head("objective", *names),
@@ -208,7 +209,7 @@ def experiment(kept: dict[str, Any]) -> list[str]:
         f"### {kept['name'].capitalize()} on {kept['data']}",
         "",
         f"{settings['backbone']}, {epochs}, {settings['optimizer']} at {settings['lr']}, "
-        f"{settings['attack']} with {settings['attack_steps']} steps, eps {settings['eps']}; AutoAttack on "
+        f"{settings['attack']} with {settings['attack_steps']} steps, eps {radius(settings)}; AutoAttack on "
         f"{best[0]['evaluation']['n']} test images of {best[0]['evaluation']['dataset']}; {device(best)}, runs side by "
         f"side. Hash: of the row's configuration. Best: of the linear probes. {EXPLAINED}",
         "",
@@ -250,9 +251,10 @@ def selection(kept: dict[str, Any]) -> list[str]:
     lines = [
         f"### Settings of GSA-RSL, chosen on {kept['data']}",
         "",
-        f"{settings['backbone']}, {settings['epochs']} epochs; accuracy under {kept['attack']}, eps {settings['eps']}, "
-        f"on {runs[0]['n']} training images that were held out, over the seeds; {kept['environment']['device']}. One "
-        f"setting after the other, from the released ones; base one-sided: without a base.",
+        f"{settings['backbone']}, {settings['epochs']} epochs; accuracy under {kept['attack']}, "
+        f"eps {radius(settings)}, on {runs[0]['n']} training images that were held out, over the seeds; "
+        f"{kept['environment']['device']}. One setting after the other, from the released ones; base "
+        f"one-sided: without a base.",
         "",
         *head("base", "settings", "clean", kept["attack"], "seeds"),
     ]
@@ -561,6 +563,13 @@ def robust(runs: Runs) -> list[float]:
 def seeds(runs: Runs) -> str:
     """Return the seeds of the runs."""
     return ", ".join(str(run["settings"]["seed"]) for run in runs)
+
+
+def radius(settings: Mapping[str, Any]) -> str:
+    """Return eps as it is usually written: with 255 below where it is a number of levels."""
+    eps = settings["eps"]
+    levels = 255 * eps if isinstance(eps, float) else 0.5
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else str(eps)
 
 
 def device(runs: Runs) -> str:
