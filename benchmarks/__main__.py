@@ -27,6 +27,7 @@ from typing import Any
 from acl_plugin.errors import UsageError, as_flags, unknown
 from acl_plugin.reporting import figures
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.runtime import memory
 from acl_plugin.runtime.files import read_json, write_atomic
 from benchmarks import autoattack_speed as measured_autoattack
 from benchmarks import compact, experiments, finetuning, frontier, selection, tables
@@ -237,6 +238,7 @@ def main(arguments: list[str]) -> int:
     try:
         if not arguments or arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0] if arguments else "", COMMANDS)
+        memory.keep_freed()  # as the command line
         COMMANDS[arguments[0]](*arguments[1:])
     except (UsageError, TypeError) as error:
         print(f"benchmarks: {as_flags(str(error))}", file=sys.stderr)

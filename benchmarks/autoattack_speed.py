@@ -25,7 +25,6 @@ from acl_plugin.evaluation.autoattack import autoattack, chunk_verdicts
 from acl_plugin.evaluation.checks import largest_batch
 from acl_plugin.evaluation.target import Target
 from acl_plugin.evaluation.verdicts import summary
-from acl_plugin.models.fusion import folded
 from acl_plugin.runs.environment import environment
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier
@@ -79,8 +78,7 @@ def ours(model: Any, images: Images, threat: ThreatModel, seed: int) -> tuple[fl
     """Return seconds and robust accuracy of our AutoAttack."""
     device = next(model.parameters()).device
     size, began, found = largest_batch(model, model.spec.shape, device), time.perf_counter(), []
-    faster = folded(model, images.floats(0, 64).to(device))
-    for step in autoattack(Target(model, images, images.labels, threat, size, seed), faster=faster):
+    for step in autoattack(Target(model, images, images.labels, threat, size, seed)):
         if step.chunk.finished:
             found += chunk_verdicts(step.chunk, images.labels, images.rows)
     return time.perf_counter() - began, summary(found)["robust_accuracy"]

@@ -39,6 +39,7 @@ from acl_plugin.evaluation.run_folder import evaluate_suite
 from acl_plugin.runs.environment import environment
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.transfer import transfer, transferred
+from acl_plugin.runtime import memory
 from acl_plugin.runtime.device import training_device
 from acl_plugin.runtime.files import read_json, write_json
 from acl_plugin.theory.audit import audit
@@ -220,6 +221,7 @@ def do_all(what: Callable[[Job], None], jobs: Sequence[Job], at_a_time: int) -> 
 def _begin_worker(threads: int) -> None:
     """End this worker when its parent ends, even if it is killed; the next start resumes the worker's run."""
     torch.set_num_threads(threads)
+    memory.keep_freed()
     parent = multiprocessing.parent_process()
     assert parent is not None
 

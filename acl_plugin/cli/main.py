@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from acl_plugin.cli import completion
 from acl_plugin.cli.parser import COMMANDS, PROGRAM
 from acl_plugin.errors import EvaluationStopped, TrainingStopped, UsageError, as_flags, unknown
+from acl_plugin.runtime import memory
 from acl_plugin.runtime.messages import on_stderr
 from acl_plugin.runtime.progress import Progress
 from acl_plugin.runtime.signals import interrupt
@@ -115,7 +116,7 @@ def _function(name: str) -> Callable[[list[str]], int | None]:
 
 @contextlib.contextmanager
 def _as_command(silent: bool) -> Iterator[None]:
-    """Set what belongs to a command and not to a library: signals, progress bars, output and warnings of libraries."""
+    """Set what belongs to a command and not to a library: signals, memory, progress bars, output, warnings."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names of files and classes may have letters that a console has not
             with contextlib.suppress(OSError, ValueError):  # closed, or redirected after it was opened
@@ -125,6 +126,7 @@ def _as_command(silent: bool) -> Iterator[None]:
     # schedulers send SIGTERM; treat it as SIGINT
     handler = signal.signal(signal.SIGTERM, interrupt) if in_main_thread else None
     Progress.silent = silent
+    memory.keep_freed()
     try:
         with warnings.catch_warnings():
             _ignore_warnings()

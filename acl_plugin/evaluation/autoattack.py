@@ -14,6 +14,8 @@ from acl_plugin.evaluation.batches import batch
 from acl_plugin.evaluation.target import Target
 from acl_plugin.evaluation.verdicts import STANDARD, Verdict
 from acl_plugin.models import norm_banks
+from acl_plugin.models.encoder import Classifier
+from acl_plugin.models.fusion import folded
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.messages import handled
 from acl_plugin.runtime.seeding import EVALUATION, mixed_seed
@@ -69,24 +71,19 @@ class Step:
 
 
 def autoattack(
-    target: Target,
-    *,
-    starts: Sequence[int] | None = None,
-    earlier: Mapping[int, Chunk] | None = None,
-    faster: nn.Module | None = None,
+    target: Target, *, starts: Sequence[int] | None = None, earlier: Mapping[int, Chunk] | None = None
 ) -> Iterator[Step]:
     """Run the attacks of AutoAttack standard in order, each on the images that are still robust.
 
     The random numbers of an attack depend only on the seed, the attack and the chunk. A generator that resumes from
     ``earlier`` therefore yields the same states as an uninterrupted one. Between two states, the model's modes and
-    flags and torch's random state are restored. Verdicts are counted with the target's model on the adversarial
-    examples.
+    flags and torch's random state are restored. The attacks call a ``Classifier`` with BatchNorm folded. Verdicts are
+    counted with the target's model on the adversarial examples.
 
     Args:
         target: model, images and settings; a chunk has ``batch_size`` images.
         starts: positions of the first images of the chunks to attack; None for all.
         earlier: states to resume from, by position.
-        faster: the same function as the model, called by the attacks; None for the model itself.
 
     Yields:
         The state after each attack on each chunk.
@@ -101,10 +98,13 @@ def autoattack(
         ...     print(step.attack, len(step.positions))
     """
     earlier, size, n = earlier or {}, target.batch_size, len(target.images)
-    for start in range(0, n, size) if starts is None else starts:
-        chunk = earlier.get(start)
-        if chunk is None or not chunk.finished:
-            yield from _attack_chunk(target, faster or target.model, slice(start, min(start + size, n)), chunk)
+    chunks = {start: earlier.get(start) for start in (range(0, n, size) if starts is None else starts)}
+    left = {start: chunk for start, chunk in chunks.items() if chunk is None or not chunk.finished}
+    faster = target.model
+    if left and isinstance(faster, Classifier):
+        faster = folded(faster, batch(target.images, 0, 64, target.device))
+    for start, chunk in left.items():
+        yield from _attack_chunk(target, faster, slice(start, min(start + size, n)), chunk)
 
 
 def _attack_chunk(target: Target, faster: nn.Module, where: slice, chunk: Chunk | None) -> Iterator[Step]:

@@ -11,11 +11,9 @@ from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.errors import EvaluationStopped, UsageError
 from acl_plugin.evaluation.autoattack import autoattack
-from acl_plugin.evaluation.batches import batch
 from acl_plugin.evaluation.storage import FolderStates, attacks_done
 from acl_plugin.evaluation.target import Target
 from acl_plugin.models.encoder import Classifier
-from acl_plugin.models.fusion import folded
 from acl_plugin.models.memory_format import channels_last
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier
@@ -50,10 +48,8 @@ def attack_chunks(
 
     ``advance`` is called after each attack.
     """
-    assert isinstance(target.model, Classifier)
-    faster = folded(target.model, batch(target.images, 0, 64, target.device))
     earlier = {start: chunk for start in starts if (chunk := states.chunk(start)) is not None}
-    for step in autoattack(target, starts=starts, earlier=earlier, faster=faster):
+    for step in autoattack(target, starts=starts, earlier=earlier):
         states.store(step)
         advance()
 

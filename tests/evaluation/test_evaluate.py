@@ -13,7 +13,7 @@ import acl_plugin
 from acl_plugin import Evaluation, ThreatModel, UsageError
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
-from acl_plugin.evaluation import chunks, run_folder
+from acl_plugin.evaluation import run_folder
 from acl_plugin.evaluation.storage import FolderStates
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.memory_format import channels_last
@@ -96,7 +96,7 @@ def test_verdicts_and_accuracies_are_those_of_the_model(unchanged, data, few):
 
 
 @pytest.mark.e2e
-def test_the_result_is_that_of_the_run_folder(tmp_path, few, monkeypatch):
+def test_the_result_is_that_of_the_run_folder(tmp_path, few):
     """The same network on the same images, in the same batches and layout."""
     torch.manual_seed(0)
     run, config = RunDir(tmp_path / "run"), preset("digits", **TINY, eval_batch_size=5)
@@ -104,7 +104,6 @@ def test_the_result_is_that_of_the_run_folder(tmp_path, few, monkeypatch):
     classifier = Classifier(spec(classes="0123456789"))
     nn.init.normal_(classifier.head.weight, std=3.0)
     write_model(run.classifier_file, classifier.spec, classifier.state_dict())
-    monkeypatch.setattr(chunks, "folded", lambda model, images: model)
     theirs = run_folder.evaluate(run, config, torch.device("cpu"))
     test = datasets.load(config.data).test
     own = acl_plugin.evaluate(
