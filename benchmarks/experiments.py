@@ -135,7 +135,12 @@ def audit_ablation(*arguments: str, stored: Callable[[str], list[dict[str, Any]]
         kept, run = read_json(RunDir(each.out).audit_file), f"{each.hash}/{each.seed}"
         of_run = {"row": each.row.label, "run": run, "seed": each.seed}
         last = kept["rows"][-1]
-        rows[run] = [of_run | {k: row[k] for k in AUDIT_ENTRIES} | {"last": row is last} for row in kept["rows"]]
+        rows[run] = [
+            of_run
+            | {k: row[k] for k in AUDIT_ENTRIES}
+            | {"adversarial": row["adversarial"] and not each.row.untrained, "last": row is last}
+            for row in kept["rows"]
+        ]
     n = len(datasets.load(jobs[0].config.data).test.subset(AUDITED))
     all_rows = [row for of_one in rows.values() for row in of_one]
     return data_name, {"settings": kept["settings"], "n": n, "environment": environment(), "rows": all_rows}

@@ -272,7 +272,7 @@ def correlation(kept: dict[str, Any]) -> list[str]:
     """Return terms of the audit by row of the ablation, and their correlations with the robust loss."""
     rows = kept["rows"]
     lasts = [r for r in rows if r["last"]]
-    adversarial = [r for r in lasts if "adversarial" in r["row"]]
+    adversarial = [r for r in lasts if r["adversarial"]]
     bounds = [b["name"] for b in rows[0]["bounds"]]
     certain = [b for r in rows for b in r["bounds"] if b["certain"]]
     settings, shown = kept["settings"], ["robust_loss", "benign_loss", *TERMS]
@@ -299,8 +299,6 @@ def correlation(kept: dict[str, Any]) -> list[str]:
             holds += f", {vacuous} vacuously" if vacuous else ""
             cells.append(f"{mean(b['left'] for b in values):.2f} ≤ {mean(b['right'] for b in values):.2f} ({holds})")
         lines += row(name, *cells)
-    rows = [r | {"adversarial": "adversarial" in r["row"]} for r in rows]
-    lasts = [r for r in rows if r["last"]]
     samples = {"all checkpoints": rows, "last ones": lasts, "last ones of adversarial runs": adversarial}
     lines += [
         "",

@@ -159,6 +159,7 @@ def test_runs_results_and_tables(results, tmp_path, few, monkeypatch):
     audited = compact.read(results / "results" / "correlation_digits.json")
     assert len(audited["rows"]) == 1 + 2  # the untrained encoder, and two checkpoints of the other row
     assert [row["last"] for row in audited["rows"]] == [True, False, True]
+    assert [row["adversarial"] for row in audited["rows"]] == [False, True, True]
     table = (results / "RESULTS.md").read_text()
     assert "## Audit of the ablation on digits" in table
     assert "hold in 9 of 9 cases" in table
@@ -263,15 +264,18 @@ def test_a_table_of_audits_groups_by_row():
     def row(label, run, loss, last=True):
         terms = dict.fromkeys(("benign_loss", *tables.TERMS), loss) | {"robust_loss": loss, "robust_accuracy": 0.5}
         bound = {"name": "coupling", "left": 0.1, "right": loss, "certain": True}
-        return {"row": label, "run": run, "epochs": 4, "last": last, "terms": terms, "bounds": [bound]}
+        about = {"row": label, "run": run, "adversarial": label != "benign", "epochs": 4, "last": last}
+        return about | {"terms": terms, "bounds": [bound]}
 
     rows = [row("adversarial", f"a/{i}", 1.0 + i) for i in range(3)] + [
         row("benign", f"b/{i}", 5.0 + i) for i in range(3)
     ]
+    rows.append(row("two-sided form", "c/0", 3.0))
     kept = {"data": "digits", "n": 8, "settings": {"adversary": "PGD-20", "eps": 0.1, "probe": "p"}, "rows": rows}
     lines = tables.correlation(kept)
     assert any(line.startswith("| adversarial | 2 | 2 |") for line in lines)
     assert any(line.startswith("| adversarial | 0.10 ≤ 2.00 (3/3) |") for line in lines)
+    assert any("| last ones of adversarial runs (4) |" in line for line in lines)
     assert any(line.startswith("| nce_adv | 1.00 [") for line in lines)
 
 
