@@ -13,7 +13,7 @@ import acl_plugin
 from acl_plugin import Evaluation, ThreatModel, UsageError
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
-from acl_plugin.evaluation import run_folder
+from acl_plugin.evaluation import autoattack, run_folder
 from acl_plugin.evaluation.storage import FolderStates
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.memory_format import channels_last
@@ -93,6 +93,32 @@ def test_verdicts_and_accuracies_are_those_of_the_model(unchanged, data, few):
     assert found.seconds >= 0
     assert f"robust   {100 * found.robust_accuracy:6.2f} %" in str(found)
     assert str(found).startswith("AutoAttack standard, Linf eps 0.1, 20 images, seed 0")
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("training", [False, True])
+def test_the_attacks_call_a_classifier_with_its_norms_folded(data, model, few, monkeypatch, training):
+    passes, fold = [], autoattack.folded
+
+    def recorded(network, images):
+        faster = fold(network, images)
+        assert faster is not network
+        faster.register_forward_hook(lambda *_: passes.append(len(passes)))
+        return faster
+
+    monkeypatch.setattr(autoattack, "folded", recorded)
+    x, y = data
+    acl_plugin.evaluate(model, x, y, THREAT)
+    assert not passes  # a network of the user is called as it is
+    torch.manual_seed(0)
+    classifier = Classifier(spec(classes="0123456789")).train(training)
+    nn.init.normal_(classifier.head.weight, std=3.0)
+    before = state_of(classifier)
+    predicted = classifier.eval()(x).argmax(1)  # as labels, so that there is an image to attack
+    classifier.train(training)
+    acl_plugin.evaluate(classifier, x, predicted, THREAT)
+    assert same(before, state_of(classifier))
+    assert passes
 
 
 @pytest.mark.e2e
