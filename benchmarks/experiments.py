@@ -59,6 +59,8 @@ BUDGET = {"digits": 1024, "cifar10": 128}
 """Encoder forwards per image of the budgeted rows, by dataset: 32 and 4 epochs of ACL(DS) with five attack steps."""
 AUDIT_ENTRIES = ("epochs", "terms", "train", "null", "attacks", "bounds")
 """Entries of an audited checkpoint that are stored."""
+DIGITS = 7
+"""Significant digits of a stored audit: those of float32."""
 AUDITED = 500
 """Largest number of test images in an audit."""
 TRANSFERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
@@ -137,13 +139,21 @@ def audit_ablation(*arguments: str, stored: Callable[[str], list[dict[str, Any]]
         last = kept["rows"][-1]
         rows[run] = [
             of_run
-            | {k: row[k] for k in AUDIT_ENTRIES}
+            | {k: _rounded(row[k]) for k in AUDIT_ENTRIES}
             | {"adversarial": row["adversarial"] and not each.row.untrained, "last": row is last}
             for row in kept["rows"]
         ]
     n = len(datasets.load(jobs[0].config.data).test.subset(AUDITED))
     all_rows = [row for of_one in rows.values() for row in of_one]
     return data_name, {"settings": kept["settings"], "n": n, "environment": environment(), "rows": all_rows}
+
+
+def _rounded(values: Any) -> Any:
+    if isinstance(values, float):
+        return float(f"{values:.{DIGITS}g}")
+    if isinstance(values, dict):
+        return {name: _rounded(value) for name, value in values.items()}
+    return [_rounded(value) for value in values] if isinstance(values, list) else values
 
 
 def audit_one(each: Job) -> None:
