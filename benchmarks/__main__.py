@@ -30,7 +30,7 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime import memory
 from acl_plugin.runtime.files import read_json, write_atomic
 from benchmarks import autoattack_speed as measured_autoattack
-from benchmarks import compact, experiments, finetuning, frontier, selection, tables
+from benchmarks import compact, experiments, finetuning, frontier, selection
 from benchmarks import objectives as benchmarked
 from benchmarks import reading as measured_reading
 from benchmarks import record as recorded
@@ -39,6 +39,7 @@ from benchmarks import speed as measured_speed
 from benchmarks import startup as measured_startup
 from benchmarks.experiments import Job
 from benchmarks.rows import EXPERIMENTS
+from benchmarks.tables.page import document
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -211,7 +212,7 @@ def table() -> None:
         write_atomic(HERE / "speed.svg", figures.svg(measured_speed.figure(steps)))
     for path in RESULTS.glob("frontier_*.json"):
         write_atomic(HERE / f"{path.stem}.svg", figures.svg(frontier.figure(compact.read(path))))
-    write_atomic(HERE / "RESULTS.md", tables.document(RESULTS).encode())
+    write_atomic(HERE / "RESULTS.md", document(RESULTS).encode())
 
 
 COMMANDS: dict[str, Any] = {

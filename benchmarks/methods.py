@@ -9,8 +9,9 @@ from typing import Any
 
 from acl_plugin.config import preset
 from acl_plugin.registry import OBJECTIVES
-from benchmarks import compact, tables
+from benchmarks import compact
 from benchmarks.__main__ import RESULTS
+from benchmarks.tables.cells import grouped, head, robust, row, spread
 
 STEPS = 5
 """Number of steps of the inner attack, for column F."""
@@ -23,20 +24,20 @@ PAPER = re.compile(r"(?P<title>[^,]+), (?:(?P<venue>.+) )?(?P<year>20\d\d), (?:a
 
 def table() -> list[str]:
     """Return one line per objective of this package, by year and name."""
-    runs = tables.grouped(compact.read(RESULTS / "objectives_digits.json"))
+    runs = grouped(compact.read(RESULTS / "objectives_digits.json"))
     objectives = {name: of_preset(name) for name in OBJECTIVES.names() if ours(name)}
     papers = {name: cited(objective.paper) for name, objective in objectives.items()}
-    lines = tables.head("method", "paper", "year", "norm banks", "needs", "F", "AutoAttack")
+    lines = head("method", "paper", "year", "norm banks", "needs", "F", "AutoAttack")
     for name in sorted(objectives, key=lambda name: (papers[name]["year"], name)):
         objective, paper = objectives[name], papers[name]
-        lines += tables.row(
+        lines += row(
             f"`{name}`",
             f"[{paper['title']}](https://{paper['site']})" + paper["venue"],
             paper["year"],
             ", ".join(objective.norm_banks),
             needed(objective),
             objective.cost.encoder_forwards(STEPS),
-            tables.spread(tables.robust(runs[shown])) if (shown := SHOWN.get(name, name)) in runs else "",
+            spread(robust(runs[shown])) if (shown := SHOWN.get(name, name)) in runs else "",
         )
     return lines
 

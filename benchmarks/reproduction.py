@@ -21,10 +21,11 @@ from acl_plugin.leaderboard.robustssl import PROTOCOLS
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.registry import create_objective
-from benchmarks import compact, tables
+from benchmarks import compact
 from benchmarks.__main__ import RESULTS
 from benchmarks.objectives import FINETUNING_COST
 from benchmarks.published_numbers import DEACL, NUMBERS, Number
+from benchmarks.tables.cells import head, row
 
 PEAK, SHARE = 989e12, 0.15
 """Dense bfloat16 peak of an H100 SXM in FLOP/s (data sheet), and the share of it that a step is assumed to reach."""
@@ -237,9 +238,9 @@ def page() -> str:
         "ours",
         "hours on one H100 (estimated)",
     )
-    lines = tables.head(*names)
+    lines = head(*names)
     for number in NUMBERS:
-        lines += tables.row(*cells(number))
+        lines += row(*cells(number))
     return text + "\n" + "\n".join(lines) + "\n" + FOOTER
 
 

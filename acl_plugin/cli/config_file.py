@@ -7,6 +7,7 @@ import jsonargparse
 import yaml
 
 from acl_plugin import config as configuration
+from acl_plugin.cli import unique_keys
 from acl_plugin.errors import UsageError
 from acl_plugin.runtime.paths import user_path
 
@@ -16,7 +17,7 @@ class ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defined,mi
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         try:
-            content = yaml.load(user_path(values, "config").read_text("utf-8"), _UniqueKeys)
+            content = unique_keys.load(user_path(values, "config").read_text("utf-8"), "config")
         except UsageError:
             raise
         except (OSError, ValueError, yaml.YAMLError):
@@ -27,21 +28,3 @@ class ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defined,mi
                 raise UsageError(message, parameter="config", given=content["config"], allowed="options")
             values = yaml.safe_dump(configuration.without_sections(content))
         super().__call__(parser, cfg, values, option_string)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Loader that refuses a key that a mapping has twice, of which YAML's own loader drops the first."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        assert node is not None
-        before = set()
-        for key, _ in node.value:
-            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
-            if name is not None and name in before:
-                message = (
-                    f"`config`: {key.value!r} is given twice, again in line {key.start_mark.line + 1}; leave one out"
-                )
-                raise UsageError(message, parameter="config", given=key.value, allowed="each option once")
-            before.add(name)
-        return node

@@ -11,7 +11,7 @@ import jsonargparse
 import yaml
 
 from acl_plugin import config as configuration
-from acl_plugin.cli import completion, nested_options
+from acl_plugin.cli import completion, nested_options, unique_keys
 from acl_plugin.cli.config_file import ConfigFile
 from acl_plugin.config import unused
 from acl_plugin.config.published import SOURCES, Source
@@ -67,6 +67,7 @@ class Parser(jsonargparse.ArgumentParser):
         if completion.wanted():
             completion.name_values(self)
         try:
+            unique_keys.require(arguments)
             options = self.parse_args(nested_options.joined(arguments))
         except UnicodeDecodeError as error:
             message = f"`config`: a file that is not text ({error})"

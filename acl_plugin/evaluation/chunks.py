@@ -18,6 +18,7 @@ from acl_plugin.models.memory_format import channels_last
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier
 from acl_plugin.runs.records import read_record
+from acl_plugin.runtime.memory import keep_freed
 from acl_plugin.runtime.progress import Progress
 
 
@@ -83,6 +84,7 @@ def share_out(
 
 def _attack_share(rank: int, path: str, place: str, config: RunConfig, kind: str) -> None:
     """Attack every chunk whose number modulo the process count is ``rank``."""
+    keep_freed()
     if kind == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // config.machine.devices))
     states, device = FolderStates(RunDir(place)), torch.device(kind, rank) if kind == "cuda" else torch.device(kind)

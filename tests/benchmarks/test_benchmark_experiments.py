@@ -16,10 +16,11 @@ from acl_plugin.config import TWO_SIDED
 from acl_plugin.errors import TrainingStopped
 from acl_plugin.losses.divergences import DIVERGENCES
 from acl_plugin.runs.folder import RunDir
-from benchmarks import compact, experiments, rows, selection, tables
+from benchmarks import compact, experiments, rows, selection
 from benchmarks.experiments import BUDGET, config_hash, job
 from benchmarks.objectives import encoder_forwards
 from benchmarks.rows import ALL, CHOSEN, COMPARED, EXPERIMENTS, SUPERVISED, TWO_SIDED_FORM
+from benchmarks.tables.theory import TERMS, correlation
 from conftest import QUICK, TINY
 
 SHARED = {"data_dir": None, "limit_test": 250}
@@ -265,7 +266,7 @@ def test_mistakes_are_reported(results, tmp_path, arguments, message, capsys):
 @pytest.mark.e2e
 def test_a_table_of_audits_groups_by_row():
     def row(label, run, loss, last=True):
-        terms = dict.fromkeys(("benign_loss", *tables.TERMS), loss) | {"robust_loss": loss, "robust_accuracy": 0.5}
+        terms = dict.fromkeys(("benign_loss", *TERMS), loss) | {"robust_loss": loss, "robust_accuracy": 0.5}
         bound = {"name": "coupling", "left": 0.1, "right": loss, "certain": True}
         about = {"row": label, "run": run, "adversarial": label != "benign", "epochs": 4, "last": last}
         return about | {"terms": terms, "bounds": [bound]}
@@ -275,7 +276,7 @@ def test_a_table_of_audits_groups_by_row():
     ]
     rows.append(row("two-sided form", "c/0", 3.0))
     kept = {"data": "digits", "n": 8, "settings": {"adversary": "PGD-20", "eps": 0.1, "probe": "p"}, "rows": rows}
-    lines = tables.correlation(kept)
+    lines = correlation(kept)
     assert any(line.startswith("| adversarial | 2 | 2 |") for line in lines)
     assert any(line.startswith("| adversarial | 0.10 ≤ 2.00 (3/3) |") for line in lines)
     assert any("| last ones of adversarial runs (4) |" in line for line in lines)

@@ -7,7 +7,8 @@ import pytest
 import benchmarks.__main__ as main
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.signals import deferred
-from benchmarks import compact, record, tables
+from benchmarks import compact, record
+from benchmarks.tables import cost, page
 from conftest import TINY
 
 SHARED = {k: v for k, v in TINY.items() if k not in ("epochs", "objective")}
@@ -54,7 +55,7 @@ def test_mistakes_are_reported_and_nothing_is_written(results, capsys):
     assert main.main(["record", "--out", str(results / "record")]) == 2
     assert "cifar10 needs --data-dir" in capsys.readouterr().err
     assert not (results / "record").exists()
-    assert tables.QUESTIONS["How much does it cost?"]["record_"] is tables.record
+    assert page.QUESTIONS["How much does it cost?"]["record_"] is cost.record
 
 
 @pytest.mark.e2e

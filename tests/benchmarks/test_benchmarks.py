@@ -3,7 +3,8 @@ import pytest
 import benchmarks.__main__ as benchmarks
 from acl_plugin import pipeline
 from acl_plugin.evaluation.run_folder import evaluate_suite
-from benchmarks import compact, tables
+from benchmarks import compact
+from benchmarks.tables import cells
 from conftest import ROOT
 
 
@@ -41,8 +42,15 @@ def test_a_suite_is_kept_and_becomes_a_table(tiny_config, tmp_path, few, results
 
 
 def test_mean_and_standard_deviation():
-    assert tables.spread([1.0, 3.0]) == "2.0 ± 1.4"
-    assert tables.spread([1.25]) == "1.2"
+    assert cells.spread([1.0, 3.0]) == "2.0 ± 1.4"
+    assert cells.spread([1.25]) == "1.2"
+
+
+@pytest.mark.parametrize(
+    ("eps", "shown"), [(8 / 255, "8/255"), (1.0 / 255, "1/255"), (0.1, "0.1"), (0.5, "0.5"), (1, "1"), (1.0, "1.0")]
+)
+def test_a_radius_is_in_levels_where_it_is_a_number_of_them(eps, shown):
+    assert cells.radius({"eps": eps}) == shown
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,20 @@ def test_what_would_be_misread_is_refused(content, message, capsys):
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--objective-kwargs", '{"rho": 1, "rho": 2}'], "--objective-kwargs: 'rho' is given twice; leave one out"),
+        (["--backbone-kwargs={depth: 16, depth: 10}"], "--backbone-kwargs: 'depth' is given twice; leave one out"),
+        (["--objective-kwargs", '{"base_kwargs": {"a": 1,\n "a": 2}}'], "'a' is given twice, again in line 2"),
+        (["--objective-kwargs.base_kwargs", "{a: 1, a: 2}"], "'a' is given twice; leave one out"),
+    ],
+)
+def test_a_key_that_a_mapping_has_twice_is_refused(arguments, message, capsys):
+    assert message in refused(capsys, "pretrain", "--out=x", *arguments)
+
+
+@pytest.mark.e2e
 def test_a_file_may_share_values_by_aliases(capsys):
     Path("options.yaml").write_text(
         "probe_milestones: &falls [0.5, 0.9]\nlabel_milestones: *falls\noverwrite: true\n"

@@ -1,0 +1,1 @@
+"""Generate RESULTS.md: a module for each question, over one for cells."""

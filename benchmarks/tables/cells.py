@@ -1,0 +1,65 @@
+"""Write the cells and lines of the tables."""
+
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Runs = list[dict[str, Any]]
+
+
+def head(*names: str) -> list[str]:
+    """Return the first two lines of a table."""
+    return [*row(*names), "|" + "---|" * len(names)]
+
+
+def row(*cells: object) -> list[str]:
+    """Return a line of a table."""
+    return ["| " + " | ".join(str(cell) for cell in cells) + " |"]
+
+
+def grouped(runs: Runs, by: str = "row") -> dict[str, Runs]:
+    """Group runs by row, or by another entry."""
+    by_row: dict[str, Runs] = {}
+    for run in runs:
+        by_row.setdefault(run[by], []).append(run)
+    return by_row
+
+
+def clean(runs: Runs) -> list[float]:
+    """Return clean accuracies in percent."""
+    return [100 * run["evaluation"]["clean_accuracy"] for run in runs]
+
+
+def robust(runs: Runs) -> list[float]:
+    """Return AutoAttack accuracies in percent."""
+    return [100 * run["evaluation"]["robust_accuracy"] for run in runs]
+
+
+def seeds(runs: Runs) -> str:
+    """Return the seeds of the runs."""
+    return ", ".join(str(run["settings"]["seed"]) for run in runs)
+
+
+def radius(settings: Mapping[str, Any]) -> str:
+    """Return eps as it is usually written: with 255 below where it is a number of levels of a pixel."""
+    eps = settings["eps"]
+    levels = round(255 * eps)
+    return f"{levels}/255" if levels < 255 and abs(255 * eps - levels) < 1e-6 else str(eps)
+
+
+def device(runs: Runs) -> str:
+    """Return the device of the first run."""
+    environment = runs[0]["environment"]
+    return f"{environment['device']}, {environment['threads']} threads"
+
+
+def mean(values: Iterable[float]) -> float:
+    """Return the mean of one value or more."""
+    return statistics.mean(values)
+
+
+def spread(values: Iterable[float]) -> str:
+    """Return the mean, with the standard deviation if there are several values."""
+    all_values = list(values)
+    deviation = f" ± {statistics.stdev(all_values):.1f}" if len(all_values) > 1 else ""
+    return f"{mean(all_values):.1f}{deviation}"
