@@ -43,8 +43,8 @@ def seeds(runs: Runs) -> str:
 def radius(settings: Mapping[str, Any]) -> str:
     """Return eps as it is usually written: with 255 below where it is a number of levels of a pixel."""
     eps = settings["eps"]
-    levels = round(255 * eps)
-    return f"{levels}/255" if levels < 255 and abs(255 * eps - levels) < 1e-6 else str(eps)
+    levels = 255 * eps if isinstance(eps, float) and eps < 1 else 0.5  # older files have text
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else str(eps)
 
 
 def device(runs: Runs) -> str:

@@ -47,7 +47,8 @@ def test_mean_and_standard_deviation():
 
 
 @pytest.mark.parametrize(
-    ("eps", "shown"), [(8 / 255, "8/255"), (1.0 / 255, "1/255"), (0.1, "0.1"), (0.5, "0.5"), (1, "1"), (1.0, "1.0")]
+    ("eps", "shown"),
+    [(8 / 255, "8/255"), (1.0 / 255, "1/255"), (0.1, "0.1"), (0.5, "0.5"), (1, "1"), (1.0, "1.0"), ("8/255", "8/255")],
 )
 def test_a_radius_is_in_levels_where_it_is_a_number_of_them(eps, shown):
     assert cells.radius({"eps": eps}) == shown
