@@ -1,6 +1,7 @@
 """Refuse a key that a mapping in YAML or JSON has twice, of which the usual loaders drop the first."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -35,10 +36,8 @@ def require(arguments: Sequence[str]) -> None:
         if argument.startswith("--"):
             option, _, value = argument.removeprefix("--").partition("=")
         if value.lstrip().startswith(("{", "[")):
-            try:
+            with suppress(yaml.YAMLError):  # which the parser reports
                 load(value, option.replace("-", "_"))
-            except yaml.YAMLError:
-                pass  # the parser reports it
 
 
 class _UniqueKeys(yaml.SafeLoader):
