@@ -59,7 +59,7 @@ BUDGET = {"digits": 1024, "cifar10": 128}
 """Encoder forwards per image of the budgeted rows, by dataset: 32 and 4 epochs of ACL(DS) with five attack steps."""
 AUDIT_ENTRIES = ("epochs", "terms", "train", "null", "attacks", "bounds")
 """Entries of an audited checkpoint that are stored."""
-DIGITS = 7
+PRECISION = 7
 """Significant digits of a stored audit: those of float32."""
 AUDITED = 500
 """Largest number of test images in an audit."""
@@ -150,7 +150,7 @@ def audit_ablation(*arguments: str, stored: Callable[[str], list[dict[str, Any]]
 
 def _rounded(values: Any) -> Any:
     if isinstance(values, float):
-        return float(f"{values:.{DIGITS}g}")
+        return float(f"{values:.{PRECISION}g}")
     if isinstance(values, dict):
         return {name: _rounded(value) for name, value in values.items()}
     return [_rounded(value) for value in values] if isinstance(values, list) else values

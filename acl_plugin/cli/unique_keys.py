@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import yaml
@@ -16,12 +17,7 @@ def load(text: str, option: str) -> Any:
         UsageError: if a mapping in it has a key twice.
         yaml.YAMLError: if it is damaged.
     """
-    loader = _UniqueKeys(text)
-    loader.option = option
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
+    return yaml.load(text, partial(_UniqueKeys, option=option))  # type: ignore[arg-type]
 
 
 def require(arguments: Sequence[str]) -> None:
@@ -35,13 +31,14 @@ def require(arguments: Sequence[str]) -> None:
         value = argument
         if argument.startswith("--"):
             option, _, value = argument.removeprefix("--").partition("=")
-        if value.lstrip().startswith(("{", "[")):
-            with suppress(yaml.YAMLError):  # which the parser reports
-                load(value, option.replace("-", "_"))
+        with suppress(yaml.YAMLError):  # which the parser reports
+            yaml.compose(value, partial(_UniqueKeys, option=option.replace("-", "_")))  # type: ignore[arg-type]
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    option = ""
+    def __init__(self, text: str, option: str) -> None:
+        super().__init__(text)
+        self.option = option
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

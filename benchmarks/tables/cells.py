@@ -47,9 +47,9 @@ def radius(settings: Mapping[str, Any]) -> str:
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else str(eps)
 
 
-def device(runs: Runs) -> str:
-    """Return the device of the first run."""
-    environment = runs[0]["environment"]
+def device(result: Mapping[str, Any]) -> str:
+    """Return the device of a stored result."""
+    environment = result["environment"]
     return f"{environment['device']}, {environment['threads']} threads"
 
 

@@ -3,13 +3,13 @@
 from typing import Any
 
 from benchmarks import frontier
-from benchmarks.tables.cells import head, radius, row, spread
+from benchmarks.tables.cells import device, head, radius, row, spread
 
 
 def costs(kept: dict[str, Any]) -> list[str]:
     """Return one row per objective with its accuracy and cost by attack, and the frontier."""
     settings, found = kept["settings"], frontier.points(kept["runs"])
-    best, environment = frontier.frontier(found), kept["environment"]
+    best = frontier.frontier(found)
     names = list(dict.fromkeys(point.attack for point in found))
     cells = {(point.row, point.attack): f"{spread(point.robust)} ({point.forwards:,.0f})" for point in found}
     cells |= {(point.row, point.attack): f"**{cells[point.row, point.attack]}**" for point in best}
@@ -18,9 +18,8 @@ def costs(kept: dict[str, Any]) -> list[str]:
         f"### Robustness and cost on {kept['data']}",
         "",
         f"Every objective by inner attack; {settings['backbone']}, {settings['epochs']} epochs, "
-        f"eps {radius(settings)}, AutoAttack on {per_seed} images; {environment['device']}, "
-        f"{environment['threads']} threads. In brackets F, the encoder forwards per training image over "
-        f"the pretraining, without a teacher's. **Frontier**: no cheaper "
+        f"eps {radius(settings)}, AutoAttack on {per_seed} images; {device(kept)}. In brackets F, the "
+        f"encoder forwards per training image over the pretraining, without a teacher's. **Frontier**: no cheaper "
         f"cell has a higher mean. A run that collapsed counts as 0.",
         "",
         *head("objective", *names),

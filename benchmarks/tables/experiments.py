@@ -20,8 +20,8 @@ def experiment(kept: dict[str, Any]) -> list[str]:
         "",
         f"{settings['backbone']}, {epochs}, {settings['optimizer']} at {settings['lr']}, "
         f"{settings['attack']} with {settings['attack_steps']} steps, eps {radius(settings)}; AutoAttack on "
-        f"{best[0]['evaluation']['n']} test images of {best[0]['evaluation']['dataset']}; {device(best)}, runs side by "
-        f"side. Hash: of the row's configuration. Best: of the linear probes. {EXPLAINED}",
+        f"{best[0]['evaluation']['n']} test images of {best[0]['evaluation']['dataset']}; {device(best[0])}, runs side "
+        f"by side. Hash: of the row's configuration. Best: of the linear probes. {EXPLAINED}",
         "",
         *head("row", "hash", *budgeted, "clean", "AutoAttack", "to the best", "pretrain s", "AutoAttack s", "seeds"),
     ]

@@ -1,6 +1,5 @@
 """Write the tables of the question "Which objective?": objectives, finetuning, and the suite of attacks."""
 
-import statistics
 from typing import Any
 
 from benchmarks.comparisons import EXPLAINED, compared
@@ -10,7 +9,7 @@ from benchmarks.tables.cells import Runs, clean, device, grouped, head, mean, ra
 def objectives(runs: Runs) -> list[str]:
     """Return one row per objective, on the same images, backbone and epochs."""
     settings, by_row = runs[0]["settings"], grouped(runs)
-    best = max(by_row.values(), key=lambda group: statistics.mean(robust(group)))
+    best = max(by_row.values(), key=lambda group: mean(robust(group)))
     to_best = compared(by_row, best, robust)
     lines = [
         f"### Objectives on {settings['data']}",
@@ -18,8 +17,8 @@ def objectives(runs: Runs) -> list[str]:
         f"Every objective with the same backbone ({settings['backbone']}), {settings['limit_train'] or 'all'} training "
         f"images, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, {settings['attack']} with "
         f"{settings['attack_steps']} steps, eps {radius(settings)} and probe, on the first "
-        f"{runs[0]['evaluation']['n']} test images; {device(runs)}. None was tuned by itself. F: encoder forwards per "
-        f"training image over the whole run, without the teacher's. {EXPLAINED}",
+        f"{runs[0]['evaluation']['n']} test images; {device(runs[0])}. None was tuned by itself. F: encoder forwards "
+        f"per training image over the whole run, without the teacher's. {EXPLAINED}",
         "",
         *head("objective", "clean", "AutoAttack", "to the best", "over SimCLR", "F", "pretrain s", "probe s", "seeds"),
     ]
@@ -44,7 +43,7 @@ def finetuning(runs: Runs) -> list[str]:
     """Return one row per method that makes a benign encoder robust, for one budget of encoder forwards."""
     by_row = grouped(runs)
     start, settings = next(iter(by_row)), next(reversed(by_row.values()))[0]["settings"]
-    best = max(by_row.values(), key=lambda group: statistics.mean(robust(group)))
+    best = max(by_row.values(), key=lambda group: mean(robust(group)))
     to_best = compared(by_row, best, robust)
     trained = runs[0]["pretraining"]["epochs"]
     benign = f"SimCLR for {trained} epochs" if trained else f"The weights of {start}, not trained further"
@@ -54,7 +53,7 @@ def finetuning(runs: Runs) -> list[str]:
         "",
         f"{benign}, and methods that start from its weights; {settings['backbone']}, {settings['attack']} with "
         f"{settings['attack_steps']} steps, eps {radius(settings)}; AutoAttack on {runs[0]['evaluation']['n']} test "
-        f"images; {device(runs)}. F: encoder forwards per training image, of the finetuning alone but for the first "
+        f"images; {device(runs[0])}. F: encoder forwards per training image, of the finetuning alone but for the first "
         f"row. {EXPLAINED}",
         "",
         *head(

@@ -84,7 +84,7 @@ def overview(files: list[Path]) -> list[str]:
             spread(robust(runs)),
             spread(run["pretraining"]["seconds"] for run in runs),
             spread(run["evaluation"]["seconds"] for run in runs),
-            device(runs),
+            device(runs[0]),
         )
     return lines
 

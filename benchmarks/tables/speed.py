@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-from benchmarks.tables.cells import Runs, head, row, spread
+from benchmarks.tables.cells import Runs, device, head, row, spread
 
 
 def speeds(results: Runs) -> list[str]:
@@ -37,7 +37,7 @@ def speeds(results: Runs) -> list[str]:
             f"{parts['attack']:.3f}",
             f"{rest:.3f}",
             f"{r['peak_memory'] / 2**30:.1f}",
-            f"{r['environment']['device']}, {r['environment']['threads']} threads",
+            device(r),
         )
     return [*lines, "", "![Where the seconds of a step go](speed.svg)"]
 
@@ -108,7 +108,7 @@ def evaluation_speeds(results: Runs) -> list[str]:
             f"{100 * r['reference_share_of_ceiling']:.0f} %",
             spread(100 * v for v in r["robust_accuracies"]),
             spread(100 * v for v in r["reference_robust_accuracies"]),
-            f"{r['environment']['device']}, {r['environment']['threads']} threads",
+            device(r),
         )
     return lines
 
@@ -124,8 +124,7 @@ def reading(kept: dict[str, Any]) -> list[str]:
         f"shuffled batches of {settings['batch']}; the median of {settings['repeats']} measurements of "
         f"{settings['measured']:,} images each, in turns. Memory: of the process and its workers, beyond that "
         f"of the libraries. The index took "
-        f"{kept['index_seconds']:.0f} s, once. {kept['environment']['device']}, "
-        f"{kept['environment']['threads']} threads.",
+        f"{kept['index_seconds']:.0f} s, once. {device(kept)}.",
         "",
         *head("images", "workers", "images/s", "range", "of ImageFolder", "MiB", "s to begin"),
     ]
@@ -144,7 +143,7 @@ def startup(kept: dict[str, Any]) -> list[str]:
         "### Start-up",
         "",
         f"A process for each command, in turns; the median of {kept['settings']['repeats']} measurements. "
-        f"{kept['environment']['device']}, {kept['environment']['threads']} threads.",
+        f"{device(kept)}.",
         "",
         *head("command", "s", "range", "of `import torch`"),
     ]

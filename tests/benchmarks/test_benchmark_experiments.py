@@ -161,7 +161,7 @@ def test_runs_results_and_tables(results, tmp_path, few, monkeypatch):
     assert len(audited["rows"]) == 1 + 2  # the untrained encoder, and two checkpoints of the other row
     assert [row["last"] for row in audited["rows"]] == [True, False, True]
     assert [row["adversarial"] for row in audited["rows"]] == [False, True, True]
-    (own,) = json.loads(next((tmp_path / "runs" / audited["rows"][0]["run"]).rglob("audit.json")).read_text())["rows"]
+    (own,) = json.loads(RunDir(tmp_path / "runs" / audited["rows"][0]["run"]).audit_file.read_text())["rows"]
     assert audited["rows"][0]["terms"] == pytest.approx(own["terms"], rel=1e-6)
     assert all(float(f"{value:.7g}") == value for value in audited["rows"][0]["terms"].values())
     table = (results / "RESULTS.md").read_text()

@@ -58,10 +58,17 @@ def test_what_would_be_misread_is_refused(content, message, capsys):
         (["--backbone-kwargs={depth: 16, depth: 10}"], "--backbone-kwargs: 'depth' is given twice; leave one out"),
         (["--objective-kwargs", '{"base_kwargs": {"a": 1,\n "a": 2}}'], "'a' is given twice, again in line 2"),
         (["--objective-kwargs.base_kwargs", "{a: 1, a: 2}"], "'a' is given twice; leave one out"),
+        (["--objective-kwargs", "rho: 1\nrho: 2"], "--objective-kwargs: 'rho' is given twice, again in line 2"),
     ],
 )
 def test_a_key_that_a_mapping_has_twice_is_refused(arguments, message, capsys):
     assert message in refused(capsys, "pretrain", "--out=x", *arguments)
+
+
+@pytest.mark.e2e
+def test_text_that_yaml_reads_as_an_impossible_date_is_a_text(capsys):
+    line = refused(capsys, "pretrain", "--out=x", "--objective-kwargs", "{rho: 2001-99-99}")
+    assert "rho '2001-99-99': allowed is a number" in line
 
 
 @pytest.mark.e2e
