@@ -37,7 +37,7 @@ from benchmarks import record as recorded
 from benchmarks import scaling as measured_scaling
 from benchmarks import speed as measured_speed
 from benchmarks import startup as measured_startup
-from benchmarks.experiments import Job
+from benchmarks.jobs import PGD, Job
 from benchmarks.rows import EXPERIMENTS
 from benchmarks.tables.page import document
 
@@ -86,15 +86,18 @@ def suite(name: str, path: str) -> None:
 
 def objectives(*arguments: str) -> None:
     """Run every objective on one dataset, see ``benchmarks.objectives``."""
-    data, runs = benchmarked.run_all(*arguments)
-    compact.write(RESULTS / f"objectives_{data}.json", [_kept_row(row, RunDir(path)) for row, path in runs])
+    data, jobs = benchmarked.run_all(*arguments)
+    compact.write(RESULTS / f"objectives_{data}.json", [_kept_row(job) for job in jobs])
     table()
 
 
-def _kept_row(row: str, run: RunDir) -> dict[str, Any]:
-    result = kept(run)
+def _kept_row(job: Job) -> dict[str, Any]:
+    """Return what is stored of a run: its result with the cost, or why it stopped."""
+    result = {"row": job.row.label, "seed": job.seed} | (job.stopped or kept(RunDir(job.out)))
+    if job.stopped:
+        return result
     trained = result["settings"] | {"epochs": result["pretraining"]["epochs"]}
-    return {"row": row, "encoder_forwards_per_image": benchmarked.encoder_forwards(trained)} | result
+    return result | {"encoder_forwards_per_image": benchmarked.encoder_forwards(trained)}
 
 
 def experiment(name: str, *arguments: str) -> None:
@@ -105,7 +108,7 @@ def experiment(name: str, *arguments: str) -> None:
     rows = {job.hash for job in plan.jobs}
     runs = {(run["hash"], run["seed"]): run for run in stored if run["hash"] in rows}
     plan.run(runs)
-    runs |= {(job.hash, job.seed): _kept_job(job) for job in plan.jobs if (job.hash, job.seed) not in runs}
+    runs |= {(job.hash, job.seed): _of_experiment(job) for job in plan.jobs if (job.hash, job.seed) not in runs}
     compact.write(path, {"name": name, "data": plan.data, "runs": list(runs.values())})
     table()
 
@@ -119,8 +122,8 @@ def finetuned(*arguments: str) -> None:
 
 
 def _finetuned(job: Job, radii: Sequence[str]) -> dict[str, Any]:
-    at = {eps: read_json(RunDir(finetuning.folder_at(eps, job.out)).evaluation_file) for eps in radii}
-    return _kept_row(job.row.label, RunDir(job.out)) | {"at": at}
+    of_radii = {} if job.stopped else {eps: RunDir(finetuning.folder_at(eps, job.out)) for eps in radii}
+    return _kept_row(job) | {"at": {eps: read_json(run.evaluation_file) for eps, run in of_radii.items()}}
 
 
 def compared_by_cost(*arguments: str) -> None:
@@ -138,16 +141,11 @@ def selected(*arguments: str) -> None:
     table()
 
 
-def _kept_job(job: Job) -> dict[str, Any]:
-    row = {"row": job.row.label, "hash": job.hash, "seed": job.seed}
-    stopped, run = job.out / "stopped.json", RunDir(job.out)
-    if stopped.is_file():
-        return row | read_json(stopped)
-    found = row | kept(run)
-    if job.row.budgeted:
-        found["encoder_forwards_per_image"] = benchmarked.encoder_forwards(found["settings"])
-        found["pgd"] = read_json(run.suite_file)["rows"][experiments.PGD]["accuracy"]
-    return found
+def _of_experiment(job: Job) -> dict[str, Any]:
+    result = {"hash": job.hash} | _kept_row(job)
+    if job.row.budgeted and not job.stopped:
+        result["pgd"] = read_json(RunDir(job.out).suite_file)["rows"][PGD]["accuracy"]
+    return result
 
 
 def correlation(*arguments: str) -> None:

@@ -19,36 +19,25 @@ folders that are gone, and keeps those of other seeds. Settings are those of the
 
 import hashlib
 import json
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from acl_plugin import pipeline
 from acl_plugin.cli.parser import Parser
 from acl_plugin.config import RunConfig, preset, used
 from acl_plugin.data import datasets
-from acl_plugin.errors import TrainingStopped, UsageError, unknown
-from acl_plugin.evaluation.run_folder import evaluate_suite
+from acl_plugin.errors import UsageError, unknown
 from acl_plugin.runs.environment import environment
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runs.transfer import transfer, transferred
-from acl_plugin.runtime import memory
+from acl_plugin.runs.transfer import transferred
 from acl_plugin.runtime.device import training_device
-from acl_plugin.runtime.files import read_json, write_json
+from acl_plugin.runtime.files import read_json
 from acl_plugin.theory.audit import audit
-from acl_plugin.training.build import build
+from benchmarks.jobs import Job, do, do_all
 from benchmarks.objectives import within_budget
 from benchmarks.rows import EXPERIMENTS, SUPERVISED, Row
 
-PGD = "PGD-20"
-"""Attack of the suite that budgeted rows have beside AutoAttack."""
 NOT_OF_THE_ROW = ("seed", "data_dir", "download", "accelerator")
 """Options that a row's hash leaves out."""
 ALWAYS = ("objective", "objective_kwargs")
@@ -68,28 +57,6 @@ TRANSFERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "cifar10": ({"data": "cifar10"}, "cifar100", {"limit_test": 1000}),
 }
 """For each dataset of a transfer: options of the pretraining, dataset of the probe, its options."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run.
-
-    Attributes:
-        row, seed: row of the table and seed.
-        config: configuration of the folder ``out``.
-        source: run that provides the encoder, with its own configuration; None to pretrain.
-    """
-
-    row: Row
-    seed: int
-    config: RunConfig
-    out: Path
-    source: "Job | None" = None
-
-    @property
-    def hash(self) -> str:
-        """Hash of the row's configuration."""
-        return self.out.parent.name
 
 
 class Plan(NamedTuple):
@@ -127,7 +94,7 @@ def audit_ablation(*arguments: str, stored: Callable[[str], list[dict[str, Any]]
     for each in stored(data_name) if add else ():
         rows.setdefault(each["run"], []).append(each)
     jobs = [each for each in jobs if not add or each.out.is_dir()]
-    jobs = [each for each in jobs if each.row != SUPERVISED and not (each.out / "stopped.json").is_file()]
+    jobs = [each for each in jobs if each.row != SUPERVISED and not each.stopped]
     without = [each for each in jobs if not RunDir(each.out).encoder_file.is_file()]
     if without or not jobs:
         missing = f"{without[0].out} has no encoder" if without else "no run of the ablation has a folder"
@@ -217,65 +184,3 @@ def config_hash(config: RunConfig, untrained: bool = False) -> str:
     settings = {k: v for k, v in options if k not in NOT_OF_THE_ROW and (k in ALWAYS or v != usual[k])}
     settings |= {"untrained": untrained}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def do_all(what: Callable[[Job], None], jobs: Sequence[Job], at_a_time: int) -> None:
-    """Call ``what`` on the runs, several in parallel, with equal shares of the machine's threads."""
-    jobs = list({each.out: each for each in jobs}.values())
-    if at_a_time == 1:
-        for each in jobs:
-            what(each)
-        return
-    threads = max(1, torch.get_num_threads() // at_a_time)
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(at_a_time, spawn, _begin_worker, (threads,)) as pool:
-        for _ in pool.map(what, jobs):
-            pass
-
-
-def _begin_worker(threads: int) -> None:
-    """End this worker when its parent ends, even if it is killed; the next start resumes the worker's run."""
-    torch.set_num_threads(threads)
-    memory.keep_freed()
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def do(each: Job) -> None:
-    """Start or resume one run. A collapsed pretraining is also a result, recorded in ``stopped.json``."""
-    out, stopped = RunDir(each.out), each.out / "stopped.json"
-    if stopped.is_file():
-        return
-    try:
-        if each.source is not None:
-            _encoder(each.source)
-            transfer(RunDir(each.source.out), out, each.config)
-        elif each.row.untrained:
-            _encoder(each)
-        result = pipeline.run(each.config, each.out, training_device("auto"))
-        if each.row.budgeted:
-            evaluate_suite(out, each.config, attacks=[PGD])
-    except TrainingStopped as error:
-        write_json(stopped, {"stopped": str(error)})
-        print(f"{each.row.label}, seed {each.seed}: stopped: {error}", flush=True)
-        return
-    accuracies = f"clean {result['clean_accuracy']:.3f}, AutoAttack {result['robust_accuracy']:.3f}"
-    print(f"{each.row.label}, seed {each.seed}: {accuracies}", flush=True)
-
-
-def _encoder(each: Job) -> None:
-    """Pretrain, or store the initial encoder."""
-    run = RunDir(each.out)
-    if not each.row.untrained:
-        pipeline.pretrain(each.config, each.out)
-    elif not run.encoder_file.is_file():
-        module = build(each.config, datasets.load(each.config.data))
-        run.start(each.config)
-        write_json(run.pretraining_file, {"epochs": 0, "seconds": 0.0, "resumed": False})
-        module.write_encoder(run)

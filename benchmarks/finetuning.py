@@ -22,7 +22,7 @@ from acl_plugin.errors import unknown
 from acl_plugin.evaluation.own_model import evaluate
 from acl_plugin.runs.models import load_classifier
 from benchmarks.experiments import SETTINGS as EVALUATED
-from benchmarks.experiments import Job, do, do_all
+from benchmarks.jobs import Job, do, do_all
 from benchmarks.objectives import within_budget
 from benchmarks.rows import Row
 
@@ -109,7 +109,9 @@ def job(study: str, row: str, seed: int, runs: Path, options: dict[str, Any]) ->
 
 
 def evaluate_at(eps: str, each: Job) -> None:
-    """Measure a run's robust accuracy at another eps, or go on where an earlier start was stopped."""
+    """Measure a run's robust accuracy at another eps, or go on where an earlier start was interrupted."""
+    if each.stopped:
+        return
     test = datasets.load(each.config.data).test
     threat = ThreatModel(each.config.threat.norm, eps)
     evaluate(load_classifier(each.out), test.floats(), test.labels, threat, folder=folder_at(eps, each.out))

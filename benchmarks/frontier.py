@@ -6,7 +6,8 @@
     python -m benchmarks frontier --rows '[acl_ds]' --seeds '[0]'      a part, which replaces that part of the results
 
 PGD with one step is fast FGSM (arXiv 2001.03994): a step of 1.25 eps from a random start.
-Finished runs are skipped, and interrupted runs resume. Settings are those of the dataset's preset; none was tuned.
+Finished runs are skipped, and interrupted runs resume. On digits, runs with five steps are those of ``objectives``.
+Settings are those of the dataset's preset; none was tuned.
 """
 
 import statistics
@@ -18,16 +19,16 @@ from typing import TYPE_CHECKING, Any
 from acl_plugin import registry
 from acl_plugin.cli.parser import Parser
 from acl_plugin.config import preset, used
-from acl_plugin.data import datasets
 from acl_plugin.errors import unknown
 from acl_plugin.reporting.figures import COLORS
 from acl_plugin.runs.environment import environment
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.files import read_json
-from benchmarks.experiments import Job, do, do_all
 from benchmarks.finetuning import SETTINGS as THIN
+from benchmarks.jobs import Job
 from benchmarks.objectives import ROWS as ALL_ROWS
-from benchmarks.objectives import TEACHER, encoder_forwards, folder_of, options_of, write_labels
+from benchmarks.objectives import SETTINGS as COMPARED
+from benchmarks.objectives import TEACHER, do_after_teachers, encoder_forwards, folder_of, options_of
 from benchmarks.rows import Row
 
 if TYPE_CHECKING:
@@ -35,14 +36,18 @@ if TYPE_CHECKING:
 
 ATTACKS = {f"PGD-{steps}": {"attack": "PGD", "attack_steps": steps} for steps in (1, 2, 3, 5, 10)}
 """Inner attacks and their options. FFGSM draws its images from the same distribution as PGD-1."""
+USUAL = "PGD-5"
+"""Attack of the presets."""
 SEEDS = {"digits": [0, 1, 2], "digits_val": [0, 1, 2], "cifar10": [0]}
 """Seeds by dataset."""
 SETTINGS: dict[str, dict[str, Any]] = {
-    "digits": {"limit_test": 250, "keep_every": 0},
+    "digits": COMPARED["digits"],
     "digits_val": {"keep_every": 0},
     "cifar10": THIN["cifar10, simclr"] | {"epochs": 4, "limit_test": 500},
 }
 """Options of all rows, by dataset."""
+SHARED = [data for data, options in SETTINGS.items() if options == COMPARED.get(data)]
+"""Datasets whose runs with the usual attack are those of ``benchmarks.objectives``."""
 ROWS = [row for row, own in ALL_ROWS.items() if "coreset" not in own and "lpaft" not in own]
 """Rows of the table; those without an inner attack have one point."""
 NO_ATTACK = "none"
@@ -88,7 +93,7 @@ def run_all(*arguments: str) -> tuple[str, dict[str, Any]]:
     parser.add_argument(
         "--options", type=dict[str, Any], default={}, help="Options of every run, such as --options.epochs 20."
     )
-    parser.add_argument("--runs", type=Path | None, default=None, help="Folder of the runs; runs/frontier/DATA.")
+    parser.add_argument("--runs", type=Path | None, default=None, help="Folder of the runs.")
     parser.add_argument("--at-a-time", type=int, default=2, help="Runs at a time, with one thread each; 1 takes all.")
     given = parser.parse(arguments)
     checked = ("dataset", [given.data], SETTINGS), ("row", given.rows, ROWS), ("attack", given.attacks, ATTACKS)
@@ -96,7 +101,7 @@ def run_all(*arguments: str) -> tuple[str, dict[str, Any]]:
         for each in names:
             if each not in allowed:
                 raise unknown(what, each, allowed)
-    runs = given.runs or Path("runs/frontier") / given.data
+    runs = given.runs or Path("runs") / ("objectives" if given.data in SHARED else "frontier") / given.data
     options = SETTINGS[given.data] | {"data_dir": given.data_dir} | dict(given.options)
     seeds = SEEDS[given.data] if given.seeds is None else given.seeds
     rows = [TEACHER, *(row for row in given.rows if row != TEACHER)]
@@ -108,11 +113,7 @@ def run_all(*arguments: str) -> tuple[str, dict[str, Any]]:
         for seed in seeds
     ]
     jobs = [each for _, _, each in planned]
-    datasets.load(jobs[0].config.data)  # find errors before the first run
-    do_all(do, jobs[: len(seeds)], given.at_a_time)
-    for each in jobs:
-        write_labels(each.config, runs)
-    do_all(do, jobs[len(seeds) :], given.at_a_time)
+    do_after_teachers(jobs, runs, given.at_a_time)
     shared = jobs[0].config.options()
     settings = {k: v for k, v in shared.items() if k not in ("data_dir", "seed", "objective", "objective_kwargs")}
     found = [kept(*each) for each in planned]
@@ -123,15 +124,15 @@ def job(row: str, attack: str, seed: int, runs: Path, data_name: str, options: d
     """Return the run of a row with an attack and a seed."""
     given = options | options_of(row, seed, runs) | ATTACKS.get(attack, {})
     config = preset(data_name, **used(data_name, **given))
-    return Job(Row(f"{row}, {attack}"), seed, config, folder_of(row, seed, runs if row == TEACHER else runs / attack))
+    there = runs if attack in (NO_ATTACK, USUAL) else runs / attack
+    return Job(Row(f"{row}, {attack}"), seed, config, folder_of(row, seed, there))
 
 
 def kept(row: str, attack: str, each: Job) -> dict[str, Any]:
     """Return the stored result of a run."""
     result = {"row": row, "attack": attack, "seed": each.seed, "forwards": encoder_forwards(each.config.options())}
-    stopped = each.out / "stopped.json"
-    if stopped.is_file():
-        return result | read_json(stopped)
+    if each.stopped:
+        return result | each.stopped
     run = RunDir(each.out)
     evaluation, pretraining = read_json(run.evaluation_file), read_json(run.pretraining_file)
     accuracies = {k: evaluation[k] for k in ("clean_accuracy", "robust_accuracy", "n")}

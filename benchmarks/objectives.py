@@ -3,15 +3,15 @@
     python -m benchmarks objectives                                    digits, 3 seeds: 87 runs of one to three minutes
     python -m benchmarks objectives --data cifar10 --data-dir data     part of CIFAR-10, to check that everything works
 
-Finished runs are skipped, and interrupted runs resume. Settings are those of the dataset's preset for every objective;
-none was tuned for a single objective.
+Two runs at a time. Finished runs are skipped, and interrupted runs resume. Settings are those of the dataset's preset
+for every objective; none was tuned for a single objective.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from acl_plugin import pipeline, registry
+from acl_plugin import registry
 from acl_plugin.cli.parser import Parser
 from acl_plugin.config import TWO_SIDED, RunConfig, preset, used
 from acl_plugin.data import datasets
@@ -20,6 +20,8 @@ from acl_plugin.objectives import pseudo_labels
 from acl_plugin.objectives.pseudo_labels import PUBLISHED_SIZES
 from acl_plugin.runs.models import load_encoder
 from acl_plugin.runs.pseudo_labels import write_pseudo_labels
+from benchmarks.jobs import Job, do, do_all
+from benchmarks.rows import Row
 
 FINETUNING_COST = 27
 """Encoder forwards per image of a step of TRADES: ten of the attack, each with a gradient, and 7 of target and loss."""
@@ -60,7 +62,7 @@ ROWS: dict[str, dict[str, Any]] = {
 """Rows of the table: options of a run and settings of its objective. The default objective is the row's name."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "digits": {"limit_test": 250},
+    "digits": {"limit_test": 250, "keep_every": 0},
     "cifar10": {
         "backbone": "resnet10t",
         "backbone_kwargs": {"stem_width": 8, "channels": [16, 32, 64, 128]},
@@ -105,14 +107,15 @@ def labels_of(seed: int, runs: Path) -> Path:
     return runs / f"pseudo_labels_{seed}.npz"
 
 
-def run_all(*arguments: str) -> tuple[str, list[tuple[str, Path]]]:
-    """Run all objectives; return the dataset and each run's row and folder."""
+def run_all(*arguments: str) -> tuple[str, list[Job]]:
+    """Run all objectives; return the dataset and the runs."""
     parser = Parser(prog="benchmarks objectives", exit_on_error=False)
     parser.add_argument("--data", type=str, default="digits", help="digits or cifar10.")
     parser.add_argument("--data-dir", type=Path | None, default=None, help="Folder that holds cifar-10-batches-py.")
     parser.add_argument("--seeds", type=list[int], default=[0, 1, 2], help="Seeds.")
     parser.add_argument("--rows", type=list[str], default=list(ROWS), help="Only these rows.")
     parser.add_argument("--runs", type=Path | None, default=None, help="Folder of the runs; runs/objectives/DATA.")
+    parser.add_argument("--at-a-time", type=int, default=2, help="Runs at a time, with one thread each; 1 takes all.")
     given = parser.parse(arguments)
     if given.data not in SETTINGS:
         raise unknown("dataset", given.data, SETTINGS)
@@ -120,17 +123,23 @@ def run_all(*arguments: str) -> tuple[str, list[tuple[str, Path]]]:
         if row not in ROWS:
             raise unknown("row", row, ROWS)
     runs = given.runs or Path("runs/objectives") / given.data
-    done = []
-    for seed in given.seeds:
-        for row in sorted(given.rows, key=lambda r: r != TEACHER):
-            config = config_of(row, seed, runs, given.data, data_dir=given.data_dir)
-            write_labels(config, runs)
-            out = folder_of(row, seed, runs)
-            result = pipeline.run(config, out)
-            accuracies = f"clean {result['clean_accuracy']:.3f}, AutoAttack {result['robust_accuracy']:.3f}"
-            print(f"{row}, seed {seed}: {accuracies}", flush=True)
-            done.append((row, out))
-    return given.data, done
+    jobs = [
+        Job(Row(row), seed, config_of(row, seed, runs, given.data, data_dir=given.data_dir), folder_of(row, seed, runs))
+        for row in sorted(given.rows, key=lambda row: row != TEACHER)
+        for seed in given.seeds
+    ]
+    do_after_teachers(jobs, runs, given.at_a_time)
+    return given.data, jobs
+
+
+def do_after_teachers(jobs: Sequence[Job], runs: Path, at_a_time: int) -> None:
+    """Do the teachers, write the pseudo-labels that the other runs need, and do the others."""
+    datasets.load(jobs[0].config.data)  # find errors before the first run
+    teachers = [each for each in jobs if each.config.objective.objective == TEACHER]
+    do_all(do, teachers, at_a_time)
+    for each in jobs:
+        write_labels(each.config, runs)
+    do_all(do, [each for each in jobs if each not in teachers], at_a_time)
 
 
 def encoder_forwards(settings: dict[str, Any]) -> float | None:

@@ -22,8 +22,9 @@ from acl_plugin.probing.protocols import probe
 from acl_plugin.runs.environment import environment
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.device import training_device
-from acl_plugin.runtime.files import read_json, write_json
-from benchmarks.experiments import SETTINGS, Job, do_all, job
+from acl_plugin.runtime.files import read_json
+from benchmarks.experiments import SETTINGS, job
+from benchmarks.jobs import Job, do_all
 from benchmarks.rows import CHOSEN, TWO_SIDED_FORM, Row
 
 ATTACK = "PGD-20"
@@ -96,12 +97,14 @@ def select(tried: Any, at_a_time: int) -> tuple[list[Job], dict[str, float]]:
 
 
 def attacked(each: Job) -> None:
-    """Pretrain, probe and attack by PGD-20, or go on where an earlier start was stopped."""
+    """Pretrain, probe and attack by PGD-20, or go on where an earlier start was interrupted."""
+    if each.stopped:
+        return
     run, device = RunDir(each.out), training_device("auto")
     try:
         pipeline.pretrain(each.config, each.out)
     except TrainingStopped as error:
-        write_json(each.out / "stopped.json", {"stopped": str(error)})
+        each.stop(error)
         return
     probe(run, each.config, device)
     found = evaluate_suite(run, each.config, device, [ATTACK])
@@ -115,11 +118,9 @@ def accuracy(jobs: Sequence[Job]) -> float:
 
 def kept(each: Job) -> dict[str, Any]:
     """Return the stored result of a run."""
-    run, stopped = RunDir(each.out), each.out / "stopped.json"
-    if stopped.is_file():
-        result = dict(read_json(stopped))
-    else:
-        suite = read_json(run.suite_file)
+    result: dict[str, Any] = dict(each.stopped)
+    if not result:
+        suite = read_json(RunDir(each.out).suite_file)
         result = {"clean_accuracy": suite["clean_accuracy"], "robust_accuracy": suite["rows"][ATTACK]["accuracy"]}
         result |= {"n": suite["n"]}
     return {"row": each.row.label, "seed": each.seed, "settings": each.row.objective} | result

@@ -25,6 +25,17 @@ def grouped(runs: Runs, by: str = "row") -> dict[str, Runs]:
     return by_row
 
 
+def finished(runs: Runs) -> Runs:
+    """Return the runs that have a result; the others collapsed."""
+    return [run for run in runs if "evaluation" in run]
+
+
+def collapsed(runs: Runs) -> str:
+    """Return how many of the runs collapsed, as the end of a cell; nothing if all have a result."""
+    count = len(runs) - len(finished(runs))
+    return f" ({count} of {len(runs)} collapsed)" if count else ""
+
+
 def clean(runs: Runs) -> list[float]:
     """Return clean accuracies in percent."""
     return [100 * run["evaluation"]["clean_accuracy"] for run in runs]

@@ -3,13 +3,27 @@
 from typing import Any
 
 from benchmarks.comparisons import EXPLAINED, compared
-from benchmarks.tables.cells import Runs, clean, device, grouped, head, mean, radius, robust, row, seeds, spread
+from benchmarks.tables.cells import (
+    Runs,
+    clean,
+    collapsed,
+    device,
+    finished,
+    grouped,
+    head,
+    mean,
+    radius,
+    robust,
+    row,
+    seeds,
+    spread,
+)
 
 
 def experiment(kept: dict[str, Any]) -> list[str]:
     """Return one row per setting of an experiment on GSA-RSL."""
     by_row = grouped(kept["runs"])
-    evaluated = {name: [r for r in group if "evaluation" in r] for name, group in by_row.items()}
+    evaluated = {name: finished(group) for name, group in by_row.items()}
     probed = [group for group in evaluated.values() if group and group[0]["settings"]["probe_protocol"] == "slf"]
     best = max(probed, key=lambda group: mean(robust(group)))
     settings, to_best = best[0]["settings"], compared(evaluated, best, robust)
@@ -26,18 +40,16 @@ def experiment(kept: dict[str, Any]) -> list[str]:
         *head("row", "hash", *budgeted, "clean", "AutoAttack", "to the best", "pretrain s", "AutoAttack s", "seeds"),
     ]
     for name, group in by_row.items():
-        done, stopped = evaluated[name], [r for r in group if "stopped" in r]
-        told = "" if not stopped else f" ({len(stopped)} of {len(group)} collapsed)"
+        done = evaluated[name]
         if not done:
-            cells = [""] * len(budgeted)
-            lines += row(name, group[0]["hash"], *cells, "", f"collapsed in all {len(group)} runs", "", "", "", "")
+            lines += row(name, group[0]["hash"], *[""] * len(budgeted), "", collapsed(group).strip(), *[""] * 4)
             continue
         lines += row(
             name,
             group[0]["hash"],
             *spent(done).values(),
             spread(clean(done)),
-            spread(robust(done)) + told,
+            spread(robust(done)) + collapsed(group),
             to_best[name],
             spread(run["pretraining"]["seconds"] for run in done),
             spread(run["evaluation"]["seconds"] for run in done),
@@ -56,13 +68,14 @@ def spent(runs: Runs) -> dict[str, str]:
 
 
 def selection(kept: dict[str, Any]) -> list[str]:
-    """Return one row per setting that was tried on held-out training images."""
+    """Return one row per setting that was tried on held-out training images; a run that collapsed counts as 0."""
     settings, runs = kept["settings"], kept["runs"]
+    count = next(run["n"] for run in runs if "n" in run)
     lines = [
         f"### Settings of GSA-RSL, chosen on {kept['data']}",
         "",
         f"{settings['backbone']}, {settings['epochs']} epochs; accuracy under {kept['attack']}, "
-        f"eps {radius(settings)}, on {runs[0]['n']} training images that were held out, over the seeds; "
+        f"eps {radius(settings)}, on {count} training images that were held out, over the seeds; "
         f"{kept['environment']['device']}. One setting after the other, from the released ones; base "
         f"one-sided: without a base.",
         "",

@@ -3,13 +3,27 @@
 from typing import Any
 
 from benchmarks.comparisons import EXPLAINED, compared
-from benchmarks.tables.cells import Runs, clean, device, grouped, head, mean, radius, robust, row, seeds, spread
+from benchmarks.tables.cells import (
+    Runs,
+    clean,
+    collapsed,
+    device,
+    finished,
+    grouped,
+    head,
+    mean,
+    radius,
+    robust,
+    row,
+    seeds,
+    spread,
+)
 
 
 def objectives(runs: Runs) -> list[str]:
     """Return one row per objective, on the same images, backbone and epochs."""
-    settings, by_row = runs[0]["settings"], grouped(runs)
-    best = max(by_row.values(), key=lambda group: mean(robust(group)))
+    by_row, first = grouped(finished(runs)), finished(runs)[0]
+    settings, best = first["settings"], max(by_row.values(), key=lambda group: mean(robust(group)))
     to_best = compared(by_row, best, robust)
     lines = [
         f"### Objectives on {settings['data']}",
@@ -17,18 +31,22 @@ def objectives(runs: Runs) -> list[str]:
         f"Every objective with the same backbone ({settings['backbone']}), {settings['limit_train'] or 'all'} training "
         f"images, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, {settings['attack']} with "
         f"{settings['attack_steps']} steps, eps {radius(settings)} and probe, on the first "
-        f"{runs[0]['evaluation']['n']} test images; {device(runs[0])}. None was tuned by itself. F: encoder forwards "
+        f"{first['evaluation']['n']} test images; {device(first)}. None was tuned by itself. F: encoder forwards "
         f"per training image over the whole run, without the teacher's. {EXPLAINED}",
         "",
         *head("objective", "clean", "AutoAttack", "to the best", "over SimCLR", "F", "pretrain s", "probe s", "seeds"),
     ]
-    for name, group in by_row.items():
+    for name, all_of_row in grouped(runs).items():
+        group = by_row.get(name, [])
+        if not group:
+            lines += row(name, "", collapsed(all_of_row).strip(), *[""] * 6)
+            continue
         gain = "" if "simclr" not in by_row else f"{mean(robust(group)) - mean(robust(by_row['simclr'])):+.1f}"
         forwards = group[0]["encoder_forwards_per_image"]  # as counted at the time of the run
         lines += row(
             name,
             spread(clean(group)),
-            spread(robust(group)),
+            spread(robust(group)) + collapsed(all_of_row),
             to_best[name],
             gain,
             "" if forwards is None else f"{forwards:,.0f}",
@@ -41,7 +59,7 @@ def objectives(runs: Runs) -> list[str]:
 
 def finetuning(runs: Runs) -> list[str]:
     """Return one row per method that makes a benign encoder robust, for one budget of encoder forwards."""
-    by_row = grouped(runs)
+    by_row = grouped(finished(runs))
     start, settings = next(iter(by_row)), next(reversed(by_row.values()))[0]["settings"]
     best = max(by_row.values(), key=lambda group: mean(robust(group)))
     to_best = compared(by_row, best, robust)
@@ -62,13 +80,17 @@ def finetuning(runs: Runs) -> list[str]:
             *("pretrain s", "seeds"),
         ),
     ]
-    for name, group in by_row.items():
+    for name, all_of_row in grouped(runs).items():
+        group = by_row.get(name, [])
+        if not group:
+            lines += row(name, "", "", "", collapsed(all_of_row).strip(), *[""] * (3 + len(radii)))
+            continue
         lines += row(
             name,
             group[0]["pretraining"]["epochs"],
             f"{group[0]['encoder_forwards_per_image']:,.0f}",
             spread(clean(group)),
-            spread(robust(group)),
+            spread(robust(group)) + collapsed(all_of_row),
             to_best[name],
             *(spread(100 * run["at"][eps]["robust_accuracy"] for run in group) for eps in radii),
             spread(run["pretraining"]["seconds"] for run in group),

@@ -1,19 +1,15 @@
 """The experiments on GSA-RSL: their rows, runs, results and tables."""
 
 import json
-import os
-import signal
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from processes import ended, started
 
 import benchmarks.__main__ as main
 from acl_plugin import create_objective
 from acl_plugin.config import TWO_SIDED
-from acl_plugin.errors import TrainingStopped
 from acl_plugin.losses.divergences import DIVERGENCES
 from acl_plugin.runs.folder import RunDir
 from benchmarks import compact, experiments, rows, selection
@@ -225,29 +221,6 @@ def test_a_selection_is_stored_and_becomes_a_table(results, tmp_path, few, monke
     assert table.count("| acl_ds | **") == 1
 
 
-@pytest.mark.e2e
-def test_a_run_that_collapses_is_a_result(results, tmp_path, few, monkeypatch):
-    def collapses(config, out, *_, **__):
-        RunDir(out).start(config)
-        raise TrainingStopped("the encoder has collapsed")
-
-    some = [r for r in rows.ablation() if r.label in ("global", "benign")]
-    monkeypatch.setitem(EXPERIMENTS, "ablation", lambda: some)
-    whole = experiments.pipeline.run
-
-    def run(config, out, device):
-        return (whole if config.objective.objective_kwargs.get("benign", 2.0) else collapses)(config, out, device)
-
-    monkeypatch.setattr(experiments.pipeline, "run", run)
-    where = ["--seeds", "[0]", "--runs", str(tmp_path / "runs"), "--at-a-time", "1"]
-    assert main.main(["ablation", *where]) == 0
-    kept = compact.read(results / "results" / "experiment_ablation_digits.json")
-    assert kept["runs"][0]["stopped"] == "the encoder has collapsed"
-    assert "collapsed in all 1 runs" in (results / "RESULTS.md").read_text()
-    monkeypatch.setattr(experiments.pipeline, "run", lambda *_: pytest.fail("run again"))
-    experiments.do(experiments.planned("ablation", *where).jobs[0])
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -281,26 +254,3 @@ def test_a_table_of_audits_groups_by_row():
     assert any(line.startswith("| adversarial | 0.10 ≤ 2.00 (3/3) |") for line in lines)
     assert any("| last ones of adversarial runs (4) |" in line for line in lines)
     assert any(line.startswith("| nce_adv | 1.00 [") for line in lines)
-
-
-@pytest.mark.e2e
-def test_workers_end_with_a_killed_parent(tmp_path):
-    script = tmp_path / "parent.py"
-    script.write_text(
-        "import time\n"
-        "from types import SimpleNamespace\n"
-        "from benchmarks.experiments import do_all\n"
-        "def work(each):\n"
-        "    print('at work', flush=True)\n"
-        "    time.sleep(600)\n"
-        "if __name__ == '__main__':\n"
-        "    do_all(work, [SimpleNamespace(out=0)], 2)\n"  # as many workers are started as there are runs
-    )
-    shown, theirs = os.pipe()
-    parent = started([], theirs, script=script)
-    os.close(theirs)
-    with open(shown, "rb") as told:
-        assert told.readline() == b"at work\n"
-        parent.send_signal(signal.SIGKILL)
-        assert told.read() == b""  # which returns when nobody is left who could write
-    assert ended(parent) == -signal.SIGKILL

@@ -5,6 +5,7 @@ import pytest
 from benchmarks import __main__ as main
 from benchmarks import compact, frontier
 from benchmarks.frontier import ATTACKS, NO_ATTACK, ROWS, Point, attacks_of, job, merged, points
+from benchmarks.objectives import config_of, folder_of
 from conftest import QUICK, TINY
 
 
@@ -20,6 +21,15 @@ def test_every_row_is_accepted_with_every_attack(data, tmp_path):
             config = job(row, attack, 0, tmp_path, data, frontier.SETTINGS[data]).config
             if attack != NO_ATTACK:
                 assert config.objective.attack == ATTACKS[attack]["attack"]
+
+
+@pytest.mark.parametrize("data", frontier.SHARED)
+def test_runs_with_the_usual_attack_are_those_of_the_objectives(data, tmp_path):
+    for row in ROWS:
+        attack = frontier.USUAL if frontier.USUAL in attacks_of(row) else NO_ATTACK
+        ours = job(row, attack, 1, tmp_path, data, frontier.SETTINGS[data])
+        assert ours.config == config_of(row, 1, tmp_path, data)
+        assert ours.out == folder_of(row, 1, tmp_path)
 
 
 def test_more_steps_cost_more(tmp_path):

@@ -51,7 +51,7 @@ def test_encoder_forwards_of_whole_runs():
 @pytest.mark.e2e
 def test_runs_results_and_table_by_one_command(results, tmp_path, few, monkeypatch):
     rows = '["deacl","advcl","simclr"]'
-    command = ["objectives", "--rows", rows, "--seeds", "[1]", "--runs", str(tmp_path / "runs")]
+    command = ["objectives", "--rows", rows, "--seeds", "[1]", "--runs", str(tmp_path / "runs"), "--at-a-time", "1"]
     assert main.main(command) == 0
     kept = compact.read(results / "results" / "objectives_digits.json")
     assert [(run["row"], run["settings"]["seed"]) for run in kept] == [(row, 1) for row in ("simclr", "deacl", "advcl")]
