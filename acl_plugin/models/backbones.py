@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from acl_plugin.errors import UsageError, reason
 from acl_plugin.models import norm_banks
+from acl_plugin.models.small_maps import small_maps
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.models.stems import small_image_stem
 from acl_plugin.models.timm_names import check_name
@@ -157,7 +158,7 @@ def _build(spec: ModelSpec, size: tuple[int, int]) -> tuple[nn.Module, tuple[int
     for norm in network.modules():
         if isinstance(norm, _BatchNorm) and norm.affine and not norm.weight.any():
             nn.init.ones_(norm.weight)
-    return network, size
+    return small_maps(network), size
 
 
 def _create(spec: ModelSpec, **sizes: Any) -> nn.Module:

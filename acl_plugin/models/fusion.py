@@ -16,6 +16,7 @@ from acl_plugin.models.memory_format import channels_last
 from acl_plugin.models.norm_banks import RoutedNorm
 from acl_plugin.models.protocol import Network
 from acl_plugin.models.recompute import plain_attributes
+from acl_plugin.models.small_maps import small_maps
 from acl_plugin.runtime import seeding
 
 FOLDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -107,7 +108,7 @@ def folded(network: nn.Module, x: Tensor) -> nn.Module:
         return network
     faster = copy.deepcopy(network)
     _put(_swaps(faster, pairs))
-    return channels_last(faster)
+    return channels_last(small_maps(faster))
 
 
 def foldable(network: nn.Module, x: Tensor) -> list[Pair]:
