@@ -26,7 +26,7 @@ class SmallMapConv2d(nn.Conv2d):
     """Convolution that puts images side by side where their maps are small."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or len(x) < 2 or x.device.type != "cpu" or x.dtype not in DTYPES:
+        if _recorded(x) or x.ndim != 4 or len(x) < 2 or x.device.type != "cpu" or x.dtype not in DTYPES:
             return super().forward(x)
         width = self._width(x.shape[-1])
         return self._side_by_side(x, width) if width in WIDTHS else super().forward(x)
@@ -56,6 +56,12 @@ def small_maps(model: Network) -> Network:
         if type(layer) is nn.Conv2d and _gains(layer):
             layer.__class__ = SmallMapConv2d
     return model
+
+
+def _recorded(x: Tensor) -> bool:
+    """Return whether the pass is recorded, for batches of any size: exported or traced."""
+    exported = getattr(torch.compiler, "is_exporting", bool)  # torch 2.5 has none
+    return exported() or not isinstance(x.shape[0], int)
 
 
 def _gains(layer: nn.Conv2d) -> bool:

@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+import torch.fx
 from torch import nn
 
 from acl_plugin.models import small_maps as rooms
@@ -115,6 +116,32 @@ def test_other_inputs_are_taken_as_they_are(x, any_size):
 def test_a_window_that_does_not_fit_is_refused_as_before(any_size):
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
         small_maps(nn.Conv2d(3, 4, 5))(torch.rand(2, 3, 4, 4))
+
+
+def exported(conv, x, **options):
+    batch = torch.export.Dim("batch", min=1)
+    return torch.export.export(conv, (x,), dynamic_shapes=({0: batch},), **options).module()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        lambda conv, x: exported(conv, x, strict=False),
+        pytest.param(
+            lambda conv, x: exported(conv, x, strict=True),
+            marks=pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="torch does not tell"),
+        ),
+        torch.jit.trace,
+        lambda conv, x: torch.fx.symbolic_trace(nn.Sequential(conv)),
+    ],
+    ids=["export", "strict export", "trace", "symbols"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_recorded_layer_takes_any_number_of_images(record, any_size):
+    conv, x = small_maps(nn.Conv2d(3, 4, 3, padding=1)).requires_grad_(False), torch.rand(IN_A_ROW + 3, 3, 4, 4)
+    program = record(conv, x[:2])
+    for count in (1, 2, len(x)):
+        torch.testing.assert_close(program(x[:count]), nn.Conv2d.forward(conv, x[:count]))
 
 
 class Own(nn.Conv2d):
