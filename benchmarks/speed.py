@@ -3,9 +3,9 @@
     python -m benchmarks speed                                          ResNet-18, CIFAR-10's shape, batch 64
     python -m benchmarks speed --objective gsa_rsl --batch-size 256 --precision bf16-mixed --device cuda
 
-The plain step follows the textbook: float32, contiguous memory, weight gradients also in the attack, views made one
-image at a time with PIL. Ours and the plain step alternate, A B A B, on the same images and weights. The images are
-random, because their content does not affect the speed.
+The plain step follows the textbook: float32, contiguous memory, PyTorch's own layers, weight gradients also in the
+attack, views made one image at a time with PIL. Ours and the plain step alternate, A B A B, on the same images and
+weights. The images are random, because their content does not affect the speed.
 """
 
 import resource
@@ -28,6 +28,7 @@ from acl_plugin.config import RunConfig, preset, used
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
+from acl_plugin.models.small_maps import SmallMapConv2d
 from acl_plugin.objectives.base import Views
 from acl_plugin.reporting.figures import COLORS
 from acl_plugin.runs.environment import environment
@@ -75,12 +76,20 @@ class PlainAttack(InnerAttack):
         return moved.detach()
 
 
+def ordinary(model: nn.Module) -> nn.Module:
+    """Put a model into PyTorch's default memory layout, with PyTorch's convolutions, and return it."""
+    for layer in model.modules():
+        if isinstance(layer, SmallMapConv2d):
+            layer.__class__ = nn.Conv2d
+    return model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+
+
 def plain(module: Pretraining) -> Pretraining:
-    """Return the same run, weights and images, with contiguous memory and the plain attack."""
+    """Return the same run, weights and images, with an ordinary model and the plain attack."""
     other = build(module.config, module.data)
     other.model.load_state_dict(module.model.state_dict())
     other.objective.load_state_dict(module.objective.state_dict())
-    other.to(memory_format=torch.contiguous_format)
+    ordinary(other)
     attack = module.attack
     other.attack = PlainAttack(attack.threat, "PGD", attack.steps, dict(attack.kwargs))
     return other

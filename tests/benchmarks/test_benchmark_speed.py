@@ -8,9 +8,10 @@ import torch
 
 import benchmarks.__main__ as main
 from acl_plugin.config import TWO_SIDED, preset, used
+from acl_plugin.models.encoder import Encoder
 from acl_plugin.training.build import build
 from benchmarks import compact, speed
-from conftest import TINY
+from conftest import TINY, spec
 
 CPU = torch.device("cpu")
 SMALL = {"backbone": "resnet10t", "backbone_kwargs": TINY["backbone_kwargs"], "batch_size": 6, "attack_steps": 3}
@@ -65,6 +66,13 @@ def test_the_plain_attack_takes_weight_gradients_and_leaves_what_was_there():
     assert theirs.model.training
     assert all(p.grad is g for p, g in zip(theirs.model.parameters(), before, strict=True))
     assert 0 < (moved - a).abs().max() <= 8 / 255 + 1e-6
+
+
+def test_an_ordinary_model_has_layers_and_layout_of_torch():
+    model = Encoder(spec((3, 32, 32), "resnet18", {}))
+    assert speed.ordinary(model) is model
+    assert {type(m) for m in model.modules() if isinstance(m, torch.nn.Conv2d)} == {torch.nn.Conv2d}
+    assert all(p.is_contiguous() for p in model.parameters())
 
 
 def test_pil_views_are_images_of_the_right_shape():
