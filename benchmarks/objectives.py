@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from acl_plugin import registry
+from acl_plugin.attacks.free_attack import FREE
 from acl_plugin.cli.parser import Parser
 from acl_plugin.config import TWO_SIDED, RunConfig, preset, used
 from acl_plugin.data import datasets
@@ -150,7 +151,8 @@ def encoder_forwards(settings: dict[str, Any]) -> float | None:
     cost = registry.create_objective(settings["objective"], **settings["objective_kwargs"]).cost
     if cost is None:
         return None
-    per_image, epochs = cost.encoder_forwards(settings["attack_steps"]), settings["epochs"]
+    free = settings["attack"] == FREE
+    per_image, epochs = cost.encoder_forwards(settings["attack_steps"], free=free), settings["epochs"]
     total = float(per_image * epochs)
     if settings["coreset"] != "none":
         first = -(-settings["coreset_warmup"] * epochs // 1)

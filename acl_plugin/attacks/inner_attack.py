@@ -10,7 +10,7 @@ torchattacks requires a model with logits, and labels. A contrastive loss become
   Attacks that follow the gradient of the whole batch are valid.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,15 +44,12 @@ class InnerAttack:
     Args:
         threat: norm and eps.
         name: class name in torchattacks.
-        steps: number of steps, for classes with steps. The step size is eps / 4, and 1.25 eps / steps below 5 steps:
-            2/255 for 8/255. Fewer than 8 steps of eps / 4 cannot cross the ball from a random start: use them for
-            training alone.
+        steps: number of steps, for classes with steps, of eps / 4 each, and of 1.25 eps / steps below 5 steps. Fewer
+            than 8 cannot cross the ball from a random start: use them for training alone.
         kwargs: further arguments of the class. A step size ``alpha`` too small to cross the ball is warned of.
         scale: fraction of eps (and step size) to use, in (0, 1].
-        on_moved: called after each attack with the fraction of perturbed samples, a () tensor; some classes leave
-            samples that are already misclassified.
-        trusted: skip the check of values on an accelerator. The trainer sets it after the first batch of an epoch, so
-            that no step synchronizes.
+        on_moved: called after each attack with the fraction of perturbed samples, a () tensor.
+        trusted: skip the check of values on an accelerator, as the trainer does after the first batch of an epoch.
 
     Raises:
         UsageError: for an unknown class or argument, a class for another norm, or a value out of range.
@@ -84,6 +81,10 @@ class InnerAttack:
         """Return the same attack with ``scale`` in (0, 1] as the fraction of eps and step size."""
         return replace(self, scale=scale)
 
+    def times(self) -> Iterator[bool]:
+        """Yield for each time that a batch is trained on, whether it is the last: once."""
+        yield True
+
     def pairwise(
         self,
         model: Network,
@@ -107,8 +108,7 @@ class InnerAttack:
             Two (B, C, H, W) adversarial views, detached, in the eps ball and in [0, 1].
 
         Raises:
-            UsageError: for a class without this mode, images outside [0, 1], or a model output of another shape; so
-                do the other methods.
+            UsageError: as all methods, for another mode, images outside [0, 1], or an output of another shape.
         """
         check_pair(a, b)
         self.check("pairwise", a.shape[1])

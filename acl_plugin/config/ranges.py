@@ -60,6 +60,8 @@ def check(config: RunConfig) -> None:
     if config.machine.compile and config.machine.grad_checkpointing:
         message = "`grad_checkpointing` is not used with `compile`; leave one of them out"
         raise UsageError(message, parameter="grad_checkpointing", given=True, allowed=False)
+    if config.objective.attack == "free":
+        _require_alone(config)
     encoder = config.encoder
     if encoder.pretrained and encoder.init is not None:
         message = "`init`: a run starts from another run or from `pretrained` weights, not from both"
@@ -68,6 +70,15 @@ def check(config: RunConfig) -> None:
         message = f"`stem` {encoder.stem}: pretrained weights are of the stem native; leave the option out"
         raise UsageError(message, parameter="stem", given=encoder.stem, allowed=("native",))
     _require_schedule(probe)
+
+
+def _require_alone(config: RunConfig) -> None:
+    """Refuse what needs an attack with passes of its own, or one update for several batches."""
+    for section, name, usual in ((config.training, "accumulate_grad_batches", 1), (config.coreset, "coreset", "none")):
+        given = getattr(section, name)
+        if given != usual:
+            message = f"`{name}` {given} is not used with `attack` free; leave one of them out"
+            raise UsageError(message, parameter=name, given=given, allowed=usual)
 
 
 def _require_schedule(probe: ProbeConfig) -> None:

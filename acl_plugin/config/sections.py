@@ -135,7 +135,8 @@ class ObjectiveConfig(Section):
     objective_kwargs: dict[str, Any] = field(default_factory=TWO_SIDED.copy)
     """Settings of the objective, such as --objective-kwargs.temperature 0.2; '{}' for its own defaults."""
     attack: str = "PGD"
-    """Inner attack: a torchattacks class by name (`acl-plugin list attacks`)."""
+    """Inner attack: a torchattacks class by name (`acl-plugin list attacks`); free: train attack-steps times on each
+    batch, and move the adversarial views by the gradient that trains the weights."""
     attack_steps: int = 5
     """Number of steps of the inner attack."""
     attack_kwargs: dict[str, Any] = field(default_factory=dict)

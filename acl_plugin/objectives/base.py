@@ -87,12 +87,16 @@ class Cost:
     backwards: int
     repeated: int = 0
 
-    def encoder_forwards(self, attack_steps: int) -> int:
+    def encoder_forwards(self, attack_steps: int, *, free: bool = False) -> int:
         """Return the cost in forwards: F = (2 attacked + repeated) steps + forwards + 2 backwards.
 
-        An input gradient counts as one forward, a gradient of input and weights as two.
+        An input gradient counts as one forward, a gradient of input and weights as two. A ``free`` attack trains so
+        many times instead: F = (forwards + 2 backwards) steps.
         """
-        return (2 * self.attacked + self.repeated) * attack_steps + self.forwards + 2 * self.backwards
+        trained = self.forwards + 2 * self.backwards
+        if free and self.attacked:
+            return trained * attack_steps
+        return (2 * self.attacked + self.repeated) * attack_steps + trained
 
 
 @dataclass(frozen=True)

@@ -42,14 +42,27 @@ class Momentum(nn.Module):
         return self.encoder(x, norm_bank)
 
     @torch.no_grad()
-    def follow(self, model: EncoderProtocol) -> None:
-        """Update the copy once towards the current weights of ``model``; within ``held``, move it where it was."""
+    def follow(self, model: EncoderProtocol, *, apart: bool = False) -> None:
+        """Update the copy once towards the current weights of ``model``; within ``held``, move it where it was.
+
+        ``apart`` updates new tensors, where a backward pass through the copy still needs the present ones.
+        """
+        if apart:
+            self._renew()
         if self.aim is not None:
             for k, aim in zip(self.encoder.parameters(), self.aim, strict=True):
                 k.copy_(aim)
             return
         for k, q in zip(self.encoder.parameters(), model.parameters(), strict=True):
             k.lerp_(q, 1 - self.momentum)
+
+    def _renew(self) -> None:
+        """Give the copy new tensors with the same values."""
+        new: dict[nn.Parameter, nn.Parameter] = {}
+        for module in self.encoder.modules():
+            for name, k in module._parameters.items():
+                if k is not None:
+                    module._parameters[name] = new.setdefault(k, nn.Parameter(k.clone(), requires_grad=False))
 
 
 @contextmanager

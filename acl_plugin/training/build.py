@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, cast
 
+from acl_plugin.attacks.free_attack import FREE, FreeAttack
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
@@ -46,7 +47,8 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
     """
     training_device(config.machine.accelerator)  # raises if the machine does not have it
     threat = ThreatModel(config.threat.norm, config.threat.eps)
-    attack = InnerAttack(threat, config.objective.attack, config.objective.attack_steps, config.objective.attack_kwargs)
+    kind = FreeAttack if config.objective.attack == FREE else InnerAttack
+    attack = kind(threat, config.objective.attack, config.objective.attack_steps, config.objective.attack_kwargs)
     objective = _objective(config, data)
     attack.check(objective.attack_mode, data.shape[0])
     check_sizes(config, data)

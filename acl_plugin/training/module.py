@@ -39,6 +39,7 @@ from acl_plugin.training.knn import knn_accuracy
 from acl_plugin.training.metrics import EpochMeans
 from acl_plugin.training.optimizer import create_optimizer
 from acl_plugin.training.schedules import ramp, rates
+from acl_plugin.training.update import update
 
 
 class Pretraining(lightning.LightningModule):
@@ -220,24 +221,22 @@ class Pretraining(lightning.LightningModule):
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         every = self.config.training.accumulate_grad_batches
-        if batch_idx % every == 0:
-            optimizer.zero_grad()
+        at = [self.rate(peak, position / per_epoch, 1 / per_epoch) for peak in self.peaks]
         scale = ramp((position + 1) / total, self.config.objective.eps_ramp)
         attack = replace(self.attack.scaled(scale), trusted=batch_idx > 0)  # avoids a synchronization
-        with held(self.objective, batch_idx % every > 0):
-            terms = self.objective.backward(self.model, drawn, attack)
-        self.guard.watch(terms, step, position / total)
-        self.means.add({"loss": terms.total.detach(), **terms.parts})
-        if (batch_idx + 1) % every == 0 or batch_idx + 1 == per_epoch:
-            for group, peak in zip(optimizer.param_groups, self.peaks, strict=True):
-                group["lr"] = self.rate(peak, position / per_epoch, 1 / per_epoch)
-                self._average([p.grad for p in group["params"] if p.grad is not None], batch_idx % every + 1)
-            if self.config.training.clip_grad_norm:
-                weights = [p for group in optimizer.param_groups for p in group["params"]]
-                torch.nn.utils.clip_grad_norm_(weights, self.config.training.clip_grad_norm)
-            optimizer.step()
-            if self.averaged is not None:
-                self.averaged.update_parameters(cast(nn.Module, self.model))
+        for last in attack.times() if self.objective.attack_mode is not None else (True,):
+            if batch_idx % every == 0:
+                optimizer.zero_grad()
+            with held(self.objective, batch_idx % every > 0):
+                terms = self.objective.backward(self.model, drawn, attack)
+            if last:
+                self.guard.watch(terms, step, position / total)
+            self.means.add({"loss": terms.total.detach(), **terms.parts})
+            if (batch_idx + 1) % every == 0 or batch_idx + 1 == per_epoch:
+                counted = optimizer if last else optimizer.optimizer  # one step for each batch
+                update(counted, self.config.training, at, batch_idx % every + 1)
+                if self.averaged is not None:
+                    self.averaged.update_parameters(cast(nn.Module, self.model))
 
     @property
     def kept(self) -> EncoderProtocol:
@@ -292,9 +291,3 @@ class Pretraining(lightning.LightningModule):
         """
         norms = [norm for norm in self.modules() if isinstance(norm, _NormBase) and norm.running_mean is not None]
         average(buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None)
-
-    def _average(self, gradients: list[Tensor], batches: int) -> None:
-        """Average over accumulated batches and ranks. (Lightning's DDP does not reduce manual gradients.)"""
-        average(gradients)
-        if batches > 1:
-            torch._foreach_div_(gradients, batches)

@@ -4,8 +4,9 @@ import copy
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from acl_plugin.attacks.free_attack import FREE
 from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
 from acl_plugin.data.images import Images
@@ -17,6 +18,7 @@ from acl_plugin.runtime.seeding import HOLDOUT, STEP, mixed_seed
 from acl_plugin.training.build import build
 from acl_plugin.training.module import Pretraining
 from acl_plugin.training.optimizer import create_optimizer
+from acl_plugin.training.update import update
 
 LOWEST, HIGHEST = 1e-5, 1.0
 SMOOTHING = 0.8
@@ -66,6 +68,9 @@ def find_rate(config: RunConfig, *, steps: int = 60, lowest: float = LOWEST, hig
             f"`steps` {steps} from {lowest} to {highest}: allowed are 10 steps or more, between rising rates above 0"
         )
         raise UsageError(message, parameter="steps", given=(steps, lowest, highest), allowed="10 or more")
+    if config.objective.attack == FREE:
+        message = "`attack` free: find-rate changes the rate with each step, and free trains several on a batch"
+        raise UsageError(f"{message}; allowed is PGD", parameter="attack", given=FREE, allowed="PGD")
     data = datasets.load(config.data)
     module = build(config, data)
     device = training_device(config.machine.accelerator)
@@ -100,12 +105,7 @@ def _losses(module: Pretraining, config: RunConfig, rates: list[float], train: I
             with seeding.isolated_rng(mixed_seed(seed, STEP, step), module.device), _precision(config, module):
                 optimizer.zero_grad()
                 module.objective.backward(module.model, module.views_of(*_batch(train.take(chosen), module)), attack)
-            for group, share in zip(optimizer.param_groups, shares, strict=True):
-                group["lr"] = rate * share
-            if c.clip_grad_norm:
-                weights = [p for group in optimizer.param_groups for p in group["params"]]
-                nn.utils.clip_grad_norm_(weights, c.clip_grad_norm)
-            optimizer.step()
+            update(optimizer, c, [rate * share for share in shares])
             losses.append(_held_out_loss(module, config, held_out))
             progress.advance()
             if not losses[-1] <= DIVERGED * losses[0]:

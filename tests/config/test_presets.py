@@ -107,3 +107,10 @@ def test_an_option_in_a_section_and_outside_is_refused():
     with pytest.raises(UsageError, match="`epochs` is given twice, in the section training and outside") as error:
         config.from_dict({"training": {"epochs": 5}, "epochs": 5})
     assert (error.value.parameter, error.value.given) == ("epochs", 5)
+
+
+@pytest.mark.parametrize(("name", "given"), [("accumulate_grad_batches", 2), ("coreset", "rcs")])
+def test_a_free_attack_refuses_what_needs_another(name, given):
+    with pytest.raises(UsageError, match=f"`{name}` {given} is not used with `attack` free; leave one") as error:
+        config.preset("digits", attack="free", **{name: given})
+    assert (error.value.parameter, error.value.given) == (name, given)

@@ -5,6 +5,7 @@ import torch
 
 from acl_plugin import UsageError, available, create_objective
 from acl_plugin.attacks.catalogue import MODES
+from acl_plugin.attacks.free_attack import FreeAttack
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import TWO_SIDED
@@ -188,6 +189,26 @@ def test_cost_is_the_fewest_passes_and_what_is_reported(name, own, steps, fewest
     assert objective.cost.encoder_forwards(steps) == fewest
     assert counter.input_gradients == count * objective.cost.attacked * steps
     assert counter.weight_gradients == count * objective.cost.backwards
+
+
+class FreeCounter(Counter):
+    """Counts them where the gradients of images are free."""
+
+    def backward(self, count, trains, moves):
+        self.weight_gradients += count * trains
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("name", "own", "steps", "fewest"), VARIANTS)
+def test_a_free_attack_costs_the_training_alone(name, own, steps, fewest, settings_of, monkeypatch):
+    given = {} if own.get("base") == "rocl" else settings_of(name)
+    objective, model = made(name, given | own)
+    counter, attack, count = FreeCounter(monkeypatch), FreeAttack(ThreatModel("Linf", 0.1), steps=2), 4
+    times = attack.times() if objective.attack_mode else [True]
+    for _ in times:
+        objective.backward(model, drawn(objective, count), attack)
+    measured = (counter.forwards + 2 * counter.weight_gradients) / count
+    assert measured == objective.cost.encoder_forwards(2, free=True)
 
 
 def test_the_cost_of_every_objective_is_measured():

@@ -82,7 +82,12 @@ def test_the_rate_reaches_its_end_after_max_steps(own, steps, config, tmp_path):
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    ("own", "length"), [({"objective": "gsa_rsl"}, {"max_epochs": 3}), (CORESET, {"max_steps": 10})]
+    ("own", "length"),
+    [
+        ({"objective": "gsa_rsl"}, {"max_epochs": 3}),
+        (CORESET, {"max_steps": 10}),
+        ({"objective": "dynacl", "attack": "free", "attack_steps": 2}, {"max_epochs": 3}),
+    ],
 )
 def test_it_resumes_from_any_checkpoint_of_lightnings_own(own, length, config, tmp_path):
     config = config.replace(**own, accumulate_grad_batches=1)
@@ -92,6 +97,38 @@ def test_it_resumes_from_any_checkpoint_of_lightnings_own(own, length, config, t
     assert len(kept) > 6
     for path in kept[:8:3]:  # within an epoch and at its end
         assert plain(config, tmp_path, path, **length) == whole
+
+
+@pytest.mark.e2e
+def test_a_free_attack_updates_several_times_on_each_batch(config, tmp_path, monkeypatch):
+    config = config.replace(accumulate_grad_batches=1, attack="free", attack_steps=3, clip_grad_norm=1.0, ema_decay=0.9)
+    module, updates = build(config, datasets.load(config.data)), []
+    monkeypatch.setattr(
+        torch.optim.AdamW, "step", lambda optimizer, closure=None: updates.append(module.trainer.global_step)
+    )
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    trainer = lightning.Trainer(max_epochs=1, default_root_dir=tmp_path, **quiet)
+    trainer.fit(module)
+    assert trainer.global_step == module.optimizer_steps() == 4
+    assert updates == [batch for batch in range(4) for _ in range(3)]
+    assert module.averaged.n_averaged == 12
+    assert module.means.counts["loss"] == 12
+
+
+@pytest.mark.e2e
+def test_epochs_without_an_attack_train_once_on_each_batch(config, tmp_path):
+    config = config.replace(
+        objective="3sat", objective_kwargs={"start": 0.5}, accumulate_grad_batches=1, attack="free", attack_steps=3
+    )
+    module, counts = build(config, datasets.load(config.data)), []
+
+    class Count(lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            counts.append(module.means.counts["loss"])
+
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    lightning.Trainer(max_epochs=2, callbacks=[Count()], default_root_dir=tmp_path, **quiet).fit(module)
+    assert counts == [4, 12]
 
 
 @pytest.mark.e2e

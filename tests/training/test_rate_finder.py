@@ -75,3 +75,5 @@ def test_settings_that_cannot_be_searched_are_refused():
         find_rate(preset("digits", **SMALL), steps=3)
     with pytest.raises(UsageError, match="`batch_size` 16: allowed is at most 14, as 2 images"):
         find_rate(preset("digits", **SMALL | {"limit_train": 16, "batch_size": 16}))
+    with pytest.raises(UsageError, match="`attack` free: find-rate changes the rate with each step"):
+        find_rate(preset("digits", **SMALL | {"attack": "free"}))
