@@ -1,12 +1,13 @@
 """Free adversarial training: adversarial views that the gradient of the training loss moves."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from acl_plugin.attacks.catalogue import check_count
+from acl_plugin.attacks.arguments import check_settings
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError
@@ -81,7 +82,7 @@ class FreeAttack(InnerAttack):
         scale, on_moved, trusted: see ``InnerAttack``.
 
     Raises:
-        UsageError: for a number of steps or arguments that it does not take.
+        UsageError: for steps or a scale out of range, or arguments, of which it takes none.
 
     Source: Shafahi et al., arXiv 1904.12843, Algorithm 1, with a random start for each batch, so that batches are
     independent.
@@ -99,7 +100,7 @@ class FreeAttack(InnerAttack):
     batch: Batch = field(default_factory=Batch, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_count("steps", self.steps)
+        check_settings(self.threat.norm, self.threat.pgd, self.steps, {}, self.scale)
         if self.kwargs:
             message = f"arguments of attack 'free': {dict(self.kwargs)}; it takes none"
             raise UsageError(message, parameter="kwargs", given=self.kwargs, allowed={})
@@ -118,18 +119,7 @@ class FreeAttack(InnerAttack):
         finally:
             batch.calls, batch.number = [], None
 
-    def _run(
-        self,
-        model: Network,
-        x: Tensor,
-        labels: Tensor,
-        logits: Callable[[Tensor], Tensor],
-        classes: int,
-        *,
-        bounded: bool = True,
-        aims: bool = False,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def _run(self, model: Network, x: Tensor, *_: Any, generator: torch.Generator | None = None, **__: Any) -> Tensor:
         batch, number = self.batch, self.batch.number
         if number is None:
             message = "attack 'free' moves views only while a batch is trained on: call it in `for _ in attack.times()`"

@@ -180,7 +180,9 @@ def test_outside_of_a_batch_it_says_how_to_call_it():
         FreeAttack(THREATS[0]).pairwise(network(), *two_views())
 
 
-@pytest.mark.parametrize(("given", "parameter"), [({"steps": 0}, "steps"), ({"kwargs": {"alpha": 0.1}}, "kwargs")])
+@pytest.mark.parametrize(
+    ("given", "parameter"), [({"steps": 0}, "steps"), ({"kwargs": {"alpha": 0.1}}, "kwargs"), ({"scale": 1.5}, "scale")]
+)
 def test_mistakes_are_refused(given, parameter):
     with pytest.raises(UsageError) as error:
         FreeAttack(THREATS[0], **given)
