@@ -42,13 +42,8 @@ class Momentum(nn.Module):
         return self.encoder(x, norm_bank)
 
     @torch.no_grad()
-    def follow(self, model: EncoderProtocol, *, apart: bool = False) -> None:
-        """Update the copy once towards the current weights of ``model``; within ``held``, move it where it was.
-
-        ``apart`` updates new tensors, where a backward pass through the copy still needs the present ones.
-        """
-        if apart:
-            self._renew()
+    def follow(self, model: EncoderProtocol) -> None:
+        """Update the copy once towards the current weights of ``model``; within ``held``, move it where it was."""
         if self.aim is not None:
             for k, aim in zip(self.encoder.parameters(), self.aim, strict=True):
                 k.copy_(aim)
@@ -56,8 +51,8 @@ class Momentum(nn.Module):
         for k, q in zip(self.encoder.parameters(), model.parameters(), strict=True):
             k.lerp_(q, 1 - self.momentum)
 
-    def _renew(self) -> None:
-        """Give the copy new tensors with the same values."""
+    def renew(self) -> None:
+        """Give the copy new tensors of the same values, as a backward pass through it still needs the present ones."""
         new: dict[nn.Parameter, nn.Parameter] = {}
         for module in self.encoder.modules():
             for name, k in module._parameters.items():

@@ -62,8 +62,9 @@ class DynACL(Objective):
         clean_a, clean_b = both.views(views.a, views.b, "clean")
         adv_a, adv_b = both.views(a, b, "adv")
         if self.momentum is not None:
-            apart = a.requires_grad  # of a free attack, whose views take their gradient through the copy as well
-            self.copy.follow(model, apart=apart)  # before the optimizer step of this loss
+            if a.requires_grad:  # views of a free attack, whose gradient comes through the copy as well
+                self.copy.renew()
+            self.copy.follow(model)  # before the optimizer step of this loss
         level = collapsed_nce(len(a))
         return Terms.weighted(
             nce_clean=((2 - self.weight) / 2, nt_xent(clean_a, clean_b, self.temperature), level),
