@@ -109,13 +109,14 @@ class FreeAttack(InnerAttack):
         """Accept every mode."""
 
     def times(self) -> Iterator[bool]:
-        """Yield for each time that the batch is trained on, whether it is the last; move the views after each."""
+        """Yield for each time that the batch is trained on, whether it is the last; move the views in between."""
         batch = self.batch
         try:
             for number in range(self.steps):
+                if number:
+                    batch.move()
                 batch.number = 0
                 yield number == self.steps - 1
-                batch.move()
         finally:
             batch.calls, batch.number = [], None
 
