@@ -76,6 +76,7 @@ def compile_encoder(model: nn.Module, device: torch.device) -> bool:
         True if the model is compiled; False, with a logged warning, if no compiler works.
     """
     import torch._dynamo
+    import torch._functorch.config
 
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
@@ -84,6 +85,7 @@ def compile_encoder(model: nn.Module, device: torch.device) -> bool:
         logger.warning(f"--compile: no compiler works here ({reason}); going on without it")
         return False
     torch._dynamo.config.recompile_limit = 64  # modes, gradients and norm banks compile separately
+    torch._functorch.config.donated_buffer = False  # sharpness and coresets go back through one pass twice
     for part in ("backbone", "projector"):
         getattr(model, part).compile()
     return True

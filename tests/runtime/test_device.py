@@ -2,13 +2,19 @@ import functools
 
 import pytest
 import torch
+from torch import nn
 
+from acl_plugin import available
 from acl_plugin.config import preset
+from acl_plugin.data import datasets
 from acl_plugin.runs.models import read_model
+from acl_plugin.runtime import seeding
 from acl_plugin.runtime.device import autocast, compile_encoder, precision, training_device
 from acl_plugin.runtime.files import read_json
 from acl_plugin.training import module
+from acl_plugin.training.build import build
 from acl_plugin.training.pretrain import pretrain
+from conftest import TINY
 
 CPU = torch.device("cpu")
 
@@ -66,6 +72,45 @@ def test_a_compiled_encoder_has_the_same_keys_and_values(encoder):
     assert list(encoder.state_dict()) == keys
     for norm_bank, expected in before.items():
         torch.testing.assert_close(encoder(x, norm_bank), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Compilation traces all passes, and turns none into C++, which takes minutes."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
+
+
+ADD_ONS = {
+    "gsa_rsl, all sharpened": {"sharpen": "all"},
+    "gsa_rsl on acl_ds": {"base": "acl_ds"},
+    "gsa_rsl on acl_ds, all sharpened": {"base": "acl_ds", "sharpen": "all"},
+}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", [*available(), *ADD_ONS])
+def test_every_objective_has_the_same_gradient_compiled(name, options_of, traced, same_noise):
+    own = {"objective": "gsa_rsl", "objective_kwargs": ADD_ONS[name]} if name in ADD_ONS else options_of(name)
+    config, found = preset("digits", **TINY | own | {"precision": "64-true"}), []
+    images = datasets.load(config.data)
+    few = images.train.take(torch.arange(8))
+    for compiled in (False, True):
+        module = build(config, images).double()
+        assert not compiled or compile_encoder(module.model, CPU) or pytest.skip("no compiler works here")
+        module.objective.on_epoch(0, 2)
+        with seeding.isolated_rng(3):
+            module.objective.backward(module.model, module.views_of(few.pixels, few.rows), module.attack)
+        found.append([*(p.grad for p in module.parameters()), *module.buffers()])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("fidelity", ["paper", "released"])
+def test_a_compiled_run_selects_a_coreset(fidelity, tiny_config, tmp_path, traced):
+    options = {"coreset": "rcs", "coreset_fidelity": fidelity, "coreset_warmup": 0.5, "coreset_every": 1}
+    options |= {"epochs": 2, "compile": True}
+    assert pretrain(tiny_config.replace(**options), tmp_path / "run").encoder_file.is_file()
 
 
 @pytest.mark.e2e
