@@ -84,7 +84,7 @@ def compile_encoder(model: nn.Module, device: torch.device) -> bool:
         reason = str(error).strip().split("\n")[0]
         logger.warning(f"--compile: no compiler works here ({reason}); going on without it")
         return False
-    torch._dynamo.config.recompile_limit = 64  # modes, gradients and norm banks compile separately
+    torch._dynamo.config.cache_size_limit = 64  # modes, gradients and norm banks compile separately
     torch._functorch.config.donated_buffer = False  # sharpness and coresets go back through one pass twice
     for part in ("backbone", "projector"):
         getattr(model, part).compile()
