@@ -162,12 +162,13 @@ def _about(config: RunConfig) -> dict[str, Any]:
 
 
 def _has_adversarial_loss(config: RunConfig) -> bool:
-    """Return whether the objective attacks its images, and does not give their loss the weight 0."""
+    """Return whether the run trains, with an objective that attacks its images and weighs their loss."""
     try:
         attacked = OBJECTIVES.get(config.objective.objective)().attack_mode is not None
     except (UsageError, TypeError):  # one that needs a teacher, or an unknown one of an imported run
         attacked = config.objective.objective in OBJECTIVES
-    return attacked and config.objective.objective_kwargs.get("adversarial", 1.0) != 0
+    weighs = config.objective.objective_kwargs.get("adversarial", 1.0) != 0
+    return attacked and weighs and config.training.epochs > 0
 
 
 def _settings(config: RunConfig, data: DataSet, limit: int) -> dict[str, Any]:

@@ -60,6 +60,23 @@ def audited(runs, tmp_path_factory):
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({"epochs": 0}, False),
+        ({"epochs": 1}, True),
+        ({"epochs": 1, "objective_kwargs": {"adversarial": 0.0}}, False),
+        ({"epochs": 1, "objective": "simclr"}, False),
+    ],
+)
+def test_a_row_says_whether_an_adversarial_loss_was_trained(own, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(Guard, "healthy", True)
+    run = pretrain(preset("digits", **SETTINGS | {"limit_test": 20} | own), tmp_path / "run")
+    (row,) = audit.audit([run], run, "last", 20, CPU)["rows"]
+    assert (row["epochs"], row["adversarial"]) == (own["epochs"], expected)
+
+
+@pytest.mark.e2e
 def test_a_row_for_each_checkpoint_of_each_run(runs, audited):
     out, result = audited
     kept = [[int(kept.path.name[-5:]) for kept in run.snapshots()] for run in runs.values()]
