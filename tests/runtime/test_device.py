@@ -106,6 +106,26 @@ def test_every_objective_has_the_same_gradient_compiled(name, options_of, traced
 
 
 @pytest.mark.e2e
+def test_each_batch_size_is_compiled_by_itself(encoder, monkeypatch):
+    """Inductor cannot place a number of images that it does not know side by side (see ``small_maps``)."""
+    shapes = []
+
+    def keep(graph, inputs):
+        shapes.extend(size for each in inputs if isinstance(each, torch.Tensor) for size in each.shape)
+        shapes.extend(each for each in inputs if not isinstance(each, torch.Tensor))
+        return graph
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=keep))
+    if not compile_encoder(encoder, CPU):
+        pytest.skip("no compiler works here")
+    for size in (4, 6, 9):
+        encoder(torch.rand(size, 1, 8, 8), "clean")
+    assert {4, 6, 9} <= set(shapes)
+    assert {type(size) for size in shapes} == {int}
+
+
+@pytest.mark.e2e
 @pytest.mark.parametrize("fidelity", ["paper", "released"])
 def test_a_compiled_run_selects_a_coreset(fidelity, tiny_config, tmp_path, traced):
     options = {"coreset": "rcs", "coreset_fidelity": fidelity, "coreset_warmup": 0.5, "coreset_every": 1}
