@@ -60,6 +60,11 @@ def test_what_was_decided_is_recorded(tiny_config, tmp_path, monkeypatch):
     assert all(w.isfinite().all() for w in read_model(run.encoder_file)[1].values())
 
 
+def compile_or_skip(encoder):
+    if not compile_encoder(encoder, CPU):
+        pytest.skip("no compiler works here")
+
+
 @pytest.mark.e2e
 def test_a_compiled_encoder_has_the_same_keys_and_values(encoder):
     """All graphs are traced; C++ is made of the projector alone, as that of the backbone takes a minute."""
@@ -67,18 +72,19 @@ def test_a_compiled_encoder_has_the_same_keys_and_values(encoder):
     x = torch.rand(6, 1, 8, 8)
     encoder.eval()
     keys, before = list(encoder.state_dict()), {norm_bank: encoder(x, norm_bank) for norm_bank in encoder.norm_banks}
-    if not compile_encoder(encoder, CPU):
-        pytest.skip("no compiler works here")
+    compile_or_skip(encoder)
     assert list(encoder.state_dict()) == keys
     for norm_bank, expected in before.items():
         torch.testing.assert_close(encoder(x, norm_bank), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture
-def traced(monkeypatch):
-    """Compilation traces all passes, and turns none into C++, which takes minutes."""
+def backend(request, monkeypatch):
+    """Compile by this backend, which traces unless the test has another; C++ would take minutes."""
+    chosen = getattr(request, "param", "aot_eager")
     torch._dynamo.reset()
-    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=chosen))
+    return chosen
 
 
 ADD_ONS = {
@@ -90,44 +96,47 @@ ADD_ONS = {
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", [*available(), *ADD_ONS])
-def test_every_objective_has_the_same_gradient_compiled(name, options_of, traced, same_noise):
+@pytest.mark.usefixtures("backend", "same_noise")
+def test_every_objective_has_the_same_gradient_compiled(name, options_of):
     own = {"objective": "gsa_rsl", "objective_kwargs": ADD_ONS[name]} if name in ADD_ONS else options_of(name)
     config, found = preset("digits", **TINY | own | {"precision": "64-true"}), []
     images = datasets.load(config.data)
     few = images.train.take(torch.arange(8))
     for compiled in (False, True):
-        module = build(config, images).double()
-        assert not compiled or compile_encoder(module.model, CPU) or pytest.skip("no compiler works here")
-        module.objective.on_epoch(0, 2)
+        built = build(config, images).double()
+        if compiled:
+            compile_or_skip(built.model)
+        built.objective.on_epoch(0, 2)
         with seeding.isolated_rng(3):
-            module.objective.backward(module.model, module.views_of(few.pixels, few.rows), module.attack)
-        found.append([*(p.grad for p in module.parameters()), *module.buffers()])
+            built.objective.backward(built.model, built.views_of(few.pixels, few.rows), built.attack)
+        found.append([*(p.grad for p in built.parameters()), *built.buffers()])
     torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.e2e
-def test_each_batch_size_is_compiled_by_itself(encoder, monkeypatch):
-    """Inductor cannot place a number of images that it does not know side by side (see ``small_maps``)."""
-    shapes = []
+class Sizes(set):
+    """Backend that keeps the sizes of all inputs, among them numbers."""
 
-    def keep(graph, inputs):
-        shapes.extend(size for each in inputs if isinstance(each, torch.Tensor) for size in each.shape)
-        shapes.extend(each for each in inputs if not isinstance(each, torch.Tensor))
+    def __call__(self, graph, inputs):
+        for each in inputs:
+            self.update(each.shape if isinstance(each, torch.Tensor) else [each])
         return graph
 
-    torch._dynamo.reset()
-    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=keep))
-    if not compile_encoder(encoder, CPU):
-        pytest.skip("no compiler works here")
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("backend", [Sizes()], ids=["sizes"], indirect=True)
+def test_each_batch_size_is_compiled_by_itself(encoder, backend):
+    """Inductor cannot place a number of images that it does not know side by side (see ``small_maps``)."""
+    compile_or_skip(encoder)
     for size in (4, 6, 9):
         encoder(torch.rand(size, 1, 8, 8), "clean")
-    assert {4, 6, 9} <= set(shapes)
-    assert {type(size) for size in shapes} == {int}
+    assert {4, 6, 9} <= backend
+    assert {type(size) for size in backend} == {int}
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("fidelity", ["paper", "released"])
-def test_a_compiled_run_selects_a_coreset(fidelity, tiny_config, tmp_path, traced):
+@pytest.mark.usefixtures("backend")
+def test_a_compiled_run_selects_a_coreset(fidelity, tiny_config, tmp_path):
     options = {"coreset": "rcs", "coreset_fidelity": fidelity, "coreset_warmup": 0.5, "coreset_every": 1}
     options |= {"epochs": 2, "compile": True}
     assert pretrain(tiny_config.replace(**options), tmp_path / "run").encoder_file.is_file()
