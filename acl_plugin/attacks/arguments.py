@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 from acl_plugin.attacks.catalogue import (
+    FREE,
     RGB_ONLY,
     STEPS,
     attack_names,
@@ -14,6 +15,7 @@ from acl_plugin.attacks.catalogue import (
     defaults,
     fewest_classes,
     supports,
+    training_names,
 )
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError, unknown
@@ -34,10 +36,15 @@ def check_settings(norm: str, name: str, steps: int, kwargs: Mapping[str, Any], 
     Raises:
         UsageError: for a setting that is unknown, out of range, or for another norm.
     """
+    if name == FREE:
+        message = (
+            f"attack {name!r} is no class: it trains several times on a batch; use FreeAttack of attacks.free_attack"
+        )
+        raise UsageError(message, parameter="name", given=name, allowed=tuple(attack_names(norm)))
     if not supports(name):
-        raise unknown("attack", name, attack_names(), parameter="name")
+        raise unknown("attack", name, training_names(), parameter="name")
     if not supports(name, norm):
-        valid = attack_names(norm)
+        valid = training_names(norm)
         message = f"attack {name!r} is not for {norm}; allowed: {', '.join(valid)}"
         raise UsageError(message, parameter="name", given=name, allowed=tuple(valid))
     check_count("steps", steps)
@@ -84,7 +91,7 @@ def check_mode(norm: str, name: str, mode: str | None, channels: int | None) -> 
         message = f"attack {name!r} takes images of 3 channels, not {channels}; use PGD or MIFGSM"
         raise UsageError(message, parameter="channels", given=channels, allowed=3)
     if mode is not None and not supports(name, norm, mode):
-        valid = attack_names(norm, mode)
+        valid = training_names(norm, mode)
         raise UsageError(
             f"attack {name!r} treats samples independently and cannot be used with mode {mode!r}, where the loss "
             f"couples the whole batch; allowed: {', '.join(valid)}",

@@ -10,6 +10,8 @@ from acl_plugin.errors import UsageError, unknown
 from acl_plugin.registry import ATTACKS
 
 MODES = ("pairwise", "bank", "scalar")
+FREE = "free"
+"""Name of free adversarial training, for a pretraining: no class of torchattacks (see ``FreeAttack``)."""
 _WHOLE_BATCH = {
     "Linf": (
         "FGSM BIM RFGSM PGD EOTPGD FFGSM MIFGSM NIFGSM SINIFGSM VMIFGSM VNIFGSM UPGD DIFGSM TIFGSM PIFGSM PIFGSMPP"
@@ -56,13 +58,31 @@ def attack_names(norm: str | None = None, mode: str | None = None) -> list[str]:
     return sorted(name for name in {*_OF_TORCHATTACKS, *ATTACKS.names()} if fits(name))
 
 
+def training_names(norm: str | None = None, mode: str | None = None) -> list[str]:
+    """Return the names of the attacks that a pretraining can use: those of ``attack_names``, and ``free``."""
+    return sorted([*attack_names(norm, mode), FREE])
+
+
+def require_unique(name: str) -> None:
+    """Check that nobody has registered an attack under a name of torchattacks, or ``free``: it would not be used.
+
+    Raises:
+        UsageError: if somebody has.
+    """
+    if name in (FREE, *_OF_TORCHATTACKS) and name in ATTACKS:
+        message = f"attack {name!r}: another attack is registered under this name; register it under another name"
+        raise UsageError(message, parameter="attack", given=name, allowed="another name for the registered one")
+
+
 def supports(name: str, norm: str | None = None, mode: str | None = None) -> bool:
     """Return whether there is an attack of this name, for a norm and a mode; None stands for any.
 
     Only for a name that torchattacks does not have, the entry points of other distributions are read: that takes
     milliseconds, and attacks are checked in every training step.
     """
-    if name in _OF_TORCHATTACKS:
+    if name == FREE:
+        norms, whole_batch = tuple(_WHOLE_BATCH), True
+    elif name in _OF_TORCHATTACKS:
         norms, whole_batch = _OF_TORCHATTACKS[name]
     elif name in ATTACKS and norm is None and mode is None:
         return True

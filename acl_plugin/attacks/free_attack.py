@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from acl_plugin.attacks.arguments import check_settings
+from acl_plugin.attacks.catalogue import FREE
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError
 from acl_plugin.models.protocol import Network
 from acl_plugin.runtime.autograd import constant
-
-FREE = "free"
-"""Name of the attack in a configuration."""
 
 
 @dataclass

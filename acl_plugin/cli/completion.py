@@ -60,9 +60,9 @@ def _backbones() -> Iterable[str]:
 
 
 def _attacks() -> Iterable[str]:
-    from acl_plugin.attacks.catalogue import attack_names
+    from acl_plugin.attacks.catalogue import training_names
 
-    return attack_names()
+    return training_names()
 
 
 VALUES: dict[str, Any] = {

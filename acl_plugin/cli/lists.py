@@ -66,7 +66,7 @@ def _datasets() -> list[str]:
 
 def _attacks() -> list[str]:
     def lines() -> list[str]:
-        from acl_plugin.attacks.catalogue import MODES, attack_names, supports
+        from acl_plugin.attacks.catalogue import MODES, supports, training_names
         from acl_plugin.reporting import tables
         from acl_plugin.validation import NORMS
 
@@ -74,7 +74,7 @@ def _attacks() -> list[str]:
             norms = " ".join(norm for norm in NORMS if supports(name, norm))
             return f"{norms:10}" + " ".join(mode for mode in MODES if supports(name, mode=mode))
 
-        return tables.named({name: _or_reason(row, name) for name in attack_names()})
+        return tables.named({name: _or_reason(row, name) for name in training_names()})
 
     return _kept("attacks", lines) if registry.ATTACKS.is_ours() else lines()
 

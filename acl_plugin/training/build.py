@@ -4,7 +4,8 @@ import copy
 from collections.abc import Callable
 from typing import Any, cast
 
-from acl_plugin.attacks.free_attack import FREE, FreeAttack
+from acl_plugin.attacks.catalogue import FREE, require_unique
+from acl_plugin.attacks.free_attack import FreeAttack
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
@@ -47,6 +48,7 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
     """
     training_device(config.machine.accelerator)  # raises if the machine does not have it
     threat = ThreatModel(config.threat.norm, config.threat.eps)
+    require_unique(config.objective.attack)
     kind = FreeAttack if config.objective.attack == FREE else InnerAttack
     attack = kind(threat, config.objective.attack, config.objective.attack_steps, config.objective.attack_kwargs)
     objective = _objective(config, data)

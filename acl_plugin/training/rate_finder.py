@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from acl_plugin.attacks.free_attack import FREE
+from acl_plugin.attacks.catalogue import FREE
 from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
 from acl_plugin.data.images import Images

@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from acl_plugin import registry
-from acl_plugin.attacks.catalogue import _FIXED, MODES, attack_names, check_arguments, class_of, defaults
+from acl_plugin.attacks.catalogue import (
+    _FIXED,
+    FREE,
+    MODES,
+    attack_names,
+    check_arguments,
+    class_of,
+    defaults,
+    require_unique,
+    training_names,
+)
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError
@@ -59,6 +69,35 @@ def test_names_by_norm_and_view():
     assert {"PGD", "APGD"} <= set(attack_names("Linf"))
     assert attack_names("L2", "pairwise") == ["AutoPGD", "MomentumPGD", "PGDL2"]
     assert "Square" not in attack_names("Linf", "scalar")
+
+
+@pytest.mark.parametrize("settings", [{"name": "fre"}, {"name": "Square", "mode": "pairwise"}])
+def test_free_is_among_the_attacks_of_a_pretraining(settings):
+    mode = settings.pop("mode", None)
+    with pytest.raises(UsageError) as error:
+        InnerAttack(ThreatModel("Linf", 0.1), **settings).check(mode)
+    assert list(error.value.allowed) == training_names(mode=mode and "pairwise", norm=mode and "Linf")
+    assert FREE in error.value.allowed
+
+
+def test_free_is_no_class():
+    with pytest.raises(UsageError, match="FreeAttack") as error:
+        InnerAttack(ThreatModel("L2", 0.1), FREE)
+    assert list(error.value.allowed) == attack_names("L2")
+
+
+@pytest.mark.parametrize("by", ["decorator", "entry point"])
+@pytest.mark.parametrize("name", [FREE, "PGD"])
+def test_an_attack_under_a_name_that_is_not_free_is_refused(name, by, monkeypatch):
+    require_unique(name)
+    if by == "entry point":
+        entry = EntryPoint(name, "json:loads", registry.ATTACKS.group)
+        monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == registry.ATTACKS.group else [])
+    else:
+        monkeypatch.setitem(registry.ATTACKS._factories, name, object)
+    with pytest.raises(UsageError, match="another attack is registered under this name") as error:
+        require_unique(name)
+    assert (error.value.parameter, error.value.given) == ("attack", name)
 
 
 def test_a_step_reads_no_entry_points(monkeypatch):

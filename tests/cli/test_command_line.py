@@ -144,9 +144,9 @@ def test_lists(capsys):
     assert main(["list", "formats"]) == 0
     assert re.search(r"^student +DeACL", capsys.readouterr().out, re.MULTILINE)
     assert main(["list", "attacks"]) == 0
-    assert any(
-        line.split() == ["PGD", "Linf", "pairwise", "bank", "scalar"] for line in capsys.readouterr().out.splitlines()
-    )
+    rows = {name: rest for name, *rest in map(str.split, capsys.readouterr().out.splitlines())}
+    assert rows["PGD"] == ["Linf", "pairwise", "bank", "scalar"]
+    assert rows["free"] == ["Linf", "L2", "pairwise", "bank", "scalar"]
     assert main(["list", "backbones", "--pattern", "vit_tiny*"]) == 0
     assert "vit_tiny_patch16_224" in capsys.readouterr().out
     assert main(["list", "data"]) == 0

@@ -89,7 +89,12 @@ def ended(status):
 os._exit = ended
 main()
 """
-    for line in ("acl-plugin run --objective acl", "acl-plugin probe run --probe-protocol s", "acl-plugin pr"):
+    for line in (
+        "acl-plugin run --objective acl",
+        "acl-plugin run --attack fr",
+        "acl-plugin probe run --probe-protocol s",
+        "acl-plugin pr",
+    ):
         offered = tmp_path / "offered"
         asked = {
             "_ARGCOMPLETE": "1",
