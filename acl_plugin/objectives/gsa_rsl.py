@@ -171,9 +171,14 @@ class GlobalSharpnessAware(Objective):
         self.cost = added_cost(base, self.added)
         self.needs = tuple(dict.fromkeys((*(base.needs if base is not None else ()), *pair)))
         if base is not None:
-            self.attack_mode = "scalar" if self.attack_divergence else base.attack_mode
+            self._follow(base)
             self.needs_start = base.needs_start
             self.from_files = {f"base_kwargs.{name}": kind for name, kind in base.from_files.items()}
+
+    def _follow(self, base: Objective) -> None:
+        """Take over what may change from epoch to epoch; in one without attack, there is nothing to compare either."""
+        self.strength = base.strength
+        self.attack_mode = "scalar" if base.attack_mode and self.attack_divergence else base.attack_mode
 
     def setup(self, model: EncoderProtocol) -> None:
         if self.base is not None:
@@ -206,7 +211,7 @@ class GlobalSharpnessAware(Objective):
     def on_epoch(self, epoch: int, epochs: int) -> None:
         if self.base is not None:
             self.base.on_epoch(epoch, epochs)
-            self.strength = self.base.strength
+            self._follow(self.base)
         if self.global_ and self.in_eval:  # a step does not know the number of steps: the rate of the middle
             self.divergence.lr = warmup_then_cosine(epoch + 0.5, epochs, self.peak)
 

@@ -279,6 +279,18 @@ def test_views_strength_and_the_encoder_to_keep_are_those_of_the_base():
     assert (released.projector, released.normalized, released.needs) == ("two_layer", True, ("a", "weak"))
 
 
+@pytest.mark.parametrize("base", BASES)
+def test_an_epoch_has_an_attack_if_the_base_has_one(base, settings_of):
+    objective = create_objective("gsa_rsl", base=base, base_kwargs=settings_of(base))
+    objective.setup(Encoder(spec(), objective.norm_banks, objective.projector))
+    modes = []
+    for epoch in range(10):
+        objective.on_epoch(epoch, 10)
+        modes.append((objective.attack_mode, objective.base.attack_mode))
+    assert [own is None for own, _ in modes] == [of_base is None for _, of_base in modes]
+    assert modes[-1][0] is not None
+
+
 def test_two_sided_is_what_acl_a2a_is_the_base_of():
     objective = create_objective("gsa_rsl", **TWO_SIDED)
     assert (objective.norm_banks, objective.attack_mode, objective.needs) == (("adv",), "pairwise", ("a", "b"))

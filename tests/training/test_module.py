@@ -116,9 +116,12 @@ def test_a_free_attack_updates_several_times_on_each_batch(config, tmp_path, mon
 
 
 @pytest.mark.e2e
-def test_epochs_without_an_attack_train_once_on_each_batch(config, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "own"), [("3sat", {"start": 0.5}), ("gsa_rsl", {"base": "3sat", "base_kwargs": {"start": 0.5}})]
+)
+def test_epochs_without_an_attack_train_once_on_each_batch(name, own, config, tmp_path):
     config = config.replace(
-        objective="3sat", objective_kwargs={"start": 0.5}, accumulate_grad_batches=1, attack="free", attack_steps=3
+        objective=name, objective_kwargs=own, accumulate_grad_batches=1, attack="free", attack_steps=3
     )
     module, counts = build(config, datasets.load(config.data)), []
 
