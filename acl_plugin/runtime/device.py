@@ -87,7 +87,7 @@ def compile_encoder(model: nn.Module, device: torch.device) -> bool:
     torch._dynamo.config.cache_size_limit = 64  # modes, gradients and norm banks compile separately
     torch._functorch.config.donated_buffer = False  # sharpness and coresets go back through one pass twice
     for part in ("backbone", "projector"):
-        getattr(model, part).compile(dynamic=False)  # for an unknown number of images, inductor fails on small maps
+        getattr(model, part).compile(dynamic=False)  # a graph for each size: the sizes of a run are few
     return True
 
 

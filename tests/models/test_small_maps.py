@@ -144,6 +144,34 @@ def test_a_recorded_layer_takes_any_number_of_images(record, any_size):
         torch.testing.assert_close(program(x[:count]), nn.Conv2d.forward(conv, x[:count]))
 
 
+SHAPES = ((20, 4), (33, 4), (20, 8), (17, 3), (31, 2), (5, 3), (1, 4))
+"""Number of images and width, of whose second and third a compiler makes symbols."""
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("dynamic", [None, True, False])
+@pytest.mark.parametrize(("backend", "shapes"), [("aot_eager", SHAPES), ("inductor", SHAPES[:3])])
+def test_a_layer_that_others_compile_takes_any_size(backend, shapes, dynamic, any_size):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    plain = nn.Conv2d(3, 4, 3, padding=1)
+    fast = small_maps(copy.deepcopy(plain))
+    compiled = torch.compile(fast, fullgraph=True, dynamic=dynamic, backend=backend)
+    if backend == "inductor":
+        skip_without_compiler()
+    for count, width in shapes:
+        x = torch.rand(count, 3, width, width)
+        for ours, theirs in zip(outputs(compiled, x), outputs(plain, x), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def skip_without_compiler():
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2))
+    except Exception:
+        pytest.skip("no compiler works here")
+
+
 class Own(nn.Conv2d):
     """Convolution with a function of its own."""
 

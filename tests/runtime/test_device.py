@@ -125,7 +125,6 @@ class Sizes(set):
 @pytest.mark.e2e
 @pytest.mark.parametrize("backend", [Sizes()], ids=["sizes"], indirect=True)
 def test_each_batch_size_is_compiled_by_itself(encoder, backend):
-    """Inductor cannot place a number of images that it does not know side by side (see ``small_maps``)."""
     compile_or_skip(encoder)
     for size in (4, 6, 9):
         encoder(torch.rand(size, 1, 8, 8), "clean")
