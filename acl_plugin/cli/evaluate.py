@@ -12,7 +12,7 @@ from acl_plugin.errors import UsageError
 from acl_plugin.registry import SUITES
 from acl_plugin.runs.folder import RunDir
 
-SOURCES = "my_module:build or file.py:build (a function that returns an nn.Module), timm:NAME or robustbench:NAME"
+SOURCES = "my_module:build or file.py:build (an nn.Module, or a function returning one), timm:NAME or robustbench:NAME"
 MODEL_HELP = f"A model of your own in place of a run: {SOURCES}."
 
 

@@ -40,7 +40,7 @@ class Normalized(nn.Module):
 
 
 def load_model(source: str, data: str, norm: str, classes: int) -> nn.Module:
-    """Return the model that ``source`` names, for images in [0, 1], in eval mode.
+    """Return the model that ``source`` names, for images in [0, 1].
 
     Args:
         source: see ``SOURCES``. A timm network has its pretrained weights and its own normalization.
@@ -55,17 +55,18 @@ def load_model(source: str, data: str, norm: str, classes: int) -> nn.Module:
     if not (kind and separator and name):
         raise _refused(source, "has no name after a colon")
     if kind == "timm":
-        return _timm(source, name, classes).eval()
+        return _timm(source, name, classes)
     if kind == "robustbench":
-        return _robustbench(source, name, data, norm).eval()
-    model = _called(source, _function(source, kind, name))
+        return _robustbench(source, name, data, norm)
+    found = _attribute(source, kind, name)
+    model = found if isinstance(found, nn.Module) else _called(source, found)
     if not isinstance(model, nn.Module):
         raise _refused(source, f"returns {type(model).__name__}, not an nn.Module")
-    return model.eval()
+    return model
 
 
-def _function(source: str, place: str, name: str) -> Callable[[], Any]:
-    """Return the function ``name`` of a module or of a Python file."""
+def _attribute(source: str, place: str, name: str) -> Any:
+    """Return the function or model ``name`` of a module or of a Python file."""
     module = _file(source, user_path(place, "model")) if place.endswith(".py") else _module(source, place)
     function: Any = module
     for part in name.split("."):
@@ -74,8 +75,8 @@ def _function(source: str, place: str, name: str) -> Callable[[], Any]:
             raise UsageError(f"`model` {source}: {error}", parameter="model", given=source, allowed=error.allowed)
         function = getattr(function, part)
     if not callable(function):
-        raise _refused(source, f"is {type(function).__name__}, not a function")
-    return function  # type: ignore[no-any-return]
+        raise _refused(source, f"is {type(function).__name__}, not a function or a model")
+    return function
 
 
 def _module(source: str, name: str) -> ModuleType:

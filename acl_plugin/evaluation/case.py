@@ -14,7 +14,7 @@ from acl_plugin.data.fingerprint import Fingerprint, image_hashes
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.evaluation import inputs
 from acl_plugin.evaluation.batches import outputs, predicted
-from acl_plugin.evaluation.checks import check_encoder, largest_batch
+from acl_plugin.evaluation.checks import check_encoder, check_gradient, largest_batch
 from acl_plugin.evaluation.isolation import isolated
 from acl_plugin.evaluation.storage import state_hash
 from acl_plugin.evaluation.target import Target
@@ -119,10 +119,12 @@ def prepared(
     dataset: str | None,
     folder: Path | str | None,
     encoder: bool = False,
+    attacked: bool = True,
 ) -> Iterator[Case]:
     """Check model and images, isolate the model inside the context, and restore model and process on exit.
 
-    The model is a classifier, or with ``encoder`` one that gives features, whose images need no labels.
+    The model is a classifier, or with ``encoder`` one that gives features, whose images need no labels. To be
+    ``attacked``, it needs a gradient with respect to the images.
     """
     _require_whole("seed", seed, 0)
     if batch_size is not None:
@@ -137,9 +139,12 @@ def prepared(
         x, y = inputs.collect(images, labels)
         if encoder:
             check_encoder(target, x[: inputs.CHECKED].to(place))
+            check_gradient(target, x[:2].to(place))
             yield Case(target, x, y, (), seed, batch_size, place, dataset, run)
             return
         names = inputs.check_user_model(target, x, y, classes)
+        if attacked:
+            check_gradient(target, x[:2].to(place))
         case = Case(target, x, y, names, seed, batch_size, place, dataset, run)
         inputs.check_finite(target, x, case.size())
         yield case

@@ -150,19 +150,7 @@ def check_user_model(model: nn.Module, images: Tensor, labels: Tensor, names: Se
         UsageError: for a model that fails on the images, logits that make attacks or results wrong, labels outside the
             range of classes, or a wrong number of names.
     """
-    device = device_of(model)
-    first = images[:CHECKED].to(device)
-    try:
-        with torch.no_grad():
-            logits = model(first)
-    except UsageError:
-        raise
-    except Exception as error:  # a user's module can fail in any way
-        shape = " x ".join(map(str, images.shape[1:]))
-        message = f"`model` fails on images of {shape}: {reason(error)}"
-        raise UsageError(message, parameter="model", given=reason(error), allowed="(B, K) logits") from error
-    check_classifier(model, first)
-    classes = logits.shape[1]
+    classes = check_classifier(model, images[:CHECKED].to(device_of(model))).shape[1]
     if names is not None and len(names) != classes:
         message = f"the model has logits of {classes} classes; {len(names)} names of classes are given"
         raise UsageError(message, parameter="classes", given=len(names), allowed=classes)

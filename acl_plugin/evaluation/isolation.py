@@ -48,5 +48,5 @@ def isolated(model: nn.Module, seed: int, device: torch.device) -> Iterator[None
         with torch.no_grad():
             for module, name, buffer, before in buffers:
                 module._buffers[name] = buffer
-                if not torch.equal(buffer, before):
+                if buffer.layout != torch.strided or not torch.equal(buffer, before):
                     buffer.copy_(before)

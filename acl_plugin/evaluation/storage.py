@@ -177,7 +177,8 @@ def state_hash(model: nn.Module) -> str:
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            dense = value.detach().cpu() if value.layout == torch.strided else value.detach().cpu().to_dense()
+            digest.update(dense.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         else:
             digest.update(repr(value).encode())
     return digest.hexdigest()

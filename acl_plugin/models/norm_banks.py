@@ -175,8 +175,13 @@ def evaluation(network: Network) -> Iterator[None]:
 
 @contextmanager
 def _mode(network: Network, *, training: bool) -> Iterator[None]:
-    modes = [(m, m.training) for m in network.modules()]
-    network.train(training)
+    modes = [(m, m.training) for m in network.modules() if hasattr(m, "training")]  # frozen TorchScript has none
+    if any(before != training for _, before in modes):
+        try:
+            network.train(training)
+        except NotImplementedError:  # an exported program has one mode, whatever its modules say
+            for m, _ in modes:
+                m.training = training
     try:
         yield
     finally:

@@ -23,6 +23,16 @@ def build():
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
+model = build()
+
+class Frozen(nn.Sequential):
+    def train(self, mode=True):
+        super().train(False)  # and returns nothing, as many overridden methods do
+
+def frozen():
+    torch.manual_seed(0)
+    return Frozen(nn.Flatten(), nn.Linear(64, 10))
+
 def text():
     return "no module"
 
@@ -59,8 +69,10 @@ def built():
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("source", ["my_networks:build", "my_networks.py:build"])
-def test_a_function_of_a_module_or_file(here, few, capsys, source):
+@pytest.mark.parametrize(
+    "source", ["my_networks:build", "my_networks.py:build", "my_networks:model", "my_networks:frozen"]
+)
+def test_a_model_or_function_of_a_module_or_file(here, few, capsys, source):
     assert main(["evaluate", "--model", source, *GIVEN, "--out", "own"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "digits, Linf, eps 0.1, 12 test images, seed 0"
@@ -147,7 +159,6 @@ def test_a_network_of_timm_has_its_own_normalization(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: Network())
     model, x = load_model("timm:any.weights", "digits", "Linf", 10), torch.rand(2, 1, 8, 8)
     assert isinstance(model, Normalized)
-    assert not model.training
     torch.testing.assert_close(model(x), model.network((x - 0.5) / 0.25))
     with pytest.raises(UsageError, match="has 10 classes, the dataset 3"):
         load_model("timm:any.weights", "digits", "Linf", 3)

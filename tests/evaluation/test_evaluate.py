@@ -1,5 +1,6 @@
 """A model of one's own: plain torch modules, evaluated and left as they were."""
 
+import copy
 import json
 import random
 
@@ -335,6 +336,91 @@ def inference_weights():
 
 
 LINEAR = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+class By(nn.Module):
+    """Calls a function, in which the model can go wrong."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.linear, self.call = copy.deepcopy(LINEAR), call
+
+    def forward(self, x):
+        return self.call(self.linear, x)
+
+
+def without_gradient(linear, x):
+    with torch.no_grad():
+        return linear(x)
+
+
+WRONG = {
+    "squeezed": (lambda linear, x: linear(x).squeeze(), r"gives \(10,\) for one image: .*also for one image"),
+    "of four images": (lambda linear, x: linear(x.view(4, 64)), "fails on one image of 1 x 8 x 8: RuntimeError"),
+    "no_grad": (without_gradient, r"no gradient with respect to the images.* is there a torch.no_grad"),
+    "inference_mode": (torch.inference_mode()(lambda linear, x: linear(x)), "no gradient|torch.inference_mode"),
+    "detach": (lambda linear, x: linear(x.detach()), "no gradient with respect to the images"),
+    "numpy": (lambda linear, x: linear(torch.from_numpy(x.numpy())), "fails on 2 images of 1 x 8 x 8 with gradients"),
+    "in place": (lambda linear, x: linear(x.sub_(0.3)), "changes its input in place"),
+    "in place, no values": (lambda linear, x: linear(x.clamp_(0, 1)), "fails on 2 images .* with gradients"),
+    "bfloat16": (lambda linear, x: linear(x).bfloat16(), r"in torch.bfloat16; .*\.float\(\)"),
+    "float64": (lambda linear, x: linear(x).double(), "in torch.float64"),
+    "whole numbers": (lambda linear, x: linear(x).long(), "in torch.int64"),
+    "a dictionary": (lambda linear, x: {"logits": linear(x)}, "gives dict for 4 images"),
+}
+
+
+@pytest.mark.parametrize("evaluate", [acl_plugin.evaluate, acl_plugin.evaluate_suite, acl_plugin.evaluate_embedding])
+@pytest.mark.parametrize("name", WRONG)
+def test_a_model_that_cannot_be_attacked_is_refused_and_images_stay(name, evaluate, tmp_path):
+    call, message = WRONG[name]
+    images, labels = X.clone(), () if evaluate is acl_plugin.evaluate_embedding else (Y,)
+    with pytest.raises(UsageError, match=message) as error:
+        evaluate(By(call), images, *labels, threat=THREAT, folder=tmp_path / "new")
+    assert error.value.parameter == "model"
+    assert "\n" not in str(error.value)
+    assert torch.equal(images, X)
+    assert not (tmp_path / "new").exists()
+
+
+def exported(model):
+    batch = torch.export.Dim("batch", min=1)
+    return torch.export.export(model, (X,), dynamic_shapes=({0: batch},)).module()
+
+
+@pytest.mark.e2e
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize(
+    "compiled", [torch.jit.script, lambda model: torch.jit.freeze(torch.jit.script(model)), exported],
+    ids=["script", "frozen script", "export"],
+)  # fmt: skip
+def test_compiled_programs_are_evaluated_as_the_model(compiled):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10)).eval()
+    program = compiled(model)
+    for evaluate in (acl_plugin.evaluate, acl_plugin.evaluate_suite, acl_plugin.evaluate_embedding):
+        given = (X,) if evaluate is acl_plugin.evaluate_embedding else (X, Y)
+        ours, theirs = (evaluate(each, *given, threat=THREAT).values for each in (program, model))
+        timed = ("seconds", "weights_sha256")
+        assert {k: v for k, v in ours.items() if k not in timed} == {k: v for k, v in theirs.items() if k not in timed}
+
+
+def test_sparse_buffers_are_restored():
+    model = By(lambda linear, x: linear(x))
+    model.register_buffer("table", torch.eye(3).to_sparse())
+    acl_plugin.evaluate_suite(model, X, Y, THREAT, attacks=["FGSM"])
+    assert torch.equal(model.table.to_dense(), torch.eye(3))
+
+
+def test_corruptions_need_no_gradient():
+    source = ("as they are", lambda name, severity: (X, Y))
+    found = [
+        acl_plugin.evaluate_corruptions(By(call), X, Y, names=["fog"], source=source).mean
+        for call in (without_gradient, lambda linear, x: linear(x))
+    ]
+    assert found[0] == found[1]
+
+
 X, Y = torch.linspace(0, 1, 4 * 64).view(4, 1, 8, 8), torch.arange(4)
 DARK = torch.cat([X.repeat(20, 1, 1, 1), torch.zeros(1, 1, 8, 8)])
 
@@ -352,7 +438,7 @@ DARK = torch.cat([X.repeat(20, 1, 1, 1), torch.zeros(1, 1, 8, 8)])
         ),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()}, "model", "float64; attacks .* call float"),
         ({"model": Noisy()}, "model", "other logits for the same images"),
-        ({"model": Failing()}, "model", "fails on images of 1 x 8 x 8: RuntimeError: no such layer"),
+        ({"model": Failing()}, "model", "fails on 4 images of 1 x 8 x 8: RuntimeError: no such layer"),
         ({"model": nn.Flatten(0)}, "model", r"gives \(256,\) for 4 images"),
         ({"model": nn.Sequential(LINEAR, nn.Softmax(1))}, "model", "gives probabilities"),
         ({"model": LateNan(), "images": DARK, "labels": torch.zeros(81, dtype=torch.long)}, "model", "for image 80"),
