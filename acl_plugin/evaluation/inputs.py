@@ -1,6 +1,5 @@
 """Check a user's model and test images, and convert them for evaluation."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -14,6 +13,7 @@ from acl_plugin.attacks.inputs import check_images, check_values
 from acl_plugin.errors import UsageError, reason
 from acl_plugin.evaluation.batches import device_of
 from acl_plugin.evaluation.checks import check_classifier
+from acl_plugin.models.copies import copied
 from acl_plugin.runtime.autograd import check_autograd, constant
 
 ImageData = Tensor | Dataset[Any] | DataLoader[Any]
@@ -49,7 +49,7 @@ def on_device(model: Any, device: torch.device | str | None) -> tuple[nn.Module,
     if place == device_of(model):
         return model, place
     try:
-        return copy.deepcopy(model).to(place), place
+        return copied(model).to(place), place
     except Exception as error:  # a module can refuse a copy in any way
         message = f"`device` {device}: the model cannot be copied to it ({reason(error)}); move it there yourself"
         raise UsageError(message, parameter="device", given=str(device), allowed=str(device_of(model))) from error

@@ -1,6 +1,5 @@
 """Write a classifier as one Python file that depends on PyTorch and timm alone."""
 
-import copy
 import re
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from acl_plugin.leaderboard import network_code
 from acl_plugin.leaderboard.index import timm_name
 from acl_plugin.leaderboard.registration import preprocessing
+from acl_plugin.models.copies import copied
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.runtime import seeding
 
@@ -115,7 +115,7 @@ def fault(code: str, model: Classifier, name: str) -> str | None:
             again = parts[class_name(name)]().eval()
             again.load_state_dict(model.state_dict())
             x = torch.rand(2, *model.spec.shape)
-            expected, found = copy.deepcopy(model).cpu().eval()(x), again(x)
+            expected, found = copied(model).cpu().eval()(x), again(x)
     except Exception as error:  # a custom network can fail in any way
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     apart = (found - expected).abs().max().item()

@@ -1,5 +1,6 @@
 """Features (B, D) of any module: its output, the output of a layer or method, or a function of it."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +47,7 @@ class FeatureExtractor(nn.Module):
             message = f"features {features!r}: allowed is {allowed}"
             raise UsageError(message, parameter="features", given=features, allowed=allowed)
         else:
-            self.function = features
+            self.function = _function(features)
 
     @property
     def described(self) -> str:
@@ -80,6 +81,22 @@ class FeatureExtractor(nn.Module):
             message = f"layer {self.layer!r} runs {len(outputs)} times in a forward pass; {REMEDY}"
             raise UsageError(message, parameter="features", given=self.layer, allowed="a layer that runs once")
         return outputs[0]
+
+
+def _function(features: Any) -> Any:
+    """Refuse a function of the images alone, such as a method of the module, whose copy is trained."""
+    try:
+        if features is not None:
+            inspect.signature(features).bind(None, None)
+    except TypeError as error:
+        name = getattr(features, "__name__", type(features).__name__)
+        hint = f", such as {name!r}" if hasattr(features, "__self__") else ""
+        allowed = f"a function (module, x), or the name of a layer or method{hint}"
+        message = f"features {name!r} does not take two arguments: allowed is {allowed}"
+        raise UsageError(message, parameter="features", given=name, allowed=allowed) from error
+    except ValueError:  # no signature is known
+        pass
+    return features
 
 
 def _copied(output: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from acl_plugin.models.copies import copied
 from acl_plugin.models.memory_format import channels_last
 from acl_plugin.models.norm_banks import RoutedNorm
 from acl_plugin.models.protocol import Network
@@ -106,7 +107,7 @@ def folded(network: nn.Module, x: Tensor) -> nn.Module:
     pairs = [] if _has_hooks(network) else foldable(network, x)
     if not pairs:
         return network
-    faster = copy.deepcopy(network)
+    faster = copied(network)
     _put(_swaps(faster, pairs))
     return channels_last(small_maps(faster))
 
@@ -122,7 +123,7 @@ def foldable(network: nn.Module, x: Tensor) -> list[Pair]:
         return []
     try:
         with torch.autocast(x.device.type, enabled=False), seeding.isolated_rng(0, x.device):
-            trial = copy.deepcopy(network).cpu().double().eval().requires_grad_(False)
+            trial = copied(network).cpu().double().eval().requires_grad_(False)
             _vary(trial)
             images = x[:2].detach().cpu().double()
             pairs = _traced(trial, images)

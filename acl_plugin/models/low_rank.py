@@ -3,7 +3,6 @@
 A weight W becomes W + B A / r while the branch is active. B starts at zero, so that the network is the same at first.
 """
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from acl_plugin.models.copies import copied
 from acl_plugin.models.protocol import Network
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -73,7 +73,7 @@ def merged(network: nn.Module, *, keep: bool = True) -> nn.Module:
     """
     if not _branches(network):
         return network
-    plain = copy.deepcopy(network)
+    plain = copied(network)
     for branch in _branches(plain):
         branch.active = keep
     for layer in [module for module in plain.modules() if parametrize.is_parametrized(module, "weight")]:

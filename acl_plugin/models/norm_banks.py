@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from acl_plugin.errors import unknown
+from acl_plugin.models.copies import copied
 from acl_plugin.models.protocol import Network
 
 _DECLARED = "norm_banks"
@@ -97,7 +98,7 @@ def export(network: nn.Module, name: str) -> nn.Module:
         UsageError: see ``active``.
     """
     with active(network, name):
-        plain = _replace(copy.deepcopy(network), RoutedNorm, lambda layer: layer.banks[layer.current.name])
+        plain = _replace(copied(network), RoutedNorm, lambda layer: layer.banks[layer.current.name])
     for module in plain.modules():
         vars(module).pop(_DECLARED, None)
     return plain

@@ -1,19 +1,22 @@
 """Encoders from any ``nn.Module``, for use with every objective."""
 
-import copy
 import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 import torch
+import torch.fx
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from acl_plugin.errors import UsageError, reason
 from acl_plugin.models import norm_banks
+from acl_plugin.models.copies import copied
 from acl_plugin.models.encoder import BackboneAndProjector, Preprocess
 from acl_plugin.models.feature_extractor import FeatureExtractor, Features
 from acl_plugin.models.recompute import plain_blocks
+from acl_plugin.runtime import seeding
 from acl_plugin.validation import refused_value
 
 PerChannel = float | Sequence[float] | None
@@ -110,19 +113,23 @@ def wrap_encoder(
         >>> encoder.features(torch.rand(2, 3, 8, 8), "adv").shape
         torch.Size([2, 8])
     """
-    copied = _copied(module)
+    network = _copied(module)
     channels, height, width = _shape(shape)
     size = (height, width) if input_size is None else _side(input_size)
     preprocess = _preprocess(channels, size, (height, width), input_range, mean, std)
     _check_names(norm_banks)
-    tensors = (t for t in chain(copied.parameters(), copied.buffers()) if t.dtype.is_floating_point)
+    tensors = (t for t in chain(network.parameters(), network.buffers()) if t.dtype.is_floating_point)
     like = next(((t.device, t.dtype) for t in tensors), (torch.device("cpu"), torch.get_default_dtype()))
+    if like[1] in (torch.float16, torch.bfloat16):
+        message = f"module has weights in {like[1]}; encoders train in float32, or with autocast: call float() on it"
+        raise UsageError(message, parameter="module", given=like[1], allowed=torch.float32)
     preprocess.to(*like)
-    extractor = FeatureExtractor(copied, features)
+    extractor = FeatureExtractor(network, features)
     images = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0)).to(*like)
     found = _feature_size(extractor, preprocess, images)
+    _check_training(extractor, preprocess, images.detach())
     own: Any = {"norm_banks": norm_banks, "projector": projector, "normalized": normalized}
-    encoder = WrappedEncoder(preprocess, extractor, (channels, height, width), found, **own)
+    encoder = WrappedEncoder(preprocess, copied(extractor), (channels, height, width), found, **own)
     encoder.projector.to(*like)
     return encoder.train()
 
@@ -133,11 +140,29 @@ def _copied(module: Any) -> nn.Module:
         given = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
         message = f"module is {given}: allowed is {allowed}"
         raise UsageError(message, parameter="module", given=given, allowed=allowed)
+    if any(is_lazy(buffer) for buffer in module.buffers()):  # type: ignore[no-untyped-call]
+        message = "module has statistics that are not initialized; call it on a batch of images first"
+        raise UsageError(message, parameter="module", given="lazy buffers", allowed="initialized buffers")
     try:
-        return copy.deepcopy(module)
+        network = copied(module)
     except Exception as error:  # deepcopy fails with exceptions of any type
         message = f"module {type(module).__name__} cannot be copied: {reason(error)}"
         raise UsageError(message, parameter="module", given=type(module).__name__, allowed=allowed) from error
+    if any(map(_is_program, network.modules())):
+        message = f"module is a compiled program ({type(module).__name__}), whose norm layers cannot be replaced: pass "
+        raise UsageError(
+            f"{message}the Python module that it was made of", parameter="module", given=type(module).__name__,
+            allowed=allowed,
+        )  # fmt: skip
+    return network
+
+
+def _is_program(module: nn.Module) -> bool:
+    """Return whether a module is a program of TorchScript or torch.export, with norms as operations, not layers."""
+    operations = module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ()
+    return isinstance(module, torch.jit.ScriptModule) or any(
+        isinstance(each.target, torch._ops.OpOverload) for each in operations
+    )
 
 
 def _shape(shape: Any) -> tuple[int, int, int]:
@@ -217,6 +242,19 @@ def _feature_size(extractor: FeatureExtractor, preprocess: Preprocess, images: T
             raise UsageError(message, parameter="shape", given=shape, allowed="the shape of its images") from error
     _check_gradients(features, gradients, bool(weights))
     return features.shape[1]
+
+
+def _check_training(extractor: FeatureExtractor, preprocess: Preprocess, images: Tensor) -> None:
+    """Refuse a module that fails in training mode alone, or gives other features there, such as further outputs."""
+    trial = copied(extractor).train()
+    with torch.inference_mode(False), torch.no_grad(), seeding.isolated_rng(0, images.device):
+        try:
+            trial(preprocess(images))
+        except (UsageError, MemoryError):
+            raise
+        except Exception as error:  # networks raise exceptions of any type
+            message = f"the module fails in training mode: {reason(error)}"
+            raise UsageError(message, parameter="module", given=reason(error), allowed="a module to train") from error
 
 
 def _check_gradients(features: Tensor, gradients: Sequence[Tensor | None], trainable: bool) -> None:

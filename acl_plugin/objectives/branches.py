@@ -1,6 +1,5 @@
 """Additional encoders of an objective: a momentum copy, and a frozen teacher."""
 
-import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
+from acl_plugin.models.copies import copied
 from acl_plugin.models.memory_format import channels_last
 from acl_plugin.models.protocol import EncoderProtocol, Network, require_encoder
 
@@ -34,7 +34,7 @@ class Momentum(nn.Module):
         super().__init__()
         self.momentum = momentum
         self.aim: list[Tensor] | None = None
-        network = copy.deepcopy(cast(nn.Module, model))
+        network = copied(cast(nn.Module, model))
         self.encoder = cast(EncoderProtocol, network.requires_grad_(False))
 
     def forward(self, x: Tensor, norm_bank: str | None = None) -> Tensor:
@@ -109,7 +109,7 @@ class Teacher(nn.Module):
 
     def __init__(self, encoder: EncoderProtocol) -> None:
         super().__init__()
-        network = copy.deepcopy(cast(nn.Module, require_encoder(encoder, "teacher")))
+        network = copied(cast(nn.Module, require_encoder(encoder, "teacher")))
         self.encoder = cast(EncoderProtocol, network.requires_grad_(False).eval())
 
     def train(self, mode: bool = True) -> Self:

@@ -7,7 +7,6 @@
    maximizes the cross-entropy with y, or with the most likely class of p.
 """
 
-import copy
 from dataclasses import replace
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from acl_plugin.config import RunConfig
 from acl_plugin.data.images import Images, batched
 from acl_plugin.data.subsets import read_rows, stratified
+from acl_plugin.models.copies import copied
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.probing.adversarial_finetuning import BETA
 from acl_plugin.probing.inputs import Probing
@@ -51,7 +51,7 @@ def prepare(p: Probing, known: Tensor) -> Step:
     """
     images, model, attack = p.data.train, p.model, p.pgd
     few = images.take(known.nonzero().squeeze(1))
-    first = copy.deepcopy(model)
+    first = copied(model)
     first.backbone.load_state_dict(next(iter(p.banks.values())))
 
     def benign(x: Tensor, y: Tensor, _: Tensor) -> Tensor:

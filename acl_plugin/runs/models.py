@@ -1,6 +1,5 @@
 """Write and read encoders and classifiers of run folders."""
 
-import copy
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
+from acl_plugin.models.copies import copied
 from acl_plugin.models.encoder import Classifier, Encoder
 from acl_plugin.models.protocol import EncoderProtocol, require_encoder
 from acl_plugin.models.spec import ModelSpec, spec_of
@@ -100,7 +100,7 @@ def _filled(
         details = "; ".join(f"{name} {getattr(here, name)}, there {getattr(spec, name)}" for name in other)
         message = f"`encoder` is another one than the run was pretrained with: {details}"
         raise UsageError(message, parameter="encoder", given=here, allowed=spec)
-    filled: Any = copy.deepcopy(encoder)
+    filled: Any = copied(encoder)
     try:
         for part, values in (("backbone", weights), ("projector", projector)):
             plain = norm_banks.export(getattr(filled, part), filled.norm_banks[0])

@@ -1,6 +1,5 @@
 """Build model, objective and attack of a pretraining from its configuration."""
 
-import copy
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -12,6 +11,7 @@ from acl_plugin.config import RunConfig
 from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError
 from acl_plugin.models import low_rank, norm_banks
+from acl_plugin.models.copies import copied
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.pretrained import PRETRAINED, of_channels, pretrained_spec, pretrained_weights
 from acl_plugin.models.pretrained_teacher import Pretrained
@@ -154,7 +154,7 @@ def _copied(encoder: EncoderProtocol, objective: Objective, data: DataSet) -> En
     if shape != data.shape:
         message = f"`encoder` takes images of shape {shape}, those of {data.name} are {data.shape}"
         raise UsageError(message, parameter="encoder", given=shape, allowed=data.shape)
-    return copy.deepcopy(encoder)
+    return copied(encoder)
 
 
 def _objective(config: RunConfig, data: DataSet) -> Objective:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.config import CoresetConfig, TrainingConfig
 from acl_plugin.data.images import Images
+from acl_plugin.models.copies import copied
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.base import Objective, Views
 from acl_plugin.objectives.branches import together
@@ -157,10 +158,10 @@ def select(
     the code keeps for its steps are one tensor, which later gradients overwrite.)
     """
     device, seed, released = next(model.parameters()).device, criterion.seed, criterion.fidelity == "released"
-    model, objective = copy.deepcopy((model, objective))
+    model, objective = copied((model, objective))
     model.train(False)
     objective.eval()
-    moved = copy.deepcopy(model)
+    moved = copied(model)
     both = together(model, objective)
     start = copy.deepcopy(both.state_dict())
     for parameter in model.parameters():

@@ -1,6 +1,5 @@
 """Find a learning rate: raise it step by step, and measure the loss on held-out training images."""
 
-import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +10,7 @@ from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
 from acl_plugin.data.images import Images
 from acl_plugin.errors import UsageError
+from acl_plugin.models.copies import copied
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.device import autocast, training_device
 from acl_plugin.runtime.progress import Progress
@@ -115,7 +115,7 @@ def _losses(module: Pretraining, config: RunConfig, rates: list[float], train: I
 
 def _held_out_loss(module: Pretraining, config: RunConfig, images: Images) -> float:
     """Return the loss of a copy, so that no statistics or queues change."""
-    model, objective = copy.deepcopy((module.model, module.objective))
+    model, objective = copied((module.model, module.objective))
     attack, seed = replace(module.attack, on_moved=None), mixed_seed(config.machine.seed, HOLDOUT)
     with seeding.isolated_rng(seed, module.device), _precision(config, module):
         terms = objective.terms(model, module.views_of(*_batch(images, module)), attack)

@@ -186,6 +186,20 @@ class Refusing(nn.Module):
         return features[:, None] if self.kind == "tokens" else features.sum()
 
 
+class InTraining(Net):
+    """Goes wrong in training mode alone."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x):
+        if self.training and self.kind == "error":
+            raise RuntimeError("no mask")
+        features = super().forward(x)
+        return (features, features) if self.training else features
+
+
 @pytest.mark.parametrize(
     ("module", "given", "message"),
     [
@@ -200,6 +214,16 @@ class Refusing(nn.Module):
         (Net(), {"features": "tokens"}, r"features of 2 images are \(2, 64, 6\)"),
         (Net(), {"features": "stme"}, "unknown layer or method 'stme'; the nearest: stem"),
         (Net(), {"features": 3}, "features 3: allowed is None, a function"),
+        (
+            Net(),
+            {"features": Net().tokens},
+            "features 'tokens' does not take two arguments: .* a layer or method, such",
+        ),
+        (Net().half(), {}, r"weights in torch.float16; .*call float\(\)"),
+        (Net().bfloat16(), {}, "weights in torch.bfloat16"),
+        (InTraining("tuple"), {}, "features of 2 images are tuple: allowed are"),
+        (InTraining("error"), {}, "fails in training mode: RuntimeError: no mask"),
+        (nn.Sequential(nn.LazyBatchNorm2d()), {}, "not initialized; call it on a batch of images first"),
         (Net(), {"features": lambda module, x: Net().to(x)(x)}, "do not depend on the weights"),
         (Net(), {"shape": (8, 8)}, r"shape \(8, 8\): allowed is \(C, H, W\)"),
         (Net(), {"shape": None}, r"shape None: allowed is \(C, H, W\)"),
@@ -226,6 +250,31 @@ def test_a_layer_that_runs_twice_is_refused(net):
     twice = nn.Sequential(net.stem[0], *[relu := nn.ReLU(), relu])
     with pytest.raises(UsageError, match="layer '1' runs 2 times in a forward pass"):
         wrap_encoder(twice, SHAPE, features="1")
+
+
+def test_a_new_encoder_of_a_module_that_keeps_what_it_computes_is_copied(x):
+    class Keeping(Net):
+        def forward(self, x):
+            self.last = super().forward(x)
+            return self.last
+
+    encoder = wrap_encoder(Keeping(), SHAPE, norm_banks=("clean", "adv"))
+    copy.deepcopy(encoder)
+    encoder(x, "adv").sum().backward()
+    assert encoder.unwrap("adv").state_dict().keys() == Net().state_dict().keys()
+
+
+def exported(net):
+    return torch.export.export(net.eval(), (torch.rand(2, *SHAPE),)).module()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("compiled", [torch.jit.script, exported])
+def test_compiled_programs_are_refused(compiled, inside, net):
+    program = compiled(net)
+    with pytest.raises(UsageError, match="is a compiled program .*pass the Python module"):
+        wrap_encoder(nn.Sequential(program) if inside else program, SHAPE)
 
 
 def test_a_module_that_cannot_be_copied_is_refused(net):
