@@ -1,6 +1,8 @@
 """Pretrained weights of timm's models, from timm's hub or a local file, for the network of a specification."""
 
 import hashlib
+import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from acl_plugin.models.spec import ModelSpec
 from acl_plugin.models.timm_names import check_name
 from acl_plugin.runtime import seeding
 
+CONTAINERS = ("state_dict", "model", "model_state_dict")
+"""Keys that may hold the weights in a file; the first one that is there is used, else the whole file."""
 PRETRAINED = "pretrained"
 """In place of the path of a teacher: the pretrained weights of the run's own backbone."""
 
@@ -76,23 +80,94 @@ def pretrained_weights(
         raise UsageError(message, parameter="pretrained", given=name, allowed=allowed)
     plain = create_backbone(spec)[0]
     created: dict[str, Any] = dict(plain.created_with)  # type: ignore[arg-type]
-    overlay = {} if file is None else {"pretrained_cfg_overlay": {"state_dict": read_weights(file)}}
+    weights = None if file is None else unwrapped(read_weights(file), plain.state_dict())
     source = str(getattr(config, "hf_hub_id", None) or getattr(config, "url", "")) if file is None else file.name
     try:
-        with seeding.isolated_rng(0):
-            random = timm.create_model(name, pretrained=False, **created).state_dict()
-        with seeding.isolated_rng(0):
-            found = timm.create_model(name, pretrained=True, **created, **overlay).state_dict()
+        found = _adapted(name, created, weights)
+        if weights is not None:
+            needed = {key for key, _ in plain.named_parameters()} | {k for k in found if ".running_" in k}
+            other = _adapted(name, created, _changed(weights))
+            absent = [k for k in found if k in needed and found[k].isfinite().all() and found[k].equal(other[k])]
+            _check_file(name, source, weights, found, absent)
+    except UsageError:
+        raise
     except Exception as error:  # of the hub's client, of a damaged file, of weights of another network
         raise _refused(name, file, source, error) from error
-    left = [key for key, value in found.items() if value.dim() > 1 and torch.equal(value, random[key])]
-    if left:
-        message = f"`pretrained`: {source} has no weights {', '.join(left[:3])} of {name}, or of another shape"
-        raise UsageError(message, parameter="pretrained_file", given=source, allowed=f"the weights of {name}")
     digest = hashlib.sha256()
     for key in sorted(found):
         digest.update(key.encode() + found[key].contiguous().numpy().tobytes())
     return found, {"name": name, "source": source, "sha256": digest.hexdigest()}
+
+
+def _adapted(name: str, created: dict[str, Any], weights: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return the state of timm's network with the given weights, or those of its hub; what they lack is random."""
+    import timm
+
+    overlay = {} if weights is None else {"pretrained_cfg_overlay": {"state_dict": weights}}
+    logger = logging.getLogger("timm.models._builder")  # warns of missing and further keys, in thousands of characters
+    before, logger.disabled = logger.disabled, weights is not None
+    try:
+        with seeding.isolated_rng(0):
+            state: dict[str, Tensor] = timm.create_model(name, pretrained=True, **created, **overlay).state_dict()
+    finally:
+        logger.disabled = before
+    return state
+
+
+def _changed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return other values of the same weights."""
+    return {key: value + value.abs() + 1 if value.is_floating_point() else value for key, value in weights.items()}
+
+
+def _check_file(
+    name: str, source: str, weights: dict[str, Tensor], found: dict[str, Tensor], absent: list[str]
+) -> None:
+    """Refuse a file that lacks weights, or has those of a larger network or values that are not finite.
+
+    Args:
+        name: timm's name of the network.
+        source: name of the file.
+        weights: content of the file.
+        found: state with these weights, adapted by timm.
+        absent: names in the state whose values are not from the file.
+
+    Raises:
+        UsageError: with the first keys of each fault.
+    """
+    import timm
+
+    config = timm.models.get_pretrained_cfg(name)
+    heads = getattr(config, "classifier", None) or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    parts = {key.partition(".")[0] for key in found}
+    more = [
+        key
+        for key, value in weights.items()
+        if key not in found and value.dim() > 1 and key.endswith(".weight") and key.partition(".")[0] in parts
+    ]
+    faults = {
+        "lacks": absent,
+        "has more than": [k for k in more if not k.startswith(heads) and found.keys() <= weights.keys()],
+        "has infinite values or NaN in": [k for k, v in found.items() if not v.isfinite().all()],
+    }
+    texts = [f"{what} {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}" for what, keys in faults.items() if keys]
+    if texts:
+        message = f"`pretrained_file` {source} does not fit {name}: it {'; it '.join(texts)}"
+        raise UsageError(message, parameter="pretrained_file", given=source, allowed=f"the weights of {name}")
+
+
+def unwrapped(weights: dict[str, Tensor], network: Iterable[str]) -> dict[str, Tensor]:
+    """Return weights without a first part that all names share, such as ``module.`` or ``model.``.
+
+    Args:
+        weights: weights by name.
+        network: names of the network's weights, whose first parts stay.
+    """
+    parts = {key.partition(".")[0] for key in network}
+    first, dot, _ = next(iter(weights)).partition(".")
+    if not dot or first in parts or not all(key.startswith(f"{first}.") for key in weights):
+        return weights
+    return unwrapped({key.removeprefix(f"{first}."): value for key, value in weights.items()}, parts)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -105,13 +180,13 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UsageError(f"`pretrained_file`: no file {file}", parameter="pretrained_file", given=str(file))
     try:
-        if file.suffix == ".safetensors":
+        if file.read_bytes()[:9][8:] == b"{":  # safetensors, whatever the name: a length of 8 bytes, and JSON
             from safetensors.torch import load_file
 
             return dict(load_file(file))
         content = torch.load(file, map_location="cpu", weights_only=True)
-        inside = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), dict)), content)
-        found = {str(k).removeprefix("module."): v for k, v in inside.items() if isinstance(v, Tensor)}
+        inside = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
+        found = {str(k): v for k, v in inside.items() if isinstance(v, Tensor)}
     except Exception as error:  # the readers raise many types
         message = f"`pretrained_file` {file} cannot be read ({reason(error)}); allowed are {allowed}"
         raise UsageError(message, parameter="pretrained_file", given=str(file), allowed=allowed) from error

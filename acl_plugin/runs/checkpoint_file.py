@@ -10,7 +10,7 @@ from torch import Tensor
 
 from acl_plugin.errors import UsageError
 
-CONTAINERS = ("state_dict_dual", "state_dict", "model", "P_state", "net", "teacher")
+CONTAINERS = ("state_dict_dual", "state_dict", "model", "model_state_dict", "P_state", "net", "teacher")
 """Keys that may hold the weights in a file; the first one present is used, else the whole file."""
 
 
@@ -45,7 +45,7 @@ def read_file(path: Path, allow_pickle: bool = False) -> Any:
 
 
 def weights_of(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the tensors by name, without DataParallel's ``module.`` prefix, and the names of other tensors.
+    """Return the tensors by name, without the prefixes of DataParallel and torch.compile, and the names of others.
 
     Args:
         path: path of the file, for error messages.
@@ -69,12 +69,18 @@ def weights_of(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
         state = {k: v for k, v in inside.items() if isinstance(k, str) and isinstance(v, Tensor)}
         if state:
             groups = [str(k) for k, v in content.items() if k != container and tensors_of(v)]
-            parallel = all(key.startswith("module.") for key in state)
-            return {key.removeprefix("module.") if parallel else key: value for key, value in state.items()}, groups
+            return _unwrapped(state), groups
     raise UsageError(
         f"{path} holds no weights by name; looked into {', '.join(CONTAINERS)}",
         parameter="file", given=str(path), allowed="a checkpoint with weights by name",
     )  # fmt: skip
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for wrapper in ("module.", "_orig_mod."):
+        if all(key.startswith(wrapper) for key in state):
+            return _unwrapped({key.removeprefix(wrapper): value for key, value in state.items()})
+    return state
 
 
 def container_of(content: Any) -> str | None:

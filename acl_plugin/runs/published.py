@@ -19,6 +19,7 @@ from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.losses.discriminator import Discriminator
 from acl_plugin.models.backbones import create_backbone
+from acl_plugin.models.pretrained import unwrapped
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.runs import imported_head
 from acl_plugin.runs.checkpoint_file import container_of, read_file, tensors_of, weights_of
@@ -174,7 +175,7 @@ def read(
     path = user_path(path, "file")
     content = read_file(path, allow_pickle)
     state, groups = weights_of(path, content)
-    name = detect(path, state, container_of(content)) if layout == "auto" else layout
+    name, state = (layout, state) if layout != "auto" else _detected(path, state, container_of(content))
     if name not in LAYOUTS:
         raise unknown("format", layout, ("auto", *LAYOUTS))
     known = LAYOUTS[name]
@@ -207,9 +208,24 @@ def read(
     left_out |= {"projector"} if projector_state and kept is None else set()
     discriminator = _discriminator(path, content, kept)
     left_out -= {"discriminator"} if discriminator is not None else set()
-    mean, std = normalization_of(path, known, state, stored, normalization)
+    mean, std = normalization_of(path, known, state, stored, normalization, shape[0])
     spec = replace(spec, mean=mean, std=std, normalized=known.normalized)
     return Published(name, spec, banks, kept, head, discriminator, tuple(sorted(left_out)))
+
+
+def _detected(path: Path, state: dict[str, Tensor], container: str | None) -> tuple[str, dict[str, Tensor]]:
+    """Return the layout, and the weights without a first part that all names share, if they have one only then."""
+    try:
+        return detect(path, state, container), state
+    except UsageError:
+        shorter = unwrapped(state, ())
+        if shorter is state:
+            raise
+        try:
+            return detect(path, shorter, container), shorter
+        except UsageError:
+            pass
+        raise
 
 
 def _check_banks(path: Path, name: str, state: Mapping[str, Tensor]) -> None:

@@ -94,6 +94,29 @@ def test_every_kind_of_file_has_the_same_weights(suffix, file, tmp_path):
     assert one[1]["sha256"] == two[1]["sha256"]
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+        lambda state: {"model_state_dict": {f"model.{key}": value for key, value in state.items()}},
+        lambda state: {key: value for key, value in state.items() if not key.startswith("fc.")},
+        lambda state: {"state_dict": state | {"aux.fc.weight": torch.ones(2, 2)}},
+        lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
+    ],
+    ids=["wrappers", "Lightning", "no head", "another head", "no counts"],
+)
+def test_files_of_others_have_the_same_weights(wrap, file, tmp_path, caplog):
+    torch.save(wrap(read_weights(file)), tmp_path / "theirs.bin")
+    one, two = (pretrained_weights(NAME, small_spec(), path)[0] for path in (file, tmp_path / "theirs.bin"))
+    assert all(torch.equal(one[key], value) for key, value in two.items())
+    assert not caplog.records
+
+
+def test_safetensors_are_read_whatever_their_name(file, tmp_path):
+    one = pretrained_weights(NAME, small_spec(), file)[1]["sha256"]
+    assert pretrained_weights(NAME, small_spec(), file.rename(tmp_path / "model.bin"))[1]["sha256"] == one
+
+
 def test_size_and_normalization_are_those_of_the_weights():
     config = timm.models.get_pretrained_cfg("resnet10t.c3_in1k")
     given = pretrained_spec(spec((3, 8, 8), "resnet10t.c3_in1k", {}, stem="cifar"))
@@ -169,8 +192,14 @@ def fetched(monkeypatch):
         ("text", "cannot be read"),
         ("truncated", "cannot be read"),
         ("empty", "holds no tensors by name"),
-        ("network", "has no weights .* of resnet10t, or of another shape"),
+        ("list", "cannot be read"),
+        ("network", r"does not fit resnet10t: it lacks conv1.0.weight, .*, \.\.\."),
         ("width", "does not fit resnet10t"),
+        ("deeper", "does not fit resnet10t: it has more than layer2.1.conv1.weight, "),
+        ("bias", "does not fit resnet10t: it lacks layer4.0.bn2.bias$"),
+        ("statistics", "does not fit resnet10t: it lacks conv1.1.running_mean, .*running_var"),
+        ("nan", "it has infinite values or NaN in layer2.0.conv1.weight$"),
+        ("infinite", "it has infinite values or NaN in layer2.0.bn1.weight$"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_in_one_line(case, message, file, tmp_path):
@@ -187,8 +216,23 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(case, message, file, tm
         file = tmp_path / "empty.pth"
     elif case == "network":
         file = stored(made("vit_tiny_patch16_224", embed_dim=12, depth=1, num_heads=2), tmp_path / "vit.pth")
-    else:
+    elif case == "width":
         file = stored(made(NAME, **SMALL | {"channels": [8, 8, 8, 8]}), tmp_path / "wide.pth")
+    elif case == "deeper":
+        file = stored(made(NAME, **SMALL, layers=(1, 2, 1, 1)), tmp_path / "deeper.pth")
+    elif case == "list":
+        torch.save([torch.ones(3)], tmp_path / "list.pth")
+        file = tmp_path / "list.pth"
+    else:
+        state = made(NAME, **SMALL).state_dict()
+        lacks = {"bias": "layer4.0.bn2.bias", "statistics": "running_"}.get(case)
+        state = {key: value for key, value in state.items() if lacks is None or lacks not in key}
+        if lacks is None:
+            state[f"layer2.0.{'conv1' if case == 'nan' else 'bn1'}.weight"].view(-1)[3] = torch.tensor(
+                float("nan" if case == "nan" else "inf")
+            )
+        file = tmp_path / "faulty.pth"
+        torch.save(state, file)
     with pytest.raises(UsageError, match=message) as error:
         pretrained_weights(NAME, given, file)
     assert error.value.parameter == "pretrained_file"

@@ -458,6 +458,45 @@ def test_a_normalization_that_is_not_stored_is_decided_by_the_layout_or_refused(
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ELSEWHERE])
+def test_images_of_one_channel_have_the_mean_of_the_normalization(layout, tmp_path):
+    content = made(layout)[0]
+    container = next((name for name in CONTAINERS if name in content), None)
+    weights = content if container is None else content[container]
+    for key, value in list(weights.items()):
+        if "normalize." in key:
+            del weights[key]
+        elif value.dim() == 4 and value.shape[1] == 3:
+            weights[key] = value.sum(1, keepdim=True)
+    network_of = {"backbone": "resnet50" if "bottleneck" in layout else "resnet18", "backbone_kwargs": SMALL}
+    for said, expected in layouts.NORMALIZATIONS.items():
+        published = read(saved(tmp_path, content), **network_of, normalization=said, shape=(1, 8, 8))
+        assert (published.spec.mean, published.spec.std) == tuple((pytest.approx(sum(v) / 3),) for v in expected)
+
+
+def test_a_stored_normalization_of_other_channels_is_refused(tmp_path):
+    state = network(0)
+    state["conv1.weight"] = state["conv1.weight"].sum(1, keepdim=True)
+    path = saved(tmp_path, state | normalization_buffers(IMAGENET))
+    with pytest.raises(UsageError, match="does not fit a normalization by mean and std of 1 channels: it stores"):
+        read(path, backbone_kwargs=SMALL, shape=(1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "net.", "model.backbone.",
+               "encoder_q.", "module.model."],
+)  # fmt: skip
+@pytest.mark.parametrize("container", [None, "state_dict", "model_state_dict"])
+def test_a_prefix_of_all_names_is_left_out(prefix, container, tmp_path):
+    state = network(0)
+    content = prefixed(prefix, state)
+    path = saved(tmp_path, content if container is None else {container: content})
+    published = read(path, backbone_kwargs=SMALL, normalization="none")
+    assert published.layout == "plain"
+    assert all(torch.equal(published.banks["shared"][key], value) for key, value in state.items())
+
+
+@pytest.mark.e2e
 def test_a_stored_normalization_wins_and_another_one_is_refused(tmp_path):
     path = saved(tmp_path, made("plain")[0])
     assert read(path, backbone_kwargs=SMALL, normalization="imagenet").spec.mean == pytest.approx(IMAGENET[0])
