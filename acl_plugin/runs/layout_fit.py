@@ -107,21 +107,31 @@ def plain(
     """Return the weights of norm bank ``number``, with the keys and shapes of ``expected``.
 
     Raises:
-        UsageError: for weights that are missing, unexpected, of another shape or not finite, with the first of each.
+        UsageError: for weights that are missing, unexpected, of another shape or type, not finite, or variances below
+            0, with the first of each.
     """
     found = of_bank(state, number)
     for key in expected:  # old versions of PyTorch have no ``num_batches_tracked``
         if key.endswith("num_batches_tracked") and key.replace("num_batches_tracked", "running_mean") in found:
             found.setdefault(key, torch.zeros((), dtype=torch.int64))
+    dense = {k for k in expected if k in found and _is_dense(found[k], expected[k])}
     faults = {
         "missing": [k for k in expected if k not in found],
         "unexpected": [k for k in found if k not in expected],
         "of another shape": [k for k in expected if k in found and found[k].shape != expected[k].shape],
-        "not finite": [k for k in expected if k in found and not found[k].isfinite().all()],
+        "no floats": [k for k in expected if k in found and k not in dense],
+        "not finite": [k for k in expected if k in dense and not found[k].isfinite().all()],
+        "below 0": [k for k in expected if k in dense and k.endswith("running_var") and (found[k] < 0).any()],
     }
     if any(faults.values()):
         raise misfit(path, network, "; ".join(_first(what, keys) for what, keys in faults.items() if keys))
     return {key: found[key].clone() for key in expected}
+
+
+def _is_dense(value: Tensor, like: Tensor) -> bool:
+    """Return whether a tensor of a file has values of the kind that the network has."""
+    here = value.layout == torch.strided and value.device.type != "meta"
+    return here and (value.is_floating_point() or not like.is_floating_point()) and not value.is_complex()
 
 
 def of_bank(state: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:

@@ -710,6 +710,11 @@ def test_other_groups_of_tensors_are_named(tmp_path, config, capsys):
         ({"normalize.std": None}, "a normalization by mean and std"),
         ({"normalize.std": torch.zeros(3)}, "a normalization by mean and std"),
         ({"conv1.weight": torch.full((8, 3, 3, 3), float("nan"))}, "not finite: conv1.weight"),
+        ({"conv1.weight": torch.ones(8, 3, 3, 3, device="meta")}, "no floats: conv1.weight"),
+        ({"conv1.weight": torch.ones(8, 3, 3, 3).to_sparse()}, "no floats: conv1.weight"),
+        ({"conv1.weight": torch.ones(8, 3, 3, 3, dtype=torch.complex64)}, "no floats: conv1.weight"),
+        ({"conv1.weight": torch.ones(8, 3, 3, 3, dtype=torch.int64)}, "no floats: conv1.weight"),
+        ({"layer1.0.bn1.bn_list.1.running_var": -torch.ones(8)}, "below 0: layer1.0.bn1.running_var"),
     ],
 )
 def test_nothing_in_a_file_is_passed_over(change, message, tmp_path):
