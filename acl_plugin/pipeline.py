@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from acl_plugin.config import RunConfig
+from acl_plugin.config import RunConfig, check
 from acl_plugin.data import datasets
 from acl_plugin.data.images import without_labels
 from acl_plugin.data.own_images import is_unlabeled
@@ -18,6 +18,7 @@ from acl_plugin.probing.protocols import checked, probe
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.growth import earlier_epochs
 from acl_plugin.runs.lock import alone
+from acl_plugin.runtime.device import require_device
 from acl_plugin.runtime.distributed import require_script
 from acl_plugin.training.pretrain import pretrain
 
@@ -50,6 +51,9 @@ def run(
     Raises:
         UsageError, TrainingStopped: see the stages. An unfinished pretraining ends the pipeline.
     """
+    check(config)
+    if device is not None:
+        require_device(device)
     if trainer_options.get("encoder") is not None:
         message = "`encoder`: the probe rebuilds networks of timm by name. Pass your own encoder to `pretrain` instead"
         raise UsageError(message, parameter="encoder", given=type(trainer_options["encoder"]).__name__, allowed=None)

@@ -1,6 +1,7 @@
 """The whole job, as it is called from Python and from the command line."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -9,11 +10,15 @@ import pytest
 import torch
 from processes import ended, started
 
+import acl_plugin
 from acl_plugin import UsageError, load_classifier, pipeline, preset, wrap_encoder
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingUnfinished
+from acl_plugin.evaluation.run_folder import evaluate as evaluate_run
 from acl_plugin.registry import DATASETS
+from acl_plugin.reporting.report import report
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.training.rate_finder import find_rate
 from conftest import OPTIONS, TINY
 
 
@@ -125,6 +130,75 @@ def test_probe_and_evaluation_take_the_given_device_or_that_of_the_run(tiny_conf
     pipeline.run(tiny_config, tmp_path / "run")
     pipeline.run(tiny_config, tmp_path / "run", "cpu")
     assert used == [None, None, "cpu", "cpu"]
+
+
+INVALID = [
+    {"lr": "a"},
+    {"batch_size": 0},
+    {"optimizer": "nope"},
+    {"epochs": -1},
+    {"probe_milestones": [0.8, 0.4]},
+    {"attack": "free", "coreset": "rcs"},
+]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("options", INVALID, ids=str)
+@pytest.mark.parametrize("call", ["run", "pretrain", "find_rate", "probe", "evaluate"])
+def test_a_replaced_option_is_checked_where_the_configuration_is_used(call, options, finished_run, tmp_path):
+    config = preset("digits", **TINY).replace(**options)
+    calls = {
+        "run": lambda: acl_plugin.run(config, tmp_path / "run"),
+        "pretrain": lambda: acl_plugin.pretrain(config, tmp_path / "run"),
+        "find_rate": lambda: find_rate(config),
+        "probe": lambda: acl_plugin.probe(finished_run, config, overwrite=True),
+        "evaluate": lambda: evaluate_run(finished_run, config, name="another"),
+    }
+    before = sorted(finished_run.rglob("*"))
+    with pytest.raises(UsageError) as error:
+        calls[call]()
+    assert error.value.parameter in options
+    assert not (tmp_path / "run").exists()
+    assert sorted(finished_run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("given", [None, "digits", {"data": "digits"}, preset("digits").data, 3])
+def test_what_is_no_configuration_is_named(given, tmp_path):
+    calls = (acl_plugin.run, acl_plugin.pretrain, lambda config, _: find_rate(config))
+    for call in (*calls, *[lambda config, _: datasets.load(config)] * (given != preset("digits").data)):
+        with pytest.raises(UsageError, match="`config` is .*allowed is .*acl_plugin.preset") as error:
+            call(given, tmp_path / "run")
+        assert error.value.parameter == "config"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("device", ["cuda:99", "nope", 3.5])
+def test_a_device_that_is_not_there_is_refused_before_the_pretraining(device, finished_run, tmp_path):
+    calls = [
+        lambda: acl_plugin.run(preset("digits", **TINY), tmp_path / "run", device=device),
+        lambda: acl_plugin.probe(finished_run, device=device),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match="this machine has none, or it is unknown") as error:
+            call()
+        assert error.value.parameter == "device"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.e2e
+def test_stages_take_paths(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    acl_plugin.probe(str(run))  # kept
+    acl_plugin.export_to_robustbench(str(run), name="elsewhere")
+    report([run], str(tmp_path / "page.html"))
+    assert (tmp_path / "page.html").is_file()
+    with pytest.raises(UsageError) as error:
+        acl_plugin.probe(3)
+    assert error.value.parameter == "run"
+    for out in (tmp_path, tmp_path / "nowhere" / "page.html"):
+        with pytest.raises(UsageError, match="allowed is a file in a folder that exists"):
+            report([run], out)
 
 
 @pytest.mark.parametrize(

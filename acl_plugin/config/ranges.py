@@ -45,6 +45,10 @@ def check(config: RunConfig) -> None:
     Raises:
         UsageError: naming the option, the given value and the allowed ones.
     """
+    if not isinstance(config, RunConfig):
+        allowed = "a configuration, such as acl_plugin.preset('digits')"
+        message = f"`config` is {type(config).__name__}; allowed is {allowed}"
+        raise UsageError(message, parameter="config", given=type(config).__name__, allowed=allowed)
     for section in vars(config).values():
         for name, kind in get_type_hints(type(section)).items():
             check_value(name, getattr(section, name), kind, RANGES.get(name))

@@ -16,6 +16,7 @@ from acl_plugin.config.sections import (
     ThreatConfig,
     TrainingConfig,
 )
+from acl_plugin.errors import unknown
 
 
 @dataclass(frozen=True)
@@ -41,20 +42,20 @@ class RunConfig:
         return {name: str(value) if isinstance(value, Path) else value for name, value in values}
 
     def replace(self, **options: Any) -> "RunConfig":
-        """Return a copy with other values of ``options``, which are not checked.
+        """Return a copy with other values of ``options``, which are checked where the configuration is used.
 
         Another objective without ``objective_kwargs`` has its own defaults.
 
         Raises:
-            TypeError: for an unknown option.
+            UsageError: for an unknown option, with the nearest.
 
         Example:
             >>> acl_plugin.preset("digits").replace(epochs=2, seed=1).training.epochs
             2
         """
-        unknown = options.keys() - SECTION_OF.keys()
-        if unknown:
-            raise TypeError(f"RunConfig has no option {', '.join(sorted(unknown))}")
+        for name in options:
+            if name not in SECTION_OF:
+                raise unknown("option", name, SECTION_OF)
         if options.get("objective", self.objective.objective) != self.objective.objective:
             options = {"objective_kwargs": {}} | options
         own = with_sections(options)

@@ -39,6 +39,10 @@ def load(config: DataConfig) -> DataSet:
     Raises:
         UsageError: for an unknown name, a missing folder, or missing or damaged files.
     """
+    if not isinstance(config, DataConfig):
+        allowed = "the section `data` of a configuration, such as acl_plugin.preset('digits').data"
+        message = f"`config` is {type(config).__name__}; allowed is {allowed}"
+        raise UsageError(message, parameter="config", given=type(config).__name__, allowed=allowed)
     known = _shared.get()
     if known is None:
         return _loaded(config)

@@ -15,6 +15,7 @@ from acl_plugin.evaluation.batches import device_of
 from acl_plugin.evaluation.checks import check_classifier
 from acl_plugin.models.copies import copied
 from acl_plugin.runtime.autograd import check_autograd, constant
+from acl_plugin.runtime.device import require_device
 
 ImageData = Tensor | Dataset[Any] | DataLoader[Any]
 SOURCES = "a tensor (N, C, H, W) in [0, 1] with `labels`, a Dataset of (image, label), or a DataLoader of it"
@@ -41,11 +42,7 @@ def on_device(model: Any, device: torch.device | str | None) -> tuple[nn.Module,
         raise UsageError(message, parameter="model", given=dtype, allowed=torch.float32)
     if device is None:
         return model, device_of(model)
-    try:
-        place = torch.empty(0, device=device).device
-    except (RuntimeError, TypeError, AssertionError) as error:
-        message = f"`device` {device}: this machine has none, or it is unknown ({reason(error)})"
-        raise UsageError(message, parameter="device", given=str(device), allowed="a device of this machine") from error
+    place = require_device(device)
     if place == device_of(model):
         return model, place
     try:

@@ -14,6 +14,7 @@ from acl_plugin.data.augment import Augmentation, views
 from acl_plugin.data.batches import ShuffledBatches
 from acl_plugin.data.images import Images
 from acl_plugin.data.view_options import probed
+from acl_plugin.errors import TrainingStopped
 from acl_plugin.objectives.schedules import half_cosine
 from acl_plugin.probing.automatic_rate import stalls
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
@@ -140,6 +141,9 @@ class _Training:
     def end_epoch(self, score: Callable[[], float] | None) -> None:
         """Average the losses, keep the model if it is the best, and update the learning rate."""
         self.result["loss"] = torch.stack(self.losses).mean().item()
+        if not math.isfinite(self.result["loss"]):
+            message = f"the loss of the probe is not finite in epoch {self.epoch + 1}; lower its learning rate"
+            raise TrainingStopped(message)
         self.epoch, self.batches, self.losses = self.epoch + 1, 0, []
         for group in self.sgd.param_groups:
             group["lr"] = self.schedule.rate(self.epoch, group["lr"])

@@ -14,6 +14,7 @@ With ``lpaft``, each of them starts from the encoder after LP-AFT (see ``acl_plu
 """
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from acl_plugin.config.unused import BY_TRADES
 from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.data.subsets import read_rows, stratified
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import TrainingStopped, UsageError
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import predictions
 from acl_plugin.models.recompute import recompute_blocks
@@ -75,6 +76,7 @@ def probe(
     Raises:
         UsageError: when the encoder is missing, the data cannot be read, the protocol does not support them, or the
             folder contains a probe with different settings.
+        TrainingStopped: when the loss or the weights are not finite; an earlier classifier stays.
     """
     config, device = run.resolved(config, device)
     protocol = PROTOCOLS.get(config.probe.probe_protocol)
@@ -98,7 +100,9 @@ def probe(
         recompute_blocks(model.backbone)
     probing = Probing(config, replace(data, train=train), held_out, banks, model, device, checkpoints)
     probing.start_head(model)
-    record = before | protocol(probing)
+    record = before | _record(protocol(probing), config.probe.probe_protocol)
+    if not all(value.isfinite().all() for value in model.state_dict().values()):
+        raise TrainingStopped("the weights of the probe are not finite; lower its learning rate")
     accuracy = (predictions(model.eval(), train) == train.labels).double().mean().item()
     run.probe_file.unlink(missing_ok=True)  # first: the record of an earlier probe never describes these weights
     write_model(run.classifier_file, model.spec, {k: v.cpu() for k, v in model.state_dict().items()})
@@ -113,6 +117,16 @@ def probe(
     }
     write_json(run.probe_file, result | {"seconds": round(checkpoints.seconds(), 1)})
     checkpoints.clear()
+
+
+def _record(record: Any, protocol: str) -> dict[str, Any]:
+    """Return the record of a protocol, which may be another distribution's."""
+    try:
+        return dict(json.loads(json.dumps(record)))
+    except (TypeError, ValueError) as error:
+        allowed = "a mapping of names to values of JSON"
+        message = f"probe protocol {protocol!r} is broken: it returns {type(record).__name__}; allowed is {allowed}"
+        raise PROTOCOLS.broken(message, protocol) from error
 
 
 def checked(data: DataSet, config: RunConfig) -> tuple[Images, Images | None]:

@@ -31,13 +31,19 @@ SHOWN, MAPPED = 8, 200
 """Number of images in the grid, and in the feature map."""
 
 
-def report(runs: Sequence[RunDir], out: Path) -> None:
-    """Write the page of ``runs`` to the file ``out``.
+def report(runs: Sequence[RunDir | Path | str], out: Path | str) -> None:
+    """Write the page of run folders to the file ``out``.
 
     Raises:
-        UsageError: when a folder is not a run.
+        UsageError: when a folder is not a run, or ``out`` is no place for a file.
     """
-    pages = [_Evaluation(run) if _has_evaluation_alone(run) else _Run(run) for run in runs]
+    out = user_path(out, "out")
+    if out.is_dir() or not out.parent.is_dir():
+        problem = "is a folder" if out.is_dir() else f"is in no folder: there is no {out.parent}"
+        message = f"`out` {out} {problem}; allowed is a file in a folder that exists"
+        raise UsageError(message, parameter="out", given=str(out), allowed="a file in a folder that exists")
+    folders = [run if isinstance(run, RunDir) else RunDir(run) for run in runs]
+    pages = [_Evaluation(run) if _has_evaluation_alone(run) else _Run(run) for run in folders]
     title = "acl_plugin: " + ", ".join(page.name for page in pages)
     body = [f"<h1>{html.escape(title)}</h1>"]
     if len(pages) > 1:
@@ -45,7 +51,7 @@ def report(runs: Sequence[RunDir], out: Path) -> None:
     for page in pages:
         body += [f"<h1>{html.escape(page.name)}</h1>"] if len(pages) > 1 else []
         body += page.sections()
-    write_atomic(user_path(out, "out"), elements.page(title, body).encode())
+    write_atomic(out, elements.page(title, body).encode())
 
 
 class _Run:

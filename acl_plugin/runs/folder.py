@@ -26,13 +26,13 @@ RUN/robustbench/         output of `acl-plugin export`; RUN/robustssl/, RUN/timm
 
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from acl_plugin import config as configuration
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError
+from acl_plugin.runs.clearing import clear
 from acl_plugin.runs.environment import environment
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import refuse
@@ -51,6 +51,7 @@ class RunDir:
     def __init__(self, path: Path | str) -> None:
         self.path = user_path(path, "run")
         self.config_file = self.path / "config.yaml"
+        self.environment_file = self.path / "environment.json"
         self.images_file = self.path / "images.json"
         self.checkpoint_file = self.path / "checkpoints" / "last.ckpt"
         self.earlier_checkpoint_file = self.path / "checkpoints" / "before.ckpt"
@@ -163,13 +164,17 @@ class RunDir:
     def resolved(
         self, config: RunConfig | None, device: "torch.device | str | None"
     ) -> "tuple[RunConfig, torch.device]":
-        """Return configuration and device of a stage; None stands for those of the run."""
-        import torch
+        """Return configuration and device of a stage; None stands for those of the run.
 
-        from acl_plugin.runtime.device import training_device
+        Raises:
+            UsageError: for an invalid configuration, or a device that this machine lacks.
+        """
+        from acl_plugin.runtime.device import require_device, training_device
 
-        config = config or self.read_config()
-        return config, training_device(config.machine.accelerator) if device is None else torch.device(device)
+        if config is None:
+            config = self.read_config()
+        configuration.check(config)
+        return config, training_device(config.machine.accelerator) if device is None else require_device(device)
 
     def check_config(self, config: RunConfig, overwrite: bool | None = None, *, growing: bool = False) -> None:
         """Reject a folder that does not belong to this run; another run is accepted with ``overwrite``.
@@ -186,6 +191,9 @@ class RunDir:
             message = f"{self.path} is a file; `out` is a folder"
             raise UsageError(message, parameter="out", given=str(self.path), allowed="a folder")
         if self.config_file.is_file():
+            if overwrite and not self._is_of_a_run():
+                message = f"{self.config_file} is not of a run, so that nothing is replaced; choose another `out`"
+                raise UsageError(message, parameter="out", given=str(self.path), allowed="a new folder, or a run's")
             if not overwrite:
                 differences = configuration.differences(config, self.read_config(), growing=growing)
                 refuse(self.path, differences, "a run", replaceable=overwrite is not None)
@@ -194,6 +202,15 @@ class RunDir:
                 f"{self.path} is not empty and not a run folder; choose another `out`",
                 parameter="out", given=str(self.path), allowed="a new or empty folder (log files may be there)",
             )  # fmt: skip
+
+    def _is_of_a_run(self) -> bool:
+        """Return whether the configuration is of a run, and not a file of the same name of something else."""
+        if self.environment_file.is_file():
+            return True
+        try:
+            return self.config_file.read_bytes() == _text(self.read_config())
+        except UsageError:
+            return False
 
     def check_images(self, data: "DataSet", *, pretraining: bool = False) -> None:
         """Reject training images that differ from those that the run started with.
@@ -227,21 +244,16 @@ class RunDir:
         write_json(self.images_file, found)
 
     def clear(self) -> None:
-        """Remove all files of the run, from the results to the configuration, which marks a run folder."""
-        own = [*self.path.glob("after-*-epochs"), self.path / "tensorboard", self.checkpoint_file.parent]
-        for path in [*own, *reversed(vars(self).values())]:
-            if path == self.path:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        """Remove all files of the run, from the results to the configuration, which marks a run folder.
+
+        Other files stay, see ``clearing``.
+        """
+        own = (path for path in reversed(vars(self).values()) if path != self.path)
+        clear(self.path, [*self.path.glob("after-*-epochs"), *own])
 
     def record_config(self, config: RunConfig) -> None:
         """Write the configuration, unless it is there: options of where and how may change when a run resumes."""
-        import yaml
-
-        text = yaml.safe_dump(configuration.to_dict(config), sort_keys=False).encode()
+        text = _text(config)
         if not self.config_file.is_file() or self.config_file.read_bytes() != text:
             write_atomic(self.config_file, text)
 
@@ -254,12 +266,20 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             self.record_config(config)  # first, as it marks a run folder
             self.checkpoint_file.parent.mkdir(exist_ok=True)
-            write_json(self.path / "environment.json", environment())
+            write_json(self.environment_file, environment())
         except OSError as error:
             message = f"{self.path} cannot be written: {error.strerror}"
             raise UsageError(
                 message, parameter="out", given=str(self.path), allowed="a folder that can be written"
             ) from error
+
+
+def _text(config: RunConfig) -> bytes:
+    """Return the content of the file of a configuration."""
+    import yaml
+
+    text: str = yaml.safe_dump(configuration.to_dict(config), sort_keys=False)
+    return text.encode()
 
 
 def _is_log(path: Path) -> bool:

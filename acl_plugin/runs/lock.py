@@ -85,13 +85,14 @@ def _locked(folder: Path) -> Iterator[None]:
             _write(file, "")
 
 
-def exclusive(stage: Callable[Concatenate[RunDir, P], T]) -> Callable[Concatenate[RunDir, P], T]:
-    """Wrap a stage to lock the folder of its run, its first argument."""
+def exclusive(stage: Callable[Concatenate[RunDir, P], T]) -> Callable[Concatenate[RunDir | Path | str, P], T]:
+    """Wrap a stage to lock the folder of its run, its first argument, which may be a path."""
 
     @functools.wraps(stage)
-    def alone(run: RunDir, /, *arguments: P.args, **options: P.kwargs) -> T:
-        with locked(run.path):
-            return stage(run, *arguments, **options)
+    def alone(run: RunDir | Path | str, /, *arguments: P.args, **options: P.kwargs) -> T:
+        folder = run if isinstance(run, RunDir) else RunDir(run)
+        with locked(folder.path):
+            return stage(folder, *arguments, **options)
 
     return alone
 

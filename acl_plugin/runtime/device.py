@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import UsageError, reason
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,19 @@ def training_device(accelerator: str) -> torch.device:
     allowed = ("auto", "cpu")
     message = f"`accelerator` {accelerator}: this machine has none; allowed here: {', '.join(allowed)}"
     raise UsageError(message, parameter="accelerator", given=accelerator, allowed=allowed)
+
+
+def require_device(device: torch.device | str) -> torch.device:
+    """Return a device on which this machine computes.
+
+    Raises:
+        UsageError: for an unknown name, or a device that this machine lacks.
+    """
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, TypeError, AssertionError) as error:
+        message = f"`device` {device}: this machine has none, or it is unknown ({reason(error)})"
+        raise UsageError(message, parameter="device", given=str(device), allowed="a device of this machine") from error
 
 
 UNKNOWN_MEMORY = 8 << 30

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning
 
-from acl_plugin.config import RunConfig
+from acl_plugin.config import RunConfig, check
 from acl_plugin.config.published_pretrainings import pretraining_is
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingUnfinished
@@ -64,6 +64,7 @@ def pretrain(
         TrainingStopped: when the loss is not finite or the encoder collapsed; the last good checkpoint is kept.
     """
     run = RunDir(out)
+    check(config)
     with alone():
         given = check_options(config, trainer_options)
         if encoder is not None:

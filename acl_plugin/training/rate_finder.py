@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from acl_plugin.attacks.catalogue import FREE
-from acl_plugin.config import RunConfig
+from acl_plugin.config import RunConfig, check
 from acl_plugin.data import datasets
 from acl_plugin.data.images import Images
 from acl_plugin.errors import UsageError
@@ -63,6 +63,7 @@ def find_rate(config: RunConfig, *, steps: int = 60, lowest: float = LOWEST, hig
         >>> found = find_rate(acl_plugin.preset("digits", objective="simclr"))  # doctest: +SKIP
         >>> acl_plugin.preset("digits", objective="simclr", lr=found.suggestion)  # doctest: +SKIP
     """
+    check(config)
     if steps < 10 or not 0 < lowest < highest:
         message = (
             f"`steps` {steps} from {lowest} to {highest}: allowed are 10 steps or more, between rising rates above 0"

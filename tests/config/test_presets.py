@@ -41,7 +41,7 @@ def test_a_copy_with_other_options():
     other = one.replace(lr=0.5, epochs=2, data_dir="~/x")
     assert other == config.preset("digits", lr=0.5, epochs=2).replace(data_dir=Path("~/x").expanduser())
     assert (one.training.lr, other.data.data_dir) == (0.02, Path("~/x").expanduser())
-    with pytest.raises(TypeError, match="no option learning_rate"):
+    with pytest.raises(UsageError, match="unknown option 'learning_rate'"):
         one.replace(learning_rate=1)
 
 

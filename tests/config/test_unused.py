@@ -44,14 +44,18 @@ CPU = torch.device("cpu")
 OF_RUN = RunConfig().options()
 
 
+ALL = ("dataclasses", "acl_plugin.config.ranges")
+"""Modules that read every option."""
+
+
 def recording(config):
-    """The same configuration, and the set of its options that are read from now on, other than to copy all of them."""
+    """The same configuration, and the set of its options that are read from now on, but to copy or check all."""
     read = set()
 
     def recorder(section):
         class Recording(type(section)):
             def __getattribute__(self, name):
-                if name in SECTION_OF and sys._getframe(1).f_globals["__name__"] != "dataclasses":
+                if name in SECTION_OF and sys._getframe(1).f_globals["__name__"] not in ALL:
                     read.add(name)
                 return super().__getattribute__(name)
 
