@@ -13,6 +13,7 @@ from acl_plugin.config import DataConfig
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.data.own_images import read_tree
 from acl_plugin.data.pixels import require_varied
+from acl_plugin.data.soundness import sound
 from acl_plugin.data.subsets import missing_classes, require_rows
 from acl_plugin.errors import UsageError
 from acl_plugin.registry import DATASETS
@@ -54,11 +55,7 @@ def load(config: DataConfig) -> DataSet:
 
 
 def _loaded(config: DataConfig) -> DataSet:
-    data = DATASETS.get(config.data)(config)
-    if not isinstance(data, DataSet):
-        allowed = "an acl_plugin.data.images.DataSet"
-        message = f"dataset {config.data!r} is broken: its function returns {type(data).__name__}; allowed is {allowed}"
-        raise UsageError(message, parameter="data", given=config.data, allowed=allowed)
+    data = sound(config)
     require_rows(config, len(data.train), len(data.test))
     for split, images in (("training", data.train), ("test", data.test)):
         require_varied(images.pixels, images.hashes, f"{split} images of {data.name}")
