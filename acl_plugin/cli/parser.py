@@ -96,11 +96,11 @@ class Parser(jsonargparse.ArgumentParser):
         key = re.search(r"Option '(.+?)' is not accepted", message)
         if key:
             return unknown("option in `config`:", key[1], self._names(), parameter="config")
-        file = re.search(r"Unexpected config: (.*)", message)
+        file = re.search(r"Unexpected config:(.*)", message)
         if file:
-            allowed = "a mapping of options to values"
-            message = f"`config`: {file[1]!r} is not {allowed}"
-            return UsageError(message, parameter="config", given=file[1], allowed=allowed)
+            allowed, content = "a mapping of options to values", file[1].strip()
+            message = f"`config`: {f'{content!r} is not' if content else 'the file is empty; allowed is'} {allowed}"
+            return UsageError(message, parameter="config", given=content, allowed=allowed)
         if message.startswith("Problems parsing config: Parser key"):  # an option in the file
             message = message.removeprefix("Problems parsing config: ")
         message = message.replace("Problems parsing config:", 'Parser key "config":')

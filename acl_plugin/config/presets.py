@@ -181,7 +181,13 @@ def without_sections(values: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(f"{str(values)[:40]!r} is no mapping of options", parameter="config", given=values)
     options: dict[str, Any] = {}
     for name, value in values.items():
+        if name in SECTIONS and value is None:
+            continue  # all its lines are comments
         is_section = name in SECTIONS and isinstance(value, Mapping)
+        if name in SECTIONS and name not in SECTION_OF and not is_section:
+            allowed = "a mapping of its options to values"
+            message = f"section {name} is {str(value)[:40]!r}; allowed is {allowed}"
+            raise UsageError(message, parameter=name, given=value, allowed=allowed)
         for option, given in value.items() if is_section else [(name, value)]:
             if is_section and SECTION_OF.get(option) != name:
                 own = [each for each, section in SECTION_OF.items() if section == name]

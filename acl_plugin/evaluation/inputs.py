@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -84,6 +85,8 @@ def collect(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
 def _whole_numbers(labels: Any, count: int) -> Tensor:
     if isinstance(labels, list | tuple):
         labels = torch.tensor(labels) if all(type(label) is int for label in labels) else labels
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
+        labels = torch.from_numpy(labels.astype(np.int64))
     whole = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
     if not isinstance(labels, Tensor) or labels.dtype not in whole or labels.shape != (count,):
         given = f"{tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
@@ -107,7 +110,7 @@ def _gathered(source: "Dataset[Any] | DataLoader[Any]") -> tuple[Tensor, Tensor]
             message = f"`images`: an image of the {name} has {given}; allowed is a tensor (C, H, W){hint}"
             raise UsageError(message, parameter="images", given=given, allowed="a tensor (C, H, W)")
         images.append(image[None] if single else image)
-        labels.append(torch.as_tensor(label).reshape(-1) if single else torch.as_tensor(label))
+        labels.append(_numbers(label, name, 1 if single else len(image)))
     if not images:
         raise UsageError(f"`images`: the {name} is empty", parameter="images", given=0, allowed="one image or more")
     try:
@@ -117,7 +120,30 @@ def _gathered(source: "Dataset[Any] | DataLoader[Any]") -> tuple[Tensor, Tensor]
         raise UsageError(message, parameter="images", given=name, allowed="images of one size") from error
 
 
+def _numbers(label: Any, name: str, count: int) -> Tensor:
+    """Return the labels of one image, or of a batch."""
+    try:
+        numbers = torch.as_tensor(label)
+        if numbers.numel() == count:
+            return numbers.reshape(-1)
+        given = f"shape {tuple(numbers.shape)}"
+    except (TypeError, ValueError, RuntimeError):
+        given = repr(label)[:40]
+    allowed = "a whole number for each image"
+    message = f"`labels`: a label of the {name} is {given}; allowed is {allowed}"
+    raise UsageError(message, parameter="labels", given=given, allowed=allowed)
+
+
 def _items(source: "Dataset[Any] | DataLoader[Any]") -> Iterator[Any]:
+    """Yield the items of a user's Dataset or DataLoader, which can fail in any way."""
+    try:
+        yield from _raw_items(source)
+    except Exception as error:
+        message = f"`images`: the {type(source).__name__} fails: {reason(error)}"
+        raise UsageError(message, parameter="images", given=reason(error), allowed=SOURCES) from error
+
+
+def _raw_items(source: "Dataset[Any] | DataLoader[Any]") -> Iterator[Any]:
     if isinstance(source, IterableDataset):
         yield from source
     elif isinstance(source, Dataset):

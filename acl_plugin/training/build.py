@@ -29,6 +29,7 @@ from acl_plugin.runtime import seeding
 from acl_plugin.runtime.device import training_device
 from acl_plugin.runtime.seeding import INITIALIZATION, mixed_seed
 from acl_plugin.training.batch_size import check_sizes
+from acl_plugin.training.knn import check_neighbours
 from acl_plugin.training.module import Pretraining
 
 
@@ -57,6 +58,7 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
     _check_branch(config, objective, encoder)
     if config.training.knn_every:
         data.require_labels("`knn_every`")
+        check_neighbours(data.train)
     with seeding.isolated_rng(mixed_seed(config.machine.seed, INITIALIZATION)):
         for option in ("pretrained", "init"):
             if encoder is not None and getattr(config.encoder, option):

@@ -103,6 +103,10 @@ def test_settings_of_an_objective_are_not_those_of_another():
     assert kept == config.TWO_SIDED
 
 
+def test_a_section_without_options_is_empty():
+    assert config.from_dict({"training": None, "data": None, "epochs": 5}).training.epochs == 5
+
+
 def test_an_option_in_a_section_and_outside_is_refused():
     with pytest.raises(UsageError, match="`epochs` is given twice, in the section training and outside") as error:
         config.from_dict({"training": {"epochs": 5}, "epochs": 5})

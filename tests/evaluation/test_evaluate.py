@@ -335,6 +335,25 @@ def inference_weights():
         return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
+class Listed(torch.utils.data.Dataset):
+    """Items of a list, in which an exception is raised."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, position):
+        if isinstance(self.items[position], Exception):
+            raise self.items[position]
+        return self.items[position]
+
+
+def loaded(items):
+    return DataLoader(Listed(items), batch_size=1)
+
+
 LINEAR = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
@@ -456,6 +475,13 @@ DARK = torch.cat([X.repeat(20, 1, 1, 1), torch.zeros(1, 1, 8, 8)])
         ({"labels": Y[:3]}, "labels", r"\(3,\) of torch.int64; allowed are \(4,\) whole numbers"),
         ({"labels": Y.float()}, "labels", "of torch.float32; allowed are"),
         ({"labels": ["a"] * 4}, "labels", "list; allowed are"),
+        ({"labels": Y.numpy().astype(float)}, "labels", "ndarray; allowed are"),
+        ({"images": [(X[0], "cat")]}, "labels", "a label of the Listed is 'cat'; allowed is a whole number"),
+        ({"images": [(X[0], None)]}, "labels", "a label of the Listed is None; allowed is a whole number"),
+        ({"images": [(X[0], torch.eye(3)[0])]}, "labels", r"a label of the Listed is shape \(3,\)"),
+        ({"images": [FileNotFoundError("no photo")]}, "images", "the Listed fails: FileNotFoundError: no photo"),
+        ({"images": loaded([(X[0], "cat")])}, "labels", "a label of the DataLoader is .*cat"),
+        ({"images": loaded([FileNotFoundError("no photo")])}, "images", "the DataLoader fails: FileNotFoundError"),
         ({"labels": Y + 7}, "labels", "from 7 to 10: the model has 10 classes"),
         ({"labels": Y - 1}, "labels", "from -1 to 2"),
         ({"threat": None}, "threat", "is missing; allowed is a ThreatModel"),
@@ -467,6 +493,10 @@ DARK = torch.cat([X.repeat(20, 1, 1, 1), torch.zeros(1, 1, 8, 8)])
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_line(given, parameter, message, tmp_path):
+    if isinstance(given.get("images"), list):
+        given = {"images": Listed(given["images"])}
+    if isinstance(given.get("images"), Listed | DataLoader):
+        given = {"labels": None} | given
     arguments = {"model": LINEAR, "images": X, "labels": Y, "threat": THREAT, "folder": tmp_path / "new"} | given
     if arguments["model"] is inference_weights:
         arguments["model"] = inference_weights()

@@ -9,9 +9,10 @@ import torch
 
 from acl_plugin import load_classifier, load_encoder
 from acl_plugin.config import preset
+from acl_plugin.config.unused import SOLVED
 from acl_plugin.data import datasets
 from acl_plugin.data.subsets import read_rows
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import TrainingStopped, UsageError
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import predictions
 from acl_plugin.probing import protocols
@@ -225,6 +226,38 @@ def test_bfloat16_probes_as_float32_does(two_banks, protocol):
     assert torch.cosine_similarity(head, other_head, dim=0) > 0.98
     if protocol == "aff_trades":  # all weights have their gradients
         assert torch.cosine_similarity(way, other_way, dim=0) > 0.5  # bfloat16 rounds as each processor sums
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("protocol", [name for name in PROTOCOLS.names() if name not in SOLVED])
+def test_a_probe_that_diverges_keeps_the_earlier_classifier(two_banks, protocol):
+    run, config = two_banks
+    probe(run, config.replace(probe_protocol="slf", probe_epochs=1), overwrite=True)
+    before = {file: file.read_bytes() for file in (run.classifier_file, run.probe_file)}
+    rate = {
+        "probe_protocol": protocol,
+        "probe_lr": 1e30,
+        "label_lr": 1e30,
+        "probe_epochs": 3,
+        "probe_weight_decay": 0.1,
+    }
+    rate = {name: value for name, value in rate.items() if name in config.options()}
+    with pytest.raises(TrainingStopped, match="probe .*not finite.*; lower its learning rate"):
+        probe(run, config.replace(**rate), overwrite=True)
+    assert {file: file.read_bytes() for file in before} == before
+
+
+@pytest.mark.parametrize("record", [None, 5, torch.ones(2), {"loss": torch.ones(1)}])
+def test_a_protocol_of_others_that_returns_no_record_is_named(run, record):
+    probe(run, overwrite=True)
+    before = run.classifier_file.read_bytes()
+    PROTOCOLS.register("theirs")(lambda probing: record)
+    try:
+        with pytest.raises(UsageError, match="probe protocol 'theirs' is broken: it returns"):
+            probe(run, run.read_config().replace(probe_protocol="theirs"), overwrite=True)
+    finally:
+        PROTOCOLS.unregister("theirs")
+    assert run.classifier_file.read_bytes() == before
 
 
 @pytest.mark.e2e

@@ -7,6 +7,7 @@ from torch import nn
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
 from acl_plugin.data.subsets import stratified
+from acl_plugin.errors import UsageError
 from acl_plugin.training.knn import NEIGHBOURS, knn_accuracy
 from acl_plugin.training.pretrain import pretrain
 
@@ -45,3 +46,11 @@ def test_it_is_logged_now_and_then_and_changes_nothing(tiny_config, tmp_path):
     assert [bool(row["knn_accuracy"]) for row in rows] == [False, True, False, True]
     assert all(0 <= float(row["knn_accuracy"]) <= 1 for row in rows[1::2])
     assert [row["loss"] for row in rows] == [row["loss"] for row in csv.DictReader(plain.metrics_file.open())]
+
+
+@pytest.mark.parametrize("count", [4, 9])
+def test_so_few_images_that_none_are_left_are_refused(tiny_config, tmp_path, count):
+    with pytest.raises(UsageError, match=f"no neighbors are left among {count} training images") as error:
+        pretrain(tiny_config.replace(knn_every=1, limit_train=count, batch_size=4), tmp_path / "run")
+    assert error.value.parameter == "knn_every"
+    assert not (tmp_path / "run").exists()
