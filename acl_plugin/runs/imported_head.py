@@ -84,13 +84,13 @@ def judge(head: Head | None, spec: ModelSpec, backbone: dict[str, Tensor], data:
     """
     if head is None:
         return Judged(None)
-    size = feature_size(backbone)
+    with seeding.isolated_rng(0):
+        model = Classifier(replace(spec, classes=data.classes)).eval()
+    size = model.head.in_features
     if head.weight.shape != (len(data.classes), size):
         outputs, inputs = head.weight.shape
         details = f"{outputs} outputs on {inputs} features, here {len(data.classes)} classes and {size} features"
         return Judged(None, f"left out: the linear head {head.name!r} ({details})")
-    with seeding.isolated_rng(0):
-        model = Classifier(replace(spec, classes=data.classes)).eval()
     model.backbone.load_state_dict(backbone)
     model.head.load_state_dict({"weight": head.weight, "bias": head.bias})
     images = data.train.subset(CHECKED)

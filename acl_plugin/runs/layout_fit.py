@@ -190,6 +190,27 @@ def nearness(state: Mapping[str, Tensor], backbone: str = "resnet18", kwargs: di
     return shown
 
 
+def holds(state: Mapping[str, Tensor], backbone: str, kwargs: dict[str, Any]) -> bool:
+    """Return whether a file has all weights of timm's network under its own names."""
+    import timm
+
+    if not timm.is_model(backbone):
+        return False
+    try:
+        needed = _shapes(backbone, tuple(sorted((k, _frozen(v)) for k, v in kwargs.items())))
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return needed.keys() <= state.keys()
+
+
+def classifier_of(backbone: str) -> str:
+    """Return timm's name of the linear layer of a network."""
+    import timm
+
+    name = getattr(timm.models.get_pretrained_cfg(backbone), "classifier", None) or "fc"
+    return str(name if isinstance(name, str) else name[0])
+
+
 @cache
 def _shapes(network: str, arguments: tuple[tuple[str, Any], ...]) -> Shapes:
     """Return the shapes of a network's weights by name, without its batch counts."""

@@ -25,7 +25,17 @@ from acl_plugin.runs import imported_head
 from acl_plugin.runs.checkpoint_file import container_of, read_file, tensors_of, weights_of
 from acl_plugin.runs.discriminator import from_weights, write_discriminator
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runs.layout_fit import detect, nearness, network_of, plain, projectors_of, renamed, split
+from acl_plugin.runs.layout_fit import (
+    classifier_of,
+    detect,
+    holds,
+    nearness,
+    network_of,
+    plain,
+    projectors_of,
+    renamed,
+    split,
+)
 from acl_plugin.runs.layouts import LAYOUTS, NONE, is_wide
 from acl_plugin.runs.models import weights_hash, write_encoder, write_model
 from acl_plugin.runs.normalization import misfit, normalization_of
@@ -172,10 +182,12 @@ def read(
         UsageError: for a file that is not a checkpoint, or needs ``allow_pickle``; for an unknown layout; and for any
             missing or unexpected key.
     """
-    path = user_path(path, "file")
+    path, kwargs = user_path(path, "file"), backbone_kwargs or {}
     content = read_file(path, allow_pickle)
     state, groups = weights_of(path, content)
-    name, state = (layout, state) if layout != "auto" else _detected(path, state, container_of(content))
+    name = layout
+    if layout == "auto":
+        name, state = _detected(path, state, container_of(content), backbone, kwargs)
     if name not in LAYOUTS:
         raise unknown("format", layout, ("auto", *LAYOUTS))
     known = LAYOUTS[name]
@@ -185,13 +197,15 @@ def read(
         names = list(kept_keys.values())
         raise misfit(path, name, f"twice: {', '.join(sorted({k for k in names if names.count(k) > 1}))}")
     original, state = state, {new: state[old] for old, new in kept_keys.items()} | beside
-    head, unused = imported_head.take(content, state, known.head)
+    layer = classifier_of(backbone) if name == "plain" and holds(state, backbone, kwargs) else known.head
+    head, unused = imported_head.take(content, state, layer)
     used = {"classifier"} if head is not None and head.name == "classifier" else set()
     left_out = {k.split(".")[0] for k in (*dropped, *unused)} | set(groups) - used
     stored = {leaf: state.pop(f"normalize.{leaf}") for leaf in ("mean", "std") if f"normalize.{leaf}" in state}
-    network, arguments = network_of(state, known, backbone, backbone_kwargs or {})
+    network, arguments = network_of(state, known, backbone, kwargs)
     large = "conv1.weight" in state and state["conv1.weight"].shape[-1] == 7
-    stem = "native" if large else "cifar" if is_wide(state) else known.stem
+    small = "conv1.weight" in state or is_wide(state)  # others are not ResNets, and have the layers of timm's
+    stem = "native" if large or not small else "cifar" if is_wide(state) else known.stem
     spec = ModelSpec(network, arguments, stem, shape, *NONE, timm_version=_timm_version())
     with seeding.isolated_rng(0):
         expected = create_backbone(spec)[0].state_dict()
@@ -202,7 +216,7 @@ def read(
             bank: plain(path, network, backbone_state, number, expected) for number, bank in enumerate(known.norm_banks)
         }
     except UsageError as error:
-        near = nearness(original, backbone.removeprefix("gsa_"), backbone_kwargs)
+        near = nearness(original, backbone.removeprefix("gsa_"), kwargs)
         raise UsageError(f"{error}; {near}", parameter="file", given=error.given, allowed=error.allowed) from error
     kept = projectors_of(path, known, projector_state, imported_head.feature_size(expected))
     left_out |= {"projector"} if projector_state and kept is None else set()
@@ -213,12 +227,17 @@ def read(
     return Published(name, spec, banks, kept, head, discriminator, tuple(sorted(left_out)))
 
 
-def _detected(path: Path, state: dict[str, Tensor], container: str | None) -> tuple[str, dict[str, Tensor]]:
+def _detected(
+    path: Path, state: dict[str, Tensor], container: str | None, backbone: str, kwargs: dict[str, Any]
+) -> tuple[str, dict[str, Tensor]]:
     """Return the layout, and the weights without a first part that all names share, if they have one only then."""
     try:
         return detect(path, state, container), state
     except UsageError:
         shorter = unwrapped(state, ())
+        for weights in (state, shorter):
+            if holds(weights, backbone, kwargs):
+                return "plain", weights
         if shorter is state:
             raise
         try:

@@ -474,6 +474,35 @@ def test_images_of_one_channel_have_the_mean_of_the_normalization(layout, tmp_pa
         assert (published.spec.mean, published.spec.std) == tuple((pytest.approx(sum(v) / 3),) for v in expected)
 
 
+@pytest.mark.e2e
+@pytest.mark.parametrize("with_head", [True, False])
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "tf_efficientnet_lite0", "densenet121", "seresnet18"])
+def test_a_network_of_timm_keeps_its_function_and_head(name, with_head, tmp_path):
+    import timm
+
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=10).eval()
+    for key, value in theirs.state_dict().items():
+        if key.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+    linear = theirs.get_classifier()
+    headless = timm.create_model(name, num_classes=0).eval()
+    state = {key: value for key, value in theirs.state_dict().items() if key in headless.state_dict()}
+    headless.load_state_dict(state)
+    path = saved(tmp_path, theirs.state_dict() if with_head else state)
+    published = read(path, backbone=name, normalization="none", shape=(3, 64, 64))
+    network, size = create_backbone(published.spec)
+    network.load_state_dict(published.banks["shared"])
+    x = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        expected = headless(x)
+        torch.testing.assert_close(network.eval()(x), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    assert published.layout == "plain"
+    assert (published.head is not None) == with_head
+    assert not with_head or torch.equal(published.head.weight, linear.weight)
+    assert not published.left_out
+
+
 def test_a_stored_normalization_of_other_channels_is_refused(tmp_path):
     state = network(0)
     state["conv1.weight"] = state["conv1.weight"].sum(1, keepdim=True)
