@@ -117,9 +117,7 @@ def export_run(arguments: list[str]) -> None:
     text = "LP-AFT before the probes of --format robustssl."
     parser.add_argument("--lpaft", type=Literal["none", "dynacl", "air"], default="none", help=text)
     parser.add_argument("--overwrite", type=bool, help="Take over a name that the export of another run has.")
-    parser.add_argument(
-        "--format", type=str, default="robustbench", help="Format: robustbench, robustssl or a registered one."
-    )
+    parser.add_argument("--format", type=str, default="robustbench", help=f"Format: {', '.join(EXPORTERS.names())}.")
     options = parse(parser, arguments, lambda given: {}, {})
     run = RunDir(options.pop("run"))
     run.read_config()

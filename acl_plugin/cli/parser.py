@@ -35,7 +35,7 @@ COMMANDS = {
     "status": "show how far a run has come",
     "report": "write one HTML page of one or several runs",
     "benchmark": "run what a leaderboard of encoders lacks for a run: probes on several datasets, and evaluations",
-    "export": "write a run's result in the format of RobustBench, with its model registered, or of RobustSSL",
+    "export": "write a run in the format of RobustBench, RobustSSL, timm, a hub or torch.export",
     "import": "make a run folder of a published checkpoint, ready to be probed",
     "transfer": "make a run folder of a run's encoder on another dataset, ready to be probed",
     "pseudo-labels": "cluster the training images by a run's features, for objectives that need it",

@@ -26,8 +26,11 @@ def svg(figure: "Figure") -> bytes:
 
 
 def plain(text: str) -> str:
-    """Return a name as a label that shows it as it is: matplotlib takes what two ``$`` enclose for a formula."""
-    return text.replace("$", r"\$")
+    """Return a name as a label that shows it as it is: matplotlib takes what two ``$`` enclose for a formula.
+
+    Bytes of a file name that are no text are shown by their number.
+    """
+    return text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
 def audit(result: dict[str, Any]) -> "Figure":

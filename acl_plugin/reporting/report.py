@@ -51,7 +51,7 @@ def report(runs: Sequence[RunDir | Path | str], out: Path | str) -> None:
     for page in pages:
         body += [f"<h1>{html.escape(page.name)}</h1>"] if len(pages) > 1 else []
         body += page.sections()
-    write_atomic(out, elements.page(title, body).encode())
+    write_atomic(out, elements.page(title, body).encode("utf-8", "backslashreplace"))
 
 
 class _Run:

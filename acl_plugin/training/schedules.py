@@ -1,5 +1,6 @@
 """Schedules of the learning rate and eps."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 
 from acl_plugin.config import TrainingConfig
-from acl_plugin.errors import UsageError, reason
+from acl_plugin.errors import UsageError, reason, unknown
 from acl_plugin.objectives.schedules import half_cosine, warmup_then_cosine
 from acl_plugin.training.published_schedules import PUBLISHED
 
@@ -57,6 +58,11 @@ def of_timm(c: TrainingConfig) -> Callable[[float], float]:
     """
     from timm.scheduler import create_scheduler_v2
 
+    own = ("optimizer", "sched", "num_epochs", "warmup_epochs", "step_on_epochs", "updates_per_epoch")
+    known = [name for name in inspect.signature(create_scheduler_v2).parameters if name not in own]
+    for name in c.schedule_kwargs:
+        if name not in known:
+            raise unknown(f"argument of schedule {c.schedule!r}:", str(name), known, parameter="schedule_kwargs")
     try:
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         given = {"num_epochs": max(1, c.epochs), "warmup_epochs": 0, "step_on_epochs": True} | c.schedule_kwargs
@@ -64,7 +70,7 @@ def of_timm(c: TrainingConfig) -> Callable[[float], float]:
         partial(_share, scheduler)(0.0)
     except (TypeError, ValueError, AssertionError) as error:
         message = f"`schedule_kwargs` {c.schedule_kwargs} of `schedule` {c.schedule}: {reason(error)}"
-        allowed = "arguments of timm.scheduler.create_scheduler_v2"
+        allowed = f"values that timm.scheduler.create_scheduler_v2 takes for {', '.join(known)}"
         raise UsageError(message, parameter="schedule_kwargs", given=c.schedule_kwargs, allowed=allowed) from error
     return partial(_share, scheduler)
 

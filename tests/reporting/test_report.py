@@ -225,6 +225,13 @@ def test_names_are_no_formulas(names, monkeypatch):
     assert not any(formula for _, formula in drawn)
 
 
+@pytest.mark.parametrize("names", NAMED)
+def test_names_of_files_that_are_no_text_are_drawn_by_their_bytes(names, monkeypatch):
+    monkeypatch.setitem(globals(), "NAME", "c\udcff")
+    assert figures.svg(NAMED[names]()).startswith(b"<?xml")
+    assert figures.plain("c\udcff") == "c\\udcff"
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no chromium here")
 @pytest.mark.parametrize(("width", "dark"), [(1000, False), (390, False), (1000, True)])
 def test_a_browser_shows_it(runs, tmp_path, width, dark):

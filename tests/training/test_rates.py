@@ -12,7 +12,7 @@ from acl_plugin.runs.models import load_encoder
 from acl_plugin.training.build import build
 from acl_plugin.training.optimizer import create_optimizer
 from acl_plugin.training.pretrain import pretrain
-from acl_plugin.training.schedules import rates
+from acl_plugin.training.schedules import of_timm, rates
 from conftest import TINY
 
 SMALL = TINY | {"objective": "simclr"}
@@ -39,8 +39,9 @@ def test_a_schedule_of_timm_has_its_values_at_the_epochs(name, kwargs):
 @pytest.mark.parametrize("kwargs", [{"milestones": [3]}, {"decay_milestones": "x"}])
 def test_arguments_that_a_schedule_does_not_take_are_refused_before_training(kwargs, tmp_path):
     config = preset("digits", **SMALL, schedule="multistep", schedule_kwargs=kwargs)
-    with pytest.raises(UsageError, match="schedule_kwargs"):
+    with pytest.raises(UsageError, match="schedule_kwargs|argument of schedule") as error:
         pretrain(config, tmp_path / "run")
+    assert error.value.parameter == "schedule_kwargs"
     assert not (tmp_path / "run").exists()
 
 
@@ -97,3 +98,11 @@ def test_an_average_is_resumed_to_the_bit(tmp_path):
         pretrain(config, tmp_path / "stopped", max_steps=3)
     stopped = pretrain(config, tmp_path / "stopped")
     assert stopped.encoder_file.read_bytes() == whole.encoder_file.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["decay_t", "power", "decay_epoch", "optimizer", "num_epochs", "warmup_epochs"])
+def test_an_argument_that_no_schedule_has_is_named_with_the_nearest(name):
+    config = preset("digits", **SMALL, schedule="multistep", schedule_kwargs={name: 1})
+    with pytest.raises(UsageError, match=f"unknown argument of schedule 'multistep': '{name}'; ") as error:
+        of_timm(config.training)
+    assert {"decay_milestones", "decay_rate"} <= set(error.value.allowed)
