@@ -41,7 +41,7 @@ def _faults(data: Any) -> list[tuple[str, str, str]]:
         return [("its function returns", type(data).__name__, "an acl_plugin.data.images.DataSet")]
     names = data.classes
     if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        return [("its `classes` are", repr(names)[:60], "a tuple of different texts")]
+        return [("its classes are", repr(names)[:60], "a tuple of different texts")]
     if len(names) == 1:
         return [("it has", "one class", "two classes or more, or none")]
     faults = [fault for split in ("train", "test") for fault in _faults_of(split, getattr(data, split), len(names))]
@@ -50,8 +50,8 @@ def _faults(data: Any) -> list[tuple[str, str, str]]:
 
 def _faults_of(split: str, images: Any, classes: int) -> list[tuple[str, str, str]]:
     if not isinstance(images, Images):
-        return [(f"its `{split}` is", type(images).__name__, "acl_plugin.data.images.Images")]
-    pixels, name = images.pixels, f"its `{split}.{{}}` {{}}".format
+        return [(f"its {split} is", type(images).__name__, "acl_plugin.data.images.Images")]
+    pixels, name = images.pixels, f"its {split}.{{}} {{}}".format
     stored = hasattr(pixels, "sums") and hasattr(pixels, "read")
     if not (stored or isinstance(pixels, Tensor)) or len(pixels.shape) != 4:
         return [(name("pixels", "are"), _described(pixels), "(N, C, H, W) uint8")]
@@ -67,7 +67,7 @@ def _faults_of(split: str, images: Any, classes: int) -> list[tuple[str, str, st
     if not count:
         return []
     if isinstance(pixels, Tensor) and (most := int(pixels.max())) > images.levels:
-        return [(name("pixels", "are up to"), str(most), f"at most its `levels`, {images.levels}")]
+        return [(name("pixels", "are up to"), str(most), f"at most its levels, {images.levels}")]
     if len(images.rows.unique()) < count:
         return [(name("rows", "are"), "equal for some images", "different numbers")]
     low, high = int(images.labels.min()), int(images.labels.max())
@@ -82,7 +82,7 @@ def _faults_between(data: DataSet) -> list[tuple[str, str, str]]:
     if len(data.test) and first != other:
         return [("its test images are", f"{tuple(other)}", f"{tuple(first)}, as its training images")]
     if len(data.test) and data.train.levels != data.test.levels:
-        return [("its `test.levels` is", f"{data.test.levels}", f"{data.train.levels}, as that of `train`")]
+        return [("its test.levels is", f"{data.test.levels}", f"{data.train.levels}, as that of train")]
     fits: dict[str, Callable[[float], bool]] = {"mean": lambda value: 0 <= value <= 1, "std": lambda value: value > 0}
     for field, fit in fits.items():
         values = getattr(data, field)
@@ -91,7 +91,7 @@ def _faults_between(data: DataSet) -> list[tuple[str, str, str]]:
             allowed = (
                 f"a tuple of {first[0]} numbers {'from 0 to 1' if field == 'mean' else 'above 0'}, one per channel"
             )
-            return [(f"its `{field}` is", repr(values)[:60], allowed)]
+            return [(f"its {field} is", repr(values)[:60], allowed)]
     return []
 
 

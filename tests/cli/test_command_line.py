@@ -214,7 +214,8 @@ def test_a_published_checkpoint_is_imported_and_probed(tmp_path, capsys, monkeyp
             pixels = part.pixels.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(-1, 3, -1, -1)
             return replace(part, pixels=pixels.contiguous())
 
-        return replace(source, name="cifar10", train=images(source.train), test=images(source.test))
+        splits = {"train": images(source.train), "test": images(source.test)}
+        return replace(source, name="cifar10", **splits, mean=3 * source.mean, std=3 * source.std)
 
     monkeypatch.setitem(DATASETS._factories, "cifar10", colored)
     kwargs = {"channels": [8, 8, 8, 8]}
