@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def _faults_between(data: DataSet) -> list[tuple[str, str, str]]:
     fits: dict[str, Callable[[float], bool]] = {"mean": lambda value: 0 <= value <= 1, "std": lambda value: value > 0}
     for field, fit in fits.items():
         values = getattr(data, field)
-        numbers = isinstance(values, tuple) and all(isinstance(v, float | int) and math.isfinite(v) for v in values)
+        numbers = isinstance(values, tuple) and all(isinstance(v, Real) and math.isfinite(v) for v in values)
         if not numbers or len(values) != first[0] or not all(map(fit, values)):
             allowed = (
                 f"a tuple of {first[0]} numbers {'from 0 to 1' if field == 'mean' else 'above 0'}, one per channel"

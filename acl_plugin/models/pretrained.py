@@ -140,6 +140,7 @@ def _check_file(
     heads = getattr(config, "classifier", None) or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     parts = {key.partition(".")[0] for key in found}
+    whole = all(key in weights for key, value in found.items() if value.is_floating_point())
     more = [
         key
         for key, value in weights.items()
@@ -147,7 +148,7 @@ def _check_file(
     ]
     faults = {
         "lacks": absent,
-        "has more than": [k for k in more if not k.startswith(heads) and found.keys() <= weights.keys()],
+        "has more than": [k for k in more if whole and not k.startswith(heads)],
         "has infinite values or NaN in": [k for k, v in found.items() if not v.isfinite().all()],
     }
     texts = [f"{what} {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}" for what, keys in faults.items() if keys]
@@ -180,7 +181,9 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UsageError(f"`pretrained_file`: no file {file}", parameter="pretrained_file", given=str(file))
     try:
-        if file.read_bytes()[:9][8:] == b"{":  # safetensors, whatever the name: a length of 8 bytes, and JSON
+        with file.open("rb") as opened:
+            first = opened.read(9)
+        if first[8:] == b"{":  # safetensors, whatever the name: a length of 8 bytes, and JSON
             from safetensors.torch import load_file
 
             return dict(load_file(file))
