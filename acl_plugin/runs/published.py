@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -36,7 +36,7 @@ from acl_plugin.runs.layout_fit import (
     renamed,
     split,
 )
-from acl_plugin.runs.layouts import LAYOUTS, NONE, is_wide
+from acl_plugin.runs.layouts import LAYOUTS, NONE, Layout, is_wide
 from acl_plugin.runs.models import weights_hash, write_encoder, write_model
 from acl_plugin.runs.normalization import misfit, normalization_of
 from acl_plugin.runtime import seeding
@@ -203,10 +203,7 @@ def read(
     left_out = {k.split(".")[0] for k in (*dropped, *unused)} | set(groups) - used
     stored = {leaf: state.pop(f"normalize.{leaf}") for leaf in ("mean", "std") if f"normalize.{leaf}" in state}
     network, arguments = network_of(state, known, backbone, kwargs)
-    large = "conv1.weight" in state and state["conv1.weight"].shape[-1] == 7
-    small = "conv1.weight" in state or is_wide(state)  # others are not ResNets, and have the layers of timm's
-    stem = "native" if large or not small else "cifar" if is_wide(state) else known.stem
-    spec = ModelSpec(network, arguments, stem, shape, *NONE, timm_version=_timm_version())
+    spec = ModelSpec(network, arguments, _stem(state, known), shape, *NONE, timm_version=_timm_version())
     with seeding.isolated_rng(0):
         expected = create_backbone(spec)[0].state_dict()
     _check_banks(path, name, state)
@@ -245,6 +242,14 @@ def _detected(
         except UsageError:
             pass
         raise
+
+
+def _stem(state: Mapping[str, Tensor], layout: Layout) -> Literal["cifar", "cifar_padding_2", "native"]:
+    """Return the stem of a network: of those that are no ResNets, as of one with a large first kernel, timm's own."""
+    if is_wide(state):
+        return "cifar"
+    first = state.get("conv1.weight")
+    return "native" if first is None or first.shape[-1] == 7 else layout.stem
 
 
 def _check_banks(path: Path, name: str, state: Mapping[str, Tensor]) -> None:

@@ -104,7 +104,7 @@ def test_settings_of_an_objective_are_not_those_of_another():
 
 
 def test_a_section_without_options_is_empty():
-    assert config.from_dict({"training": None, "data": None, "epochs": 5}).training.epochs == 5
+    assert config.from_dict({"training": None, "epochs": 5}).training.epochs == 5
 
 
 def test_an_option_in_a_section_and_outside_is_refused():
