@@ -25,6 +25,7 @@ from acl_plugin.attacks import inner_attack
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.cli.main import main
+from acl_plugin.errors import reason
 from acl_plugin.evaluation import own_model, run_folder, suite
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.spec import ModelSpec
@@ -85,6 +86,14 @@ def pytest_collection_finish():
 def pytest_sessionfinish():
     """Let the interpreter free what was imported, as usual."""
     gc.unfreeze()
+
+
+def require_compiler():
+    """Skip a test where torch.compile does not work, with the reason."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2))
+    except Exception as error:
+        pytest.skip(f"no compiler works here: {reason(error)}")
 
 
 @pytest.fixture(scope="session", autouse=True)
