@@ -15,6 +15,7 @@ import docstring_parser
 import numpy as np
 import pyautoattack
 import pytest
+import setuptools  # noqa: F401 - before a library imports Python's distutils, which no compiler works with then
 import sklearn.datasets
 import torch
 
