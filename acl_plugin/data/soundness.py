@@ -54,9 +54,7 @@ def _faults_of(split: str, images: Any, classes: int) -> list[tuple[str, str, st
         return [(f"its {split} is", type(images).__name__, "acl_plugin.data.images.Images")]
     pixels, name = images.pixels, f"its {split}.{{}} {{}}".format
     stored = hasattr(pixels, "sums") and hasattr(pixels, "read")
-    if not (stored or isinstance(pixels, Tensor)) or len(pixels.shape) != 4:
-        return [(name("pixels", "are"), _described(pixels), "(N, C, H, W) uint8")]
-    if isinstance(pixels, Tensor) and pixels.dtype != torch.uint8:
+    if not (stored or (isinstance(pixels, Tensor) and pixels.dtype == torch.uint8)) or len(pixels.shape) != 4:
         return [(name("pixels", "are"), _described(pixels), "(N, C, H, W) uint8")]
     count = pixels.shape[0]
     for field in ("labels", "rows", "hashes"):

@@ -192,8 +192,7 @@ def evaluate_corruptions(
     """
     chosen = corruptions.chosen_corruptions(names)
     options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": device, "classes": classes}
-    options["attacked"] = False
-    with prepared(model, images, labels, **options, dataset=dataset, folder=folder) as case:
+    with prepared(model, images, labels, **options, dataset=dataset, folder=folder, attacked=False) as case:
         name, corrupted = source or _made_of(case)
         settings = case.settings() | {"source": name}
         settings["clean_accuracy"] = case.clean_accuracy()

@@ -116,7 +116,7 @@ def _cell(source: Source, board: Board, cell: Cell) -> dict[str, Any]:
     results = {name: result_of(folder, name, digest) for name in cell.target.evaluations}
     evaluation, corruptions = results["autoattack"], results.get("corruptions")
     assert evaluation is not None
-    probed, environment = read_record(folder.probe_file), read_record(folder.path / "environment.json")
+    probed, environment = read_record(folder.probe_file), read_record(folder.environment_file)
     settings = {k: v for k, v in probed.items() if k in OF_PROBE.split() or k.startswith("probe_")}
     return {
         "target": cell.target.data,

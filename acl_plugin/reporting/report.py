@@ -211,7 +211,7 @@ class _Run:
 
     def settings(self) -> list[str]:
         values = [[configuration.option_name(k), str(v)] for k, v in self.config.options().items()]
-        kept = self.run.path / "environment.json"
+        kept = self.run.environment_file
         environment = read_record(kept) if kept.is_file() else {}
         versions = [[k, str(v)] for k, v in environment.items() if k != "packages"]
         versions += [[k, str(v)] for k, v in environment.get("packages", {}).items()]

@@ -209,6 +209,12 @@ EXPECTED = {
 }
 
 
+def weights_in(content):
+    """The weights of a file, wherever they are in it."""
+    container = next((name for name in CONTAINERS if name in content), None)
+    return content if container is None else content[container]
+
+
 @pytest.fixture
 def images():
     return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -436,8 +442,7 @@ ResNet-50."""
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ELSEWHERE])
 def test_a_normalization_that_is_not_stored_is_decided_by_the_layout_or_refused(layout, tmp_path):
     content = made(layout)[0]
-    container = next((name for name in CONTAINERS if name in content), None)
-    weights = content if container is None else content[container]
+    weights = weights_in(content)
     for key in [key for key in weights if "normalize." in key]:
         del weights[key]
     path = saved(tmp_path, content)
@@ -461,8 +466,7 @@ def test_a_normalization_that_is_not_stored_is_decided_by_the_layout_or_refused(
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ELSEWHERE])
 def test_images_of_one_channel_have_the_mean_of_the_normalization(layout, tmp_path):
     content = made(layout)[0]
-    container = next((name for name in CONTAINERS if name in content), None)
-    weights = content if container is None else content[container]
+    weights = weights_in(content)
     for key, value in list(weights.items()):
         if "normalize." in key:
             del weights[key]
