@@ -1,4 +1,5 @@
 import copy
+import os
 import pickle
 
 import pytest
@@ -159,6 +160,8 @@ def test_a_layer_that_others_compile_takes_any_size(backend, shapes, dynamic, an
     compiled = torch.compile(fast, fullgraph=True, dynamic=dynamic, backend=backend)
     if backend == "inductor":
         require_compiler()
+        if os.environ.get("ATEN_CPU_CAPABILITY") == "default" and hasattr(torch.compiler, "is_exporting"):
+            pytest.skip("newer versions of inductor write vectors, which this setting hides from the C++ compiler")
     for count, width in shapes:
         x = torch.rand(count, 3, width, width)
         for ours, theirs in zip(outputs(compiled, x), outputs(plain, x), strict=True):
