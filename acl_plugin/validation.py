@@ -75,7 +75,7 @@ def described(kind: Any) -> str:
         return f"a list, each {described(inside[0])}"
     if get_origin(kind) is dict:
         return "a mapping of names to " + ("plain values" if inside[1] is Any else described(inside[1]))
-    return WORDS.get(kind, str(kind))
+    return WORDS.get(kind) or f"a {kind.__name__}"
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -94,7 +94,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, dict) and all(_fits(k, inside[0]) and _fits(v, inside[1]) for k, v in value.items())
     if kind is float:
         return type(value) in (int, float) and abs(value) <= sys.float_info.max
-    return isinstance(value, Path) if kind is Path else type(value) is kind
+    return type(value) is kind if kind in (NoneType, bool, int, str) else isinstance(value, kind)
 
 
 def require_one_of(allowed: tuple[str, ...], **settings: Any) -> None:

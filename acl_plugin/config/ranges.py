@@ -1,5 +1,6 @@
 """Allowed values of options."""
 
+import math
 from typing import get_type_hints
 
 from acl_plugin.config.probe_section import ProbeConfig
@@ -22,7 +23,7 @@ RANGES = {
         Range(0),
     ),
     **dict.fromkeys(
-        "eps_ramp warmup coreset_warmup coreset_fraction probe_holdout label_fraction blur ema_decay".split(),
+        "eps_ramp warmup coreset_warmup probe_holdout blur ema_decay".split(),
         Range(0, 1),
     ),
     **{
@@ -32,8 +33,7 @@ RANGES = {
         "seed": Range(0, 2**63 - 1),
         "aft_clusters": Range(2),
     },
-    "crop_scale": Range(0, 1, open=True),
-    "layer_decay": Range(0, 1, open=True),
+    **dict.fromkeys("crop_scale layer_decay coreset_fraction label_fraction".split(), Range(0, 1, open=True)),
     "probe_attack_step": Range(0, 2, open=True),
 }
 """Ranges of the numeric options."""
@@ -66,6 +66,8 @@ def check(config: RunConfig) -> None:
         raise UsageError(message, parameter="grad_checkpointing", given=True, allowed=False)
     if config.objective.attack == "free":
         _require_alone(config)
+    if config.coreset.coreset != "none":
+        _require_selection(config)
     encoder = config.encoder
     if encoder.pretrained and encoder.init is not None:
         message = "`init`: a run starts from another run or from `pretrained` weights, not from both"
@@ -83,6 +85,15 @@ def _require_alone(config: RunConfig) -> None:
         if given != usual:
             message = f"`{name}` {given} is not used with `attack` free; leave one of them out"
             raise UsageError(message, parameter=name, given=given, allowed=usual)
+
+
+def _require_selection(config: RunConfig) -> None:
+    """Refuse a warm-up that leaves no epoch to train on the selected images."""
+    epochs, given = config.training.epochs, config.coreset.coreset_warmup
+    if math.ceil(given * epochs) >= epochs > 0:
+        allowed = f"a share from 0 to {(epochs - 1) / epochs:.4g} of {epochs} epochs, so that one trains on a selection"
+        message = f"`coreset_warmup` {given}: allowed is {allowed}"
+        raise UsageError(message, parameter="coreset_warmup", given=given, allowed=allowed)
 
 
 def _require_schedule(probe: ProbeConfig) -> None:

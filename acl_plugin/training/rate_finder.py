@@ -19,6 +19,7 @@ from acl_plugin.training.build import build
 from acl_plugin.training.module import Pretraining
 from acl_plugin.training.optimizer import create_optimizer
 from acl_plugin.training.update import update
+from acl_plugin.validation import Range, check_value
 
 LOWEST, HIGHEST = 1e-5, 1.0
 SMOOTHING = 0.8
@@ -64,11 +65,9 @@ def find_rate(config: RunConfig, *, steps: int = 60, lowest: float = LOWEST, hig
         >>> acl_plugin.preset("digits", objective="simclr", lr=found.suggestion)  # doctest: +SKIP
     """
     check(config)
-    if steps < 10 or not 0 < lowest < highest:
-        message = (
-            f"`steps` {steps} from {lowest} to {highest}: allowed are 10 steps or more, between rising rates above 0"
-        )
-        raise UsageError(message, parameter="steps", given=(steps, lowest, highest), allowed="10 or more")
+    check_value("steps", steps, int, Range(10))
+    check_value("lowest", lowest, float, Range(0, open=True))
+    check_value("highest", highest, float, Range(lowest, open=True))
     if config.objective.attack == FREE:
         message = "`attack` free: find-rate changes the rate with each step, and free trains several on a batch"
         raise UsageError(f"{message}; allowed is PGD", parameter="attack", given=FREE, allowed="PGD")

@@ -64,6 +64,9 @@ def of_timm(c: TrainingConfig) -> Callable[[float], float]:
         if name not in known:
             raise unknown(f"argument of schedule {c.schedule!r}:", str(name), known, parameter="schedule_kwargs")
     try:
+        falls = [float(epoch) for epoch in c.schedule_kwargs.get("decay_milestones", ())]
+        if falls != sorted(falls):  # timm searches them by bisection
+            raise ValueError("decay_milestones do not rise")
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         given = {"num_epochs": max(1, c.epochs), "warmup_epochs": 0, "step_on_epochs": True} | c.schedule_kwargs
         scheduler, _ = create_scheduler_v2(optimizer, sched=c.schedule, **given)

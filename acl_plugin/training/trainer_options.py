@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 
 from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.validation import check_value
 
 FREE = frozenset(
     "logger callbacks max_time max_steps profiler detect_anomaly log_every_n_steps enable_progress_bar "
@@ -77,6 +78,8 @@ def _check_option(name: str, value: Any, config: RunConfig, defaults: Mapping[st
     if name == "logger" and not isinstance(value, bool):
         _check_kind(name, as_list(value), Logger)
     if name in FREE:
+        if name not in ("callbacks", "logger"):
+            check_value(name, value, inspect.signature(lightning.Trainer).parameters[name].annotation)
         return
     field = CONFIGURED.get(name)
     used = config.options()[field] if field else {"enable_checkpointing": True}.get(name, defaults[name])

@@ -70,9 +70,17 @@ def test_the_command_prints_the_curve(capsys):
     assert "--l" in lines[-1]
 
 
+SEARCHES = [
+    ("steps", 3), ("steps", "60"), ("steps", 12.5), ("lowest", 0.0), ("lowest", "1e-3"), ("highest", 1e-5),
+    ("highest", float("inf")), ("highest", float("nan")),
+]  # fmt: skip
+
+
 def test_settings_that_cannot_be_searched_are_refused():
-    with pytest.raises(UsageError, match="10 steps or more"):
-        find_rate(preset("digits", **SMALL), steps=3)
+    for name, given in SEARCHES:
+        with pytest.raises(UsageError, match=f"`{name}` {given!r}: allowed is a number") as error:
+            find_rate(preset("digits", **SMALL), **{name: given})
+        assert (error.value.parameter, error.value.given) == (name, given)
     with pytest.raises(UsageError, match="`batch_size` 16: allowed is at most 14, as 2 images"):
         find_rate(preset("digits", **SMALL | {"limit_train": 16, "batch_size": 16}))
     with pytest.raises(UsageError, match="`attack` free: find-rate changes the rate with each step"):

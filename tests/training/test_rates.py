@@ -36,7 +36,9 @@ def test_a_schedule_of_timm_has_its_values_at_the_epochs(name, kwargs):
         assert rate(0.4, epoch, 0.1) == pytest.approx(expected, abs=2e-6)  # timm's tanh ends at 1e-6 of the peak
 
 
-@pytest.mark.parametrize("kwargs", [{"milestones": [3]}, {"decay_milestones": "x"}])
+@pytest.mark.parametrize(
+    "kwargs", [{"milestones": [3]}, {"decay_milestones": "x"}, {"decay_milestones": [7, 2]}, {"decay_milestones": 3}]
+)
 def test_arguments_that_a_schedule_does_not_take_are_refused_before_training(kwargs, tmp_path):
     config = preset("digits", **SMALL, schedule="multistep", schedule_kwargs=kwargs)
     with pytest.raises(UsageError, match="schedule_kwargs|argument of schedule") as error:

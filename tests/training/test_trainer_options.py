@@ -132,6 +132,12 @@ def test_options_are_added_to_ours_or_repeat_them(options, config, undisturbed, 
         ({"callbacks": [3]}, "callbacks"),
         ({"callbacks": callbacks.StochasticWeightAveraging(0.1)}, "callbacks"),
         ({"logger": "wandb"}, "logger"),
+        ({"max_time": -1}, "max_time"),
+        ({"max_time": {"minutes": "5"}}, "max_time"),
+        ({"max_time": {"fortnights": 1}}, "max_time"),
+        ({"log_every_n_steps": "a"}, "log_every_n_steps"),
+        ({"detect_anomaly": "yes"}, "detect_anomaly"),
+        *(({name: value}, name) for name in sorted(FREE) for value in (1.5, [1], object())),
     ],
 )
 def test_what_cannot_be_passed_on_is_refused_before_anything_is_written(options, parameter, config, tmp_path):
