@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from acl_plugin.models.backbones import create_backbone
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.models.timm_names import check_name
 from acl_plugin.runtime import seeding
+from acl_plugin.runtime.file_kinds import mistaken, written_by_torch
 
-CONTAINERS = ("state_dict", "model", "model_state_dict")
-"""Keys that may hold the weights in a file; the first one that is there is used, else the whole file."""
+CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
+"""Keys that may hold the weights in a file, averaged ones first as in timm; without any, the whole file is them."""
 PRETRAINED = "pretrained"
 """In place of the path of a teacher: the pretrained weights of the run's own backbone."""
 
@@ -80,7 +81,8 @@ def pretrained_weights(
         raise UsageError(message, parameter="pretrained", given=name, allowed=allowed)
     plain = create_backbone(spec)[0]
     created: dict[str, Any] = dict(plain.created_with)  # type: ignore[arg-type]
-    weights = None if file is None else unwrapped(read_weights(file), plain.state_dict())
+    parts = {key.partition(".")[0] for key in plain.state_dict()}
+    weights = None if file is None else unwrapped(read_weights(file), lambda first: first not in parts)
     source = str(getattr(config, "hf_hub_id", None) or getattr(config, "url", "")) if file is None else file.name
     try:
         found = _adapted(name, created, weights)
@@ -157,18 +159,12 @@ def _check_file(
         raise UsageError(message, parameter="pretrained_file", given=source, allowed=f"the weights of {name}")
 
 
-def unwrapped(weights: dict[str, Tensor], network: Iterable[str]) -> dict[str, Tensor]:
-    """Return weights without a first part that all names share, such as ``module.`` or ``model.``.
-
-    Args:
-        weights: weights by name.
-        network: names of the network's weights, whose first parts stay.
-    """
-    parts = {key.partition(".")[0] for key in network}
+def unwrapped(weights: dict[str, Tensor], is_wrapper: Callable[[str], bool]) -> dict[str, Tensor]:
+    """Return weights without a first part that all names share, such as ``module.``, if ``is_wrapper`` of it holds."""
     first, dot, _ = next(iter(weights)).partition(".")
-    if not dot or first in parts or not all(key.startswith(f"{first}.") for key in weights):
+    if not dot or not is_wrapper(first) or not all(key.startswith(f"{first}.") for key in weights):
         return weights
-    return unwrapped({key.removeprefix(f"{first}."): value for key, value in weights.items()}, parts)
+    return unwrapped({key.removeprefix(f"{first}."): value for key, value in weights.items()}, is_wrapper)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
@@ -178,8 +174,15 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         UsageError: when it is missing, damaged or holds no tensors by name.
     """
     allowed = "safetensors, or tensors by name as torch.save writes them"
-    if not file.is_file():
-        raise UsageError(f"`pretrained_file`: no file {file}", parameter="pretrained_file", given=str(file))
+
+    def refused(fault: str) -> UsageError:
+        return UsageError(f"`pretrained_file` {fault}", parameter="pretrained_file", given=str(file), allowed=allowed)
+
+    if not file.exists():
+        raise refused(f"{file}: no such file")
+    kind = mistaken(file)
+    if kind is not None:
+        raise refused(f"{file} is {kind}")
     try:
         with file.open("rb") as opened:
             first = opened.read(9)
@@ -188,14 +191,17 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
             return dict(load_file(file))
         content = torch.load(file, map_location="cpu", weights_only=True)
-        inside = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
-        found = {str(k): v for k, v in inside.items() if isinstance(v, Tensor)}
     except Exception as error:  # the readers raise many types
-        message = f"`pretrained_file` {file} cannot be read ({reason(error)}); allowed are {allowed}"
-        raise UsageError(message, parameter="pretrained_file", given=str(file), allowed=allowed) from error
+        if written_by_torch(file) and "Weights only load failed" in str(error):
+            remedy = "torch.save(torch.load(FILE, weights_only=False).state_dict(), OTHER)"
+            fault = f"{file} holds more than weights, such as a network; if you trust it, store them: {remedy}"
+            raise refused(fault) from error
+        raise refused(f"{file} cannot be read ({reason(error)}); allowed are {allowed}") from error
+    whole = content if isinstance(content, dict) else {}
+    inside = next((whole[key] for key in CONTAINERS if isinstance(whole.get(key), dict)), whole)
+    found = {str(k): v for k, v in inside.items() if isinstance(v, Tensor)}
     if not found:
-        message = f"`pretrained_file` {file} holds no tensors by name; allowed are {allowed}"
-        raise UsageError(message, parameter="pretrained_file", given=str(file), allowed=allowed)
+        raise refused(f"{file} holds no tensors by name; allowed are {allowed}")
     return found
 
 

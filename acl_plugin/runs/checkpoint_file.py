@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import UsageError, reason
+from acl_plugin.models.pretrained import unwrapped
+from acl_plugin.runtime.file_kinds import mistaken, written_by_torch
 
 CONTAINERS = ("state_dict_dual", "state_dict", "model", "model_state_dict", "P_state", "net", "teacher")
 """Keys that may hold the weights in a file; the first one present is used, else the whole file."""
 
+WRAPPERS = ("module", "_orig_mod")
+"""First parts of names by DataParallel and torch.compile; others, such as ``encoder``, tell the layout."""
+
 
 def read_file(path: Path, allow_pickle: bool = False) -> Any:
-    """Return the content of a file written by ``torch.save``.
+    """Return the content of a file written by ``torch.save``, with the weights of networks in their place.
 
     Args:
         path: path of the file.
@@ -24,15 +29,19 @@ def read_file(path: Path, allow_pickle: bool = False) -> Any:
     Raises:
         UsageError: for a file that is missing, damaged or of another type, or that needs ``allow_pickle``.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"{path}: no such file", parameter="file", given=str(path), allowed="an existing file")
-    with path.open("rb") as file:
-        begins_as_one = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    kind = mistaken(path)
+    if kind is not None:
+        raise UsageError(f"{path} is {kind}", parameter="file", given=str(path), allowed="a checkpoint of PyTorch")
     try:
         with torch.serialization.safe_globals([*_numpy_scalars(), argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=not allow_pickle)
+            return _as_weights(torch.load(path, map_location="cpu", weights_only=not allow_pickle))
     except Exception as error:  # the unpickler raises many types
-        if begins_as_one and "Weights only load failed" in str(error):
+        if allow_pickle and isinstance(error, ImportError | AttributeError):
+            message = f"{path} needs code that is not here ({reason(error)}); add its folder to PYTHONPATH"
+            raise UsageError(message, parameter="file", given=str(path), allowed="a file of weights") from error
+        if written_by_torch(path) and "Weights only load failed" in str(error):
             raise UsageError(
                 f"{path} holds more than weights, and reading it could execute any code that somebody put in; "
                 f"if you trust where it is from, add --allow-pickle",
@@ -42,6 +51,15 @@ def read_file(path: Path, allow_pickle: bool = False) -> Any:
             f"{path} is damaged or no checkpoint of PyTorch: {type(error).__name__}",
             parameter="file", given=str(path), allowed="a checkpoint of PyTorch",
         ) from error  # fmt: skip
+
+
+def _as_weights(content: Any) -> Any:
+    """Return a network's weights by name in its place, also where a mapping holds it."""
+    if isinstance(content, nn.Module):
+        return content.state_dict()
+    if isinstance(content, dict) and any(isinstance(value, nn.Module) for value in content.values()):
+        return {key: _as_weights(value) for key, value in content.items()}
+    return content
 
 
 def weights_of(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
@@ -69,18 +87,11 @@ def weights_of(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
         state = {k: v for k, v in inside.items() if isinstance(k, str) and isinstance(v, Tensor)}
         if state:
             groups = [str(k) for k, v in content.items() if k != container and tensors_of(v)]
-            return _unwrapped(state), groups
+            return unwrapped(state, WRAPPERS.__contains__), groups
     raise UsageError(
         f"{path} holds no weights by name; looked into {', '.join(CONTAINERS)}",
         parameter="file", given=str(path), allowed="a checkpoint with weights by name",
     )  # fmt: skip
-
-
-def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for wrapper in ("module.", "_orig_mod."):
-        if all(key.startswith(wrapper) for key in state):
-            return _unwrapped({key.removeprefix(wrapper): value for key, value in state.items()})
-    return state
 
 
 def container_of(content: Any) -> str | None:

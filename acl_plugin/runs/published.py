@@ -231,7 +231,7 @@ def _detected(
     try:
         return detect(path, state, container), state
     except UsageError:
-        shorter = unwrapped(state, ())
+        shorter = unwrapped(state, lambda _: True)
         for weights in (state, shorter):
             if holds(weights, backbone, kwargs):
                 return "plain", weights

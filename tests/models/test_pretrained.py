@@ -102,8 +102,9 @@ def test_every_kind_of_file_has_the_same_weights(suffix, file, tmp_path):
         lambda state: {key: value for key, value in state.items() if not key.startswith("fc.")},
         lambda state: {"state_dict": state | {"aux.fc.weight": torch.ones(2, 2)}},
         lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
+        lambda state: {"state_dict": {key: value + 1 for key, value in state.items()}, "state_dict_ema": state},
     ],
-    ids=["wrappers", "Lightning", "no head", "another head", "no counts"],
+    ids=["wrappers", "Lightning", "no head", "another head", "no counts", "average"],
 )
 def test_files_of_others_have_the_same_weights(wrap, file, tmp_path, caplog):
     torch.save(wrap(read_weights(file)), tmp_path / "theirs.bin")
@@ -188,11 +189,12 @@ def fetched(monkeypatch):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("missing", "`pretrained_file`: no file"),
+        ("missing", "nowhere.safetensors: no such file"),
         ("text", "cannot be read"),
         ("truncated", "cannot be read"),
         ("empty", "holds no tensors by name"),
-        ("list", "cannot be read"),
+        ("list", "holds no tensors by name"),
+        ("whole", r"holds more than weights, such as a network; if you trust it, store them: torch.save\("),
         ("network", r"does not fit resnet10t: it lacks conv1.0.weight, .*, \.\.\."),
         ("width", "does not fit resnet10t"),
         ("deeper", "does not fit resnet10t: it has more than layer2.1.conv1.weight, "),
@@ -222,6 +224,9 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(case, message, file, tm
         file = tmp_path / "deeper.pth"
         state = made(NAME, **SMALL, layers=(1, 2, 1, 1)).state_dict()
         torch.save({key: value for key, value in state.items() if "num_batches" not in key}, file)
+    elif case == "whole":
+        torch.save(made(NAME, **SMALL), tmp_path / "whole.pth")
+        file = tmp_path / "whole.pth"
     elif case == "list":
         torch.save([torch.ones(3)], tmp_path / "list.pth")
         file = tmp_path / "list.pth"

@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from run_files import contents
@@ -427,6 +428,23 @@ def test_more_than_weights_is_read_only_if_allowed(tmp_path, monkeypatch):
     published = read(path, backbone_kwargs=SMALL, allow_pickle=True, normalization=None)
     assert published.layout == "plain"
     assert (tmp_path / "evil").exists()  # what the warning is about
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_whole_network_is_its_weights(inside, tmp_path):
+    whole = timm.create_model("resnet18", **SMALL)
+    path = saved(tmp_path, {"model": whole, "epoch": 3} if inside else whole)
+    with pytest.raises(UsageError, match="holds more than weights"):
+        read(path, backbone_kwargs=SMALL, normalization="none")
+    published = read(path, backbone_kwargs=SMALL, allow_pickle=True, normalization="none")
+    assert torch.equal(published.banks["shared"]["conv1.weight"], whole.conv1.weight)
+
+
+def test_code_that_is_not_here_is_named(tmp_path):
+    path = tmp_path / "network.pt"
+    path.write_bytes(pickle.dumps(Evil(), protocol=2).replace(b"cposix", b"cposiy"))
+    with pytest.raises(UsageError, match="needs code that is not here .*posiy.*PYTHONPATH"):
+        read(path, allow_pickle=True)
 
 
 def test_importers_name_their_papers():

@@ -1,0 +1,39 @@
+"""Recognize files that are given in place of a file of weights."""
+
+import zipfile
+from pathlib import Path
+
+BEGINNINGS = {
+    b"version https://git-lfs": "a pointer of Git LFS; git lfs pull fetches the file itself",
+    b"<": "a page of HTML or XML; download the file itself",
+    b"\x89HDF": "an HDF5 file, as Keras writes it; allowed are weights of PyTorch",
+    b"\x93NUMPY": "an array of NumPy; allowed are weights by name, as torch.save writes them",
+}
+STORED = "allowed are its weights, as torch.save writes them:"
+PROGRAMS = {
+    "constants.pkl": f"a program of TorchScript; {STORED} torch.jit.load(FILE).state_dict()",
+    "archive_format": f"a program of torch.export; {STORED} torch.export.load(FILE).state_dict",
+}
+"""What a zip file is that has a file of this name."""
+
+
+def mistaken(path: Path) -> str | None:
+    """Return what an existing path is, and the remedy, if it is no file of weights; None if it may be one."""
+    if path.is_dir():
+        return "a folder; allowed is a file of weights"
+    with path.open("rb") as file:
+        first = file.read(64).lstrip()
+    for beginning, kind in BEGINNINGS.items():
+        if first.startswith(beginning):
+            return kind
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        names = {Path(name).name for name in archive.namelist()}
+    return next((kind for name, kind in PROGRAMS.items() if name in names), None)
+
+
+def written_by_torch(path: Path) -> bool:
+    """Return whether a file begins as those of ``torch.save``: a zip file, or a pickle of protocol 2 to 5."""
+    with path.open("rb") as file:
+        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
