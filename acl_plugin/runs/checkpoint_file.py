@@ -16,7 +16,7 @@ CONTAINERS = ("state_dict_dual", "state_dict", "model", "model_state_dict", "P_s
 """Keys that may hold the weights in a file; the first one present is used, else the whole file."""
 
 WRAPPERS = ("module", "_orig_mod")
-"""First parts of names by DataParallel and torch.compile; others, such as ``encoder``, tell the layout."""
+"""First parts of names by DataParallel and torch.compile; others, such as ``encoder``, belong to a layout."""
 
 
 def read_file(path: Path, allow_pickle: bool = False) -> Any:
