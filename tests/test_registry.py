@@ -11,6 +11,7 @@ from acl_plugin.attacks.catalogue import attack_names
 from acl_plugin.cli.main import main
 from acl_plugin.errors import UsageError
 from acl_plugin.objectives.simclr import SimCLR
+from acl_plugin.reporting.tables import evaluation
 
 
 @pytest.fixture
@@ -277,6 +278,41 @@ def test_a_registered_attack_is_one_of_the_inner_attacks(half_step):
     assert acl_plugin.preset("digits", attack="HalfStep").objective.attack == "HalfStep"
     with pytest.raises(UsageError, match="attack 'HalfStep' is not for L2"):
         acl_plugin.InnerAttack(acl_plugin.ThreatModel("L2", 0.1), "HalfStep")
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"norms": "Linf"}, r"norms 'Linf'; allowed is a tuple of \('Linf', 'L2'\)"),
+        ({"norms": ()}, r"norms \(\); allowed"),
+        ({"norms": ("Linf", "linf")}, "norms .*'linf'.*; allowed"),
+        ({"norms": None}, "norms None; allowed"),
+        ({"whole_batch": "yes"}, "whole_batch 'yes'; allowed is a bool"),
+    ],
+)
+def test_an_attack_that_declares_anything_else_is_named(declared, message, half_step, monkeypatch):
+    for name, value in declared.items():
+        monkeypatch.setattr(half_step, name, value)
+    with pytest.raises(UsageError, match=f"attack 'HalfStep' is broken: {message}") as error:
+        acl_plugin.InnerAttack(acl_plugin.ThreatModel("Linf", 0.1), "HalfStep")
+    assert error.value.parameter == "attack"
+    assert "HalfStep" not in attack_names("Linf")
+
+
+@pytest.mark.parametrize("wrong", [None, torch.zeros(3), torch.zeros(2, 3, 4, 4)], ids=["none", "rows", "size"])
+def test_an_attack_whose_result_is_no_batch_of_images_is_named(wrong, half_step, monkeypatch):
+    monkeypatch.setattr(half_step, "forward", lambda *_: wrong)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    attack = acl_plugin.InnerAttack(acl_plugin.ThreatModel("Linf", 0.1), "HalfStep")
+    with pytest.raises(UsageError, match=r"attack 'HalfStep': .*; allowed are an output of shape \(2, 3, 2, 2\)"):
+        attack.classifier(model, torch.rand(2, 3, 2, 2), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("wrong", [None, 0.5, [1, 2]])
+def test_a_suite_whose_result_has_no_names_is_named(wrong):
+    with pytest.raises(UsageError, match="suite 'mine' is broken: it returns .*; allowed is a mapping") as error:
+        evaluation("mine", "acl_ds", wrong)
+    assert error.value.parameter == "suite"
 
 
 @pytest.mark.e2e

@@ -76,7 +76,7 @@ def perturbed(
         (B, C, H, W), within no ball: some attacks leave it (CW, DeepFool).
 
     Raises:
-        UsageError: for a class that cannot aim at labels.
+        UsageError: for a class that cannot aim at labels, or whose result has another shape.
     """
     x, labels = batch
     attack = kind(Bridge(logits, x), **arguments)
@@ -85,5 +85,5 @@ def perturbed(
             message = f"attack {kind.__name__!r} cannot aim at a class; PGD, PGDL2, CW and others can"
             raise UsageError(message, parameter="targets", given=kind.__name__, allowed="an attack that can")
         attack.set_mode_targeted_by_label(quiet=True)
-    x_adv = attack(x, labels).detach()
+    x_adv = check_output(attack(x, labels), tuple(x.shape), f"attack {kind.__name__!r}").detach()
     return torch.where(x_adv.isfinite(), x_adv, x)  # some divide by a gradient that can be zero

@@ -8,6 +8,7 @@ from typing import Any
 
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.registry import ATTACKS
+from acl_plugin.validation import NORMS
 
 MODES = ("pairwise", "bank", "scalar")
 FREE = "free"
@@ -87,11 +88,25 @@ def supports(name: str, norm: str | None = None, mode: str | None = None) -> boo
     elif name in ATTACKS and norm is None and mode is None:
         return True
     elif name in ATTACKS:
-        attack = ATTACKS.get(name)
-        norms, whole_batch = getattr(attack, "norms", ()), getattr(attack, "whole_batch", False)
+        norms, whole_batch = _declared(name)
     else:
         return False
     return norm in (None, *norms) and mode in (None, *(MODES if whole_batch else ("bank",)))
+
+
+def _declared(name: str) -> tuple[tuple[str, ...], bool]:
+    """Return the norms of a registered attack, and whether it follows the gradient of the whole batch.
+
+    Raises:
+        UsageError: for a class that declares anything else.
+    """
+    attack = ATTACKS.get(name)
+    norms, whole_batch = getattr(attack, "norms", None), getattr(attack, "whole_batch", False)
+    if not isinstance(norms, tuple | list) or not norms or any(norm not in NORMS for norm in norms):
+        raise ATTACKS.broken(f"attack {name!r} is broken: norms {norms!r}; allowed is a tuple of {NORMS}", name)
+    if not isinstance(whole_batch, bool):
+        raise ATTACKS.broken(f"attack {name!r} is broken: whole_batch {whole_batch!r}; allowed is a bool", name)
+    return tuple(norms), whole_batch
 
 
 def class_of(name: str) -> Any:

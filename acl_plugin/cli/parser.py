@@ -108,14 +108,19 @@ class Parser(jsonargparse.ArgumentParser):
             r"Parser key \"([\w.]+)\"|[Aa]rgument --?([\w-]+)|required: ([\w-]+)|option: --([\w-]+)", message
         )
         name = next(filter(None, named.groups())).replace("-", "_") if named else None
+        flag = re.search(r"ignored explicit argument (.*)$", message)
+        if flag:
+            message = f"`{name}` {flag[1]}: a flag takes no value; allowed is the flag alone"
+            return UsageError(message, parameter=name, given=flag[1].strip("'"), allowed="the flag alone")
         if NO_PATH in message:
             message = f"`{name}` '': allowed is a path; this folder is ."
             return UsageError(message, parameter=name, given="", allowed="a path")
         message = re.sub(r'Parser key "([\w.]+)":', r"`\1`:", message)
-        value = re.search(r"(?:Got|Given) value: (.*?)$", message)
+        value = re.search(r".*(?:Got|Given) value: (.*?)$", message)  # the last: a union may report its types before
         union = re.search(r"Subtypes: \[(.*?)\] Errors", message)
         if union and value:
-            kinds = re.sub(r"<class '(\w+)'>", r"\1", union[1]).replace("NoneType", "null")
+            kinds = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*?)\]", r"\1\2", union[1])
+            kinds = kinds.replace("NoneType", "null").replace("Path", "a path")
             message = f"`{name}`: allowed: {kinds}. Got value: {value[1]}"
         message = re.sub(r"Expected a typing.Literal\[(.*?)\]\.", r"allowed: \1.", message)
         message = re.sub(r"Expected an? (<class ')?(\w+)('>)?\.", r"allowed: \2.", message)

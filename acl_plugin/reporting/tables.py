@@ -65,13 +65,21 @@ UNFINISHED_FEATURES = "Unfinished: the same command runs the attacks that are mi
 UNFINISHED = "Unfinished: the accuracy so far is of the attacks above; the same command runs the others."
 
 
-def evaluation(suite_name: str, name: str, result: dict[str, Any]) -> list[str]:
-    """Return the lines of the result of a suite; ``name`` is that of the objective or model."""
+def evaluation(suite_name: str, name: str, result: Mapping[str, Any]) -> list[str]:
+    """Return the lines of the result of a suite; ``name`` is that of the objective or model.
+
+    Raises:
+        UsageError: for the result of a registered suite that has no names.
+    """
     if suite_name == "autoattack":
         return accuracies([(name, result)])
     known = {"standard": suite, "corruptions": corruptions, "embedding": embedding}
     if suite_name in known:
         return known[suite_name](result)
+    if not isinstance(result, Mapping):
+        kind, allowed = type(result).__name__, "a mapping of names to values"
+        message = f"suite {suite_name!r} is broken: it returns {kind}; allowed is {allowed}"
+        raise registry.SUITES.broken(message, suite_name)
     return [f"{key}: {value}" for key, value in result.items()]
 
 
