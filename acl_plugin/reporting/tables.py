@@ -65,7 +65,7 @@ UNFINISHED_FEATURES = "Unfinished: the same command runs the attacks that are mi
 UNFINISHED = "Unfinished: the accuracy so far is of the attacks above; the same command runs the others."
 
 
-def evaluation(suite_name: str, name: str, result: Mapping[str, Any]) -> list[str]:
+def evaluation(suite_name: str, name: str, result: Any) -> list[str]:
     """Return the lines of the result of a suite; ``name`` is that of the objective or model.
 
     Raises:
