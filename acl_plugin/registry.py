@@ -138,8 +138,8 @@ class Registry:
             return UsageError(message, parameter=cause.parameter, given=cause.given, allowed=cause.allowed)
         return UsageError(message, parameter=self.parameter, given=name, allowed="a class or function")
 
-    def _is_name(self, name: str) -> bool:
-        return NAME.fullmatch(name) is not None
+    def _is_name(self, name: object) -> bool:
+        return isinstance(name, str) and NAME.fullmatch(name) is not None
 
     def _entry_points(self, name: str | None = None) -> list[EntryPoint]:
         """Return all entry points, or those called ``name``, in an order independent of the installation order."""

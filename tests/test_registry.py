@@ -176,6 +176,13 @@ def test_an_objective_that_breaks_the_contract_is_refused_by_name(attribute, val
     assert error.value.allowed
 
 
+@pytest.mark.parametrize("name", [5, None, "", "two words", "a-b", "_a"])
+def test_what_is_no_name_is_refused(name):
+    with pytest.raises(UsageError, match="objective name .*: allowed are letters, digits and _") as error:
+        acl_plugin.register(name)
+    assert (error.value.parameter, error.value.given) == ("name", name)
+
+
 @pytest.mark.parametrize("factory", [object, lambda: None, lambda: torch.nn.Linear(1, 1), dict])
 def test_what_is_no_objective_is_refused_by_name(factory, forget):
     forget("bad")

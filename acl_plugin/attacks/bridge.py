@@ -50,7 +50,14 @@ def count_classes(model: Network, image: Tensor) -> int:
 
 
 def noise_seed(generator: torch.Generator | None) -> int:
-    """Draw a seed from ``generator``; None for torch's global CPU generator."""
+    """Draw a seed from ``generator``; None for torch's global CPU generator.
+
+    Raises:
+        UsageError: for another object.
+    """
+    if not isinstance(generator, torch.Generator | None):
+        message = f"generator is {type(generator).__name__}; allowed is a torch.Generator"
+        raise UsageError(message, parameter="generator", given=generator, allowed="a torch.Generator")
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
 

@@ -21,7 +21,7 @@ from acl_plugin.attacks.arguments import check_classes, check_mode, check_settin
 from acl_plugin.attacks.bridge import count_classes, loss_logits, noise_seed, perturbed
 from acl_plugin.attacks.catalogue import class_of
 from acl_plugin.attacks.inputs import check_images, check_labels, check_output, check_pair, check_values
-from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.attacks.threat_model import ThreatModel, require_threat
 from acl_plugin.errors import UsageError
 from acl_plugin.losses import contrastive
 from acl_plugin.models import fusion, norm_banks
@@ -64,6 +64,7 @@ class InnerAttack:
     trusted: bool = False
 
     def __post_init__(self) -> None:
+        require_threat(self.threat)
         check_settings(self.threat.norm, self.name, self.steps, self.kwargs, self.scale)
         if self.scale == 1:  # not again for each fraction of a schedule
             warn_of_short_steps(self.name, self.kwargs, self.steps, self.threat.eps)

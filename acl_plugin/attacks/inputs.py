@@ -1,5 +1,6 @@
 """Checks of the images, labels and model outputs of an attack: types, shapes and values."""
 
+import math
 from typing import Any
 
 import torch
@@ -74,7 +75,9 @@ def check_values(
     bounds = [x.amin(), x.amax(), *([] if y is None else [y.min().to(x.device), y.max().to(x.device)])]
     low, high, *of_labels = torch.stack([bound.float() for bound in bounds]).tolist()
     if not (low >= 0 and high <= 1):
-        message = f"{parameter} in [{low:.3g}, {high:.3g}]: allowed is [0, 1]; normalize inside the model"
+        found = "with NaN" if math.isnan(low) else f"in [{low:.3g}, {high:.3g}]"
+        remedy = "" if math.isnan(low) else "; normalize inside the model"
+        message = f"{parameter} {found}: allowed is [0, 1]{remedy}"
         raise UsageError(message, parameter=parameter, given=(low, high), allowed=(0, 1))
     if of_labels and not (of_labels[0] >= 0 and of_labels[1] < classes):
         given = tuple(int(bound) for bound in of_labels)

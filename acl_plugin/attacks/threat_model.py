@@ -1,9 +1,11 @@
 """The threat model: norm and radius of a perturbation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from acl_plugin.errors import UsageError
 from acl_plugin.validation import require_eps
 
 
@@ -55,3 +57,16 @@ class ThreatModel:
         norms = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
         scale = (self.eps / norms).clamp_max(1).view(-1, 1, 1, 1)
         return (images + delta * scale).clamp(0, 1)
+
+
+def require_threat(threat: Any) -> ThreatModel:
+    """Return the threat model.
+
+    Raises:
+        UsageError: when it is missing or another object.
+    """
+    if not isinstance(threat, ThreatModel):
+        given = "missing" if threat is None else type(threat).__name__
+        message = f'`threat` is {given}; allowed is a ThreatModel, such as acl_plugin.ThreatModel("Linf", "8/255")'
+        raise UsageError(message, parameter="threat", given=given, allowed="a ThreatModel")
+    return threat

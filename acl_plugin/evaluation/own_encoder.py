@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.attacks.threat_model import ThreatModel, require_threat
 from acl_plugin.evaluation import inputs
 from acl_plugin.evaluation.case import prepared
 from acl_plugin.evaluation.embedding import STATES, embedding_shift
-from acl_plugin.evaluation.own_model import require_threat, written
+from acl_plugin.evaluation.own_model import written
 from acl_plugin.evaluation.results import EmbeddingEvaluation
 from acl_plugin.models.encoder import BackboneAndProjector, Features
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.attacks.threat_model import ThreatModel, require_threat
 from acl_plugin.errors import EvaluationStopped, UsageError
 from acl_plugin.evaluation import corruptions
 from acl_plugin.evaluation.adversarial_images import recount
@@ -249,16 +249,3 @@ def written(
     file = None if case.run is None else case.run.path / name
     with nullcontext() if case.run is None else case.opened():
         return last_state(states, settings, file, total)
-
-
-def require_threat(threat: ThreatModel | None) -> ThreatModel:
-    """Return the threat model.
-
-    Raises:
-        UsageError: when it is missing or another object.
-    """
-    if not isinstance(threat, ThreatModel):
-        given = "missing" if threat is None else type(threat).__name__
-        message = f'`threat` is {given}; allowed is a ThreatModel, such as acl_plugin.ThreatModel("Linf", "8/255")'
-        raise UsageError(message, parameter="threat", given=given, allowed="a ThreatModel")
-    return threat

@@ -195,6 +195,9 @@ def _preprocess(
         raise refused_value(missing, None, "numbers per channel, as the other of mean and std is given")
     means = _channels("mean", 0.0 if mean is None else mean, channels)
     stds = _channels("std", 1.0 if std is None else std, channels)
+    if not low <= min(means) <= max(means) <= high:
+        allowed = f"numbers in `input_range` ({low:g}, {high:g}); for those of 8-bit values, pass input_range=(0, 255)"
+        raise refused_value("mean", mean, allowed)
     if min(stds) <= 0:
         raise refused_value("std", std, "numbers above 0")
     width = high - low

@@ -431,6 +431,15 @@ def test_row_by_row_attacks_are_refused_where_rows_depend_on_each_other(encoder,
         attack.scalar(encoder, views[0], lambda x: x.flatten(1).sum(1))
 
 
+@pytest.mark.parametrize("generator", [3, "cpu", torch.Generator])
+def test_what_is_no_generator_is_refused(views, attack, generator):
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    model(views[0])
+    with pytest.raises(UsageError, match="generator is .*; allowed is a torch.Generator") as error:
+        attack.classifier(model, views[0], torch.zeros(len(views[0]), dtype=torch.long), generator=generator)
+    assert error.value.parameter == "generator"
+
+
 @pytest.mark.parametrize(
     ("parameter", "options"),
     [
@@ -445,11 +454,12 @@ def test_row_by_row_attacks_are_refused_where_rows_depend_on_each_other(encoder,
         ("kwargs", {"kwargs": {"eps": 1}}),
         ("alpha", {"kwargs": {"alpha": 0}}),
         ("steps", {"kwargs": {"steps": 0}}),
+        *(("threat", {"threat": threat}) for threat in (None, "Linf", 0.1)),
     ],
 )
 def test_mistakes_are_refused(parameter, options):
     with pytest.raises(UsageError) as error:
-        InnerAttack(ThreatModel("Linf", 0.1), **options)
+        InnerAttack(**{"threat": ThreatModel("Linf", 0.1)} | options)
     assert error.value.parameter == parameter
     assert error.value.allowed is not None
 

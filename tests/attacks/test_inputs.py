@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ def test_images_outside_the_unit_range_are_refused(bad):
     with pytest.raises(UsageError) as error:
         require_unit_range(x, "views")
     assert (error.value.parameter, error.value.allowed) == ("views", (0, 1))
+    assert ("normalize" in str(error.value)) == (not math.isnan(bad))  # not the remedy for NaN
 
 
 def test_outputs_of_another_shape_are_refused():

@@ -230,6 +230,12 @@ class InTraining(Net):
         (Net(), {"shape": (1, 8, 8)}, r"does not take images of shape \(1, 8, 8\): RuntimeError"),
         (Net(), {"input_size": 0}, "input_size 0: allowed is a side"),
         (Net(), {"input_range": (1, 0)}, "input_range .*: allowed is .low, high. with low < high"),
+        (
+            Net(),
+            {"mean": 128, "std": 58},
+            r"mean 128: allowed is numbers in `input_range` \(0, 1\); for those of 8-bit",
+        ),
+        (Net(), {"mean": [0.5, -0.1, 0.5], "std": 1}, "mean .*: allowed is numbers in `input_range`"),
         (Net(), {"input_range": 255}, "input_range 255: allowed is numbers, low and high"),
         (Net(), {"mean": 0.5}, "std None: allowed is numbers per channel"),
         (Net(), {"mean": [0.5], "std": 1.0}, "mean .0.5.: allowed is numbers, one for each of 3 channels"),
