@@ -64,8 +64,7 @@ class InnerAttack:
     trusted: bool = False
 
     def __post_init__(self) -> None:
-        require_threat(self.threat)
-        check_settings(self.threat.norm, self.name, self.steps, self.kwargs, self.scale)
+        check_settings(require_threat(self.threat).norm, self.name, self.steps, self.kwargs, self.scale)
         if self.scale == 1:  # not again for each fraction of a schedule
             warn_of_short_steps(self.name, self.kwargs, self.steps, self.threat.eps)
 
