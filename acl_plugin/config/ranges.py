@@ -1,6 +1,5 @@
 """Allowed values of options."""
 
-import math
 from typing import get_type_hints
 
 from acl_plugin.config.probe_section import ProbeConfig
@@ -66,8 +65,6 @@ def check(config: RunConfig) -> None:
         raise UsageError(message, parameter="grad_checkpointing", given=True, allowed=False)
     if config.objective.attack == "free":
         _require_alone(config)
-    if config.coreset.coreset != "none":
-        _require_selection(config)
     encoder = config.encoder
     if encoder.pretrained and encoder.init is not None:
         message = "`init`: a run starts from another run or from `pretrained` weights, not from both"
@@ -85,15 +82,6 @@ def _require_alone(config: RunConfig) -> None:
         if given != usual:
             message = f"`{name}` {given} is not used with `attack` free; leave one of them out"
             raise UsageError(message, parameter=name, given=given, allowed=usual)
-
-
-def _require_selection(config: RunConfig) -> None:
-    """Refuse a warm-up that leaves no epoch to train on the selected images."""
-    epochs, given = config.training.epochs, config.coreset.coreset_warmup
-    if math.ceil(given * epochs) >= epochs > 0:
-        allowed = f"a share from 0 to {(epochs - 1) / epochs:.4g} of {epochs} epochs, so that one trains on a selection"
-        message = f"`coreset_warmup` {given}: allowed is {allowed}"
-        raise UsageError(message, parameter="coreset_warmup", given=given, allowed=allowed)
 
 
 def _require_schedule(probe: ProbeConfig) -> None:
