@@ -1,6 +1,6 @@
 """Check a user's model and test images, and convert them for evaluation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from itertools import chain
 from typing import Any
 
@@ -171,11 +171,11 @@ def check_user_model(model: nn.Module, images: Tensor, labels: Tensor, names: Se
 
     Raises:
         UsageError: for a model that fails on the images, logits that make attacks or results wrong, labels outside the
-            range of classes, or names that are not one for each class.
+            range of classes, or a wrong number of names.
     """
     classes = check_classifier(model, images[:CHECKED].to(device_of(model))).shape[1]
-    if names is not None and (isinstance(names, str) or len(set(map(str, names))) < len(names)):
-        message = f"`classes` {names!r}: allowed is a list of names, each once"
+    if names is not None and (isinstance(names, str) or not isinstance(names, Sized)):
+        message = f"`classes` {names!r}: allowed is a list of {classes} names"
         raise UsageError(message, parameter="classes", given=names, allowed=f"{classes} names")
     if names is not None and len(names) != classes:
         message = f"the model has logits of {classes} classes; {len(names)} names of classes are given"

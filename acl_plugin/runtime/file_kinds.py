@@ -5,10 +5,11 @@ from pathlib import Path
 
 BEGINNINGS = {
     b"version https://git-lfs": "a pointer of Git LFS; git lfs pull fetches the file itself",
-    b"<": "a page of HTML or XML; download the file itself",
-    b"\x89HDF": "an HDF5 file, as Keras writes it; allowed are weights of PyTorch",
-    b"\x93NUMPY": "an array of NumPy; allowed are weights by name, as torch.save writes them",
+    **dict.fromkeys((b"<!doctype", b"<html", b"<?xml"), "a page of HTML or XML; download the file itself"),
+    b"\x89hdf": "an HDF5 file, as Keras writes it; allowed are weights of PyTorch",
+    b"\x93numpy": "an array of NumPy; allowed are weights by name, as torch.save writes them",
 }
+"""What a file is that begins so, after blanks and in lower case."""
 STORED = "allowed are its weights, as torch.save writes them:"
 PROGRAMS = {
     "constants.pkl": f"a program of TorchScript; {STORED} torch.jit.load(FILE).state_dict()",
@@ -22,14 +23,15 @@ def mistaken(path: Path) -> str | None:
     if path.is_dir():
         return "a folder; allowed is a file of weights"
     with path.open("rb") as file:
-        first = file.read(64).lstrip()
+        first = file.read(64).lstrip().lower()
     for beginning, kind in BEGINNINGS.items():
         if first.startswith(beginning):
             return kind
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {Path(name).name for name in archive.namelist()}
+    except zipfile.BadZipFile:  # another file, or a damaged one
         return None
-    with zipfile.ZipFile(path) as archive:
-        names = {Path(name).name for name in archive.namelist()}
     return next((kind for name, kind in PROGRAMS.items() if name in names), None)
 
 

@@ -19,7 +19,7 @@ from acl_plugin.training.build import build
 from acl_plugin.training.module import Pretraining
 from acl_plugin.training.optimizer import create_optimizer
 from acl_plugin.training.update import update
-from acl_plugin.validation import Range, check_value
+from acl_plugin.validation import Range, check_value, plain
 
 LOWEST, HIGHEST = 1e-5, 1.0
 SMOOTHING = 0.8
@@ -65,6 +65,7 @@ def find_rate(config: RunConfig, *, steps: int = 60, lowest: float = LOWEST, hig
         >>> acl_plugin.preset("digits", objective="simclr", lr=found.suggestion)  # doctest: +SKIP
     """
     check(config)
+    steps, lowest, highest = plain([steps, lowest, highest])
     check_value("steps", steps, int, Range(10))
     check_value("lowest", lowest, float, Range(0, open=True))
     check_value("highest", highest, float, Range(lowest, open=True))

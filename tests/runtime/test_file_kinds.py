@@ -40,6 +40,26 @@ def test_what_is_given_in_place_of_weights_is_named_by_every_reader(kind, tmp_pa
         assert error.value.parameter == parameter
 
 
+@pytest.mark.parametrize("length", [0x3C20, 0x3C])
+def test_safetensors_may_begin_like_a_page(length, tmp_path):
+    file, entry = tmp_path / "weights.pt", b'{"a.weight":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    header = entry.ljust(length) if length > len(entry) else b"{}".ljust(length)
+    file.write_bytes(length.to_bytes(8, "little") + header + (bytes(8) if length > len(entry) else b""))
+    assert file.read_bytes()[:2].strip()[:1] == b"<"
+    assert mistaken(file) is None
+
+
+def test_a_damaged_zip_file_is_left_to_the_reader(tmp_path):
+    file = tmp_path / "weights.pt"
+    torch.save({"a.weight": torch.ones(2)}, file)
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"PK\x01\x02", b"PK\x01\x03"))
+    assert mistaken(file) is None
+    for read in (read_weights, read_file):
+        with pytest.raises(UsageError, match="weights.pt (is damaged|cannot be read)"):
+            read(file)
+
+
 @pytest.mark.parametrize("old", [False, True])
 def test_files_of_weights_are_none_of_them(old, tmp_path):
     torch.save({"a.weight": torch.ones(2)}, tmp_path / "weights.pt", _use_new_zipfile_serialization=not old)
