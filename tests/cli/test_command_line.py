@@ -440,7 +440,7 @@ def mistake(*arguments):
         (["--out", "x", "--objective-kwargs", "3"], "objective_kwargs", "3", "dict"),
         (["--out", "x", "--probe-milestones", "[a]"], "probe_milestones", "a", "float"),
         (["--out", "x", "--epochs"], "epochs", None, None),
-        (["--out", "x", "--download=3"], "download", None, None),
+        (["--out", "x", "--download=3"], "download", "3", "the flag alone"),
         ([], "out", None, None),
         (["--out", "x", "--config", "list.yaml"], "config", "[1, 2]", "a mapping of options to values"),
         (["--out", "x", "--config", "nowhere.yaml"], "config", None, None),
