@@ -64,6 +64,11 @@ def device(result: Mapping[str, Any]) -> str:
     return f"{environment['device']}, {environment['threads']} threads"
 
 
+def devices(runs: Iterable[Mapping[str, Any]]) -> str:
+    """Return every device of stored runs, in order."""
+    return "; ".join(dict.fromkeys(device(run) for run in runs))
+
+
 def mean(values: Iterable[float]) -> float:
     """Return the mean of one value or more."""
     return statistics.mean(values)

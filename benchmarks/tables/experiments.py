@@ -7,7 +7,7 @@ from benchmarks.tables.cells import (
     Runs,
     clean,
     collapsed,
-    device,
+    devices,
     finished,
     grouped,
     head,
@@ -34,8 +34,9 @@ def experiment(kept: dict[str, Any]) -> list[str]:
         "",
         f"{settings['backbone']}, {epochs}, {settings['optimizer']} at {settings['lr']}, "
         f"{settings['attack']} with {settings['attack_steps']} steps, eps {radius(settings)}; AutoAttack on "
-        f"{best[0]['evaluation']['n']} test images of {best[0]['evaluation']['dataset']}; {device(best[0])}, runs side "
-        f"by side. Hash: of the row's configuration. Best: of the linear probes. {EXPLAINED}",
+        f"{best[0]['evaluation']['n']} test images of {best[0]['evaluation']['dataset']}; "
+        f"{devices(finished(kept['runs']))}, runs side by side. Hash: of the row's configuration. Best: of the linear "
+        f"probes. {EXPLAINED}",
         "",
         *head("row", "hash", *budgeted, "clean", "AutoAttack", "to the best", "pretrain s", "AutoAttack s", "seeds"),
     ]

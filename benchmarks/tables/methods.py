@@ -7,7 +7,7 @@ from benchmarks.tables.cells import (
     Runs,
     clean,
     collapsed,
-    device,
+    devices,
     finished,
     grouped,
     head,
@@ -31,8 +31,8 @@ def objectives(runs: Runs) -> list[str]:
         f"Every objective with the same backbone ({settings['backbone']}), {settings['limit_train'] or 'all'} training "
         f"images, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, {settings['attack']} with "
         f"{settings['attack_steps']} steps, eps {radius(settings)} and probe, on the first "
-        f"{first['evaluation']['n']} test images; {device(first)}. None was tuned by itself. F: encoder forwards "
-        f"per training image over the whole run, without the teacher's. {EXPLAINED}",
+        f"{first['evaluation']['n']} test images; {devices(finished(runs))}. None was tuned by itself. F: encoder "
+        f"forwards per training image over the whole run, without the teacher's. {EXPLAINED}",
         "",
         *head("objective", "clean", "AutoAttack", "to the best", "over SimCLR", "F", "pretrain s", "probe s", "seeds"),
     ]
@@ -71,8 +71,8 @@ def finetuning(runs: Runs) -> list[str]:
         "",
         f"{benign}, and methods that start from its weights; {settings['backbone']}, {settings['attack']} with "
         f"{settings['attack_steps']} steps, eps {radius(settings)}; AutoAttack on {runs[0]['evaluation']['n']} test "
-        f"images; {device(runs[0])}. F: encoder forwards per training image, of the finetuning alone but for the first "
-        f"row. {EXPLAINED}",
+        f"images; {devices(finished(runs))}. F: encoder forwards per training image, of the finetuning alone but for "
+        f"the first row. {EXPLAINED}",
         "",
         *head(
             *("method", "epochs", "F", "clean", "AutoAttack", "to the best"),
