@@ -28,9 +28,9 @@ from acl_plugin.runs.pseudo_labels import read_pseudo_labels
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.device import training_device
 from acl_plugin.runtime.seeding import INITIALIZATION, mixed_seed
+from acl_plugin.training.batch_size import check_sizes
 from acl_plugin.training.knn import check_neighbours
 from acl_plugin.training.module import Pretraining
-from acl_plugin.training.sizes import check_sizes
 
 
 def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = None) -> "Pretraining":

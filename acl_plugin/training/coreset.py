@@ -56,7 +56,7 @@ class Coreset:
     @property
     def first_epoch(self) -> int:
         """Return the first epoch that trains on a subset, counted from 0."""
-        return whole_epochs(self.coreset, self.training)
+        return math.ceil(self.coreset.coreset_warmup * self.training.epochs)
 
     @property
     def budget(self) -> int:
@@ -99,11 +99,6 @@ class Coreset:
     def _shuffled(self, count: int, *purpose: int) -> Tensor:
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, CORESET, *purpose))
         return torch.randperm(count, generator=generator)
-
-
-def whole_epochs(coreset: CoresetConfig, training: TrainingConfig) -> int:
-    """Return the number of epochs that train on all images before the first selection."""
-    return math.ceil(coreset.coreset_warmup * training.epochs)
 
 
 def held_out_count(images: int) -> int:

@@ -31,6 +31,7 @@ from acl_plugin.runtime import seeding
 from acl_plugin.runtime.device import compile_encoder
 from acl_plugin.runtime.distributed import average
 from acl_plugin.runtime.seeding import HOLDOUT, ORDER, STEP, mixed_seed
+from acl_plugin.training.batch_size import check_sizes
 from acl_plugin.training.coreset import Coreset
 from acl_plugin.training.epoch_loader import EpochLoader
 from acl_plugin.training.guard import Guard, own_temperature
@@ -38,7 +39,6 @@ from acl_plugin.training.knn import knn_accuracy
 from acl_plugin.training.metrics import EpochMeans
 from acl_plugin.training.optimizer import create_optimizer
 from acl_plugin.training.schedules import ramp, rates
-from acl_plugin.training.sizes import check_sizes
 from acl_plugin.training.update import update
 
 

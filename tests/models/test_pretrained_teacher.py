@@ -92,7 +92,7 @@ def test_a_run_with_such_a_teacher_resumes_without_its_file_and_names_its_data(t
         ({"initialize": False, "adapter": "cubic"}, "unknown adapter 'cubic'; allowed: linear, mlp, none"),
         ({"teacher": "timm:resnet81"}, "teacher resnet81: unknown backbone 'resnet81'; the nearest"),
         ({"teacher": "timm:gsa_resnet18"}, "teacher gsa_resnet18: timm has no weights of 'gsa_resnet18'; allowed is"),
-        ({"teacher": {"timm": "resnet18", "file": "nowhere"}}, "teacher resnet18: its `file`: no file nowhere"),
+        ({"teacher": {"timm": "resnet18", "file": "nowhere"}}, "teacher resnet18: its `file` nowhere: no such file"),
         ({"teacher": {"timm": "resnet18", "size": 3}}, "teacher .*'size': 3.*: allowed is a run folder, timm:NAME, or"),
         ({"teacher": {"timm": "resnet18", "input_size": "64"}}, "`teacher.input_size` '64': allowed is"),
         (

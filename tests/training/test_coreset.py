@@ -256,11 +256,6 @@ def test_the_run_trains_on_the_part(tiny_config, tmp_path, monkeypatch):
         ({"coreset": "rsc"}, "unknown `coreset` 'rsc'; the nearest: rcs"),
         ({"coreset_fraction": 1.5}, "`coreset_fraction` 1.5: allowed is a share above 0 up to 1"),
         ({"coreset_fraction": 0}, "`coreset_fraction` 0: allowed is a share above 0 up to 1"),
-        (
-            {"coreset": "rcs", "epochs": 4, "coreset_warmup": 0.8},
-            "`coreset_warmup` 0.8: allowed is .* 0.75 of 4 epochs",
-        ),
-        ({"coreset": "rcs", "epochs": 1}, "`coreset_warmup` 0.1: allowed is a share from 0 to 0 of 1 epochs"),
         ({"coreset_every": 0}, "`coreset_every` 0"),
         ({"coreset": "rcs", "batch_size": 15}, "`batch_size` 15 on 1 device.*only 14 training images"),
         ({"coreset": "rcs", "devices": 2}, "`coreset` rcs works on one device, not on 2"),
