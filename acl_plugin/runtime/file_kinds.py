@@ -13,7 +13,10 @@ BEGINNINGS = {
 STORED = "allowed are its weights, as torch.save writes them:"
 PROGRAMS = {
     "constants.pkl": f"a program of TorchScript; {STORED} torch.jit.load(FILE).state_dict()",
-    "archive_format": f"a program of torch.export; {STORED} torch.export.load(FILE).state_dict",
+    **dict.fromkeys(
+        ("archive_format", "serialized_exported_program.json"),  # as newer versions of torch write them, and older
+        f"a program of torch.export; {STORED} torch.export.load(FILE).state_dict",
+    ),
 }
 """What a zip file is that has a file of this name."""
 
