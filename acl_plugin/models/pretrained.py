@@ -15,7 +15,7 @@ from acl_plugin.models.backbones import create_backbone
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.models.timm_names import check_name
 from acl_plugin.runtime import seeding
-from acl_plugin.runtime.file_kinds import mistaken, written_by_torch
+from acl_plugin.runtime.file_kinds import holds_more, mistaken
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
 """Keys that may hold the weights in a file, averaged ones first as in timm; without any, the whole file is them."""
@@ -192,7 +192,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             return dict(load_file(file))
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the readers raise many types
-        if written_by_torch(file) and "Weights only load failed" in str(error):
+        if holds_more(file, error):
             remedy = "torch.save(torch.load(FILE, weights_only=False).state_dict(), OTHER)"
             fault = f"{file} holds more than weights, such as a network; if you trust it, store them: {remedy}"
             raise refused(fault) from error

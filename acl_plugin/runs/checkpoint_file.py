@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from acl_plugin.errors import UsageError, reason
 from acl_plugin.models.pretrained import unwrapped
-from acl_plugin.runtime.file_kinds import mistaken, written_by_torch
+from acl_plugin.runtime.file_kinds import holds_more, mistaken
 
 CONTAINERS = ("state_dict_dual", "state_dict", "model", "model_state_dict", "P_state", "net", "teacher")
 """Keys that may hold the weights in a file; the first one present is used, else the whole file."""
@@ -41,7 +41,7 @@ def read_file(path: Path, allow_pickle: bool = False) -> Any:
         if allow_pickle and isinstance(error, ImportError | AttributeError):
             message = f"{path} needs code that is not here ({reason(error)}); add its folder to PYTHONPATH"
             raise UsageError(message, parameter="file", given=str(path), allowed="a file of weights") from error
-        if written_by_torch(path) and "Weights only load failed" in str(error):
+        if holds_more(path, error):
             raise UsageError(
                 f"{path} holds more than weights, and reading it could execute any code that somebody put in; "
                 f"if you trust where it is from, add --allow-pickle",

@@ -38,7 +38,8 @@ def mistaken(path: Path) -> str | None:
     return next((kind for name, kind in PROGRAMS.items() if name in names), None)
 
 
-def written_by_torch(path: Path) -> bool:
-    """Return whether a file begins as those of ``torch.save``: a zip file, or a pickle of protocol 2 to 5."""
+def holds_more(path: Path, error: Exception) -> bool:
+    """Return whether torch refused a file of ``torch.save``, a zip file or a pickle, as one with more than weights."""
     with path.open("rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        by_torch = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    return by_torch and "Weights only load failed" in str(error)

@@ -75,11 +75,11 @@ def _check_option(name: str, value: Any, config: RunConfig, defaults: Mapping[st
         raise UsageError(f"`max_steps` {value!r}: allowed is {allowed}", parameter=name, given=value, allowed=allowed)
     if name == "callbacks":
         _check_callbacks(as_list(value))
-    if name == "logger" and not isinstance(value, bool):
+    elif name == "logger" and not isinstance(value, bool):
         _check_kind(name, as_list(value), Logger)
+    elif name in FREE and name != "logger":
+        check_value(name, value, inspect.signature(lightning.Trainer).parameters[name].annotation)
     if name in FREE:
-        if name not in ("callbacks", "logger"):
-            check_value(name, value, inspect.signature(lightning.Trainer).parameters[name].annotation)
         return
     field = CONFIGURED.get(name)
     used = config.options()[field] if field else {"enable_checkpointing": True}.get(name, defaults[name])
