@@ -26,7 +26,7 @@ def evaluate(arguments: list[str]) -> None:
 
 def _run_folder(arguments: list[str]) -> None:
     parser = parser_of("evaluate")
-    parser.add_argument("run", type=Path, help="The run's folder.")
+    parser.add_argument("run", type=Path, help="The run's folder; for a model of your own, --model in its place.")
     _add_options(parser)
     parser.add_class_arguments(EvaluationConfig)
     text = "Keep the results beside those of other settings, in the run's folder evaluations/NAME."

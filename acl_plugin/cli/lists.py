@@ -11,7 +11,6 @@ from pathlib import Path
 
 from acl_plugin import registry
 from acl_plugin.cli.parser import parser_of
-from acl_plugin.config import unused
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.runtime.files import write_atomic
 from acl_plugin.runtime.paths import data_home
@@ -21,15 +20,20 @@ def show_list(arguments: list[str]) -> None:
     """Print the allowed names of an option."""
     parser = parser_of("list")
     parser.add_argument("what", type=str, help=f"One of {', '.join(LISTS)}.")
-    parser.add_argument(
-        "--pattern", type=str, default="", help="Only backbones or published settings that match, such as 'vit*'."
-    )
+    parser.add_argument("--pattern", type=str, default="*", help="Only names that match, such as 'vit*'.")
     given = parser.parse(arguments)
     if given.what not in LISTS:
         raise unknown("list", given.what, LISTS, parameter="what")
-    unused.refuse([vars(given)], {"pattern": parser.get_default("pattern")}, unused.LIST)
-    lines = LISTS[given.what]()
-    print("\n".join(fnmatch.filter(lines, given.pattern) if given.pattern else lines))
+    print("\n".join(_matching(LISTS[given.what](), given.pattern)))
+
+
+def _matching(lines: list[str], pattern: str) -> list[str]:
+    """Return the lines that match as a whole or by their first word, the name in a table."""
+    found = [line for line in lines if any(fnmatch.fnmatch(text, pattern) for text in (line, line.split()[0]))]
+    if not found:
+        message = f"`pattern` {pattern!r} matches none of {len(lines)} lines; allowed is a pattern such as 'vit*'"
+        raise UsageError(message, parameter="pattern", given=pattern, allowed="a pattern such as 'vit*'")
+    return found
 
 
 def backbones() -> list[str]:

@@ -96,6 +96,9 @@ class Parser(jsonargparse.ArgumentParser):
         key = re.search(r"Option '(.+?)' is not accepted", message)
         if key:
             return unknown("option in `config`:", key[1], self._names(), parameter="config")
+        absent = re.search(r"arguments are required: (.+)", message)
+        if absent:
+            return self._missing(absent[1].split(", "))
         file = re.search(r"Unexpected config:(.*)", message)
         if file:
             allowed, content = "a mapping of options to values", file[1].strip()
@@ -109,6 +112,10 @@ class Parser(jsonargparse.ArgumentParser):
         )
         name = next(filter(None, named.groups())).replace("-", "_") if named else None
         flag = re.search(r"ignored explicit argument (.*)$", message)
+        if message.endswith("expected one argument"):
+            example = f"`{name}` {str(name).upper()}"
+            message = f"`{name}` has no value; allowed is one, as in {example}"
+            return UsageError(message, parameter=name, given=None, allowed="a value")
         if flag:
             message = f"`{name}` {flag[1]}: a flag takes no value; allowed is the flag alone"
             return UsageError(message, parameter=name, given=flag[1].strip("'"), allowed="the flag alone")
@@ -132,8 +139,21 @@ class Parser(jsonargparse.ArgumentParser):
             allowed=allowed_values[1] if allowed_values else None,
         )
 
+    def _missing(self, names: list[str]) -> UsageError:
+        """Return the error for arguments that a command needs, with its usage."""
+        needed = {action.dest: action for action in self._actions if action.required}
+        usage = " ".join([self.prog, *map(_usage, needed.values()), "[OPTIONS]"])
+        lines = (f"{_usage(needed[name])} is missing: {str(needed[name].help).rstrip('.')}" for name in names)
+        return UsageError(f"{'; '.join(lines)}; usage: {usage}", parameter=names[0], given=None, allowed=usage)
+
     def _names(self) -> list[str]:
         return [action.dest for action in self._actions if not action.dest.startswith(("help", "print_"))]
+
+
+def _usage(action: argparse.Action) -> str:
+    """Return an argument as a command's usage shows it, such as ``RUN ...`` or ``--out OUT``."""
+    value = action.dest.upper() + (" ..." if action.nargs == "+" else "")
+    return f"{action.option_strings[0]} {value}" if action.option_strings else value
 
 
 NO_PATH = "a path without a name"

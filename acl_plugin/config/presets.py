@@ -181,10 +181,10 @@ def without_sections(values: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(f"{str(values)[:40]!r} is no mapping of options", parameter="config", given=values)
     options: dict[str, Any] = {}
     for name, value in values.items():
-        if name in SECTIONS and name not in SECTION_OF and value is None:
-            continue  # all its lines are comments
         is_section = name in SECTIONS and isinstance(value, Mapping)
         if name in SECTIONS and name not in SECTION_OF and not is_section:
+            if value is None:
+                continue  # all its lines are comments
             allowed = "a mapping of its options to values"
             message = f"section {name} is {str(value)[:40]!r}; allowed is {allowed}"
             raise UsageError(message, parameter=name, given=value, allowed=allowed)

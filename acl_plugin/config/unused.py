@@ -183,4 +183,3 @@ EVALUATE: Uses = {
     "seed": (Use("corruptions_dir", lambda o: o["corruptions_dir"] is None, "corruptions that are made here"),),
 }
 PSEUDO_LABELS: Uses = {"data_dir": (FROM_FILES,)}
-LIST: Uses = {"pattern": (Use("what", frozenset({"backbones", "published"})),)}

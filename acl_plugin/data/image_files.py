@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from acl_plugin.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,26 +30,6 @@ GRAY = frozenset("1 L LA La I I;16 I;16B I;16L I;16N".split())
 """Pillow's modes of gray values."""
 
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT, WHITE_IS_ZERO = 258, 262, 339, 0  # three TIFF tags and a value
-
-
-def read_image(path: Path) -> Tensor:
-    """Read an image file as 8-bit RGB, upright by its EXIF orientation.
-
-    Gray values are repeated in all channels. 16-bit gray is scaled to 8 bits with rounding; 16-bit color keeps the
-    upper 8 bits. Transparent pixels are composited over white. Color profiles are not applied.
-
-    Args:
-        path: file in one of ``FORMATS``, with one frame; for a JPEG with several (MPO), the first is read.
-
-    Returns:
-        (3, H, W) uint8.
-
-    Raises:
-        UsageError: naming the file, when it has no image that can be read unambiguously.
-    """
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
-    return pil_to_tensor(decode(read_content(path), str(path)))
 
 
 def is_gray_file(content: bytes) -> bool:
@@ -81,10 +59,13 @@ def read_content(path: Path | str) -> bytes:
 
 
 def decode(content: bytes, name: str, *, as_stored: bool = False) -> "Image":
-    """Decode an image as ``read_image`` does.
+    """Decode an image to 8-bit RGB, upright by its EXIF orientation.
+
+    Gray values are repeated in all channels. 16-bit gray is scaled to 8 bits with rounding; 16-bit color keeps the
+    upper 8 bits. Transparent pixels are composited over white. Color profiles are not applied.
 
     Args:
-        content: bytes of the file.
+        content: bytes of a file in one of ``FORMATS``, with one frame; of a JPEG with several (MPO), the first is read.
         name: path of the file, or another name for the message.
         as_stored: convert by Pillow alone, as torchvision and RobustBench do: neither the EXIF orientation nor
             transparency has an effect.
@@ -173,8 +154,8 @@ def _tags(image: "Image") -> Mapping[int, Any]:
 
 def _refused(name: str, fault: str) -> UsageError:
     return UsageError(
-        f"`data_dir`: {name} cannot be used: {fault}. Replace or delete it.",
-        parameter="data_dir",
+        f"{name} cannot be used: {fault}. Replace or delete it, or pass `skip_unreadable`.",
+        parameter="data",
         given=name,
         allowed=f"images with one frame in {', '.join(FORMATS)}",
     )

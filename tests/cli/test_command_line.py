@@ -149,6 +149,8 @@ def test_lists(capsys):
     assert rows["free"] == ["Linf", "L2", "pairwise", "bank", "scalar"]
     assert main(["list", "backbones", "--pattern", "vit_tiny*"]) == 0
     assert "vit_tiny_patch16_224" in capsys.readouterr().out
+    assert main(["list", "objectives", "--pattern", "acl_d?"]) == 0
+    assert capsys.readouterr().out.splitlines() == [lines["acl_ds"]]
     assert main(["list", "data"]) == 0
     shown = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     assert dict(shown) == {n: tables.first_line(DATASETS.get(n)) for n in DATASETS.names()}
@@ -251,9 +253,8 @@ def test_a_published_checkpoint_is_imported_and_probed(tmp_path, capsys, monkeyp
 MISTAKES = [
     (["rum"], "unknown command 'rum'; the nearest: run"),
     (["list", "attack"], "unknown list 'attack'; the nearest: attacks"),
-    (["list"], "required: what"),
-    (["run"], "required: out"),
-    (["probe"], "required: run"),
+    (["run"], "--out OUT is missing"),
+    (["probe"], "RUN is missing: The run's folder; usage: acl-plugin probe RUN [OPTIONS]"),
     (["probe", "nowhere"], "nowhere: no such run folder"),
     (["evaluate", "nowhere"], "nowhere: no such run folder"),
     (["export", "nowhere"], "nowhere: no such run folder"),
@@ -287,7 +288,7 @@ MISTAKES = [
     (["run", "--out", "x", "--config", "list.yaml"], "--config: '[1, 2]' is not a mapping of options to values"),
     (["run", "--out", "x", "--config", "wrong.yaml"], "--epochs: allowed: int. Got value: many"),
     (["run", "--out", "x", "--limit-test", "1.5"], "--limit-test: allowed: int, null. Got value: 1.5"),
-    (["run", "--out", "x", "--epochs"], "argument --epochs: expected one argument"),
+    (["run", "--out", "x", "--epochs"], "--epochs has no value; allowed is one, as in --epochs EPOCHS"),
     (["run", "--out", "x", "--norm", "L2", "--attack", "PGD"], "attack 'PGD' is not for L2"),
     (["run", "--out", "x", "--objective", "deacl"], "'deacl' needs a teacher: train one with acl-plugin pretrain"),
     (["run", "--out", "x", "--objective", "advcl"], "'advcl' needs pseudo-labels: make them with acl-plugin pseudo"),
@@ -302,13 +303,18 @@ MISTAKES = [
         ["run", "--out", "x", "--probe-protocol", "alf_trade"],
         "unknown --probe-protocol 'alf_trade'; the nearest: alf_trades",
     ),
-    (["import"], "required: file"),
-    (["import", "nowhere.pt"], "required: out"),
+    (
+        ["import"],
+        "FILE is missing: The checkpoint; --out OUT is missing: The new run's folder; usage: acl-plugin import",
+    ),
+    (["import", "nowhere.pt"], "--out OUT is missing: The new run's folder; usage: acl-plugin import FILE --out OUT"),
+    (["list", "backbones", "--pattern", "no_such*"], "--pattern 'no_such*' matches none of"),
+    (["list"], "WHAT is missing: One of objectives, backbones"),
     (["import", "nowhere.pt", "--out", "x", "--data", "digits"], "nowhere.pt: no such file"),
     (["import", "bad.yaml", "--out", "x", "--data", "digits"], "bad.yaml is damaged or no checkpoint of PyTorch"),
     (["import", "bad.yaml", "--out", "x"], "cifar10 needs --data-dir FOLDER"),
     (["pseudo-labels", "nowhere", "--out", "x"], "nowhere: no such run folder"),
-    (["pseudo-labels", "nowhere"], "required: out"),
+    (["pseudo-labels", "nowhere"], "--out OUT is missing"),
     (["run", "--out", "full"], "full is not empty and not a run folder"),
     (["run", "--out", "bad.yaml"], "bad.yaml is a file; --out is a folder"),
 ]
@@ -352,14 +358,14 @@ OF_A_RUN = [
     (["audit", "run", "run"], "--out FOLDER is needed for the joint result of several runs"),
     (["audit", "run", "--checkpoints", "some"], "--checkpoints: allowed: 'last', 'all'"),
     (["audit", "nowhere"], "nowhere: no such run folder"),
-    (["audit"], "required: runs"),
-    (["status"], "required: runs"),
+    (["audit"], "RUNS ... is missing: Run folders; usage: acl-plugin audit RUNS ... [OPTIONS]"),
+    (["status"], "RUNS ... is missing"),
     (["status", "nowhere"], "nowhere: no such run folder"),
     (["status", "full"], "full/config.yaml is missing; run first: acl-plugin pretrain --out full"),
     (["report", "run", "nowhere"], "nowhere: no such run folder"),
     (["export", "run", "--name", "1x"], "--name '1x': allowed are letters"),
     (["export", "run", "--paper-url", "not a url"], "'link' is 'not a url'"),
-    (["transfer", "run"], "required: out"),
+    (["transfer", "run"], "--out OUT is missing"),
     (["transfer", "nowhere", "--out", "x"], "nowhere: no such run folder"),
     (["transfer", "run", "--out", "x", "--data", "cifar10"], "cifar10 needs --data-dir FOLDER"),
     (["transfer", "run", "--out", "x", "--data", "digits", "--image-size", "9"], "was trained on 1x8x8"),
@@ -439,9 +445,9 @@ def mistake(*arguments):
         (["--out", "x", "--norm", "L7"], "norm", "L7", "'Linf', 'L2'"),
         (["--out", "x", "--objective-kwargs", "3"], "objective_kwargs", "3", "dict"),
         (["--out", "x", "--probe-milestones", "[a]"], "probe_milestones", "a", "float"),
-        (["--out", "x", "--epochs"], "epochs", None, None),
+        (["--out", "x", "--epochs"], "epochs", None, "a value"),
         (["--out", "x", "--download=3"], "download", "3", "the flag alone"),
-        ([], "out", None, None),
+        ([], "out", None, "acl-plugin run --out OUT [OPTIONS]"),
         (["--out", "x", "--config", "list.yaml"], "config", "[1, 2]", "a mapping of options to values"),
         (["--out", "x", "--config", "nowhere.yaml"], "config", None, None),
         (["--out", "x", "--config", "text.yaml"], "config", None, None),

@@ -313,7 +313,6 @@ def test_every_option_that_is_not_always_used_is_tried():
         (["transfer", "run", "--out", "x", "--label-fraction", "0.3"], "label_fraction"),
         (["import", "run/encoder.pt", "--out", "x", "--data", "digits", "--data-dir", "."], "data_dir"),
         (["pseudo-labels", "run", "--out", "x.npz", "--data-dir", "."], "data_dir"),
-        (["list", "data", "--pattern", "vit*"], "pattern"),
     ],
 )
 def test_other_commands_refuse_what_they_do_not_use(command, name, finished_run, tmp_path, capsys, monkeypatch):

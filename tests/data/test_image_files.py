@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_trees import refusal
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
-from acl_plugin.data.image_files import read_image
+from acl_plugin.data.image_files import decode, read_content
 from acl_plugin.errors import UsageError
 
 pytestmark = pytest.mark.numeric
@@ -20,6 +21,11 @@ WHITE, BLACK, RED = [255, 255, 255], [0, 0, 0], [255, 0, 0]
 PALETTE = [255, 0, 0, 0, 0, 255]
 """Red and blue."""
 ORIENTATION = 0x112
+
+
+def read_image(path):
+    """(3, H, W) uint8."""
+    return pil_to_tensor(decode(read_content(path), str(path)))
 
 
 def gray(*values):
@@ -248,8 +254,9 @@ def test_refusals_name_the_file(name, tmp_path):
     path = tmp_path / "image.png"
     path.write_bytes(BROKEN[name])
     error = refusal(read_image, path)
-    assert (error.parameter, error.given) == ("data_dir", str(path))
-    assert str(path) in str(error)
+    assert (error.parameter, error.given) == ("data", str(path))
+    assert str(error).startswith(f"{path} cannot be used: ")
+    assert str(error).endswith("Replace or delete it, or pass `skip_unreadable`.")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +298,7 @@ def assert_read_or_refused_by_name(path):
         assert read_image(path).shape[0] == 3
     except UsageError as raised:
         error = raised
-    assert error is None or (error.parameter, error.given) == ("data_dir", str(path))
+    assert error is None or (error.parameter, error.given) == ("data", str(path))
 
 
 STARTS = [
