@@ -97,8 +97,8 @@ def commands(number: Number) -> list[str]:
     first = f"acl-plugin pretrain --objective {method.objective}{needs} --data {data} --data-dir data --published"
     if number.source == DEACL:
         protocol = OF_DEACL[number.protocol]
-        probed = f"acl-plugin probe {run} --published released --probe-protocol {protocol}"
-        return [f"{first} --out {run}", probed, f"acl-plugin evaluate {run}"]
+        probed = f"acl-plugin probe {run} --overwrite --published released --probe-protocol {protocol}"
+        return [f"{first} --out {run}", probed, f"acl-plugin evaluate {run} --overwrite"]
     after = "" if method.lpaft == "none" else f" --lpaft {method.lpaft}"
     cell = f"--targets {number.target} --protocols {PROTOCOL_OF[number.protocol]}{after}"
     return [f"{first} --out {run}", f"acl-plugin benchmark {run} {cell} --data-dir data"]
@@ -205,7 +205,7 @@ A-InfoNCE need pseudo-labels. For CIFAR-100, replace `cifar10` by `cifar100`:
 
 **Hours on one H100 (estimated)** are encoder forwards x FLOPs of a forward / FLOP/s.
 
-- Encoder forwards are counted: F of the objective (`acl-plugin list objectives`) x images x epochs, and those of the
+- Encoder forwards are counted: F of the objective with its published settings x images x epochs, and those of the
   probe: SLF 1, ALF {alf}, AFF and LP-AFT {aff} per image and epoch. Teachers and AutoAttack are not counted.
 - A forward of ResNet-18 has {small:.2f} GFLOP at 32 pixels, and {large:.2f} GFLOP at 96 pixels with the native stem, as
   counted by PyTorch; a multiplication and an addition are two.

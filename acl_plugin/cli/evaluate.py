@@ -49,12 +49,13 @@ def _run_folder(arguments: list[str]) -> None:
     found = suite(run, config, overwrite=overwrite, **own)
 
     from acl_plugin.evaluation.storage import read_verdicts
+    from acl_plugin.evaluation.verdicts import class_names
     from acl_plugin.reporting import tables
 
     print("\n".join(tables.evaluation(options["suite"], config.objective.objective, found)))
     if options["per_class"]:
         verdicts = read_verdicts(run.evaluation(options["name"]).verdicts_file)
-        print("\n".join(tables.classes(verdicts, found["images"]["classes"])))
+        print("\n".join(tables.classes(verdicts, class_names(found))))
 
 
 def _require_one(run: Path, model: str | None) -> None:

@@ -1,7 +1,7 @@
 """Prepare a user's model and images for evaluation, with the folder that stores the states."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from acl_plugin.data.fingerprint import Fingerprint, image_hashes
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.evaluation import inputs
 from acl_plugin.evaluation.batches import outputs, predicted
-from acl_plugin.evaluation.checks import check_encoder, check_gradient, largest_batch
+from acl_plugin.evaluation.checks import CHECKED, check_encoder, check_gradient, largest_batch
 from acl_plugin.evaluation.isolation import isolated
 from acl_plugin.evaluation.storage import state_hash
 from acl_plugin.evaluation.target import Target
@@ -97,12 +97,13 @@ class Case:
     def opened(self) -> Iterator[RunDir]:
         """Create the folder and lock it against other processes."""
         assert self.run is not None
-        try:
-            self.run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            message = f"{self.run.path} cannot be written: {error.strerror}"
-            raise UsageError(message, parameter="folder", given=str(self.run.path), allowed="a folder") from error
-        with locked(self.run.path):
+        with ExitStack() as stack:
+            try:
+                self.run.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.run.path))
+            except OSError as error:
+                message = f"{self.run.path} cannot be written: {error.strerror}"
+                raise UsageError(message, parameter="folder", given=str(self.run.path), allowed="a folder") from error
             yield self.run
 
 
@@ -134,11 +135,9 @@ def prepared(
     run = None if folder is None else _results_folder(folder)
     target, place = inputs.on_device(model, device)
     with alone(), isolated(target, seed, place):
-        if encoder and isinstance(images, Tensor):
-            labels = torch.zeros(len(images), dtype=torch.long)
-        x, y = inputs.collect(images, labels)
+        x, y = inputs.collect(images, labels, labeled=not encoder)
         if encoder:
-            check_encoder(target, x[: inputs.CHECKED].to(place))
+            check_encoder(target, x[:CHECKED].to(place))
             check_gradient(target, x[:2].to(place))
             yield Case(target, x, y, (), seed, batch_size, place, dataset, run)
             return

@@ -5,9 +5,13 @@ from torch import Tensor, nn
 
 from acl_plugin.attacks.inputs import require_unit_range
 from acl_plugin.errors import UsageError, reason
+from acl_plugin.evaluation.batches import batch
+from acl_plugin.evaluation.target import Target
 from acl_plugin.runtime.autograd import gradients
 from acl_plugin.runtime.device import memory
 
+CHECKED = 64
+"""Number of images for the initial checks of a model."""
 MOST = 500
 """Largest number of images to attack together."""
 
@@ -75,6 +79,18 @@ def check_gradient(model: nn.Module, images: Tensor) -> None:
     if gradient is None:
         why = "is there a torch.no_grad, a detach() or numpy in it?"
         raise _unsound(f"the model has no gradient with respect to the images, which attacks need: {why}")
+
+
+def zero_gradients(target: Target) -> list[str]:
+    """Return a flag if the first images of ``target`` include some without a gradient, as rounding causes it."""
+    x = batch(target.images, 0, min(CHECKED, target.batch_size), target.device).clone().requires_grad_()
+    with gradients():
+        outputs = target.model(x)
+        weighted = (outputs * torch.linspace(1, 2, outputs.shape[1], device=outputs.device)).sum()
+        found = torch.autograd.grad(weighted, x, allow_unused=True)[0] if weighted.requires_grad else None
+    flat = len(x) if found is None else int((found.flatten(1) == 0).all(1).sum())
+    why = "attacks by gradient do not move them, so results of these attacks are no evidence of robustness"
+    return [f"{flat} of {len(x)} images have zero gradient: {why}"] if flat else []
 
 
 def _check_inputs(model: nn.Module, images: Tensor) -> None:

@@ -21,6 +21,7 @@ from acl_plugin.attacks.inputs import check_output
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError
 from acl_plugin.evaluation.batches import ImageSource, batch
+from acl_plugin.evaluation.checks import zero_gradients
 from acl_plugin.evaluation.suite import CURVE
 from acl_plugin.evaluation.target import Target
 from acl_plugin.models import norm_banks
@@ -55,7 +56,8 @@ def embedding_shift(
         earlier: ``distances`` of an interrupted measurement with the same settings, which are kept.
 
     Yields:
-        After each attack and each point of a curve: ``distances`` and ``complete``. For each distance: ``others`` (mean
+        After each attack and each point of a curve: ``distances``, ``complete`` and ``flags``, reasons to doubt the
+        distances. For each distance: ``others`` (mean
         over all pairs of images, and median over images of the nearest other image, between benign features) as a
         scale; ``attacks`` by name and, when all are done, ``strongest`` over them by image, with ``mean``, ``median``,
         ``worst`` (over the images), ``worst_image`` (its position) and ``recognized`` (share of adversarial examples
@@ -69,6 +71,7 @@ def embedding_shift(
     target = Target(model, images, torch.empty(0), threat, batch_size, seed)
     with torch.inference_mode(False), norm_banks.inference(model):
         benign = _features(target)
+    flags = zero_gradients(target)
     for number, name in enumerate(DISTANCES):
         measured = found.setdefault(name, {"others": _others(name, benign), "attacks": {}, "curve": []})
         for attack in ATTACKS:
@@ -80,13 +83,13 @@ def embedding_shift(
                 measured["attacks"][attack] = row | {"by_image": _rounded(values), "near": near.tolist()}
             if len(measured["attacks"]) == len(ATTACKS) and "strongest" not in measured:
                 _conclude(measured)
-            yield _state(found)
+            yield _state(found) | {"flags": flags}
         for multiple in MULTIPLES[len(measured["curve"]) :]:
             stream = mixed_seed(seed, EMBEDDING, number, len(ATTACKS) + MULTIPLES.index(multiple))
             scaled = threat.times(multiple)
             values, _ = _moved(_attack("PGD-20", scaled), name, target, benign, stream)
             measured["curve"].append({"eps": scaled.eps, "mean": values.mean().item(), "worst": values.max().item()})
-            yield _state(found)
+            yield _state(found) | {"flags": flags}
 
 
 def distance(name: str, features: Tensor, moved: Tensor) -> Tensor:

@@ -13,15 +13,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from acl_plugin.attacks.inputs import check_images, check_values
 from acl_plugin.errors import UsageError, reason
 from acl_plugin.evaluation.batches import device_of
-from acl_plugin.evaluation.checks import check_classifier
+from acl_plugin.evaluation.checks import CHECKED, check_classifier
 from acl_plugin.models.copies import copied
 from acl_plugin.runtime.autograd import check_autograd, constant
 from acl_plugin.runtime.device import require_device
 
 ImageData = Tensor | Dataset[Any] | DataLoader[Any]
 SOURCES = "a tensor (N, C, H, W) in [0, 1] with `labels`, a Dataset of (image, label), or a DataLoader of it"
-CHECKED = 64
-"""Number of images for the initial check of the model."""
 
 
 def on_device(model: Any, device: torch.device | str | None) -> tuple[nn.Module, torch.device]:
@@ -53,12 +51,13 @@ def on_device(model: Any, device: torch.device | str | None) -> tuple[nn.Module,
         raise UsageError(message, parameter="device", given=str(device), allowed=str(device_of(model))) from error
 
 
-def collect(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
+def collect(images: Any, labels: Any, *, labeled: bool = True) -> tuple[Tensor, Tensor]:
     """Return test images (N, C, H, W) float32 in [0, 1] and labels (N,) int64, on the CPU.
 
     Args:
         images: a tensor, a Dataset of (image, label), or a DataLoader of (images, labels).
         labels: (N,) integers with a tensor; None with a Dataset or DataLoader.
+        labeled: whether labels are used. If not, they are 0, and items of a Dataset may be images alone.
 
     Raises:
         UsageError: for images that are not floats in [0, 1], labels that are not integers, or no images at all.
@@ -67,10 +66,12 @@ def collect(images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         if labels is not None:
             message = f"`labels` are given with a {type(images).__name__}, whose items have labels; leave them out"
             raise UsageError(message, parameter="labels", given=type(labels).__name__, allowed=None)
-        images, labels = _gathered(images)
+        images, labels = _gathered(images, labeled)
     elif not isinstance(images, Tensor):
         message = f"`images` is {type(images).__name__}; allowed is {SOURCES}"
         raise UsageError(message, parameter="images", given=type(images).__name__, allowed=SOURCES)
+    elif not labeled:
+        labels = torch.zeros(len(images), dtype=torch.long)
     elif labels is None:
         message = "`labels` are missing; a tensor of images needs (N,) whole numbers"
         raise UsageError(message, parameter="labels", given=None, allowed="(N,) whole numbers")
@@ -95,10 +96,12 @@ def _whole_numbers(labels: Any, count: int) -> Tensor:
     return labels
 
 
-def _gathered(source: "Dataset[Any] | DataLoader[Any]") -> tuple[Tensor, Tensor]:
+def _gathered(source: "Dataset[Any] | DataLoader[Any]", labeled: bool) -> tuple[Tensor, Tensor]:
     """Return all images and labels of a Dataset or DataLoader, read once; restore its random generators."""
     name, images, labels = type(source).__name__, [], []
     for item in _items(source):
+        if not labeled:
+            item = (item[0] if isinstance(item, list | tuple) and item else item, None)
         if not isinstance(item, list | tuple) or len(item) != 2:
             message = f"`images`: an item of the {name} is {type(item).__name__}; allowed is a pair (image, label)"
             raise UsageError(message, parameter="images", given=type(item).__name__, allowed="(image, label)")
@@ -110,7 +113,8 @@ def _gathered(source: "Dataset[Any] | DataLoader[Any]") -> tuple[Tensor, Tensor]
             message = f"`images`: an image of the {name} has {given}; allowed is a tensor (C, H, W){hint}"
             raise UsageError(message, parameter="images", given=given, allowed="a tensor (C, H, W)")
         images.append(image[None] if single else image)
-        labels.append(_numbers(label, name, 1 if single else len(image)))
+        count = 1 if single else len(image)
+        labels.append(_numbers(label, name, count) if labeled else torch.zeros(count, dtype=torch.long))
     if not images:
         raise UsageError(f"`images`: the {name} is empty", parameter="images", given=0, allowed="one image or more")
     try:

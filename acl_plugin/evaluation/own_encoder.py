@@ -35,7 +35,7 @@ def evaluate_embedding(
     Args:
         model: any module with float32 weights that maps (B, C, H, W) in [0, 1] to (B, D) features. Those of an image
             must not depend on the rest of the batch. Normalization is part of the model. Of an encoder of this package
-            the features are taken, without its projector.
+            the features are taken, without its projector, in its last norm bank, that for adversarial images.
         images: (N, C, H, W) floats in [0, 1]; or a Dataset of (image, label), or a DataLoader, whose labels are not
             used.
         threat: norm and eps.

@@ -22,7 +22,7 @@ from acl_plugin.evaluation.autoattack import (
     chunk_verdicts,
 )
 from acl_plugin.evaluation.case import Case, prepared
-from acl_plugin.evaluation.inputs import ImageData
+from acl_plugin.evaluation.inputs import ImageData, collect
 from acl_plugin.evaluation.results import CorruptionEvaluation, Evaluation, SuiteEvaluation
 from acl_plugin.evaluation.storage import (
     FolderStates,
@@ -193,7 +193,7 @@ def evaluate_corruptions(
     chosen = corruptions.chosen_corruptions(names)
     options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": device, "classes": classes}
     with prepared(model, images, labels, **options, dataset=dataset, folder=folder, attacked=False) as case:
-        name, corrupted = source or _made_of(case)
+        name, corrupted = (source[0], _checked(source[1], case)) if source else _made_of(case)
         settings = case.settings() | {"source": name}
         settings["clean_accuracy"] = case.clean_accuracy()
         before = case.earlier("corruptions.json", settings, overwrite)
@@ -201,6 +201,30 @@ def evaluate_corruptions(
             case.model, corrupted, names=names, batch_size=case.size(), earlier=before.get("accuracy")
         )
         return CorruptionEvaluation(written(case, "corruptions.json", settings, states, len(chosen)))
+
+
+def _checked(corrupted: corruptions.Corrupted, case: Case) -> corruptions.Corrupted:
+    """Return ``corrupted`` with a check of what it returns.
+
+    Raises:
+        UsageError: by the function, naming corruption and severity, for images or labels that ``case`` could not have.
+    """
+
+    def checked(name: str, severity: int) -> tuple[Tensor, Tensor]:
+        try:
+            x, y = corrupted(name, severity)
+            x, y = collect(x, y)
+            if x.shape != case.images.shape:
+                raise ValueError(f"images of shape {tuple(x.shape)}; allowed is {tuple(case.images.shape)}")
+            if not 0 <= int(y.min()) <= int(y.max()) < len(case.classes):
+                raise ValueError(f"`labels` from {y.min()} to {y.max()}; allowed are 0 to {len(case.classes) - 1}")
+            return x, y
+        except (TypeError, ValueError) as error:
+            message = f"`source`, {name} of severity {severity}: {' '.join(str(error).split())}"
+            allowed = "(N, C, H, W) images in [0, 1] as those of the evaluation, and (N,) labels"
+            raise UsageError(message, parameter="source", given=(name, severity), allowed=allowed) from error
+
+    return checked
 
 
 def _made_of(case: Case) -> tuple[str, corruptions.Corrupted]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluation.verdicts import OfClass, Verdict, by_class, confusion
+from acl_plugin.evaluation.verdicts import OfClass, Verdict, after_attacks, by_class, class_names, confusion
 from acl_plugin.runtime.files import write_json
 from acl_plugin.runtime.paths import user_path
 
@@ -48,6 +48,14 @@ class _Result:
             message = f"`path` {file} cannot be written: {error.strerror}"
             raise UsageError(message, parameter="path", given=str(file), allowed="a file in a folder") from error
 
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Return reasons to doubt the result, such as AutoAttack's warnings; empty if there are none."""
+        return tuple(self.values.get("flags", ()))
+
+    def _warnings(self) -> list[str]:
+        return [f"  warning: {flag}" for flag in self.flags]
+
     def _heading(self, attack: str) -> str:
         values = self.values
         threat = f", {values['threat_model']} eps {values['eps']:.4g}" if "eps" in values else ""
@@ -86,21 +94,16 @@ class Evaluation(_Accuracies):
 
     def by_class(self) -> list[OfClass]:
         """Return clean and robust accuracy of each class."""
-        return by_class(self.verdicts, self.values["images"]["classes"])
+        return by_class(self.verdicts, class_names(self.values))
 
     def confusion(self) -> list[list[int]]:
         """Return the numbers of images by true class (row) and predicted class under attack (column)."""
-        return confusion(self.verdicts, self.values["images"]["classes"])
+        return confusion(self.verdicts, class_names(self.values))
 
     @property
     def threat(self) -> ThreatModel:
         """Return norm and radius of the perturbations."""
         return ThreatModel(self.values["threat_model"], self.values["eps"])
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Return reasons to doubt the robust accuracy, such as AutoAttack's warnings; empty if there are none."""
-        return tuple(self.values["flags"])
 
     def to_dict(self) -> dict[str, Any]:
         """Return settings, accuracies and verdicts in plain JSON types."""
@@ -110,9 +113,9 @@ class Evaluation(_Accuracies):
         """Return a few lines with the accuracy after each attack."""
         version = self.values["version"]
         name = "AutoAttack standard" if version == "standard" else f"{version} (AutoAttack without apgd-t)"
-        rows = {"clean": self.clean_accuracy, **self.values["cumulative_accuracy"], "robust": self.robust_accuracy}
+        rows = {"clean": self.clean_accuracy, **after_attacks(self.values), "robust": self.robust_accuracy}
         lines = [f"  {row:9}{100 * value:6.2f} %" for row, value in rows.items()]
-        return "\n".join([self._heading(name), *lines, *(f"  warning: {flag}" for flag in self.flags)])
+        return "\n".join([self._heading(name), *lines, *self._warnings()])
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class SuiteEvaluation(_Accuracies):
         rows = {"clean": self.clean_accuracy, **{k: row["accuracy"] for k, row in self.values["rows"].items()}}
         lines = [f"  {row:12}{100 * value:6.2f} %" for row, value in (rows | {"worst case": self.worst_case}).items()]
         lines += [f"  {name:12}left out: {why}" for name, why in self.values["left_out"].items()]
-        return "\n".join([self._heading("standard attacks"), *lines])
+        return "\n".join([self._heading("standard attacks"), *lines, *self._warnings()])
 
 
 @dataclass(frozen=True)
@@ -176,4 +179,4 @@ class EmbeddingEvaluation(_Result):
         for name, found in self.values["distances"].items():
             row = found["strongest"]
             lines.append(f"  {name:12} mean {row['mean']:.4g}, worst {row['worst']:.4g}")
-        return "\n".join([self._heading("features"), *lines])
+        return "\n".join([self._heading("features"), *lines, *self._warnings()])

@@ -78,7 +78,7 @@ def evaluate(
     require_script(config.machine.devices, guarded=True)
     model, data, images = read_inputs(run, config, device)
     threat = ThreatModel(config.threat.norm, config.threat.eps)
-    settings = settings_of(config, model, data, images, threat)
+    settings = settings_of(config, model, data, images, threat) | _of_classes(config, model)
     settings["version"] = STANDARD_VERSION if len(model.spec.classes) > 3 else REDUCED_VERSION
     place = run.evaluation(name)
     batch_size = settings["batch_size"] = _batch_size(place, config, model, device, len(images), overwrite)
@@ -145,7 +145,7 @@ def evaluate_suite(
     threat, classes = ThreatModel(config.threat.norm, config.threat.eps), len(model.spec.classes)
     shape = model.spec.shape
     chosen, _ = chosen_attacks(attacks, threat, shape, classes)
-    settings = settings_of(config, model, data, images, threat)
+    settings = settings_of(config, model, data, images, threat) | _of_classes(config, model)
     check_classifier(model, images.floats(0, 64).to(device))
     place = run.evaluation(name)
     before = earlier_record(place.suite_file, settings, overwrite, remedy=KEEP) or {}
@@ -188,7 +188,7 @@ def evaluate_corruptions(
     config, device = run.resolved(config, device)
     model, data, images = read_inputs(run, config, device)
     source, corrupted = corruption_files.corrupted(data, images, corruptions_dir, config.machine.seed)
-    settings = settings_of(config, model, data, images) | {"source": source}
+    settings = settings_of(config, model, data, images) | _of_classes(config, model) | {"source": source}
     check_classifier(model, images.floats(0, 64).to(device))
     place = run.evaluation(name)
     before = earlier_record(place.corruptions_file, settings, overwrite, remedy=KEEP) or {}
@@ -208,6 +208,12 @@ def settings_of(
         "images": images.fingerprint(data.classes).to_dict(),
         "weights_sha256": weights_hash(model),
     }
+
+
+def _of_classes(config: RunConfig, model: Classifier) -> dict[str, Any]:
+    """Return the settings of classes that are mapped: the map, and the names that labels and predictions number."""
+    mapped = config.evaluation.class_map
+    return {"class_map": dict(mapped), "classifier_classes": list(model.spec.classes)} if mapped else {}
 
 
 def _batch_size(

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import shutil
 import time
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from acl_plugin.errors import EvaluationStopped, UsageError
 from acl_plugin.evaluation.autoattack import Chunk, Step
 from acl_plugin.evaluation.verdicts import Verdict
+from acl_plugin.runs.clearing import clear_shared
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import earlier_record
@@ -70,7 +70,7 @@ class FolderStates:
             for file in (run.evaluation_file, run.evaluation_key_file, run.verdicts_file):
                 file.unlink(missing_ok=True)
             for folder in folders:
-                shutil.rmtree(folder, ignore_errors=True)
+                clear_shared(folder)
             write_json(run.evaluation_key_file, dict(settings))
         for folder in folders:
             folder.mkdir(exist_ok=True)
@@ -106,7 +106,7 @@ class FolderStates:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return torch.from_numpy(file["positions"]), torch.from_numpy(file["images"])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise EvaluationStopped(f"{path} is missing or damaged: {type(error).__name__}") from error
 
     def described(self, start: int, name: str) -> str:

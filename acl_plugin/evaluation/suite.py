@@ -16,6 +16,7 @@ from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.evaluation.batches import batch, predicted
+from acl_plugin.evaluation.checks import zero_gradients
 from acl_plugin.evaluation.target import Target
 from acl_plugin.models import norm_banks
 from acl_plugin.runtime import seeding
@@ -120,7 +121,7 @@ def attack_suite(
         After each attack and each point of the curve: ``clean_accuracy``, ``rows`` (accuracy, budget and seconds of
         each attack; positions of the misclassified images; for CW and DeepFool the share that is misclassified at any
         perturbation size, and the median norm of these), ``left_out`` (the reason, by attack), ``worst_case`` over the
-        rows of the threat model, ``curve`` and ``complete``.
+        rows of the threat model, ``curve``, ``complete``, and ``flags``, reasons to doubt the accuracies.
 
     Raises:
         UsageError: when an attack is unknown or not valid here; at the first state.
@@ -130,13 +131,14 @@ def attack_suite(
     with torch.inference_mode(False), norm_banks.inference(target.model):
         clean = predicted(target.model, target.images, target.batch_size) == target.labels
     curve: list[dict[str, float]] = []
+    flags = zero_gradients(target)
     for name in chosen:
         if name not in rows:
             rows[name] = _row(name, target, clean)
-        yield _state(clean, rows, left_out, curve)
+        yield _state(clean, rows, left_out, curve) | {"flags": flags}
     for multiple in CURVE:
         curve.append({"eps": multiple * target.threat.eps, "accuracy": _at(multiple, target, clean)})
-        yield _state(clean, rows, left_out, curve)
+        yield _state(clean, rows, left_out, curve) | {"flags": flags}
 
 
 def _state(

@@ -1,7 +1,7 @@
 """Record one verdict per test image, and compute accuracies from the verdicts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,11 @@ class OfClass:
     robust: float | None
 
 
+def class_names(record: Mapping[str, Any]) -> list[str]:
+    """Return the names of the classes that labels and predictions number: the classifier's, if classes were mapped."""
+    return list(record.get("classifier_classes", record["images"]["classes"]))
+
+
 def by_class(verdicts: Sequence[Verdict], classes: Sequence[str]) -> list[OfClass]:
     """Return clean and robust accuracy of each class, in the order of ``classes``."""
     found = []
@@ -92,6 +97,12 @@ def summary(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         cumulative[name] = after / n
     clean, robust = (sum(values) / n for values in ([v.clean for v in verdicts], [v.robust for v in verdicts]))
     return {"clean_accuracy": clean, "robust_accuracy": robust, "cumulative_accuracy": cumulative}
+
+
+def after_attacks(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the cumulative accuracy after each attack that ran: AA-reduced leaves out targeted APGD."""
+    skipped = set() if record["version"] == "standard" else {"apgd-t"}
+    return {name: value for name, value in record["cumulative_accuracy"].items() if name not in skipped}
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:

@@ -1,1 +1,1 @@
-"""Export results and models in the format of RobustBench."""
+"""Export results and models in the formats of RobustBench and RobustSSL."""

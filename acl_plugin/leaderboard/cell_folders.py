@@ -6,6 +6,7 @@ from typing import Any
 from acl_plugin import config as configuration
 from acl_plugin.config import RunConfig, check
 from acl_plugin.config.published_probes import published_probe
+from acl_plugin.evaluation.corruptions import NAMES
 from acl_plugin.leaderboard.boards import Board, Cell
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.runs.folder import RunDir
@@ -105,8 +106,8 @@ def result_of(folder: RunDir, evaluation: str, digest: str) -> dict[str, Any] | 
     if not file.is_file():
         return None
     found = read_record(file)
-    complete = found.get("complete", True) and found.get("weights_sha256") == digest
-    return found if complete else None
+    whole = found.get("complete", True) and (evaluation != "corruptions" or set(NAMES) <= set(found["accuracy"]))
+    return found if whole and found.get("weights_sha256") == digest else None
 
 
 def _same_encoder(source: Source, folder: RunDir) -> bool:

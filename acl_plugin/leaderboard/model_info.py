@@ -91,6 +91,8 @@ def local_reason(evaluation: dict[str, Any], spec: ModelSpec) -> str | None:
         return f"local: images of {sides}, and RobustBench takes {'x'.join(map(str, SHAPES[dataset]))}"
     if evaluation["n"] < submission.IMAGES[dataset]:
         return f"subset: {submission.images_text(evaluation)}"
+    if evaluation.get("class_map"):
+        return "local: classes were mapped, and RobustBench takes the dataset's own"
     return None
 
 

@@ -169,8 +169,8 @@ def _reasons(source: Source, board: Board, cells: Sequence[Cell], found: Sequenc
             reasons.append(f"{cell}: probed on {values['probe']['n']} training images, there all")
         if values["n"] < of.n:
             reasons.append(f"{cell}: {values['n']} of {of.n} test images")
-        if abs(values["eps"] - EPS) > 1e-9:
-            reasons.append(f"{cell}: eps {values['eps']:.4g}, there 8/255")
+        if values["threat_model"] != board.norm or abs(values["eps"] - EPS) > 1e-9:
+            reasons.append(f"{cell}: {values['threat_model']} eps {values['eps']:.4g}, there {board.norm} eps 8/255")
         if (values["corruptions"] or "").startswith("generated"):
             reasons.append(f"{cell}: corruptions {values['corruptions']}, there the published files")
     return list(dict.fromkeys(reasons))

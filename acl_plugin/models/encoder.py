@@ -118,14 +118,14 @@ class Encoder(BackboneAndProjector):
 
 
 class Features(nn.Module):
-    """Features of an encoder as a module: (B, C, H, W) in [0, 1] -> (B, D)."""
+    """Features of an encoder in its last norm bank, that for adversarial images: (B, C, H, W) in [0, 1] -> (B, D)."""
 
     def __init__(self, encoder: BackboneAndProjector) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.encoder.features(x)
+        return self.encoder.features(x, self.encoder.norm_banks[-1])
 
 
 class Classifier(nn.Module):

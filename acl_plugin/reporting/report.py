@@ -4,6 +4,7 @@ The page has no script and loads nothing from the network. For a missing part it
 """
 
 import html
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from acl_plugin.data import datasets
 from acl_plugin.data.subsets import subset_rows
 from acl_plugin.errors import UsageError, as_flags
 from acl_plugin.evaluation.storage import read_verdicts
-from acl_plugin.evaluation.verdicts import wilson
+from acl_plugin.evaluation.verdicts import after_attacks, class_names, wilson
 from acl_plugin.reporting import elements, figures, tables
+from acl_plugin.reporting.status import of_own_model
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier, weights_hash
 from acl_plugin.runs.records import read_audit, read_metrics, read_record
@@ -43,7 +45,7 @@ def report(runs: Sequence[RunDir | Path | str], out: Path | str) -> None:
         message = f"`out` {out} {problem}; allowed is a file in a folder that exists"
         raise UsageError(message, parameter="out", given=str(out), allowed="a file in a folder that exists")
     folders = [run if isinstance(run, RunDir) else RunDir(run) for run in runs]
-    pages = [_Evaluation(run) if _has_evaluation_alone(run) else _Run(run) for run in folders]
+    pages = [_Evaluation(run) if of_own_model(run) else _Run(run) for run in folders]
     title = "acl_plugin: " + ", ".join(page.name for page in pages)
     body = [f"<h1>{html.escape(title)}</h1>"]
     if len(pages) > 1:
@@ -56,6 +58,8 @@ def report(runs: Sequence[RunDir | Path | str], out: Path | str) -> None:
 
 class _Run:
     """Sections of one run, each a list of lines of HTML."""
+
+    other = "an earlier classifier of this run"
 
     def __init__(self, run: RunDir) -> None:
         self.run, self.config, self.name = run, run.read_config(), str(run.path)
@@ -83,7 +87,7 @@ class _Run:
         """Return a warning if ``record`` belongs to another classifier or other images than the run's current ones."""
         lines = []
         if self.classifier is not None and record["weights_sha256"] != self.classifier:
-            lines.append(f"{what} is of an earlier classifier of this run.")
+            lines.append(f"{what} is of {self.other}.")
         if self.evaluation is not None and record["images"] != self.evaluation["images"]:
             lines.append(f"{what} was measured on other images than AutoAttack.")
         return [f"<p class=missing>{line}</p>" for line in lines]
@@ -105,13 +109,14 @@ class _Run:
         e = self.evaluation
         if e is None:
             return [elements.missing(self.command)]
-        rows = [("clean", e["clean_accuracy"]), ("AutoAttack", e["robust_accuracy"])]
+        attack = f"{tables.autoattack_name(e)}, {e['threat_model']} eps {e['eps']:.4g}, seed {e['seed']}"
+        rows = [("clean", e["clean_accuracy"]), (attack, e["robust_accuracy"])]
         values = [[name, f"{100 * v:.2f} %", "{:.1f} to {:.1f} %".format(*wilson(v, e["n"]))] for name, v in rows]
         lines = elements.table(["", f"accuracy on {e['n']} test images", "95 % interval"], values)
         lines += self.stale(e, "The evaluation")
         lines += [f"<p class=missing>{html.escape(flag)}</p>" for flag in e["flags"]]
         verdicts = read_verdicts(self.run.verdicts_file)
-        return lines + (elements.text(tables.classes(verdicts, e["images"]["classes"])) if verdicts else [])
+        return lines + (elements.text(tables.classes(verdicts, class_names(e))) if verdicts else [])
 
     def attacks(self) -> list[str]:
         lines = ["<h2>Attacks</h2>"]
@@ -215,13 +220,10 @@ class _Run:
         environment = read_record(kept) if kept.is_file() else {}
         versions = [[k, str(v)] for k, v in environment.items() if k != "packages"]
         versions += [[k, str(v)] for k, v in environment.get("packages", {}).items()]
-        lines = [
+        return [
             "<h2>Settings</h2>",
             "<details><summary>Every option</summary>",
             *elements.table(["option", "value"], values),
-        ]
-        return [
-            *lines,
             "</details><details><summary>Versions and device</summary>",
             *elements.table(["", ""], versions),
             "</details>",
@@ -235,7 +237,13 @@ class _Evaluation(_Run):
         self.run, self.name, self.classifier = run, str(run.path), classifier
         found = [_record(file) for file in run.results()]
         self.evaluation, self.suite, self.corrupted, _ = found
-        first = next(each for each in found if each is not None)
+        first = next((each for each in found if each is not None), None)
+        if first is None:
+            message = f"{run.path}: its evaluation has no result yet; repeat the command to finish it"
+            raise UsageError(message, parameter="run", given=str(run.path), allowed="a folder with a result")
+        if classifier is None:  # of a model that is no run
+            self.other = "another model than the first result"
+            self.classifier = next((each["weights_sha256"] for each in found[:3] if each is not None), None)
         attacked = next((each for each in found if each is not None and "eps" in each), None)
         data, self.threat, eps = first["dataset"] or "own images", "", ""
         if attacked is not None:
@@ -255,11 +263,6 @@ class _Evaluation(_Run):
         return [about, *first, *self.corruptions(), *more]
 
 
-def _has_evaluation_alone(run: RunDir) -> bool:
-    """Return whether a folder contains an evaluation but no run."""
-    return not run.config_file.is_file() and any(file.is_file() for file in run.results())
-
-
 def _record(file: Path) -> dict[str, Any] | None:
     return read_record(file) if file.is_file() else None
 
@@ -277,9 +280,10 @@ def _comparison(pages: Sequence[_Run]) -> list[str]:
         data, *made_by = page.of_what
         rows.append([page.name, data, threat, *made_by, *cells])
     lines = elements.table(head, rows)
-    details = [(e["images"], e["threat_model"], e["eps"]) for page in pages if (e := page.evaluation) is not None]
+    keys = ("images", "threat_model", "eps", "version")
+    details = [[e[key] for key in keys] for page in pages if (e := page.evaluation) is not None]
     if any(each != details[0] for each in details):
-        lines.append("<p class=missing>These runs were evaluated on different images or threat models.</p>")
+        lines.append("<p class=missing>These runs were evaluated on different images, threat models or attacks.</p>")
     evaluated = [page for page in pages if page.evaluation is not None]
     if evaluated:
         lines += elements.figure(figures.accuracies(*_steps(evaluated)), "Accuracy after each attack of AutoAttack")
@@ -289,9 +293,6 @@ def _comparison(pages: Sequence[_Run]) -> list[str]:
 
 def _steps(pages: Sequence[_Run]) -> tuple[list[str], dict[str, list[float]]]:
     """Return the arguments of ``figures.accuracies`` for the evaluated runs."""
-    steps, by_run = ["clean"], {}
-    for page in pages:
-        assert page.evaluation is not None
-        after = page.evaluation["cumulative_accuracy"]
-        steps, by_run[page.name] = ["clean", *after], [page.evaluation["clean_accuracy"], *after.values()]
-    return steps, by_run
+    found = {page.name: {"clean": e["clean_accuracy"], **after_attacks(e)} for page in pages if (e := page.evaluation)}
+    steps = max(found.values(), key=len)
+    return list(steps), {name: [after.get(step, math.nan) for step in steps] for name, after in found.items()}

@@ -6,16 +6,19 @@ from typing import Any
 
 from acl_plugin.config import RunConfig
 from acl_plugin.evaluation.verdicts import STANDARD
+from acl_plugin.reporting import tables
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.records import read_audit, read_metrics, read_record
 
 
 def status(run: RunDir) -> list[str]:
-    """Return one line for the run and one per stage.
+    """Return one line for the run, or the evaluation of another model, and one per stage.
 
     Raises:
-        UsageError: when the folder is not a run, or a file is damaged.
+        UsageError: when the folder is neither, or a file is damaged.
     """
+    if of_own_model(run):
+        return [f"{run.path}: evaluation of a model that is no run", *_lines(_evaluations(run, None))]
     config = run.read_config()
     lock = run.path / ".lock"
     owner = lock.read_text("utf-8").strip() if lock.is_file() else ""
@@ -26,27 +29,38 @@ def status(run: RunDir) -> list[str]:
     stages = {
         "pretrain": _pretrain(run, config),
         "probe": _probe(run),
-        "evaluate": _evaluate(run, classifier),
-        "suite": _done(run.suite_file, _suite, classifier),
-        "corruptions": _done(run.corruptions_file, _corruptions, classifier),
-        "embedding": _done(run.embedding_file, _embedding),
+        **_evaluations(run, classifier),
         "audit": _audit(run),
         "export": ", ".join(p.stem for p in sorted(run.robustbench_folder.rglob("model_info/*/*/*.json"))) or "not yet",
     }
     named = {f"evaluate {each.path.name}": _named(each, classifier) for each in run.evaluations()}
     boards = {f"board {each.name}": _board(each) for each in sorted(run.boards_folder.glob("*"))}
-    return lines + [f"  {name:11} {details}" for name, details in (stages | named | boards).items()]
+    return lines + _lines(stages | named | boards)
+
+
+def of_own_model(run: RunDir) -> bool:
+    """Return whether a folder contains an evaluation but no run."""
+    return not run.config_file.is_file() and any(file.is_file() for file in (run.evaluation_key_file, *run.results()))
+
+
+def _lines(stages: dict[str, str]) -> list[str]:
+    return [f"  {name:11} {details}" for name, details in stages.items()]
+
+
+def _evaluations(run: RunDir, classifier: str | None) -> dict[str, str]:
+    """Return how far each suite is."""
+    return {
+        "evaluate": _evaluate(run, classifier),
+        "suite": _done(run.suite_file, _suite, classifier),
+        "corruptions": _done(run.corruptions_file, _corruptions, classifier),
+        "embedding": _done(run.embedding_file, _embedding),
+    }
 
 
 def _named(run: RunDir, classifier: str | None) -> str:
     """Return what a named evaluation has."""
-    parts = {
-        "": _evaluate(run, classifier),
-        "suite ": _done(run.suite_file, _suite, classifier),
-        "corruptions ": _done(run.corruptions_file, _corruptions, classifier),
-        "embedding ": _done(run.embedding_file, _embedding),
-    }
-    return "; ".join(f" {name}{details}" for name, details in parts.items() if details != "not yet").strip()
+    found = _evaluations(run, classifier).items()
+    return "; ".join(f"{name} {details}" for name, details in found if details != "not yet").removeprefix("evaluate ")
 
 
 def _board(folder: Path) -> str:
@@ -90,7 +104,7 @@ def _audit(run: RunDir) -> str:
 
 def _autoattack(values: dict[str, Any]) -> str:
     clean, robust = (100 * values[name] for name in ("clean_accuracy", "robust_accuracy"))
-    return f"clean {clean:.2f} %, AutoAttack {robust:.2f} % of {values['n']} images"
+    return f"clean {clean:.2f} %, {tables.autoattack_name(values)} {robust:.2f} % of {values['n']} images"
 
 
 def _corruptions(values: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from acl_plugin import registry
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluation.verdicts import Verdict, by_class, confusion
+from acl_plugin.evaluation.verdicts import Verdict, after_attacks, by_class, confusion
 from acl_plugin.runs.records import COLUMNS
 
 
@@ -36,14 +36,19 @@ def named(rows: Mapping[str, str]) -> list[str]:
 def accuracies(results: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """Return one line per objective with the accuracy after each attack of AutoAttack."""
     _, first = results[0]
-    steps = list(first["cumulative_accuracy"])
+    steps = after_attacks(first)
     width = max(12, *(len(name) + 2 for name, _ in results))
-    columns = "".join(f"{step:>12}" for step in ("clean", *steps, "AutoAttack"))
+    columns = "".join(f"{step:>12}" for step in ("clean", *steps, autoattack_name(first)))
     lines = [_heading(first), f"{'':{width}}{columns}"]
     for name, r in results:
-        values = [r["clean_accuracy"], *r["cumulative_accuracy"].values(), r["robust_accuracy"]]
+        values = [r["clean_accuracy"], *after_attacks(r).values(), r["robust_accuracy"]]
         lines.append(f"{name:{width}}" + "".join(f"{100 * v:11.2f}%" for v in values))
     return lines
+
+
+def autoattack_name(result: Mapping[str, Any]) -> str:
+    """Return the name of AutoAttack standard, or of the form of it for fewer than four classes."""
+    return "AutoAttack" if result["version"] == "standard" else str(result["version"])
 
 
 def classes(verdicts: Sequence[Verdict], names: Sequence[str], most: int = 10) -> list[str]:
@@ -59,6 +64,10 @@ def classes(verdicts: Sequence[Verdict], names: Sequence[str], most: int = 10) -
         shown = sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:most]
         lines.append("confused under attack: " + ", ".join(f"{names[i]} as {names[j]} {n}" for n, i, j in shown))
     return lines
+
+
+def _warnings(result: Mapping[str, Any]) -> list[str]:
+    return [f"warning: {flag}" for flag in result.get("flags", ())]
 
 
 UNFINISHED_FEATURES = "Unfinished: the same command runs the attacks that are missing."
@@ -108,7 +117,7 @@ def suite(result: dict[str, Any]) -> list[str]:
     )
     pgd = "PGD-20" if result["threat_model"] == "Linf" else "PGDL2"
     lines.append(f"{pgd} by eps: " + ", ".join(f"{p['eps']:.4g}: {100 * p['accuracy']:.2f}%" for p in result["curve"]))
-    return lines
+    return lines + _warnings(result)
 
 
 def corruptions(result: dict[str, Any]) -> list[str]:
@@ -135,6 +144,7 @@ def embedding(result: dict[str, Any]) -> list[str]:
     lines.append(
         "recognized: the nearest benign features are those of the image itself; image: position of the worst one"
     )
+    lines += _warnings(result)
     return lines if result["complete"] else [*lines, UNFINISHED_FEATURES]
 
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,10 +103,12 @@ def _sweep(folder: Path) -> None:
     if os.name == "nt":  # where signal 0, which tests whether a process lives, interrupts it
         return
     for path in folder.rglob(".*.tmp"):
-        owner = path.name.split(".")[-2]
+        owner = re.fullmatch(r"\..+\.(\d{1,10})\.tmp", path.name)
+        if owner is None or not path.is_file():  # not ours
+            continue
         try:
-            os.kill(int(owner), 0)
-        except (ValueError, ProcessLookupError):
+            os.kill(int(owner[1]), 0)
+        except (OverflowError, ProcessLookupError):
             path.unlink(missing_ok=True)
         except PermissionError:  # alive, and another user's
             continue

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from acl_plugin.errors import UsageError
-from acl_plugin.registry import DATASETS, Registry
+from acl_plugin.registry import DATASETS, NAME, Registry
 from acl_plugin.runtime.files import read_json
 
 COLUMNS = {
@@ -59,7 +59,9 @@ DISTANCE = {
     "others": dict.fromkeys(("mean", "nearest"), (NUMBER, None)), "attacks": {str: MOVED}, "strongest?": MOVED,
     "by_image?": [NUMBER], "curve": [dict.fromkeys(("eps", "mean", "worst"), NUMBER)],
 }  # fmt: skip
-KEY = OF_WHAT | {"version": str, "weights_sha256": str}
+KEY = OF_WHAT | {
+    "version": str, "weights_sha256": str, "class_map?": {str: str}, "classifier_classes?": [str, 1],
+}  # fmt: skip
 
 SHAPES: dict[str, Any] = {
     "pretraining.json": {"seconds?": NUMBER, "grown_from?": [COUNT, 1]},
@@ -72,13 +74,14 @@ SHAPES: dict[str, Any] = {
     | {
         "complete": bool, "weights_sha256": str, "clean_accuracy": SHARE, "worst_case": SHARE,
         "rows": {str: ATTACKED}, "left_out?": {str: str},
-        "curve": [{"eps": NUMBER, "accuracy": SHARE}],
+        "curve": [{"eps": NUMBER, "accuracy": SHARE}], "flags?": [str],
     },
     "corruptions.json": MEASURED_ON
     | {"complete?": bool, "weights_sha256": str, "source": str, "mean": SHARE, "accuracy": {str: [SHARE]}},
     "embedding.json": OF_WHAT
     | {
         "images": IMAGES | {"classes": [str]}, "complete": bool, "weights_sha256": str, "distances": {str: DISTANCE},
+        "flags?": [str],
     },
     "audit.json": {"version": COUNT, "complete": bool, "rows": [AUDITED, 1], "correlation": {str: (CORRELATION, None)}},
 }  # fmt: skip
@@ -158,8 +161,9 @@ def _fault(name: str, value: Any, shape: Any) -> str | None:
         if len(value) < sum(shape[1:]):
             return f"{name} has {len(value)} entries, not {shape[1]}"
         return _first(_fault(f"{name}[{number}]", each, shape[0]) for number, each in enumerate(value))
-    if isinstance(shape, Registry):
-        return None if value in shape else details + f"one of {', '.join(shape.names())}"
+    if isinstance(shape, Registry):  # or a name that another package registers, which may not be imported here
+        known = value in shape or (isinstance(value, str) and NAME.fullmatch(value))
+        return None if known else details + f"one of {', '.join(shape.names())}"
     if isinstance(shape, frozenset):
         return None if isinstance(value, str) and value in shape else details + f"one of {', '.join(sorted(shape))}"
     if isinstance(shape, str):

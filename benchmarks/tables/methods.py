@@ -30,7 +30,7 @@ def objectives(runs: Runs) -> list[str]:
         "",
         f"Every objective with the same backbone ({settings['backbone']}), {settings['limit_train'] or 'all'} training "
         f"images, {settings['epochs']} epochs, {settings['optimizer']} at {settings['lr']}, {settings['attack']} with "
-        f"{settings['attack_steps']} steps, eps {radius(settings)} and probe, on the first "
+        f"{settings['attack_steps']} steps, eps {radius(settings)} and probe, on "
         f"{first['evaluation']['n']} test images; {devices(finished(runs))}. None was tuned by itself. F: encoder "
         f"forwards per training image over the whole run, without the teacher's. {EXPLAINED}",
         "",

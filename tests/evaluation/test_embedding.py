@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 import acl_plugin
 from acl_plugin import UsageError, evaluate_embedding, load_encoder
@@ -145,6 +146,50 @@ def test_a_users_encoder_is_left_as_it_was(network, x, tmp_path):
     network.forward = lambda _: pytest.fail("computed again")
     with pytest.raises(UsageError, match="different settings"):
         evaluate_embedding(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), x, THREAT, folder=tmp_path / "results")
+
+
+class Items(Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, position):
+        return self.items[position]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("label", ["cat", 0.5, None, 3])
+def test_labels_are_not_used(label, network, x):
+    whole = evaluate_embedding(network, x, THREAT)
+    items = [image if label is None else (image, label) for image in x]
+    found = evaluate_embedding(network, Items(items), THREAT, batch_size=whole.values.get("batch_size"))
+    assert found.values["images"] == whole.values["images"]
+    assert found.moved() == whole.moved()
+
+
+@pytest.mark.e2e
+def test_an_encoder_with_norm_banks_is_measured_in_the_last(network, x):
+    layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    encoder = acl_plugin.wrap_encoder(layers, (1, 8, 8), norm_banks=("clean", "adv"))
+    with torch.no_grad():
+        encoder.train()(x, "adv")
+    encoder.eval()
+    expected = encoder.features(x, "adv").norm(dim=1).mean().item()
+    assert abs(expected - encoder.features(x, "clean").norm(dim=1).mean().item()) > 0.01
+    found = evaluate_embedding(encoder, x, THREAT)
+    assert found.values["output_norm"] == pytest.approx(expected, rel=1e-2)
+
+
+def test_an_encoder_that_rounds_is_flagged(network, x):
+    class Rounding(nn.Module):
+        def forward(self, images):
+            return network((255 * images).round() / 255)
+
+    state, _ = last(embedding_shift(Rounding().eval(), x, THREAT))
+    assert state["flags"][0].startswith("7 of 7 images have zero gradient")
+    assert last(embedding_shift(network.eval(), x, THREAT))[0]["flags"] == []
 
 
 @pytest.mark.e2e

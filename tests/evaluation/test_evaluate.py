@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import random
 
 import numpy as np
@@ -18,6 +19,7 @@ from acl_plugin.evaluation import autoattack, run_folder
 from acl_plugin.evaluation.storage import FolderStates
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.memory_format import channels_last
+from acl_plugin.reporting import tables
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier, write_model
 from conftest import TINY, spec
@@ -225,6 +227,9 @@ def test_few_classes_have_the_reduced_autoattack(data, few):
     assert found.values["version"] == "AA-reduced"
     assert str(found).startswith("AA-reduced (AutoAttack without apgd-t)")
     assert all(v.broken_by != "apgd-t" for v in found.verdicts)
+    assert "apgd-t " not in str(found)
+    head = tables.accuracies([("mine", found.values | {"dataset": "digits"})])[1]
+    assert head.split() == ["clean", "apgd-ce", "fab-t", "square", "AA-reduced"]
 
 
 @pytest.mark.e2e
@@ -592,6 +597,49 @@ def test_corruptions_of_ones_own_images(tmp_path):
     )
     expected = [(network(published[s]).argmax(1) == y).double().mean().item() for s in range(1, 6)]
     assert (own.values["source"], own.values["accuracy"]["snow"]) == ("mine", expected)
+
+
+def test_other_corruptions_are_checked():
+    pytest.importorskip("imagecorruptions")
+    torch.manual_seed(0)
+    network, x, y = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), torch.rand(6, 1, 8, 8), torch.arange(6) % 4
+    for wrong, message in {
+        "of 8 bits": ((255 * x, y), "images in ["),
+        "normalized": (((x - 0.5) / 0.25, y), "images in ["),
+        "of integers": (((255 * x).byte(), y), "uint8"),
+        "labels in a column": ((x, y[:, None]), "`labels`"),
+        "one-hot labels": ((x, nn.functional.one_hot(y)), "`labels`"),
+        "labels above": ((x, y + 1), "`labels` from 1 to 4"),
+        "a part": ((x[:5], y[:5]), "shape"),
+        "images alone": (x, "source"),
+    }.values():
+        source = ("mine", lambda name, severity, wrong=wrong: wrong)
+        with pytest.raises(UsageError, match="`source`, snow of severity 1: ") as error:
+            acl_plugin.evaluate_corruptions(network, x, y, names=["snow"], source=source)
+        assert error.value.parameter == "source"
+        assert message in str(error.value)
+
+
+def test_a_model_that_rounds_is_flagged_where_attacks_by_gradient_have_no_effect(data, few):
+    x, y = data
+    rounding = By(lambda linear, images: linear((255 * images).round() / 255))
+    found = acl_plugin.evaluate_suite(rounding, x, y, THREAT, attacks=["FGSM"])
+    assert found.flags[0].startswith(f"{len(x)} of {len(x)} images have zero gradient")
+    assert "warning: " in str(found)
+    assert any("zero gradient" in line for line in tables.suite(found.values | {"dataset": "digits"}))
+    assert (
+        acl_plugin.evaluate_suite(By(lambda linear, images: linear(images)), x, y, THREAT, attacks=["FGSM"]).flags == ()
+    )
+    centered = By(lambda linear, images: linear(images) - linear(images).mean(1, keepdim=True))  # of which the sum is 0
+    assert acl_plugin.evaluate_suite(centered, x, y, THREAT, attacks=["FGSM"]).flags == ()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_cannot_be_written(unchanged, data, tmp_path):
+    (tmp_path / "kept").mkdir(mode=0o500)
+    with pytest.raises(UsageError, match="kept cannot be written") as error:
+        acl_plugin.evaluate(unchanged, *data, THREAT, folder=tmp_path / "kept")
+    assert error.value.parameter == "folder"
 
 
 def test_the_public_names():

@@ -44,5 +44,6 @@ def test_a_whole_evaluation_is_for_the_leaderboard():
     evaluation = {"dataset": "imagenet", "threat_model": "Linf", "eps": 4 / 255, "n": 5000}
     assert local_reason(evaluation, spec) is None
     assert "takes 4/255" in local_reason(evaluation | {"eps": 8 / 255}, spec)
+    assert "classes were mapped" in local_reason(evaluation | {"class_map": {"cat": "dog"}}, spec)
     assert "Res256Crop224" in submission.zoo_entry("Mine", "imagenet", "Linf")
     assert "preprocessing" not in submission.zoo_entry("Mine", "cifar10", "Linf")

@@ -10,6 +10,7 @@ import torch
 from acl_plugin.cli.main import main
 from acl_plugin.config import preset
 from acl_plugin.errors import UsageError
+from acl_plugin.evaluation.corruptions import NAMES
 from acl_plugin.leaderboard.cell_folders import RESULTS, Source, config_of
 from acl_plugin.leaderboard.robustssl_export import export
 from acl_plugin.models.encoder import Classifier
@@ -40,7 +41,7 @@ def filled(source, cell, number):
     attacked = {"threat_model": "Linf", "eps": 0.1, "version": "standard", "flags": [], "cumulative_accuracy": {}}
     accuracies = {"clean_accuracy": 0.7 + number / 1000, "robust_accuracy": 0.4 + number / 1000}
     write_json(folder.evaluation_file, of | attacked | accuracies)
-    rows = {"fog": [0.5, 0.4, 0.3, 0.2, 0.1], "snow": [0.7, 0.6, 0.5, 0.4, 0.3]}
+    rows = {name: [0.6, 0.5, 0.4, 0.3, 0.2] for name in NAMES}
     corrupted = of | {"source": "CIFAR-10-C", "mean": 0.4 + number / 1000, "accuracy": rows, "complete": True}
     write_json(folder.corruptions_file, corrupted)
     return folder
@@ -105,7 +106,7 @@ def test_corruptions_are_those_of_targets_that_have_them(made, fabricated, tmp_p
     assert (first["corruption"], first["corruption_by_severity"]) == (40.0, [60.0, 50.0, 40.0, 30.0, 20.0])
     reasons = " ".join(entry["not_for_the_leaderboard"])
     assert "cifar10 slf: 10 of 10000 test images" in reasons
-    assert "cifar10 alf: eps 0.1, there 8/255" in reasons
+    assert "cifar10 alf: Linf eps 0.1, there Linf eps 8/255" in reasons
     assert "corruptions" not in reasons
     lines = (run.robustssl_folder / entry["name"] / "log_cifar10.txt").read_text().splitlines()
     severities = [f"SLF corruption severity-{level} acc: {70 - 10 * level:.2f}" for level in range(1, 6)]

@@ -15,6 +15,7 @@ from PIL import Image
 from acl_plugin import pipeline
 from acl_plugin.cli.main import main
 from acl_plugin.config import preset
+from acl_plugin.errors import UsageError
 from acl_plugin.evaluation import embedding
 from acl_plugin.evaluation.encoder_folder import evaluate_embedding
 from acl_plugin.evaluation.run_folder import evaluate_suite
@@ -320,6 +321,34 @@ def test_named_evaluations_of_an_earlier_classifier_are_marked(finished_run, tmp
         file.unlink(missing_ok=True)
     report.report([run], run.report_file)
     assert run.report_file.read_text().count("The evaluation is of an earlier classifier") == 1
+
+
+@pytest.mark.e2e
+def test_accuracies_have_the_threat_model_and_the_attack_of_their_evaluation(finished_run, tmp_path, without_figures):
+    run = RunDir(shutil.copytree(finished_run, tmp_path / "run"))
+    other = {"threat_model": "L2", "eps": 0.01, "seed": 5, "version": "AA-reduced"}
+    write_json(run.evaluation_file, read_json(run.evaluation_file) | other)
+    report.report([run], run.report_file)
+    assert "AA-reduced, L2 eps 0.01, seed 5" in Page(run.report_file.read_text()).words
+
+
+@pytest.mark.e2e
+def test_results_of_two_models_in_one_folder_are_marked(finished_run, tmp_path, without_figures):
+    run, own = RunDir(finished_run), RunDir(tmp_path / "own")
+    own.path.mkdir()
+    shutil.copyfile(run.evaluation_file, own.evaluation_file)
+    shutil.copyfile(run.suite_file, own.suite_file)
+    report.report([own], tmp_path / "same.html")
+    assert "another model" not in (tmp_path / "same.html").read_text()
+    write_json(own.suite_file, read_json(run.suite_file) | {"weights_sha256": "other"})
+    report.report([own], tmp_path / "two.html")
+    assert "The suite of attacks is of another model than the first result" in (tmp_path / "two.html").read_text()
+
+
+def test_an_evaluation_without_a_result_is_named(tmp_path):
+    write_json(tmp_path / "evaluation_key.json", {})
+    with pytest.raises(UsageError, match="its evaluation has no result yet; repeat the command to finish it"):
+        report.report([tmp_path], tmp_path / "page.html")
 
 
 @pytest.mark.e2e

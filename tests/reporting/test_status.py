@@ -94,6 +94,20 @@ def test_results_of_an_earlier_classifier_are_marked(finished_run, tmp_path, cap
     assert marked == [["evaluate"], ["suite"], ["evaluate", "again", "suite"]]
 
 
+@pytest.mark.e2e
+def test_a_folder_with_results_of_another_model(finished_run, tmp_path, capsys):
+    run, own = RunDir(finished_run), RunDir(tmp_path / "own")
+    own.path.mkdir()
+    shutil.copyfile(run.evaluation_key_file, own.evaluation_key_file)
+    first, told = lines(own.path, capsys)
+    assert first == f"{own.path}: evaluation of a model that is no run"
+    assert told["evaluate"].startswith("0 of ")
+    shutil.copyfile(run.suite_file, own.suite_file)
+    _, told = lines(own.path, capsys)
+    assert "2 attacks, worst case" in told["suite"]
+    assert set(told) == {"evaluate", "suite", "corruptions", "embedding"}
+
+
 @pytest.mark.parametrize("arguments", [["nowhere"], []])
 def test_mistakes(arguments, capsys):
     assert main(["status", *arguments]) == 2

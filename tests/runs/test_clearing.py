@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import pytest
@@ -5,7 +6,9 @@ import pytest
 from acl_plugin.cli.main import main
 from acl_plugin.config import preset
 from acl_plugin.errors import UsageError
+from acl_plugin.evaluation.storage import FolderStates
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.lock import locked
 
 OTHERS = ("notes.txt", "report.txt", "checkpoints/precious.ckpt", "checkpoints/epochs/mine", "tensorboard/mine",
           "adversarial/mine.npz", "evaluation_chunks/mine.json", "figures/mine.png")  # fmt: skip
@@ -26,6 +29,27 @@ def test_files_of_others_stay_and_those_of_the_run_go(finished_run, tmp_path):
     run.clear()
     assert files(run.path) - {".lock"} == set(OTHERS)
     assert before > set(OTHERS)
+
+
+def test_a_new_evaluation_leaves_files_of_others(tmp_path):
+    for name in ("adversarial/mine.npz", "evaluation_chunks/mine.json", "adversarial/000000-square.npz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    assert not FolderStates(RunDir(tmp_path)).begin({}, overwrite=True)
+    assert files(tmp_path) == {"adversarial/mine.npz", "evaluation_chunks/mine.json", "evaluation_key.json"}
+
+
+def test_only_unfinished_files_of_processes_that_ended_are_swept(tmp_path):
+    others = {".syncthing.big.bin.tmp", "sub/.thesis.tmp", ".a.tmp/notes.txt", f".evaluation.json.{os.getpid()}.tmp"}
+    ended = {".evaluation.json.999999999.tmp", "sub/.encoder.pt.99999999999999.tmp", "sub/.a.9999999999.tmp"}
+    for name in others | ended:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".folder.999999999.tmp").mkdir()
+    with locked(tmp_path):
+        kept = files(tmp_path) - {".lock"}
+    if os.name != "nt":  # where none is
+        assert kept == others | {"sub/.encoder.pt.99999999999999.tmp"}  # too long for the number of a process
 
 
 @pytest.mark.e2e

@@ -14,6 +14,9 @@ from acl_plugin import UsageError, config, load_classifier, pipeline
 from acl_plugin.cli.main import main
 from acl_plugin.data import datasets
 from acl_plugin.evaluation.run_folder import evaluate
+from acl_plugin.evaluation.storage import read_verdicts
+from acl_plugin.evaluation.verdicts import by_class, class_names
+from acl_plugin.reporting.report import report
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.training.pretrain import pretrain
 from conftest import OPTIONS, TINY, shorten
@@ -171,7 +174,11 @@ def test_classes_by_other_names_are_refused_or_mapped(there, few):
     assert (error.value.parameter, error.value.allowed) == ("class_map", CLASSES)
     mapped = evaluate(run, settings(there, class_map={"wasp": "bee"}), CPU)
     assert mapped["clean_accuracy"] == before["clean_accuracy"]  # sorted, wasp is the last class, and bee the second
-    assert run.verdicts_file.read_text() != ""
+    assert (mapped["class_map"], mapped["classifier_classes"]) == ({"wasp": "bee"}, list(CLASSES))
+    rows = by_class(read_verdicts(run.verdicts_file), class_names(mapped))
+    assert {row.name: row.n for row in rows} == {"ape": 4, "bee": 4, "cat": 4, "dog": 4}
+    report([run], there / "page.html")
+    assert "bee" in (there / "page.html").read_text()
     for wrong in ({"wasp": "fly"}, {"fly": "bee"}):
         with pytest.raises(UsageError) as error:
             evaluate(run, settings(there, class_map=wrong), CPU)
