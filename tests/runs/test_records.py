@@ -3,8 +3,7 @@ import shutil
 import pytest
 
 from acl_plugin.cli.main import main
-from acl_plugin.errors import UsageError
-from acl_plugin.evaluation.autoattack import EvaluationStopped
+from acl_plugin.errors import EvaluationStopped, UsageError
 from acl_plugin.evaluation.storage import FolderStates
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.records import read_record
