@@ -358,8 +358,8 @@ def test_runs_on_different_images_are_not_compared_in_silence(finished_run, tmp_
         shutil.copytree(finished_run, run.path)
     out = tmp_path / "both.html"
     report.report(runs, out)
-    assert "different images or threat models" not in out.read_text()
+    assert "different images, threat models or attacks" not in out.read_text()
     evaluation = json.loads(runs[1].evaluation_file.read_text())
     runs[1].evaluation_file.write_text(json.dumps(evaluation | {"eps": 0.2}))
     report.report(runs, out)
-    assert "different images or threat models" in out.read_text()
+    assert "different images, threat models or attacks" in out.read_text()
