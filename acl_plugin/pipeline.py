@@ -14,7 +14,8 @@ from acl_plugin.errors import UsageError
 from acl_plugin.evaluation.chunks import evaluated_images
 from acl_plugin.evaluation.run_folder import evaluate
 from acl_plugin.leaderboard.export import export
-from acl_plugin.probing.protocols import checked, probe
+from acl_plugin.probing.held_out import checked
+from acl_plugin.probing.protocols import probe
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.growth import earlier_epochs
 from acl_plugin.runs.lock import alone

@@ -272,6 +272,50 @@ def half_step():
     registry.ATTACKS.unregister("HalfStep")
 
 
+def test_arguments_that_kwargs_hand_to_a_parent_are_set():
+    import torchattacks
+
+    @registry.ATTACKS.register("Mine")
+    class Mine(torchattacks.PGD):
+        norms, whole_batch = ("Linf",), True
+
+        def __init__(self, model, **kwargs):
+            super().__init__(model, **kwargs)
+
+    try:
+        torch.manual_seed(0)
+        model, images = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)), torch.rand(4, 3, 2, 2)
+        labels, threat = torch.tensor([0, 1, 2, 0]), acl_plugin.ThreatModel("Linf", 0.3)
+        found, expected = (
+            acl_plugin.InnerAttack(threat, name, steps=20).classifier(
+                model, images, labels, generator=torch.Generator().manual_seed(0)
+            )
+            for name in ("Mine", "PGD")
+        )
+        assert torch.equal(found, expected)
+        with pytest.raises(UsageError, match="argument of attack 'Mine': 'alfa'; the nearest: alpha"):
+            acl_plugin.InnerAttack(threat, "Mine", kwargs={"alfa": 1})
+    finally:
+        registry.ATTACKS.unregister("Mine")
+
+
+def test_an_attack_without_eps_is_broken():
+    from torchattacks.attack import Attack
+
+    @registry.ATTACKS.register("Own")
+    class Own(Attack):
+        norms, whole_batch = ("Linf",), True
+
+        def __init__(self, model, steps=3):
+            super().__init__("Own", model)
+
+    try:
+        with pytest.raises(UsageError, match="attack 'Own' is broken: it takes no eps"):
+            acl_plugin.InnerAttack(acl_plugin.ThreatModel("Linf", 0.1), "Own")
+    finally:
+        registry.ATTACKS.unregister("Own")
+
+
 def test_a_registered_attack_is_one_of_the_inner_attacks(half_step):
     assert "HalfStep" in attack_names("Linf", "pairwise")
     assert "HalfStep" not in attack_names("L2")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from inspect import signature
+from inspect import Parameter, signature
 from numbers import Integral, Real
 from typing import Any
 
@@ -106,6 +106,11 @@ def _declared(name: str) -> tuple[tuple[str, ...], bool]:
         raise ATTACKS.broken(f"attack {name!r} is broken: norms {norms!r}; allowed is a tuple of {NORMS}", name)
     if not isinstance(whole_batch, bool):
         raise ATTACKS.broken(f"attack {name!r} is broken: whole_batch {whole_batch!r}; allowed is a bool", name)
+    if not {"eps", "max_epsilon"} & defaults(name).keys():
+        allowed = "a class with the argument eps or max_epsilon"
+        raise ATTACKS.broken(
+            f"attack {name!r} is broken: it takes no eps, and would move by its own; allowed is {allowed}", name
+        )
     return tuple(norms), whole_batch
 
 
@@ -119,8 +124,15 @@ def class_of(name: str) -> Any:
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """Return the arguments of a torchattacks class with their defaults."""
-    return {p.name: p.default for p in signature(class_of(name)).parameters.values()}
+    """Return the arguments of a torchattacks class with their defaults; those of a parent if it takes ``**kwargs``."""
+    attack, found = class_of(name), dict[str, Any]()
+    for owner in getattr(attack, "__mro__", (attack,)):
+        parameters = list(signature(owner if owner is attack else owner.__init__).parameters.values())
+        own = [p for p in parameters if p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)]
+        found = {p.name: p.default for p in own if p.name != "self"} | found
+        if not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+            break
+    return found
 
 
 def fewest_classes(name: str, arguments: Mapping[str, Any]) -> int:

@@ -5,6 +5,7 @@ from typing import get_type_hints
 from acl_plugin.config.probe_section import ProbeConfig
 from acl_plugin.config.run_config import RunConfig
 from acl_plugin.config.sections import DataConfig
+from acl_plugin.config.unused import BY_HEAD, BY_SGD
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.registry import PROTOCOLS
 from acl_plugin.validation import Range, check_value, require_eps
@@ -91,6 +92,11 @@ def _require_schedule(probe: ProbeConfig) -> None:
         if falls != sorted(falls) or any(share not in Range(0, 1, open=True) for share in falls):
             allowed = f"a rising list, each {Range(0, 1, open=True)}"
             raise UsageError(f"`{name}` {falls}: allowed is {allowed}", parameter=name, given=falls, allowed=allowed)
+    small = {"probe_batch_size": probe.probe_protocol in BY_SGD - BY_HEAD, "aft_batch_size": probe.lpaft != "none"}
+    small["label_batch_size"] = probe.probe_protocol == "semi"
+    for name in (name for name, trains_norms in small.items() if trains_norms and getattr(probe, name) == 1):
+        message = f"`{name}` 1: allowed is a number from 2, as norm layers are trained"
+        raise UsageError(message, parameter=name, given=1, allowed="a number from 2")
     if probe.probe_protocol == "slf_exact" and probe.probe_weight_decay == 0:
         message = "`probe_weight_decay` 0: allowed is a number above 0 with `probe_protocol` slf_exact"
         raise UsageError(message, parameter="probe_weight_decay", given=0, allowed="a number above 0")

@@ -56,7 +56,7 @@ def load(config: DataConfig) -> DataSet:
 
 def _loaded(config: DataConfig) -> DataSet:
     data = sound(config)
-    require_rows(config, len(data.train), len(data.test))
+    require_rows(config, *(len(images) + len(images.unreadable) for images in (data.train, data.test)))
     for split, images in (("training", data.train), ("test", data.test)):
         require_varied(images.pixels, images.hashes, f"{split} images of {data.name}")
     train, test = data.train.subset(config.limit_train), data.test.subset(config.limit_test)

@@ -70,9 +70,10 @@ def _faults_of(split: str, images: Any, classes: int) -> list[tuple[str, str, st
     if len(images.rows.unique()) < count:
         return [(name("rows", "are"), "equal for some images", "different numbers")]
     low, high = int(images.labels.min()), int(images.labels.max())
-    unlabeled = low == high == UNLABELED
+    unlabeled = low == high == UNLABELED and not classes
     if not unlabeled and (low < 0 or high >= classes):
-        return [(name("labels", "are from"), f"{low} to {high}", f"0 to {classes - 1}, or {UNLABELED} for all")]
+        allowed = f"0 to {classes - 1}" if classes else f"{UNLABELED} for all, without classes"
+        return [(name("labels", "are from"), f"{low} to {high}", allowed)]
     return []
 
 

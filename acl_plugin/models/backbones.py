@@ -53,6 +53,11 @@ def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
             parameter="backbone_kwargs",
             given=spec.kwargs,
         )
+    if spec.kwargs.get("num_classes", 0) != 0:
+        message = "`backbone_kwargs.num_classes` is not taken: an encoder has no classifier, and the probe trains one"
+        raise UsageError(
+            message, parameter="backbone_kwargs", given=spec.kwargs, allowed="other arguments of the network"
+        )
     with torch.inference_mode(False), torch.enable_grad():
         try:
             return _fitted(spec)

@@ -131,6 +131,7 @@ def wrap_encoder(
     own: Any = {"norm_banks": norm_banks, "projector": projector, "normalized": normalized}
     encoder = WrappedEncoder(preprocess, copied(extractor), (channels, height, width), found, **own)
     encoder.projector.to(*like)
+    _check_banks(encoder, images.detach())
     return encoder.train()
 
 
@@ -216,14 +217,32 @@ def _channels(name: str, value: Any, count: int) -> list[float]:
     return [float(each) for each in numbers]
 
 
+def _check_banks(encoder: WrappedEncoder, images: Tensor) -> None:
+    """Refuse a module that does more with its BatchNorm layers than to call them, such as to read their weights."""
+    with torch.inference_mode(False), torch.no_grad(), norm_banks.evaluation(encoder):
+        try:
+            for name in encoder.norm_banks:
+                encoder.features(images, name)
+        except (UsageError, MemoryError):
+            raise
+        except Exception as error:  # networks raise exceptions of any type
+            message = (
+                f"the module fails with norm banks {encoder.norm_banks}, which replace its BatchNorm layers: "
+                f"{reason(error)}; let it call them alone, or give one norm bank"
+            )
+            raise UsageError(
+                message, parameter="norm_banks", given=encoder.norm_banks, allowed="one norm bank"
+            ) from error
+
+
 def _check_names(norm_banks: Any) -> None:
     names = isinstance(norm_banks, Sequence) and not isinstance(norm_banks, str) and len(norm_banks) > 0
     if (
         not names
-        or not all(isinstance(name, str) and name for name in norm_banks)
+        or not all(isinstance(name, str) and name and "." not in name for name in norm_banks)
         or len(set(norm_banks)) < len(norm_banks)
     ):
-        raise refused_value("norm_banks", norm_banks, "a tuple of one name or more, each once")
+        raise refused_value("norm_banks", norm_banks, "a tuple of one name or more, each once and without a dot")
 
 
 def _feature_size(extractor: FeatureExtractor, preprocess: Preprocess, images: Tensor) -> int:

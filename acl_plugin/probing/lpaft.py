@@ -65,8 +65,7 @@ def finetune(
     Source: DynACL (arXiv 2303.01289) and AIR (arXiv 2305.00374), and their authors' code.
     """
     probe, attack = config.probe, attack_for(config)
-    clusters = probe.aft_clusters or (CLUSTERS_OF_DYNACL if probe.lpaft == "dynacl" else len(data.classes))
-    outputs = max(clusters, probe.aft_outputs or 0)
+    clusters, outputs = sizes(config, data).values()
     with seeding.isolated_rng(mixed_seed(config.machine.seed, FINETUNING), device):
         model = Classifier(replace(spec, classes=tuple(map(str, range(outputs))))).to(device)
     images = _pseudo_labeled(model, banks, data.pretraining, clusters, mixed_seed(config.machine.seed, CLUSTERS))
@@ -92,7 +91,14 @@ def finetune(
         checkpoints=checkpoints,
     )["loss"]
     after = {name: norm_banks.export(model.backbone, name).state_dict() for name in banks}
-    return after, {"aft_clusters": clusters, "aft_outputs": outputs, "aft_loss": loss}
+    return after, {**sizes(config, data), "aft_loss": loss}
+
+
+def sizes(config: RunConfig, data: DataSet) -> dict[str, int]:
+    """Return the numbers of clusters and of logits, ``aft_clusters`` and ``aft_outputs``."""
+    probe = config.probe
+    clusters = probe.aft_clusters or (CLUSTERS_OF_DYNACL if probe.lpaft == "dynacl" else len(data.classes))
+    return {"aft_clusters": clusters, "aft_outputs": max(clusters, probe.aft_outputs or 0)}
 
 
 def attack_for(config: RunConfig) -> InnerAttack:

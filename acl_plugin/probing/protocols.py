@@ -27,18 +27,17 @@ from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import ROWS, RunConfig
 from acl_plugin.config.published_probes import probe_is
-from acl_plugin.config.unused import BY_TRADES
 from acl_plugin.data import datasets
-from acl_plugin.data.images import DataSet, Images
-from acl_plugin.data.subsets import read_rows, stratified
-from acl_plugin.errors import TrainingStopped, UsageError
+from acl_plugin.data.images import DataSet
+from acl_plugin.errors import TrainingStopped
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import predictions
 from acl_plugin.models.recompute import recompute_blocks
 from acl_plugin.probing import autolora, lpaft, semi_supervised
 from acl_plugin.probing.adversarial_finetuning import adversarial_loss, keep_bank, set_banks, trades_loss
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
-from acl_plugin.probing.inputs import Banks, Probing, trades_attack
+from acl_plugin.probing.held_out import checked
+from acl_plugin.probing.inputs import Banks, Probing
 from acl_plugin.probing.linear_head import KnownFeatures, head_loss, solve_head
 from acl_plugin.probing.loop import Step
 from acl_plugin.registry import PROTOCOLS
@@ -50,7 +49,7 @@ from acl_plugin.runs.resume import earlier_record
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.device import precision
 from acl_plugin.runtime.files import write_json
-from acl_plugin.runtime.seeding import HOLDOUT, PROBE, mixed_seed
+from acl_plugin.runtime.seeding import PROBE, mixed_seed
 
 
 @exclusive
@@ -82,7 +81,7 @@ def probe(
     protocol = PROTOCOLS.get(config.probe.probe_protocol)
     encoder = load_encoder(run.path)
     data = datasets.load(config.data)
-    run.check_images(data)
+    run.check_images(data, pretraining=config.probe.lpaft != "none")
     train, held_out = checked(data, config)
     settings = _settings(run, config, data, device)
     replaced = overwrite or _imported(run) or not run.classifier_file.is_file()
@@ -108,9 +107,9 @@ def probe(
     write_model(run.classifier_file, model.spec, {k: v.cpu() for k, v in model.state_dict().items()})
     result = {
         "protocol": config.probe.probe_protocol,
-        **settings,
         "n": len(train),
         **record,
+        **settings,
         "published": probe_is(config.options(), pretrained_on=run.pretrained_on()),
         "train_accuracy": accuracy,
         "weights_sha256": weights_hash(model),
@@ -129,29 +128,14 @@ def _record(record: Any, protocol: str) -> dict[str, Any]:
         raise PROTOCOLS.broken(message, protocol) from error
 
 
-def checked(data: DataSet, config: RunConfig) -> tuple[Images, Images | None]:
-    """Return the training images of a probe and those that it holds out, after the checks that need no encoder.
-
-    Raises:
-        UsageError: for a dataset without labels, files of rows that do not fit it, or an attack that the norm excludes.
-    """
-    data.require_labels("a probe")
-    train, held_out = split(data.train, config)
-    if config.probe.label_indices is not None:
-        read_rows(config.probe.label_indices, train, "label_indices")
-    if config.probe.lpaft != "none":
-        lpaft.attack_for(config)
-    if config.probe.probe_protocol in BY_TRADES:
-        trades_attack(config)
-    return train, held_out
-
-
 def _settings(run: RunDir, config: RunConfig, data: DataSet, device: torch.device) -> dict[str, Any]:
     """Return all that decides the result of a probe, in plain types."""
     banks = [path for path in (run.encoder_file, run.benign_encoder_file) if path.is_file()]
     threat = ThreatModel(config.threat.norm, config.threat.eps)
+    finetuned = config.probe.lpaft != "none"
     return {
         **vars(config.probe),
+        **(lpaft.sizes(config, data) if finetuned else {}),
         **{name: _digest(file) for name in ROWS if (file := getattr(config.probe, name)) is not None},
         "threat_model": threat.norm,
         "eps": threat.eps,
@@ -161,6 +145,7 @@ def _settings(run: RunDir, config: RunConfig, data: DataSet, device: torch.devic
         "precision": precision(config.machine.precision, device),
         "encoders": [_digest(path) for path in banks],
         "images": data.train.fingerprint(data.classes).to_dict(),
+        **({"unlabeled": data.unlabeled().fingerprint(()).to_dict()} if finetuned and data.unlabeled else {}),
     }
 
 
@@ -252,29 +237,6 @@ def semi(p: Probing) -> dict[str, Any]:
     """Run semi-supervised finetuning (see ``acl_plugin.probing.semi_supervised``)."""
     known = semi_supervised.labeled(p.config, p.data.train)
     return _finetune(p, semi_supervised.prepare(p, known)) | {"labeled": int(known.sum())}
-
-
-def split(images: Images, config: RunConfig) -> tuple[Images, Images | None]:
-    """Hold out the configured training images: return the others and these, or None if none are held out.
-
-    A fraction is taken of each class; ``holdout_indices`` are rows of the dataset.
-
-    Raises:
-        UsageError: when that leaves no image on one side, or the file cannot be read.
-    """
-    probe = config.probe
-    if probe.holdout_indices is not None:
-        option, given = "holdout_indices", str(probe.holdout_indices)
-        chosen = read_rows(probe.holdout_indices, images, option)
-    elif probe.probe_holdout:
-        option, given = "probe_holdout", str(probe.probe_holdout)
-        chosen = stratified(images.labels, probe.probe_holdout, mixed_seed(config.machine.seed, HOLDOUT))
-    else:
-        return images, None
-    if not chosen.any() or chosen.all():
-        message = f"`{option}` {given}: of {len(images)} training images, that leaves none on one side"
-        raise UsageError(message, parameter=option, given=given, allowed="a part that leaves images on both sides")
-    return images.take((~chosen).nonzero().squeeze(1)), images.take(chosen.nonzero().squeeze(1))
 
 
 def _head_step(p: Probing, attack: InnerAttack | None = None) -> Step:

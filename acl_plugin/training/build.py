@@ -1,5 +1,6 @@
 """Build model, objective and attack of a pretraining from its configuration."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -31,6 +32,8 @@ from acl_plugin.runtime.seeding import INITIALIZATION, mixed_seed
 from acl_plugin.training.batch_size import check_sizes
 from acl_plugin.training.knn import check_neighbours
 from acl_plugin.training.module import Pretraining
+
+logger = logging.getLogger(__name__)
 
 
 def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = None) -> "Pretraining":
@@ -152,6 +155,11 @@ def _copied(encoder: EncoderProtocol, objective: Objective, data: DataSet) -> En
             f"`encoder` has {given}, the objective has {objective.norm_banks}; pass norm_banks={objective.norm_banks}"
         )
         raise UsageError(message, parameter="encoder", given=given, allowed=objective.norm_banks)
+    for name, attribute in (("projector", "projector_name"), ("normalized", "normalized")):
+        wanted = getattr(objective, name)
+        given = getattr(encoder, attribute, wanted)
+        if given != wanted:
+            logger.warning(f"`encoder` has {name} {given!r}, the objective {wanted!r}: the encoder's is trained")
     shape = getattr(encoder, "shape", data.shape)
     if shape != data.shape:
         message = f"`encoder` takes images of shape {shape}, those of {data.name} are {data.shape}"

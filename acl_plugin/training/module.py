@@ -19,6 +19,7 @@ from acl_plugin.data.augment import views
 from acl_plugin.data.batches import ShuffledBatches
 from acl_plugin.data.images import DataSet
 from acl_plugin.data.view_options import strong, weak
+from acl_plugin.errors import UsageError
 from acl_plugin.models import low_rank, norm_banks
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.spec import spec_of
@@ -110,7 +111,10 @@ class Pretraining(lightning.LightningModule):
 
     def _extend(self, steps: int) -> None:
         """Plan as many epochs as ``steps`` optimizer steps need; the last one may be partial."""
-        epochs = max(1, steps // max(1, self._optimizer_steps(0)))  # no epoch is longer than the first
+        if not self._optimizer_steps(0):
+            message = "`limit_train_batches` of the Trainer leaves no batch of an epoch; raise it"
+            raise UsageError(message, parameter="limit_train_batches", given=0, allowed="a batch or more per epoch")
+        epochs = max(1, steps // self._optimizer_steps(0))  # no epoch is longer than the first
         while True:
             self.planned = self.planned.replace(epochs=epochs)
             if self.coreset is not None:
@@ -272,7 +276,10 @@ class Pretraining(lightning.LightningModule):
             spec_of(model, self.data.shape),
             norm_banks.export(backbone, adversarial).state_dict(),
             norm_banks.export(backbone, benign).state_dict() if benign != adversarial else None,
-            (objective.projector, norm_banks.export(model.projector, adversarial).state_dict()),
+            (
+                getattr(model, "projector_name", objective.projector),
+                norm_banks.export(model.projector, adversarial).state_dict(),
+            ),
         )
 
     def views_of(self, pixels: Tensor, rows: Tensor) -> Views:

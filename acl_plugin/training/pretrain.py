@@ -9,7 +9,7 @@ import lightning
 from acl_plugin.config import RunConfig, check
 from acl_plugin.config.published_pretrainings import pretraining_is
 from acl_plugin.data import datasets
-from acl_plugin.errors import TrainingUnfinished
+from acl_plugin.errors import TrainingUnfinished, UsageError, reason
 from acl_plugin.models.protocol import EncoderProtocol, require_encoder
 from acl_plugin.models.spec import spec_of
 from acl_plugin.runs.folder import RunDir
@@ -115,6 +115,11 @@ def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoin
         trainer.fit(module, ckpt_path=resume, weights_only=True)
     except SystemExit as error:  # raised by Lightning on SIGINT
         raise KeyboardInterrupt from error
+    except RuntimeError as error:
+        if resume is None or "loading state_dict" not in str(error):
+            raise
+        message = f"`encoder` is another network than that which {run.path} was started with: {reason(error)}"
+        raise UsageError(message, parameter="encoder", given=reason(error), allowed="the same network") from error
     if not trainer.is_global_zero:
         raise SystemExit(0)  # the first process continues alone
     done, total = trainer.global_step, module.optimizer_steps()

@@ -133,7 +133,7 @@ def test_an_image_that_cannot_be_read_is_named(fabricated_others):
     broken = fabricated_others / "train" / "dog" / "1.png"
     broken.write_bytes(b"no image")
     error = refusal(data_dir=fabricated_others)
-    assert (error.parameter, error.given) == ("data_dir", str(broken))
+    assert (error.parameter, error.given) == ("data", str(broken))
 
 
 def test_only_the_images_within_the_limits_are_decoded(fabricated_others):

@@ -58,6 +58,17 @@ def test_unreadable_files_are_refused_or_skipped_and_listed(where, folder, caplo
 
 
 @pytest.mark.parametrize("where", ["ram", "disk"])
+def test_limits_count_the_files_of_which_some_are_left_out(where, folder):
+    for number in range(6):
+        (folder / "train" / "dog" / f"{number:03}.png").write_bytes(b"text")
+    limits = {"limit_train": 16, "limit_test": 8}
+    found = loaded(folder, data_memory=where, skip_unreadable=True, **limits)
+    assert (len(found.train), len(found.test)) == (10, 8)
+    assert len(loaded(folder, data_memory=where, skip_unreadable=True, limit_train=4).train) <= 4
+    assert "folder has 16 such images" in str(refusal(loaded, folder, skip_unreadable=True, limit_train=17))
+
+
+@pytest.mark.parametrize("where", ["ram", "disk"])
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_split_without_a_readable_image_is_refused(split, where, folder):
     for path in (folder / split).rglob("*.png"):

@@ -97,3 +97,11 @@ def test_one_without_labels_is_loaded(registered):
     none = [{"labels": torch.full((count,), -1)} for count in (8, 6)]
     registered(lambda: made(*none, classes=()))
     assert datasets.load(DataConfig(data="own")).classes == ()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_without_labels_in_a_dataset_with_classes_are_refused(split, registered):
+    none = {"labels": torch.full((8 if split == "train" else 6,), -1)}
+    registered(lambda: made(**{split: none}))
+    with pytest.raises(UsageError, match=f"its {split}.labels are from -1 to -1; allowed is 0 to 1"):
+        datasets.load(DataConfig(data="own"))

@@ -62,6 +62,13 @@ def test_each_family_is_pretrained_probed_and_attacked(backbone):
     assert 0 < (moved - a).abs().max() <= 8 / 255 + 1e-6
 
 
+def test_a_classifier_is_not_taken_for_features():
+    with pytest.raises(UsageError, match="`backbone_kwargs.num_classes` is not taken") as error:
+        Encoder(replace(spec(), kwargs={**spec().kwargs, "num_classes": 10}))
+    assert error.value.parameter == "backbone_kwargs"
+    Encoder(replace(spec(), kwargs={**spec().kwargs, "num_classes": 0}))
+
+
 @pytest.mark.e2e
 def test_cifar_stem_keeps_the_resolution():
     small, native = (create_backbone(spec((3, 32, 32), "resnet18", {}, stem=s))[0] for s in ("cifar", "native"))

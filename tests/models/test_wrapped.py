@@ -33,6 +33,17 @@ class Net(nn.Module):
         return self.head(self.stem(x).mean((2, 3)))
 
 
+class ReadsNorm(nn.Module):
+    """Scales by the weights of its norm layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return (self.norm(self.conv(x)) * self.norm.weight.view(-1, 1, 1)).mean((2, 3))
+
+
 @pytest.fixture
 def net():
     torch.manual_seed(0)
@@ -243,6 +254,12 @@ class InTraining(Net):
         (Net(), {"projector": "thee_layer"}, "unknown projector 'thee_layer'; the nearest: three_layer"),
         (Net(), {"norm_banks": "clean"}, "norm_banks 'clean': allowed is a tuple"),
         (Net(), {"norm_banks": ()}, "norm_banks .*: allowed is a tuple"),
+        (Net(), {"norm_banks": ("a.b", "adv")}, "norm_banks .*: allowed is a tuple .* without a dot"),
+        (
+            ReadsNorm(),
+            {"norm_banks": ("clean", "adv")},
+            "fails with norm banks .*AttributeError.*or give one norm bank",
+        ),
     ],
 )
 def test_what_cannot_be_wrapped_is_refused_in_a_line(module, given, message):
@@ -250,6 +267,10 @@ def test_what_cannot_be_wrapped_is_refused_in_a_line(module, given, message):
         wrap_encoder(module, **{"shape": SHAPE, **given})
     assert "\n" not in str(error.value)
     assert error.value.parameter
+
+
+def test_a_module_that_reads_its_norm_layers_has_one_norm_bank():
+    assert wrap_encoder(ReadsNorm(), SHAPE).features(torch.rand(2, *SHAPE)).shape == (2, 4)
 
 
 def test_a_layer_that_runs_twice_is_refused(net):

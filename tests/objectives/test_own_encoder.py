@@ -207,6 +207,31 @@ def test_an_interrupted_run_of_ones_own_encoder_resumes_with_the_same_weights(co
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.mark.e2e
+def test_another_network_does_not_resume_a_run(config, tmp_path):
+    with pytest.raises(TrainingUnfinished):
+        pretrain(config, tmp_path / "run", encoder=wrapped(configured(config)), max_steps=1)
+    torch.manual_seed(0)
+    objective = configured(config)
+    options = {"norm_banks": objective.norm_banks, "projector": objective.projector, "features": "stem"}
+    with pytest.raises(
+        UsageError, match="`encoder` is another network than that which .*run was started with"
+    ) as error:
+        pretrain(config, tmp_path / "run", encoder=wrap_encoder(Tiny(4), SHAPE, **options))
+    assert error.value.parameter == "encoder"
+
+
+@pytest.mark.e2e
+def test_another_projector_is_named_and_recorded(config, tmp_path, caplog):
+    objective = configured(config)
+    pretrain(config, tmp_path / "same", encoder=wrapped(objective))
+    assert "the encoder's is trained" not in caplog.text
+    encoder = wrap_encoder(Tiny(), SHAPE, norm_banks=objective.norm_banks, projector="mlp_8_4", features="stem")
+    run = pretrain(config, tmp_path / "other", encoder=encoder)
+    assert f"`encoder` has projector 'mlp_8_4', the objective {objective.projector!r}" in caplog.text
+    assert torch.load(run.projector_file)["projector"] == "mlp_8_4"
+
+
 @pytest.fixture
 def run(config, tmp_path):
     return pretrain(

@@ -50,6 +50,12 @@ def test_released_lpaft_finetunes_the_encoder_and_probes_it(run, lpaft, protocol
     record = read_json(folder.probe_file)
     assert (record["protocol"], record["aft_clusters"], record["aft_fidelity"]) == (protocol, 10, "released")
     assert record["aft_loss"] > 0
+    written = folder.classifier_file.stat().st_mtime_ns
+    probe(folder, config, CPU)  # the same again, with the numbers that it has by default
+    probe(folder, config.replace(aft_clusters=10), CPU)
+    assert folder.classifier_file.stat().st_mtime_ns == written
+    with pytest.raises(UsageError, match="aft_clusters 9, there 10"):
+        probe(folder, config.replace(aft_clusters=9), CPU)
 
 
 @pytest.mark.e2e

@@ -16,7 +16,8 @@ from acl_plugin.errors import TrainingStopped, UsageError
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import predictions
 from acl_plugin.probing import protocols
-from acl_plugin.probing.protocols import probe, split
+from acl_plugin.probing.held_out import checked, split
+from acl_plugin.probing.protocols import probe
 from acl_plugin.registry import PROTOCOLS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import weights_hash, write_model
@@ -125,6 +126,36 @@ def test_what_is_held_out_is_stratified_and_apart():
     assert held_out_of(images, 0.0) == (images, None)
     with pytest.raises(UsageError, match="`probe_holdout` 1.0: of 1297 training images, that leaves none on one side"):
         held_out_of(images, 1.0)
+
+
+def test_a_probe_needs_images_of_two_classes(caplog):
+    found = datasets.load(preset("digits", limit_train=40).data)
+    one = dataclasses.replace(found, train=found.train.take((found.train.labels == 3).nonzero().squeeze(1)))
+    for config in (preset("digits"), preset("digits", probe_protocol="slf_exact")):
+        with pytest.raises(UsageError, match="of two classes or more; of digits there are 1 here"):
+            checked(one, config)
+        with pytest.raises(UsageError, match="there are 0 here"):
+            checked(dataclasses.replace(found, train=found.train.take(torch.tensor([], dtype=torch.long))), config)
+    keep = torch.cat([(found.train.labels != 3).nonzero().squeeze(1), (found.train.labels == 3).nonzero()[0]])
+    few = dataclasses.replace(found, train=found.train.take(keep))
+    checked(few, preset("digits"))
+    assert "held out" not in caplog.text
+    checked(few, preset("digits", probe_holdout=0.1))
+    assert "all training images of 3 are held out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("probe_batch_size", {"probe_protocol": "aff_pgd"}), ("probe_batch_size", {"probe_protocol": "semi"}),
+        ("probe_batch_size", {"probe_protocol": "aff_autolora"}), ("aft_batch_size", {"lpaft": "dynacl"}),
+        ("label_batch_size", {"probe_protocol": "semi"}),
+    ],
+)  # fmt: skip
+def test_norm_layers_are_not_trained_on_single_images(name, options):
+    with pytest.raises(UsageError, match=f"`{name}` 1: allowed is a number from 2"):
+        preset("digits", **options, **{name: 1})
+    preset("digits", probe_protocol="alf", probe_batch_size=1)
 
 
 def test_images_can_be_held_out_by_their_numbers(tmp_path):

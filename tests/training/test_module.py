@@ -160,6 +160,15 @@ def test_part_of_an_epoch_is_an_epoch_of_its_own(limit, config, tmp_path):
     assert trainer.global_step == module.optimizer_steps() == 2
 
 
+@pytest.mark.e2e
+def test_an_epoch_without_a_batch_is_refused(config, tmp_path):
+    module = build(config, datasets.load(config.data))
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    trainer = lightning.Trainer(max_steps=3, limit_train_batches=0.2, default_root_dir=tmp_path, **quiet)
+    with pytest.raises(UsageError, match="`limit_train_batches` of the Trainer leaves no batch"):
+        trainer.fit(module)
+
+
 class Groups(SimCLR):
     """The projector at a tenth of the rate, without decay, and the stem not at all."""
 

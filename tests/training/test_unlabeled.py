@@ -42,7 +42,18 @@ def test_lpaft_is_on_all_images_and_pseudo_labels_are_of_all(tree, tmp_path, few
     small = [*OPTIONS, "--epochs=1", "--unlabeled", str(tree)]
     run, labels = str(tmp_path / "run"), str(tmp_path / "labels.npz")
     assert main(["pretrain", "--out", run, *small, "--objective=dynacl"]) == 0
-    assert main(["probe", run, "--lpaft=dynacl", "--aft-epochs=1"]) == 0
+    probe = ["probe", run, "--lpaft=dynacl", "--aft-epochs=1"]
+    assert main(probe) == 0
+    before = (tmp_path / "run" / "classifier.pt").stat().st_mtime_ns
+    assert main(probe) == 0  # the same again
+    assert (tmp_path / "run" / "classifier.pt").stat().st_mtime_ns == before
+    first = next(tree.rglob("*.png"))
+    content = first.read_bytes()
+    Image.linear_gradient("L").save(first)
+    for again in (probe, [*probe, "--overwrite"]):
+        assert main(again) == 2
+        assert "labeled and unlabeled images of digits are not those of before" in capsys.readouterr().err
+    first.write_bytes(content)
     assert main(["pseudo-labels", run, "--out", labels, "--clusters", "[2]"]) == 0
     advcl = ["--objective=advcl", f"--objective-kwargs.pseudo_labels={labels}"]
     assert main(["pretrain", "--out", str(tmp_path / "other"), *small, *advcl]) == 0
