@@ -263,7 +263,7 @@ def test_command_line(runs, tmp_path, capsys):
         (["nowhere"], "nowhere: no such run folder"),
         (["RUN", "--limit", "3"], "--limit 3: allowed is a number from 8"),
         (["RUN", "--checkpoints", "some"], "--checkpoints"),
-        ([], "runs"),
+        ([], "RUNS ... is missing"),
     ],
 )
 def test_mistakes(runs, arguments, message, capsys):
