@@ -111,11 +111,11 @@ class Parser(jsonargparse.ArgumentParser):
             r"Parser key \"([\w.]+)\"|[Aa]rgument --?([\w-]+)|required: ([\w-]+)|option: --([\w-]+)", message
         )
         name = next(filter(None, named.groups())).replace("-", "_") if named else None
-        flag = re.search(r"ignored explicit argument (.*)$", message)
         if message.endswith("expected one argument"):
             example = f"`{name}` {str(name).upper()}"
             message = f"`{name}` has no value; allowed is one, as in {example}"
             return UsageError(message, parameter=name, given=None, allowed="a value")
+        flag = re.search(r"ignored explicit argument (.*)$", message)
         if flag:
             message = f"`{name}` {flag[1]}: a flag takes no value; allowed is the flag alone"
             return UsageError(message, parameter=name, given=flag[1].strip("'"), allowed="the flag alone")

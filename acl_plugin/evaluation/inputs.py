@@ -184,11 +184,20 @@ def check_user_model(model: nn.Module, images: Tensor, labels: Tensor, names: Se
     if names is not None and len(names) != classes:
         message = f"the model has logits of {classes} classes; {len(names)} names of classes are given"
         raise UsageError(message, parameter="classes", given=len(names), allowed=classes)
+    check_labels(labels, classes)
+    return tuple(map(str, range(classes))) if names is None else tuple(map(str, names))
+
+
+def check_labels(labels: Tensor, classes: int) -> None:
+    """Refuse labels outside the range of a model's classes.
+
+    Raises:
+        UsageError: with both ranges.
+    """
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         message = f"`labels` from {low} to {high}: the model has {classes} classes, from 0 to {classes - 1}"
         raise UsageError(message, parameter="labels", given=(low, high), allowed=(0, classes - 1))
-    return tuple(map(str, range(classes))) if names is None else tuple(map(str, names))
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from acl_plugin.evaluation.autoattack import (
     chunk_verdicts,
 )
 from acl_plugin.evaluation.case import Case, prepared
-from acl_plugin.evaluation.inputs import ImageData, collect
+from acl_plugin.evaluation.inputs import ImageData, check_labels, collect
 from acl_plugin.evaluation.results import CorruptionEvaluation, Evaluation, SuiteEvaluation
 from acl_plugin.evaluation.storage import (
     FolderStates,
@@ -216,8 +216,7 @@ def _checked(corrupted: corruptions.Corrupted, case: Case) -> corruptions.Corrup
             x, y = collect(x, y)
             if x.shape != case.images.shape:
                 raise ValueError(f"images of shape {tuple(x.shape)}; allowed is {tuple(case.images.shape)}")
-            if not 0 <= int(y.min()) <= int(y.max()) < len(case.classes):
-                raise ValueError(f"`labels` from {y.min()} to {y.max()}; allowed are 0 to {len(case.classes) - 1}")
+            check_labels(y, len(case.classes))
             return x, y
         except (TypeError, ValueError) as error:
             message = f"`source`, {name} of severity {severity}: {' '.join(str(error).split())}"

@@ -65,7 +65,8 @@ def finetune(
     Source: DynACL (arXiv 2303.01289) and AIR (arXiv 2305.00374), and their authors' code.
     """
     probe, attack = config.probe, attack_for(config)
-    clusters, outputs = sizes(config, data).values()
+    chosen = sizes(config, data)
+    clusters, outputs = chosen.values()
     with seeding.isolated_rng(mixed_seed(config.machine.seed, FINETUNING), device):
         model = Classifier(replace(spec, classes=tuple(map(str, range(outputs))))).to(device)
     images = _pseudo_labeled(model, banks, data.pretraining, clusters, mixed_seed(config.machine.seed, CLUSTERS))
@@ -91,7 +92,7 @@ def finetune(
         checkpoints=checkpoints,
     )["loss"]
     after = {name: norm_banks.export(model.backbone, name).state_dict() for name in banks}
-    return after, {**sizes(config, data), "aft_loss": loss}
+    return after, {**chosen, "aft_loss": loss}
 
 
 def sizes(config: RunConfig, data: DataSet) -> dict[str, int]:
