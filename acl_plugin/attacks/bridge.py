@@ -10,6 +10,7 @@ from acl_plugin.attacks.inputs import check_output
 from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
 from acl_plugin.models.protocol import Network
+from acl_plugin.runtime.defaults import usual_tensors
 
 
 class Bridge(nn.Module):
@@ -86,11 +87,12 @@ def perturbed(
         UsageError: for a class that cannot aim at labels, or whose result has another shape.
     """
     x, labels = batch
-    attack = kind(Bridge(logits, x), **arguments)
-    if aims:
-        if "targeted" not in attack.supported_mode:
-            message = f"attack {kind.__name__!r} cannot aim at a class; PGD, PGDL2, CW and others can"
-            raise UsageError(message, parameter="targets", given=kind.__name__, allowed="an attack that can")
-        attack.set_mode_targeted_by_label(quiet=True)
-    x_adv = check_output(attack(x, labels), tuple(x.shape), f"attack {kind.__name__!r}").detach()
+    with usual_tensors(x.device):
+        attack = kind(Bridge(logits, x), **arguments)
+        if aims:
+            if "targeted" not in attack.supported_mode:
+                message = f"attack {kind.__name__!r} cannot aim at a class; PGD, PGDL2, CW and others can"
+                raise UsageError(message, parameter="targets", given=kind.__name__, allowed="an attack that can")
+            attack.set_mode_targeted_by_label(quiet=True)
+        x_adv = check_output(attack(x, labels), tuple(x.shape), f"attack {kind.__name__!r}").detach()
     return torch.where(x_adv.isfinite(), x_adv, x)  # some divide by a gradient that can be zero

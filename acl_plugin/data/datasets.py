@@ -17,6 +17,7 @@ from acl_plugin.data.soundness import sound
 from acl_plugin.data.subsets import missing_classes, require_rows
 from acl_plugin.errors import UsageError
 from acl_plugin.registry import DATASETS
+from acl_plugin.runtime.defaults import usual_defaults
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ def shared() -> Iterator[None]:
         _shared.reset(token)
 
 
+@usual_defaults()
 def load(config: DataConfig) -> DataSet:
     """Load the dataset of ``config``, limited and resized as it specifies.
 

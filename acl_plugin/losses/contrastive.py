@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acl_plugin.losses.shapes import check_embeddings
 from acl_plugin.runtime.device import precise
 from acl_plugin.runtime.distributed import gathered, ranks
+from acl_plugin.validation import refused_value, require_not_negative, require_one_of, require_share
 
 SELF = -1e9
 """Logit of a sample with itself. It is finite, so that 0 * logit is not NaN, and its exp is exactly 0."""
@@ -66,8 +68,12 @@ def nt_xent_rows(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
     Returns:
         (2, B) losses in nats, each above 0: those of view a, then those of view b.
 
+    Raises:
+        UsageError: for views of different shapes, or of fewer than two images.
+
     Source: SimCLR (arXiv 2002.05709), equation 1.
     """
+    check_embeddings(2, za=za, zb=zb)
     logits, partners = pairwise_logits(torch.cat([za, zb]), temperature)
     return F.cross_entropy(logits, partners, reduction="none").view(2, -1)
 
@@ -95,11 +101,21 @@ class HardNegatives:
         code: implementation to follow: ``paper``, or A-InfoNCE's code (``rocl``, ``advcl``). Both forms of the code
             weight a negative j by the mean of row j instead of the anchor's, over all VB columns. In ``advcl``, pair
             (i, p) also takes the denominator of p, and the floor of the estimate is e^(1 / tau) times higher.
+
+    Raises:
+        UsageError: for a value out of range, or an unknown code.
     """
 
     tau_plus: float
     beta: float = 1.0
     code: Literal["paper", "rocl", "advcl"] = "paper"
+
+    def __post_init__(self) -> None:
+        require_share(tau_plus=self.tau_plus)
+        if self.tau_plus == 1:
+            raise refused_value("tau_plus", self.tau_plus, "a share from 0 to below 1")
+        require_not_negative(beta=self.beta)
+        require_one_of(("paper", "rocl", "advcl"), code=self.code)
 
 
 def collapsed_nce(rows: int, views: int = 2, hard: HardNegatives | None = None) -> float:
@@ -151,9 +167,15 @@ def multi_view_nce_rows(
         (B,) losses in nats; their mean is the loss of the batch. Equal embeddings give log(VB - 1) times the sum of
         the weights (without ``hard``).
 
+    Raises:
+        UsageError: for fewer than two views, views of different shapes, or of fewer than two images.
+
     Source: SupCon (arXiv 2004.11362), equation 2, without labels; HCL (arXiv 2010.04592) for ``hard``;
     A-InfoNCE (arXiv 2207.08374) for weights and stopped gradients by pair.
     """
+    if len(views) < 2:
+        raise refused_value("views", len(views), "two views or more")
+    check_embeddings(2, **{f"views[{number}]": z for number, z in enumerate(views)})
     count, z = len(views), torch.cat(list(views))
     off_diagonal = ~torch.eye(count, dtype=torch.bool, device=z.device)
     weights = off_diagonal / (count * (count - 1)) if weights is None else weights.to(z.device, non_blocking=True)
@@ -189,10 +211,10 @@ def weighted_nce(
 ) -> tuple[float, Tensor]:
     """Return ``scale`` times ``multi_view_nce``, as a weight and a term for ``Terms.weighted``.
 
-    The term is divided by the sum of the pair weights, so that it equals log(VB - 1) for equal embeddings with any
-    weights.
+    The term is divided by the sum of the weights of different views, so that it equals log(VB - 1) for equal embeddings
+    with any weights.
     """
-    total = 1.0 if weights is None else weights.sum().item()
+    total = 1.0 if weights is None else (weights.sum() - weights.trace()).item()
     return scale * total, multi_view_nce(views, temperature, weights=weights, **options) / total
 
 
@@ -204,21 +226,28 @@ def _log_denominators(s: Tensor, temperature: float, hard: HardNegatives | None)
     if hard is None:
         return s.masked_fill(own, SELF).flatten(2).logsumexp(2)
     negatives = count * (rows - 1)
-    close = (hard.beta * s).exp()
-    total = close.masked_fill(same_image, 0).sum((2, 3))  # (V, B)
+    # logarithms throughout, as exp(s + beta s) overflows
+    mean = (hard.beta * s).masked_fill(same_image, -math.inf).flatten(2).logsumexp(2)  # (V, B)
     if hard.code == "paper":
-        mean = (total / negatives).view(count, rows, 1, 1)
+        mean = (mean - math.log(negatives)).view(count, rows, 1, 1)
     else:
-        mean = (total / (count * rows)).view(1, 1, count, rows)
-    reweighted = (s.exp() * close / mean).masked_fill(same_image, 0).sum((2, 3))
-    positive = (s.exp() * (same_image & ~own)).sum((2, 3)) / (count - 1)
-    floor = negatives * (1.0 if hard.code == "advcl" else math.exp(-1 / temperature))
-    estimate = (reweighted - hard.tau_plus * negatives * positive) / (1 - hard.tau_plus)
-    return (positive + estimate.clamp_min(floor)).log()
+        mean = (mean - math.log(count * rows)).view(1, 1, count, rows)
+    reweighted = ((1 + hard.beta) * s - mean).masked_fill(same_image, -math.inf).flatten(2).logsumexp(2)
+    positive = s.masked_fill(~same_image | own, -math.inf).flatten(2).logsumexp(2) - math.log(count - 1)
+    top = torch.maximum(reweighted, positive).detach()
+    p, r = (positive - top).exp(), (reweighted - top).exp()
+    floor = negatives * (-top - (0.0 if hard.code == "advcl" else 1 / temperature)).exp()
+    estimate = (r - hard.tau_plus * negatives * p) / (1 - hard.tau_plus)
+    return top + (p + torch.maximum(estimate, floor)).log()
 
 
 def cosine_distance_rows(x: Tensor, y: Tensor) -> Tensor:
-    """Return the cosine distance 1 - cos of each pair of samples: (B, D), (B, D) -> (B,) in [0, 2]."""
+    """Return the cosine distance 1 - cos of each pair of samples: (B, D), (B, D) -> (B,) in [0, 2].
+
+    Raises:
+        UsageError: for different shapes.
+    """
+    check_embeddings(x=x, y=y)
     with torch.autocast(x.device.type, enabled=False):
         x, y = precise(x), precise(y)
         return 1 - F.cosine_similarity(x, y, dim=1)

@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.losses.shapes import check_embeddings
 from acl_plugin.runtime.device import precise
+from acl_plugin.validation import require_one_of
 
 LOG2 = math.log(2)
 
 
 class Divergence(nn.Module):
-    """Base class of all divergences.
+    """Base class of all divergences. Those that compare rows raise a ``UsageError`` for batches of different shapes.
 
     Args:
         size: D, size of the features.
@@ -99,8 +101,7 @@ class Learned(Divergence):
             return self.network(features.to(dtype)).squeeze(1)
 
     def fit(self, benign: Tensor, adversarial: Tensor) -> None:
-        benign, adversarial = benign.detach(), adversarial.detach()
-        optimizer = self._optimizer()
+        optimizer, benign, adversarial = self._optimizer(), benign.detach(), adversarial.detach()
         with torch.enable_grad():
             for _ in range(self.steps):
                 loss = -self.bound(self.values(benign), self.values(adversarial))
@@ -151,6 +152,7 @@ class JensenShannon(Learned):
     """
 
     def __init__(self, size: int, gradient: Literal["reversed", "non_saturating"] = "reversed", **options: Any) -> None:
+        require_one_of(("reversed", "non_saturating"), gradient=gradient)
         super().__init__(size, **options)
         self.gradient = gradient
 
@@ -161,8 +163,7 @@ class JensenShannon(Learned):
         """Return loss and estimate as ``Divergence.forward``; the estimate is in nats, clipped to [0, log 2]."""
         p, q = self.values_of_both(benign, adversarial)
         bound = self.bound(p, q)
-        loss = bound if self.gradient == "reversed" else -self.bound(q, p)
-        return loss, bound.detach().clamp(0, LOG2)
+        return bound if self.gradient == "reversed" else -self.bound(q, p), bound.detach().clamp(0, LOG2)
 
     def adversarial_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
         """Return -log sigma(h) of each adversarial sample, (B,)."""
@@ -216,7 +217,7 @@ class SlicedWasserstein(Divergence):
         return self._of_rows(benign, adversarial)
 
     def _of_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
-        assert benign.shape == adversarial.shape, (benign.shape, adversarial.shape)
+        check_embeddings(benign=benign, adversarial=adversarial)
         p, q = precise(benign), precise(adversarial)
         directions = F.normalize(torch.randn(self.size, self.directions, device=p.device, dtype=p.dtype), dim=0)
         with torch.autocast(p.device.type, enabled=False):
@@ -252,11 +253,11 @@ class MaximumMeanDiscrepancy(Divergence):
 
     def _kernels(self, benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
         """Return k(q_i, q_j) and k(q_i, p_j), (B, B) each, with zeros on the diagonal."""
-        assert benign.shape == adversarial.shape, (benign.shape, adversarial.shape)
+        check_embeddings(2, benign=benign, adversarial=adversarial)
         p, q = precise(benign), precise(adversarial)
         width, center = median_distance(torch.cat([p, q])), torch.cat([p, q]).detach().mean(0)
         p, q = p - center, q - center  # differences of squares lose the digits of a cluster far from 0
-        other = 1 - torch.eye(len(p), device=p.device)
+        other = 1 - torch.eye(len(p), device=p.device, dtype=p.dtype)
         kernels = [(-_squared_distances(q, x) / (2 * width**2)).exp() * other for x in (q, p)]
         return kernels[0], kernels[1]
 
@@ -286,8 +287,9 @@ def create_divergence(name: str, size: int, **options: Any) -> Divergence:
     try:
         return DIVERGENCES[name](size, **options)
     except TypeError as error:
-        message = f"divergence {name!r}: {error}"
-        raise UsageError(message, parameter="divergence", given=options, allowed=name) from error
+        raise UsageError(
+            f"divergence {name!r}: {error}", parameter="divergence", given=options, allowed=name
+        ) from error
 
 
 def median_distance(rows: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acl_plugin.losses.shapes import check_embeddings
 from acl_plugin.runtime.device import precise
 from acl_plugin.runtime.distributed import gathered
 
@@ -23,6 +24,9 @@ def barlow_twins_terms(za: Tensor, zb: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The terms; equal embeddings give P and 0.
+
+    Raises:
+        UsageError: for views of different shapes, or of fewer than two images.
 
     Source: Barlow Twins (arXiv 2103.03230), equation 1.
     """
@@ -46,6 +50,9 @@ def vicreg_terms(za: Tensor, zb: Tensor, eps: float = 1e-4) -> tuple[Tensor, Ten
     Returns:
         The terms; equal embeddings give 0, 1 - sqrt(eps) and 0.
 
+    Raises:
+        UsageError: for views of different shapes, or of fewer than two images.
+
     Source: VICReg (arXiv 2105.04906), equations 1 to 5.
     """
     with torch.autocast(za.device.type, enabled=False):
@@ -60,5 +67,8 @@ def vicreg_terms(za: Tensor, zb: Tensor, eps: float = 1e-4) -> tuple[Tensor, Ten
         return invariance, variance, covariance
 
 
-def _joint(*views: Tensor) -> Sequence[Tensor]:
-    return [gathered(precise(z)) for z in views]
+def _joint(za: Tensor, zb: Tensor) -> Sequence[Tensor]:
+    check_embeddings(za=za, zb=zb)
+    joint = [gathered(precise(z)) for z in (za, zb)]
+    check_embeddings(2, za=joint[0])
+    return joint

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from acl_plugin.losses.shapes import check_embeddings
 from acl_plugin.runtime.device import precise
 
 
@@ -12,6 +13,9 @@ def squared_distance_rows(x: Tensor, y: Tensor) -> Tensor:
 
     Embeddings are not normalized.
 
+    Raises:
+        UsageError: for different shapes.
+
     Source: FARE (arXiv 2402.12336), equation 3.
 
     Example:
@@ -19,6 +23,7 @@ def squared_distance_rows(x: Tensor, y: Tensor) -> Tensor:
         >>> squared_distance_rows(torch.zeros(1, 4), torch.full((1, 4), 2.0))
         tensor([16.])
     """
+    check_embeddings(x=x, y=y)
     with torch.autocast(x.device.type, enabled=False):
         return (precise(x) - precise(y)).square().sum(1)
 
@@ -31,6 +36,9 @@ def spread(z: Tensor) -> Tensor:
     Args:
         z: (B, P) embeddings, B >= 2. No gradient is taken.
 
+    Raises:
+        UsageError: for another shape.
+
     Source: SimSiam (arXiv 2011.10566), section 4.1.
 
     Example:
@@ -38,6 +46,7 @@ def spread(z: Tensor) -> Tensor:
         >>> spread(torch.ones(4, 3))
         tensor(0.)
     """
+    check_embeddings(2, z=z)
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         unit = F.normalize(precise(z), dim=1)
         return unit.std(0).mean() * unit.shape[1] ** 0.5

@@ -1,7 +1,8 @@
 """Encoders from any ``nn.Module``, for use with every objective."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -17,6 +18,7 @@ from acl_plugin.models.encoder import BackboneAndProjector, Preprocess
 from acl_plugin.models.feature_extractor import FeatureExtractor, Features
 from acl_plugin.models.recompute import plain_blocks
 from acl_plugin.runtime import seeding
+from acl_plugin.runtime.defaults import usual_defaults
 from acl_plugin.validation import refused_value
 
 PerChannel = float | Sequence[float] | None
@@ -63,6 +65,7 @@ class WrappedEncoder(BackboneAndProjector):
         return plain_blocks(exported.get_submodule("module"))
 
 
+@usual_defaults()
 def wrap_encoder(
     module: nn.Module,
     shape: tuple[int, int, int],
@@ -219,20 +222,24 @@ def _channels(name: str, value: Any, count: int) -> list[float]:
 
 def _check_banks(encoder: WrappedEncoder, images: Tensor) -> None:
     """Refuse a module that does more with its BatchNorm layers than to call them, such as to read their weights."""
-    with torch.inference_mode(False), torch.no_grad(), norm_banks.evaluation(encoder):
-        try:
-            for name in encoder.norm_banks:
-                encoder.features(images, name)
-        except (UsageError, MemoryError):
-            raise
-        except Exception as error:  # networks raise exceptions of any type
-            message = (
-                f"the module fails with norm banks {encoder.norm_banks}, which replace its BatchNorm layers: "
-                f"{reason(error)}; let it call them alone, or give one norm bank"
-            )
-            raise UsageError(
-                message, parameter="norm_banks", given=encoder.norm_banks, allowed="one norm bank"
-            ) from error
+    given = encoder.norm_banks
+    wrong = f"fails with norm banks {given}, which replace its BatchNorm layers"
+    refused = _refused(wrong, "let it call them alone, or give one norm bank", "norm_banks", given, "one norm bank")
+    with torch.no_grad(), norm_banks.evaluation(encoder), refused:
+        for name in given:
+            encoder.features(images, name)
+
+
+@contextmanager
+def _refused(wrong: str, remedy: str, parameter: str, given: Any, allowed: Any) -> Iterator[None]:
+    """Raise exceptions of the module, which can be of any type, as a ``UsageError``."""
+    try:
+        yield
+    except (UsageError, MemoryError):
+        raise
+    except Exception as error:
+        message = f"the module {wrong}: {reason(error)}; {remedy}"
+        raise UsageError(message, parameter=parameter, given=given, allowed=allowed) from error
 
 
 def _check_names(norm_banks: Any) -> None:
@@ -248,20 +255,16 @@ def _check_names(norm_banks: Any) -> None:
 def _feature_size(extractor: FeatureExtractor, preprocess: Preprocess, images: Tensor) -> int:
     """Return D, measured in eval mode; check that attacks can use the features."""
     shape = tuple(images.shape[1:])
-    with torch.inference_mode(False), torch.enable_grad(), norm_banks.evaluation(extractor):
-        try:
-            with torch.no_grad():
-                extractor(preprocess(images))  # builds lazy layers
-            weights = [p for p in extractor.parameters() if p.requires_grad]
-            images.requires_grad_()
-            features = extractor(preprocess(images))
-            total = features.square().sum()
-            gradients = torch.autograd.grad(total, [images, *weights], allow_unused=True) if total.requires_grad else ()
-        except (UsageError, MemoryError):
-            raise
-        except Exception as error:  # networks raise exceptions of any type
-            message = f"the module does not take images of shape {shape}: {reason(error)}; pass shape and `input_size`"
-            raise UsageError(message, parameter="shape", given=shape, allowed="the shape of its images") from error
+    own = shape, "the shape of its images"
+    refused = _refused(f"does not take images of shape {shape}", "pass shape and `input_size`", "shape", *own)
+    with norm_banks.evaluation(extractor), refused:
+        with torch.no_grad():
+            extractor(preprocess(images))  # builds lazy layers
+        weights = [p for p in extractor.parameters() if p.requires_grad]
+        images.requires_grad_()
+        features = extractor(preprocess(images))
+        total = features.square().sum()
+        gradients = torch.autograd.grad(total, [images, *weights], allow_unused=True) if total.requires_grad else ()
     _check_gradients(features, gradients, bool(weights))
     return features.shape[1]
 
@@ -269,14 +272,10 @@ def _feature_size(extractor: FeatureExtractor, preprocess: Preprocess, images: T
 def _check_training(extractor: FeatureExtractor, preprocess: Preprocess, images: Tensor) -> None:
     """Refuse a module that fails in training mode alone, or gives other features there, such as further outputs."""
     trial = copied(extractor).train()
-    with torch.inference_mode(False), torch.no_grad(), seeding.isolated_rng(0, images.device):
-        try:
-            trial(preprocess(images))
-        except (UsageError, MemoryError):
-            raise
-        except Exception as error:  # networks raise exceptions of any type
-            message = f"the module fails in training mode: {reason(error)}"
-            raise UsageError(message, parameter="module", given=reason(error), allowed="a module to train") from error
+    own = "training mode", "a module to train"
+    refused = _refused("fails in training mode", "call it in training mode to see where", "module", *own)
+    with torch.no_grad(), seeding.isolated_rng(0, images.device), refused:
+        trial(preprocess(images))
 
 
 def _check_gradients(features: Tensor, gradients: Sequence[Tensor | None], trainable: bool) -> None:

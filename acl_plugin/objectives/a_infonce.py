@@ -109,14 +109,12 @@ def a_infonce(
     require_one_of(("paper", "released"), fidelity=fidelity)
     if tau_plus is None:
         tau_plus = 0.1 if (base, variant) == ("advcl", "iphn") else 0.12
-    hard = HardNegatives(tau_plus, beta, base if fidelity == "released" else "paper") if "hn" in variant else None
+    negatives = HardNegatives(tau_plus, beta, base if fidelity == "released" else "paper")
+    hard = negatives if "hn" in variant else None
     usual = {"ip": 1.2, "hn": 1.0, "iphn": 0.7}[variant] if base == "advcl" else 1.0
     weight = usual if adversarial_weight is None else adversarial_weight
-    require_not_negative(adversarial_weight=weight, beta=beta)
+    require_not_negative(adversarial_weight=weight)
     require_share(alpha=alpha)
-    if not 0 <= tau_plus < 1:
-        message = f"tau_plus {tau_plus!r}: allowed is a share from 0 to below 1"
-        raise UsageError(message, parameter="tau_plus", given=tau_plus, allowed="from 0 to below 1")
     adaptive = _adaptive(base, variant, {"warmup": warmup, "nearest": nearest})
     allowed = signature({"rocl": RoCL, "advcl": AdvCL}[base]).parameters
     for setting in settings:

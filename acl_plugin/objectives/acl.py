@@ -106,6 +106,9 @@ class DualStream(Objective):
         if not benign:
             self.encoded_views, self.cost = ("a'", "b'"), Cost(attacked=2, forwards=2, backwards=2)
 
+    def has_adversarial_loss(self) -> bool:
+        return self.adversarial > 0
+
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         a, b = attack.pairwise(model, views.a, views.b, norm_bank="adv", temperature=self.temperature)
         level, parts = collapsed_nce(len(a)), {}

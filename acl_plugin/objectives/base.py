@@ -235,6 +235,10 @@ class Objective(nn.Module):
     def on_epoch(self, epoch: int, epochs: int) -> None:
         """Prepare ``epoch``, counted from 0; called before each of ``epochs`` epochs."""
 
+    def has_adversarial_loss(self) -> bool:
+        """Return whether the loss weighs a term of adversarial images, which audits compare other terms with."""
+        return self.attack_mode is not None
+
     def discriminator(self) -> tuple[str, Discriminator] | None:
         """Return the layer (``projections`` or ``features``) and the discriminator to keep for audits, if any."""
         return None

@@ -9,7 +9,6 @@ from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.base import Cost, Terms, Views
 from acl_plugin.objectives.distillation import Adapter, Distillation
 from acl_plugin.registry import register
-from acl_plugin.validation import require_not_negative
 
 
 @register("deacl")
@@ -55,9 +54,7 @@ class DeACL(Distillation):
         initialize: bool = True,
         adapter: Adapter = "none",
     ) -> None:
-        super().__init__(teacher, initialize, adapter)
-        require_not_negative(beta=beta)
-        self.beta = beta
+        super().__init__(teacher, initialize, adapter, beta)
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         target = self.teacher(views.weak)

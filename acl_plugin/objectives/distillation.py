@@ -9,7 +9,7 @@ from acl_plugin.errors import UsageError
 from acl_plugin.models.protocol import EncoderProtocol, Network
 from acl_plugin.objectives.base import Objective
 from acl_plugin.objectives.branches import Teacher, together
-from acl_plugin.validation import require_one_of
+from acl_plugin.validation import require_not_negative, require_one_of
 
 Adapter = Literal["none", "linear", "mlp"]
 ADAPTERS = ("none", "linear", "mlp")
@@ -23,6 +23,7 @@ class Distillation(Objective):
         initialize: start the student from the teacher's weights, for which both must be the same network.
         adapter: h: ``none``, the identity; ``linear``, Linear D-D'; ``mlp``, Linear D-D', ReLU, Linear D'-D'. It is
             trained with the student and not kept. Only for a student that is not initialized.
+        beta: weight of the adversarial term, at least 0.
 
     Attributes:
         name: name of the objective, for messages.
@@ -34,13 +35,14 @@ class Distillation(Objective):
     finetunes = True
     given: EncoderProtocol | None
 
-    def __init__(self, teacher: EncoderProtocol | None, initialize: bool, adapter: Adapter) -> None:
+    def __init__(self, teacher: EncoderProtocol | None, initialize: bool, adapter: Adapter, beta: float) -> None:
         super().__init__()
+        require_not_negative(beta=beta)
         require_one_of(ADAPTERS, adapter=adapter)
         if initialize and adapter != "none":
             message = f"adapter {adapter!r} is for a student of another network than the teacher: give initialize false"
             raise UsageError(message, parameter="adapter", given=adapter, allowed=("none",))
-        self.initialize, self.adapter_kind = initialize, adapter
+        self.initialize, self.adapter_kind, self.beta = initialize, adapter, beta
         vars(self)["given"] = teacher  # not a submodule, as its copy is one
 
     def setup(self, model: EncoderProtocol) -> None:
@@ -48,6 +50,9 @@ class Distillation(Objective):
         weight = next(model.parameters())
         self.adapter = _adapter(self.adapter_kind, model.size, self.teacher.encoder.size)
         self.adapter.to(weight.device, weight.dtype)
+
+    def has_adversarial_loss(self) -> bool:
+        return self.beta > 0
 
     def param_groups(self, model: EncoderProtocol) -> list[dict[str, Any]]:
         own = list(self.adapter.parameters())

@@ -65,6 +65,9 @@ class FARE(Objective):
     def setup(self, model: EncoderProtocol) -> None:
         self.start = Teacher(model)
 
+    def has_adversarial_loss(self) -> bool:
+        return self.benign < 1
+
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         x = getattr(views, self.view)
         target = self.start(x)

@@ -113,6 +113,9 @@ class GlobalSharpnessAware(Objective):
         self._choose_layer(layer)
         self._plan()
 
+    def has_adversarial_loss(self) -> bool:
+        return self.adversarial > 0 and self.base is not None and self.base.has_adversarial_loss()
+
     def _choose_divergence(self, divergence: str, gradient: str, lr: float) -> None:
         require_one_of(("reversed", "non_saturating"), gradient=gradient)
         require_one_of((*DISCRIMINATORS, *DIVERGENCES), divergence=divergence)

@@ -12,7 +12,7 @@ from acl_plugin.objectives.base import Cost, Terms, Views
 from acl_plugin.objectives.branches import Teacher
 from acl_plugin.objectives.distillation import Adapter, Distillation
 from acl_plugin.registry import register
-from acl_plugin.validation import require_not_negative, require_share
+from acl_plugin.validation import require_share
 
 logger = logging.getLogger(__name__)
 
@@ -60,15 +60,14 @@ class ProFeAT(Distillation):
         initialize: bool = True,
         adapter: Adapter = "none",
     ) -> None:
-        super().__init__(teacher, initialize, adapter)
-        require_not_negative(beta=beta)
+        super().__init__(teacher, initialize, adapter, beta)
         require_share(projector_weight=projector_weight)
         if adapter != "none" and projector_weight:
             message = (
                 f"adapter {adapter!r} needs projector_weight 0: the projector takes features of the teacher's size"
             )
             raise UsageError(message, parameter="projector_weight", given=projector_weight, allowed=0)
-        self.beta, self.projector_weight = beta, projector_weight
+        self.projector_weight = projector_weight
         kind = getattr(teacher, "projector_name", self.projector)
         self.projector = kind if kind != "identity" else self.projector
 

@@ -13,6 +13,9 @@ from acl_plugin.models.encoder import Classifier
 from acl_plugin.runtime.device import memory
 from acl_plugin.runtime.threads import one_thread
 
+ABSENT = -1e4
+"""Logit of a class without images."""
+
 
 def zero_head(model: Classifier) -> None:
     """Initialize the head with zeros, as most published protocols do."""
@@ -111,17 +114,19 @@ def fit_head(
 
     Args:
         features: (N, D) features.
-        labels: (N,) labels of at least two classes.
+        labels: (N,) labels; a single class is always predicted.
         classes: number of classes C.
         weight_decay: weight decay, above 0.
         tolerance: gradient at which the solver stops.
     """
     from sklearn.linear_model import LogisticRegression
 
-    x = features.double().cpu()
+    x, known = features.double().cpu(), labels.cpu().unique()
+    if len(known) == 1:
+        return x.new_zeros(classes, x.shape[1]), x.new_full((classes,), ABSENT).index_fill_(0, known, 0.0)
     mean = x.mean(0)
     # of two classes scikit-learn decays one vector w, of which the rows below are halves: ||W||^2 = ||w||^2 / 2
-    decay = weight_decay / 2 if len(labels.unique()) == 2 else weight_decay
+    decay = weight_decay / 2 if len(known) == 2 else weight_decay
     fit = LogisticRegression(C=1 / (decay * len(x)), tol=tolerance, max_iter=20_000)
     with one_thread():
         fit.fit((x - mean).numpy(), labels.cpu().numpy())  # centering halves the number of steps
@@ -130,6 +135,6 @@ def fit_head(
     if len(fit.classes_) == 2:  # scikit-learn returns one row, for the second class
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
     chosen = torch.from_numpy(fit.classes_)
-    all_weights, all_biases = weight.new_zeros(classes, weight.shape[1]), bias.new_full((classes,), -1e4)
-    all_weights[chosen], all_biases[chosen] = weight, bias  # classes without images keep -1e4
+    all_weights, all_biases = weight.new_zeros(classes, weight.shape[1]), bias.new_full((classes,), ABSENT)
+    all_weights[chosen], all_biases[chosen] = weight, bias
     return all_weights, all_biases

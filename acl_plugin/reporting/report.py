@@ -25,6 +25,7 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier, weights_hash
 from acl_plugin.runs.records import read_audit, read_metrics, read_record
 from acl_plugin.runtime import seeding
+from acl_plugin.runtime.defaults import usual_defaults
 from acl_plugin.runtime.files import write_atomic
 from acl_plugin.runtime.paths import user_path
 from acl_plugin.runtime.seeding import REPORT, mixed_seed
@@ -33,6 +34,7 @@ SHOWN, MAPPED = 8, 200
 """Number of images in the grid, and in the feature map."""
 
 
+@usual_defaults()
 def report(runs: Sequence[RunDir | Path | str], out: Path | str) -> None:
     """Write the page of run folders to the file ``out``.
 

@@ -13,6 +13,7 @@ from typing import IO, Concatenate, ParamSpec, TypeVar
 from acl_plugin.errors import UsageError
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime import file_locks
+from acl_plugin.runtime.defaults import usual_defaults
 from acl_plugin.runtime.distributed import is_first_process
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ _AT_WORK = threading.RLock()
 def alone() -> Iterator[None]:
     """Exclude other threads of this process: they share torch's random numbers, and only one receives signals.
 
+    Inside the context, torch has its usual defaults, see ``runtime.defaults``.
+
     Raises:
         UsageError: when another thread is active.
     """
@@ -39,7 +42,8 @@ def alone() -> Iterator[None]:
             parameter="run", given=threading.current_thread().name, allowed="one thread at a time",
         )  # fmt: skip
     try:
-        yield
+        with usual_defaults():
+            yield
     finally:
         _AT_WORK.release()
 

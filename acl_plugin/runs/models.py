@@ -16,12 +16,14 @@ from acl_plugin.models.protocol import EncoderProtocol, require_encoder
 from acl_plugin.models.spec import ModelSpec, spec_of
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime import seeding
+from acl_plugin.runtime.defaults import usual_defaults
 from acl_plugin.runtime.files import damaged, read_intact, torch_bytes, write_atomic
 
 Module = TypeVar("Module", bound=nn.Module)
 OwnEncoder = TypeVar("OwnEncoder", bound=EncoderProtocol)
 
 
+@usual_defaults()
 def load_classifier(run: Path | str) -> Classifier:
     """Load the probed classifier of a run folder.
 
@@ -56,6 +58,7 @@ def load_encoder(run: Path | str, *, benign: bool = False, encoder: None = None)
 def load_encoder(run: Path | str, *, benign: bool = False, encoder: OwnEncoder) -> OwnEncoder: ...
 
 
+@usual_defaults()
 def load_encoder(run: Path | str, *, benign: bool = False, encoder: Any = None) -> Any:
     """Load the pretrained encoder of a run folder, with its projector, as a plain network with one norm bank.
 

@@ -11,6 +11,7 @@ import torch
 
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
+from acl_plugin.config.presets import WHERE_AND_HOW
 from acl_plugin.data import datasets
 from acl_plugin.data.fingerprint import setting_differences
 from acl_plugin.data.images import DataSet
@@ -127,7 +128,7 @@ def _audit_run(
             about = {"run": str(run.path), "epochs": epochs, "encoder_sha256": digest} | _about(config)
             rows[digest] = about | measured
             _write(run, settings, list(rows.values()), complete=False)
-        found.append(rows[digest] | {"run": str(run.path)})
+        found.append(rows[digest] | {"run": str(run.path)} | _about(config))
         advance()
     _write(run, settings, list(rows.values()), complete=True)
     return found
@@ -156,19 +157,23 @@ def correlations(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _about(config: RunConfig) -> dict[str, Any]:
     """Return the entries of a row that correlations need: the configuration without its seed, and the baseline."""
-    settings = {name: value for name, value in config.options().items() if name not in ("seed", "data_dir", "download")}
+    settings = {name: value for name, value in config.options().items() if name not in WHERE_AND_HOW | {"seed"}}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return {"row": f"{config.objective.objective} {digest}", "adversarial": _has_adversarial_loss(config)}
 
 
 def _has_adversarial_loss(config: RunConfig) -> bool:
-    """Return whether the run trains, with an objective that attacks its images and weighs their loss."""
+    """Return whether the run trains, with an objective whose loss weighs adversarial images."""
+    name, settings = config.objective.objective, config.objective.objective_kwargs
     try:
-        attacked = OBJECTIVES.get(config.objective.objective)().attack_mode is not None
-    except (UsageError, TypeError):  # one that needs a teacher, or an unknown one of an imported run
-        attacked = config.objective.objective in OBJECTIVES
-    weighs = config.objective.objective_kwargs.get("adversarial", 1.0) != 0
-    return attacked and weighs and config.training.epochs > 0
+        kind = OBJECTIVES.get(name)
+        own = {
+            k: v for k, v in settings.items() if k not in getattr(kind, "from_files", ())
+        }  # a teacher changes no weight
+        weighs = kind(**own).has_adversarial_loss()
+    except (UsageError, TypeError, AttributeError):  # an unknown one of an imported run, or one that is no Objective
+        weighs = name in OBJECTIVES
+    return weighs and config.training.epochs > 0
 
 
 def _settings(config: RunConfig, data: DataSet, limit: int) -> dict[str, Any]:

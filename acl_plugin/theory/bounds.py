@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acl_plugin.errors import EvaluationStopped
+from acl_plugin.errors import EvaluationStopped, UsageError
+from acl_plugin.validation import refused_value, require_one_of
 
 TOLERANCE = 1e-6
 """Slack below 0 that rounding may cause, relative to the right side."""
@@ -36,6 +37,9 @@ class Bound:
         about: classifier whose loss is bounded, and the adversary.
         limit: largest value of ``left``; for an unbounded loss, that of a classifier that ignores the image. A right
             side at or above it says nothing.
+
+    Raises:
+        UsageError: for a side that is not a number, as that of features that are not finite.
     """
 
     name: str
@@ -45,6 +49,11 @@ class Bound:
     assumption: str
     about: str = ""
     limit: float = math.inf
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.left) or math.isnan(self.right):
+            message = f"the {self.name} bound has a side that is not a number: {self.left:g} and {self.right:g}"
+            raise UsageError(message, parameter="features", given=math.nan, allowed="finite features")
 
     @property
     def slack(self) -> float:
@@ -182,11 +191,14 @@ def two_class_loss(z: Tensor, labels: Tensor, loss: Loss = "logistic", means_of:
         loss: l, ``logistic`` or ``hinge``.
         means_of: (N, P) embeddings of the same images that the classifier is made of; None for ``z``.
 
+    Raises:
+        UsageError: for one class, or an unknown loss.
+
     Source: Saunshi et al. (arXiv 1902.09229), the average supervised loss of the mean classifier.
     """
     classes, of_row, counts = labels.unique(return_inverse=True, return_counts=True)
     means = class_means(z if means_of is None else means_of, of_row, len(classes))
-    rows = two_class_losses(z.double(), of_row, means, counts / len(labels), loss)
+    rows = two_class_losses(z.double(), of_row, means, counts.double() / len(labels), loss)
     return (rows.mean() / (1 - collision(labels))).item()
 
 
@@ -228,6 +240,9 @@ def contrastive_bound(
             benign ones, the mean classifier is fixed and the adversary moves the anchors.
         about: classifier and adversary.
 
+    Raises:
+        UsageError: for one class, or an unknown loss.
+
     Source: Saunshi et al. (arXiv 1902.09229), Theorem 4.1, applied to adversarial features.
     """
     others = (z if means_of is None else means_of).double()
@@ -250,6 +265,9 @@ def view_contrastive_bound(za: Tensor, zb: Tensor, labels: Tensor, loss: Loss = 
         labels: (N,).
         loss: l, ``logistic`` or ``hinge``.
         about: classifier and adversary.
+
+    Raises:
+        UsageError: for one class, or an unknown loss.
     """
     za, zb, (classes, of_row) = za.double(), zb.double(), labels.unique(return_inverse=True)
     scores = za @ zb.T
@@ -261,7 +279,9 @@ def view_contrastive_bound(za: Tensor, zb: Tensor, labels: Tensor, loss: Loss = 
 
 
 def collision(labels: Tensor) -> float:
-    """Return tau_c = sum_c share_c^2, the probability that two images have the same class."""
+    """Return tau_c = sum_c share_c^2, the probability that two images of two classes or more have the same class."""
+    if len(labels) == 0 or (labels == labels[0]).all():
+        raise refused_value("labels", labels.unique().tolist(), "labels of two classes or more")
     shares = torch.bincount(labels).double() / len(labels)
     return shares.square().sum().item()
 
@@ -273,4 +293,5 @@ def _without_collisions(average: float, labels: Tensor) -> float:
 
 def _convex(margins: Tensor, loss: Loss) -> Tensor:
     """Return a convex loss that is 1 at 0."""
+    require_one_of(("logistic", "hinge"), loss=loss)
     return F.softplus(-margins) / LOG2 if loss == "logistic" else (1 - margins).clamp_min(0)

@@ -4,6 +4,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from acl_plugin.validation import refused_value
+
 FEWEST = 5
 """Smallest number of points for a correlation, and of groups for its interval."""
 
@@ -48,7 +50,10 @@ def spearman(
         draws: number of draws.
 
     Returns:
-        None for fewer than ``FEWEST`` points, or if x or y is constant.
+        None for fewer than ``FEWEST`` points, if x or y is constant, or if a value is not finite.
+
+    Raises:
+        UsageError: for sequences of different lengths.
 
     Example:
         >>> spearman([1, 2, 3, 4, 5], [2, 4, 6, 8, 11]).rho
@@ -56,9 +61,12 @@ def spearman(
     """
     import numpy as np
 
+    for name, given in {"y": y, "groups": groups, "strata": strata}.items():
+        if given is not None and len(given) != len(x):
+            raise refused_value(name, f"of length {len(given)}", f"of the length of x, {len(x)}")
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     once = np.ones((1, len(a)))
-    if len(a) < FEWEST or not np.isfinite(rho := _rhos(a, b, once)[0]):
+    if len(a) < FEWEST or not np.isfinite([a, b]).all() or not np.isfinite(rho := _rhos(a, b, once)[0]):
         return None
     low = high = partial = None
     members = _members(range(len(a)) if groups is None else groups)

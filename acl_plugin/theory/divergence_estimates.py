@@ -10,6 +10,9 @@ from torch import Tensor
 
 from acl_plugin.errors import unknown
 from acl_plugin.losses.divergences import DIVERGENCES, MaximumMeanDiscrepancy
+from acl_plugin.losses.shapes import check_embeddings
+from acl_plugin.runtime.autograd import constant
+from acl_plugin.runtime.defaults import usual_defaults
 from acl_plugin.theory.critics import (
     Critic,
     Rows,
@@ -23,11 +26,13 @@ from acl_plugin.theory.critics import (
 )
 from acl_plugin.theory.transport import sliced_wasserstein_rows, wasserstein_rows
 
+FEWEST = 8
+"""Smallest number of images of an estimate."""
 FOLDS = 3
 """Parts of the images: a critic is fitted on all but one of them, and evaluated on that one."""
 PERMUTATIONS = 2
 """Number of random exchanges of benign and adversarial rows behind a null value."""
-MEASURED_WITH: dict[str, Any] = {"folds": FOLDS, "permutations": PERMUTATIONS, "critics": "1"}
+MEASURED_WITH: dict[str, Any] = {"folds": FOLDS, "permutations": PERMUTATIONS, "critics": "2"}
 """Settings of the estimates; ``critics`` is their version."""
 
 
@@ -46,6 +51,7 @@ class Estimate:
     by: Mapping[str, float]
 
 
+@usual_defaults()
 def jensen_shannon(
     benign: Tensor,
     adversarial: Tensor,
@@ -57,13 +63,17 @@ def jensen_shannon(
 
     JS(P, Q) >= log 2 + (E_P[log sigma(h)] + E_Q[log(1 - sigma(h))]) / 2 for any critic h that is fitted on other
     images. The critics are regularized linear discriminants of the features, of the features and their squares, and
-    within clusters; a network without a Lipschitz constraint; and histograms of given scores.
+    within clusters; a network without a Lipschitz constraint; and histograms of given scores. The largest of them is
+    above JS by chance for few images.
 
     Args:
         benign, adversarial: (N, D) features, N >= 8; row i of both is the same image.
         seed: seed of splits and critics.
         scores: further critics by name: (N,) scores of the benign and of the adversarial rows.
         groups: number of clusters.
+
+    Raises:
+        UsageError: for features of different shapes, or too few.
 
     Source: GAN (arXiv 1406.2661), theorem 1.
 
@@ -78,9 +88,10 @@ def jensen_shannon(
         "clusters": discriminant(clusters(groups)),
         "network": network,
     }
-    return _largest(Rows(benign.double(), adversarial.double()), critics, scores or {}, seed)
+    return _largest(Rows(*_pairs(benign, adversarial)), critics, scores or {}, seed)
 
 
+@usual_defaults()
 def joint_jensen_shannon(
     benign: Tensor,
     adversarial: Tensor,
@@ -101,7 +112,7 @@ def joint_jensen_shannon(
         seed: seed of splits and critics.
         scores: see ``jensen_shannon``.
     """
-    rows = Rows(benign.double(), adversarial.double(), labels)
+    rows = Rows(*_pairs(benign, adversarial), labels)
     critics: dict[str, Critic] = {"classes": discriminant(known_groups), "network with label": network}
     found = _largest(rows, critics, scores or {}, seed)
     best = marginal if marginal.value >= found.value else found
@@ -112,7 +123,8 @@ def _largest(
     rows: Rows, critics: Mapping[str, Critic], scores: Mapping[str, tuple[Tensor, Tensor]], seed: int
 ) -> Estimate:
     jobs = [(name, rows, critic) for name, critic in critics.items()]
-    jobs += [(name, Rows(p.double().unsqueeze(1), q.double().unsqueeze(1)), scored) for name, (p, q) in scores.items()]
+    columns = {name: [constant(each).double().unsqueeze(1) for each in pair] for name, pair in scores.items()}
+    jobs += [(name, Rows(*pair), scored) for name, pair in columns.items()]
     values = {}
     for name, of, critic in jobs:
         values[name] = rows.benign.new_zeros(len(of))
@@ -123,21 +135,33 @@ def _largest(
     return Estimate(min(_from_zero(by[best]), math.log(2)), values[best], by)
 
 
+@usual_defaults()
 def transport(name: str, benign: Tensor, adversarial: Tensor, seed: int) -> Estimate:
     """Estimate ``wasserstein`` or ``sliced_wasserstein`` from below, see ``acl_plugin.theory.transport``."""
-    rows = TRANSPORT[name](benign, adversarial, seed)
+    rows = TRANSPORT[name](*_pairs(benign, adversarial), seed)
     return Estimate(_from_zero(rows.mean().item()), rows, {})
 
 
 TRANSPORT = {"sliced_wasserstein": sliced_wasserstein_rows, "wasserstein": wasserstein_rows}
 
 
+@usual_defaults()
 def squared_mmd(benign: Tensor, adversarial: Tensor) -> Estimate:
     """Estimate the squared maximum mean discrepancy, without bias."""
-    rows = MaximumMeanDiscrepancy(benign.shape[1]).rows(benign, adversarial).double()
+    rows = MaximumMeanDiscrepancy(benign.shape[1]).rows(constant(benign), constant(adversarial)).double()
     mean = rows.mean()
     # an image is in both places of a pair, so that it contributes twice to the deviation of the mean
     return Estimate(_from_zero(mean.item()), mean + 2 * (rows - mean), {})
+
+
+def _pairs(benign: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the features in float64, without gradient.
+
+    Raises:
+        UsageError: for different shapes, or too few.
+    """
+    check_embeddings(FEWEST, benign=benign, adversarial=adversarial)
+    return constant(benign).double(), constant(adversarial).double()
 
 
 def _from_zero(value: float) -> float:
@@ -156,7 +180,7 @@ def measure(name: str, benign: Tensor, adversarial: Tensor, seed: int) -> float:
         seed: seed of splits and critics.
 
     Raises:
-        UsageError: for an unknown name.
+        UsageError: for an unknown name, and for features of different shapes, or too few.
     """
     if name in TRANSPORT:
         return transport(name, benign, adversarial, seed).value

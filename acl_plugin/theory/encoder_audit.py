@@ -133,7 +133,7 @@ def _contrastive_bounds(
     x, y = images.floats(), images.labels
     z = batched(partial(embedding, encoder), x, device)
     classes, of_row, counts = y.unique(return_inverse=True, return_counts=True)
-    means, shares = class_means(z, of_row, len(classes)), counts / len(y)
+    means, shares = class_means(z, of_row, len(classes)), counts.double() / len(y)
 
     def losses(moved: Tensor, own: Tensor) -> Tensor:
         return two_class_losses(embedding(encoder, moved), own, means.to(device), shares.to(device))

@@ -70,7 +70,7 @@ def pac_bayes_kl(error: float, divergence: float, n: int, delta: float = 0.05) -
 
     Example:
         >>> round(pac_bayes_kl(0.074, 278, 1297), 3)
-        0.358
+        0.356
     """
     return inverse_kl(error, (divergence + math.log(2 * math.sqrt(n) / delta)) / n)
 
@@ -112,7 +112,8 @@ def gibbs_bound(
     """
     weight, z, own = weight.double(), features.double(), labels.unsqueeze(1)
     scores, found = z @ weight.T, []
-    margins = (scores.gather(1, own) - scores).scatter(1, own, math.inf) / (2**0.5 * z.norm(dim=1, keepdim=True))
+    margins = (scores.gather(1, own) - scores) / (2**0.5 * z.norm(dim=1, keepdim=True))
+    margins = margins.nan_to_num(nan=-math.inf).scatter(1, own, math.inf)  # a row of zeros is a tie, and may be wrong
     for sigma in sigmas:
         error = torch.special.ndtr(-margins / sigma).sum(1).clamp(max=1).mean().item()
         divergence = weight.square().sum().item() / (2 * sigma**2)

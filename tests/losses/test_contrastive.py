@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import reference
+from acl_plugin.errors import UsageError
 from acl_plugin.losses import contrastive
 
 pytestmark = pytest.mark.numeric
@@ -151,6 +152,31 @@ def test_hard_negatives_are_the_loop(code, tau_plus, beta):
     assert_same(ours, reference.hard_negative_nce(z, 0.5, tau_plus, beta, code), z)
 
 
+@pytest.mark.parametrize("code", ["paper", "rocl", "advcl"])
+@pytest.mark.parametrize(("tau", "beta"), [(0.05, 4.0), (0.02, 1.0), (0.01, 0.0), (0.07, 30.0)])
+def test_hard_negatives_have_a_gradient_where_their_exponentials_overflow(code, tau, beta):
+    hard, found = contrastive.HardNegatives(0.1, beta, code), []
+    for dtype in (torch.float64, torch.float32):
+        z = [each.detach().to(dtype).requires_grad_() for each in embeddings(2)]
+        loss = contrastive.multi_view_nce(z, tau, hard=hard)
+        found.append((loss, *torch.autograd.grad(loss, z)))
+    for exact, ours in zip(*found, strict=True):
+        assert ours.isfinite().all()
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [({"tau_plus": 1.5}, "tau_plus"), ({"tau_plus": 1.0}, "tau_plus"), ({"tau_plus": -0.1}, "tau_plus"),
+     ({"tau_plus": 0.1, "beta": -1}, "beta"), ({"tau_plus": 0.1, "beta": float("nan")}, "beta"),
+     ({"tau_plus": 0.1, "code": "papr"}, "code")],
+)  # fmt: skip
+def test_hard_negatives_out_of_range_are_refused(given, named):
+    with pytest.raises(UsageError) as refused:
+        contrastive.HardNegatives(**given)
+    assert refused.value.parameter == named
+
+
 def test_hard_negatives_that_are_not_hard_have_a_closed_form():
     """tau+ = 0 and beta = 0: the positive's mean and a plain sum over negatives."""
     apart = [torch.eye(3)] * 2
@@ -164,3 +190,17 @@ def test_cosine_distance_and_batch_distribution():
     law = contrastive.log_batch_softmax(x, y, 0.5).exp()
     torch.testing.assert_close(law, reference.batch_law(x, y, 0.5))
     assert law.sum().item() == pytest.approx(1)
+
+
+def test_the_diagonal_of_the_weights_counts_for_nothing():
+    """Equal embeddings give log(VB - 1) for any weights."""
+    for weights in (torch.ones(2, 2), torch.tensor([[5.0, 1.0], [2.0, 7.0]])):
+        scale, term = contrastive.weighted_nce([torch.ones(8, 4)] * 2, 0.5, 1.0, weights)
+        assert term.item() == pytest.approx(math.log(15), abs=1e-5)
+        assert scale == pytest.approx((weights.sum() - weights.trace()).item())
+
+
+def test_fewer_than_two_views_are_refused():
+    for views in ([], [torch.rand(3, 2)]):
+        with pytest.raises(UsageError, match="two views"):
+            contrastive.multi_view_nce_rows(views)

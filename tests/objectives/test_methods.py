@@ -1,8 +1,9 @@
 """Each recipe against plain loops over its paper's formula, on a tiny linear encoder."""
 
 import copy
+import inspect
 import math
-from typing import ClassVar
+from typing import ClassVar, get_args, get_type_hints
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from acl_plugin.objectives.base import Views
 from acl_plugin.objectives.branches import Pair, Teacher
 from acl_plugin.objectives.gsa_pass import Pass
 from acl_plugin.objectives.pseudo_labels import PseudoLabels
+from acl_plugin.registry import OBJECTIVES
 from conftest import spec
 from golden_inputs import advcl_case, noise, outputs, start_from_noise, summary
 
@@ -830,3 +832,36 @@ def test_every_objective_has_a_closed_form():
 def test_settings_out_of_range_are_reported(name, settings, message):
     with pytest.raises(UsageError, match=message):
         create_objective(name, **settings)
+
+
+def settings_without_a_weight(name):
+    """Settings of an objective with each of its numbers at 0 and at 1, where a term may have no weight."""
+    made_by = OBJECTIVES.get(name)
+    hints = get_type_hints(made_by.__init__ if inspect.isclass(made_by) else made_by)
+    numbers = [k for k, kind in hints.items() if float in (kind, *get_args(kind))]
+    return [{}, *({k: value} for k in numbers for value in (0.0, 1.0))]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_an_adversarial_loss_depends_on_the_attack(name, settings_of):
+    """An objective that has one by its own word trains on other numbers when the images are attacked harder."""
+    said = set()
+    for own in settings_without_a_weight(name):
+        found = []
+        try:
+            for eps in (1e-6, 0.3):
+                objective = create_objective(name, **settings_of(name) | own)
+                torch.manual_seed(0)
+                encoder = Encoder(spec(), objective.norm_banks, projector=objective.projector)
+                objective.setup(encoder)
+                objective.on_epoch(3, 4)
+                torch.manual_seed(1)
+                views = Views(*torch.rand(3, 6, 1, 8, 8), torch.arange(6), torch.rand(6, 1, 8, 8))
+                attack = InnerAttack(ThreatModel("Linf", eps), "PGD", 2)
+                found.append(objective.terms(encoder, views, attack).total.item())
+        except UsageError:  # a number that is out of range
+            continue
+        if objective.has_adversarial_loss():
+            assert abs(found[0] - found[1]) > 1e-4, own
+        said.add(objective.has_adversarial_loss())
+    assert said

@@ -117,3 +117,10 @@ def test_the_exact_head_knows_two_classes_and_absent_ones(images):
         assert set(predictions(model, few).tolist()) <= {0, 1}
         objective = head_loss(model, few.floats(), few.labels)
         assert objective < 0.69
+
+
+def test_the_exact_head_of_one_class_predicts_it():
+    weight, bias = fit_head(torch.rand(5, 3), torch.full((5,), 2), 4, 1e-3)
+    assert weight.shape == (4, 3)
+    assert bias.softmax(0).tolist() == [0, 0, 1, 0]
+    assert not weight.any()

@@ -4,9 +4,11 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from acl_plugin import load_encoder
 from acl_plugin.cli.main import main
@@ -67,6 +69,7 @@ def audited(runs, tmp_path_factory):
         ({"epochs": 1}, True),
         ({"epochs": 1, "objective_kwargs": {"adversarial": 0.0}}, False),
         ({"epochs": 1, "objective": "simclr"}, False),
+        ({"epochs": 1, "objective": "acl_air", "objective_kwargs": {"adversarial": 0.0}}, True),
     ],
 )
 def test_a_row_says_whether_an_adversarial_loss_was_trained(own, expected, tmp_path, monkeypatch):
@@ -327,3 +330,31 @@ def test_an_audit_of_an_earlier_version_is_made_again_and_reported_in_one_line(r
     assert json.loads(run.audit_file.read_text())["version"] == AUDIT_VERSION
     if before is not None:
         run.audit_file.write_text(before)
+
+
+def test_seeds_of_one_configuration_are_one_row_whatever_changes_no_result():
+    other = {"seed": 3, "logger": "wandb", "accelerator": "cpu", "keep_every": 5, "eval_batch_size": 50, "knn_every": 1}
+    named = audit._about(preset("digits", **SETTINGS))["row"]
+    for option, value in other.items():
+        assert audit._about(preset("digits", **SETTINGS | {option: value}))["row"] == named, option
+    for option, value in {"lr": 0.5, "epochs": 7, "eps": 0.2}.items():
+        assert audit._about(preset("digits", **SETTINGS | {option: value}))["row"] != named, option
+
+
+@pytest.mark.e2e
+def test_a_class_with_few_training_images_is_audited(tmp_path, monkeypatch):
+    """A part of the training images that is drawn for the audit may hold one image of it."""
+    rng = np.random.default_rng(0)
+    for split, counts in {"train": {"a": 60, "b": 2}, "test": {"a": 10, "b": 10}}.items():
+        for name, count in counts.items():
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    monkeypatch.setattr(Guard, "healthy", True)
+    own = {"data_dir": tmp_path / "photos", "image_size": 8, "channels": 1, "epochs": 1, "batch_size": 16}
+    tiny = {k: v for k, v in TINY.items() if k in ("backbone", "backbone_kwargs", "attack_steps", "stem")}
+    run = pretrain(preset("image_folder", **tiny | own), tmp_path / "run")
+    (row,) = audit.audit([run], run, "last", 20, CPU)["rows"]
+    assert all(math.isfinite(value) for value in row["train"].values())

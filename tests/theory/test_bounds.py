@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acl_plugin.errors import EvaluationStopped
+from acl_plugin.errors import EvaluationStopped, UsageError
 from acl_plugin.theory import bounds
 from acl_plugin.theory.bounds import (
     Bound,
@@ -143,7 +143,8 @@ def test_the_certain_bounds_hold_for_random_features_probes_and_adversaries(seed
 def test_a_bound_that_is_violated_states_so():
     assert not Bound("x", 1.0, 0.9, True, "none").holds
     assert Bound("x", 1.0, 1.0 - 1e-9, True, "none").holds
-    assert not Bound("x", math.nan, 0.9, True, "none").holds
+    with pytest.raises(UsageError, match="x bound has a side that is not a number"):
+        Bound("x", math.nan, 0.9, True, "none")
     assert Bound("x", 1.0, 1.5, False, "y").to_dict() == {
         "name": "x", "left": 1.0, "right": 1.5, "certain": False, "assumption": "y", "about": "", "limit": None,
         "slack": 0.5, "verdict": "estimate",
@@ -235,3 +236,46 @@ def test_without_the_cost_of_near_positives_the_bound_by_views_would_be_wrong():
     average = (convex(9.0, "logistic") * 3 + 1) / 4
     assert (average - 0.5) / 0.5 < 0 < bound.left <= bound.right
     assert class_means(z, labels, 2)[0].tolist() == [1.5, 1.5, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_they_are_the_same_with_another_default_dtype(dtype):
+    z, labels = sample(0)
+
+    def found():
+        both = contrastive_bound(z, labels), view_contrastive_bound(z, z.flip(1), labels)
+        return [(bound.left, bound.right) for bound in both]
+
+    expected = found()
+    torch.set_default_dtype(dtype)
+    try:
+        assert found() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_features_that_are_not_finite_are_the_callers_mistake():
+    z, labels = sample(0)
+    moved = z.clone()
+    moved[0, 0] = math.nan
+    head = torch.eye(3, 5, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    with pytest.raises(UsageError, match="not a number"):
+        coupling_bound(*head, z, moved, labels)
+    with pytest.raises(UsageError, match="not a number"):
+        contrastive_bound(moved, labels)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(24, dtype=torch.long), torch.full((24,), 3)])
+def test_one_class_is_refused(labels):
+    z, _ = sample(0)
+    for bound in (contrastive_bound, lambda z, y: view_contrastive_bound(z, z, y), two_class_loss):
+        with pytest.raises(UsageError, match="two classes or more"):
+            bound(z, labels)
+
+
+def test_an_unknown_loss_is_refused():
+    z, labels = sample(0)
+    for bound in (contrastive_bound, two_class_loss, lambda z, y, loss: view_contrastive_bound(z, z, y, loss)):
+        with pytest.raises(UsageError, match="logistic") as refused:
+            bound(z, labels, loss="logisitc")
+        assert refused.value.parameter == "loss"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from acl_plugin.errors import UsageError
 from acl_plugin.theory.correlation import FEWEST, Correlation, spearman
 
 pytestmark = pytest.mark.numeric
@@ -89,3 +90,17 @@ def test_perfect_order_and_nothing_to_state():
     assert spearman(range(FEWEST), range(FEWEST)) == Correlation(one, one, one, None, FEWEST)
     assert spearman(range(FEWEST - 1), range(FEWEST - 1)) is None
     assert spearman([1.0] * 9, range(9)) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_raises_no_correlation(value):
+    assert spearman([1, 2, 3, 4, value], [1, 2, 3, 4, 5]) is None
+    assert spearman([1, 2, 3, 4, 5], [1, 2, 3, 4, value]) is None
+
+
+@pytest.mark.parametrize("name", ["y", "groups", "strata"])
+def test_sequences_of_different_lengths_are_refused(name):
+    given = {"y": [1, 3, 2, 4, 6, 5], name: list("abcde") if name != "y" else [1, 2]}
+    with pytest.raises(UsageError, match="of the length of x, 6") as refused:
+        spearman([1, 2, 3, 4, 5, 6], **given)
+    assert refused.value.parameter == name
