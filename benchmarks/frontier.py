@@ -60,8 +60,9 @@ NO_ATTACK = "none"
 
 def attacks_of(row: str) -> list[str]:
     """Return the names of the attacks that a row is trained with."""
-    objective = registry.OBJECTIVES.get(ALL_ROWS[row].get("objective", row))
-    return [NO_ATTACK] if getattr(objective, "attack_mode", None) is None else list(ATTACKS)
+    given = options_of(row, 0, Path())
+    objective = registry.create_objective(given["objective"], **given["objective_kwargs"])
+    return [NO_ATTACK] if objective.attack_mode is None else list(ATTACKS)
 
 
 @dataclass(frozen=True)

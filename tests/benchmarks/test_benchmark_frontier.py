@@ -23,6 +23,11 @@ def test_every_row_is_accepted_with_every_attack(data, tmp_path):
                 assert config.objective.attack == ATTACKS[attack]["attack"]
 
 
+def test_every_row_but_those_without_an_attack_has_a_point_for_each_attack():
+    benign = {"simclr", "byol", "simsiam", "moco", "barlow_twins", "vicreg"}
+    assert {row for row in ROWS if attacks_of(row) == [NO_ATTACK]} == benign
+
+
 @pytest.mark.parametrize("data", frontier.SHARED)
 def test_runs_with_the_usual_attack_are_those_of_the_objectives(data, tmp_path):
     for row in ROWS:
