@@ -12,7 +12,7 @@ def one_thread() -> AbstractContextManager[Any]:
 
     Example:
         >>> with one_thread():
-        ...     fit = LogisticRegression().fit(x, y)
+        ...     covariance = torch.rand(100, 8).numpy().T @ torch.rand(100, 8).numpy()
     """
     return _controller().limit(limits=1)
 
