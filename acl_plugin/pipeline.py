@@ -93,4 +93,6 @@ def _export(folder: RunDir) -> None:
         export(folder)
     except Exception as error:
         details = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UsageError) and error.parameter == "name":
+            details = f"its name {error.given} is taken; acl-plugin export {folder.path} --name NAME takes another one"
         logger.warning(f"{folder.path}: the export is skipped: {details}")

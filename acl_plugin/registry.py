@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from acl_plugin.errors import UsageError, unknown
+from acl_plugin.validation import refused_value
 
 NAME = re.compile(r"\d*[A-Za-z]\w*", re.ASCII)
 Factory = TypeVar("Factory", bound=Callable[..., Any])
@@ -262,6 +263,10 @@ def create_objective(name: str, **settings: Any) -> Any:
             for setting in settings:
                 if setting not in parameters:
                     raise unknown(f"setting of objective {name!r}:", setting, parameters, parameter=setting)
+        for setting, value in settings.items():
+            kind = parameters[setting].annotation if setting in parameters else None
+            if kind in (bool, bool | None) and not isinstance(value, kind):  # text would be true
+                raise refused_value(setting, value, "true or false")
         objective = factory(**settings)
     except UsageError:
         raise

@@ -12,6 +12,7 @@ from processes import ended, started
 
 import acl_plugin
 from acl_plugin import UsageError, load_classifier, pipeline, preset, wrap_encoder
+from acl_plugin.cli.main import main
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingUnfinished
 from acl_plugin.evaluation.run_folder import evaluate as evaluate_run
@@ -61,6 +62,17 @@ def test_an_interrupted_run_states_how_to_resume(tmp_path):
     ] == "acl-plugin: interrupted; the same command resumes from the last checkpoint"
 
 
+def test_an_interrupted_replacement_resumes_without_it(monkeypatch, capsys):
+    """With it, the same command would remove the checkpoint."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("acl_plugin.cli.main._dispatch", interrupted)
+    assert main(["pretrain", "--out", "x", "--overwrite"]) == 130
+    assert "interrupted; the same command without --overwrite resumes" in capsys.readouterr().err
+
+
 @pytest.mark.e2e
 def test_cifar10_end_to_end_on_real_images(tmp_path, cifar10_dir, few):
     options = {"limit_train": 64, "limit_test": 10, "epochs": 1, "batch_size": 32, "attack_steps": 1}
@@ -97,6 +109,16 @@ def test_an_export_that_fails_does_not_hide_the_result(cause, tiny_config, tmp_p
     lines = [line for line in capsys.readouterr().err.splitlines() if "the export is skipped" in line]
     assert len(lines) == 1
     assert lines[0].startswith(str(tmp_path / "run"))
+
+
+@pytest.mark.e2e
+def test_a_second_run_of_one_name_names_the_command_that_exports_it(tiny_config, tmp_path, few, capsys):
+    pipeline.run(tiny_config, tmp_path / "one")
+    pipeline.run(tiny_config, tmp_path / "two")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "the export is skipped" in line]
+    command = f"acl-plugin export {tmp_path / 'two'} --name"
+    assert f"its name acl_ds_resnet10t is taken; {command} NAME" in line
+    assert main(["export", str(tmp_path / "two"), "--name", "mine"]) == 0
 
 
 @pytest.mark.e2e

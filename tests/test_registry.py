@@ -1,3 +1,4 @@
+import inspect
 import sys
 from importlib.metadata import EntryPoint
 from itertools import permutations
@@ -11,6 +12,7 @@ from acl_plugin.attacks.catalogue import attack_names
 from acl_plugin.cli.main import main
 from acl_plugin.errors import UsageError
 from acl_plugin.objectives.simclr import SimCLR
+from acl_plugin.registry import OBJECTIVES, create_objective
 from acl_plugin.reporting.tables import evaluation
 
 
@@ -389,3 +391,13 @@ def test_registered_suites_and_formats_are_those_of_the_command_line(finished_ru
     finally:
         registry.SUITES.unregister("agreement")
         registry.EXPORTERS.unregister("listing")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES.names())
+def test_a_flag_of_an_objective_is_true_or_false(name, settings_of):
+    parameters = inspect.signature(OBJECTIVES.get(name)).parameters.values()
+    for flag in (p.name for p in parameters if p.annotation in (bool, bool | None)):
+        for value in ("maybe", "none", "false", 1, 0.0):
+            with pytest.raises(UsageError, match="true or false") as refused:
+                create_objective(name, **settings_of(name) | {flag: value})
+            assert (refused.value.parameter, refused.value.given) == (flag, value)

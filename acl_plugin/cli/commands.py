@@ -255,12 +255,15 @@ def make_pseudo_labels(arguments: list[str]) -> None:
     config = RunDir(options["run"]).read_config().replace(**known_options(options))
     check(config)
 
+    from acl_plugin.runs.pseudo_labels import require_file, write_pseudo_labels
+
+    require_file(options["out"])
+
     from acl_plugin.data import datasets
     from acl_plugin.leaderboard import provenance
     from acl_plugin.models.memory_format import channels_last
     from acl_plugin.objectives import pseudo_labels
     from acl_plugin.runs.models import load_encoder, weights_hash
-    from acl_plugin.runs.pseudo_labels import write_pseudo_labels
 
     encoder = channels_last(load_encoder(options["run"], benign=True))
     origin, seen = provenance.sources(RunDir(options["run"])), None

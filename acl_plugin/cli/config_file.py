@@ -1,6 +1,6 @@
 """The option ``--config``: a YAML file with options."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jsonargparse
@@ -12,16 +12,34 @@ from acl_plugin.errors import UsageError
 from acl_plugin.runtime.paths import user_path
 
 
+def option(name: str, arguments: Sequence[str]) -> Any:
+    """Return the value of an option in the file of ``--config``; None without one, or without a file to read."""
+    path = next((each.removeprefix("--config=") for each in arguments if each.startswith("--config=")), None)
+    if "--config" in arguments[:-1]:
+        path = arguments[list(arguments).index("--config") + 1]
+    content = None if path is None else _content(path)
+    return content.get(name) if isinstance(content, Mapping) else None
+
+
+def _content(path: str) -> Any:
+    """Return what a file of options holds; None for no file, or a damaged one.
+
+    Raises:
+        UsageError: for a key that is given twice.
+    """
+    try:
+        return unique_keys.load(user_path(path, "config").read_text("utf-8"), "config")
+    except UsageError:
+        raise
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+
+
 class ConfigFile(jsonargparse.ActionConfigFile):  # type: ignore[name-defined,misc]
     """Option that reads a YAML file, whose options may be grouped in sections as in ``config.yaml``."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        try:
-            content = unique_keys.load(user_path(values, "config").read_text("utf-8"), "config")
-        except UsageError:
-            raise
-        except (OSError, ValueError, yaml.YAMLError):
-            content = None  # no file, or a damaged one, which the next line reports
+        content = _content(values)  # what is no file, or a damaged one, the last line reports
         if isinstance(content, Mapping):
             if "config" in content:  # which would be read without the checks of this class
                 message = f"`config` {values} names a further file; allowed are options: copy them into one file"

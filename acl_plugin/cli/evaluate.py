@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from acl_plugin import config as configuration
+from acl_plugin.cli import config_file
 from acl_plugin.cli.parser import Parser, defaults_of_run, known_options, parse, parser_of
 from acl_plugin.config import DataConfig, EvaluationConfig, MachineConfig, ThreatConfig, check, unused
 from acl_plugin.errors import UsageError
@@ -18,7 +19,9 @@ MODEL_HELP = f"A model of your own in place of a run: {SOURCES}."
 
 def evaluate(arguments: list[str]) -> None:
     """Evaluate the classifier of a run folder, or with ``--model`` the user's own model."""
-    if any(argument == "--model" or argument.startswith("--model=") for argument in arguments):
+    given = any(argument == "--model" or argument.startswith("--model=") for argument in arguments)
+    in_file = arguments[:1] != [] and arguments[0].startswith("-") and config_file.option("model", arguments)
+    if given or in_file:
         _own_model(arguments)
     else:
         _run_folder(arguments)

@@ -60,7 +60,8 @@ def _main(given: list[str]) -> int:
         print(f"{PROGRAM}: stopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        command = "the same command without --overwrite" if "--overwrite" in given else "the same command"
+        print(f"{PROGRAM}: interrupted; {command} resumes from the last checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:
         raise

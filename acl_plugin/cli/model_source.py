@@ -86,7 +86,7 @@ def _module(source: str, name: str) -> ModuleType:
     importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
-    except Exception as error:  # a user's module can fail in any way
+    except (Exception, SystemExit) as error:  # a user's module can fail in any way, and a script may end the program
         raise _refused(source, f"cannot be imported: {reason(error)}") from error
 
 
@@ -104,7 +104,7 @@ def _file(source: str, path: Path) -> ModuleType:
     sys.modules[path.stem] = module  # required by pickle and dataclasses
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's file can fail in any way
+    except (Exception, SystemExit) as error:  # as above
         if before is None:
             del sys.modules[path.stem]
         else:
@@ -148,7 +148,7 @@ def _robustbench(source: str, name: str, data: str, norm: str) -> nn.Module:
 def _called(source: str, build: Callable[[], Any]) -> Any:
     try:
         return build()
-    except Exception as error:  # a user's function, or a download, can fail in any way
+    except (Exception, SystemExit) as error:  # a user's function, or a download, can fail in any way
         raise _refused(source, f"gives no model: {reason(error)}") from error
 
 

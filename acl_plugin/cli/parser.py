@@ -23,6 +23,9 @@ from acl_plugin.runtime.paths import user_path
 from acl_plugin.validation import check_value
 
 PROGRAM = "acl-plugin"
+HELP = {"-h", "--help"}
+PRINT_CONFIG = "--print_config"
+"""With it, arguments that a command needs may be absent."""
 
 
 COMMANDS = {
@@ -68,7 +71,12 @@ class Parser(jsonargparse.ArgumentParser):
             completion.name_values(self)
         try:
             unique_keys.require(arguments)
-            options = self.parse_args(nested_options.joined(arguments))
+            nested_options.require_dashes(arguments, self._option_string_actions)
+            given, nested = nested_options.split(arguments)
+            if nested and not HELP & set(given):
+                others = [each for each in given if not each.startswith(PRINT_CONFIG)]
+                given += nested_options.merged(nested, self.parse_args(others).as_dict())
+            options = self.parse_args(given)
         except UnicodeDecodeError as error:
             message = f"`config`: a file that is not text ({error})"
             raise UsageError(message, parameter="config", given=arguments, allowed="a YAML file") from error
@@ -186,7 +194,10 @@ def parse(
     Raises:
         UsageError: for anything that is not allowed, and for options that ``uses`` reports as unused.
     """
-    shows = [a for a in arguments if a in ("-h", "--help") or a.startswith("--print_config")]
+    shows = [a for a in arguments if a in HELP or a.startswith(PRINT_CONFIG)]
+    if shows and not HELP & set(shows):
+        for action in filter(lambda action: action.option_strings, parser._actions):
+            action.required = False
     known, before, found = {action.dest for action in parser._actions}, None, {}
     try:
         options = parser.parse([a for a in arguments if a not in shows]).as_dict()
@@ -194,7 +205,7 @@ def parse(
             parser.set_defaults({name: value for name, value in found.items() if name in known})
             options, before = parser.parse([a for a in arguments if a not in shows]).as_dict(), found
     except UsageError:
-        if not {"-h", "--help"} & set(shows):
+        if not HELP & set(shows):
             raise
     if shows:
         options = parser.parse(arguments).as_dict()

@@ -106,6 +106,10 @@ def defaults(
     """
     if isinstance(data, str) and data in PRESETS:
         found = dict(PRESETS[data])
+    elif isinstance(data, str) and data.partition(":")[0] in PRESETS:
+        name = data.partition(":")[0]
+        message = f"`data` {data}: nothing follows the name of this dataset; allowed is {name}"
+        raise UsageError(message, parameter="data", given=data, allowed=name)
     elif data in DATASETS:
         found = CIFAR | _own_defaults(data)
     else:

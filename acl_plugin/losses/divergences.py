@@ -287,9 +287,7 @@ def create_divergence(name: str, size: int, **options: Any) -> Divergence:
     try:
         return DIVERGENCES[name](size, **options)
     except TypeError as error:
-        raise UsageError(
-            f"divergence {name!r}: {error}", parameter="divergence", given=options, allowed=name
-        ) from error
+        raise UsageError(f"divergence {name}: {error}", parameter="divergence", given=options, allowed=name) from error
 
 
 def median_distance(rows: Tensor) -> Tensor:

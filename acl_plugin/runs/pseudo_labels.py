@@ -31,6 +31,7 @@ def write_pseudo_labels(labels: PseudoLabels, path: Path | str) -> None:
     arrays: dict[str, Any] = {f"labels_{k}": table[i, rows].numpy() for i, k in enumerate(labels.sizes)}
     if labels.hashes is not None:
         arrays["hashes"] = np.array([labels.hashes[row] for row in rows.tolist()], dtype=np.int64)
+    require_file(path)
     buffer = io.BytesIO()
     np.savez(buffer, rows=rows.numpy(), provenance=np.array(json.dumps(labels.provenance)), **arrays)
     try:
@@ -38,6 +39,21 @@ def write_pseudo_labels(labels: PseudoLabels, path: Path | str) -> None:
     except OSError as error:
         message = f"{path} cannot be written: {error.strerror}"
         raise UsageError(message, parameter="out", given=str(path), allowed="a file that can be written") from error
+
+
+def require_file(path: Path | str) -> None:
+    """Check that pseudo-labels can have the name ``path``, before they are made.
+
+    Raises:
+        UsageError: for a folder, and a file in a folder that is not there.
+    """
+    path = user_path(path, "out")
+    if path.is_dir() or not path.parent.is_dir():
+        wrong = "is a folder" if path.is_dir() else f"is in a folder that is not there, {path.parent}"
+        allowed = "a file in a folder that is there, such as labels.npz"
+        raise UsageError(
+            f"`out` {path} {wrong}; allowed is {allowed}", parameter="out", given=str(path), allowed=allowed
+        )
 
 
 def read_pseudo_labels(path: Path | str) -> PseudoLabels:

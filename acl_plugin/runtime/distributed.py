@@ -55,6 +55,24 @@ class _Gather(torch.autograd.Function):
         return total.chunk(ranks())[dist.get_rank()]
 
 
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR")
+"""Variables, one of which a launcher of several nodes sets."""
+
+
+def require_launcher(nodes: int) -> None:
+    """Check that the processes of several nodes can meet.
+
+    Raises:
+        UsageError: with a remedy, when no launcher has started this process.
+    """
+    if nodes > 1 and not any(os.environ.get(name) for name in LAUNCHED):
+        message = (
+            f"`num_nodes` {nodes}: this process would wait for the others without end, as no launcher has started it; "
+            f"start the command on every node by torchrun or SLURM"
+        )
+        raise UsageError(message, parameter="num_nodes", given=nodes, allowed=1)
+
+
 def is_first_process() -> bool:
     """Return whether this is the only process of a run, or the first one that a launcher has started."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))

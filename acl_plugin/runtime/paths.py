@@ -31,5 +31,6 @@ def user_path(path: Any, parameter: str = "path") -> Path:
 def data_home() -> Path:
     """Return the folder of files that runs share: ``ACL_PLUGIN_HOME``, by default in the user's data folder."""
     home = os.environ.get("ACL_PLUGIN_HOME")
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return user_path(home) if home else user_path(data) / "acl_plugin"
+    if home:
+        return user_path(home, "ACL_PLUGIN_HOME")
+    return user_path(os.environ.get("XDG_DATA_HOME") or "~/.local/share", "XDG_DATA_HOME") / "acl_plugin"

@@ -26,8 +26,8 @@ class Progress:
         self.what, self.total, self.done, self.unit = what, total, done, unit
         self.first, self.started = done, time.monotonic()
         self.next_line = done + max(1, min(10, total // 20))  # early, to show the remaining time
-        self.quiet = quiet = quiet or self.silent
-        self.bar = tqdm(desc=what, total=total, initial=done, unit=unit) if sys.stderr.isatty() and not quiet else None
+        self.quiet = quiet = quiet or self.silent or sys.stderr is None  # closed, or of a program without a console
+        self.bar = tqdm(desc=what, total=total, initial=done, unit=unit) if not quiet and sys.stderr.isatty() else None
 
     def advance(self, units: int = 1) -> None:
         """Add ``units`` to the completed ones."""

@@ -132,6 +132,9 @@ def create_trainer(options: dict[str, Any], given: Iterable[str]) -> lightning.T
         return lightning.Trainer(**signature_defaults() | options)
     except (MisconfigurationException, ValueError, TypeError) as error:
         names, details = ", ".join(given), " ".join(str(error).split())
+        if not names and isinstance(error, MisconfigurationException):  # more devices than there are
+            message = f"`devices` {options['devices']}: {details}"
+            raise UsageError(message, parameter="devices", given=options["devices"], allowed=details) from error
         if not names:
             raise
         allowed, values = f"what lightning.Trainer takes: {details}", [options[name] for name in given]

@@ -374,7 +374,10 @@ OF_A_RUN = [
         ["pseudo-labels", "run", "--out", "x", "--clusters", "two"],
         "--clusters: allowed: list[int], null. Got value: two",
     ),
-    (["pseudo-labels", "run", "--out", "nowhere/x.npz", "--clusters", "[2]"], "nowhere/x.npz cannot be written"),
+    (
+        ["pseudo-labels", "run", "--out", "nowhere/x.npz", "--clusters", "[2]"],
+        "--out nowhere/x.npz is in a folder that is not there, nowhere",
+    ),
     (["import", "run/encoder.pt", "--out", "x", "--data", "digits"], "run/encoder.pt is a model of acl_plugin already"),
     (["pretrain", "--out", "run", "--lr", "0.5"], "run already contains a run with different settings"),
 ]

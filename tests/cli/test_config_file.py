@@ -121,3 +121,39 @@ def printed(capsys, *arguments):
     with pytest.raises(SystemExit):
         main(["pretrain", "--out=x", *arguments, "--print_config"])
     return without_sections(yaml.safe_load(capsys.readouterr().out))
+
+
+@pytest.mark.parametrize("command", ["run", "pretrain", "find-rate"])
+def test_options_are_printed_without_what_a_command_needs_and_taken_from_a_file(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--data", "cifar10", "--print_config"])
+    assert not ended.value.code
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["data"]["data"] == "cifar10"
+    Path("run.yaml").write_text(text)
+    if command != "find-rate":
+        assert "--out OUT is missing" in refused(capsys, command, "--config", "run.yaml")
+    out = [] if command == "find-rate" else ["--out", "new"]
+    assert "--data-dir" in refused(capsys, command, "--config", "run.yaml", *out, "--data-dir", "none")
+
+
+def test_nested_values_replace_single_ones(capsys):
+    """Of published settings, of a file, and of a mapping beside them."""
+    base = ["--data", "cifar10", "--published", "--objective", "gsa_rsl", "--objective-kwargs.base", "advcl"]
+    published = printed(capsys, *base)["objective_kwargs"]["base_kwargs"]
+    assert published
+    found = printed(capsys, *base, "--objective-kwargs.base_kwargs.temperature", "0.3")["objective_kwargs"]
+    assert found["base_kwargs"] == published | {"temperature": 0.3}
+    Path("file.yaml").write_text("objective_kwargs: {base: acl_ds, base_kwargs: {benign: 0.2}}")
+    found = printed(capsys, "--config", "file.yaml", "--objective-kwargs.base_kwargs.temperature", "0.3")
+    assert found["objective_kwargs"]["base_kwargs"] == {"benign": 0.2, "temperature": 0.3}
+    found = printed(
+        capsys, "--objective-kwargs.base_kwargs", "{benign: 0.2}", "--objective-kwargs.base_kwargs.temperature=0.3"
+    )
+    assert found["objective_kwargs"]["base_kwargs"] == {"benign": 0.2, "temperature": 0.3}
+
+
+@pytest.mark.parametrize("name", ["--objective_kwargs.rho", "--objective_kwargs.base_kwargs.rho", "--attack_kwargs.a"])
+def test_an_option_has_one_name(name, capsys):
+    for given in ([name, "1"], [f"{name}=1"]):
+        assert f"unknown argument '{name.partition('.')[0]}'" in refused(capsys, "pretrain", "--out", "new", *given)

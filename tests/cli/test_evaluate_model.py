@@ -33,6 +33,9 @@ def frozen():
     torch.manual_seed(0)
     return Frozen(nn.Flatten(), nn.Linear(64, 10))
 
+def ends():
+    raise SystemExit(3)
+
 def text():
     return "no module"
 
@@ -57,6 +60,7 @@ def here(tmp_path, monkeypatch):
     """A folder with a module and a file, in which the command is run."""
     (tmp_path / "my_networks.py").write_text(SOURCE)
     (tmp_path / "failing.py").write_text("import no_such_package")
+    (tmp_path / "ending.py").write_text("import sys\ndef build(): ...\nsys.exit(0)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
@@ -113,6 +117,9 @@ def test_a_file_of_results_and_the_suite(here, few, capsys):
         (["--model", "no_such_module:build"], "cannot be imported: ModuleNotFoundError: No module named"),
         (["--model", "missing.py:build"], "is not there: no file missing.py"),
         (["--model", "failing.py:build"], "cannot be executed: ModuleNotFoundError: No module named 'no_such_package'"),
+        (["--model", "ending.py:build"], "cannot be executed: SystemExit: 0"),
+        (["--model", "ending:build"], "cannot be imported: SystemExit: 0"),
+        (["--model", "my_networks:ends"], "gives no model: SystemExit: 3"),
         (["--model", "my_networks:text"], "returns str, not an nn.Module"),
         (["--model", "my_networks:broken"], "gives no model: KeyError: 'weights.pt'"),
         (["--model", "my_networks:torch.__version__"], "not a function"),
@@ -239,3 +246,15 @@ def test_a_run_and_a_model_are_not_evaluated_together(given, here, finished_run,
     err = capsys.readouterr().err
     assert f"--model my_networks:build is given with the run {finished_run}" in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.e2e
+def test_printed_options_are_taken_from_a_file(here, few, capsys):
+    given = ["evaluate", "--model", "my_networks:build", *GIVEN, "--out", "new"]
+    with pytest.raises(SystemExit):
+        main([*given, "--print_config"])
+    (here / "options.yaml").write_text(capsys.readouterr().out)
+    assert not (here / "new").exists()
+    assert main(["evaluate", "--config", "options.yaml"]) == 0
+    assert (here / "new" / "evaluation.json").is_file()
+    assert main(["evaluate", "--config=options.yaml", "--out", "other"]) == 0

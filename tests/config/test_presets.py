@@ -118,3 +118,11 @@ def test_a_free_attack_refuses_what_needs_another(name, given):
     with pytest.raises(UsageError, match=f"`{name}` {given} is not used with `attack` free; leave one") as error:
         config.preset("digits", attack="free", **{name: given})
     assert (error.value.parameter, error.value.given) == (name, given)
+
+
+@pytest.mark.parametrize("data", config.presets.PRESETS)
+def test_nothing_follows_the_name_of_a_dataset_that_takes_nothing(data):
+    for given in (f"{data}:x", f"{data}:"):
+        with pytest.raises(UsageError, match=f"allowed is {data}") as refused:
+            config.preset(given)
+        assert (refused.value.parameter, refused.value.given) == ("data", given)

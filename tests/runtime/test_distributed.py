@@ -11,8 +11,10 @@ import pytest
 import torch
 from processes import ended, started
 
-from acl_plugin.config import TWO_SIDED
-from acl_plugin.runtime.distributed import average, gathered, ranks, require_script
+from acl_plugin.config import TWO_SIDED, preset
+from acl_plugin.errors import UsageError
+from acl_plugin.runtime.distributed import LAUNCHED, average, gathered, ranks, require_launcher, require_script
+from acl_plugin.training.pretrain import pretrain
 
 SCRIPT = """
 import json, sys
@@ -196,3 +198,19 @@ def test_several_devices_need_a_script_that_can_be_started_again(
 
 def test_one_device_needs_nothing():
     require_script(1, guarded=True)
+
+
+def test_several_nodes_need_a_launcher(monkeypatch, tmp_path):
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    require_launcher(1)
+    with pytest.raises(UsageError, match="torchrun or SLURM") as refused:
+        require_launcher(2)
+    assert (refused.value.parameter, refused.value.given) == ("num_nodes", 2)
+    with pytest.raises(UsageError, match="num_nodes"):
+        pretrain(preset("digits", num_nodes=2), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    for name in LAUNCHED:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            require_launcher(2)

@@ -9,7 +9,7 @@ from acl_plugin.config import preset
 from acl_plugin.errors import UsageError
 from acl_plugin.leaderboard.index import index_path
 from acl_plugin.runs.folder import RunDir
-from acl_plugin.runtime.paths import user_path
+from acl_plugin.runtime.paths import data_home, user_path
 from conftest import OPTIONS
 
 
@@ -90,3 +90,18 @@ def test_the_page_and_the_data_go_home_too(home, finished_run, capsys, monkeypat
     assert main(["evaluate", "~/run", "--suite", "corruptions", "--corruptions-dir", "~nobody-here/c"]) == 2
     assert "--corruptions-dir '~nobody-here/c': allowed is a path" in " ".join(capsys.readouterr().err.split())
     assert list(Path().iterdir()) == []
+
+
+def test_without_a_home_the_named_folder_is_taken(tmp_path, monkeypatch):
+    def missing(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", classmethod(missing))
+    monkeypatch.setattr(Path, "expanduser", lambda path: missing(path) if str(path).startswith("~") else path)
+    monkeypatch.setenv("ACL_PLUGIN_HOME", str(tmp_path))
+    assert data_home() == tmp_path
+    for name, value in (("ACL_PLUGIN_HOME", "~nobody/x"), ("XDG_DATA_HOME", "~nobody")):
+        monkeypatch.delenv("ACL_PLUGIN_HOME", raising=False)
+        monkeypatch.setenv(name, value)
+        with pytest.raises(UsageError, match=name):
+            data_home()

@@ -20,3 +20,11 @@ def test_resumes_from_what_was_done(capsys):
 
 def test_clock():
     assert [clock(s) for s in (0, 59.6, 3600, 90061)] == ["0:00:00", "0:01:00", "1:00:00", "25:01:01"]
+
+
+def test_nothing_is_written_where_there_is_no_stderr(capsys, monkeypatch):
+    """As of a program without a console, or after `2>&-`."""
+    monkeypatch.setattr("sys.stderr", None)
+    with Progress("probe", 3) as progress:
+        progress.advance(3)
+    assert capsys.readouterr().out == ""

@@ -50,6 +50,28 @@ def test_the_weights_move_with_the_rates_of_the_search_alone(register):
 
 
 @pytest.mark.e2e
+def test_a_step_averages_the_gradients_of_as_many_batches_as_training(register):
+    seen = []
+
+    class SumOfWeights(Objective):
+        """The mean of all weights, whatever the images."""
+
+        needs, attack_mode, norm_banks = (), None, ("clean",)
+
+        def terms(self, model, views, attack):
+            seen.append(views.rows)
+            return Terms(torch.cat([p.flatten() for p in model.parameters()]).mean(), {})
+
+    register("sum_of_weights", SumOfWeights)
+    once = preset("digits", **SMALL | {"objective": "sum_of_weights", "weight_decay": 0.0})
+    expected = find_rate(once, steps=10, lowest=0.1, highest=10.0).losses
+    before = len(seen)
+    found = find_rate(once.replace(accumulate_grad_batches=3), steps=10, lowest=0.1, highest=10.0)
+    assert found.losses == pytest.approx(expected, abs=1e-5)
+    assert len(seen) - before == before + 2 * len(expected)
+
+
+@pytest.mark.e2e
 def test_a_search_repeats_writes_nothing_and_ends_where_the_loss_diverges(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = preset("digits", **SMALL | {"objective": "acl_ds"})

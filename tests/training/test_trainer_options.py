@@ -2,11 +2,13 @@ import lightning
 import pytest
 from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from acl_plugin.errors import TrainingUnfinished, UsageError
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.training import trainer_options
 from acl_plugin.training.pretrain import pretrain
-from acl_plugin.training.trainer_options import FREE, signature_defaults
+from acl_plugin.training.trainer_options import FREE, create_trainer, signature_defaults
 from conftest import QUICK
 
 OTHER = {
@@ -221,3 +223,14 @@ def test_early_stopping_leaves_a_run_that_resumes(config, undisturbed, tmp_path)
     assert error.value.done == 2
     run = pretrain(config, tmp_path / "run")
     assert (run.encoder_file.read_bytes(), run.metrics_file.read_bytes()) == undisturbed(config)
+
+
+def test_more_devices_than_there_are_is_the_users_mistake(monkeypatch):
+    def refuse(**options):
+        raise MisconfigurationException("You requested gpu: [0, 1]\n But your machine only has: [0]")
+
+    monkeypatch.setattr(lightning, "Trainer", refuse)
+    monkeypatch.setattr(trainer_options, "signature_defaults", dict)
+    with pytest.raises(UsageError, match=r"`devices` 2: .* only has: \[0\]") as refused:
+        create_trainer({"devices": 2}, [])
+    assert refused.value.parameter == "devices"
