@@ -245,5 +245,5 @@ def test_measured_units(factor):
 def test_mistakes():
     with pytest.raises(UsageError, match="unknown divergence 'jensen'.*allowed: js, mmd"):
         create_divergence("jensen", 2)
-    with pytest.raises(UsageError, match="divergence 'mmd'.*hidden"):
+    with pytest.raises(UsageError, match="divergence mmd.*hidden"):
         create_divergence("mmd", 2, hidden=3)
