@@ -43,9 +43,8 @@ def _run(name: str, arguments: list[str]) -> None:
     parser.add_argument("--overwrite", type=bool, help="Replace a run that is there, whatever its configuration.")
     add_published(parser)
     if name == "run":
-        parser.add_argument(
-            "--compare", type=str | None, default=None, help="A second objective to run with the same settings."
-        )
+        text = "A second objective to run with the same settings, but for --objective-kwargs, which are the first's."
+        parser.add_argument("--compare", type=str | None, default=None, help=text)
     for group in configuration.SECTIONS.values():
         parser.add_class_arguments(group)
     options = parse(parser, arguments, defaults_of_published(probed=name == "run"), {})

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acl_plugin.losses.shapes import check_embeddings
+from acl_plugin.losses.embeddings import check_embeddings
 from acl_plugin.runtime.device import precise
 from acl_plugin.runtime.distributed import gathered, ranks
 from acl_plugin.validation import refused_value, require_not_negative, require_one_of, require_share

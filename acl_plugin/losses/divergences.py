@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from acl_plugin.errors import UsageError, unknown
-from acl_plugin.losses.shapes import check_embeddings
+from acl_plugin.losses.embeddings import check_embeddings
 from acl_plugin.runtime.device import precise
 from acl_plugin.validation import require_one_of
 

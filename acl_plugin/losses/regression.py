@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acl_plugin.losses.shapes import check_embeddings
+from acl_plugin.losses.embeddings import check_embeddings
 from acl_plugin.runtime.device import precise
 
 

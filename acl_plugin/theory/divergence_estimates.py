@@ -10,7 +10,7 @@ from torch import Tensor
 
 from acl_plugin.errors import unknown
 from acl_plugin.losses.divergences import DIVERGENCES, MaximumMeanDiscrepancy
-from acl_plugin.losses.shapes import check_embeddings
+from acl_plugin.losses.embeddings import check_embeddings
 from acl_plugin.runtime.autograd import constant
 from acl_plugin.runtime.defaults import usual_defaults
 from acl_plugin.theory.critics import (

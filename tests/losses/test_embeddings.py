@@ -10,7 +10,7 @@ import torch
 from acl_plugin import losses
 from acl_plugin.errors import UsageError
 from acl_plugin.losses.divergences import DIVERGENCES
-from acl_plugin.losses.shapes import check_embeddings
+from acl_plugin.losses.embeddings import check_embeddings
 
 PAIRS = [("za", "zb"), ("x", "y"), ("u", "v")]
 """Names of the arguments of functions that compare row i of one batch with row i of another."""
