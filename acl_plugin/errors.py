@@ -93,7 +93,7 @@ def pip_install(what: str) -> str:
 
     Example:
         >>> pip_install("'acl-plugin[hf]'")
-        "pip install 'acl-plugin[hf]'"
+        "...pip install 'acl-plugin[hf]'"
     """
     return f"pip install {what}" if find_spec("pip") else f"uv pip install {what}"
 

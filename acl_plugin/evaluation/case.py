@@ -23,7 +23,7 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import alone, locked
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import earlier_record
-from acl_plugin.runtime.defaults import default_device
+from acl_plugin.runtime.defaults import default_device, device_of_new
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def prepared(
         raise unknown("`dataset`", dataset, DATASETS.names(), parameter="dataset")
     run = None if folder is None else _results_folder(folder)
     target, place = inputs.on_device(model, device)
-    callers = torch.get_default_device()
+    callers = device_of_new()
     with alone(), isolated(target, seed, place), default_device(target, callers):
         x, y = inputs.collect(images, labels, labeled=not encoder)
         if encoder:

@@ -7,10 +7,15 @@ import torch
 from torch import nn
 
 
+def device_of_new() -> torch.device:
+    """Return the device of new tensors, which ``torch.get_default_device`` of torch 2.5 does not after a reset."""
+    return torch.empty(0).device
+
+
 @contextmanager
 def usual_tensors(device: torch.device | str = "cpu") -> Iterator[None]:
     """Make new tensors float32 and on ``device`` inside the context, where the process has other defaults."""
-    dtype, elsewhere = torch.get_default_dtype(), torch.get_default_device().type != "cpu"
+    dtype, elsewhere = torch.get_default_dtype(), device_of_new().type != "cpu"
     torch.set_default_dtype(torch.float32)
     try:
         with torch.device(device) if elsewhere else nullcontext():
@@ -37,7 +42,7 @@ def usual_defaults() -> Iterator[None]:
 @contextmanager
 def default_device(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Run forward passes of ``model`` with ``device`` for new tensors, inside the context."""
-    if device == torch.get_default_device():
+    if device == device_of_new():
         yield
         return
     active: list[torch.device] = []

@@ -14,11 +14,12 @@ def costs(kept: dict[str, Any]) -> list[str]:
     cells = {(point.row, point.attack): f"{spread(point.robust)} ({point.forwards:,.0f})" for point in found}
     cells |= {(point.row, point.attack): f"**{cells[point.row, point.attack]}**" for point in best}
     per_seed = next(run["n"] for run in kept["runs"] if "n" in run)
+    seeds = ", ".join(map(str, sorted({run["seed"] for run in kept["runs"]})))
     lines = [
         f"### Robustness and cost on {kept['data']}",
         "",
-        f"Every objective by inner attack; {settings['backbone']}, {settings['epochs']} epochs, "
-        f"eps {radius(settings)}, AutoAttack on {per_seed} images; {device(kept)}. In brackets F, the "
+        f"Objectives by inner attack; {settings['backbone']}, {settings['epochs']} epochs, "
+        f"eps {radius(settings)}, AutoAttack on {per_seed} images, seeds {seeds}; {device(kept)}. In brackets F, the "
         f"encoder forwards per training image over the pretraining, without a teacher's. **Frontier**: no cheaper "
         f"cell has a higher mean. A run that collapsed counts as 0.",
         "",
