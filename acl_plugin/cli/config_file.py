@@ -1,6 +1,7 @@
 """The option ``--config``: a YAML file with options."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import jsonargparse
@@ -14,10 +15,9 @@ from acl_plugin.runtime.paths import user_path
 
 def option(name: str, arguments: Sequence[str]) -> Any:
     """Return the value of an option in the file of ``--config``; None without one, or without a file to read."""
-    path = next((each.removeprefix("--config=") for each in arguments if each.startswith("--config=")), None)
-    if "--config" in arguments[:-1]:
-        path = arguments[list(arguments).index("--config") + 1]
-    content = None if path is None else _content(path)
+    paths = [value for flag, value in pairwise(arguments) if flag == "--config"]
+    paths += [each.removeprefix("--config=") for each in arguments if each.startswith("--config=")]
+    content = _content(paths[0]) if paths else None
     return content.get(name) if isinstance(content, Mapping) else None
 
 

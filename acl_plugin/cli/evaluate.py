@@ -20,7 +20,7 @@ MODEL_HELP = f"A model of your own in place of a run: {SOURCES}."
 def evaluate(arguments: list[str]) -> None:
     """Evaluate the classifier of a run folder, or with ``--model`` the user's own model."""
     given = any(argument == "--model" or argument.startswith("--model=") for argument in arguments)
-    in_file = arguments[:1] != [] and arguments[0].startswith("-") and config_file.option("model", arguments)
+    in_file = arguments and arguments[0].startswith("-") and config_file.option("model", arguments)
     if given or in_file:
         _own_model(arguments)
     else:

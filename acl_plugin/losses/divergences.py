@@ -163,7 +163,7 @@ class JensenShannon(Learned):
         """Return loss and estimate as ``Divergence.forward``; the estimate is in nats, clipped to [0, log 2]."""
         p, q = self.values_of_both(benign, adversarial)
         bound = self.bound(p, q)
-        return bound if self.gradient == "reversed" else -self.bound(q, p), bound.detach().clamp(0, LOG2)
+        return (bound if self.gradient == "reversed" else -self.bound(q, p)), bound.detach().clamp(0, LOG2)
 
     def adversarial_rows(self, benign: Tensor, adversarial: Tensor) -> Tensor:
         """Return -log sigma(h) of each adversarial sample, (B,)."""

@@ -100,17 +100,17 @@ def _losses(module: Pretraining, config: RunConfig, rates: list[float], train: I
     optimizer = create_optimizer(c, module.objective.param_groups(module.model), module.model)
     shares = [group["lr"] / c.lr if c.lr else 1.0 for group in optimizer.param_groups]
     generator, losses = torch.Generator().manual_seed(mixed_seed(seed, STEP)), []
-    each = c.accumulate_grad_batches
+    batches = c.accumulate_grad_batches
     with Progress("find-rate", len(rates)) as progress:
         for step, rate in enumerate(rates):
             optimizer.zero_grad()
-            for batch in range(each):
+            for batch in range(batches):
                 chosen = torch.randperm(len(train), generator=generator)[: c.batch_size]
-                own = mixed_seed(seed, STEP, step * each + batch)
+                own = mixed_seed(seed, STEP, step * batches + batch)
                 with seeding.isolated_rng(own, module.device), _precision(config, module):
                     views = module.views_of(*_batch(train.take(chosen), module))
                     module.objective.backward(module.model, views, attack)
-            update(optimizer, c, [rate * share for share in shares], each)
+            update(optimizer, c, [rate * share for share in shares], batches)
             losses.append(_held_out_loss(module, config, held_out))
             progress.advance()
             if not losses[-1] <= DIVERGED * losses[0]:
