@@ -8,13 +8,25 @@ from torch import nn
 
 
 def device_of_new() -> torch.device:
-    """Return the device of new tensors, which ``torch.get_default_device`` of torch 2.5 does not after a reset."""
+    """Return the device of new tensors. ``torch.get_default_device`` of torch 2.5 ignores a context of a device."""
     return torch.empty(0).device
+
+
+def _forget_reset() -> None:
+    """Make ``torch.get_default_device``, which Lightning calls, work after ``torch.set_default_device(None)``.
+
+    That of torch 2.5 fails after such a reset, until the attribute that the reset set to None is gone.
+    """
+    try:
+        torch.get_default_device()
+    except AttributeError:
+        del torch._GLOBAL_DEVICE_CONTEXT.device_context
 
 
 @contextmanager
 def usual_tensors(device: torch.device | str = "cpu") -> Iterator[None]:
     """Make new tensors float32 and on ``device`` inside the context, where the process has other defaults."""
+    _forget_reset()
     dtype, elsewhere = torch.get_default_dtype(), device_of_new().type != "cpu"
     torch.set_default_dtype(torch.float32)
     try:

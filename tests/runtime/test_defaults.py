@@ -1,4 +1,5 @@
 import contextlib
+import threading
 
 import pytest
 import torch
@@ -9,7 +10,14 @@ from acl_plugin import pipeline
 from acl_plugin.attacks.catalogue import attack_names
 from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.runtime.defaults import default_device, usual_defaults
+from acl_plugin.training.pretrain import pretrain
 from acl_plugin.validation import NORMS
+
+
+@pytest.fixture(autouse=True)
+def process(monkeypatch):
+    """Leave other tests the state of a process that has never had a default device: torch keeps that of a reset."""
+    monkeypatch.setattr(torch, "_GLOBAL_DEVICE_CONTEXT", threading.local())
 
 
 @contextlib.contextmanager
@@ -63,6 +71,27 @@ def test_usual_defaults_hold_inside_and_those_of_the_caller_after_also_after_an_
             raise KeyError
         assert found() == before
     assert found() == usual
+
+
+def test_usual_defaults_name_the_device_after_a_reset_which_torch_2_5_does_not():
+    with of_device("meta"):
+        pass
+    with usual_defaults():
+        assert torch.get_default_device() == torch.device("cpu")
+        assert found()[1] == "cpu"
+    with of_device("meta"):
+        assert found()[1] == "meta"
+    assert found()[1] == "cpu"
+
+
+@pytest.mark.e2e
+def test_an_encoder_is_trained_after_a_reset_of_the_default_device(tiny_config, tmp_path):
+    expected = acl_plugin.load_encoder(pretrain(tiny_config, tmp_path / "usual").path)
+    with of_device("meta"):
+        pass
+    encoder = acl_plugin.load_encoder(pretrain(tiny_config, tmp_path / "run").path)
+    for name, values in expected.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], values), name
 
 
 @pytest.mark.e2e
