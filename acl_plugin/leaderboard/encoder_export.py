@@ -20,7 +20,7 @@ from acl_plugin.runs.models import load_encoder, read_model
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.files import new_folder, write_atomic, write_json
 
-NAME = re.compile(r"[a-z][a-z0-9_]*")
+NAME = re.compile(r"[a-z][a-z0-9_]{,99}")
 TAKEN = ("timm.", "acl_plugin.")
 """Modules whose networks keep their names; an export of the same name replaces an earlier one."""
 TOLERANCE = 1e-4
@@ -112,7 +112,7 @@ def _write(run: RunDir, folder: Path, name: str | None, readme: Any, *, hub: boo
     config = run.read_config()
     name = default_name(config).lower() if name is None else name
     if not NAME.fullmatch(name):
-        allowed = "small letters, digits and _, starting with a letter"
+        allowed = "up to 100 small letters, digits and _, starting with a letter"
         raise UsageError(f"`name` {name!r}: allowed are {allowed}", parameter="name", given=name, allowed=allowed)
     encoder = _encoder(run)
     plain = network_code.is_timm(encoder.backbone, encoder.spec.backbone)

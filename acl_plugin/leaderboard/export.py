@@ -25,7 +25,7 @@ from acl_plugin.runs.models import load_classifier, weights_hash
 from acl_plugin.runs.records import read_record
 from acl_plugin.runtime.files import write_atomic, write_json
 
-NAME = r"[A-Za-z][A-Za-z0-9_-]*"
+NAME = r"[A-Za-z][A-Za-z0-9_-]{,99}"
 
 
 @EXPORTERS.register("robustbench")
@@ -61,9 +61,9 @@ def export(
         UsageError: when the run is not evaluated, or another model was evaluated; when the name is invalid or taken;
             or when ``additional_data`` is required, or contradicts the run's files.
     """
-    name = name or default_name(run.read_config())
+    name = default_name(run.read_config()) if name is None else name
     if not re.fullmatch(NAME, name):
-        raise _name_error(name, "allowed are letters, digits, - and _, starting with a letter", NAME)
+        raise _name_error(name, "allowed are up to 100 letters, digits, - and _, starting with a letter", NAME)
     evaluation, model = _evaluated(run)
     dataset, threat = evaluation["dataset"], evaluation["threat_model"]
     more, reason = provenance.additional_data(run, dataset, additional_data)

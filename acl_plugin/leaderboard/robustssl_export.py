@@ -18,7 +18,7 @@ from acl_plugin.runs.models import load_classifier, weights_hash
 from acl_plugin.runs.records import read_record
 from acl_plugin.runtime.files import write_atomic, write_json
 
-NAME = re.compile(r"\w[\w.+-]*", re.ASCII)
+NAME = re.compile(r"\w[\w.+-]{,99}", re.ASCII)
 EPS = 8 / 255
 NETWORKS = ("resnet18", "resnet34", "resnet50")
 METRICS = ("robust", "standard", "corruption")
@@ -61,7 +61,7 @@ def export(
     config = run.read_config()
     name = f"{config.objective.objective}_{config.encoder.backbone}" if name is None else name
     if not NAME.fullmatch(name):
-        allowed = "letters, digits, ., _, + and -, starting with a letter or digit"
+        allowed = "up to 100 letters, digits, ., _, + and -, starting with a letter or digit"
         raise UsageError(f"`name` {name!r}: allowed are {allowed}", parameter="name", given=name, allowed=allowed)
     board: Board = BOARDS.get("robustssl")()
     source, data = Source.of(run), run.pretrained_on()

@@ -46,7 +46,7 @@ def report(runs: Sequence[RunDir | Path | str], out: Path | str) -> None:
         problem = "is a folder" if out.is_dir() else f"is in no folder: there is no {out.parent}"
         message = f"`out` {out} {problem}; allowed is a file in a folder that exists"
         raise UsageError(message, parameter="out", given=str(out), allowed="a file in a folder that exists")
-    folders = [run if isinstance(run, RunDir) else RunDir(run) for run in runs]
+    folders = [RunDir(run) for run in runs]
     pages = [_Evaluation(run) if of_own_model(run) else _Run(run) for run in folders]
     title = "acl_plugin: " + ", ".join(page.name for page in pages)
     body = [f"<h1>{html.escape(title)}</h1>"]

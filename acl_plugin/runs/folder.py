@@ -45,10 +45,10 @@ if TYPE_CHECKING:  # PyTorch takes seconds, and commands read configurations wit
     from acl_plugin.data.images import DataSet
 
 
-class RunDir:
-    """Run folder at a path."""
+class RunDir(os.PathLike[str]):
+    """Run folder at a path. It stands for that path wherever one is taken."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: os.PathLike[str] | str) -> None:
         self.path = user_path(path, "run")
         self.config_file = self.path / "config.yaml"
         self.environment_file = self.path / "environment.json"
@@ -83,6 +83,9 @@ class RunDir:
         self.hub_folder = self.path / "hub"
         self.torch_folder = self.path / "torch"
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     def evaluation_chunk(self, start: int) -> Path:
         """Return the file with the progress of the attacks on the test images from position ``start``."""
         return self.chunks_folder / f"{start:06}.json"
@@ -104,8 +107,8 @@ class RunDir:
         """
         if name is None:
             return self
-        if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-            allowed = "letters, digits, ., _ and -, starting with a letter or digit"
+        if not re.fullmatch(r"\w[\w.-]{,99}", name, re.ASCII):
+            allowed = "up to 100 letters, digits, ., _ and -, starting with a letter or digit"
             raise UsageError(f"`name` {name!r}: allowed are {allowed}", parameter="name", given=name, allowed=allowed)
         return RunDir(self.evaluations_folder / name)
 
@@ -268,18 +271,15 @@ class RunDir:
             self.checkpoint_file.parent.mkdir(exist_ok=True)
             write_json(self.environment_file, environment())
         except OSError as error:
-            message = f"{self.path} cannot be written: {error.strerror}"
-            raise UsageError(
-                message, parameter="out", given=str(self.path), allowed="a folder that can be written"
-            ) from error
+            message, allowed = f"{self.path} cannot be written: {error.strerror}", "a folder that can be written"
+            raise UsageError(message, parameter="out", given=str(self.path), allowed=allowed) from error
 
 
 def _text(config: RunConfig) -> bytes:
     """Return the content of the file of a configuration."""
     import yaml
 
-    text: str = yaml.safe_dump(configuration.to_dict(config), sort_keys=False)
-    return text.encode()
+    return str(yaml.safe_dump(configuration.to_dict(config), sort_keys=False)).encode()
 
 
 def _is_log(path: Path) -> bool:

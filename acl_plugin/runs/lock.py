@@ -95,7 +95,7 @@ def exclusive(stage: Callable[Concatenate[RunDir, P], T]) -> Callable[Concatenat
 
     @functools.wraps(stage)
     def alone(run: RunDir | Path | str, /, *arguments: P.args, **options: P.kwargs) -> T:
-        folder = run if isinstance(run, RunDir) else RunDir(run)
+        folder = RunDir(run)
         with locked(folder.path):
             return stage(folder, *arguments, **options)
 

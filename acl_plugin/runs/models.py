@@ -24,7 +24,7 @@ OwnEncoder = TypeVar("OwnEncoder", bound=EncoderProtocol)
 
 
 @usual_defaults()
-def load_classifier(run: Path | str) -> Classifier:
+def load_classifier(run: RunDir | Path | str) -> Classifier:
     """Load the probed classifier of a run folder.
 
     It is in eval mode and takes images of the dataset's shape, (B, C, H, W) in [0, 1]. Resizing and normalization are
@@ -51,15 +51,15 @@ def load_classifier(run: Path | str) -> Classifier:
 
 
 @overload
-def load_encoder(run: Path | str, *, benign: bool = False, encoder: None = None) -> Encoder: ...
+def load_encoder(run: RunDir | Path | str, *, benign: bool = False, encoder: None = None) -> Encoder: ...
 
 
 @overload
-def load_encoder(run: Path | str, *, benign: bool = False, encoder: OwnEncoder) -> OwnEncoder: ...
+def load_encoder(run: RunDir | Path | str, *, benign: bool = False, encoder: OwnEncoder) -> OwnEncoder: ...
 
 
 @usual_defaults()
-def load_encoder(run: Path | str, *, benign: bool = False, encoder: Any = None) -> Any:
+def load_encoder(run: RunDir | Path | str, *, benign: bool = False, encoder: Any = None) -> Any:
     """Load the pretrained encoder of a run folder, with its projector, as a plain network with one norm bank.
 
     It is in eval mode; ``encoder.features(images)`` maps (B, C, H, W) in [0, 1] to (B, D).

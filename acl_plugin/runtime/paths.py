@@ -1,5 +1,6 @@
 """Paths given by the user: on the command line, in settings files, in Python and in the environment."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,31 @@ def user_path(path: Any, parameter: str = "path") -> Path:
         parameter: name of the parameter, for the message.
 
     Raises:
-        UsageError: for a value that is not a path, an empty one, or an unknown user.
+        UsageError: for a value that is not a path, an empty or too long one, or an unknown user.
     """
+    allowed = "a path; ~ is your home, and ~USER another's"
     try:
         text = os.fspath(path)
         if text and "\0" not in text:  # Path("") would be this folder
-            return Path(path).expanduser()
+            expanded = Path(path).expanduser()
+            if not _too_long(expanded):
+                return expanded
+            allowed = "a path that is not too long for the file system"
     except (TypeError, RuntimeError):  # not a path, or no such user
         pass
-    allowed = "a path; ~ is your home, and ~USER another's"
     details = repr(str(path) if isinstance(path, Path) else path)
     raise UsageError(f"`{parameter}` {details}: allowed is {allowed}", parameter=parameter, given=path, allowed=allowed)
+
+
+def _too_long(path: Path) -> bool:
+    """Return whether a path, or one of its names, is too long: a name whose folder is still to be made counts too."""
+    for each in (str(path), *path.parts):
+        try:
+            os.stat(each)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return True
+    return False
 
 
 def data_home() -> Path:

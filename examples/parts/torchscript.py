@@ -9,7 +9,7 @@ from acl_plugin.runs.models import load_classifier
 @EXPORTERS.register("torchscript")
 def torchscript(run, *, optimize=False):
     """Trace the classifier."""
-    model = load_classifier(run.path)
+    model = load_classifier(run)
     traced = torch.jit.trace(model, torch.rand(1, *model.spec.shape))
     if optimize:
         traced = torch.jit.optimize_for_inference(traced)

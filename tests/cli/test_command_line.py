@@ -19,7 +19,7 @@ from acl_plugin.cli.main import main
 from acl_plugin.cli.parser import parser_of
 from acl_plugin.models.backbones import create_backbone
 from acl_plugin.models.spec import ModelSpec
-from acl_plugin.registry import ATTACKS, DATASETS
+from acl_plugin.registry import ATTACKS, DATASETS, EXPORTERS
 from acl_plugin.reporting import tables
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import weights_hash
@@ -363,7 +363,7 @@ OF_A_RUN = [
     (["status", "nowhere"], "nowhere: no such run folder"),
     (["status", "full"], "full/config.yaml is missing; run first: acl-plugin pretrain --out full"),
     (["report", "run", "nowhere"], "nowhere: no such run folder"),
-    (["export", "run", "--name", "1x"], "--name '1x': allowed are letters"),
+    (["export", "run", "--name", "1x"], "--name '1x': allowed are up to 100 letters"),
     (["export", "run", "--paper-url", "not a url"], "'link' is 'not a url'"),
     (["transfer", "run"], "--out OUT is missing"),
     (["transfer", "nowhere", "--out", "x"], "nowhere: no such run folder"),
@@ -403,6 +403,52 @@ def test_mistakes_about_a_run_are_one_line_with_status_2_and_write_nothing(
     assert len([line for line in err.splitlines() if line.startswith("acl-plugin: ")]) == 1
     assert message in err
     assert files() == before
+
+
+LONG = "a" * 300
+TOO_LONG = [
+    *([command, "--out", LONG] for command in ("run", "pretrain")),
+    *(
+        [command, "--out", "x", option, LONG]
+        for command in ("run", "pretrain")
+        for option in ("--config", "--data-dir")
+    ),
+    ["run", "--out", "x", "--unlabeled", LONG],
+    ["run", "--out", "x", "--init", LONG],
+    ["run", "--out", "x", "--pretrained-file", LONG],
+    ["run", "--out", "x", "--objective", "deacl", "--objective-kwargs.teacher", LONG],
+    ["run", "--out", "x", "--objective", "advcl", "--objective-kwargs.pseudo_labels", LONG],
+    *([command, LONG] for command in ("probe", "evaluate", "audit", "status", "report", "export", "benchmark")),
+    ["audit", "run", "--out", LONG],
+    ["report", "run", "--out", LONG],
+    ["transfer", LONG, "--out", "x", "--data", "digits_val"],
+    ["transfer", "run", "--out", LONG, "--data", "digits_val"],
+    ["pseudo-labels", LONG, "--out", "x.npz"],
+    ["pseudo-labels", "run", "--out", LONG, "--clusters", "[2]"],
+    ["import", LONG, "--out", "x", "--data", "digits"],
+    ["import", "run/encoder.pt", "--out", LONG, "--data", "digits"],
+    ["find-rate", "--config", LONG],
+    ["evaluate", "--model", f"{LONG}.py:build", "--data", "digits"],
+    ["evaluate", "--model", f"run/{LONG}:build", "--data", "digits"],
+    ["evaluate", "run", "--name", LONG],
+    ["evaluate", "run", "--suite", "corruptions", "--corruptions-dir", LONG],
+    *(["export", "run", "--format", each, "--name", LONG] for each in EXPORTERS.names() if each != "torch"),
+]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("arguments", TOO_LONG, ids=lambda each: " ".join(each).replace(LONG, "LONG"))
+def test_a_path_or_name_that_no_file_can_have_is_a_mistake_of_the_user(
+    arguments, finished_run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished_run, "run")
+    before = {path for path in Path().rglob("*") if path.name != ".lock"}
+    assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("acl-plugin: ")
+    assert {path for path in Path().rglob("*") if path.name != ".lock"} == before
 
 
 @pytest.mark.e2e

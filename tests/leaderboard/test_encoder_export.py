@@ -276,7 +276,10 @@ def test_the_card_of_an_imported_run_names_its_file_alone(run_of, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--format", "timm", "--name", "My Net"], "--name 'My Net': allowed are small letters, digits and _"),
+        (
+            ["--format", "timm", "--name", "My Net"],
+            "--name 'My Net': allowed are up to 100 small letters, digits and _",
+        ),
         (["--format", "torch", "--name", "net"], "--name net is not used with this --format"),
         (["--format", "onnx"], "unknown export format 'onnx'"),
     ],

@@ -177,7 +177,7 @@ def test_a_board_with_gaps_is_refused(file, missing, run, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--name", "a/b"], "--name 'a/b': allowed are letters, digits"),
+        (["--name", "a/b"], "--name 'a/b': allowed are up to 100 letters, digits"),
         (["--targets", "stl10"], "unknown target of board robustssl from digits_0_4 'stl10'"),
         (["--additional-data", "true"], "--additional-data True is not used with this --format"),
     ],

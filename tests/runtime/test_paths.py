@@ -27,7 +27,7 @@ def test_tildes_are_expanded(home):
     assert user_path("~/x") == home / "x"
     assert user_path(Path("~")) == home
     assert user_path("x/~") == Path("x/~")
-    for wrong in (5, None, "", "~nobody-of-this-name/x", "a\0b"):
+    for wrong in (5, None, "", "~nobody-of-this-name/x", "a\0b", b"x", "a" * 300, Path("b", "a" * 300), "a/" * 9000):
         with pytest.raises(UsageError) as error:
             user_path(wrong, "out")
         assert (error.value.parameter, error.value.given) == ("out", wrong)
@@ -48,6 +48,19 @@ def test_every_path_from_python_is_expanded(home, finished_run, monkeypatch):
     monkeypatch.delenv("ACL_PLUGIN_HOME")
     monkeypatch.setenv("XDG_DATA_HOME", "~/share")
     assert index_path() == home / "share" / "acl_plugin" / "exports.json"
+
+
+@pytest.mark.e2e
+def test_a_run_stands_for_its_path(finished_run, tmp_path):
+    run = RunDir(shutil.copytree(finished_run, tmp_path / "run"))
+    assert load_classifier(run).spec == load_classifier(run.path).spec
+    assert load_encoder(run).spec == load_encoder(run.path).spec
+    assert RunDir(run).path == run.path
+    given, named = (
+        preset("cifar10", objective="deacl", objective_kwargs={"teacher": each}, init=each, data_dir=each)
+        for each in (run, str(run.path))
+    )
+    assert given == named
 
 
 @pytest.mark.e2e
