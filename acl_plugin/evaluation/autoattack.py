@@ -139,7 +139,7 @@ def _attack_chunk(target: Target, faster: nn.Module, where: slice, chunk: Chunk 
 def _undisturbed(model: nn.Module, faster: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
     """Put both models into eval mode, without weight gradients, and seed torch; restore everything on exit."""
     modes = norm_banks.inference(model), norm_banks.inference(faster)
-    with torch.inference_mode(False), torch.no_grad(), seeding.isolated_rng(seed, device), modes[0], modes[1]:
+    with torch.no_grad(), seeding.isolated_rng(seed, device), modes[0], modes[1]:
         yield
 
 

@@ -154,5 +154,5 @@ def generator_version() -> str:
 
 
 def _accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> float:
-    with torch.inference_mode(False), norm_banks.inference(model):
+    with norm_banks.inference(model):
         return (predicted(model, x, batch_size) == y).double().mean().item()

@@ -69,7 +69,7 @@ def embedding_shift(
     """
     found: dict[str, Any] = {name: dict(values) for name, values in (earlier or {}).items()}
     target = Target(model, images, torch.empty(0), threat, batch_size, seed)
-    with torch.inference_mode(False), norm_banks.inference(model):
+    with norm_banks.inference(model):
         benign = _features(target)
     flags = zero_gradients(target)
     for number, name in enumerate(DISTANCES):
@@ -134,7 +134,7 @@ def _moved(attack: InnerAttack, name: str, target: Target, benign: Tensor, seed:
         rows = partial(_loss, name, f, model)
         with seeding.isolated_rng(mixed_seed(seed, start), device):
             moved = attack.scalar(model, x, rows)
-        with torch.inference_mode(False), torch.no_grad(), norm_banks.inference(model):
+        with torch.no_grad(), norm_banks.inference(model):
             features = model(moved).float()
         features = _exact(features)
         values.append(distance(name, exact[start : start + size], features))

@@ -38,7 +38,7 @@ def isolated(model: nn.Module, seed: int, device: torch.device) -> Iterator[None
     random.seed(seed)
     np.random.seed(seed % 2**32)
     try:
-        with torch.inference_mode(False), seeding.isolated_rng(seed, device), norm_banks.inference(model):
+        with seeding.isolated_rng(seed, device), norm_banks.inference(model):
             yield
     finally:
         random.setstate(states[0])

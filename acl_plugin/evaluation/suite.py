@@ -128,7 +128,7 @@ def attack_suite(
     """
     chosen, left_out = chosen_attacks(attacks, target.threat, target.shape, classes)
     rows = {name: row for name, row in (earlier or {}).items() if _is_same(name, row, target)}
-    with torch.inference_mode(False), norm_banks.inference(target.model):
+    with norm_banks.inference(target.model):
         clean = predicted(target.model, target.images, target.batch_size) == target.labels
     curve: list[dict[str, float]] = []
     flags = zero_gradients(target)
@@ -263,7 +263,7 @@ def _under(
         with seeding.isolated_rng(mixed_seed(target.seed, seeding.SUITE, number, start), device):
             aims = _aims(model, x, y, setting.target)
             x_adv = attack.classifier(model, x, y, targets=aims, bounded=not setting.smallest)
-            with torch.inference_mode(False), torch.no_grad(), norm_banks.inference(model):
+            with torch.no_grad(), norm_banks.inference(model):
                 found = model(x_adv).argmax(1)
             correct[start + left] = (found == y).cpu()
             if aims is not None:
@@ -276,7 +276,7 @@ def _aims(model: Any, x: Tensor, y: Tensor, kind: str | None) -> Tensor | None:
     """Return the classes that an attack aims at, (B,), all other than the labels."""
     if kind is None:
         return None
-    with torch.inference_mode(False), torch.no_grad(), norm_banks.inference(model):
+    with torch.no_grad(), norm_banks.inference(model):
         logits = model(x)
     if kind == "random":
         return (y + torch.randint(1, logits.shape[1], y.shape).to(y.device)) % logits.shape[1]
