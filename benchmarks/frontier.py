@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from acl_plugin import registry
 from acl_plugin.attacks.free_attack import FREE
 from acl_plugin.cli.parser import Parser
-from acl_plugin.config import preset, used
+from acl_plugin.config import RunConfig, preset, used
 from acl_plugin.errors import unknown
 from acl_plugin.reporting.figures import COLORS
 from acl_plugin.runs.environment import environment
@@ -71,7 +71,7 @@ class Point:
 
     Attributes:
         row, attack: names.
-        forwards: encoder forwards per training image over the pretraining.
+        forwards: encoder forwards per training image over the pretraining, and over a teacher's.
         robust, clean, seconds: one value per seed, accuracies in percent.
     """
 
@@ -122,7 +122,8 @@ def run_all(*arguments: str) -> tuple[str, dict[str, Any]]:
     do_after_teachers(jobs, runs, given.at_a_time)
     shared = jobs[0].config.options()
     settings = {k: v for k, v in shared.items() if k not in ("data_dir", "seed", "objective", "objective_kwargs")}
-    found = [kept(*each) for each in planned]
+    teachers = {each.seed: each for row, _, each in planned if row == TEACHER}
+    found = [kept(row, attack, each, teachers[each.seed]) for row, attack, each in planned]
     return given.data, {"data": given.data, "settings": settings, "environment": environment(), "runs": found}
 
 
@@ -136,15 +137,24 @@ def job(row: str, attack: str, seed: int, runs: Path, data_name: str, options: d
     return Job(Row(f"{row}, {attack}"), seed, config, folder_of(row, seed, there))
 
 
-def kept(row: str, attack: str, each: Job) -> dict[str, Any]:
-    """Return the stored result of a run."""
-    result = {"row": row, "attack": attack, "seed": each.seed, "forwards": encoder_forwards(each.config.options())}
+def kept(row: str, attack: str, each: Job, teacher: Job) -> dict[str, Any]:
+    """Return the stored result of a run, whose cost includes that of ``teacher`` where it needs one."""
+    parts = [each, teacher] if needs_teacher(each.config) else [each]
+    forwards = sum(encoder_forwards(part.config.options()) or 0 for part in parts)
+    result = {"row": row, "attack": attack, "seed": each.seed, "forwards": forwards}
     if each.stopped:
         return result | each.stopped
-    run = RunDir(each.out)
-    evaluation, pretraining = read_json(run.evaluation_file), read_json(run.pretraining_file)
+    evaluation = read_json(RunDir(each.out).evaluation_file)
     accuracies = {k: evaluation[k] for k in ("clean_accuracy", "robust_accuracy", "n")}
-    return result | accuracies | {"seconds": pretraining["seconds"]}
+    seconds = sum(read_json(RunDir(part.out).pretraining_file)["seconds"] for part in parts)
+    return result | accuracies | {"seconds": seconds}
+
+
+def needs_teacher(config: RunConfig) -> bool:
+    """Return whether a run takes the weights, or pseudo-labels from the features, of a teacher."""
+    return config.encoder.init is not None or not {"teacher", "pseudo_labels"}.isdisjoint(
+        config.objective.objective_kwargs
+    )
 
 
 def merged(before: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ def costs(kept: dict[str, Any]) -> list[str]:
         "",
         f"Objectives by inner attack; {settings['backbone']}, {settings['epochs']} epochs, "
         f"eps {radius(settings)}, AutoAttack on {per_seed} images, seeds {seeds}; {device(kept)}. In brackets F, the "
-        f"encoder forwards per training image over the pretraining, without a teacher's. **Frontier**: no cheaper "
+        f"encoder forwards per training image over the pretraining, and over that of a teacher (FARE, DeACL, "
+        f"ProFeAT, and the pseudo-labels of AdvCL). **Frontier**: no cheaper "
         f"cell has a higher mean. A run that collapsed counts as 0.",
         "",
         *head("objective", *names),

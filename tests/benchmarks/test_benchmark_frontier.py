@@ -2,6 +2,8 @@ import json
 
 import pytest
 
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.runtime.files import write_json
 from benchmarks import __main__ as main
 from benchmarks import compact, frontier
 from benchmarks.frontier import ATTACKS, NO_ATTACK, ROWS, Point, attacks_of, job, merged, points
@@ -43,6 +45,25 @@ def test_more_steps_cost_more(tmp_path):
             jobs = [job(row, f"PGD-{n}", 0, tmp_path, "digits", {}) for n in (1, 2, 3, 5, 10)]
             costs = [frontier.encoder_forwards(each.config.options()) for each in jobs]
             assert costs == sorted(set(costs))
+
+
+def test_a_teacher_costs_too(tmp_path):
+    teacher = job("simclr", NO_ATTACK, 0, tmp_path, "digits", {})
+    paid = {
+        row for row in ROWS if frontier.needs_teacher(job(row, attacks_of(row)[0], 0, tmp_path, "digits", {}).config)
+    }
+    assert paid == {"fare", "deacl", "profeat", "advcl", *(f"a_infonce, advcl {each}" for each in ("ip", "hn", "iphn"))}
+    for each, seconds in ((teacher, 3.0), (student := job("deacl", "PGD-1", 0, tmp_path, "digits", {}), 4.0)):
+        run = RunDir(each.out)
+        run.path.mkdir(parents=True)
+        write_json(run.pretraining_file, {"seconds": seconds})
+        write_json(run.evaluation_file, {"clean_accuracy": 0.9, "robust_accuracy": 0.5, "n": 20})
+    alone, both = (
+        frontier.kept("simclr", NO_ATTACK, teacher, teacher),
+        frontier.kept("deacl", "PGD-1", student, teacher),
+    )
+    own = frontier.encoder_forwards(student.config.options())
+    assert (alone["seconds"], both["seconds"], both["forwards"]) == (3.0, 7.0, own + alone["forwards"])
 
 
 def test_the_frontier_has_what_no_cheaper_point_exceeds():
