@@ -64,7 +64,9 @@ def check_value(name: str, value: Any, kind: Any, allowed: Range | None = None) 
             raise error
     elif not _fits(value, kind) or (allowed is not None and type(value) in (int, float) and value not in allowed):
         text = str(allowed) if allowed is not None else described(kind)
-        raise UsageError(f"`{name}` {value!r}: allowed is {text}", parameter=name, given=value, allowed=text)
+        shown = " ".join(repr(value).split())  # of an object, such as a module, it may have many lines
+        shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+        raise UsageError(f"`{name}` {shown}: allowed is {text}", parameter=name, given=value, allowed=text)
 
 
 def described(kind: Any) -> str:

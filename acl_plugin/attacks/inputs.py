@@ -17,7 +17,8 @@ def check_images(x: Any, parameter: str = "x") -> None:
     Raises:
         UsageError: with the given type or shape.
     """
-    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
+    dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
+    if not dense or x.dim() != 4 or not x.is_floating_point():
         hint = "; divide 8-bit images by 255" if isinstance(x, Tensor) and x.dtype == torch.uint8 else ""
         raise _refusal(parameter, x, IMAGES, hint)
 
@@ -75,14 +76,21 @@ def check_values(
     bounds = [x.amin(), x.amax(), *([] if y is None else [y.min().to(x.device), y.max().to(x.device)])]
     low, high, *of_labels = torch.stack([bound.float() for bound in bounds]).tolist()
     if not (low >= 0 and high <= 1):
-        found = "with NaN" if math.isnan(low) else f"in [{low:.3g}, {high:.3g}]"
-        remedy = "" if math.isnan(low) else "; normalize inside the model"
-        message = f"{parameter} {found}: allowed is [0, 1]{remedy}"
+        message = f"{parameter} {_out_of_range(low, high)}"
         raise UsageError(message, parameter=parameter, given=(low, high), allowed=(0, 1))
     if of_labels and not (of_labels[0] >= 0 and of_labels[1] < classes):
         given = tuple(int(bound) for bound in of_labels)
         message = f"labels y from {given[0]} to {given[1]}: the model has {classes} classes, from 0 to {classes - 1}"
         raise UsageError(message, parameter="y", given=given, allowed=(0, classes - 1))
+
+
+def _out_of_range(low: float, high: float) -> str:
+    """Return the range of values that are not all in [0, 1], and the remedy."""
+    if math.isnan(low):
+        return "with NaN: allowed is [0, 1]"
+    if low > -1e-3 and high < 1.001:  # by rounding, as after a resize
+        return f"in [{low}, {high}]: allowed is [0, 1]; call clamp(0, 1) on them"
+    return f"in [{low:.3g}, {high:.3g}]: allowed is [0, 1]; normalize inside the model"
 
 
 def require_unit_range(images: Tensor, what: str = "images") -> None:
@@ -96,7 +104,12 @@ def require_unit_range(images: Tensor, what: str = "images") -> None:
 
 
 def _refusal(parameter: str, given: Any, allowed: str, hint: str = "") -> UsageError:
-    shown = f"{tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
+    if not isinstance(given, Tensor):
+        shown = type(given).__name__
+    elif given.layout != torch.strided or given.is_meta:
+        shown = f"a tensor of {given.layout} on {given.device}"
+    else:
+        shown = f"{tuple(given.shape)} of {given.dtype}"
     return UsageError(
         f"{parameter}: {shown}; allowed are {allowed}{hint}", parameter=parameter, given=shown, allowed=allowed
     )

@@ -11,6 +11,7 @@ from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet
 from acl_plugin.evaluation import corruption_files, own_encoder, own_model
 from acl_plugin.evaluation.results import CorruptionEvaluation, EmbeddingEvaluation, Evaluation, SuiteEvaluation
+from acl_plugin.models.copies import require_values
 from acl_plugin.reporting import tables
 from acl_plugin.runtime.device import training_device
 
@@ -25,7 +26,9 @@ def evaluate_named(config: RunConfig, options: Mapping[str, Any], folder: Path |
     """
     device, data = training_device(config.machine.accelerator), datasets.load(config.data)
     classes = 0 if options["suite"] == "embedding" else len(data.classes)
-    model = load_model(options["model"], config.data.data, config.threat.norm, classes).to(device)
+    model = load_model(options["model"], config.data.data, config.threat.norm, classes)
+    require_values(model, "model")
+    model = model.to(device)
     given = {
         "seed": config.machine.seed,
         "batch_size": config.evaluation.eval_batch_size,

@@ -10,6 +10,8 @@ from acl_plugin.errors import UsageError, unknown
 from acl_plugin.registry import PROTOCOLS
 from acl_plugin.validation import Range, check_value, require_eps
 
+SMALLEST = 8
+"""Side in pixels of the smallest images: on smaller ones, usual networks end in convolutions of single pixels."""
 RANGES = {
     **dict.fromkeys(
         "attack_steps checkpoint_every devices num_nodes accumulate_grad_batches probe_epochs probe_batch_size "
@@ -29,7 +31,7 @@ RANGES = {
     **{
         "batch_size": Range(2),
         "limit_train": Range(2),
-        **dict.fromkeys(("image_size", "resize", "input_size"), Range(8, 8192)),  # a square of the largest files
+        **dict.fromkeys(("image_size", "resize", "input_size"), Range(SMALLEST, 8192)),  # a square of the largest files
         "seed": Range(0, 2**63 - 1),
         "aft_clusters": Range(2),
     },

@@ -8,12 +8,14 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from acl_plugin.config import DataConfig
+from acl_plugin.config.ranges import SMALLEST
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.data.own_images import read_tree
 from acl_plugin.data.pixels import require_varied
-from acl_plugin.data.soundness import sound
+from acl_plugin.data.soundness import sound, sound_unlabeled
 from acl_plugin.data.subsets import missing_classes, require_rows
 from acl_plugin.errors import UsageError
 from acl_plugin.registry import DATASETS
@@ -71,25 +73,32 @@ def _loaded(config: DataConfig) -> DataSet:
     if seen > len(test) / 100:  # many published datasets contain a few
         logger.warning(f"{data.name}: {seen} of {len(test)} test images are training images as well")
     train, test = train.resized(config.image_size), test.resized(config.image_size)
+    if min(train.pixels.shape[2:]) < SMALLEST:
+        given, allowed = " x ".join(map(str, train.pixels.shape[2:])), f"{SMALLEST} x {SMALLEST} pixels or more"
+        message = f"`data` {data.name}: its images are {given}; allowed are {allowed}: add `image_size`"
+        raise UsageError(message, parameter="data", given=given, allowed=allowed)
     first = 1 + max(int(images.rows.max()) for images in (data.train, data.test) if len(images))
     unlabeled = [partial(_limited, data, config)] if data.unlabeled is not None else []
     if config.unlabeled is not None:
         unlabeled.append(partial(read_tree, config, train))
-    return replace(data, train=train, test=test, unlabeled=partial(_joined, unlabeled, first) if unlabeled else None)
+    joined = partial(_joined, unlabeled, first, data.test.hashes) if unlabeled else None
+    return replace(data, train=train, test=test, unlabeled=joined)
 
 
 def _limited(data: DataSet, config: DataConfig) -> Images:
     """Return the dataset's own unlabeled images, limited and resized."""
-    assert data.unlabeled is not None
-    return data.unlabeled().subset(config.limit_unlabeled).resized(config.image_size)
+    return sound_unlabeled(data, config.data).subset(config.limit_unlabeled).resized(config.image_size)
 
 
-def _joined(unlabeled: Sequence[Callable[[], Images]], first: int) -> Images:
-    """Return all unlabeled images, with rows that begin at ``first``."""
+def _joined(unlabeled: Sequence[Callable[[], Images]], first: int, test_hashes: Tensor) -> Images:
+    """Return all unlabeled images, with rows that begin at ``first``; warn of test images among them."""
     found, *others = (each() for each in unlabeled)
     for each in others:
         found = found.followed_by(replace(each, rows=each.rows + 1 + int(found.rows.max())))
     require_varied(found.pixels, found.hashes, "unlabeled images")
+    seen = int(torch.isin(test_hashes, found.hashes).sum())
+    if seen > len(test_hashes) / 100:
+        logger.warning(f"{seen} of {len(test_hashes)} test images are unlabeled images of the pretraining as well")
     return replace(found, rows=first + found.rows)
 
 

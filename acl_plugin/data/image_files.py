@@ -154,7 +154,7 @@ def _tags(image: "Image") -> Mapping[int, Any]:
 
 def _refused(name: str, fault: str) -> UsageError:
     return UsageError(
-        f"{name} cannot be used: {fault}. Replace or delete it, or pass `skip_unreadable`.",
+        f"{name} cannot be used: {fault}. Replace or delete it; a new run with `skip_unreadable` leaves it out.",
         parameter="data",
         given=name,
         allowed=f"images with one frame in {', '.join(FORMATS)}",

@@ -158,6 +158,17 @@ class DataSet:
         if not self.classes:
             raise without_labels(self.name, what)
 
+    def require_shape(self, trained_on: tuple[int, int, int]) -> None:
+        """Refuse images of another shape (C, H, W) than those that a model was trained on, as after a change of files.
+
+        Raises:
+            UsageError: with both shapes.
+        """
+        if self.shape != trained_on:
+            given, own = ("x".join(map(str, shape)) for shape in (self.shape, trained_on))
+            message = f"`data` {self.name}: its images are {given}, and those of the training {own}; the files changed"
+            raise UsageError(message, parameter="data", given=given, allowed=own)
+
     def held_out(self, name: str, share: float = 0.1) -> "DataSet":
         """Return the dataset ``name`` whose test images are a share of each class of the training images."""
         test = stratified(self.train.labels, share, 0)

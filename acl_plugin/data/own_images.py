@@ -73,8 +73,8 @@ def read_splits(
     limits = config.limit_train, config.limit_test
     rows = [subset_rows(labels, n or len(labels)) for (_, labels), n in zip((train, test), limits, strict=True)]
     sources = [source.take(chosen) for (source, _), chosen in zip((train, test), rows, strict=True)]
-    channels = config.channels or (1 if all(map(is_gray, sources)) else 3)
-    form = Form(*size, config.resize, channels, as_stored=as_stored)
+    gray = config.channels is None and all(is_gray(source) for source, _ in (train, test))  # equal for all limits
+    form = Form(*size, config.resize, config.channels or (1 if gray else 3), as_stored=as_stored)
     disk = on_disk(config, sum(map(len, rows)), form)
     first, second = (
         load_images(config, source, form, labels[chosen], chosen, disk=disk)

@@ -1,7 +1,8 @@
 """Check what a dataset's function returns, before hours of training depend on it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -30,10 +31,36 @@ def sound(config: DataConfig) -> DataSet:
         if function.__module__.startswith("acl_plugin."):
             raise  # of the system, such as a full disk
         raise DATASETS.broken(f"dataset {config.data!r} is broken: {reason(error)}", config.data) from error
-    for field, given, allowed in _faults(data):
-        message = f"dataset {config.data!r} is broken: {field} {given}; allowed is {allowed}"
-        raise UsageError(message, parameter="data", given=config.data, allowed=allowed)
-    return data  # type: ignore[no-any-return]
+    _refuse(_faults(data), config.data)
+    names, mean, std = tuple(map(str, data.classes)), tuple(map(float, data.mean)), tuple(map(float, data.std))
+    return replace(data, classes=names, mean=mean, std=std)  # of Python's types, which files of weights may hold
+
+
+def sound_unlabeled(data: DataSet, name: str) -> Images:
+    """Return the unlabeled images of a dataset, after the checks of ``sound``.
+
+    Raises:
+        UsageError: when their function fails, or for images that cannot be joined with the training images.
+    """
+    assert data.unlabeled is not None
+    function = DATASETS.get(name)
+    try:
+        images = data.unlabeled()
+    except UsageError:
+        raise
+    except Exception as error:
+        if function.__module__.startswith("acl_plugin."):
+            raise
+        raise DATASETS.broken(f"dataset {name!r} is broken: its unlabeled images: {reason(error)}", name) from error
+    faults = _faults_of("unlabeled", images, 0) or _faults_beside(data.train, "unlabeled", images)
+    _refuse(faults[:1], name)
+    return images
+
+
+def _refuse(faults: Iterable[tuple[str, str, str]], name: str) -> None:
+    for field, given, allowed in faults:
+        message = f"dataset {name!r} is broken: {field} {given}; allowed is {allowed}"
+        raise UsageError(message, parameter="data", given=name, allowed=allowed)
 
 
 def _faults(data: Any) -> list[tuple[str, str, str]]:
@@ -45,6 +72,8 @@ def _faults(data: Any) -> list[tuple[str, str, str]]:
         return [("its classes are", repr(names)[:60], "a tuple of different texts")]
     if len(names) == 1:
         return [("it has", "one class", "two classes or more, or none")]
+    if data.unlabeled is not None and not callable(data.unlabeled):
+        return [("its unlabeled is", type(data.unlabeled).__name__, "a function that returns Images, or None")]
     faults = [fault for split in ("train", "test") for fault in _faults_of(split, getattr(data, split), len(names))]
     return faults[:1] or _faults_between(data)
 
@@ -78,11 +107,11 @@ def _faults_of(split: str, images: Any, classes: int) -> list[tuple[str, str, st
 
 
 def _faults_between(data: DataSet) -> list[tuple[str, str, str]]:
-    first, other = data.train.pixels.shape[1:], data.test.pixels.shape[1:]
-    if len(data.test) and first != other:
-        return [("its test images are", f"{tuple(other)}", f"{tuple(first)}, as its training images")]
-    if len(data.test) and data.train.levels != data.test.levels:
-        return [("its test.levels is", f"{data.test.levels}", f"{data.train.levels}, as that of train")]
+    first = data.train.pixels.shape[1:]
+    if not len(data.train) and not len(data.test):
+        return [("it has", "no images", "one image or more")]
+    if faults := _faults_beside(data.train, "test", data.test):
+        return faults
     fits: dict[str, Callable[[float], bool]] = {"mean": lambda value: 0 <= value <= 1, "std": lambda value: value > 0}
     for field, fit in fits.items():
         values = getattr(data, field)
@@ -92,6 +121,15 @@ def _faults_between(data: DataSet) -> list[tuple[str, str, str]]:
                 f"a tuple of {first[0]} numbers {'from 0 to 1' if field == 'mean' else 'above 0'}, one per channel"
             )
             return [(f"its {field} is", repr(values)[:60], allowed)]
+    return []
+
+
+def _faults_beside(train: Images, split: str, images: Images) -> list[tuple[str, str, str]]:
+    first, other = (tuple(each.pixels.shape[1:]) for each in (train, images))
+    if len(images) and first != other:
+        return [(f"its {split} images are", f"{other}", f"{first}, as its training images")]
+    if len(images) and train.levels != images.levels:
+        return [(f"its {split}.levels is", f"{images.levels}", f"{train.levels}, as that of train")]
     return []
 
 

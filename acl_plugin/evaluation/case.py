@@ -71,7 +71,10 @@ class Case:
         return min(largest_batch(self.model, self.shape, self.device), len(self.images))
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that determine the result, except for the attacks."""
+        """Return the settings that determine the result, except for the attacks, and for what the outputs say.
+
+        Models of equal weights may differ, in attributes or in their code.
+        """
         print_of_images = Fingerprint.of(image_hashes(self.images), self.labels, self.shape, self.classes)
         return {
             "dataset": self.dataset,

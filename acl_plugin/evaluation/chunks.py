@@ -26,6 +26,7 @@ def read_inputs(run: RunDir, config: RunConfig, device: torch.device) -> tuple[C
     """Return the classifier of a run, its dataset, and the test images with the classifier's labels."""
     model = channels_last(load_classifier(run.path)).to(device)
     data = datasets.load(config.data)
+    data.require_shape(model.spec.shape)
     return model, data, evaluated_images(data, config, model.spec.classes)
 
 

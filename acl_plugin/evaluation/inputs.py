@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence, Sized
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,12 @@ from acl_plugin.attacks.inputs import check_images, check_values
 from acl_plugin.errors import UsageError, reason
 from acl_plugin.evaluation.batches import device_of
 from acl_plugin.evaluation.checks import CHECKED, check_classifier
-from acl_plugin.models.copies import copied
+from acl_plugin.models.copies import copied, require_values
 from acl_plugin.runtime.autograd import check_autograd, constant
 from acl_plugin.runtime.device import require_device
 
 ImageData = Tensor | Dataset[Any] | DataLoader[Any]
-SOURCES = "a tensor (N, C, H, W) in [0, 1] with `labels`, a Dataset of (image, label), or a DataLoader of it"
+SOURCES = "a tensor (N, C, H, W) in [0, 1] with `labels`, a torch Dataset of (image, label), or a DataLoader of it"
 
 
 def on_device(model: Any, device: torch.device | str | None) -> tuple[nn.Module, torch.device]:
@@ -34,6 +35,7 @@ def on_device(model: Any, device: torch.device | str | None) -> tuple[nn.Module,
     if any(is_lazy(tensor) for tensor in chain(model.parameters(), model.buffers())):  # type: ignore[no-untyped-call]
         message = "`model` has weights that are not initialized; call it on a batch of images first"
         raise UsageError(message, parameter="model", given="lazy weights", allowed="initialized weights")
+    require_values(model, "model")
     check_autograd(model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     if dtype != torch.float32:
@@ -68,24 +70,26 @@ def collect(images: Any, labels: Any, *, labeled: bool = True) -> tuple[Tensor, 
             raise UsageError(message, parameter="labels", given=type(labels).__name__, allowed=None)
         images, labels = _gathered(images, labeled)
     elif not isinstance(images, Tensor):
-        message = f"`images` is {type(images).__name__}; allowed is {SOURCES}"
-        raise UsageError(message, parameter="images", given=type(images).__name__, allowed=SOURCES)
-    elif not labeled:
+        given = f"{type(images).__module__}.{type(images).__name__}"
+        message = f"`images` is {given}; allowed is {SOURCES}"
+        raise UsageError(message, parameter="images", given=given, allowed=SOURCES)
+    check_images(images, "images")
+    if not labeled:
         labels = torch.zeros(len(images), dtype=torch.long)
     elif labels is None:
         message = "`labels` are missing; a tensor of images needs (N,) whole numbers"
         raise UsageError(message, parameter="labels", given=None, allowed="(N,) whole numbers")
-    check_images(images, "images")
     if not images.numel():
         raise UsageError("`images` is empty; allowed is one image or more", parameter="images", given=0, allowed="1")
     labels = _whole_numbers(labels, len(images))
     check_values(images, "images")
-    return constant(images).to("cpu", torch.float32), constant(labels).to("cpu", torch.int64)
+    plain = constant(images).to("cpu", torch.float32).contiguous()  # pyautoattack calls view on it
+    return plain, constant(labels).to("cpu", torch.int64)
 
 
 def _whole_numbers(labels: Any, count: int) -> Tensor:
-    if isinstance(labels, list | tuple):
-        labels = torch.tensor(labels) if all(type(label) is int for label in labels) else labels
+    if isinstance(labels, list | tuple | range) and all(map(_is_whole, labels)):
+        labels = np.asarray(labels)
     if isinstance(labels, np.ndarray) and labels.dtype.kind in "iu":
         labels = torch.from_numpy(labels.astype(np.int64))
     whole = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -96,6 +100,10 @@ def _whole_numbers(labels: Any, count: int) -> Tensor:
     return labels
 
 
+def _is_whole(label: Any) -> bool:
+    return isinstance(label, Integral) and not isinstance(label, bool)
+
+
 def _gathered(source: "Dataset[Any] | DataLoader[Any]", labeled: bool) -> tuple[Tensor, Tensor]:
     """Return all images and labels of a Dataset or DataLoader, read once; restore its random generators."""
     name, images, labels = type(source).__name__, [], []
@@ -103,8 +111,9 @@ def _gathered(source: "Dataset[Any] | DataLoader[Any]", labeled: bool) -> tuple[
         if not labeled:
             item = (item[0] if isinstance(item, list | tuple) and item else item, None)
         if not isinstance(item, list | tuple) or len(item) != 2:
-            message = f"`images`: an item of the {name} is {type(item).__name__}; allowed is a pair (image, label)"
-            raise UsageError(message, parameter="images", given=type(item).__name__, allowed="(image, label)")
+            given = type(item).__name__ + (f" of {len(item)}" if isinstance(item, list | tuple) else "")
+            message = f"`images`: an item of the {name} is a {given}; allowed is a pair (image, label)"
+            raise UsageError(message, parameter="images", given=given, allowed="(image, label)")
         image, label = item
         single = not isinstance(source, DataLoader)
         if not isinstance(image, Tensor) or (single and image.dim() != 3):
@@ -178,7 +187,7 @@ def check_user_model(model: nn.Module, images: Tensor, labels: Tensor, names: Se
             range of classes, or a wrong number of names.
     """
     classes = check_classifier(model, images[:CHECKED].to(device_of(model))).shape[1]
-    if names is not None and (isinstance(names, str) or not isinstance(names, Sized)):
+    if names is not None and (isinstance(names, str | set | frozenset) or not isinstance(names, Sized)):
         message = f"`classes` {names!r}: allowed is a list of {classes} names"
         raise UsageError(message, parameter="classes", given=names, allowed=f"{classes} names")
     if names is not None and len(names) != classes:

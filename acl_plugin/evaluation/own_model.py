@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from acl_plugin.attacks.threat_model import ThreatModel, require_threat
-from acl_plugin.errors import EvaluationStopped, UsageError
+from acl_plugin.errors import EvaluationStopped, UsageError, reason
 from acl_plugin.evaluation import corruptions
 from acl_plugin.evaluation.adversarial_images import recount
 from acl_plugin.evaluation.autoattack import (
@@ -145,7 +145,7 @@ def evaluate_suite(
     options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": device, "classes": classes}
     with prepared(model, images, labels, **options, dataset=dataset, folder=folder) as case:
         shape, settings = case.shape, case.settings() | {"threat_model": threat.norm, "eps": threat.eps}
-        settings["clean_accuracy"] = case.clean_accuracy()
+        settings |= {"clean_accuracy": case.clean_accuracy(), "output_norm": case.output_norm()}
         chosen, _ = chosen_attacks(attacks, threat, shape, len(case.classes))
         before = case.earlier("suite.json", settings, overwrite)
         states = attack_suite(case.target(threat, case.size()), len(case.classes), attacks, before.get("rows"))
@@ -191,16 +191,25 @@ def evaluate_corruptions(
         >>> acl_plugin.evaluate_corruptions(model, x, y, names=["fog", "snow"]).mean  # doctest: +SKIP
     """
     chosen = corruptions.chosen_corruptions(names)
+    _check_source(source)
     options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": device, "classes": classes}
     with prepared(model, images, labels, **options, dataset=dataset, folder=folder, attacked=False) as case:
         name, corrupted = (source[0], _checked(source[1], case)) if source else _made_of(case)
         settings = case.settings() | {"source": name}
-        settings["clean_accuracy"] = case.clean_accuracy()
+        settings |= {"clean_accuracy": case.clean_accuracy(), "output_norm": case.output_norm()}
         before = case.earlier("corruptions.json", settings, overwrite)
         states = corruptions.accuracy_by_corruption(
             case.model, corrupted, names=names, batch_size=case.size(), earlier=before.get("accuracy")
         )
         return CorruptionEvaluation(written(case, "corruptions.json", settings, states, len(chosen)))
+
+
+def _check_source(source: Any) -> None:
+    pair = isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], str) and callable(source[1])
+    if source is not None and not pair:
+        allowed = "a pair of a name and a function of (corruption, severity), or None"
+        message = f"`source` is {type(source).__name__}; allowed is {allowed}"
+        raise UsageError(message, parameter="source", given=type(source).__name__, allowed=allowed)
 
 
 def _checked(corrupted: corruptions.Corrupted, case: Case) -> corruptions.Corrupted:
@@ -218,8 +227,9 @@ def _checked(corrupted: corruptions.Corrupted, case: Case) -> corruptions.Corrup
                 raise ValueError(f"images of shape {tuple(x.shape)}; allowed is {tuple(case.images.shape)}")
             check_labels(y, len(case.classes))
             return x, y
-        except (TypeError, ValueError) as error:
-            message = f"`source`, {name} of severity {severity}: {' '.join(str(error).split())}"
+        except Exception as error:  # of the user's function, which can fail in any way
+            details = " ".join(str(error).split()) if isinstance(error, TypeError | ValueError) else reason(error)
+            message = f"`source`, {name} of severity {severity}: {details}"
             allowed = "(N, C, H, W) images in [0, 1] as those of the evaluation, and (N,) labels"
             raise UsageError(message, parameter="source", given=(name, severity), allowed=allowed) from error
 

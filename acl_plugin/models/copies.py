@@ -6,7 +6,20 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from acl_plugin.errors import UsageError
+
 Modules = TypeVar("Modules")
+
+
+def require_values(module: nn.Module, parameter: str) -> None:
+    """Refuse a module with weights or statistics on the meta device, which holds no values.
+
+    Raises:
+        UsageError: with the remedy.
+    """
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+        message = f"`{parameter}` has weights on the meta device, without values; load them first"
+        raise UsageError(message, parameter=parameter, given="meta weights", allowed="weights with values")
 
 
 def copied(modules: Modules) -> Modules:

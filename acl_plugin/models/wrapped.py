@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from acl_plugin.errors import UsageError, reason
 from acl_plugin.models import norm_banks
-from acl_plugin.models.copies import copied
+from acl_plugin.models.copies import copied, require_values
 from acl_plugin.models.encoder import BackboneAndProjector, Preprocess
 from acl_plugin.models.feature_extractor import FeatureExtractor, Features
 from acl_plugin.models.recompute import plain_blocks
@@ -147,6 +147,7 @@ def _copied(module: Any) -> nn.Module:
     if any(is_lazy(buffer) for buffer in module.buffers()):  # type: ignore[no-untyped-call]
         message = "module has statistics that are not initialized; call it on a batch of images first"
         raise UsageError(message, parameter="module", given="lazy buffers", allowed="initialized buffers")
+    require_values(module, "module")
     try:
         network = copied(module)
     except Exception as error:  # deepcopy fails with exceptions of any type

@@ -81,6 +81,7 @@ def probe(
     protocol = PROTOCOLS.get(config.probe.probe_protocol)
     encoder = load_encoder(run.path)
     data = datasets.load(config.data)
+    data.require_shape(encoder.spec.shape)
     run.check_images(data, pretraining=config.probe.lpaft != "none")
     train, held_out = checked(data, config)
     settings = _settings(run, config, data, device)

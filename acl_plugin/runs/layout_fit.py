@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acl_plugin.errors import UsageError
 from acl_plugin.models.projectors import create_projector
 from acl_plugin.runs.layouts import LAYOUTS, Layout, is_wide
 from acl_plugin.runs.normalization import misfit
@@ -21,50 +20,6 @@ BLOCKS = {
     ((3, 4, 23, 3), True): "resnet101", ((3, 8, 36, 3), True): "resnet152",
 }  # fmt: skip
 """timm's names by blocks per layer, and whether they are bottleneck blocks."""
-
-REFUSED: tuple[tuple[tuple[str, ...], str], ...] = (
-    (
-        (r"(^|\.)block1\.layer\.", r"(^|\.)conv1\.bias$"),
-        "is solo-learn's WideResNet, which has LeakyReLU and another eps in its norm layers than that of TRADES; "
-        "no backbone here is this network",
-    ),
-    (
-        (r"^backbone\.2\.0\.conv1\.",),
-        "is lightly's ResNet for small images as a sequence of its layers, without a ReLU after the first norm layer; "
-        "no backbone here is this network",
-    ),
-    (
-        (r"^linear_1\.weight$", r"^linear_2\.weight$"),
-        "is the projector that RoCL's code writes beside a network; import the file of the network, whose name lacks "
-        "_projector, and this one is found",
-    ),
-)
-"""Patterns that all match keys of a file that cannot be read, and the reason."""
-
-
-def detect(path: Path, state: Mapping[str, Tensor], container: str | None = None) -> str:
-    """Return the first layout whose marks all match keys.
-
-    Args:
-        path: path of the file, for error messages.
-        state: weights of the file.
-        container: entry of the file that has them.
-
-    Raises:
-        UsageError: for a network that no backbone is, with the reason, and for an unknown layout, with the first keys
-            and how near each layout is.
-    """
-    for marks, reason in REFUSED:
-        if all(any(re.search(mark, key) for key in state) for mark in marks):
-            message = f"{path} {reason}"
-            raise UsageError(message, parameter="file", given=str(path), allowed="a network that timm has")
-    for name, layout in LAYOUTS.items():
-        if layout.fits(state, container):
-            return name
-    raise UsageError(
-        f"{path} has no known layout; {nearness(state)}; its first keys: {', '.join(list(state)[:5])}",
-        parameter="format", given="auto", allowed=tuple(LAYOUTS),
-    )  # fmt: skip
 
 
 def renamed(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, str], list[str]]:
@@ -172,7 +127,7 @@ def nearness(state: Mapping[str, Tensor], backbone: str = "resnet18", kwargs: di
         weights = {new: state[old] for old, new in names.items()}
         network, arguments = network_of(weights, layout, backbone, kwargs or {})
         try:
-            needed = _shapes(network, tuple(sorted((k, _frozen(v)) for k, v in arguments.items())))
+            needed = shapes_of(network, arguments)
         except (TypeError, ValueError, RuntimeError):
             continue
         here = of_bank(weights, 0)
@@ -190,19 +145,6 @@ def nearness(state: Mapping[str, Tensor], backbone: str = "resnet18", kwargs: di
     return shown
 
 
-def holds(state: Mapping[str, Tensor], backbone: str, kwargs: dict[str, Any]) -> bool:
-    """Return whether a file has all weights of timm's network under its own names."""
-    import timm
-
-    if not timm.is_model(backbone):
-        return False
-    try:
-        needed = _shapes(backbone, tuple(sorted((k, _frozen(v)) for k, v in kwargs.items())))
-    except (TypeError, ValueError, RuntimeError):
-        return False
-    return needed.keys() <= state.keys()
-
-
 def classifier_of(backbone: str) -> str:
     """Return timm's name of the linear layer of a network."""
     import timm
@@ -211,13 +153,21 @@ def classifier_of(backbone: str) -> str:
     return str(name if isinstance(name, str) else name[0])
 
 
+def shapes_of(network: str, kwargs: Mapping[str, Any]) -> Shapes:
+    """Return the shapes of the weights of timm's network by name, without its batch counts."""
+    return _built(network, tuple(sorted((name, _frozen(value)) for name, value in kwargs.items())))
+
+
 @cache
-def _shapes(network: str, arguments: tuple[tuple[str, Any], ...]) -> Shapes:
-    """Return the shapes of a network's weights by name, without its batch counts."""
+def _built(network: str, arguments: tuple[tuple[str, Any], ...]) -> Shapes:
     import timm
 
-    with torch.device("meta"):
-        model = timm.create_model(network, num_classes=0, **dict(arguments))
+    with seeding.isolated_rng(0):
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(network, num_classes=0, **dict(arguments))
+        except RuntimeError:  # of networks that compute with numbers of tensors while they are created
+            model = timm.create_model(network, num_classes=0, **dict(arguments))
     return {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
 
 

@@ -19,16 +19,14 @@ from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.losses.discriminator import Discriminator
 from acl_plugin.models.backbones import create_backbone
-from acl_plugin.models.pretrained import unwrapped
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.runs import imported_head
 from acl_plugin.runs.checkpoint_file import container_of, read_file, tensors_of, weights_of
 from acl_plugin.runs.discriminator import from_weights, write_discriminator
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.layout_detection import detected, holds
 from acl_plugin.runs.layout_fit import (
     classifier_of,
-    detect,
-    holds,
     nearness,
     network_of,
     plain,
@@ -185,9 +183,7 @@ def read(
     path, kwargs = user_path(path, "file"), backbone_kwargs or {}
     content = read_file(path, allow_pickle)
     state, groups = weights_of(path, content)
-    name = layout
-    if layout == "auto":
-        name, state = _detected(path, state, container_of(content), backbone, kwargs)
+    name, state, others = detected(path, layout, state, container_of(content), backbone, kwargs)
     if name not in LAYOUTS:
         raise unknown("format", layout, ("auto", *LAYOUTS))
     known = LAYOUTS[name]
@@ -200,7 +196,7 @@ def read(
     layer = classifier_of(backbone) if name == "plain" and holds(state, backbone, kwargs) else known.head
     head, unused = imported_head.take(content, state, layer)
     used = {"classifier"} if head is not None and head.name == "classifier" else set()
-    left_out = {k.split(".")[0] for k in (*dropped, *unused)} | set(groups) - used
+    left_out = {k.split(".")[0] for k in (*dropped, *unused)} | set(groups) - used | others
     stored = {leaf: state.pop(f"normalize.{leaf}") for leaf in ("mean", "std") if f"normalize.{leaf}" in state}
     network, arguments = network_of(state, known, backbone, kwargs)
     spec = ModelSpec(network, arguments, _stem(state, known), shape, *NONE, timm_version=_timm_version())
@@ -222,26 +218,6 @@ def read(
     mean, std = normalization_of(path, known, state, stored, normalization, shape[0])
     spec = replace(spec, mean=mean, std=std, normalized=known.normalized)
     return Published(name, spec, banks, kept, head, discriminator, tuple(sorted(left_out)))
-
-
-def _detected(
-    path: Path, state: dict[str, Tensor], container: str | None, backbone: str, kwargs: dict[str, Any]
-) -> tuple[str, dict[str, Tensor]]:
-    """Return the layout, and the weights without a first part that all names share, if they have one only then."""
-    try:
-        return detect(path, state, container), state
-    except UsageError:
-        shorter = unwrapped(state, lambda _: True)
-        for weights in (state, shorter):
-            if holds(weights, backbone, kwargs):
-                return "plain", weights
-        if shorter is state:
-            raise
-        try:
-            return detect(path, shorter, container), shorter
-        except UsageError:
-            pass
-        raise
 
 
 def _stem(state: Mapping[str, Tensor], layout: Layout) -> Literal["cifar", "cifar_padding_2", "native"]:

@@ -45,6 +45,10 @@ def broken():
 def narrow():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
 
+def empty():
+    with torch.device("meta"):
+        return build()
+
 def noisy():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), Noise())
 
@@ -114,6 +118,7 @@ def test_a_file_of_results_and_the_suite(here, few, capsys):
     [
         (["--model", "my_networks:bild"], "unknown function of my_networks: 'bild'; the nearest: build"),
         (["--model", "my_networks"], "--model my_networks has no name after a colon; allowed: my_module:build or"),
+        (["--model", "my_networks:empty"], "--model has weights on the meta device, without values; load them first"),
         (["--model", "no_such_module:build"], "cannot be imported: ModuleNotFoundError: No module named"),
         (["--model", "missing.py:build"], "is not there: no file missing.py"),
         (["--model", "failing.py:build"], "cannot be executed: ModuleNotFoundError: No module named 'no_such_package'"),

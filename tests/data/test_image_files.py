@@ -256,7 +256,7 @@ def test_refusals_name_the_file(name, tmp_path):
     error = refusal(read_image, path)
     assert (error.parameter, error.given) == ("data", str(path))
     assert str(error).startswith(f"{path} cannot be used: ")
-    assert str(error).endswith("Replace or delete it, or pass `skip_unreadable`.")
+    assert str(error).endswith("Replace or delete it; a new run with `skip_unreadable` leaves it out.")
 
 
 @pytest.mark.parametrize(

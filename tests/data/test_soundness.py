@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,6 +61,8 @@ FAULTS = {
     "std 0": (lambda: made(std=(0.0,)), "std is .*above 0"),
     "std nan": (lambda: made(std=(float("nan"),)), "std is"),
     "a number as std": (lambda: made(std=0.25), "std is 0.25"),
+    "empty": (lambda: replace(made(), train=images(0), test=images(0)), "it has no images"),
+    "unlabeled images": (lambda: made(unlabeled=images()), "its unlabeled is Images; allowed is a function"),
 }  # fmt: skip
 
 
@@ -81,6 +84,65 @@ def test_a_faulty_dataset_is_named_before_anything_is_written(name, registered, 
     (line,) = capsys.readouterr().err.splitlines()
     assert "is broken" in line
     assert not (tmp_path / "run").exists()
+
+
+def unlabeled(**changed):
+    return replace(images(5, 2), labels=torch.full((5,), -1), **changed)
+
+
+UNLABELED_FAULTS = {
+    "raises": (fails, "its unlabeled images: ZeroDivisionError: no images"),
+    "another type": (lambda: [1], "its unlabeled is list"),
+    "labels": (lambda: images(5, 2), "its unlabeled.labels are from 0 to 1; allowed is -1 for all"),
+    "floats": (lambda: unlabeled(pixels=images(5).floats()), "its unlabeled.pixels are .* torch.float32"),
+    "levels": (lambda: unlabeled(pixels=images(5).pixels // 4, levels=127), "its unlabeled.levels is 127; .* 255"),
+    "size": (lambda: unlabeled(pixels=images(5).pixels[..., :7]), r"its unlabeled images are \(1, 8, 7\)"),
+    "rows": (lambda: unlabeled(rows=torch.zeros(5, dtype=torch.int64)), "its unlabeled.rows are equal"),
+}
+
+
+@pytest.mark.parametrize("name", UNLABELED_FAULTS)
+def test_faulty_unlabeled_images_are_named_before_anything_is_written(name, registered, tmp_path, capsys):
+    build, message = UNLABELED_FAULTS[name]
+    registered(lambda: made(unlabeled=build))
+    with pytest.raises(UsageError, match=f"dataset 'own' is broken: {message}"):
+        _ = datasets.load(DataConfig(data="own")).pretraining
+    assert main(["pretrain", "--data", "own", "--eps", "0.1", "--norm", "Linf", "--out", str(tmp_path / "run")]) == 2
+    assert "is broken" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_sound_unlabeled_images_are_joined(registered):
+    registered(lambda: made(unlabeled=unlabeled))
+    data = datasets.load(DataConfig(data="own"))
+    assert torch.equal(data.pretraining.pixels[8:], unlabeled().pixels)
+
+
+def test_test_images_in_the_pretraining_are_warned_of(registered, caplog):
+    test = made().test
+    registered(lambda: made(unlabeled=lambda: replace(test, labels=torch.full((6,), -1))))
+    data = datasets.load(DataConfig(data="own"))
+    assert not caplog.records
+    assert len(data.pretraining) == 14
+    assert "6 of 6 test images are unlabeled images of the pretraining as well" in caplog.text
+
+
+def test_numbers_and_names_of_numpy_become_those_of_python(registered):
+    registered(lambda: made(mean=(np.float32(0.5),), std=(np.float64(0.25),), classes=(np.str_("a"), np.str_("b"))))
+    data = datasets.load(DataConfig(data="own"))
+    assert [type(each) for each in (*data.mean, *data.std, *data.classes)] == [float, float, str, str]
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 7, 64), (1, 64, 1)])
+def test_images_that_are_too_small_for_networks_are_refused_unless_they_are_resized(shape, registered):
+    def small():
+        splits = [replace(images(n, n), pixels=torch.randint(0, 256, (n, *shape)).to(torch.uint8)) for n in (8, 6)]
+        return replace(made(), train=splits[0], test=splits[1], mean=(0.5,) * shape[0], std=(0.2,) * shape[0])
+
+    registered(small)
+    with pytest.raises(UsageError, match="images are .*; allowed are 8 x 8 pixels or more: add `image_size`"):
+        datasets.load(DataConfig(data="own"))
+    assert datasets.load(DataConfig(data="own", image_size=8)).shape == (shape[0], 8, 8)
 
 
 def test_a_sound_dataset_is_loaded(registered):

@@ -16,6 +16,7 @@ from acl_plugin import Evaluation, ThreatModel, UsageError
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
 from acl_plugin.evaluation import autoattack, run_folder
+from acl_plugin.evaluation.inputs import collect
 from acl_plugin.evaluation.storage import FolderStates
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.memory_format import channels_last
@@ -303,6 +304,18 @@ def test_a_function_that_changed_without_its_weights_is_not_taken_for_the_same(m
     acl_plugin.evaluate(Scaled(1), x, y, THREAT, folder=tmp_path / "kept")
     with pytest.raises(UsageError, match="of another model, or was changed: clean predictions .*Pass `overwrite`"):
         acl_plugin.evaluate(Scaled(-1), x, y, THREAT, folder=tmp_path / "kept")
+    same = ("as they are", lambda name, severity: (x, y))
+    calls = {
+        "suite": lambda model, folder: acl_plugin.evaluate_suite(model, x, y, THREAT, attacks=["FGSM"], folder=folder),
+        "corruptions": lambda model, folder: acl_plugin.evaluate_corruptions(
+            model, x, y, names=["fog"], source=same, folder=folder
+        ),
+        "embedding": lambda model, folder: acl_plugin.evaluate_embedding(model, x, THREAT, folder=folder),
+    }
+    for name, call in calls.items():
+        call(Scaled(1), tmp_path / name)
+        with pytest.raises(UsageError, match="Pass `overwrite`"):
+            call(Scaled(2), tmp_path / name)
 
 
 def test_folders_of_other_things_are_refused(model, data, tmp_path):
@@ -464,6 +477,7 @@ DARK = torch.cat([X.repeat(20, 1, 1, 1), torch.zeros(1, 1, 8, 8)])
             "float16; attacks compute in float32",
         ),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()}, "model", "float64; attacks .* call float"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).to("meta")}, "model", "on the meta device, without"),
         ({"model": Noisy()}, "model", "other logits for the same images"),
         ({"model": Failing()}, "model", "fails on 4 images of 1 x 8 x 8: RuntimeError: no such layer"),
         ({"model": nn.Flatten(0)}, "model", r"gives \(256,\) for 4 images"),
@@ -471,18 +485,24 @@ DARK = torch.cat([X.repeat(20, 1, 1, 1), torch.zeros(1, 1, 8, 8)])
         ({"model": LateNan(), "images": DARK, "labels": torch.zeros(81, dtype=torch.long)}, "model", "for image 80"),
         ({"images": (255 * X).to(torch.uint8)}, "images", "divide 8-bit images by 255"),
         ({"images": X - 0.5}, "images", r"images in \[-0.5, 0.5\]: allowed is \[0, 1\]; normalize inside the model"),
+        ({"images": X * 1.000001}, "images", r"images in \[0.0, 1.00000\d+\]: .*; call clamp\(0, 1\) on them"),
+        ({"images": X.to_sparse()}, "images", "a tensor of torch.sparse_coo on cpu; allowed are"),
+        ({"images": X.to("meta")}, "images", "a tensor of torch.strided on meta; allowed are"),
         ({"images": X * float("nan")}, "images", "images with NaN: allowed"),
         ({"images": X[0]}, "images", r"\(1, 8, 8\) of torch.float32; allowed are \(B, C, H, W\)"),
-        ({"images": X.numpy()}, "images", "is ndarray; allowed is a tensor"),
+        ({"images": X.numpy()}, "images", "is numpy.ndarray; allowed is a tensor"),
         ({"images": X[:0], "labels": Y[:0]}, "images", "is empty"),
         ({"images": TensorDataset(X[:0], Y[:0]), "labels": None}, "images", "TensorDataset is empty"),
         ({"images": TensorDataset(X, Y)}, "labels", "are given with a TensorDataset"),
-        ({"images": TensorDataset(X), "labels": None}, "images", "allowed is a pair"),
+        ({"images": TensorDataset(X), "labels": None}, "images", "is a tuple of 1; allowed is a pair"),
+        ({"images": TensorDataset(X, Y, Y), "labels": None}, "images", "is a tuple of 3; allowed is a pair"),
         ({"images": TensorDataset(X[:, 0, 0], Y), "labels": None}, "images", r"has shape \(8,\); .*\(C, H, W\)"),
         ({"labels": None}, "labels", "are missing"),
         ({"labels": Y[:3]}, "labels", r"\(3,\) of torch.int64; allowed are \(4,\) whole numbers"),
         ({"labels": Y.float()}, "labels", "of torch.float32; allowed are"),
         ({"labels": ["a"] * 4}, "labels", "list; allowed are"),
+        ({"labels": [True] * 4}, "labels", "list; allowed are"),
+        ({"labels": [2**70] * 4}, "labels", "ndarray; allowed are"),
         ({"labels": Y.numpy().astype(float)}, "labels", "ndarray; allowed are"),
         ({"images": [(X[0], "cat")]}, "labels", "a label of the Listed is 'cat'; allowed is a whole number"),
         ({"images": [(X[0], None)]}, "labels", "a label of the Listed is None; allowed is a whole number"),
@@ -499,6 +519,7 @@ DARK = torch.cat([X.repeat(20, 1, 1, 1), torch.zeros(1, 1, 8, 8)])
         ({"device": "toaster"}, "device", "this machine has none, or it is unknown"),
         ({"classes": ["a", "b"]}, "classes", "logits of 10 classes; 2 names of classes are given"),
         ({"classes": "abcdefghij"}, "classes", "allowed is a list of 10 names"),
+        ({"classes": set("abcdefghij")}, "classes", "allowed is a list of 10 names"),
         ({"classes": 10}, "classes", "allowed is a list of 10 names"),
     ],
 )
@@ -519,6 +540,26 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(given, parameter, messa
     assert not (tmp_path / "new").exists()
     after = [torch.get_rng_state(), [m.training for m in arguments["model"].modules()] if is_module else None]
     assert same(before, after)
+
+
+@pytest.mark.parametrize(
+    "labels", [range(4), [np.int64(i) for i in range(4)], tuple(range(4)), np.arange(4, dtype="u1")]
+)
+def test_sequences_of_whole_numbers_are_labels(labels):
+    assert torch.equal(collect(X, labels)[1], Y)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_images_of_other_strides_are_evaluated(norm, few):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 4))
+    x = torch.rand(4, 3, 8, 8)
+    expected = acl_plugin.evaluate(model, x, Y, ThreatModel(norm, 0.05)).verdicts
+    nhwc = torch.from_numpy(x.permute(0, 2, 3, 1).contiguous().numpy())
+    for other in (x.to(memory_format=torch.channels_last), nhwc.permute(0, 3, 1, 2)):
+        assert not other.is_contiguous()
+        assert acl_plugin.evaluate(model, other, Y, ThreatModel(norm, 0.05)).verdicts == expected
 
 
 def test_images_that_are_no_tensors_name_the_transform():
@@ -597,6 +638,22 @@ def test_corruptions_of_ones_own_images(tmp_path):
     )
     expected = [(network(published[s]).argmax(1) == y).double().mean().item() for s in range(1, 6)]
     assert (own.values["source"], own.values["accuracy"]["snow"]) == ("mine", expected)
+
+
+@pytest.mark.parametrize("source", ["mine", ("mine",), ("mine", 3), lambda name, severity: (X, Y)])
+def test_a_source_is_a_name_and_a_function(source):
+    with pytest.raises(UsageError, match="allowed is a pair of a name and a function") as error:
+        acl_plugin.evaluate_corruptions(LINEAR, X, Y, source=source)
+    assert error.value.parameter == "source"
+
+
+@pytest.mark.parametrize("fault", [KeyError("fog"), ZeroDivisionError(), FileNotFoundError("no such file")])
+def test_a_source_can_fail_in_any_way(fault):
+    def broken(name, severity):
+        raise fault
+
+    with pytest.raises(UsageError, match=f"`source`, fog of severity 1: {type(fault).__name__}"):
+        acl_plugin.evaluate_corruptions(LINEAR, X, Y, names=["fog"], source=("mine", broken))
 
 
 def test_other_corruptions_are_checked():

@@ -234,6 +234,7 @@ class InTraining(Net):
         (Net().bfloat16(), {}, "weights in torch.bfloat16"),
         (InTraining("tuple"), {}, "features of 2 images are tuple: allowed are"),
         (InTraining("error"), {}, "fails in training mode: RuntimeError: no mask"),
+        (nn.Conv2d(3, 4, 3, device="meta"), {}, "has weights on the meta device, without values; load them first"),
         (nn.Sequential(nn.LazyBatchNorm2d()), {}, "not initialized; call it on a batch of images first"),
         (Net(), {"features": lambda module, x: Net().to(x)(x)}, "do not depend on the weights"),
         (Net(), {"shape": (8, 8)}, r"shape \(8, 8\): allowed is \(C, H, W\)"),

@@ -173,7 +173,9 @@ def test_an_evaluation_does_not_lead_out_of_the_folder(run, capsys, field, value
 
 @pytest.mark.e2e
 def test_a_model_name_does_not_lead_out_of_the_folder(run, capsys):
-    refused(capsys, "export", "run", "--name", "../../escaped", told="--name '../../escaped': allowed are letters")
+    refused(
+        capsys, "export", "run", "--name", "../../escaped", told="--name '../../escaped': allowed are up to 100 letters"
+    )
 
 
 @pytest.mark.e2e

@@ -275,3 +275,34 @@ def test_output_may_be_redirected_into_the_runs_folder(tmp_path):
     assert ended(started(command, said, errors, folder=tmp_path)) == 0
     assert (tmp_path / "run" / "encoder.pt").is_file()
     assert "encoder: run/encoder.pt" in (tmp_path / "run" / "said").read_text()
+
+
+def grayed(folder, split="test"):
+    for path in (folder / "images" / split).rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "probe"])
+def test_images_of_another_form_are_refused(stage, there, capsys):
+    grayed(there, "train")
+    grayed(there)
+    before = {path: path.read_bytes() for path in there.rglob("*") if path.is_file() and path.name != ".lock"}
+    run = str(there / "run")
+    assert main([stage, run, "--overwrite", f"--data-dir={there / 'images'}"]) == 2
+    assert "its images are 1x8x8, and those of the training 3x8x8; the files changed" in capsys.readouterr().err
+    after = {path: path.read_bytes() for path in there.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert before == after
+
+
+def test_images_have_as_many_channels_with_a_limit_as_without(tmp_path):
+    for c, name in enumerate(CLASSES):
+        for split in ("train", "test"):
+            for i in range(4):
+                picture(tmp_path / "images" / split / name / f"{i}.png", 100 * c + 10 * (split == "test") + i)
+    grayed(tmp_path, "train")
+    grayed(tmp_path)
+    picture(tmp_path / "images" / "test" / "dog" / "3.png", 7)
+    for limits in ({}, {"limit_test": 4}, {"limit_train": 4, "limit_test": 8}):
+        assert datasets.load(settings(tmp_path, **limits).data).shape == (3, 8, 8)
+    grayed(tmp_path)
+    assert datasets.load(settings(tmp_path).data).shape == (1, 8, 8)

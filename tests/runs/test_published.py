@@ -498,7 +498,12 @@ def test_images_of_one_channel_have_the_mean_of_the_normalization(layout, tmp_pa
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("with_head", [True, False])
-@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "tf_efficientnet_lite0", "densenet121", "seresnet18"])
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenetv3_small_050", "tf_efficientnet_lite0", "densenet121", "seresnet18",
+     "convnext_atto", "edgenext_xx_small", "test_byobnet",  # which compute while they are created
+     "ghostnet_050"],  # whose names have the marks of another layout
+)  # fmt: skip
 def test_a_network_of_timm_keeps_its_function_and_head(name, with_head, tmp_path):
     import timm
 
@@ -523,6 +528,34 @@ def test_a_network_of_timm_keeps_its_function_and_head(name, with_head, tmp_path
     assert (published.head is not None) == with_head
     assert not with_head or torch.equal(published.head.weight, linear.weight)
     assert not published.left_out
+
+
+@pytest.mark.parametrize("layout", ["auto", "plain"])
+@pytest.mark.parametrize("head", ["fc", "linear", "head", "classifier", "projector.0"])
+@pytest.mark.parametrize("part", ["backbone", "encoder", "momentum_backbone"])
+def test_a_network_of_ones_own_is_a_part_of_a_file(layout, head, part, tmp_path):
+    if layout == "auto" and head in ("classifier", "projector.0"):
+        pytest.skip("these are the names of solo-learn")
+    state, path = network(0), tmp_path / "checkpoint.pt"
+    size = len(next(value for key, value in reversed(state.items()) if key.endswith("bn2.weight")))
+    linear = nn.Linear(size, 10)
+    content = prefixed(f"{part}.", state) | prefixed(f"{head}.", linear.state_dict()) | {"queue": torch.rand(2, 2)}
+    torch.save({"state_dict": content}, path)
+    published = read(path, layout=layout, backbone_kwargs=SMALL, normalization="none")
+    assert (published.layout, published.spec.stem) == ("plain", "cifar")
+    assert all(torch.equal(published.banks["shared"][key], value) for key, value in state.items())
+    is_head = head != "projector.0"
+    assert (published.head is not None) == is_head
+    assert not is_head or torch.equal(published.head.weight, linear.weight)
+    assert set(published.left_out) == {"queue"} | (set() if is_head else {"projector"})
+
+
+def test_the_network_of_the_option_is_not_recommended(tmp_path):
+    state = prefixed("strange.", network(0)) | {"other.x": torch.rand(2)}
+    del state["strange.conv1.weight"]
+    with pytest.raises(UsageError, match="has no known layout") as error:
+        read(saved(tmp_path, state), backbone_kwargs=SMALL)
+    assert "give `backbone`" not in str(error.value)
 
 
 def test_a_stored_normalization_of_other_channels_is_refused(tmp_path):
