@@ -25,6 +25,7 @@ def evaluate_named(config: RunConfig, options: Mapping[str, Any], folder: Path |
         folder: folder of the results, resumable; None if ``--out`` is a file.
     """
     device, data = training_device(config.machine.accelerator), datasets.load(config.data)
+    data.require_test()
     classes = 0 if options["suite"] == "embedding" else len(data.classes)
     model = load_model(options["model"], config.data.data, config.threat.norm, classes)
     require_values(model, "model")

@@ -158,6 +158,15 @@ class DataSet:
         if not self.classes:
             raise without_labels(self.name, what)
 
+    def require_test(self) -> None:
+        """Refuse a dataset without test images.
+
+        Raises:
+            UsageError: naming the dataset.
+        """
+        if not len(self.test):
+            raise UsageError(f"{self.name} has no test images to evaluate on", parameter="data", given=self.name)
+
     def require_shape(self, trained_on: tuple[int, int, int]) -> None:
         """Refuse images of another shape (C, H, W) than those that a model was trained on, as after a change of files.
 

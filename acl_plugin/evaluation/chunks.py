@@ -9,7 +9,7 @@ from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
 from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
-from acl_plugin.errors import EvaluationStopped, UsageError
+from acl_plugin.errors import EvaluationStopped
 from acl_plugin.evaluation.autoattack import autoattack
 from acl_plugin.evaluation.storage import FolderStates, attacks_done
 from acl_plugin.evaluation.target import Target
@@ -37,9 +37,7 @@ def evaluated_images(data: DataSet, config: RunConfig, classes: Sequence[str]) -
         UsageError: see ``DataSet.test_for``; and for a dataset without test images.
     """
     images = data.test_for(classes, config.evaluation.class_map)
-    if not len(images):
-        message = f"{config.data.data} has no test images to evaluate on"
-        raise UsageError(message, parameter="data", given=config.data.data)
+    data.require_test()
     return images
 
 

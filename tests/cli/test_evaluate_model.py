@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import acl_plugin
@@ -148,6 +149,18 @@ def test_mistakes_are_one_line_and_write_nothing(here, capsys, arguments, messag
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert sorted(path for path in here.rglob("*") if "__pycache__" not in path.parts) == before
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("suite", ["autoattack", "embedding"])
+def test_images_without_a_test_split_are_refused(here, capsys, suite):
+    (here / "photos").mkdir()
+    for number in range(3):
+        Image.linear_gradient("L").rotate(90 * number).resize((8, 8)).save(here / "photos" / f"{number}.png")
+    images = ["--data=image_folder", "--data-dir=photos", "--image-size=8"]
+    assert main(["evaluate", "--model=my_networks:build", *images, f"--suite={suite}", "--out", "own"]) == 2
+    assert "image_folder has no test images to evaluate on" in capsys.readouterr().err
+    assert not (here / "own").exists()
 
 
 @pytest.mark.parametrize("missing", ["--out", "--data"])
