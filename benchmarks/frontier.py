@@ -216,7 +216,11 @@ def figure(kept: dict[str, Any]) -> "Figure":
     line = frontier(found)
     axes.step([point.forwards for point in line], [point.mean for point in line], where="post", color="black", lw=1)
     for point in line:
-        axes.annotate(point.row, (point.forwards, point.mean), (0, 5), textcoords="offset points", fontsize=8)
-    axes.set(xscale="log", xlabel="encoder forwards per training image", ylabel="accuracy under AutoAttack, %")
-    axes.legend(fontsize=8)
+        label = point.row if point.attack == NO_ATTACK else f"{point.row}, {point.attack}"
+        axes.annotate(label, (point.forwards, point.mean), (0, 5), textcoords="offset points", fontsize=8, rotation=30)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set(xlabel="encoder forwards per training image", ylabel="accuracy under AutoAttack, %", ylim=(0, 110))
+    axes.margins(x=0.2)
+    axes.legend(fontsize=8, loc="lower right")
     return drawn

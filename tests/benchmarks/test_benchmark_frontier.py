@@ -83,7 +83,7 @@ def test_the_figure_has_every_point_and_names_the_frontier():
     runs = [run(), run(attack="PGD-1", forwards=5.0, robust=0.6), run("simclr", NO_ATTACK, forwards=1.0, robust=0.1)]
     axes = frontier.figure({"runs": runs}).axes[0]
     assert sum(len(drawn.get_offsets()) for drawn in axes.collections) == 3
-    assert [text.get_text() for text in axes.texts] == ["simclr", "acl_ds"]
+    assert [text.get_text() for text in axes.texts] == ["simclr", "acl_ds, PGD-1"]
 
 
 def test_a_part_replaces_that_part_of_the_results():
