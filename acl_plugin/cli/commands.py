@@ -149,7 +149,6 @@ def import_checkpoint(arguments: list[str]) -> None:
 
     from acl_plugin.runs import published
     from acl_plugin.runs.layouts import LAYOUTS
-    from acl_plugin.runs.models import read_model
 
     out = RunDir(options["out"])
     layout = published.import_run(
@@ -163,8 +162,6 @@ def import_checkpoint(arguments: list[str]) -> None:
         method=options["method"],
     )
     print(f"encoder: {out.encoder_file}, format {layout}: {LAYOUTS[layout].papers}")
-    if read_model(out.encoder_file)[0].stem == "cifar_padding_2":
-        print("its first convolution is padded by 2, as in that code; --format plain reads networks of your own")
 
 
 def audit_runs(arguments: list[str]) -> None:

@@ -69,9 +69,7 @@ def _loaded(config: DataConfig) -> DataSet:
         if missing and len(images):
             details = f"{len(missing)} of {len(data.classes)} classes are missing: {', '.join(missing[:5])}"
             logger.warning(f"{data.name}: in the {len(images)} {split} images {details}")
-    seen = int(torch.isin(test.hashes, train.hashes).sum())
-    if seen > len(test) / 100:  # many published datasets contain a few
-        logger.warning(f"{data.name}: {seen} of {len(test)} test images are training images as well")
+    _warn_of_seen(data.name, test.hashes, train.hashes, "training images")
     train, test = train.resized(config.image_size), test.resized(config.image_size)
     if min(train.pixels.shape[2:]) < SMALLEST:
         given, allowed = " x ".join(map(str, train.pixels.shape[2:])), f"{SMALLEST} x {SMALLEST} pixels or more"
@@ -81,8 +79,15 @@ def _loaded(config: DataConfig) -> DataSet:
     unlabeled = [partial(_limited, data, config)] if data.unlabeled is not None else []
     if config.unlabeled is not None:
         unlabeled.append(partial(read_tree, config, train))
-    joined = partial(_joined, unlabeled, first, data.test.hashes) if unlabeled else None
+    joined = partial(_joined, unlabeled, first, data) if unlabeled else None
     return replace(data, train=train, test=test, unlabeled=joined)
+
+
+def _warn_of_seen(name: str, test_hashes: Tensor, hashes: Tensor, what: str) -> None:
+    """Warn of test images that are seen before the test, if they are more than a few, which many datasets contain."""
+    seen = int(torch.isin(test_hashes, hashes).sum())
+    if seen > len(test_hashes) / 100:
+        logger.warning(f"{name}: {seen} of {len(test_hashes)} test images are {what} as well")
 
 
 def _limited(data: DataSet, config: DataConfig) -> Images:
@@ -90,15 +95,13 @@ def _limited(data: DataSet, config: DataConfig) -> Images:
     return sound_unlabeled(data, config.data).subset(config.limit_unlabeled).resized(config.image_size)
 
 
-def _joined(unlabeled: Sequence[Callable[[], Images]], first: int, test_hashes: Tensor) -> Images:
+def _joined(unlabeled: Sequence[Callable[[], Images]], first: int, data: DataSet) -> Images:
     """Return all unlabeled images, with rows that begin at ``first``; warn of test images among them."""
     found, *others = (each() for each in unlabeled)
     for each in others:
         found = found.followed_by(replace(each, rows=each.rows + 1 + int(found.rows.max())))
     require_varied(found.pixels, found.hashes, "unlabeled images")
-    seen = int(torch.isin(test_hashes, found.hashes).sum())
-    if seen > len(test_hashes) / 100:
-        logger.warning(f"{seen} of {len(test_hashes)} test images are unlabeled images of the pretraining as well")
+    _warn_of_seen(data.name, data.test.hashes, found.hashes, "unlabeled images of the pretraining")
     return replace(found, rows=first + found.rows)
 
 

@@ -1,7 +1,8 @@
 """Check what a dataset's function returns, before hours of training depend on it."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Real
 from typing import Any
@@ -23,14 +24,8 @@ def sound(config: DataConfig) -> DataSet:
             dataset with another type, shape or range than ``DataSet`` and ``Images`` have.
     """
     function = DATASETS.get(config.data)
-    try:
+    with _naming(config.data):
         data = function(config)
-    except UsageError:
-        raise
-    except Exception as error:
-        if function.__module__.startswith("acl_plugin."):
-            raise  # of the system, such as a full disk
-        raise DATASETS.broken(f"dataset {config.data!r} is broken: {reason(error)}", config.data) from error
     _refuse(_faults(data), config.data)
     names, mean, std = tuple(map(str, data.classes)), tuple(map(float, data.mean)), tuple(map(float, data.std))
     return replace(data, classes=names, mean=mean, std=std)  # of Python's types, which files of weights may hold
@@ -43,18 +38,24 @@ def sound_unlabeled(data: DataSet, name: str) -> Images:
         UsageError: when their function fails, or for images that cannot be joined with the training images.
     """
     assert data.unlabeled is not None
-    function = DATASETS.get(name)
-    try:
+    with _naming(name, "its unlabeled images: "):
         images = data.unlabeled()
-    except UsageError:
-        raise
-    except Exception as error:
-        if function.__module__.startswith("acl_plugin."):
-            raise
-        raise DATASETS.broken(f"dataset {name!r} is broken: its unlabeled images: {reason(error)}", name) from error
     faults = _faults_of("unlabeled", images, 0) or _faults_beside(data.train, "unlabeled", images)
     _refuse(faults[:1], name)
     return images
+
+
+@contextmanager
+def _naming(name: str, part: str = "") -> Iterator[None]:
+    """Name the dataset whose function, of another distribution, fails inside the context."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        if DATASETS.get(name).__module__.startswith("acl_plugin."):
+            raise  # of the system, such as a full disk
+        raise DATASETS.broken(f"dataset {name!r} is broken: {part}{reason(error)}", name) from error
 
 
 def _refuse(faults: Iterable[tuple[str, str, str]], name: str) -> None:

@@ -13,7 +13,7 @@ from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.data.fingerprint import Fingerprint, image_hashes
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.evaluation import inputs
-from acl_plugin.evaluation.batches import outputs, predicted
+from acl_plugin.evaluation.batches import outputs
 from acl_plugin.evaluation.checks import CHECKED, check_encoder, check_gradient, largest_batch
 from acl_plugin.evaluation.isolation import isolated
 from acl_plugin.evaluation.storage import state_hash
@@ -84,13 +84,15 @@ class Case:
             "weights_sha256": state_hash(self.model),
         }
 
-    def clean_accuracy(self) -> float:
-        """Return the accuracy on the clean images."""
-        return (predicted(self.model, self.images, self.size()) == self.labels).double().mean().item()
+    def of_logits(self) -> dict[str, float]:
+        """Return what the logits of the clean images show of a classifier: its accuracy, and their norm."""
+        logits = outputs(self.model, self.images, self.size())
+        accuracy = (logits.argmax(1) == self.labels).double().mean().item()
+        return {"clean_accuracy": accuracy, "output_norm": mean_norm(logits)}
 
     def output_norm(self) -> float:
-        """Return the mean L2 norm of the outputs on the clean images, to three digits, as other devices round."""
-        return float(f"{outputs(self.model, self.images, self.size()).norm(dim=1).mean():.3g}")
+        """Return the ``mean_norm`` of the outputs of an encoder on the clean images."""
+        return mean_norm(outputs(self.model, self.images, self.size()))
 
     def earlier(self, name: str, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
         """Return the record of an earlier evaluation with the same settings; empty if there is none."""
@@ -109,6 +111,11 @@ class Case:
                 message = f"{self.run.path} cannot be written: {error.strerror}"
                 raise UsageError(message, parameter="folder", given=str(self.run.path), allowed="a folder") from error
             yield self.run
+
+
+def mean_norm(outputs: Tensor) -> float:
+    """Return the mean L2 norm of outputs (N, K), to three digits, as other devices round."""
+    return float(f"{outputs.norm(dim=1).mean():.3g}")
 
 
 @contextmanager

@@ -18,7 +18,6 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import exclusive
 from acl_plugin.runs.models import load_encoder
 from acl_plugin.runs.resume import earlier_record
-from acl_plugin.runs.transfer import require_shape
 
 
 @SUITES.register("embedding")
@@ -51,7 +50,7 @@ def evaluate_embedding(
     config, device = run.resolved(config, device)
     encoder = load_encoder(run.path)
     data = datasets.load(config.data)
-    require_shape(run, encoder.spec.shape, data)
+    data.require_shape(encoder.spec.shape)
     model, images = channels_last(Features(encoder).eval()).to(device), data.test
     threat = ThreatModel(config.threat.norm, config.threat.eps)
     check_encoder(model, images.floats(0, 64).to(device))

@@ -133,7 +133,6 @@ def import_run(
     run.start(config)
     run.record_images(data)
     write_json(run.pretraining_file, source)
-    notes = [head.note] if head.note else []
     if head.classifier is not None:
         record = head.record | {"seed": config.machine.seed, "weights_sha256": weights_hash(head.classifier)}
         write_model(run.classifier_file, head.classifier.spec, head.classifier.state_dict())
@@ -143,11 +142,19 @@ def import_run(
     banks, kept = published.banks, published.projectors
     projector = None if kept is None else (kept[0], kept[1][probed])
     write_encoder(run, published.spec, banks[probed], banks[benign] if probed != benign else None, projector)
-    if published.left_out:
-        notes.append(f"left out: {', '.join(published.left_out)}")
-    if notes:
+    if notes := _notes(published, head.note):
         logger.warning(f"{path}: {'; '.join(notes)}")
     return published.layout
+
+
+def _notes(published: Published, of_head: str) -> list[str]:
+    """Return what the user of a file should know: about its head, its first convolution, and what is left out."""
+    notes = [of_head] if of_head else []
+    if published.spec.stem == "cifar_padding_2":
+        notes.append("its first convolution is padded by 2, as in that code; format plain reads a network of your own")
+    if published.left_out:
+        notes.append(f"left out: {', '.join(published.left_out)}")
+    return notes
 
 
 def _imported(config: RunConfig, spec: ModelSpec, source: dict[str, Any]) -> RunConfig:
