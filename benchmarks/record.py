@@ -46,14 +46,21 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
     parser.add_argument("--student-epochs", type=int, default=35, help="Of the student.")
     parser.add_argument("--seed", type=int, default=0, help="Seed.")
     parser.add_argument("--minutes", type=float | None, default=None, help="Stop after so long.")
-    parser.add_argument(
-        "--options", type=dict[str, Any], default={}, help="Options of both, such as --options.lr 1e-3."
-    )
+    for of in ("", "teacher-", "student-"):
+        whose = f"the {of[:-1]} alone" if of else "both"
+        parser.add_argument(
+            f"--{of}options",
+            type=dict[str, Any],
+            default={},
+            help=f"Options of {whose}, such as --{of}options.lr 1e-3.",
+        )
     given = parser.parse(arguments)
-    shared = SETTINGS | {"data_dir": given.data_dir, "seed": given.seed} | dict(given.options)
-    teacher = preset(given.data, **used(given.data, objective="simclr", epochs=given.teacher_epochs, **shared))
-    own = {"teacher": str(given.out / "teacher")}
-    student = preset(given.data, objective=given.student, objective_kwargs=own, epochs=given.student_epochs, **shared)
+    shared = SETTINGS | {"data_dir": given.data_dir, "seed": given.seed} | given.options
+    of_teacher = {"objective": "simclr", "epochs": given.teacher_epochs} | shared | given.teacher_options
+    of_student = {"objective": given.student, "epochs": given.student_epochs} | shared | given.student_options
+    kwargs = of_student.get("objective_kwargs", {}) | {"teacher": str(given.out / "teacher")}
+    teacher = preset(given.data, **used(given.data, **of_teacher))
+    student = preset(given.data, **of_student | {"objective_kwargs": kwargs})
     datasets.load(teacher.data)  # find errors before anything is written
     device = training_device(student.machine.accelerator)
     name = f"{given.data}_{device.type}"
@@ -70,7 +77,7 @@ def run(*arguments: str) -> tuple[str, dict[str, Any] | None]:
     seconds = {part: read_json(RunDir(given.out / part).pretraining_file)["seconds"] for part in configs}
     seconds["probe"] = read_json(RunDir(given.out / "student").probe_file)["seconds"]
     settings = {part: {k: v for k, v in c.options().items() if k != "data_dir"} for part, c in configs.items()}
-    settings["student"]["objective_kwargs"] = {"teacher": "teacher"}  # in the same folder, wherever that is
+    settings["student"]["objective_kwargs"]["teacher"] = "teacher"  # in the same folder, wherever that is
     result = {
         "training_seconds": sum(seconds.values()),
         "seconds": seconds,

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,7 +19,7 @@ from acl_plugin.config.published_probes import published_probe
 from acl_plugin.errors import UsageError
 from acl_plugin.leaderboard.robustssl import PROTOCOLS
 from acl_plugin.models.encoder import Encoder
-from acl_plugin.models.spec import ModelSpec
+from acl_plugin.models.spec import ModelSpec, Stem
 from acl_plugin.registry import create_objective
 from benchmarks import compact
 from benchmarks.__main__ import RESULTS
@@ -37,7 +37,7 @@ PROBE_COST = {"slf": 1, "alf": 21, "aff_trades": FINETUNING_COST}
 OF_DEACL = {"SLF": "slf", "ALF": "alf_trades", "AFF": "aff_trades"}
 """Protocols of DeACL's own code, whose ALF is by TRADES."""
 PROTOCOL_OF = {title: name for name, title in PROTOCOLS.items()}
-FORWARDS: tuple[tuple[Literal["cifar", "native"], int], ...] = (("cifar", 32), ("native", 96))
+FORWARDS: tuple[tuple[Stem, int], ...] = (("cifar", 32), ("native", 96))
 """Stems and sides of images whose forwards the page names."""
 NO_ROW = "none: no published settings of this pretraining"
 
@@ -131,7 +131,7 @@ def _of_probe(number: Number, method: Method) -> float:
 
 
 @functools.cache
-def flops_of_forward(stem: Literal["cifar", "cifar_padding_2", "native"], side: int) -> float:
+def flops_of_forward(stem: Stem, side: int) -> float:
     """Return the FLOPs of a forward pass of ResNet-18 on one image; a multiplication and an addition are two."""
     encoder = Encoder(ModelSpec("resnet18", {}, stem, (3, side, side), (0.0,) * 3, (1.0,) * 3)).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

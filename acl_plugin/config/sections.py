@@ -107,9 +107,10 @@ class EncoderConfig(Section):
     """Train only low-rank matrices of this rank beside the weights of convolutions and linear layers, which stay as at
     the start (LoRA), for fare, deacl and profeat; 0 trains all weights. The matrices are added to the weights of the
     encoder that is kept."""
-    stem: Literal["cifar", "cifar_padding_2", "native"] = "cifar"
+    stem: Literal["cifar", "cifar_padding_2", "cifar_stride_2", "native"] = "cifar"
     """cifar: stride 1 and no pooling in the first layers (patches of an eighth of the side); cifar_padding_2: the same
-    with DeACL's padding; native: as in timm."""
+    with DeACL's padding; cifar_stride_2: stride 2 and no pooling (patches of a quarter), for a quarter of the cost;
+    native: as in timm."""
 
 
 TWO_SIDED: dict[str, Any] = {

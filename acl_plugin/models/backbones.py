@@ -12,7 +12,7 @@ from acl_plugin.errors import UsageError, reason
 from acl_plugin.models import norm_banks
 from acl_plugin.models.small_maps import small_maps
 from acl_plugin.models.spec import ModelSpec
-from acl_plugin.models.stems import small_image_stem
+from acl_plugin.models.stems import SMALL_IMAGE_STEMS, small_image_stem
 from acl_plugin.models.timm_names import check_name
 
 ELSEWHERE = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
@@ -30,7 +30,8 @@ def create_backbone(spec: ModelSpec) -> tuple[nn.Module, tuple[int, int]]:
     The ``cifar`` stem keeps the resolution of small images: the first convolution has stride 1 (and a 3 x 3 kernel if
     it was larger), the pooling after it is removed, and patches are an eighth of the side. A model with a fixed patch
     size gets images of eight patches per side instead. ``cifar_padding_2`` pads the first convolution by 2, as DeACL's
-    code does. Norm layers that timm initializes to zero start at one, as in all published ACL code.
+    code does. ``cifar_stride_2`` has stride 2, patches of a quarter of the side, and four patches per side. Norm layers
+    that timm initializes to zero start at one, as in all published ACL code.
 
     Images are enlarged if the network would ignore some pixels or does not support their size: to the next multiple of
     8 or 16, or to the next size that differs from the network's own by a multiple of 32.
@@ -158,8 +159,8 @@ def _build(spec: ModelSpec, size: tuple[int, int]) -> tuple[nn.Module, tuple[int
         network, size = _create_fixed_size(spec, size, config.input_size[1])
     else:
         network = _create(spec)
-        if spec.stem != "native" and config is not None:
-            small_image_stem(network, config.first_conv, min(size), 2 if spec.stem == "cifar_padding_2" else 1)
+        if spec.stem in SMALL_IMAGE_STEMS and config is not None:
+            small_image_stem(network, config.first_conv, min(size), **SMALL_IMAGE_STEMS[spec.stem])
     for norm in network.modules():
         if isinstance(norm, _BatchNorm) and norm.affine and not norm.weight.any():
             nn.init.ones_(norm.weight)
@@ -187,11 +188,12 @@ def _create_fixed_size(spec: ModelSpec, size: tuple[int, int], native: int) -> t
         if spec.input_size in (None, own):
             return _create(spec), own
         return _create(spec, img_size=size), size
+    patches = 8 // SMALL_IMAGE_STEMS[spec.stem].get("stride", 1)
     try:
-        return _create(spec, img_size=size, patch_size=max(1, min(size) // 8)), size
+        return _create(spec, img_size=size, patch_size=max(1, min(size) // patches)), size
     except TypeError:  # its patch size is part of its name
         embed = next((m for m in _create(spec).modules() if isinstance(m, PatchEmbed)), None)
-        side = 8 * embed.patch_size[0] if embed is not None else native
+        side = patches * embed.patch_size[0] if embed is not None else native
         return _create(spec, img_size=side), (side, side)
 
 

@@ -10,6 +10,8 @@ from acl_plugin.models.feature_extractor import FeatureExtractor
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.timm_names import OWN, registered_by
 
+Stem = Literal["cifar", "cifar_padding_2", "cifar_stride_2", "native"]
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -18,7 +20,7 @@ class ModelSpec:
     Attributes:
         backbone: timm name; or ``own:`` and the class of the user's own module, which only that module can rebuild.
         kwargs: arguments of ``timm.create_model``.
-        stem: ``cifar``, ``cifar_padding_2`` or ``native``.
+        stem: see ``create_backbone``.
         shape: (C, H, W) of the images.
         mean, std: normalization of images in [0, 1], one value per channel.
         classes: names of the classes of the linear head; empty for an encoder.
@@ -32,7 +34,7 @@ class ModelSpec:
 
     backbone: str
     kwargs: dict[str, Any]
-    stem: Literal["cifar", "cifar_padding_2", "native"]
+    stem: Stem
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]

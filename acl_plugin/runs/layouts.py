@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+
+from acl_plugin.models.spec import Stem
 
 Rules = tuple[tuple[str, str], ...]
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
@@ -48,7 +49,7 @@ class Layout:
     normalization: Normalization | None
     dropped: str | None
     renamed: Rules = ()
-    stem: Literal["cifar", "cifar_padding_2", "native"] = "cifar"
+    stem: Stem = "cifar"
     projector: tuple[tuple[str, ...], Rules] | None = None
     head: str | None = None
     bottleneck: Normalization | None = None

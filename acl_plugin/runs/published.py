@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.losses.discriminator import Discriminator
 from acl_plugin.models.backbones import create_backbone
-from acl_plugin.models.spec import ModelSpec
+from acl_plugin.models.spec import ModelSpec, Stem
 from acl_plugin.runs import imported_head
 from acl_plugin.runs.checkpoint_file import container_of, read_file, tensors_of, weights_of
 from acl_plugin.runs.discriminator import from_weights, write_discriminator
@@ -227,7 +227,7 @@ def read(
     return Published(name, spec, banks, kept, head, discriminator, tuple(sorted(left_out)))
 
 
-def _stem(state: Mapping[str, Tensor], layout: Layout) -> Literal["cifar", "cifar_padding_2", "native"]:
+def _stem(state: Mapping[str, Tensor], layout: Layout) -> Stem:
     """Return the stem of a network: of those that are no ResNets, as of one with a large first kernel, timm's own."""
     if is_wide(state):
         return "cifar"

@@ -34,6 +34,7 @@ COAT = {"embed_dims": [8] * 4, "serial_depths": [1] * 4, "parallel_depth": 1, "n
 BACKBONES = [
     ("resnet10t", {"stem_width": 4, "channels": [4, 8, 8, 8]}, "cifar"),
     ("resnet18", {"channels": [8, 8, 8, 8]}, "cifar_padding_2"),
+    ("resnet18", {"channels": [8, 8, 8, 8]}, "cifar_stride_2"),
     ("resnet18", {"channels": [8, 8, 8, 8]}, "native"),
     ("vit_tiny_patch16_224", {"depth": 1, "embed_dim": 24}, "cifar"),
     ("mobilenetv3_small_050", {}, "cifar"),

@@ -80,6 +80,28 @@ def test_cifar_stem_keeps_the_resolution():
     assert isinstance(native.maxpool, nn.MaxPool2d)
 
 
+@pytest.mark.e2e
+@pytest.mark.parametrize(("stem", "side"), [("cifar", 32), ("cifar_padding_2", 34), ("cifar_stride_2", 16)])
+@pytest.mark.parametrize("kwargs", [{}, {"stem_type": "deep", "stem_width": 8}])
+def test_the_stem_decides_the_resolution_of_the_first_stage(stem, side, kwargs):
+    network, _ = create_backbone(spec((3, 32, 32), "resnet18", {"channels": [8, 8, 8, 8], **kwargs}, stem=stem))
+    sides = []
+    network.layer1.register_forward_pre_hook(lambda _, x: sides.append(x[0].shape[-1]))
+    network.eval()(torch.zeros(1, 3, 32, 32))
+    assert sides == [side]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("stem", "patches"), [("cifar", 64), ("cifar_stride_2", 16)])
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "mixer_s16_224"])
+def test_the_stem_decides_the_number_of_patches(backbone, stem, patches):
+    network, size = create_backbone(spec((3, 32, 32), backbone, FAMILIES[backbone][0], stem=stem))
+    counted = []
+    network.blocks[0].register_forward_pre_hook(lambda _, x: counted.append(x[0].shape[1]))
+    network.eval()(torch.zeros(1, 3, *size))
+    assert counted[0] in (patches, patches + 1)  # with a class token
+
+
 def test_no_norm_layer_starts_at_zero():
     network, _ = create_backbone(spec((3, 32, 32), "resnet18", {}))
     assert all((m.weight == 1).all() for m in network.modules() if isinstance(m, nn.BatchNorm2d))
@@ -209,6 +231,7 @@ SEEN = {  # of one kind of stem or of downsampling each
     ("convmixer_768_32", "cifar"): {},
     ("resnet18", "cifar"): {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
     ("resnet18", "native"): {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+    ("resnet18", "cifar_stride_2"): {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
     ("mobilenetv3_small_050", "native"): {},
 }
 
