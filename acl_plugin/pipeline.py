@@ -61,10 +61,9 @@ def run(
     require_script(config.machine.devices, guarded=True)
     if is_unlabeled(config.data):  # found after the pretraining otherwise
         raise without_labels(config.data.data, "a probe")
-    with alone():
-        with datasets.shared():
-            _check_later_stages(config, RunDir(out), overwrite)
-            folder = pretrain(config, out, overwrite=overwrite, **trainer_options)
+    with alone(), datasets.shared():
+        _check_later_stages(config, RunDir(out), overwrite)
+        folder = pretrain(config, out, overwrite=overwrite, **trainer_options)
         if not (folder.classifier_file.is_file() and folder.probe_file.is_file()):
             probe(folder, device=device)
         result = evaluate(folder, device=device)

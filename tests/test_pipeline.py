@@ -256,7 +256,7 @@ def test_what_finished_stages_needed_may_be_gone(tiny_config, tmp_path, few):
 
 
 @pytest.mark.e2e
-def test_images_are_loaded_once_before_the_probe(tiny_config, tmp_path, few, monkeypatch):
+def test_images_are_loaded_once(tiny_config, tmp_path, few, monkeypatch):
     loaded, source = [], DATASETS.get("digits")
 
     def digits(config):
@@ -264,10 +264,8 @@ def test_images_are_loaded_once_before_the_probe(tiny_config, tmp_path, few, mon
         return source(config)
 
     monkeypatch.setitem(DATASETS._factories, "digits", digits)
-    monkeypatch.setattr(pipeline, "probe", lambda *_, **__: loaded.append("probe"))
-    monkeypatch.setattr(pipeline, "evaluate", lambda *_, **__: {})
     pipeline.run(tiny_config, tmp_path / "run")
-    assert loaded == [tiny_config.data, "probe"]
+    assert loaded == [tiny_config.data]
 
 
 def test_an_own_encoder_is_refused_before_anything_is_written(tiny_config, tmp_path):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,6 +105,15 @@ def tree_of(root: Path) -> list[Path]:
         return [] if names & SPLITS else _images_in(root)
     except OSError as error:
         raise _refused(Path(error.filename or root), f"cannot be read: {error.strerror}") from error
+
+
+def labeled_inside(root: Path, tree: Iterable[Path]) -> Path | None:
+    """Return the first folder below ``root`` that has images in ``train`` and in ``test`` or ``val``, or None."""
+    folders = {path.parent for path in tree}
+    folders |= {above for folder in folders for above in folder.parents}
+    inside = [folder for folder in folders if root in folder.parents]
+    parents = {name: {folder.parent for folder in inside if folder.name.lower() == name} for name in SPLITS}
+    return min(parents["train"] & (parents["test"] | parents["val"]), default=None)
 
 
 def list_unlabeled(root: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Images of one's own: folders by class, and trees of images without labels."""
 
+import logging
 from pathlib import Path
 
 import torch
@@ -7,13 +8,15 @@ from torch import Tensor
 
 from acl_plugin.config import DataConfig
 from acl_plugin.data.form import Form, size_of
-from acl_plugin.data.image_folders import LAYOUT, list_splits, list_unlabeled, tree_of
+from acl_plugin.data.image_folders import LAYOUT, labeled_inside, list_splits, list_unlabeled, tree_of
 from acl_plugin.data.images import UNLABELED, DataSet, Images
 from acl_plugin.data.loading import load_images, on_disk
 from acl_plugin.data.sources import Files, Source, is_gray
 from acl_plugin.data.subsets import require_rows, subset_rows
 from acl_plugin.errors import UsageError
 from acl_plugin.registry import DATASETS
+
+logger = logging.getLogger(__name__)
 
 Listing = tuple[Source, Tensor]
 """N images and their (N,) labels."""
@@ -35,6 +38,10 @@ def _image_folder(config: DataConfig) -> DataSet:
         )
     tree = tree_of(root)
     if tree:
+        inside = labeled_inside(root, tree)
+        if inside is not None:
+            what = f"image_folder: all {len(tree)} images in {root} are taken without labels, test images as well"
+            logger.warning(f"{what}; for a labeled dataset give --data-dir {inside}")
         return _of_tree(config, tree, size_of(image_size))
     train, test = list_splits(root)
     first, second = ((Files.of(split.paths), split.labels) for split in (train, test))

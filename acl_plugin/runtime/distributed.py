@@ -1,9 +1,10 @@
 """Collective operations of a run on several devices; without effect on one device."""
 
 import ast
+import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +56,49 @@ class _Gather(torch.autograd.Function):
         return total.chunk(ranks())[dist.get_rank()]
 
 
+SET_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""Variables that Lightning sets in a process that starts the others."""
+
+_others_ended = False
+"""Whether the processes that a launcher started with this one have trained, and ended."""
+
+
+@contextlib.contextmanager
+def temporary_group() -> Iterator[None]:
+    """Remove the process group of a training inside the context, and its variables.
+
+    Lightning leaves both, and the next training in this process would wait for processes that have ended.
+    """
+    global _others_ended
+    before = {name: os.environ.get(name) for name in SET_BY_LIGHTNING}
+    outer = ranks()
+    yield
+    if ranks() > outer:
+        dist.destroy_process_group()
+        _others_ended = before["LOCAL_RANK"] is not None
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR")
 """Variables, one of which a launcher of several nodes sets."""
 
 
-def require_launcher(nodes: int) -> None:
-    """Check that the processes of several nodes can meet.
+def require_launcher(devices: int, nodes: int) -> None:
+    """Check that the processes of several devices and nodes can meet.
 
     Raises:
-        UsageError: with a remedy, when no launcher has started this process.
+        UsageError: with a remedy, when no launcher has started this process for several nodes, or when the other
+            processes that one has started ended after an earlier training.
     """
+    if devices * nodes > 1 and _others_ended:
+        message = (
+            f"`devices` {devices}: the other processes that the launcher started ended after the first pretraining; "
+            f"start one script for each"
+        )
+        raise UsageError(message, parameter="devices", given=devices, allowed=1)
     if nodes > 1 and not any(os.environ.get(name) for name in LAUNCHED):
         message = (
             f"`num_nodes` {nodes}: this process would wait for the others without end, as no launcher has started it; "

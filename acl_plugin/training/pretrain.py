@@ -17,7 +17,7 @@ from acl_plugin.runs.growth import earlier_epochs, grow, record_of
 from acl_plugin.runs.lock import alone, locked
 from acl_plugin.runs.records import read_metrics
 from acl_plugin.runtime.device import precision, training_device
-from acl_plugin.runtime.distributed import is_first_process, require_launcher, require_script
+from acl_plugin.runtime.distributed import is_first_process, require_launcher, require_script, temporary_group
 from acl_plugin.runtime.files import read_intact, write_json
 from acl_plugin.runtime.signals import deferred
 from acl_plugin.training.build import build
@@ -65,7 +65,7 @@ def pretrain(
     """
     run = RunDir(out)
     check(config)
-    require_launcher(config.machine.num_nodes)
+    require_launcher(config.machine.devices, config.machine.num_nodes)
     with alone():
         given = check_options(config, trainer_options)
         if encoder is not None:
@@ -113,7 +113,8 @@ def _limit(options: dict[str, Any]) -> int | None:
 def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoints: Checkpoints) -> None:
     resume = _checkpoint(run)
     try:
-        trainer.fit(module, ckpt_path=resume, weights_only=True)
+        with temporary_group():
+            trainer.fit(module, ckpt_path=resume, weights_only=True)
     except SystemExit as error:  # raised by Lightning on SIGINT
         raise KeyboardInterrupt from error
     except RuntimeError as error:

@@ -41,6 +41,7 @@ def record(result: dict[str, Any]) -> list[str]:
     settings, evaluation, seconds = result["settings"], result["evaluation"], result["seconds"]
     teacher, student = settings["teacher"], settings["student"]
     network = student["backbone"] + (f", {student['backbone_kwargs']}" if student["backbone_kwargs"] else "")
+    network += f", stem {student['stem']}" if student["stem"] != "cifar" else ""
     parts = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     goals = "; ".join(f"{name}: {value:.2f}" for name, value in result["goals"].items())
     return [

@@ -22,20 +22,22 @@ def command(tmp_path, *more):
 
 @pytest.mark.e2e
 def test_a_record_is_trained_probed_attacked_and_kept_also_after_the_time_was_up(results, few, capsys):
-    assert main.main(command(results, "--minutes", "0.0001")) == 0
+    own = ["--teacher-options.objective_kwargs", '{"temperature": 0.2}', "--student-options.attack_steps", "2"]
+    assert main.main(command(results, *own, "--minutes", "0.0001")) == 0
     assert "stopped after 0.0001 minutes; the same command goes on" in capsys.readouterr().err
     assert not list((results / "results").iterdir())
-    assert main.main(command(results)) == 0
+    assert main.main(command(results, *own)) == 0
     kept = compact.read(results / "results" / "record_digits_val_cpu.json")
     student = RunDir(results / "record" / "student")
     assert kept["evaluation"] == json.loads(student.evaluation_file.read_text())
     assert kept["training_seconds"] == pytest.approx(sum(kept["seconds"].values()))
     assert set(kept["seconds"]) == {"teacher", "student", "probe"}
     assert kept["settings"]["student"]["objective_kwargs"] == {"teacher": "teacher"}
+    assert kept["settings"]["teacher"]["objective_kwargs"] == {"temperature": 0.2}
     assert "s of training on" in capsys.readouterr().out
     told = (results / "RESULTS.md").read_text()
     assert "## Against the clock on digits_val" in told
-    assert f"resnet10t, {TINY['backbone_kwargs']}, SimCLR for 2 epochs, then profeat for 2 (5 steps of PGD)" in told
+    assert f"resnet10t, {TINY['backbone_kwargs']}, SimCLR for 2 epochs, then profeat for 2 (2 steps of PGD)" in told
 
 
 def test_the_alarm_is_an_interrupt_and_is_taken_back():

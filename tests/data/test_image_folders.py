@@ -3,7 +3,9 @@ import shutil
 import pytest
 from PIL import Image
 
-from acl_plugin.data.image_folders import list_splits
+from acl_plugin.config import preset
+from acl_plugin.data import datasets
+from acl_plugin.data.image_folders import labeled_inside, list_splits, tree_of
 from acl_plugin.errors import UsageError
 
 
@@ -208,3 +210,29 @@ def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch):
 
     monkeypatch.setattr("os.walk", forbidden)
     assert refusal(root).given == str(root / "train" / "cat")
+
+
+@pytest.mark.parametrize(
+    ("made", "inside"),
+    [
+        (("sets/a/Train", "sets/a/val"), "sets/a"),
+        (("a/train/cat", "a/test/cat"), "a"),
+        (("b/test", "b/train", "a/Val/cat", "a/train/dog"), "a"),
+        (("vehicles/train", "vehicles/ship"), None),  # a class
+        (("a/train", "b/test"), None),
+        (("a", "b/c"), None),
+    ],
+)
+def test_a_labeled_dataset_inside_of_a_tree_is_named(made, inside, tmp_path, capsys):
+    """Its test images would be pretrained on without a word."""
+    top = tmp_path / "train" / "test"  # folders above the tree do not count
+    for number, folder in enumerate(made):
+        picture(path := top / folder / f"{number}.png")
+        Image.effect_noise((8, 8), 64).save(path)
+    assert labeled_inside(top, tree_of(top)) == (inside and top / inside)
+    datasets.load(preset("image_folder", data_dir=top, image_size=8).data)
+    err = capsys.readouterr().err
+    expected = f"all {len(made)} images in {top} are taken without labels, test images as well"
+    assert err == (
+        f"image_folder: {expected}; for a labeled dataset give --data-dir {top / inside}\n" if inside else ""
+    )

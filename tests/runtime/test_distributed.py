@@ -1,6 +1,7 @@
 """Two gloo ranks against one process with the joint batch: loss, gradients and trajectory."""
 
 import json
+import os
 import runpy
 import socket
 import subprocess
@@ -13,7 +14,16 @@ from processes import ended, started
 
 from acl_plugin.config import TWO_SIDED, preset
 from acl_plugin.errors import UsageError
-from acl_plugin.runtime.distributed import LAUNCHED, average, gathered, ranks, require_launcher, require_script
+from acl_plugin.runtime import distributed
+from acl_plugin.runtime.distributed import (
+    LAUNCHED,
+    average,
+    gathered,
+    ranks,
+    require_launcher,
+    require_script,
+    temporary_group,
+)
 from acl_plugin.training.pretrain import pretrain
 
 SCRIPT = """
@@ -203,9 +213,9 @@ def test_one_device_needs_nothing():
 def test_several_nodes_need_a_launcher(monkeypatch, tmp_path):
     for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
-    require_launcher(1)
+    require_launcher(2, 1)
     with pytest.raises(UsageError, match="torchrun or SLURM") as refused:
-        require_launcher(2)
+        require_launcher(1, 2)
     assert (refused.value.parameter, refused.value.given) == ("num_nodes", 2)
     with pytest.raises(UsageError, match="num_nodes"):
         pretrain(preset("digits", num_nodes=2), tmp_path / "run")
@@ -213,4 +223,22 @@ def test_several_nodes_need_a_launcher(monkeypatch, tmp_path):
     for name in LAUNCHED:
         with monkeypatch.context() as patch:
             patch.setenv(name, "1")
-            require_launcher(2)
+            require_launcher(1, 2)
+
+
+def test_processes_of_a_launcher_train_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(distributed, "_others_ended", True)
+    with pytest.raises(UsageError, match="ended after the first pretraining; start one script for each") as refused:
+        pretrain(preset("digits", devices=2), tmp_path / "run")
+    assert (refused.value.parameter, refused.value.given, refused.value.allowed) == ("devices", 2, 1)
+    assert not (tmp_path / "run").exists()
+    require_launcher(1, 1)
+
+
+def test_variables_of_a_training_do_not_stay(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with temporary_group():
+        os.environ |= {"MASTER_ADDR": "::1", "LOCAL_RANK": "0"}
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+    assert "LOCAL_RANK" not in os.environ

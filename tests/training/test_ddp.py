@@ -8,13 +8,14 @@ from processes import ended, started
 from conftest import TINY
 
 SCRIPT = """
-import contextlib, json, sys
+import contextlib, json, os, sys
 from pathlib import Path
 
 import lightning, torch
 from acl_plugin import TrainingUnfinished
 from acl_plugin.config import preset
 from acl_plugin.data.datasets import load
+from acl_plugin.runtime.distributed import ranks
 from acl_plugin.training.build import build
 from acl_plugin.training.pretrain import pretrain
 
@@ -32,29 +33,56 @@ class Record(lightning.Callback):
         record = {"rows": self.rows, "weights": weights.double().norm().item()}
         (folder / f"{self.name}.rank{trainer.global_rank}.json").write_text(json.dumps(record))
 
-def ours(name, **more):
-    config = preset("digits", accelerator="cpu", devices=2, **options)
-    with contextlib.suppress(SystemExit):  # of the second rank, which has nothing to do but train
-        assert pretrain(config, folder / name, callbacks=[Record(name)], **more).encoder_file.is_file()
+def ours(name, devices=2, more={}, **trainer):
+    config = preset("digits", accelerator="cpu", devices=devices, **options | more)
+    run = pretrain(config, folder / name, callbacks=[Record(name)], **trainer)  # where the second rank ends
+    assert run.encoder_file.is_file()
+    return str(run.path)
 
-ours("run")
-config = preset("digits", accelerator="cpu", **options)
-quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-trainer = lightning.Trainer(max_epochs=options["epochs"], devices=2, callbacks=[Record("plain")], **quiet)
-trainer.fit(build(config, load(config.data)))
-with contextlib.suppress(TrainingUnfinished):  # several ranks stop after a whole epoch
-    ours("stopped", max_steps=1)
-(folder / "left.txt").write_text(" ".join(path.name for path in (folder / "stopped").iterdir()))
-ours("stopped")
+def plain():
+    config = preset("digits", accelerator="cpu", **options)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = lightning.Trainer(max_epochs=options["epochs"], devices=2, callbacks=[Record("plain")], **quiet)
+    trainer.fit(build(config, load(config.data)))
+
+def stopped():
+    with contextlib.suppress(TrainingUnfinished):  # several ranks stop after a whole epoch
+        ours("stopped", max_steps=1)
+    (folder / "left.txt").write_text(" ".join(path.name for path in (folder / "stopped").iterdir()))
+
+def sequence():
+    teacher = {"objective": "deacl", "objective_kwargs": {"teacher": ours("teacher", more={"objective": "simclr"})}}
+    ours("student", more=teacher)
+    assert ranks() == 1 and "LOCAL_RANK" not in os.environ
+    ours("alone", devices=1)
+
+def again():
+    ours("stopped")
+
+def run():
+    ours("run")
+
+globals()[sys.argv[3]]()
 """
+
+
+def trained(tmp_path, *parts):
+    (tmp_path / "train.py").write_text(SCRIPT)
+    for part in parts:
+        arguments = [tmp_path, json.dumps(TINY | {"batch_size": 4}), part]
+        first = started(arguments, err=tmp_path / "err", script=tmp_path / "train.py")  # which starts the second
+        assert ended(first) == 0, (tmp_path / "err").read_text()
+
+
+@pytest.mark.ddp
+def test_a_script_trains_several_runs_one_after_the_other(tmp_path):
+    """The second used to wait for the processes of the first."""
+    trained(tmp_path, "sequence")
 
 
 @pytest.mark.ddp
 def test_two_ranks_share_the_images_and_keep_the_same_weights(tmp_path):
-    (tmp_path / "train.py").write_text(SCRIPT)
-    arguments = [tmp_path, json.dumps(TINY | {"batch_size": 4})]
-    first = started(arguments, err=tmp_path / "err", script=tmp_path / "train.py")  # which starts the second
-    assert ended(first) == 0, (tmp_path / "err").read_text()
+    trained(tmp_path, "run", "plain", "stopped", "again")
     ranks, plain = (
         [json.loads((tmp_path / f"{name}.rank{rank}.json").read_text()) for rank in range(2)]
         for name in ("run", "plain")
