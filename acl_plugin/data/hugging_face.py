@@ -1,6 +1,7 @@
 """Datasets of the Hugging Face hub, or local folders in its form, through the ``datasets`` library."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ def _hugging_face(config: DataConfig) -> DataSet:
     if label is not None and test is None:
         raise _without_split("test", splits, name)
     classes = () if label is None else _classes([train, test], label)
+    if label is not None:
+        _require_same_classes(name, label)
     first = _listing(train, image, label, classes)
     second = _listing(test if label else train.select([]), image, label, classes)
     size = _first_size(first[0], config) if config.image_size is None else size_of(config.image_size)
@@ -168,6 +171,36 @@ def _classes(tables: Sequence[Any], label: str) -> tuple[str, ...]:
         raise UsageError(message, parameter="label_column", given=label, allowed=allowed)
     values = {value for table in tables for value in table.unique(label) if not _is_missing(value)}
     return tuple(str(value) for value in sorted(values))
+
+
+def _require_same_classes(name: str, label: str) -> None:
+    """Refuse a folder whose files number their classes differently, as the library reads all by the names of one."""
+    from datasets import load_dataset_builder
+
+    folder = user_path(name, "data")
+    if not folder.is_dir():  # on the hub, whose own uploads are checked by the library
+        return
+    files = [Path(file) for split in load_dataset_builder(str(folder)).config.data_files.values() for file in split]
+    known: dict[int, tuple[str, str]] = {}
+    for file in files:
+        for number, class_name in enumerate(_stored_classes(file, label)):
+            there, where = known.setdefault(number, (class_name, file.name))
+            if there != class_name:
+                fault = (
+                    f"numbers its classes differently: {number} is {there} in {where}, and {class_name} in {file.name}"
+                )
+                raise _refused(fault, name, "one ClassLabel for all files (cast_column)")
+
+
+def _stored_classes(file: Path, label: str) -> Sequence[str]:
+    """Return the names of the classes that the library has stored in a parquet file; empty if there are none."""
+    from pyarrow import parquet
+
+    if file.suffix != ".parquet" or not file.is_file():
+        return ()
+    stored = (parquet.read_schema(file).metadata or {}).get(b"huggingface", b"{}")
+    names: Sequence[str] = json.loads(stored).get("info", {}).get("features", {}).get(label, {}).get("names", ())
+    return names
 
 
 def _is_missing(value: Any) -> bool:

@@ -56,6 +56,28 @@ def test_a_folder_of_parquet_files(where, tmp_path):
     assert few.train.labels.tolist() == [LABELS[row] for row in few.train.rows]
 
 
+@pytest.mark.parametrize("names", [["bee", "cat", "dog"], ["bee", "ant", "cat", "dog"], ["ant", "bee", "dog", "cat"]])
+def test_files_that_number_their_classes_differently_are_refused(names, tmp_path):
+    """The library would read the labels of the test images by the names of the training images."""
+    folder = saved(tmp_path / "data", splits=[("train", 0, 20)])
+    few = BY_CLASS | {"label": hub.ClassLabel(names=names)}
+    saved(folder, few, [("test", 20, 30)], label=[label % len(names) for label in LABELS])
+    number = next(i for i, name in enumerate(names) if name != NAMES[i])
+    error = refusal(loaded, folder)
+    files = [f"{split}-00000-of-00001.parquet" for split in ("test", "train")]
+    assert error.parameter == "data"
+    assert "numbers its classes differently" in str(error)
+    for file, name in zip(files, (names[number], NAMES[number]), strict=True):
+        assert f"{name} in {file}" in str(error)
+
+
+def test_files_may_lack_the_last_classes(tmp_path):
+    folder = saved(tmp_path / "data", splits=[("train", 0, 20)])
+    few = BY_CLASS | {"label": hub.ClassLabel(names=NAMES[:3])}
+    saved(folder, few, [("test", 20, 30)], label=[label % 3 for label in LABELS])
+    assert loaded(folder).test.labels.tolist() == [label % 3 for label in LABELS[20:]]
+
+
 def test_columns_are_found_or_named(tmp_path):
     several = BY_CLASS | {
         "coarse": hub.ClassLabel(names=["a", "b"]),
