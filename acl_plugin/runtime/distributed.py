@@ -57,7 +57,7 @@ class _Gather(torch.autograd.Function):
 
 
 SET_BY_LIGHTNING = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
-"""Variables that Lightning sets in a process that starts the others."""
+"""Variables that Lightning sets in a process, ``LOCAL_RANK`` only if that starts the others."""
 
 _others_ended = False
 """Whether the processes that a launcher started with this one have trained, and ended."""
@@ -75,7 +75,8 @@ def temporary_group() -> Iterator[None]:
     yield
     if ranks() > outer:
         dist.destroy_process_group()
-        _others_ended = before["LOCAL_RANK"] is not None
+        started_here = before["LOCAL_RANK"] is None and "LOCAL_RANK" in os.environ  # SLURM sets none
+        _others_ended = not started_here
     for name, value in before.items():
         os.environ.pop(name, None)
         if value is not None:

@@ -242,3 +242,23 @@ def test_variables_of_a_training_do_not_stay(monkeypatch):
         os.environ |= {"MASTER_ADDR": "::1", "LOCAL_RANK": "0"}
     assert os.environ["MASTER_ADDR"] == "127.0.0.1"
     assert "LOCAL_RANK" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ended"),
+    [(None, "0", False), ("0", "0", True), (None, None, True)],
+    ids=["started here", "torchrun", "SLURM"],
+)
+def test_who_started_the_others_is_known_from_the_variable(before, after, ended, monkeypatch):
+    monkeypatch.setattr(distributed, "_others_ended", False)
+    groups = [2]
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", groups.pop)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if before is not None:
+        monkeypatch.setenv("LOCAL_RANK", before)
+    with temporary_group():
+        if after is not None:
+            os.environ["LOCAL_RANK"] = after
+        monkeypatch.setattr(distributed, "ranks", lambda: groups[-1])
+    assert (distributed._others_ended, groups) == (ended, [])
+    assert os.environ.get("LOCAL_RANK") == before
