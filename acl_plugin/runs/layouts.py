@@ -3,8 +3,10 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from acl_plugin.models.spec import Stem
+if TYPE_CHECKING:  # the list of formats needs no PyTorch
+    from acl_plugin.models.spec import Stem
 
 Rules = tuple[tuple[str, str], ...]
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
@@ -49,7 +51,7 @@ class Layout:
     normalization: Normalization | None
     dropped: str | None
     renamed: Rules = ()
-    stem: Stem = "cifar"
+    stem: "Stem" = "cifar"
     projector: tuple[tuple[str, ...], Rules] | None = None
     head: str | None = None
     bottleneck: Normalization | None = None
