@@ -87,19 +87,26 @@ LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR")
 """Variables, one of which a launcher of several nodes sets."""
 
 
-def require_launcher(devices: int, nodes: int) -> None:
-    """Check that the processes of several devices and nodes can meet.
+def require_others(devices: int) -> None:
+    """Check that the processes that a launcher started with this one have not ended after an earlier training.
 
     Raises:
-        UsageError: with a remedy, when no launcher has started this process for several nodes, or when the other
-            processes that one has started ended after an earlier training.
+        UsageError: with a remedy, when they have, and this one is to train with others.
     """
-    if devices * nodes > 1 and _others_ended:
+    if devices > 1 and _others_ended:
         message = (
             f"`devices` {devices}: the other processes that the launcher started ended after the first pretraining; "
             f"start one script for each"
         )
         raise UsageError(message, parameter="devices", given=devices, allowed=1)
+
+
+def require_launcher(nodes: int) -> None:
+    """Check that the processes of several nodes can meet.
+
+    Raises:
+        UsageError: with a remedy, when no launcher has started this process.
+    """
     if nodes > 1 and not any(os.environ.get(name) for name in LAUNCHED):
         message = (
             f"`num_nodes` {nodes}: this process would wait for the others without end, as no launcher has started it; "

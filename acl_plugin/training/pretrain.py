@@ -17,7 +17,13 @@ from acl_plugin.runs.growth import earlier_epochs, grow, record_of
 from acl_plugin.runs.lock import alone, locked
 from acl_plugin.runs.records import read_metrics
 from acl_plugin.runtime.device import precision, training_device
-from acl_plugin.runtime.distributed import is_first_process, require_launcher, require_script, temporary_group
+from acl_plugin.runtime.distributed import (
+    is_first_process,
+    require_launcher,
+    require_others,
+    require_script,
+    temporary_group,
+)
 from acl_plugin.runtime.files import read_intact, write_json
 from acl_plugin.runtime.signals import deferred
 from acl_plugin.training.build import build
@@ -65,7 +71,7 @@ def pretrain(
     """
     run = RunDir(out)
     check(config)
-    require_launcher(config.machine.devices, config.machine.num_nodes)
+    require_launcher(config.machine.num_nodes)
     with alone():
         given = check_options(config, trainer_options)
         if encoder is not None:
@@ -81,6 +87,7 @@ def pretrain(
         ):  # complete: keep the records of how it was made
             run.record_config(config)
             return run
+        require_others(config.machine.ranks)
         require_script(config.machine.devices)
         if run.metrics_file.is_file() and not overwrite:
             read_metrics(run.metrics_file)  # finds damage before the first step, not after the first epoch

@@ -14,6 +14,7 @@ from processes import ended, started
 
 from acl_plugin.config import TWO_SIDED, preset
 from acl_plugin.errors import UsageError
+from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime import distributed
 from acl_plugin.runtime.distributed import (
     LAUNCHED,
@@ -21,6 +22,7 @@ from acl_plugin.runtime.distributed import (
     gathered,
     ranks,
     require_launcher,
+    require_others,
     require_script,
     temporary_group,
 )
@@ -213,9 +215,9 @@ def test_one_device_needs_nothing():
 def test_several_nodes_need_a_launcher(monkeypatch, tmp_path):
     for name in LAUNCHED:
         monkeypatch.delenv(name, raising=False)
-    require_launcher(2, 1)
+    require_launcher(1)
     with pytest.raises(UsageError, match="torchrun or SLURM") as refused:
-        require_launcher(1, 2)
+        require_launcher(2)
     assert (refused.value.parameter, refused.value.given) == ("num_nodes", 2)
     with pytest.raises(UsageError, match="num_nodes"):
         pretrain(preset("digits", num_nodes=2), tmp_path / "run")
@@ -223,7 +225,7 @@ def test_several_nodes_need_a_launcher(monkeypatch, tmp_path):
     for name in LAUNCHED:
         with monkeypatch.context() as patch:
             patch.setenv(name, "1")
-            require_launcher(1, 2)
+            require_launcher(2)
 
 
 def test_processes_of_a_launcher_train_once(monkeypatch, tmp_path):
@@ -232,7 +234,15 @@ def test_processes_of_a_launcher_train_once(monkeypatch, tmp_path):
         pretrain(preset("digits", devices=2), tmp_path / "run")
     assert (refused.value.parameter, refused.value.given, refused.value.allowed) == ("devices", 2, 1)
     assert not (tmp_path / "run").exists()
-    require_launcher(1, 1)
+    require_others(1)
+
+
+def test_a_finished_run_needs_no_other_processes(monkeypatch, tmp_path):
+    config, run = preset("digits", devices=2), RunDir(tmp_path / "run")
+    run.start(config)
+    run.encoder_file.touch()
+    monkeypatch.setattr(distributed, "_others_ended", True)
+    assert pretrain(config, run.path).encoder_file.is_file()
 
 
 def test_variables_of_a_training_do_not_stay(monkeypatch):
