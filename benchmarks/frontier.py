@@ -2,13 +2,13 @@
 
     python -m benchmarks frontier                                      digits, 3 seeds
     python -m benchmarks frontier --data digits_val                    the same on held-out training images
-    python -m benchmarks frontier --data cifar10 --data-dir data       CIFAR-10, thin ResNet-18, 1 seed
+    python -m benchmarks frontier --data cifar10 --data-dir data       part of CIFAR-10, thin ResNet-18, 1 seed
     python -m benchmarks frontier --rows '[acl_ds]' --seeds '[0]'      a part, which replaces that part of the results
 
 PGD with one step is fast FGSM (arXiv 2001.03994): a step of 1.25 eps from a random start. free-4 is free adversarial
 training (arXiv 1904.12843): four steps of the optimizer on each batch, and a quarter of the epochs.
-Finished runs are skipped, and interrupted runs resume. On digits, runs with five steps are those of ``objectives``.
-Settings are those of the dataset's preset; none was tuned.
+Finished runs are skipped, and interrupted runs resume. On digits and CIFAR-10, runs with five steps are those of
+``objectives``. Settings are those of the dataset's preset; none was tuned.
 """
 
 import statistics
@@ -26,7 +26,6 @@ from acl_plugin.reporting.figures import COLORS
 from acl_plugin.runs.environment import environment
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime.files import read_json
-from benchmarks.finetuning import SETTINGS as THIN
 from benchmarks.jobs import Job
 from benchmarks.objectives import ROWS as ALL_ROWS
 from benchmarks.objectives import SETTINGS as COMPARED
@@ -48,7 +47,7 @@ SEEDS = {"digits": [0, 1, 2], "digits_val": [0, 1, 2], "cifar10": [0]}
 SETTINGS: dict[str, dict[str, Any]] = {
     "digits": COMPARED["digits"],
     "digits_val": {"keep_every": 0},
-    "cifar10": THIN["cifar10, simclr"] | {"epochs": 4, "limit_test": 500},
+    "cifar10": COMPARED["cifar10"],
 }
 """Options of all rows, by dataset."""
 SHARED = [data for data, options in SETTINGS.items() if options == COMPARED.get(data)]
