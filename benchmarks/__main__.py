@@ -5,7 +5,7 @@ python -m benchmarks objectives [--data NAME]     run every objective; write res
 python -m benchmarks finetuning                   make a benign encoder robust; write results/finetuning_*.json
 python -m benchmarks frontier                     compare robustness to cost; write results/frontier_DATA.json
 python -m benchmarks selection                    choose settings on held-out images; write results/selection_DATA.json
-python -m benchmarks ablation | chosen | bases | divergences | sweeps | transfer | headline
+python -m benchmarks ablation | chosen | bases | divergences | sweeps | transfer | headline | budget
                                                   run an experiment; write results/experiment_NAME_DATA.json
 python -m benchmarks correlation                  audit the ablation's runs; write results/correlation_DATA.json
 python -m benchmarks speed                        measure a training step; write results/speed_*.json
@@ -234,6 +234,9 @@ COMMANDS: dict[str, Any] = {
 
 def main(arguments: list[str]) -> int:
     """Run one command and return the exit status."""
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(__doc__)
+        return 0
     try:
         if not arguments or arguments[0] not in COMMANDS:
             raise unknown("command", arguments[0] if arguments else "", COMMANDS)

@@ -40,7 +40,8 @@ class DataConfig(Section):
     data: str = "digits"
     """Dataset by name (`acl-plugin list data`)."""
     data_dir: Path | None = None
-    """Folder in torchvision's layout, such as the one that holds cifar-10-batches-py."""
+    """Folder in torchvision's layout, such as the one that holds cifar-10-batches-py; for hf:NAME the folder of its
+    files, null for the hub or the folder NAME."""
     download: bool = False
     """Download the dataset into --data-dir with torchvision if it is missing."""
     unlabeled: Path | None = None

@@ -126,7 +126,7 @@ BY_TRADES = frozenset({"alf_trades", "aff_trades"})
 BY_ATTACK = (BY_STEPS - {"slf"}) | AUTOLORA
 LPAFT = Use("lpaft", frozenset({"dynacl", "air"}))
 SEMI = Use("probe_protocol", frozenset({"semi"}))
-FROM_FILES = Use("data", lambda o: o["data"] not in WITHOUT_FILES and not _of_hub(o), ", ".join(sorted(FILES)))
+FROM_FILES = Use("data", lambda o: o["data"] not in WITHOUT_FILES, ", ".join([*sorted(FILES), "hf:NAME"]))
 TRAINED = Use("probe_protocol", lambda o: o["probe_protocol"] not in SOLVED, ", ".join(sorted(BY_SGD)))
 FALLING = Use(
     "probe_protocol", lambda o: o["probe_protocol"] not in SOLVED | BY_COSINE | AUTOLORA, ", ".join(sorted(BY_STEPS))

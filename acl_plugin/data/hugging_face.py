@@ -23,13 +23,16 @@ from acl_plugin.runtime.paths import user_path
 
 TEST_SPLITS = "test", "validation", "valid", "val"
 """Names of the split with the test images; the first that is there."""
+ALLOWED = "hf:NAME of the hub, or hf:FOLDER"
+MOVED = "`data_dir` names the folder of its files, for a copy or where they have moved"
 
 
 @DATASETS.register("hf")
 def _hugging_face(config: DataConfig) -> DataSet:
     """hf:NAME: a dataset of the Hugging Face hub, such as hf:uoft-cs/cifar10, or a local folder of parquet files."""
     name = config.data.partition(":")[2]
-    splits = _splits(name)
+    folder = _folder(name, config)
+    splits = _splits(name, folder)
     train = splits.get("train")
     test = next((splits[split] for split in TEST_SPLITS if split in splits), None)
     if train is None:
@@ -40,7 +43,7 @@ def _hugging_face(config: DataConfig) -> DataSet:
         raise _without_split("test", splits, name)
     classes = () if label is None else _classes([train, test], label)
     if label is not None:
-        _require_same_classes(name, label)
+        _require_same_classes(name, folder, label)
     first = _listing(train, image, label, classes)
     second = _listing(test if label else train.select([]), image, label, classes)
     size = _first_size(first[0], config) if config.image_size is None else size_of(config.image_size)
@@ -86,23 +89,39 @@ class Rows:
         return digest.hexdigest()
 
 
-def _splits(name: str) -> dict[str, Any]:
+def _folder(name: str, config: DataConfig) -> Path | None:
+    """Return the local folder of a dataset; None on the hub.
+
+    A name that is no folder belongs to the hub, unless it can only be a path.
+    """
+    if not name:
+        raise _refused("is missing", name, ALLOWED)
+    if config.data_dir is not None:
+        folder, parameter, given = config.data_dir, "data_dir", str(config.data_dir)
+    else:
+        folder, parameter, given = user_path(name, "data"), "data", f"hf:{name}"
+    if folder.is_dir():
+        return folder
+    if parameter == "data" and not (name.startswith((".", "~")) or Path(name).is_absolute()):
+        return None
+    message = f"`{parameter}` {given} is no folder; allowed is {ALLOWED}; {MOVED}"
+    raise UsageError(message, parameter=parameter, given=given, allowed=ALLOWED)
+
+
+def _splits(name: str, folder: Path | None) -> dict[str, Any]:
     """Return the tables of a dataset by split."""
     try:
         import datasets
     except ImportError as error:
         raise missing_extra("`data` hf:NAME", "hf", error, "data") from error
-    folder = user_path(name, "data") if name else Path()
-    if not name or (name.startswith((".", "/", "~")) and not folder.is_dir()):
-        raise _refused("is no folder" if name else "is missing", name, "hf:NAME of the hub, or hf:FOLDER")
     for noisy in ("datasets", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     try:
-        found = datasets.load_dataset(str(folder) if folder.is_dir() else name)
+        found = datasets.load_dataset(name if folder is None else str(folder))
     except Exception as error:  # of any type: the hub, the network, damaged files
         raise _refused(
-            f"cannot be loaded: {reason(error)}", name, "a dataset that datasets.load_dataset loads"
+            f"cannot be loaded: {reason(error)}", name, f"a dataset that datasets.load_dataset loads; {MOVED}"
         ) from error
     return dict(found)
 
@@ -173,12 +192,11 @@ def _classes(tables: Sequence[Any], label: str) -> tuple[str, ...]:
     return tuple(str(value) for value in sorted(values))
 
 
-def _require_same_classes(name: str, label: str) -> None:
+def _require_same_classes(name: str, folder: Path | None, label: str) -> None:
     """Refuse a folder whose files number their classes differently, as the library reads all by the names of one."""
     from datasets import load_dataset_builder
 
-    folder = user_path(name, "data")
-    if not folder.is_dir():  # on the hub, whose own uploads are checked by the library
+    if folder is None:  # on the hub, whose own uploads are checked by the library
         return
     files = [Path(file) for split in load_dataset_builder(str(folder)).config.data_files.values() for file in split]
     known: dict[int, tuple[str, str]] = {}

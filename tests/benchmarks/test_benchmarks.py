@@ -63,6 +63,13 @@ def test_mistakes_have_status_2_and_write_nothing(arguments, results, capsys):
     assert not list((results / "results").iterdir())
 
 
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_names_every_command(flag, capsys):
+    assert benchmarks.main([flag]) == 0
+    shown = capsys.readouterr().out.split()
+    assert set(benchmarks.COMMANDS) <= set(shown)
+
+
 @pytest.mark.e2e
 def test_the_table_in_the_repository_is_that_of_its_files(results, monkeypatch):
     monkeypatch.setattr(benchmarks, "RESULTS", ROOT / "benchmarks" / "results")

@@ -1,5 +1,6 @@
 import builtins
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,6 +201,24 @@ def test_a_name_that_the_hub_does_not_have(monkeypatch):
     assert "hf:someone/something cannot be loaded" in str(refusal(loaded, "someone/something"))
 
 
+@pytest.mark.parametrize("name", ["someone/something", "data/images", "./images", "/data/images", "~/images"])
+def test_a_copy_is_read_from_its_folder_whatever_the_name(name, tmp_path):
+    folder = saved(tmp_path / "copy")
+    data, same = loaded(name, data_dir=folder), loaded(folder)
+    assert data.name == f"hf:{name}"
+    for images, others in ((data.train, same.train), (data.test, same.test)):
+        assert images.fingerprint(data.classes) == others.fingerprint(same.classes)
+
+
+@pytest.mark.parametrize(("name", "options"), [("{}/gone", {}), ("someone/something", {"data_dir": "{}/gone"})])
+def test_a_folder_that_has_moved_is_named(name, options, tmp_path):
+    options = {option: Path(value.format(tmp_path)) for option, value in options.items()}
+    error = refusal(loaded, name.format(tmp_path), **options)
+    assert error.parameter == ("data_dir" if options else "data")
+    assert "gone is no folder" in str(error)
+    assert "`data_dir` names the folder of its files" in str(error)
+
+
 def test_the_library_is_an_extra(monkeypatch, tmp_path):
     imported = builtins.__import__
 
@@ -231,3 +250,7 @@ def test_a_whole_run_of_images_that_are_no_squares(tmp_path, few):
     assert main(["report", str(out)]) == 0
     (described,) = (out / "robustbench" / "models").rglob("*.json")
     assert load_exported(described).spec.shape == (3, 8, 12)
+    moved = folder.rename(tmp_path / "moved")
+    again = ["evaluate", str(out), "--attacks=[FGSM]", "--suite=standard"]
+    assert main(again) == 2
+    assert main([*again, f"--data-dir={moved}"]) == 0
