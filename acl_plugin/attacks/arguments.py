@@ -1,13 +1,14 @@
 """Validation of an inner attack's settings, and the arguments of its torchattacks class."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from acl_plugin.attacks.catalogue import (
     FREE,
     RGB_ONLY,
+    SQUARE_ONLY,
     STEPS,
     attack_names,
     check_arguments,
@@ -55,13 +56,14 @@ def check_settings(norm: str, name: str, steps: int, kwargs: Mapping[str, Any], 
         raise UsageError(message, parameter="scale", given=scale, allowed=allowed)
 
 
-def default_step(steps: int) -> float:
+def default_step(name: str, steps: int) -> float:
     """Return the default step size as a fraction of eps: 1.25 / steps, and 1/4 from five steps on.
 
     A training attack of five steps moves by 1.25 eps. One that evaluates a model has more steps, and has to cross the
-    ball from any start: by 2 eps, which takes eight steps of this size.
+    ball from any start: by 2 eps, which takes eight steps of this size. For one step of RFGSM it is 1/2, as published
+    (arXiv 1705.07204): its random start is as far as a step, and 1.25 would leave the ball.
     """
-    return max(1.25 / steps, 0.25)
+    return 0.5 if (name, steps) == ("RFGSM", 1) else max(1.25 / steps, 0.25)
 
 
 def warn_of_short_steps(name: str, given: Mapping[str, Any], steps: int, eps: float) -> None:
@@ -81,15 +83,20 @@ def _warn_once(name: str, count: int, alpha: float, eps: float) -> None:
     logger.warning("attack %r: %s; for evaluation, pass alpha %.4g or more", name, far, 2 * eps / count)
 
 
-def check_mode(norm: str, name: str, mode: str | None, channels: int | None) -> None:
-    """Check that a class supports a mode and a number of channels; None stands for any.
+def check_mode(norm: str, name: str, mode: str | None, shape: Sequence[int] | None) -> None:
+    """Check that a class supports a mode and images of a shape (C, H, W); None stands for any.
 
     Raises:
         UsageError: listing the valid classes.
     """
-    if name in RGB_ONLY and channels not in (None, 3):
-        message = f"attack {name!r} takes images of 3 channels, not {channels}; use PGD or MIFGSM"
-        raise UsageError(message, parameter="channels", given=channels, allowed=3)
+    if shape is not None:
+        channels, height, width = shape
+        if name in RGB_ONLY and channels != 3:
+            message = f"attack {name!r} takes images of 3 channels, not {channels}; use PGD or MIFGSM"
+            raise UsageError(message, parameter="channels", given=channels, allowed=3)
+        if name in SQUARE_ONLY and height != width:
+            message = f"attack {name!r} takes square images, not {height} x {width}; use PGD or MIFGSM"
+            raise UsageError(message, parameter="shape", given=tuple(shape), allowed="square images")
     if mode is not None and not supports(name, norm, mode):
         valid = training_names(norm, mode)
         raise UsageError(
@@ -132,7 +139,7 @@ def class_arguments(
     wanted = {
         "eps": threat.eps,
         "max_epsilon": threat.eps,
-        "alpha": default_step(count) * threat.eps,
+        "alpha": default_step(name, count) * threat.eps,
         **dict.fromkeys(STEPS, count),
         "norm": threat.norm,
         "n_classes": min(classes, 10),  # at most nine targets, as in AutoAttack

@@ -31,6 +31,8 @@ _OF_TORCHATTACKS = {
 }
 """Norms of each class, and whether it follows the gradient of the whole batch."""
 RGB_ONLY = ("TIFGSM", "PIFGSM", "PIFGSMPP")
+SQUARE_ONLY = ("DIFGSM", "TIFGSM")
+"""Classes that resize images, and pad them to a square of their width."""
 STEPS = ("steps", "num_iter_set", "nb_iter", "n_queries")
 """Arguments of torchattacks that set the number of steps."""
 _FIXED = ("model", "eps", "max_epsilon", "norm", "n_classes")  # set by the threat model and the classifier

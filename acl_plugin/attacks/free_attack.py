@@ -1,6 +1,6 @@
 """Free adversarial training: adversarial views that the gradient of the training loss moves."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,7 +103,7 @@ class FreeAttack(InnerAttack):
             message = f"arguments of attack 'free': {dict(self.kwargs)}; it takes none"
             raise UsageError(message, parameter="kwargs", given=self.kwargs, allowed={})
 
-    def check(self, mode: str | None, channels: int | None = None, classes: int | None = None) -> None:
+    def check(self, mode: str | None, shape: Sequence[int] | None = None, classes: int | None = None) -> None:
         """Accept every mode."""
 
     def times(self) -> Iterator[bool]:

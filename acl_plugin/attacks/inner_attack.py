@@ -10,7 +10,7 @@ torchattacks requires a model with logits, and labels. A contrastive loss become
   Attacks that follow the gradient of the whole batch are valid.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,13 +68,13 @@ class InnerAttack:
         if self.scale == 1:  # not again for each fraction of a schedule
             warn_of_short_steps(self.name, self.kwargs, self.steps, self.threat.eps)
 
-    def check(self, mode: str | None, channels: int | None = None, classes: int | None = None) -> None:
-        """Check that the attack supports a mode, a number of channels and a number of classes; None stands for any.
+    def check(self, mode: str | None, shape: Sequence[int] | None = None, classes: int | None = None) -> None:
+        """Check that the attack supports a mode, images (C, H, W) and a number of classes; None stands for any.
 
         Raises:
             UsageError: listing the valid classes.
         """
-        check_mode(self.threat.norm, self.name, mode, channels)
+        check_mode(self.threat.norm, self.name, mode, shape)
         check_classes(self.name, self.kwargs, classes)
 
     def scaled(self, scale: float) -> "InnerAttack":
@@ -111,7 +111,7 @@ class InnerAttack:
             UsageError: as all methods, for another mode, images outside [0, 1], or an output of another shape.
         """
         check_pair(a, b)
-        self.check("pairwise", a.shape[1])
+        self.check("pairwise", a.shape[1:])
 
         def logits(x: Tensor) -> Tensor:
             return contrastive.pairwise_logits(check_output(model(x, norm_bank), (len(x), None)), temperature)[0]
@@ -147,7 +147,7 @@ class InnerAttack:
         if len(keys) < len(x):
             message = f"keys: {len(keys)} for {len(x)} images; allowed is one for each image, or more"
             raise UsageError(message, parameter="keys", given=len(keys), allowed=len(x))
-        self.check("bank", x.shape[1], len(keys) if len(x) else None)
+        self.check("bank", x.shape[1:], len(keys) if len(x) else None)
         check_values(x, trusted=self.trusted)
         keys = constant(keys)
 
@@ -177,7 +177,7 @@ class InnerAttack:
             (B, C, H, W) adversarial examples, detached, in the eps ball and in [0, 1].
         """
         check_images(x)
-        self.check("scalar", x.shape[1])
+        self.check("scalar", x.shape[1:])
         check_values(x, trusted=self.trusted)
 
         def logits(images: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ class InnerAttack:
         """
         check_images(x)
         check_labels(y, len(x))
-        self.check(None, x.shape[1])
+        self.check(None, x.shape[1:])
         if not x.numel():
             return x.detach().clone()
         check_autograd(model)

@@ -245,7 +245,8 @@ class MachineConfig(Section):
     num_nodes: int = 1
     """Number of nodes, when torchrun or SLURM starts the command on each of them."""
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "32-true"
-    """Lightning's precision; auto: bf16-mixed on devices that are faster with it. Attacks underflow in float16."""
+    """Lightning's precision; auto: bf16-mixed on devices that are faster with it. Attacks underflow in float16; a probe
+    has 32-true for 64-true."""
     compile: bool = False
     """Compile the encoder with torch.compile for pretraining; recommended to try on a GPU."""
     grad_checkpointing: bool = False

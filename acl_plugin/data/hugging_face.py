@@ -83,6 +83,7 @@ class Rows:
     def identity(self) -> str:
         """Return a hash of the library's files of the table, with their times of change, and the rows."""
         files = [Path(file["filename"]) for file in self.table.cache_files]
+        assert files or not len(self), "a table in memory has no identity"
         states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         digest = hashlib.sha256(f"{states} {self.column} {self.table.split}".encode())
         digest.update(self.rows.numpy().tobytes())
@@ -118,7 +119,8 @@ def _splits(name: str, folder: Path | None) -> dict[str, Any]:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     try:
-        found = datasets.load_dataset(name if folder is None else str(folder))
+        place = name if folder is None else str(folder)
+        found = datasets.load_dataset(place, keep_in_memory=False)  # in files, which identify the images
     except Exception as error:  # of any type: the hub, the network, damaged files
         raise _refused(
             f"cannot be loaded: {reason(error)}", name, f"a dataset that datasets.load_dataset loads; {MOVED}"

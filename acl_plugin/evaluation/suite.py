@@ -81,8 +81,8 @@ SUITE: dict[str, Setting] = {
 }
 """The attacks of the suite with their settings, in order. Step sizes are fractions of eps: 1/4 is 2/255 for 8/255. Each
 attack has one restart; APGD, FAB and Square have the budgets of AutoAttack."""
-UNTARGETED = sum(setting.target is None for setting in SUITE.values())
-"""Number of attacks without a target, after which the random states of the curve are numbered."""
+OF_CURVE = 1000
+"""First of the numbers that the random states of the curve's attacks have; those of the suite begin at 0."""
 
 
 def radius(norm: str, threat: ThreatModel, shape: Sequence[int]) -> float:
@@ -169,7 +169,7 @@ def chosen_attacks(
     for name in SUITE if attacks is None else dict.fromkeys(attacks):
         attack = _attack_of(SUITE[name], threat, radius(_norm_of(SUITE[name], threat), threat, shape))
         try:
-            attack.check(None, shape[0], classes)
+            attack.check(None, shape, classes)
         except UsageError as error:
             if attacks is not None:
                 message = f"`attacks`: {error}"
@@ -244,7 +244,7 @@ def _at(multiple: float, target: Target, clean: Tensor) -> float:
     if multiple:
         setting = SUITE["PGD-20" if threat.norm == "Linf" else "PGDL2"]
         attack = _attack_of(setting, threat, threat.times(multiple).eps)
-        correct, *_ = _under(attack, target, clean, UNTARGETED + CURVE.index(multiple), setting)
+        correct, *_ = _under(attack, target, clean, OF_CURVE + CURVE.index(multiple), setting)
     return correct.double().mean().item()
 
 

@@ -19,7 +19,7 @@ from acl_plugin.objectives.schedules import half_cosine
 from acl_plugin.probing.automatic_rate import stalls
 from acl_plugin.probing.checkpoints import ProbeCheckpoints
 from acl_plugin.runtime import seeding
-from acl_plugin.runtime.device import autocast, precision
+from acl_plugin.runtime.device import autocast, of_networks
 from acl_plugin.runtime.progress import Progress
 from acl_plugin.runtime.seeding import mixed_seed
 
@@ -43,7 +43,7 @@ class Schedule:
             ``automatic``, by half where the score stalls, as in AutoLoRa (see ``automatic_rate``).
         augmentation: augmentation of the images.
         seed: seed of order, views and attacks.
-        precision: precision of the networks, see ``runtime.device.precision``.
+        precision: precision of the networks, see ``runtime.device.precision``; 64-true is 32-true here.
     """
 
     epochs: int
@@ -135,7 +135,7 @@ class _Training:
         self.epoch, self.batches = 0, 0  # completed epochs, and batches of the current one
         self.losses: list[Tensor] = []
         self.scores: list[float] = []
-        self.result: dict[str, Any] = {"precision": precision(s.precision, self.device)}
+        self.result: dict[str, Any] = {"precision": of_networks(s.precision, self.device)}
         self.best: dict[str, Tensor] | None = None
 
     def end_epoch(self, score: Callable[[], float] | None) -> None:

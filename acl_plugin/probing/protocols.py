@@ -47,7 +47,7 @@ from acl_plugin.runs.models import load_encoder, weights_hash, write_model
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import earlier_record
 from acl_plugin.runtime import seeding
-from acl_plugin.runtime.device import precision
+from acl_plugin.runtime.device import of_networks
 from acl_plugin.runtime.files import write_json
 from acl_plugin.runtime.seeding import PROBE, mixed_seed
 
@@ -143,7 +143,7 @@ def _settings(run: RunDir, config: RunConfig, data: DataSet, device: torch.devic
         "augment": config.training.augment,
         "weak_padding": config.training.weak_padding,
         "seed": config.machine.seed,
-        "precision": precision(config.machine.precision, device),
+        "precision": of_networks(config.machine.precision, device),
         "encoders": [_digest(path) for path in banks],
         "images": data.train.fingerprint(data.classes).to_dict(),
         **({"unlabeled": data.unlabeled().fingerprint(()).to_dict()} if finetuned and data.unlabeled else {}),

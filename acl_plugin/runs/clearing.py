@@ -8,8 +8,8 @@ from pathlib import Path
 SHARED = {
     "checkpoints": r"(last|before)\.ckpt|epoch-\d{5}|\..+\.\d+\.tmp",
     "tensorboard": r"events\.out\.tfevents\..+|hparams\.yaml",
-    "adversarial": r"\d{6}-[\w-]+\.npz|\..+\.\d+\.tmp",
-    "evaluation_chunks": r"\d{6}\.json|\..+\.\d+\.tmp",
+    "adversarial": r"\d{6,}-[\w-]+\.npz|\..+\.\d+\.tmp",
+    "evaluation_chunks": r"\d{6,}\.json|\..+\.\d+\.tmp",
 }
 """Folders in which a user may keep files, too, with the names of a run's own."""
 

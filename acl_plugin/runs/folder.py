@@ -36,7 +36,7 @@ from acl_plugin.runs.clearing import clear
 from acl_plugin.runs.environment import environment
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import refuse
-from acl_plugin.runtime.files import damaged, read_json, write_atomic, write_json
+from acl_plugin.runtime.files import damaged, read_json, writable, write_atomic, write_json
 from acl_plugin.runtime.paths import user_path
 
 if TYPE_CHECKING:  # PyTorch takes seconds, and commands read configurations without it
@@ -263,16 +263,13 @@ class RunDir(os.PathLike[str]):
     def start(self, config: RunConfig, overwrite: bool | None = None) -> None:
         """Create the folder, or clear that of another run, and record configuration and environment."""
         self.check_config(config, overwrite, growing=True)
-        try:
+        with writable(self.path):
             if overwrite:
                 self.clear()
             self.path.mkdir(parents=True, exist_ok=True)
             self.record_config(config)  # first, as it marks a run folder
             self.checkpoint_file.parent.mkdir(exist_ok=True)
             write_json(self.environment_file, environment())
-        except OSError as error:
-            message, allowed = f"{self.path} cannot be written: {error.strerror}", "a folder that can be written"
-            raise UsageError(message, parameter="out", given=str(self.path), allowed=allowed) from error
 
 
 def _text(config: RunConfig) -> bytes:

@@ -15,6 +15,7 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime import file_locks
 from acl_plugin.runtime.defaults import usual_defaults
 from acl_plugin.runtime.distributed import is_first_process
+from acl_plugin.runtime.files import writable
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,10 @@ def alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Exclude other processes from ``folder``, and other threads as ``alone``. A missing folder is not locked.
+def locked(folder: Path, *, create: bool = False) -> Iterator[None]:
+    """Exclude other processes from ``folder``, and other threads as ``alone``.
+
+    A missing folder is created with ``create``, so that two processes do not begin in it, and is else not locked.
 
     The kernel holds the lock and releases it when the process ends for any reason. The file ``.lock`` contains the
     process id. Only the first process of a launcher locks; others (``RANK`` or ``LOCAL_RANK`` above 0) do not.
@@ -58,6 +61,9 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: when another process (with its id) uses the folder, or when another thread is active.
     """
+    if create:
+        with writable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     with alone(), _locked(folder):
         yield
 
@@ -68,7 +74,9 @@ def _locked(folder: Path) -> Iterator[None]:
     if path in _HELD or not is_first_process() or not folder.is_dir():
         yield
         return
-    with path.open("a+", encoding="utf-8") as file:
+    with writable(folder):
+        file = path.open("a+", encoding="utf-8")
+    with file:
         file.seek(0)
         owner = file.read().strip()
         try:

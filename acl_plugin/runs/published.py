@@ -35,6 +35,7 @@ from acl_plugin.runs.layout_fit import (
     split,
 )
 from acl_plugin.runs.layouts import LAYOUTS, NONE, Layout, is_wide
+from acl_plugin.runs.lock import locked
 from acl_plugin.runs.models import weights_hash, write_encoder, write_model
 from acl_plugin.runs.normalization import misfit, normalization_of
 from acl_plugin.runtime import seeding
@@ -118,7 +119,7 @@ def import_run(
     methods = LAYOUTS[published.layout].methods
     if method is not None and method not in methods:
         raise unknown(f"`method` of format {published.layout!r}:", method, methods, parameter="method")
-    probed, benign = published.bank(bank), published.benign
+    probed = published.bank(bank)
     digest = hashlib.sha256(user_path(path).read_bytes()).hexdigest()
     source: dict[str, Any] = {"file": path.name, "sha256": digest, "format": published.layout, "bank": probed}
     source["methods"] = [method] if method else list(methods)
@@ -130,21 +131,26 @@ def import_run(
     if run.encoder_file.is_file():  # complete: keep what was done with it since
         return published.layout
     head = imported_head.judge(published.head, published.spec, published.banks[probed], data)
-    run.start(config)
-    run.record_images(data)
-    write_json(run.pretraining_file, source)
-    if head.classifier is not None:
-        record = head.record | {"seed": config.machine.seed, "weights_sha256": weights_hash(head.classifier)}
-        write_model(run.classifier_file, head.classifier.spec, head.classifier.state_dict())
-        write_json(run.probe_file, record)
-    if published.discriminator is not None:
-        write_discriminator(run, *published.discriminator)
-    banks, kept = published.banks, published.projectors
-    projector = None if kept is None else (kept[0], kept[1][probed])
-    write_encoder(run, published.spec, banks[probed], banks[benign] if probed != benign else None, projector)
+    with locked(run.path, create=True):
+        run.start(config)
+        run.record_images(data)
+        write_json(run.pretraining_file, source)
+        _write(published, run, head, config.machine.seed, probed)
     if notes := _notes(published, head.note):
         logger.warning(f"{path}: {'; '.join(notes)}")
     return published.layout
+
+
+def _write(published: Published, run: RunDir, head: imported_head.Judged, seed: int, probed: str) -> None:
+    """Write the networks; last the encoder, which marks the folder as complete."""
+    if head.classifier is not None:
+        write_model(run.classifier_file, head.classifier.spec, head.classifier.state_dict())
+        write_json(run.probe_file, head.record | {"seed": seed, "weights_sha256": weights_hash(head.classifier)})
+    if published.discriminator is not None:
+        write_discriminator(run, *published.discriminator)
+    banks, kept, benign = published.banks, published.projectors, published.benign
+    projector = None if kept is None else (kept[0], kept[1][probed])
+    write_encoder(run, published.spec, banks[probed], banks[benign] if probed != benign else None, projector)
 
 
 def _notes(published: Published, of_head: str) -> list[str]:

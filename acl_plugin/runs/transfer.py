@@ -10,6 +10,7 @@ from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet
 from acl_plugin.errors import UsageError
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.lock import locked
 from acl_plugin.runs.models import load_encoder, weights_hash
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import refuse
@@ -34,8 +35,14 @@ def transfer(source: RunDir, run: RunDir, config: RunConfig) -> None:
     data = datasets.load(config.data)
     require_shape(source, encoder.spec.shape, data)
     run.check_config(config)
+    with locked(run.path, create=True):
+        _write(source, run, config, data, weights_hash(encoder.backbone))
+
+
+def _write(source: RunDir, run: RunDir, config: RunConfig, data: DataSet, digest: str) -> None:
+    """Write the folder of a transfer, unless it is complete."""
+    run.check_config(config)
     run.check_images(data)
-    digest = weights_hash(encoder.backbone)
     if run.encoder_file.is_file():
         other = [] if has_encoder(run, digest) else [f"the encoder of {source.path}, there another one"]
         refuse(run.path, other, "a run", replaceable=False)

@@ -25,8 +25,11 @@ def check_autograd(model: Weights) -> None:
     """Check that no weight or buffer of a model is an inference tensor, which blocks gradients.
 
     Raises:
-        UsageError: when the model has one.
+        UsageError: when the model has one, or is a function, whose weights are not known.
     """
+    if not all(hasattr(model, name) for name in ("parameters", "buffers")):
+        given, allowed = type(model).__name__, "a torch.nn.Module"
+        raise UsageError(f"`model` is {given}; allowed is {allowed}", parameter="model", given=given, allowed=allowed)
     if any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers())):
         raise _no_autograd()
 

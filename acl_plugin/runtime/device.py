@@ -71,9 +71,14 @@ def precision(requested: str, device: torch.device) -> str:
     return "bf16-mixed" if quick else "32-true"
 
 
+def of_networks(requested: str, device: torch.device) -> str:
+    """Return the precision of networks in ``autocast``: bf16-mixed or 32-true, as their weights are in float32."""
+    return "bf16-mixed" if precision(requested, device) == "bf16-mixed" else "32-true"
+
+
 def autocast(requested: str, device: torch.device) -> torch.autocast:
     """Return a context in which networks use bfloat16, if that is the requested ``precision``."""
-    enabled = precision(requested, device) == "bf16-mixed"
+    enabled = of_networks(requested, device) == "bf16-mixed"
     # as in Lightning without a cache of weights in bfloat16, which would hide that sharpness moves them within a step
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 

@@ -63,6 +63,16 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 @contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Raise a UsageError of ``out`` where something cannot be written in ``folder``."""
+    try:
+        yield
+    except OSError as error:
+        message, allowed = f"{folder} cannot be written: {error.strerror}", "a folder that can be written"
+        raise UsageError(message, parameter="out", given=str(folder), allowed=allowed) from error
+
+
+@contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Yield a new folder beside ``folder``, which takes its place at the end; after an error nothing changes."""
     part = folder.with_name(f".{folder.name}.part")

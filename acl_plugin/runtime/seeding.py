@@ -74,7 +74,10 @@ def state(device: torch.device) -> list[Tensor]:
 
 
 def restore(states: list[Tensor], device: torch.device) -> None:
-    """Restore the generators to the result of ``state``."""
+    """Restore the generators to the result of ``state``.
+
+    A state of another kind of device has none for a GPU, which then keeps its own.
+    """
     torch.set_rng_state(states[0])
-    if device.type == "cuda":
+    if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1], device)

@@ -56,7 +56,7 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
     kind = FreeAttack if config.objective.attack == FREE else InnerAttack
     attack = kind(threat, config.objective.attack, config.objective.attack_steps, config.objective.attack_kwargs)
     objective = _objective(config, data)
-    attack.check(objective.attack_mode, data.shape[0])
+    attack.check(objective.attack_mode, data.shape)
     check_sizes(config, data)
     _check_branch(config, objective, encoder)
     if config.training.knn_every:

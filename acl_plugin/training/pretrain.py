@@ -94,14 +94,14 @@ def pretrain(
         with deferred() as interrupted:
             checkpoints = Checkpoints(run, config.training, config.machine.ranks, interrupted, _limit(given))
             trainer = _trainer(config, run, checkpoints, given)
-            with locked(run.path):
-                if before is not None and is_first_process():
-                    grow(run, before, config.training.epochs)
-                run.start(config, overwrite and is_first_process())
-            with locked(run.path):
-                run.record_images(data, pretraining=True)
+            with locked(run.path, create=True):
+                if is_first_process():  # the others would see the folder before or after it is cleared
+                    if before is not None:
+                        grow(run, before, config.training.epochs)
+                    run.start(config, overwrite)
+                    run.record_images(data, pretraining=True)
                 log_options(trainer.loggers, config)
-                _fit(module, run, trainer, checkpoints)
+                _fit(module, run, trainer, checkpoints, None if overwrite else _checkpoint(run))
     return run
 
 
@@ -117,8 +117,9 @@ def _limit(options: dict[str, Any]) -> int | None:
     return None if steps == -1 else steps
 
 
-def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoints: Checkpoints) -> None:
-    resume = _checkpoint(run)
+def _fit(
+    module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoints: Checkpoints, resume: Path | None
+) -> None:
     try:
         with temporary_group():
             trainer.fit(module, ckpt_path=resume, weights_only=True)
@@ -141,7 +142,7 @@ def _fit(module: Pretraining, run: RunDir, trainer: lightning.Trainer, checkpoin
         "seconds": round(module.seconds(), 1),
         "resumed": resume is not None,
     }
-    record |= record_of(run)
+    record |= record_of(run, config.training.epochs)
     record["published"] = pretraining_is(config.options())
     if module.started_from:
         record["init" if config.encoder.init is not None else "pretrained"] = module.started_from

@@ -24,7 +24,9 @@ from acl_plugin.validation import Range, check_value, plain
 LOWEST, HIGHEST = 1e-5, 1.0
 SMOOTHING = 0.8
 DIVERGED = 2.0
-"""Multiple of the first loss at which the search ends."""
+"""Multiple of the first loss at which the search ends, where that is 1 or more."""
+LEAST = 1.0
+"""Size that a smaller first loss counts as: losses of cosines begin near 0, on either side."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _losses(module: Pretraining, config: RunConfig, rates: list[float], train: I
             update(optimizer, c, [rate * share for share in shares], batches)
             losses.append(_held_out_loss(module, config, held_out))
             progress.advance()
-            if not losses[-1] <= DIVERGED * losses[0]:
+            if not losses[-1] <= losses[0] + (DIVERGED - 1) * max(abs(losses[0]), LEAST):
                 break
     return losses
 

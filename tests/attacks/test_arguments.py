@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from acl_plugin.attacks.arguments import _warn_once, class_arguments
+from acl_plugin.attacks.catalogue import SQUARE_ONLY, attack_names
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.errors import UsageError
 
 THREAT = ThreatModel("Linf", 8 / 255)
 
@@ -18,6 +20,40 @@ def arguments(name, steps=5, scale=1.0, **given):
 def test_the_step_size_is_a_quarter_of_eps_or_more(steps, size):
     expected = {"eps": 8 / 255, "alpha": pytest.approx(size / 255), "steps": steps}
     assert arguments("PGD", steps=steps) == expected
+
+
+def test_one_step_of_rfgsm_is_the_published_one():
+    """R+FGSM (arXiv 1705.07204, section 4.1): a random step of eps / 2, and a step of the rest along the gradient."""
+    assert arguments("RFGSM", steps=1)["alpha"] == pytest.approx(4 / 255)
+    assert arguments("RFGSM", steps=5)["alpha"] == pytest.approx(2 / 255)
+
+
+class Shapes(torch.nn.Module):
+    """Linear in the first pixels; it records the shapes of its images."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def forward(self, x):
+        self.shapes.add(tuple(x.shape[1:]))
+        return x.flatten(1)[:, :10]
+
+
+@pytest.mark.parametrize("name", SQUARE_ONLY)
+def test_images_that_are_no_squares_are_refused_where_they_would_be_padded(name):
+    attack, model = InnerAttack(THREAT, name, 2), Shapes()
+    with pytest.raises(UsageError, match="takes square images, not 8 x 12") as error:
+        attack.classifier(model, torch.rand(2, 3, 8, 12), torch.tensor([0, 1]))
+    assert (error.value.parameter, error.value.given) == ("shape", (3, 8, 12))
+    assert model.shapes == set()
+
+
+@pytest.mark.parametrize("name", [name for name in attack_names("Linf") if name not in SQUARE_ONLY])
+def test_every_other_class_shows_images_of_their_own_shape(name):
+    model = Shapes()
+    InnerAttack(THREAT, name, 2).classifier(model, torch.rand(2, 3, 16, 24), torch.tensor([0, 1]))
+    assert model.shapes == {(3, 16, 24)}
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -68,3 +104,8 @@ def test_the_users_arguments_come_first_and_their_step_size_is_scaled():
 def test_steps_seed_and_classes_have_the_names_of_the_class():
     assert (arguments("Square")["n_queries"], arguments("Square")["seed"]) == (5, 7)
     assert arguments("APGDT")["n_classes"] == 10
+
+
+def test_a_model_without_weights_that_are_known_is_refused():
+    with pytest.raises(UsageError, match="`model` is function; allowed is a torch.nn.Module"):
+        InnerAttack(THREAT).classifier(lambda x: x.flatten(1), torch.rand(2, 3, 2, 2), torch.tensor([0, 1]))

@@ -210,6 +210,14 @@ def test_a_copy_is_read_from_its_folder_whatever_the_name(name, tmp_path):
         assert images.fingerprint(data.classes) == others.fingerprint(same.classes)
 
 
+def test_images_are_told_apart_where_the_library_would_hold_tables_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub.config, "IN_MEMORY_MAX_SIZE", 2**30)
+    parts = [saved(tmp_path / "one"), saved(tmp_path / "other", images=255 - PIXELS)]
+    one, other = (loaded(folder, data_memory="disk", workers=0) for folder in parts)
+    assert one.train.fingerprint(one.classes) != other.train.fingerprint(other.classes)
+    assert one.mean != other.mean
+
+
 @pytest.mark.parametrize(("name", "options"), [("{}/gone", {}), ("someone/something", {"data_dir": "{}/gone"})])
 def test_a_folder_that_has_moved_is_named(name, options, tmp_path):
     options = {option: Path(value.format(tmp_path)) for option, value in options.items()}

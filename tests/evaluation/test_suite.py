@@ -177,12 +177,12 @@ def test_attacks_that_cannot_be_are_refused(run, attacks, message):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("classes", "channels"), [(2, 1), (3, 3), (4, 1), (12, 3)])
-def test_every_attack_with_any_number_of_classes(tmp_path, monkeypatch, quick, two_sizes, classes, channels):
+@pytest.mark.parametrize(("classes", "channels", "width"), [(2, 1, 8), (3, 3, 8), (4, 1, 8), (12, 3, 8), (4, 3, 12)])
+def test_every_attack_with_any_classes_and_shape(tmp_path, monkeypatch, quick, two_sizes, classes, channels, width):
     torch.manual_seed(0)
     names = tuple(f"c{i}" for i in range(classes))
-    pixels = torch.randint(0, 256, (4, channels, 8, 8), dtype=torch.uint8)
-    model = Classifier(spec((channels, 8, 8), classes=names)).eval()
+    pixels = torch.randint(0, 256, (4, channels, 8, width), dtype=torch.uint8)
+    model = Classifier(spec((channels, 8, width), classes=names)).eval()
     with torch.no_grad():
         labels = model(pixels / 255).argmax(1)
     images = Images(pixels, labels, torch.arange(4), levels=255)
@@ -191,7 +191,8 @@ def test_every_attack_with_any_number_of_classes(tmp_path, monkeypatch, quick, t
     folder.start(config())
     write_model(folder.classifier_file, model.spec, model.state_dict())
     result = evaluate_suite(folder, config(), CPU)
-    left_out = {"TIFGSM": channels == 1, "APGDT": classes < 4}
+    wide = width != 8
+    left_out = {"DIFGSM": wide, "TIFGSM": wide or channels == 1, "APGDT": classes < 4}
     assert set(result["left_out"]) == {name for name, is_left_out in left_out.items() if is_left_out}
     assert [*result["rows"]] == [name for name in SUITE if name not in result["left_out"]]
     for name in result["left_out"]:
@@ -199,6 +200,19 @@ def test_every_attack_with_any_number_of_classes(tmp_path, monkeypatch, quick, t
             evaluate_suite(folder, config(), CPU, [name])
         assert error.value.parameter == "attacks"
     assert len(tables.suite(result)) > len(SUITE)
+
+
+@pytest.mark.e2e
+def test_every_attack_has_its_own_random_numbers(run, quick, two_sizes, monkeypatch):
+    numbers, under = [], suite._under
+
+    def recorded(attack, target, clean, number, setting):
+        numbers.append(number)
+        return under(attack, target, clean, number, setting)
+
+    monkeypatch.setattr(suite, "_under", recorded)
+    result = evaluate_suite(run, config(), CPU)
+    assert len(set(numbers)) == len(numbers) == len(result["rows"]) + len(result["curve"]) - 1  # eps 0 has no attack
 
 
 @pytest.mark.e2e

@@ -32,7 +32,8 @@ def test_files_of_others_stay_and_those_of_the_run_go(finished_run, tmp_path):
 
 
 def test_a_new_evaluation_leaves_files_of_others(tmp_path):
-    for name in ("adversarial/mine.npz", "evaluation_chunks/mine.json", "adversarial/000000-square.npz"):
+    for name in ("adversarial/mine.npz", "evaluation_chunks/mine.json", "adversarial/000000-square.npz",
+                 "adversarial/1000000-square.npz", "evaluation_chunks/1000000.json"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("mine")
     assert not FolderStates(RunDir(tmp_path)).begin({}, overwrite=True)

@@ -1,9 +1,13 @@
 """More epochs for a run: finished, unfinished, evaluated."""
 
+import shutil
+
 import pytest
+from run_files import contents
 
 from acl_plugin import pipeline
 from acl_plugin.errors import TrainingUnfinished, UsageError
+from acl_plugin.runs import growth
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier, weights_hash
 from acl_plugin.runtime.files import read_json
@@ -56,3 +60,56 @@ def test_other_options_are_still_refused_and_checkpoints_needed(tiny_config, tmp
     with pytest.raises(UsageError, match="no checkpoint to go on from"):
         pretrain(tiny_config.replace(epochs=4), out)
     assert run.encoder_file.is_file()
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(monkeypatch, count):
+    """Stop before a write or move; return the list of those that were done."""
+    done = []
+
+    def counted(function):
+        def stopping(*arguments):
+            if len(done) == count:
+                raise Killed
+            done.append(function.__name__)
+            function(*arguments)
+
+        return stopping
+
+    for name in ("write_json", "write_atomic", "_move"):
+        monkeypatch.setattr(growth, name, counted(getattr(growth, name)))
+    return done
+
+
+@pytest.mark.e2e
+def test_a_growth_that_was_killed_anywhere_is_completed_or_taken_back(finished_run, tmp_path):
+    whole = RunDir(shutil.copytree(finished_run, tmp_path / "whole"))
+    epochs = whole.read_config().training.epochs
+    with pytest.MonkeyPatch.context() as patched:
+        done = kill_at(patched, None)
+        growth.grow(whole, epochs, 9)
+    assert {"write_json", "write_atomic", "_move"} <= set(done)
+    record = read_json(RunDir(finished_run).pretraining_file)
+    for count in range(len(done)):
+        run = RunDir(shutil.copytree(finished_run, tmp_path / f"killed-{count}"))
+        with pytest.MonkeyPatch.context() as patched, pytest.raises(Killed):
+            kill_at(patched, count)
+            growth.grow(run, epochs, 9)
+        if run.encoder_file.is_file():  # as it was
+            for part in (run.projector_file, run.classifier_file, run.evaluation_file):
+                assert part.is_file()
+            assert read_json(run.pretraining_file) == record
+        again = RunDir(shutil.copytree(run.path, tmp_path / f"again-{count}"))
+        growth.grow(again, epochs, 9)
+        assert contents(again.path) == contents(whole.path)
+    # the command before, after the last of these kills, completes the run as it was
+    assert not run.encoder_file.is_file()
+    pretrain(run.read_config(), run.path)
+    found = read_json(run.pretraining_file)
+    assert "grown_from" not in found
+    assert found["epochs"] == record["epochs"]
+    assert run.encoder_file.read_bytes() == RunDir(finished_run).encoder_file.read_bytes()
+    assert run.projector_file.is_file()

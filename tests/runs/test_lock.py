@@ -15,6 +15,9 @@ from acl_plugin.leaderboard import export
 from acl_plugin.probing import protocols
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import locked
+from acl_plugin.runs.models import load_encoder
+from acl_plugin.runs.published import import_run
+from acl_plugin.runs.transfer import transfer, transferred
 from acl_plugin.runtime import seeding
 from acl_plugin.training.pretrain import pretrain
 from conftest import QUICK, TINY
@@ -91,6 +94,32 @@ def test_ranks_beside_the_first_leave_the_lock_to_it(other, monkeypatch):
 def test_a_folder_that_is_not_there_is_not_made(tmp_path):
     with locked(tmp_path / "nowhere"):
         assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_folder_that_is_created_is_locked_at_once(tmp_path):
+    with locked(tmp_path / "new" / "run", create=True):
+        assert (tmp_path / "new" / "run" / ".lock").read_text() == str(os.getpid())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written") as error, locked(tmp_path / "file" / "run", create=True):
+        pass
+    assert error.value.parameter == "out"
+
+
+@pytest.mark.e2e
+def test_every_stage_that_makes_a_folder_writes_under_the_lock(finished_run, tmp_path, monkeypatch):
+    config, start, begun = RunDir(finished_run).read_config(), RunDir.start, []
+
+    def started(run, *arguments):
+        begun.append((run.path / ".lock").read_text() == str(os.getpid()))
+        start(run, *arguments)
+
+    monkeypatch.setattr(RunDir, "start", started)
+    pretrain(config.replace(seed=5), tmp_path / "pretrained")
+    transfer(RunDir(finished_run), RunDir(tmp_path / "transferred"), transferred(config, "digits_5_9"))
+    plain = tmp_path / "plain.pt"
+    torch.save(load_encoder(finished_run).backbone.state_dict(), plain)
+    import_run(plain, RunDir(tmp_path / "imported"), config, layout="plain", normalization="none")
+    assert begun == [True] * 3
 
 
 @pytest.mark.e2e

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from acl_plugin.runtime import seeding
 from acl_plugin.runtime.seeding import isolated_rng, mixed_seed
 
 
@@ -32,3 +33,11 @@ def test_private_leaves_the_seed_of_a_cuda_to_come(has_cuda, expected):
         with isolated_rng(3):
             torch.manual_seed(4)  # as APGD does
     assert seeds == expected
+
+
+def test_the_state_of_a_cpu_is_restored_where_there_is_a_gpu():
+    with isolated_rng(3):
+        states = seeding.state(torch.device("cpu"))
+        expected = torch.rand(3)
+        seeding.restore(states, torch.device("cuda"))  # touches no GPU, as there is no state for it
+        assert torch.equal(torch.rand(3), expected)

@@ -5,6 +5,8 @@ import json
 import pytest
 from processes import ended, started
 
+from acl_plugin.runs.folder import RunDir
+from acl_plugin.training import pretrain as pretraining
 from conftest import TINY
 
 SCRIPT = """
@@ -64,6 +66,19 @@ def run():
 
 globals()[sys.argv[3]]()
 """
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("options", [{}, {"seed": 5}])
+def test_ranks_beside_the_first_do_not_look_at_what_it_replaces(options, finished_run, monkeypatch):
+    """They start at the same time under a launcher, before or after the first has cleared the folder."""
+    run, resumed = RunDir(finished_run), []
+    before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(pretraining, "_fit", lambda *arguments: resumed.append(arguments[-1]))
+    pretraining.pretrain(run.read_config().replace(**options), finished_run, overwrite=True)
+    assert resumed == [None]
+    assert {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()} == before
 
 
 def trained(tmp_path, *parts):

@@ -84,6 +84,24 @@ def test_a_search_repeats_writes_nothing_and_ends_where_the_loss_diverges(tmp_pa
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("losses", "count"),
+    [
+        ([-0.01, -0.2, -0.5, -0.9, -0.3, 0.2, 0.9, 0.98, 0.99, 1.0], 10),
+        ([0.0001, -0.2, 0.1, 0.2, 0.5, 1.2, 1.3, 1.4, 1.5, 1.6], 6),
+        ([-5.0, -6.0, -3.0, 0.1, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 4),
+        ([5.0, 4.0, 3.0, 9.0, 11.0, 2.0, 2.0, 2.0, 2.0, 2.0], 5),
+        ([-0.01, math.nan, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], 2),
+    ],
+)
+def test_a_search_ends_where_the_loss_has_risen_by_its_size(losses, count, monkeypatch):
+    values = iter(losses)
+    monkeypatch.setattr(rate_finder, "_held_out_loss", lambda *_: next(values))
+    found = find_rate(preset("digits", **SMALL | {"objective": "simclr"}), steps=len(losses))
+    assert found.losses == pytest.approx(tuple(losses[:count]), nan_ok=True)
+
+
+@pytest.mark.e2e
 def test_the_command_prints_the_curve(capsys):
     given = [option for option in OPTIONS if "limit-train" not in option]
     assert main(["find-rate", *given, "--limit-train=64", "--objective=simclr", "--steps=12"]) == 0
