@@ -57,7 +57,7 @@ def _run_folder(arguments: list[str]) -> None:
 
     print("\n".join(tables.evaluation(options["suite"], config.objective.objective, found)))
     if options["per_class"]:
-        verdicts = read_verdicts(run.evaluation(options["name"]).verdicts_file)
+        verdicts = read_verdicts(run.evaluation(options["name"]).verdicts_file, found["n"])
         print("\n".join(tables.classes(verdicts, class_names(found))))
 
 

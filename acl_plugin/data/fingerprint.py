@@ -16,7 +16,7 @@ def image_hashes(pixels: Tensor) -> Tensor:
 
     50,000 images of 3 x 32 x 32 take less than half a second.
     """
-    rows = pixels.cpu().contiguous().flatten(1).numpy()
+    rows = pixels.cpu().resolve_neg().contiguous().flatten(1).numpy()
     return torch.tensor([bytes_hash(row.tobytes()) for row in rows], dtype=torch.int64)
 
 

@@ -14,7 +14,7 @@ from acl_plugin.data.fingerprint import Fingerprint, image_hashes
 from acl_plugin.errors import UsageError, unknown
 from acl_plugin.evaluation import inputs
 from acl_plugin.evaluation.batches import outputs
-from acl_plugin.evaluation.checks import CHECKED, check_encoder, check_gradient, largest_batch
+from acl_plugin.evaluation.checks import CHECKED, check_encoder, check_gradient, input_gradient, largest_batch
 from acl_plugin.evaluation.isolation import isolated
 from acl_plugin.evaluation.storage import state_hash
 from acl_plugin.evaluation.target import Target
@@ -24,6 +24,10 @@ from acl_plugin.runs.lock import alone, locked
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import earlier_record
 from acl_plugin.runtime.defaults import default_device, device_of_new
+from acl_plugin.runtime.paths import user_path
+
+DIFFERENTIATED = 8
+"""Images whose gradients are compared with those of an earlier evaluation."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,7 @@ class Case:
         return min(largest_batch(self.model, self.shape, self.device), len(self.images))
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings that determine the result, except for the attacks, and for what the outputs say.
-
-        Models of equal weights may differ, in attributes or in their code.
-        """
+        """Return the settings that determine the result, except for the attacks and for what the model computes."""
         print_of_images = Fingerprint.of(image_hashes(self.images), self.labels, self.shape, self.classes)
         return {
             "dataset": self.dataset,
@@ -84,15 +85,20 @@ class Case:
             "weights_sha256": state_hash(self.model),
         }
 
-    def of_logits(self) -> dict[str, float]:
-        """Return what the logits of the clean images show of a classifier: its accuracy, and their norm."""
-        logits = outputs(self.model, self.images, self.size())
-        accuracy = (logits.argmax(1) == self.labels).double().mean().item()
-        return {"clean_accuracy": accuracy, "output_norm": mean_norm(logits)}
+    def computed(self, *, attacked: bool = True) -> dict[str, float]:
+        """Return what the model computes: models of equal weights may differ, in attributes or in their code.
 
-    def output_norm(self) -> float:
-        """Return the ``mean_norm`` of the outputs of an encoder on the clean images."""
-        return mean_norm(outputs(self.model, self.images, self.size()))
+        These are the norm of the outputs, the accuracy of a classifier, and with ``attacked`` the norm of the input
+        gradients of the first images, which a repaired ``forward`` may change alone.
+        """
+        values = outputs(self.model, self.images, self.size())
+        found = {"output_norm": mean_norm(values, digits=3)}
+        if self.classes:
+            found["clean_accuracy"] = (values.argmax(1) == self.labels).double().mean().item()
+        if attacked:
+            first = [input_gradient(self.model, x.to(self.device)[None]) for x in self.images[:DIFFERENTIATED]]
+            found["gradient_norm"] = mean_norm(torch.cat(first), digits=2)
+        return found
 
     def earlier(self, name: str, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
         """Return the record of an earlier evaluation with the same settings; empty if there is none."""
@@ -113,9 +119,9 @@ class Case:
             yield self.run
 
 
-def mean_norm(outputs: Tensor) -> float:
-    """Return the mean L2 norm of outputs (N, K), to three digits, as other devices round."""
-    return float(f"{outputs.norm(dim=1).mean():.3g}")
+def mean_norm(values: Tensor, digits: int) -> float:
+    """Return the mean L2 norm of N rows of values to a number of digits, as other devices round."""
+    return float(f"{values.double().flatten(1).norm(dim=1).mean():.{digits}g}")
 
 
 @contextmanager
@@ -167,7 +173,7 @@ def _results_folder(folder: Path | str) -> RunDir:
     Raises:
         UsageError: for a file, a run folder, or a folder with other contents.
     """
-    run = RunDir(folder)
+    run = RunDir(user_path(folder, "folder"))
     results = (run.evaluation_key_file, run.suite_file, run.corruptions_file, run.embedding_file)
     if run.config_file.is_file():
         wrong = "is a run folder, whose own classifier `acl-plugin evaluate RUN` evaluates; choose another folder"

@@ -83,14 +83,20 @@ def check_gradient(model: nn.Module, images: Tensor) -> None:
 
 def zero_gradients(target: Target) -> list[str]:
     """Return a flag if the first images of ``target`` include some without a gradient, as rounding causes it."""
-    x = batch(target.images, 0, min(CHECKED, target.batch_size), target.device).clone().requires_grad_()
-    with gradients():
-        outputs = target.model(x)
-        weighted = (outputs * torch.linspace(1, 2, outputs.shape[1], device=outputs.device)).sum()
-        found = torch.autograd.grad(weighted, x, allow_unused=True)[0] if weighted.requires_grad else None
-    flat = len(x) if found is None else int((found.flatten(1) == 0).all(1).sum())
+    x = batch(target.images, 0, min(CHECKED, target.batch_size), target.device)
+    flat = int((input_gradient(target.model, x).flatten(1) == 0).all(1).sum())
     why = "attacks by gradient do not move them, so results of these attacks are no evidence of robustness"
     return [f"{flat} of {len(x)} images have zero gradient: {why}"] if flat else []
+
+
+def input_gradient(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the gradient of a weighted sum of a model's outputs at images (B, C, H, W): zeros if there is none."""
+    x = images.clone().requires_grad_()
+    with gradients():
+        outputs = model(x)
+        weighted = (outputs * torch.linspace(1, 2, outputs.shape[1], device=outputs.device)).sum()
+        found = torch.autograd.grad(weighted, x, allow_unused=True)[0] if weighted.requires_grad else None
+    return torch.zeros_like(x) if found is None else found
 
 
 def _check_inputs(model: nn.Module, images: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acl_plugin.errors import UsageError, missing_extra, unknown
+from acl_plugin.errors import UsageError, missing_extra, require_list, unknown
 from acl_plugin.evaluation.batches import predicted
 from acl_plugin.models import norm_banks
 from acl_plugin.runtime.seeding import CORRUPTIONS, mixed_seed
@@ -66,6 +66,7 @@ def chosen_corruptions(names: Sequence[str] | None) -> list[str]:
     Raises:
         UsageError: for an unknown name or an empty list.
     """
+    require_list("names", names)
     for name in names or ():
         if name not in NAMES:
             raise unknown("corruption", name, NAMES, parameter="names")

@@ -95,7 +95,7 @@ def embedding_shift(
 def distance(name: str, features: Tensor, moved: Tensor) -> Tensor:
     """Return the distances of moved features from features, both (..., D), as (...)."""
     if name == "cosine":
-        return 1 - F.cosine_similarity(features, moved, dim=-1)
+        return 1 - (F.normalize(features, dim=-1) * F.normalize(moved, dim=-1)).sum(-1)  # of any size, but 0
     return (moved - features).norm(dim=-1) / features.norm(dim=-1)
 
 

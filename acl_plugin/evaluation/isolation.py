@@ -27,10 +27,9 @@ def isolated(model: nn.Module, seed: int, device: torch.device) -> Iterator[None
 
     gradients = [(p, p.grad) for p in model.parameters()]
     buffers = [
-        (module, name, buffer, buffer.clone())
+        (module, name, buffer, None if buffer is None else buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
-        if buffer is not None
     ]
     states = random.getstate(), np.random.get_state()
     for p, _ in gradients:
@@ -48,5 +47,7 @@ def isolated(model: nn.Module, seed: int, device: torch.device) -> Iterator[None
         with torch.no_grad():
             for module, name, buffer, before in buffers:
                 module._buffers[name] = buffer
+                if before is None or buffer is None:
+                    continue
                 if buffer.layout != torch.strided or not torch.equal(buffer, before):
                     buffer.copy_(before)

@@ -56,7 +56,7 @@ def evaluate_embedding(
     options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": device, "classes": None}
     with prepared(given, images, None, **options, dataset=dataset, folder=folder, encoder=True) as case:
         settings = case.settings() | {"threat_model": threat.norm, "eps": threat.eps}
-        settings["output_norm"] = case.output_norm()
+        settings |= case.computed()
         before = case.earlier("embedding.json", settings, overwrite).get("distances")
         states = embedding_shift(case.model, case.images, threat, batch_size=case.size(), seed=seed, earlier=before)
         return EmbeddingEvaluation(written(case, "embedding.json", settings, states, STATES))

@@ -93,6 +93,7 @@ def evaluate(
     with prepared(model, images, labels, **options, dataset=dataset, folder=folder) as case:
         version = STANDARD_VERSION if len(case.classes) > 3 else REDUCED_VERSION
         settings = case.settings() | {"threat_model": threat.norm, "eps": threat.eps, "version": version}
+        settings |= case.computed()
         if case.run is None:
             return _autoattack(case, threat, settings, MemoryStates(), resumed=False)
         settings["batch_size"] = case.size(case.run, overwrite)
@@ -145,7 +146,7 @@ def evaluate_suite(
     options: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "device": device, "classes": classes}
     with prepared(model, images, labels, **options, dataset=dataset, folder=folder) as case:
         shape, settings = case.shape, case.settings() | {"threat_model": threat.norm, "eps": threat.eps}
-        settings |= case.of_logits()
+        settings |= case.computed()
         chosen, _ = chosen_attacks(attacks, threat, shape, len(case.classes))
         before = case.earlier("suite.json", settings, overwrite)
         states = attack_suite(case.target(threat, case.size()), len(case.classes), attacks, before.get("rows"))
@@ -196,7 +197,7 @@ def evaluate_corruptions(
     with prepared(model, images, labels, **options, dataset=dataset, folder=folder, attacked=False) as case:
         name, corrupted = (source[0], _checked(source[1], case)) if source else _made_of(case)
         settings = case.settings() | {"source": name}
-        settings |= case.of_logits()
+        settings |= case.computed(attacked=False)
         before = case.earlier("corruptions.json", settings, overwrite)
         states = corruptions.accuracy_by_corruption(
             case.model, corrupted, names=names, batch_size=case.size(), earlier=before.get("accuracy")

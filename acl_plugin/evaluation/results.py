@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from acl_plugin.attacks.threat_model import ThreatModel
-from acl_plugin.errors import UsageError
+from acl_plugin.errors import UsageError, unknown
 from acl_plugin.evaluation.verdicts import OfClass, Verdict, after_attacks, by_class, class_names, confusion
 from acl_plugin.runtime.files import write_json
 from acl_plugin.runtime.paths import user_path
@@ -170,7 +170,13 @@ class EmbeddingEvaluation(_Result):
     """
 
     def moved(self, distance: str = "cosine") -> list[float]:
-        """Return how far the strongest attack moves each image: N distances, ``cosine`` or ``relative L2``."""
+        """Return how far the strongest attack moves each image: N distances, ``cosine`` or ``relative L2``.
+
+        Raises:
+            UsageError: for another distance.
+        """
+        if distance not in self.values["distances"]:
+            raise unknown("`distance`", distance, self.values["distances"], parameter="distance")
         return list(self.values["distances"][distance]["by_image"])
 
     def __str__(self) -> str:

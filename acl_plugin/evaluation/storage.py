@@ -156,16 +156,19 @@ def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
     write_atomic(path, "".join(json.dumps(asdict(v)) + "\n" for v in verdicts).encode())
 
 
-def read_verdicts(path: Path) -> list[Verdict]:
-    """Return the verdicts in a file; none when the file is missing.
+def read_verdicts(path: Path, n: int | None = None) -> list[Verdict]:
+    """Return the verdicts on n images in a file, or on any number; none when the file is missing.
 
     Raises:
-        UsageError: when the file is damaged.
+        UsageError: when the file is damaged, or has another number of lines.
     """
     if not path.is_file():
         return []
     try:
-        return [Verdict(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+        found = [Verdict(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
+        if n not in (None, len(found)):
+            raise ValueError(f"it has {len(found)} lines, for {n} images")
+        return found
     except (OSError, ValueError, TypeError) as error:
         message = f"{path} is damaged ({error}); delete it to evaluate again"
         raise UsageError(message, parameter="run", given=str(path), allowed="a file as it was written") from error

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
-from acl_plugin.errors import UsageError, unknown
+from acl_plugin.errors import UsageError, require_list, unknown
 from acl_plugin.evaluation.batches import batch, predicted
 from acl_plugin.evaluation.checks import zero_gradients
 from acl_plugin.evaluation.target import Target
@@ -162,6 +162,7 @@ def chosen_attacks(
     Raises:
         UsageError: when an attack is unknown or not valid here.
     """
+    require_list("attacks", attacks)
     for name in attacks or ():
         if name not in SUITE:
             raise unknown("attack of the suite", name, SUITE, parameter="attacks")

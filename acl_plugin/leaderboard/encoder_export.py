@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from acl_plugin.errors import UsageError, reason
 from acl_plugin.leaderboard import encoder_card, network_code, weights
 from acl_plugin.leaderboard.index import default_name
+from acl_plugin.leaderboard.module_names import is_taken
 from acl_plugin.models.encoder import Encoder, Features
 from acl_plugin.models.timm_names import OWN
 from acl_plugin.registry import EXPORTERS
@@ -111,8 +112,8 @@ def _write(run: RunDir, folder: Path, name: str | None, readme: Any, *, hub: boo
 
     config = run.read_config()
     name = default_name(config).lower() if name is None else name
-    if not NAME.fullmatch(name):
-        allowed = "up to 100 small letters, digits and _, starting with a letter"
+    if not NAME.fullmatch(name) or is_taken(name):
+        allowed = "up to 100 small letters, digits and _, starting with a letter, but no word or module of Python"
         raise UsageError(f"`name` {name!r}: allowed are {allowed}", parameter="name", given=name, allowed=allowed)
     encoder = _encoder(run)
     plain = network_code.is_timm(encoder.backbone, encoder.spec.backbone)

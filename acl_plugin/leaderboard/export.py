@@ -16,6 +16,7 @@ from acl_plugin.errors import UsageError
 from acl_plugin.leaderboard import provenance, submission
 from acl_plugin.leaderboard.index import default_name, index_locked, index_path, read_index, timm_name
 from acl_plugin.leaderboard.model_info import FIELDS, check_info, local_reason, model_info
+from acl_plugin.leaderboard.module_names import is_taken
 from acl_plugin.leaderboard.registration import register_with_timm
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.registry import EXPORTERS
@@ -64,6 +65,8 @@ def export(
     name = default_name(run.read_config()) if name is None else name
     if not re.fullmatch(NAME, name):
         raise _name_error(name, "allowed are up to 100 letters, digits, - and _, starting with a letter", NAME)
+    if is_taken(name):
+        raise _name_error(name, "its code would be a module of this name, which Python or a library has", NAME)
     evaluation, model = _evaluated(run)
     dataset, threat = evaluation["dataset"], evaluation["threat_model"]
     more, reason = provenance.additional_data(run, dataset, additional_data)

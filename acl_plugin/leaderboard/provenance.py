@@ -11,6 +11,7 @@ from acl_plugin.models.pretrained import PRETRAINED
 from acl_plugin.models.pretrained_teacher import Pretrained
 from acl_plugin.registry import OBJECTIVES
 from acl_plugin.runs.folder import RunDir
+from acl_plugin.runs.initialization import TEACHERS, replaced
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels
 from acl_plugin.runs.records import read_record
 
@@ -49,12 +50,19 @@ class Sources:
         self.unknown += other.unknown
 
 
-def sources(run: RunDir) -> Sources:
+def sources(run: RunDir, students: tuple[Path, ...] = ()) -> Sources:
     """Return the training images of a run's encoder, including those of teachers and pseudo-labels.
+
+    Args:
+        run: run folder.
+        students: resolved folders of the runs that led here, as ``run`` is a teacher of the last.
 
     Raises:
         UsageError: when a file of the run is damaged.
     """
+    if (here := run.path.resolve()) in students:
+        return Sources(unknown=[f"run {run.path.name}, which was replaced by a student of its own"])
+    students = (*students, here)
     config, found = run.read_config(), Sources()
     record = read_record(run.pretraining_file) if run.pretraining_file.is_file() else None
     if config.objective.objective == "imported":
@@ -67,7 +75,8 @@ def sources(run: RunDir) -> Sources:
             found.unknown.append("another image_folder")
         found.seen[pretrained_on] = f"pretrained on {pretrained_on}"
         if config.encoder.init is not None:
-            found.add(_of_teacher(RunDir(config.encoder.init), "run"), "started from")
+            recorded = record.get("init", {}).get("encoder_sha256")
+            found.add(_of_teacher(RunDir(config.encoder.init), recorded, students, "run"), "started from")
         if record.get("pretrained"):
             name = record["pretrained"]["name"]
             found.seen[f"the weights {name}"] = f"started from the pretrained weights {name}"
@@ -82,7 +91,7 @@ def sources(run: RunDir) -> Sources:
             name = named.name if named else config.encoder.backbone
             found.seen[f"the weights {name}"] = f"taught by the pretrained weights {name}"
         elif setting == "teacher":
-            found.add(_of_teacher(RunDir(value)), "taught by")
+            found.add(_of_teacher(RunDir(value), (record or {}).get(TEACHERS, {}).get(name), students), "taught by")
         elif setting == "pseudo_labels":
             found.add(_of_labels(Path(value)), "trained on pseudo-labels of")
         elif is_path(objective, setting, value):
@@ -161,11 +170,19 @@ def _error(given: bool | None, text: str, allowed: tuple[bool, ...] = (True, Fal
     return UsageError(f"`additional_data`{shown}: {text}", parameter="additional_data", given=given, allowed=allowed)
 
 
-def _of_teacher(run: RunDir, what: str = "teacher") -> Sources:
-    run = RunDir(run.path.parents[1]) if run.path.parent.name == "checkpoints" else run  # of a snapshot
-    if run.config_file.is_file():
-        return sources(run)
-    return Sources(unknown=[f"{what} {run.path.name}, which is not there"])
+def of_snapshot(run: RunDir) -> RunDir | None:
+    """Return the run that kept an encoder in a folder on its way; None if it is no such folder."""
+    return RunDir(run.path.parents[1]) if run.path.parent.name == "checkpoints" else None
+
+
+def _of_teacher(run: RunDir, recorded: str | None, students: tuple[Path, ...], what: str = "teacher") -> Sources:
+    """Return the sources of another run's encoder, whose ``weights_hash`` was recorded; None in earlier records."""
+    whole = of_snapshot(run) or run
+    if not whole.config_file.is_file():
+        return Sources(unknown=[f"{what} {run.path.name}, which is not there"])
+    if replaced(run, recorded):
+        return Sources(unknown=[f"{what} {run.path.name}, where another run is now"])
+    return sources(whole, students)
 
 
 def _of_labels(path: Path) -> Sources:

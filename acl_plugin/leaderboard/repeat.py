@@ -89,7 +89,8 @@ def _info(folder: Path) -> dict[str, Any]:
 
 def _other_verdicts(one: RunDir, other: RunDir) -> int:
     """Return the number of images with a different verdict, clean or robust."""
-    theirs, ours = ({v.index: (v.clean, v.robust) for v in read_verdicts(run.verdicts_file)} for run in (one, other))
+    found = [read_verdicts(run.verdicts_file, read_json(run.evaluation_file)["n"]) for run in (one, other)]
+    theirs, ours = ({v.index: (v.clean, v.robust) for v in verdicts} for verdicts in found)
     return sum(theirs.get(index) != verdict for index, verdict in ours.items())
 
 

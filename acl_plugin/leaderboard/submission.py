@@ -119,7 +119,7 @@ def acceptance(run: RunDir, evaluation: dict[str, Any], clean_acc: str) -> list[
     dataset = evaluation["dataset"]
     if dataset not in THRESHOLDS:
         return [f"none: RobustBench has no test on {dataset}"]
-    found = read_verdicts(run.verdicts_file)
+    found = read_verdicts(run.verdicts_file, evaluation.get("n"))
     first, needed, total = [v for v in found if v.index < 200], THRESHOLDS[dataset], IMAGES[dataset]
     quick = f"clean accuracy on the first 200 test images, which must be above {needed:.0f} %: "
     exact = f"clean accuracy on all {total} test images, which must be within {TOLERANCE} percentage points of "

@@ -11,6 +11,7 @@ from acl_plugin.models.pretrained import PRETRAINED
 from acl_plugin.models.pretrained_teacher import PREFIX, Pretrained
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.growth import GROWN
+from acl_plugin.runs.initialization import TEACHERS, replaced
 from acl_plugin.runs.records import read_record
 
 LABELS, TEACHER = "pseudo_labels.npz", "teacher"
@@ -117,7 +118,11 @@ def _elsewhere(run: RunDir) -> list[str]:
         path = Path(value) if isinstance(value, str) and value != PRETRAINED and named is None else None
         if path is None:
             continue
-        if setting == "teacher" and RunDir(path).config_file.is_file():
+        if setting == "teacher" and provenance.of_snapshot(RunDir(path)) is not None:
+            reasons.append("the teacher is an encoder that its run kept on the way")
+        elif setting == "teacher" and replaced(RunDir(path), record.get(TEACHERS, {}).get(setting)):
+            reasons.append(f"the teacher was in {path.name}, where another run is now")
+        elif setting == "teacher" and RunDir(path).config_file.is_file():
             reasons += [f"teacher: {reason}" for reason in _elsewhere(RunDir(path))]
         elif setting not in SHIPPED and provenance.is_path(objective, setting, value):
             reasons.append(f"objective_kwargs.{setting} is {path.name} on the author's machine")

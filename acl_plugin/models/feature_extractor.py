@@ -60,7 +60,11 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features: preprocessed images (B, C, H, W) -> (B, D)."""
-        return _pooled(self._output(x), len(x))
+        output = self._output(x)
+        if isinstance(output, Tensor) and output.ndim == 4:
+            known = None if self.function is not None else self.module
+            _refuse_channels_last(known, x, output)
+        return _pooled(output, len(x))
 
     def _output(self, x: Tensor) -> Any:
         if self.function is not None:
@@ -102,6 +106,23 @@ def _function(features: Any) -> Any:
 def _copied(output: Any) -> Any:
     """Return a layer's output as it is now: the next layer may change it in place, as ``nn.ReLU(inplace=True)``."""
     return output.clone() if isinstance(output, Tensor) else output
+
+
+def _refuse_channels_last(module: nn.Module | None, images: Tensor, maps: Tensor) -> None:
+    """Refuse feature maps (B, H, W, C), which an average over the last two axes would not turn into features.
+
+    They are known by a statement of ``module`` (timm's ``output_fmt`` and ``num_features``), unless a function of the
+    user made the maps, or by their shape: maps of square images have equal sides.
+    """
+    _, first, second, last = maps.shape
+    stated = str(getattr(module, "output_fmt", "")) == "NHWC"
+    width = getattr(module, "num_features", None)
+    square = images.shape[-1] == images.shape[-2]
+    if stated or width == last != first or (square and first == second != last):
+        given = str(tuple(maps.shape))
+        remedy = "pass features=lambda module, x: ... .mean((1, 2)), which averages over H and W"
+        message = f"features of {len(maps)} images are {given}, with channels last: allowed are {ALLOWED}; {remedy}"
+        raise UsageError(message, parameter="features", given=given, allowed=ALLOWED)
 
 
 def _pooled(output: Any, count: int) -> Tensor:

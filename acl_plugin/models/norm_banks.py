@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from acl_plugin.errors import unknown
+from acl_plugin.errors import UsageError, unknown
 from acl_plugin.models.copies import copied
 from acl_plugin.models.protocol import Network
+from acl_plugin.validation import refused_value
 
 _DECLARED = "norm_banks"
 """Attribute that stores the norm banks of a network."""
@@ -40,6 +41,24 @@ class RoutedNorm(nn.Module):
         return self.banks[self.current.name](x)
 
 
+def check_names(norm_banks: Any) -> None:
+    """Refuse names that cannot be those of norm banks.
+
+    Raises:
+        UsageError: with the allowed names.
+    """
+    names = isinstance(norm_banks, Sequence) and not isinstance(norm_banks, str) and len(norm_banks) > 0
+    if (
+        not names
+        or not all(isinstance(name, str) and name and "." not in name for name in norm_banks)
+        or len(set(norm_banks)) < len(norm_banks)
+    ):
+        raise refused_value("norm_banks", norm_banks, "a tuple of one name or more, each once and without a dot")
+    taken = [name for name in norm_banks if hasattr(nn.ModuleDict, name)]
+    if taken:
+        raise refused_value("norm_banks", norm_banks, f"names that torch.nn.ModuleDict does not have, as {taken[0]}")
+
+
 def add_banks(network: nn.Module, norm_banks: Sequence[str], shared: bool = False) -> nn.Module:
     """Replace every BatchNorm layer of ``network`` in place by one per norm bank; the first norm bank is active.
 
@@ -52,7 +71,14 @@ def add_banks(network: nn.Module, norm_banks: Sequence[str], shared: bool = Fals
 
     Returns:
         The network (a new object only if it is itself a BatchNorm layer).
+
+    Raises:
+        UsageError: for names that cannot be, or a network that has norm banks.
     """
+    check_names(norm_banks)
+    if found := names_of(network):
+        given, allowed = ", ".join(found), "a network without norm banks"
+        raise UsageError(f"`network` has norm banks ({given})", parameter="network", given=given, allowed=allowed)
     if len(norm_banks) > 1 and not shared:
         current = _Route(norm_banks[0])
         network = _replace(network, _BatchNorm, lambda norm: RoutedNorm(norm, norm_banks, current))

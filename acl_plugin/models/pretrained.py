@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from acl_plugin.runtime.file_kinds import holds_more, mistaken
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
 """Keys that may hold the weights in a file, averaged ones first as in timm; without any, the whole file is them."""
+CONSTANTS = ("num_batches_tracked", "attn_mask", "relative_position_index", "relative_coords_table", "k_bias", "freqs",
+             "total_ops", "total_params")  # fmt: skip
+"""Ends of names that files have for what a network computes itself, or a profiler counted."""
 PRETRAINED = "pretrained"
 """In place of the path of a teacher: the pretrained weights of the run's own backbone."""
 
@@ -85,12 +89,13 @@ def pretrained_weights(
     weights = None if file is None else unwrapped(read_weights(file), lambda first: first not in parts)
     source = str(getattr(config, "hf_hub_id", None) or getattr(config, "url", "")) if file is None else file.name
     try:
-        found = _adapted(name, created, weights)
+        found, unused = _adapted(name, created, weights)
         if weights is not None:
             needed = {key for key, _ in plain.named_parameters()} | {k for k in found if ".running_" in k}
-            other = _adapted(name, created, _changed(weights))
+            other, _ = _adapted(name, created, _changed(weights))
             absent = [k for k in found if k in needed and found[k].isfinite().all() and found[k].equal(other[k])]
-            _check_file(name, source, weights, found, absent)
+            more = [key for key in unused if key.partition(".")[0] in parts and _is_weight(key, weights)]
+            _check_file(name, source, found, absent, more)
     except UsageError:
         raise
     except Exception as error:  # of the hub's client, of a damaged file, of weights of another network
@@ -101,19 +106,46 @@ def pretrained_weights(
     return found, {"name": name, "source": source, "sha256": digest.hexdigest()}
 
 
-def _adapted(name: str, created: dict[str, Any], weights: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """Return the state of timm's network with the given weights, or those of its hub; what they lack is random."""
+class _Unused(logging.Handler):
+    """Collects the names of weights that a network of timm does not use: timm reports them by its log alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        found = re.match(r"Unexpected keys \((.+)\) found", record.getMessage())
+        self.keys += found[1].split(", ") if found else []
+
+
+def _adapted(
+    name: str, created: dict[str, Any], weights: dict[str, Tensor] | None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the state of timm's network with the given weights, or those of its hub, and names that it does not use.
+
+    What the weights lack is random. The names are those after timm's own renaming.
+    """
     import timm
 
     overlay = {} if weights is None else {"pretrained_cfg_overlay": {"state_dict": weights}}
-    logger = logging.getLogger("timm.models._builder")  # warns of missing and further keys, in thousands of characters
-    before, logger.disabled = logger.disabled, weights is not None
+    logger, unused = logging.getLogger("timm.models._builder"), _Unused()
+    before = logger.disabled, logger.level, logger.propagate
+    if weights is not None:  # its warnings have thousands of characters
+        logger.disabled, logger.level, logger.propagate = False, logging.WARNING, False
+        logger.addHandler(unused)
     try:
         with seeding.isolated_rng(0):
             state: dict[str, Tensor] = timm.create_model(name, pretrained=True, **created, **overlay).state_dict()
     finally:
-        logger.disabled = before
-    return state
+        logger.disabled, logger.level, logger.propagate = before
+        logger.removeHandler(unused)
+    return state, unused.keys
+
+
+def _is_weight(key: str, weights: dict[str, Tensor]) -> bool:
+    """Return whether an unused name is that of a trained weight, and not of a constant or a count of operations."""
+    value = weights.get(key)  # None if timm has renamed it
+    return not key.endswith(CONSTANTS) and (value is None or (value.is_floating_point() and value.numel() > 1))
 
 
 def _changed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -121,17 +153,15 @@ def _changed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key: value + value.abs() + 1 if value.is_floating_point() else value for key, value in weights.items()}
 
 
-def _check_file(
-    name: str, source: str, weights: dict[str, Tensor], found: dict[str, Tensor], absent: list[str]
-) -> None:
+def _check_file(name: str, source: str, found: dict[str, Tensor], absent: list[str], more: list[str]) -> None:
     """Refuse a file that lacks weights, or has those of a larger network or values that are not finite.
 
     Args:
         name: timm's name of the network.
         source: name of the file.
-        weights: content of the file.
         found: state with these weights, adapted by timm.
         absent: names in the state whose values are not from the file.
+        more: names of weights of the file that the network does not use.
 
     Raises:
         UsageError: with the first keys of each fault.
@@ -141,16 +171,9 @@ def _check_file(
     config = timm.models.get_pretrained_cfg(name)
     heads = getattr(config, "classifier", None) or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    parts = {key.partition(".")[0] for key in found}
-    whole = all(key in weights for key, value in found.items() if value.is_floating_point())
-    more = [
-        key
-        for key, value in weights.items()
-        if key not in found and value.dim() > 1 and key.endswith(".weight") and key.partition(".")[0] in parts
-    ]
     faults = {
         "lacks": absent,
-        "has more than": [k for k in more if whole and not k.startswith(heads)],
+        "has more than": [k for k in more if not k.startswith(heads)],
         "has infinite values or NaN in": [k for k, v in found.items() if not v.isfinite().all()],
     }
     texts = [f"{what} {', '.join(keys[:3])}{', ...' * (len(keys) > 3)}" for what, keys in faults.items() if keys]

@@ -16,6 +16,7 @@ from acl_plugin.models import norm_banks
 from acl_plugin.models.copies import copied, require_values
 from acl_plugin.models.encoder import BackboneAndProjector, Preprocess
 from acl_plugin.models.feature_extractor import FeatureExtractor, Features
+from acl_plugin.models.norm_banks import check_names
 from acl_plugin.models.recompute import plain_blocks
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.defaults import usual_defaults
@@ -120,7 +121,7 @@ def wrap_encoder(
     channels, height, width = _shape(shape)
     size = (height, width) if input_size is None else _side(input_size)
     preprocess = _preprocess(channels, size, (height, width), input_range, mean, std)
-    _check_names(norm_banks)
+    check_names(norm_banks)
     tensors = (t for t in chain(network.parameters(), network.buffers()) if t.dtype.is_floating_point)
     like = next(((t.device, t.dtype) for t in tensors), (torch.device("cpu"), torch.get_default_dtype()))
     if like[1] in (torch.float16, torch.bfloat16):
@@ -241,16 +242,6 @@ def _refused(wrong: str, remedy: str, parameter: str, given: Any, allowed: Any) 
     except Exception as error:
         message = f"the module {wrong}: {reason(error)}; {remedy}"
         raise UsageError(message, parameter=parameter, given=given, allowed=allowed) from error
-
-
-def _check_names(norm_banks: Any) -> None:
-    names = isinstance(norm_banks, Sequence) and not isinstance(norm_banks, str) and len(norm_banks) > 0
-    if (
-        not names
-        or not all(isinstance(name, str) and name and "." not in name for name in norm_banks)
-        or len(set(norm_banks)) < len(norm_banks)
-    ):
-        raise refused_value("norm_banks", norm_banks, "a tuple of one name or more, each once and without a dot")
 
 
 def _feature_size(extractor: FeatureExtractor, preprocess: Preprocess, images: Tensor) -> int:

@@ -23,6 +23,7 @@ from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.data.images import Images
 from acl_plugin.errors import UsageError
 from acl_plugin.losses.discriminator import Discriminator
+from acl_plugin.models.norm_banks import check_names
 from acl_plugin.models.projectors import check_projector
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.validation import refused_value, require_positive, require_share
@@ -127,8 +128,12 @@ class Terms:
             >>> terms.total, terms.collapsed
             (tensor(3.), {'nce': 2.7})
         """
+        for name, (_, part, *_) in parts.items():
+            if not isinstance(part, Tensor):
+                raise refused_value(name, type(part).__name__, "a scalar tensor, such as a loss of acl_plugin.losses")
         total = sum(weight * part for weight, part, *_ in parts.values())
-        assert isinstance(total, Tensor)
+        if not isinstance(total, Tensor):
+            raise refused_value("parts", {}, "one part or more")
         collapsed = {name: part[2] for name, part in parts.items() if len(part) == 3}
         return cls(total, {name: part[1].detach() for name, part in parts.items()}, collapsed)
 
@@ -187,9 +192,7 @@ class Objective(nn.Module):
         Raises:
             UsageError: with the attribute, its value and the allowed values.
         """
-        names = isinstance(self.norm_banks, tuple) and all(isinstance(name, str) and name for name in self.norm_banks)
-        if not names or not self.norm_banks or len(set(self.norm_banks)) < len(self.norm_banks):
-            raise refused_value("norm_banks", self.norm_banks, "a tuple of one name or more, each once")
+        check_names(self.norm_banks)
         if not isinstance(self.needs, tuple) or not set(self.needs) <= set(RANDOM_VIEWS):
             raise refused_value("needs", self.needs, f"a tuple of views among {', '.join(RANDOM_VIEWS)}")
         given = (*self.needs, "images")
@@ -205,6 +208,8 @@ class Objective(nn.Module):
             raise refused_value("normalized", self.normalized, "True or False")
         if not isinstance(self.cost, Cost | None):
             raise refused_value("cost", self.cost, "None or an acl_plugin.Cost")
+        if type(self).terms is Objective.terms:
+            raise refused_value("terms", None, "a method that returns the acl_plugin.Terms of a batch")
         require_share(strength=self.strength)
         require_positive(temperature=getattr(self, "temperature", None))
 
@@ -217,7 +222,7 @@ class Objective(nn.Module):
 
     def backward(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         """Add the gradients of one batch's loss to the parameters' ``grad``."""
-        terms = self.terms(model, views, attack)
+        terms = _checked(self.terms(model, views, attack))
         terms.total.backward()
         return terms
 
@@ -246,3 +251,16 @@ class Objective(nn.Module):
     def downstream(self, model: EncoderProtocol) -> EncoderProtocol:
         """Return the encoder to keep after training: ``model``, unless the method keeps another."""
         return model
+
+
+def _checked(terms: Any) -> Terms:
+    """Refuse what an objective's ``terms`` cannot return, before torch fails on it."""
+    if not isinstance(terms, Terms):
+        raise refused_value("terms", type(terms).__name__, "an acl_plugin.Terms")
+    total: Any = terms.total
+    if not isinstance(total, Tensor) or total.ndim:
+        given = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
+        raise refused_value("terms.total", given, "a scalar tensor: take the mean over the batch")
+    if not total.requires_grad:
+        raise refused_value("terms.total", total.item(), "a tensor with a gradient: is there a detach() or no_grad?")
+    return terms

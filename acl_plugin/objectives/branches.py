@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -177,6 +177,9 @@ class Teacher(nn.Module):
         if theirs is not None and ours is not None:
             names = [n for n in ("backbone", "kwargs", "stem", "shape") if getattr(theirs, n) != getattr(ours, n)]
             other = "; ".join(f"{name} {getattr(theirs, name)}, here {getattr(ours, name)}" for name in names)
+            size, own_size = (tuple(cast(Any, each).preprocess.size) for each in (encoder, model))
+            if not other and size != own_size:
+                other = f"input_size {size}, here {own_size}"
             if other and initialize:
                 message = f"the teacher is another network: {other}; {UNINITIALIZED}"
                 raise UsageError(message, parameter="teacher", given=theirs, allowed="the same network")

@@ -117,7 +117,7 @@ class _Run:
         lines = elements.table(["", f"accuracy on {e['n']} test images", "95 % interval"], values)
         lines += self.stale(e, "The evaluation")
         lines += [f"<p class=missing>{html.escape(flag)}</p>" for flag in e["flags"]]
-        verdicts = read_verdicts(self.run.verdicts_file)
+        verdicts = read_verdicts(self.run.verdicts_file, e["n"])
         return lines + (elements.text(tables.classes(verdicts, class_names(e))) if verdicts else [])
 
     def attacks(self) -> list[str]:

@@ -75,7 +75,8 @@ def weights_of(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
     Raises:
         UsageError: for content without named weights, and for files of this package.
     """
-    if isinstance(content, Mapping) and "weights" in content and {"spec", "projector"} & content.keys():
+    own = isinstance(content, Mapping) and "weights" in content and bool({"spec", "projector"} & content.keys())
+    if own or _of_this_package(content):
         raise UsageError(
             f"{path} is a model of acl_plugin already; use the run folder that it lies in: acl-plugin probe RUN, or "
             f"acl-plugin transfer RUN --out OTHER",
@@ -120,3 +121,15 @@ def _numpy_scalars() -> list[Any]:
         return make
 
     return [np.dtype, np.dtypes.Float64DType, *(scalar(f"numpy.{core}.multiarray") for core in ("core", "_core"))]
+
+
+def _of_this_package(content: Any) -> bool:
+    """Return whether a file is an export or a training checkpoint of this package: it stores the normalization.
+
+    Its network has the stem of a specification beside it, which the weights alone do not show.
+    """
+    if not isinstance(content, Mapping):
+        return False
+    container = container_of(content)
+    names = content if container is None else content[container]
+    return any(str(name).endswith("preprocess.mean") for name in names)

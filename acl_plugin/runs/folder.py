@@ -3,6 +3,7 @@
 RUN/config.yaml          resolved configuration
 RUN/images.json          fingerprints of the training and test images, and the rows selected by a limit
 RUN/environment.json     versions, device, threads, git commit
+RUN/own_encoder.json     what describes an encoder of the user's own at the first start
 RUN/metrics.csv          loss terms by epoch; also as TensorBoard events in RUN/tensorboard
 RUN/checkpoints/last.ckpt  checkpoint to resume pretraining from; before.ckpt is the previous one
 RUN/checkpoints/epoch-*/  encoder after some epochs, to be audited: a folder with an encoder.pt and so on each
@@ -56,6 +57,7 @@ class RunDir(os.PathLike[str]):
         self.checkpoint_file = self.path / "checkpoints" / "last.ckpt"
         self.earlier_checkpoint_file = self.path / "checkpoints" / "before.ckpt"
         self.metrics_file = self.path / "metrics.csv"
+        self.own_encoder_file = self.path / "own_encoder.json"
         self.encoder_file = self.path / "encoder.pt"
         self.benign_encoder_file = self.path / "benign_encoder.pt"
         self.projector_file = self.path / "projector.pt"

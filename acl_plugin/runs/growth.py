@@ -58,8 +58,8 @@ def grow(run: RunDir, before: int, epochs: int) -> None:
 
 
 STAYING = frozenset(
-    "path config_file images_file checkpoint_file earlier_checkpoint_file metrics_file pretraining_file "
-    "robustbench_folder".split()
+    "path config_file own_encoder_file images_file checkpoint_file earlier_checkpoint_file metrics_file "
+    "pretraining_file robustbench_folder".split()
 )
 """Parts of a run folder that stay, or are copied."""
 

@@ -1,14 +1,67 @@
 """Start a pretraining from the encoder of another run."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.spec import ModelSpec
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_encoder, read_model, read_projector, weights_hash
+from acl_plugin.runs.records import read_record
+from acl_plugin.runs.resume import refuse
+
+TEACHERS = "teachers"
+"""Entry of pretraining.json: hashes of the encoders of other runs, by the setting of the objective that takes them."""
+
+
+def replaced(run: RunDir, digest: str | None) -> bool:
+    """Return whether a folder holds another encoder than that whose backbone had this ``weights_hash``, if known."""
+    there = digest is not None and run.encoder_file.is_file()
+    return there and weights_hash(load_encoder(run.path).backbone) != digest
+
+
+def other_runs(config: RunConfig) -> dict[str, RunDir]:
+    """Return the folders of the runs that a pretraining takes encoders from, by option or setting of the objective."""
+    settings = config.objective.objective_kwargs
+    of_base = settings.get("base_kwargs")
+    given = {"init": config.encoder.init, "teacher": settings.get("teacher")}
+    given["base_kwargs.teacher"] = of_base.get("teacher") if isinstance(of_base, dict) else None
+    paths = {name: RunDir(value) for name, value in given.items() if isinstance(value, str | Path) and str(value)}
+    return {name: run for name, run in paths.items() if run.encoder_file.is_file()}
+
+
+def require_apart(run: RunDir, config: RunConfig) -> None:
+    """Refuse a run in the folder of one whose encoder it takes, or around it: to overwrite it would remove that.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    here = run.path.resolve()
+    for name, other in other_runs(config).items():
+        there = other.path.resolve()
+        if here == there or here in there.parents:
+            message = f"`out` {run.path} is or holds the run that `{name}` takes an encoder from"
+            raise UsageError(message, parameter="out", given=str(run.path), allowed="another folder")
+
+
+def require_same(run: RunDir, config: RunConfig) -> None:
+    """Refuse a finished run whose teachers, or start, are now other runs in the same folders; missing ones may be.
+
+    Raises:
+        UsageError: naming the options.
+    """
+    record = read_record(run.pretraining_file) if run.pretraining_file.is_file() else {}
+    digests = {"init": record.get("init", {}).get("encoder_sha256"), **record.get(TEACHERS, {})}
+    other = [
+        f"`{name}` {there.path} has another encoder now"
+        for name, there in other_runs(config).items()
+        if replaced(there, digests.get(name))
+    ]
+    refuse(run.path, other, "a run")
 
 
 def options_of(run: RunDir) -> dict[str, Any]:

@@ -64,7 +64,10 @@ KEY = OF_WHAT | {
 }  # fmt: skip
 
 SHAPES: dict[str, Any] = {
-    "pretraining.json": {"seconds?": NUMBER, "grown_from?": [COUNT, 1]},
+    "pretraining.json": {"seconds?": NUMBER, "grown_from?": [COUNT, 1], "teachers?": {str: str}},
+    "own_encoder.json": {
+        "mean": [NUMBER], "std": [NUMBER], "normalized": bool, "structure": str, "weights_sha256": str
+    },
     "environment.json": {"packages?": {str: str}},
     "probe.json": {"protocol": str, "train_accuracy": SHARE, "weights_sha256?": str},
     "evaluation_key.json": KEY | {"batch_size": COUNT},

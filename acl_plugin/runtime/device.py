@@ -35,11 +35,16 @@ def require_device(device: torch.device | str) -> torch.device:
     Raises:
         UsageError: for an unknown name, or a device that this machine lacks.
     """
+    allowed = "a device of this machine"
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
     except (RuntimeError, TypeError, AssertionError) as error:
         message = f"`device` {device}: this machine has none, or it is unknown ({reason(error)})"
-        raise UsageError(message, parameter="device", given=str(device), allowed="a device of this machine") from error
+        raise UsageError(message, parameter="device", given=str(device), allowed=allowed) from error
+    if found.type == "meta":
+        message = "`device` meta computes nothing; allowed is a device of this machine"
+        raise UsageError(message, parameter="device", given="meta", allowed=allowed)
+    return found
 
 
 UNKNOWN_MEMORY = 8 << 30

@@ -24,7 +24,7 @@ from acl_plugin.registry import OBJECTIVES, create_objective
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.initialization import started_from
 from acl_plugin.runs.layouts import NORMALIZATIONS
-from acl_plugin.runs.models import load_encoder
+from acl_plugin.runs.models import load_encoder, weights_hash
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.device import training_device
@@ -55,7 +55,7 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
     require_unique(config.objective.attack)
     kind = FreeAttack if config.objective.attack == FREE else InnerAttack
     attack = kind(threat, config.objective.attack, config.objective.attack_steps, config.objective.attack_kwargs)
-    objective = _objective(config, data)
+    objective, teachers = _objective(config, data)
     attack.check(objective.attack_mode, data.shape)
     check_sizes(config, data)
     _check_branch(config, objective, encoder)
@@ -81,7 +81,7 @@ def build(config: RunConfig, data: DataSet, encoder: EncoderProtocol | None = No
         recompute_blocks(model.backbone)
     objective.check_images(data.pretraining)
     module = Pretraining(config, data, model, objective, attack)
-    module.started_from = source
+    module.started_from, module.teachers = source, teachers
     return module
 
 
@@ -167,25 +167,37 @@ def _copied(encoder: EncoderProtocol, objective: Objective, data: DataSet) -> En
     return copied(encoder)
 
 
-def _objective(config: RunConfig, data: DataSet) -> Objective:
-    """Create the objective, after loading the objects whose paths are in the configuration."""
+def _objective(config: RunConfig, data: DataSet) -> tuple[Objective, dict[str, str]]:
+    """Create the objective, after loading the objects whose paths are in the configuration.
+
+    Returns:
+        The objective, and the ``weights_hash`` of each run's encoder that it takes, by setting.
+    """
     name, given = config.objective.objective, config.objective.objective_kwargs
     objective: Objective = create_objective(name, **given)  # rejects invalid settings before files are read
+
+    digests: list[str] = []
 
     def encoder(value: str | dict[str, Any]) -> Encoder:
         if value == PRETRAINED:
             return _pretrained_teacher(config, data)
         named = Pretrained.of(value)
-        return load_encoder(cast(str, value)) if named is None else named.load(data.shape)
+        if named is not None:
+            return named.load(data.shape)
+        found = load_encoder(cast(str, value))
+        digests.append(weights_hash(found.backbone))
+        return found
 
     def labels(value: str | dict[str, Any]) -> Any:
         return read_pseudo_labels(value) if isinstance(value, str) else value
 
     readers: dict[str, Callable[[Any], Any]] = {"encoder": encoder, "pseudo_labels": labels}
-    loaded = given
+    loaded, teachers = given, {}
     for setting, kind in objective.from_files.items():
         loaded = _loaded(loaded, setting.split("."), readers[kind])
-    return objective if loaded is given else create_objective(name, **loaded)
+        if digests:
+            teachers[setting] = digests.pop()
+    return objective if loaded is given else create_objective(name, **loaded), teachers
 
 
 def _loaded(settings: dict[str, Any], path: list[str], read: Callable[[Any], Any]) -> dict[str, Any]:

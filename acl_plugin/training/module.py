@@ -64,7 +64,7 @@ class Pretraining(lightning.LightningModule):
             average_of = get_ema_multi_avg_fn(decay)
             self.averaged = AveragedModel(cast(nn.Module, model), multi_avg_fn=average_of, use_buffers=True)
             self.averaged.requires_grad_(False)
-        self.started_from: dict[str, str] = {}  # record of pretrained weights, or of another run
+        self.started_from, self.teachers = dict[str, str](), dict[str, str]()  # records of weights of other runs
         self._begin(config)
 
     def _begin(self, planned: RunConfig) -> None:

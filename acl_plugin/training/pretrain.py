@@ -12,8 +12,10 @@ from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingUnfinished, UsageError, reason
 from acl_plugin.models.protocol import EncoderProtocol, require_encoder
 from acl_plugin.models.spec import spec_of
+from acl_plugin.runs import own_encoder
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.growth import earlier_epochs, grow, record_of
+from acl_plugin.runs.initialization import TEACHERS, require_apart, require_same
 from acl_plugin.runs.lock import alone, locked
 from acl_plugin.runs.records import read_metrics
 from acl_plugin.runtime.device import precision, training_device
@@ -76,17 +78,20 @@ def pretrain(
         given = check_options(config, trainer_options)
         if encoder is not None:
             config = _recorded(config, encoder)
+        own = None if encoder is None else own_encoder.described(encoder)
         run.check_config(config, overwrite, growing=True)
+        if own is not None and not overwrite:
+            own_encoder.check(run, own)
+        require_apart(run, config)
         before = None if overwrite else earlier_epochs(run, config)
         data = datasets.load(config.data)
         if not overwrite:
             run.check_images(data, pretraining=True)
-        module = build(config, data, encoder)
-        if (
-            run.encoder_file.is_file() and not overwrite and before is None
-        ):  # complete: keep the records of how it was made
-            run.record_config(config)
+        if run.encoder_file.is_file() and not overwrite and before is None:
+            require_same(run, config)
+            run.record_config(config)  # complete: keep the records of how it was made, and need no teacher
             return run
+        module = build(config, data, encoder)
         require_others(config.machine.ranks)
         require_script(config.machine.devices)
         if run.metrics_file.is_file() and not overwrite:
@@ -100,6 +105,8 @@ def pretrain(
                         grow(run, before, config.training.epochs)
                     run.start(config, overwrite)
                     run.record_images(data, pretraining=True)
+                    if own is not None:
+                        own_encoder.record(run, own)
                 log_options(trainer.loggers, config)
                 _fit(module, run, trainer, checkpoints, None if overwrite else _checkpoint(run))
     return run
@@ -146,6 +153,8 @@ def _fit(
     record["published"] = pretraining_is(config.options())
     if module.started_from:
         record["init" if config.encoder.init is not None else "pretrained"] = module.started_from
+    if module.teachers:
+        record[TEACHERS] = module.teachers
     if config.data.unlabeled is not None:
         record["unlabeled"] = config.data.unlabeled.name
     write_json(run.pretraining_file, record | {"precision": trainer.precision})

@@ -99,6 +99,35 @@ def test_verdicts_and_accuracies_are_those_of_the_model(unchanged, data, few):
     assert str(found).startswith("AutoAttack standard, Linf eps 0.1, 20 images, seed 0")
 
 
+class Rounded(nn.Module):
+    """Rounds images, which hides the gradient unless it is passed straight through, and scales the logits."""
+
+    def __init__(self, network, straight=False, scale=1.0):
+        super().__init__()
+        self.network, self.straight, self.scale = network, straight, scale
+
+    def forward(self, x):
+        rounded = (16 * x).round() / 16
+        return self.scale * self.network(x + (rounded - x).detach() if self.straight else rounded + 0 * x)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("change", [{"straight": True}, {"scale": 7.0}])
+@pytest.mark.parametrize("function", ["evaluate", "evaluate_suite", "evaluate_embedding"])
+def test_a_folder_is_not_that_of_a_model_with_other_code(function, change, data, few, tmp_path):
+    x, y = data
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    options = {"attacks": ["FGSM"]} if function == "evaluate_suite" else {}
+    labels = () if function == "evaluate_embedding" else (y,)
+    evaluate = getattr(acl_plugin, function)
+    first = evaluate(Rounded(network), x, *labels, threat=THREAT, folder=tmp_path / "results", **options)
+    again = evaluate(Rounded(network), x, *labels, threat=THREAT, folder=tmp_path / "results", **options)
+    assert again.values["output_norm"] == first.values["output_norm"]
+    with pytest.raises(UsageError, match=r"different settings \((output|gradient)_norm"):
+        evaluate(Rounded(network, **change), x, *labels, threat=THREAT, folder=tmp_path / "results", **options)
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("training", [False, True])
 def test_the_attacks_call_a_classifier_with_its_norms_folded(data, model, few, monkeypatch, training):
@@ -302,7 +331,7 @@ def test_a_function_that_changed_without_its_weights_is_not_taken_for_the_same(m
 
     x, y = data
     acl_plugin.evaluate(Scaled(1), x, y, THREAT, folder=tmp_path / "kept")
-    with pytest.raises(UsageError, match="of another model, or was changed: clean predictions .*Pass `overwrite`"):
+    with pytest.raises(UsageError, match="different settings .clean_accuracy .*Pass `overwrite`"):
         acl_plugin.evaluate(Scaled(-1), x, y, THREAT, folder=tmp_path / "kept")
     same = ("as they are", lambda name, severity: (x, y))
     calls = {

@@ -24,7 +24,10 @@ def test_lines_are_written_and_read(tmp_path):
     path = tmp_path / "evaluation.jsonl"
     assert read_verdicts(path) == []
     write_verdicts(path, FOUR)
-    assert read_verdicts(path) == FOUR
+    assert read_verdicts(path) == read_verdicts(path, 4) == FOUR
+    for n in (0, 3, 5):
+        with pytest.raises(UsageError, match=f"is damaged .it has 4 lines, for {n} images"):
+            read_verdicts(path, n)
     line = '{"index": 1, "label": 1, "clean_prediction": 1, "broken_by": "apgd-ce"'
     assert path.read_text().splitlines()[1] == line + ', "adversarial_prediction": 0}'
     path.write_text(line + "}\n")  # of an earlier version

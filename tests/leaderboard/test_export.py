@@ -18,7 +18,7 @@ from acl_plugin.cli.main import main
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
-from acl_plugin.evaluation.storage import write_verdicts
+from acl_plugin.evaluation.storage import read_verdicts, write_verdicts
 from acl_plugin.evaluation.verdicts import Verdict
 from acl_plugin.leaderboard import index, registration, whole_run
 from acl_plugin.leaderboard.architectures import architecture
@@ -38,7 +38,8 @@ from acl_plugin.runs.models import load_classifier, load_encoder, weights_hash, 
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels, write_pseudo_labels
 from acl_plugin.runs.transfer import transfer, transferred
 from acl_plugin.runtime.files import write_json
-from conftest import shorten, spec
+from acl_plugin.training.pretrain import pretrain
+from conftest import TINY, shorten, spec
 
 EVALUATION = {
     "dataset": "cifar10",
@@ -78,8 +79,9 @@ def evaluated(folder, backbone="resnet10t", kwargs=None, **evaluation):
     model = Classifier(spec((3, 32, 32), backbone, kwargs, tuple("abcdefghij"))).eval()
     nn.init.normal_(model.head.weight)
     write_model(folder.classifier_file, model.spec, model.state_dict())
-    write_json(folder.evaluation_file, {**EVALUATION, "weights_sha256": weights_hash(model), **evaluation})
-    write_verdicts(folder.verdicts_file, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
+    found = {**EVALUATION, "weights_sha256": weights_hash(model), **evaluation}
+    write_json(folder.evaluation_file, found)
+    write_verdicts(folder.verdicts_file, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(found["n"])])
     return folder, model
 
 
@@ -138,13 +140,17 @@ def test_results_that_are_not_for_the_leaderboard_stay_out_of_model_info(tmp_pat
 def test_a_later_export_of_the_other_kind_replaces_the_files(run):
     folder, _ = run
     whole = export(folder, name="Mine", **PAPER)
-    result = json.loads(folder.evaluation_file.read_text())
+    result, verdicts = json.loads(folder.evaluation_file.read_text()), read_verdicts(folder.verdicts_file)
     write_json(folder.evaluation_file, result | {"n": 100})
+    with pytest.raises(UsageError, match="it has 10000 lines, for 100 images"):
+        export(folder, name="Mine", **PAPER)
+    write_verdicts(folder.verdicts_file, verdicts[:100])
     part = export(folder, name="Mine", **PAPER)
     assert part.is_file()
     assert not whole.exists()
     assert not (folder.robustbench_folder / "submission" / "Mine").exists()
     write_json(folder.evaluation_file, result)
+    write_verdicts(folder.verdicts_file, verdicts)
     export(folder, name="Mine", **PAPER)
     assert whole.is_file()
     assert not part.exists()
@@ -183,6 +189,7 @@ def test_without_a_paper_it_is_a_draft(run):
     assert info["name"] == ""
     assert "autoattack_acc" in info
     write_json(folder.evaluation_file, json.loads(folder.evaluation_file.read_text()) | {"n": 100})
+    write_verdicts(folder.verdicts_file, read_verdicts(folder.verdicts_file)[:100])
     info = json.loads(export(folder, name="Mine", paper_title="A").read_text())
     assert info["footnote"].startswith("draft: paper URL, authors missing; subset: 100 of 10000")
 
@@ -326,7 +333,8 @@ def test_the_name_by_default_is_a_name(run):
 
 def test_mistakes_are_reported(run, tmp_path):
     folder, model = run
-    for name in ("../x", "Rice2020Overfitting", "rice2020-overfitting".replace("-", "")):  # two are RobustBench's own
+    for name in ("../x", "Rice2020Overfitting", "rice2020-overfitting".replace("-", ""), "torch", "JSON",
+                 "class"):  # fmt: skip  # two are RobustBench's own
         with pytest.raises(UsageError) as error:
             export(folder, name=name)
         assert (error.value.parameter, error.value.given) == ("name", name)
@@ -485,6 +493,50 @@ def test_additional_data_of_teachers_and_pseudo_labels(tmp_path):
         run.start(preset("cifar10", objective="advcl", objective_kwargs={"pseudo_labels": str(labels)}))
         write_json(run.pretraining_file, {"seconds": 1.0})
         assert additional_data(run, "cifar10")[0] is (name == "stl10")
+
+
+@pytest.mark.e2e
+def test_a_teacher_that_is_another_run_now_is_not_taken_for_it(tmp_path, few, monkeypatch):
+    """Its path may be relative, and lead to another run from another folder, or its folder may have been replaced."""
+    config = preset("digits", **TINY | {"objective": "simclr"})
+    for place, options in (("here", {}), ("there", {"seed": 5})):
+        (tmp_path / place).mkdir()
+        pretrain(config.replace(**options), tmp_path / place / "teacher")
+    monkeypatch.chdir(tmp_path / "here")
+    student = config.replace(objective="deacl", objective_kwargs={"teacher": "teacher"})
+    run = pretrain(student, tmp_path / "student")
+    assert additional_data(run, "digits") == (False, "pretrained and probed on digits alone")
+    assert whole_run._elsewhere(run) == []
+    monkeypatch.chdir(tmp_path / "there")
+    assert sources(run).unknown == ["teacher teacher, where another run is now"]
+    assert "where another run is now" in " ".join(whole_run._elsewhere(run))
+    with pytest.raises(UsageError, match="`teacher` teacher has another encoder now"):
+        pretrain(student, tmp_path / "student")
+    monkeypatch.chdir(tmp_path)  # where there is none: a finished run needs none
+    assert pretrain(student, tmp_path / "student").encoder_file.is_file()
+
+
+@pytest.mark.e2e
+def test_a_run_is_not_written_over_the_one_that_it_starts_from(tmp_path, few):
+    config = preset("digits", **TINY | {"objective": "simclr", "keep_every": 1})
+    first = pretrain(config, tmp_path / "run")
+    weights = first.encoder_file.read_bytes()
+    snapshot = first.snapshots()[0].path
+    for options in (
+        {"init": first.path},
+        {"objective": "deacl", "objective_kwargs": {"teacher": str(first.path)}},
+        {"objective": "deacl", "objective_kwargs": {"teacher": str(snapshot)}},
+        {"objective": "gsa_rsl", "objective_kwargs": {"base": "deacl", "base_kwargs": {"teacher": str(first.path)}}},
+    ):
+        with pytest.raises(UsageError, match="is or holds the run that") as error:
+            pretrain(config.replace(**options), tmp_path / "run", overwrite=True)
+        assert error.value.parameter == "out"
+        assert first.encoder_file.read_bytes() == weights
+    # a run of an earlier version may be its own teacher: no recursion
+    first.record_config(config.replace(objective="deacl", objective_kwargs={"teacher": str(first.path)}))
+    assert sources(first).unknown == ["run run, which was replaced by a student of its own"]
+    taught = pretrain(config.replace(objective="deacl", objective_kwargs={"teacher": str(snapshot)}), tmp_path / "b")
+    assert "the teacher is an encoder that its run kept on the way" in whole_run._elsewhere(taught)
 
 
 def test_additional_data_stands_in_the_files_with_its_reason(run):

@@ -54,10 +54,9 @@ def exported(tmp_path, backbone="resnet10t", kwargs=None, stem="cifar", **option
     model = Classifier(spec((3, 32, 32), backbone, kwargs, tuple("abcdefghij"), stem)).eval()
     nn.init.normal_(model.head.weight)
     write_model(folder.classifier_file, model.spec, model.state_dict())
-    write_json(
-        folder.evaluation_file, {**EVALUATION, "weights_sha256": weights_hash(model), **options.pop("evaluation", {})}
-    )
-    write_verdicts(folder.verdicts_file, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(300)])
+    found = {**EVALUATION, "weights_sha256": weights_hash(model), **options.pop("evaluation", {})}
+    write_json(folder.evaluation_file, found)
+    write_verdicts(folder.verdicts_file, [Verdict(i, 0, 0 if i % 5 else 1, None) for i in range(found["n"])])
     export(folder, **{"name": "Author2026Paper", **options})
     return folder, model
 

@@ -122,3 +122,16 @@ def test_banks_that_an_encoder_was_not_given_are_refused(projector, names, backb
     plain = norm_banks.export(model.backbone, names[0])  # which takes any, as a classifier's backbone does
     with norm_banks.active(plain, "any"):
         plain(model.preprocess(x))
+
+
+@pytest.mark.parametrize("names", [("train", "adv"), ("keys",), ("a", "a"), (), "ab", ("a.b",), ("",), (1,)])
+def test_names_that_no_norm_bank_can_have_are_refused(names):
+    with pytest.raises(UsageError) as error:
+        norm_banks.add_banks(torch.nn.BatchNorm2d(3), names)
+    assert error.value.parameter == "norm_banks"
+
+
+def test_a_network_with_norm_banks_gets_no_others():
+    network = norm_banks.add_banks(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), ("clean", "adv"))
+    with pytest.raises(UsageError, match=r"`network` has norm banks \(clean, adv\)"):
+        norm_banks.add_banks(network, ("a", "b"))

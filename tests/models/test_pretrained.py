@@ -1,7 +1,9 @@
 """Encoders that start from timm's weights: the function is that of timm's model, for every kind of file and network."""
 
+import dataclasses
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -244,6 +246,46 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(case, message, file, tm
         pretrained_weights(NAME, given, file)
     assert error.value.parameter == "pretrained_file"
     assert "\n" not in str(error.value)
+
+
+SMALL_VIT = {"embed_dim": 12, "depth": 1, "num_heads": 2, "img_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"init_values": 0.1}, r"it has more than blocks\.0\.ls1\.gamma, blocks\.0\.ls2\.gamma$"),
+        ({"qk_norm": True}, r"it has more than blocks\.0\.attn\.q_norm\.weight, .*, \.\.\.$"),
+        ({"depth": 2}, r"it has more than blocks\.1\.norm1\.weight, .*, \.\.\.$"),
+    ],
+)
+def test_weights_of_any_shape_that_the_network_does_not_have_are_named(more, message, tmp_path):
+    file = stored(made("vit_tiny_patch16_224", **SMALL_VIT | more), tmp_path / "vit.pth")
+    given = pretrained_spec(spec((3, 8, 8), "vit_tiny_patch16_224", {**SMALL_VIT, "img_size": None}), 32)
+    given = dataclasses.replace(given, kwargs={k: v for k, v in SMALL_VIT.items() if k != "img_size"})
+    with pytest.raises(UsageError, match=message):
+        pretrained_weights("vit_tiny_patch16_224", given, file)
+
+
+def test_weights_under_other_names_that_timm_knows_are_compared_after_it_renames_them(tmp_path):
+    """ConvNeXt in its authors' names, with one block more; and the counts of operations that a profiler leaves."""
+    small = {"depths": (1, 1, 1, 1), "dims": (4, 4, 8, 8)}
+    given = pretrained_spec(spec((3, 8, 8), "convnext_atto", small), 32)
+    for depths, fits in (((1, 1, 1, 1), True), ((1, 1, 2, 1), False)):
+        state = made("convnext_atto", **small | {"depths": depths}).state_dict()
+        renamed = {}
+        for key, value in state.items():
+            key = re.sub(r"stem\.(\d)", r"downsample_layers.0.\1", key)
+            key = re.sub(r"stages\.(\d)\.downsample\.(\d)", r"downsample_layers.\1.\2", key)
+            key = re.sub(r"stages\.(\d)\.blocks\.(\d)", r"stages.\1.\2", key)
+            for theirs, own in (("conv_dw", "dwconv"), ("mlp.fc1", "pwconv1"), ("mlp.fc2", "pwconv2")):
+                key = key.replace(theirs, own)
+            renamed[key.replace("head.norm", "norm").replace("head.fc", "head")] = value
+        renamed["stages.0.0.total_ops"] = torch.tensor([3.0])
+        torch.save({"model": renamed}, tmp_path / "convnext.pth")
+        with nullcontext() if fits else pytest.raises(UsageError, match=r"it has more than stages\.2\.blocks\.1\."):
+            weights, _ = pretrained_weights("convnext_atto", given, tmp_path / "convnext.pth")
+            assert torch.equal(weights["stages.2.blocks.0.conv_dw.weight"], state["stages.2.blocks.0.conv_dw.weight"])
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,32 @@ def test_a_layer_before_one_in_place_is_what_was_named(x):
     assert (features < 0).any()
 
 
+class ChannelsLast(nn.Module):
+    """Maps (B, H, W, C), with or without a statement of it."""
+
+    def __init__(self, **stated):
+        super().__init__()
+        self.conv = nn.Conv2d(SHAPE[0], 5, 3, padding=1)
+        vars(self).update(stated)
+
+    def forward(self, x):
+        return self.conv(x).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("stated", "shape"),
+    [({}, (SHAPE[0], 8, 8)), ({"num_features": 5}, (SHAPE[0], 8, 12)), ({"output_fmt": "NHWC"}, (SHAPE[0], 8, 12))],
+)
+def test_maps_with_channels_last_are_refused_and_their_mean_is_taken(stated, shape):
+    net = ChannelsLast(**stated)
+    with pytest.raises(UsageError, match="with channels last") as error:
+        wrap_encoder(net, shape)
+    assert error.value.parameter == "features"
+    assert wrap_encoder(net, shape, features=lambda module, x: module(x).mean((1, 2))).size == 5
+    assert wrap_encoder(net, shape, features=lambda module, x: module(x).permute(0, 3, 1, 2)).size == 5
+    assert wrap_encoder(net.conv, shape).size == 5
+
+
 @pytest.mark.parametrize("norm_bank", ["clean", "adv"])
 def test_unwrapping_gives_the_trained_module_with_its_own_keys(net, x, norm_bank):
     encoder = wrap_encoder(net, SHAPE, norm_banks=("clean", "adv"))

@@ -275,3 +275,45 @@ def test_one_of():
     require_one_of(("one", "two"), mode="one")
     with pytest.raises(UsageError, match="unknown mode 'tow'; the nearest: two"):
         require_one_of(("one", "two"), mode="tow")
+
+
+class Returning(Objective):
+    """An objective whose terms are what a test wants."""
+
+    def __init__(self, found):
+        super().__init__()
+        self.found = found
+
+    def terms(self, model, views, attack):
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("found", "parameter"),
+    [
+        (None, "terms"),
+        (torch.ones((), requires_grad=True), "terms"),
+        (Terms(torch.ones(3, requires_grad=True), {}), "terms.total"),
+        (Terms(2.0, {}), "terms.total"),
+        (Terms(torch.ones(()), {}), "terms.total"),
+    ],
+)
+def test_what_terms_cannot_return_is_named(found, parameter):
+    with pytest.raises(UsageError) as error:
+        Returning(found).backward(None, None, None)
+    assert error.value.parameter == parameter
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("parts", [{}, {"nce": (1.0, 2.5)}, {"nce": (1.0, torch.ones(())), "penalty": (0.5, 1.0)}])
+def test_parts_that_are_no_tensors_are_named(parts):
+    with pytest.raises(UsageError, match="allowed is"):
+        Terms.weighted(**parts)
+
+
+def test_an_objective_without_terms_is_refused_when_it_is_created():
+    class Empty(Objective):
+        """Nothing."""
+
+    with pytest.raises(UsageError, match="allowed is a method that returns the acl_plugin.Terms"):
+        Empty().check_contract()

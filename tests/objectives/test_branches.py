@@ -91,6 +91,14 @@ def test_another_network_cannot_be_taught(teacher_run):
         Teacher.of_student(load_encoder(teacher_run), model, "deacl")
 
 
+def test_a_teacher_that_resizes_images_otherwise_is_another_function():
+    teacher, student = (Encoder(dataclasses.replace(spec(), input_size=size)) for size in ((16, 16), None))
+    with pytest.raises(UsageError, match=r"is another network: input_size \(16, 16\), here \(8, 8\)"):
+        Teacher.of_student(teacher, student, "deacl")
+    same = Encoder(dataclasses.replace(spec(), input_size=(8, 8)))  # as it is without one
+    Teacher.of_student(same, student, "deacl")
+
+
 def test_a_teacher_without_the_students_projector_is_reported(teacher_run):
     model = Encoder(spec(), projector="wide")
     with pytest.raises(UsageError, match="no projector of the student's kind; use a SimCLR run"):

@@ -1,5 +1,7 @@
 """Every objective trains a module of the user's own: in a bare loop, in a plain Trainer of Lightning, and in ours."""
 
+from contextlib import nullcontext
+
 import lightning
 import pytest
 import torch
@@ -8,10 +10,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import acl_plugin
 from acl_plugin import available, create_objective, load_encoder, wrap_encoder
+from acl_plugin.config import preset
 from acl_plugin.errors import TrainingUnfinished, UsageError
 from acl_plugin.objectives.base import Views
 from acl_plugin.runs.models import read_model, read_projector
 from acl_plugin.training.pretrain import pretrain
+from conftest import TINY
 
 SHAPE = (1, 8, 8)
 
@@ -219,6 +223,33 @@ def test_another_network_does_not_resume_a_run(config, tmp_path):
     ) as error:
         pretrain(config, tmp_path / "run", encoder=wrap_encoder(Tiny(4), SHAPE, **options))
     assert error.value.parameter == "encoder"
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("change", ["mean", "normalized", "width", "projector", "weights"])
+def test_another_encoder_is_not_that_of_a_run(finished, change, tmp_path, caplog):
+    """Whether the run is finished, which returned its old result, or not, which took the checkpoint's buffers."""
+    config = preset("digits", **TINY | {"objective": "simclr"})
+
+    def encoder(change="", seed=0):
+        torch.manual_seed(seed + (change == "weights"))
+        given = {"mean": 0.5, "std": 0.25, "normalized": change == "normalized", "features": "stem"}
+        given |= {"mean": 0.1} if change == "mean" else {}
+        given |= {"projector": "mlp_8_4" if change == "projector" else configured(config).projector}
+        return wrap_encoder(Tiny(5) if change == "width" else Tiny(), SHAPE, **given)
+
+    with nullcontext() if finished else pytest.raises(TrainingUnfinished):
+        pretrain(config, tmp_path / "run", encoder=encoder(), **{} if finished else {"max_steps": 1})
+    pretrain(config, tmp_path / "run", encoder=encoder())
+    assert "other weights" not in caplog.text
+    if change == "weights":
+        pretrain(config, tmp_path / "run", encoder=encoder(change))
+        assert "`encoder` has other weights than" in caplog.text
+        return
+    with pytest.raises(UsageError, match="`encoder` is another network than that which .*run was started with"):
+        pretrain(config, tmp_path / "run", encoder=encoder(change))
+    pretrain(config, tmp_path / "run", encoder=encoder(change), overwrite=True)
 
 
 @pytest.mark.e2e

@@ -810,10 +810,15 @@ def test_nothing_in_a_file_is_passed_over(change, message, tmp_path):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("kind", ["encoder", "projector"])
+@pytest.mark.parametrize("kind", ["encoder", "projector", "checkpoint", "export"])
 def test_our_own_files_are_named(kind, finished_run):
+    """Exports and checkpoints as well: their weights do not show the stem, and the normalization was left out."""
     with pytest.raises(UsageError, match="is a model of acl_plugin already; use the run folder"):
-        read(getattr(RunDir(finished_run), f"{kind}_file"))
+        if kind == "export":
+            (file,) = RunDir(finished_run).robustbench_folder.glob("models/*/*/*.pt")
+        else:
+            file = getattr(RunDir(finished_run), f"{kind}_file")
+        read(file)
 
 
 def test_a_head_for_other_classes_is_named(tmp_path, config, capsys):
