@@ -42,8 +42,9 @@ class RunConfig:
         return {name: str(value) if isinstance(value, Path) else value for name, value in values}
 
     def replace(self, **options: Any) -> "RunConfig":
-        """Return a copy with other values of ``options``, which are checked where the configuration is used.
+        """Return a copy with other values of ``options``, whose ranges are checked where the configuration is used.
 
+        Options that have no effect with the others are not refused, as they are by ``preset`` and the command line.
         Another objective without ``objective_kwargs`` has its own defaults.
 
         Raises:

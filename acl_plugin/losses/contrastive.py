@@ -16,7 +16,7 @@ from torch import Tensor
 from acl_plugin.losses.embeddings import check_embeddings
 from acl_plugin.runtime.device import precise
 from acl_plugin.runtime.distributed import gathered, ranks
-from acl_plugin.validation import refused_value, require_not_negative, require_one_of, require_share
+from acl_plugin.validation import refused_value, require_not_negative, require_one_of, require_positive, require_share
 
 SELF = -1e9
 """Logit of a sample with itself. It is finite, so that 0 * logit is not NaN, and its exp is exactly 0."""
@@ -69,11 +69,12 @@ def nt_xent_rows(za: Tensor, zb: Tensor, temperature: float = 0.5) -> Tensor:
         (2, B) losses in nats, each above 0: those of view a, then those of view b.
 
     Raises:
-        UsageError: for views of different shapes, or of fewer than two images.
+        UsageError: for views of different shapes, or of fewer than two images, or a temperature of 0 or below.
 
     Source: SimCLR (arXiv 2002.05709), equation 1.
     """
     check_embeddings(2, za=za, zb=zb)
+    require_positive(temperature=temperature)
     logits, partners = pairwise_logits(torch.cat([za, zb]), temperature)
     return F.cross_entropy(logits, partners, reduction="none").view(2, -1)
 
@@ -168,7 +169,8 @@ def multi_view_nce_rows(
         the weights (without ``hard``).
 
     Raises:
-        UsageError: for fewer than two views, views of different shapes, or of fewer than two images.
+        UsageError: for fewer than two views, views of different shapes, or of fewer than two images; for a temperature
+            of 0 or below, or weights of another shape.
 
     Source: SupCon (arXiv 2004.11362), equation 2, without labels; HCL (arXiv 2010.04592) for ``hard``;
     A-InfoNCE (arXiv 2207.08374) for weights and stopped gradients by pair.
@@ -176,7 +178,11 @@ def multi_view_nce_rows(
     if len(views) < 2:
         raise refused_value("views", len(views), "two views or more")
     check_embeddings(2, **{f"views[{number}]": z for number, z in enumerate(views)})
+    require_positive(temperature=temperature)
     count, z = len(views), torch.cat(list(views))
+    for name, given in (("weights", weights), ("detached", detached)):
+        if given is not None and not isinstance(given, bool) and getattr(given, "shape", None) != (count, count):
+            raise refused_value(name, given, f"a tensor of one value per pair of views, ({count}, {count})")
     off_diagonal = ~torch.eye(count, dtype=torch.bool, device=z.device)
     weights = off_diagonal / (count * (count - 1)) if weights is None else weights.to(z.device, non_blocking=True)
     if isinstance(detached, bool):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from acl_plugin.validation import require_not_negative
+from acl_plugin.validation import refused_value, require_not_negative, require_positive
 
 
 @contextmanager
@@ -58,11 +58,17 @@ def sharpness(
         parameters: theta; parameters without ``requires_grad`` stay fixed.
         loss: returns the loss () at the current weights.
         rho: radius in weight space, above 0.
-        steps: number of ascent steps.
+        steps: number of ascent steps, at least 1.
 
     Returns:
         The loss at theta, and max_d loss(theta + d), which is at least as large.
+
+    Raises:
+        UsageError: for a radius or a number of steps that is not above 0, or parameters that all stay fixed.
     """
+    require_positive(rho=rho, steps=steps)
+    if not any(p.requires_grad for p in parameters):
+        raise refused_value("parameters", "all fixed", "parameters of which some require a gradient")
     moved = [p for p in parameters if p.requires_grad]
     found = []
     with restored(moved) as theta:

@@ -45,7 +45,9 @@ def check_name(name: str, module: str = "", *, tagged: bool = False) -> None:
     timm = _timm()
     if name.startswith(OWN):
         raise _refused(
-            name, "is a module of your own, which no file rebuilds: pass it, as load_encoder(run, encoder=...)"
+            name,
+            "is a module of your own, which no file rebuilds: it cannot be probed, and load_encoder(run, encoder=...) "
+            "takes it",
         )
     if re.search(r"[:/\\]", name):
         raise _refused(

@@ -47,9 +47,13 @@ class PseudoLabels(nn.Module):
         hashes: Tensor | None = None,
     ) -> None:
         super().__init__()
-        fits = all(y.shape == rows.shape and y.min() >= 0 and y.max() < size for size, y in labels.items())
-        if not labels or not fits or rows.ndim != 1 or rows.min() < 0:
-            allowed = "(N,) rows, and for each number K of clusters (N,) labels from 0 to K - 1"
+        given = (rows, *labels.values())
+        whole = all(isinstance(each, Tensor) and each.numel() and not each.is_floating_point() for each in given)
+        fits = whole and all(y.shape == rows.shape and y.min() >= 0 and y.max() < size for size, y in labels.items())
+        if not labels or not fits or rows.ndim != 1 or rows.min() < 0 or len(rows.unique()) < len(rows):
+            allowed = (
+                "(N,) rows, each once, and for each number K of clusters (N,) labels from 0 to K - 1, whole numbers"
+            )
             message = f"labels and rows do not fit together: allowed are {allowed}"
             raise UsageError(message, parameter="pseudo_labels", given=None, allowed=allowed)
         self.hashes = None if hashes is None else dict(zip(rows.tolist(), hashes.tolist(), strict=True))

@@ -17,7 +17,7 @@ from acl_plugin.runtime.files import write_json
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "weights_sha256"
-"""Entry of the record that may differ: a network without a seed starts from others, and a run goes on from its own."""
+"""Entry of the record that may differ: a network without a seed starts from others, and a run resumes with its own."""
 
 
 def described(encoder: EncoderProtocol) -> dict[str, Any]:

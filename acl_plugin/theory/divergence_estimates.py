@@ -186,6 +186,7 @@ def measure(name: str, benign: Tensor, adversarial: Tensor, seed: int) -> float:
         return transport(name, benign, adversarial, seed).value
     if name not in ("js", "mmd"):
         raise unknown("divergence", name, DIVERGENCES)
+    check_embeddings(FEWEST, benign=benign, adversarial=adversarial)
     return (jensen_shannon(benign, adversarial, seed) if name == "js" else squared_mmd(benign, adversarial)).value
 
 

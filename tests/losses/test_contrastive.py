@@ -204,3 +204,19 @@ def test_fewer_than_two_views_are_refused():
     for views in ([], [torch.rand(3, 2)]):
         with pytest.raises(UsageError, match="two views"):
             contrastive.multi_view_nce_rows(views)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.5, float("nan")])
+@pytest.mark.parametrize("loss", [contrastive.nt_xent, lambda a, b, tau: contrastive.multi_view_nce([a, b], tau)])
+def test_a_temperature_that_is_not_above_0_is_refused(loss, temperature):
+    with pytest.raises(UsageError) as error:
+        loss(torch.rand(3, 2), torch.rand(3, 2), temperature)
+    assert error.value.parameter == "temperature"
+
+
+@pytest.mark.parametrize("name", ["weights", "detached"])
+@pytest.mark.parametrize("given", [torch.ones(2), torch.ones(3, 3), [[0, 1], [1, 0]], 1.0])
+def test_a_weight_is_of_a_pair_of_views(name, given):
+    with pytest.raises(UsageError) as error:
+        contrastive.multi_view_nce([torch.rand(3, 2), torch.rand(3, 2)], **{name: given})
+    assert error.value.parameter == name

@@ -107,3 +107,15 @@ def test_sharpness_restores_and_leaves_gradients_and_frozen_weights_alone():
     with pytest.raises(ZeroDivisionError):
         sharpness(list(layer.parameters()), lambda: layer(x).sum() * (1 / 0), 0.3)
     assert torch.equal(layer.weight, before[0])
+
+
+@pytest.mark.parametrize("options", [{"rho": -1.0}, {"rho": float("nan")}, {"rho": 0.0}, {"rho": 0.1, "steps": 0}])
+def test_a_ball_without_radius_or_steps_is_refused(options):
+    with pytest.raises(UsageError) as error:
+        sharpness([torch.nn.Parameter(torch.ones(2))], lambda: torch.ones(()), **options)
+    assert error.value.parameter == ("steps" if "steps" in options else "rho")
+
+
+def test_weights_that_all_stay_fixed_have_no_sharpness():
+    with pytest.raises(UsageError, match="parameters of which some require a gradient"):
+        sharpness([torch.nn.Parameter(torch.ones(2), requires_grad=False)], lambda: torch.ones(()), 0.1)

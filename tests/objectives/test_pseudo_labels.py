@@ -148,3 +148,12 @@ def test_the_users_labels_stay_where_they_are():
     heads = ClusterHeads(labels, 4).to("meta")
     assert heads.labels.table.device.type == "meta"
     assert labels.table.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels"),
+    [([0, 1], [0.7, 0.2]), ([0.0, 1.0], [0, 1]), ([3, 3], [0, 1]), ([], []), ([-1, 0], [0, 1])],
+)
+def test_labels_that_would_be_rounded_or_lost_are_refused(rows, labels):
+    with pytest.raises(UsageError, match="labels and rows do not fit together"):
+        PseudoLabels(torch.tensor(rows), {2: torch.tensor(labels)})

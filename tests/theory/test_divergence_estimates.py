@@ -218,3 +218,10 @@ def test_the_critic_of_a_transport_is_not_chosen_on_the_rows_that_are_reported()
         p, q = (torch.randn(20, 4, generator=generator, dtype=torch.float64) for _ in range(2))
         found.append(transport("wasserstein", p, q, seed).rows.mean())
     assert torch.stack(found).mean() < 0.12  # of the best of three: 0.23
+
+
+@pytest.mark.parametrize("name", ["js", "mmd", "wasserstein"])
+@pytest.mark.parametrize("shape", [(7, 2), (8,)])
+def test_every_estimate_needs_as_many_images(name, shape):
+    with pytest.raises(UsageError):
+        measure(name, torch.rand(*shape), torch.rand(*shape), 0)
