@@ -4,7 +4,6 @@ python -m benchmarks.reproduction > docs/reproduction.md
 """
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,23 +167,15 @@ def ours(number: Number) -> str:
     method = METHODS[number.method]
     row = method.row or f"{method.objective}{'' if method.lpaft == 'none' else '++'}"
     wanted = (row, number.pretrained_on, number.target)
-    found = [run for run in _results() if _place(run) == wanted and number.protocol == "SLF"]
-    if not found:
+    found = [run for run in compact.read(RESULTS / "objectives_cifar10.json") if _place(run) == wanted]
+    if not found or number.protocol != "SLF":
         return "not run"
-    run = max(found, key=lambda run: (run["settings"]["backbone"] == "resnet18", run["settings"]["epochs"]))
+    run = found[0]
     settings, evaluation = run["settings"], run["evaluation"]
     accuracies = f"{100 * evaluation['clean_accuracy']:.1f} / {100 * evaluation['robust_accuracy']:.1f}"
-    network = "ResNet-18" if settings["backbone"] == "resnet18" else f"{settings['backbone']}, thin"
-    budget = (
-        f"{settings['limit_train']:,} images, {settings['epochs']} epochs, {network}, {evaluation['n']} test images"
-    )
+    images, epochs = f"{settings['limit_train']:,} images", f"{settings['epochs']} epochs"
+    budget = f"{images}, {epochs}, thin {settings['backbone']}, {evaluation['n']} test images"
     return f"{accuracies} ({budget})"
-
-
-def _results() -> Iterator[dict[str, Any]]:
-    """Yield our runs of part of CIFAR-10."""
-    for name in ("cifar10_acl_ds_cpu", "objectives_cifar10"):
-        yield from compact.read(RESULTS / f"{name}.json")
 
 
 def _place(run: dict[str, Any]) -> tuple[str, str, str]:
