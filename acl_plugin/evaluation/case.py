@@ -16,11 +16,11 @@ from acl_plugin.evaluation import inputs
 from acl_plugin.evaluation.batches import outputs
 from acl_plugin.evaluation.checks import CHECKED, check_encoder, check_gradient, input_gradient, largest_batch
 from acl_plugin.evaluation.isolation import isolated
-from acl_plugin.evaluation.storage import state_hash
 from acl_plugin.evaluation.target import Target
 from acl_plugin.registry import DATASETS
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import alone, locked
+from acl_plugin.runs.models import weights_hash
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import earlier_record
 from acl_plugin.runtime.defaults import default_device, device_of_new
@@ -82,7 +82,7 @@ class Case:
             "n": len(self.images),
             "seed": self.seed,
             "images": print_of_images.to_dict(),
-            "weights_sha256": state_hash(self.model),
+            "weights_sha256": weights_hash(self.model),
         }
 
     def computed(self, *, attacked: bool = True) -> dict[str, float]:
@@ -96,8 +96,9 @@ class Case:
         if self.classes:
             found["clean_accuracy"] = (values.argmax(1) == self.labels).double().mean().item()
         if attacked:
-            first = [input_gradient(self.model, x.to(self.device)[None]) for x in self.images[:DIFFERENTIATED]]
-            found["gradient_norm"] = mean_norm(torch.cat(first), digits=2)
+            parts = self.images[:DIFFERENTIATED].split(self.size())
+            gradients = [input_gradient(self.model, x.to(self.device)) for x in parts]
+            found["gradient_norm"] = mean_norm(torch.cat(gradients), digits=2)
         return found
 
     def earlier(self, name: str, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:

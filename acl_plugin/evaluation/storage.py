@@ -1,6 +1,5 @@
 """Store the states of evaluations in memory, or in a folder to resume from."""
 
-import hashlib
 import io
 import json
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from acl_plugin.errors import EvaluationStopped, UsageError
 from acl_plugin.evaluation.autoattack import Chunk, Step
@@ -172,16 +171,3 @@ def read_verdicts(path: Path, n: int | None = None) -> list[Verdict]:
     except (OSError, ValueError, TypeError) as error:
         message = f"{path} is damaged ({error}); delete it to evaluate again"
         raise UsageError(message, parameter="run", given=str(path), allowed="a file as it was written") from error
-
-
-def state_hash(model: nn.Module) -> str:
-    """Return the SHA-256 of names and bytes of a model's state, for any dtypes and extra entries."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            dense = value.detach().cpu() if value.layout == torch.strided else value.detach().cpu().to_dense()
-            digest.update(dense.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            digest.update(repr(value).encode())
-    return digest.hexdigest()

@@ -192,6 +192,8 @@ class Objective(nn.Module):
         Raises:
             UsageError: with the attribute, its value and the allowed values.
         """
+        if not isinstance(self.norm_banks, tuple):
+            raise refused_value("norm_banks", self.norm_banks, "a tuple of names")
         check_names(self.norm_banks)
         if not isinstance(self.needs, tuple) or not set(self.needs) <= set(RANDOM_VIEWS):
             raise refused_value("needs", self.needs, f"a tuple of views among {', '.join(RANDOM_VIEWS)}")

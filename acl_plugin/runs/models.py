@@ -180,9 +180,13 @@ def read_projector(run: RunDir) -> tuple[str, dict[str, Tensor]]:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Return the SHA-256 over names and bytes of a model's weights and buffers."""
+    """Return the SHA-256 over names and bytes of a model's weights and buffers, of any types, and extra entries."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
+        if isinstance(value, Tensor):
+            dense = value.detach().cpu() if value.layout == torch.strided else value.detach().cpu().to_dense()
+            digest.update(dense.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(value).encode())
     return digest.hexdigest()

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from acl_plugin.errors import UsageError
 from acl_plugin.models.protocol import EncoderProtocol
@@ -23,7 +23,7 @@ WEIGHTS = "weights_sha256"
 def described(encoder: EncoderProtocol) -> dict[str, Any]:
     """Return how an encoder normalizes images and features, a hash of its names and shapes, and one of its weights."""
     spec, module = spec_of(encoder, (0, 0, 0)), cast(nn.Module, encoder)
-    shapes = {k: list(v.shape) for k, v in module.state_dict().items()}
+    shapes = {k: list(v.shape) for k, v in module.state_dict().items() if isinstance(v, Tensor)}
     structure = hashlib.sha256(f"{sorted(shapes.items())} {encoder.projector}".encode()).hexdigest()
     return {
         "mean": [float(f"{value:.6g}") for value in spec.mean],

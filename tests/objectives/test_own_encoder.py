@@ -13,6 +13,7 @@ from acl_plugin import available, create_objective, load_encoder, wrap_encoder
 from acl_plugin.config import preset
 from acl_plugin.errors import TrainingUnfinished, UsageError
 from acl_plugin.objectives.base import Views
+from acl_plugin.runs import own_encoder
 from acl_plugin.runs.models import read_model, read_projector
 from acl_plugin.training.pretrain import pretrain
 from conftest import TINY
@@ -338,3 +339,16 @@ def test_the_users_teacher_stays_as_it_is(needed, attack):
     assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
     assert all(torch.equal(value, before[name]) for name, value in weights(teacher).items())
     assert not any(name.startswith("given") for name in objective.state_dict())
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_an_encoder_of_any_type_of_weights_is_described(kind, config):
+    encoder = wrapped(configured(config))
+    module = encoder.backbone.to(kind)
+    module.get_extra_state = lambda: {"version": 3}
+    found = own_encoder.described(encoder)
+    assert found == own_encoder.described(encoder)
+    next(module.parameters()).data.mul_(2)
+    assert {name for name, value in own_encoder.described(encoder).items() if found[name] != value} == {
+        "weights_sha256"
+    }
