@@ -84,7 +84,8 @@ def perturbed(
         (B, C, H, W), within no ball: some attacks leave it (CW, DeepFool).
 
     Raises:
-        UsageError: for a class that cannot aim at labels, or whose result has another shape.
+        UsageError: for a class that cannot aim at labels, or whose result has another shape; for logits that have no
+            gradient with respect to the images.
     """
     x, labels = batch
     with usual_tensors(x.device):
@@ -94,5 +95,13 @@ def perturbed(
                 message = f"attack {kind.__name__!r} cannot aim at a class; PGD, PGDL2, CW and others can"
                 raise UsageError(message, parameter="targets", given=kind.__name__, allowed="an attack that can")
             attack.set_mode_targeted_by_label(quiet=True)
-        x_adv = check_output(attack(x, labels), tuple(x.shape), f"attack {kind.__name__!r}").detach()
+        try:
+            found = attack(x, labels)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            why = "is there a torch.no_grad, a detach() or numpy in the model or the loss?"
+            message = f"attack {kind.__name__!r} has no gradient with respect to the images: {why}"
+            raise UsageError(message, parameter="model", given="no gradient", allowed="logits with one") from error
+        x_adv = check_output(found, tuple(x.shape), f"attack {kind.__name__!r}").detach()
     return torch.where(x_adv.isfinite(), x_adv, x)  # some divide by a gradient that can be zero

@@ -121,7 +121,7 @@ def defaults(
     if objective not in (None, found.get("objective", ObjectiveConfig.objective)):
         found |= {"objective_kwargs": {}}
     if pretrained:
-        found |= {"stem": "native"}
+        found |= {"stem": "native", "backbone_kwargs": {}}
     if norm == "L2":
         found |= L2.get(data, L2["cifar10"])
     return found

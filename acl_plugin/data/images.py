@@ -44,7 +44,10 @@ class Images:
 
     def __post_init__(self) -> None:
         if self.hashes is None:
-            assert isinstance(self.pixels, Tensor)
+            if not isinstance(self.pixels, Tensor):
+                given, allowed = type(self.pixels).__name__, "a tensor (N, C, H, W), such as uint8"
+                message = f"`pixels` of type {given}: allowed is {allowed}"
+                raise UsageError(message, parameter="pixels", given=given, allowed=allowed)
             object.__setattr__(self, "hashes", image_hashes(self.pixels))
 
     def __len__(self) -> int:

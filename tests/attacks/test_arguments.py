@@ -109,3 +109,15 @@ def test_steps_seed_and_classes_have_the_names_of_the_class():
 def test_a_model_without_weights_that_are_known_is_refused():
     with pytest.raises(UsageError, match="`model` is function; allowed is a torch.nn.Module"):
         InnerAttack(THREAT).classifier(lambda x: x.flatten(1), torch.rand(2, 3, 2, 2), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_a_model_that_hides_its_gradient_is_named(norm):
+    class Detached(Shapes):
+        def forward(self, x):
+            return super().forward(x).detach()
+
+    threat = ThreatModel(norm, 0.1)
+    with pytest.raises(UsageError, match="has no gradient with respect to the images") as error:
+        InnerAttack(threat, threat.pgd, 2).classifier(Detached(), torch.rand(2, 3, 2, 2), torch.tensor([0, 1]))
+    assert error.value.parameter == "model"

@@ -126,3 +126,13 @@ def test_nothing_follows_the_name_of_a_dataset_that_takes_nothing(data):
         with pytest.raises(UsageError, match=f"allowed is {data}") as refused:
             config.preset(given)
         assert (refused.value.parameter, refused.value.given) == ("data", given)
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar10"])
+def test_pretrained_weights_are_of_the_network_as_it_is_published(data):
+    """The presets of small images have a smaller network, whose weights nobody has."""
+    encoder = config.preset(data, pretrained=True).encoder
+    assert (encoder.stem, encoder.backbone_kwargs) == ("native", {})
+    assert config.preset(data, pretrained=True, backbone_kwargs={"stem_width": 8}).encoder.backbone_kwargs == {
+        "stem_width": 8
+    }

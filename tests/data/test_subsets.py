@@ -3,7 +3,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from acl_plugin.data.images import Images
 from acl_plugin.data.subsets import missing_classes, stratified, subset_rows
+from acl_plugin.errors import UsageError
 
 pytestmark = pytest.mark.numeric
 
@@ -48,3 +50,10 @@ def test_stratified_takes_a_share_of_each_class():
     chosen = stratified(SORTED, 0.1, 0)
     assert SORTED[chosen].bincount().tolist() == [4, 4, 2, 10]
     assert stratified(torch.tensor([0, 1]), 0.1, 0).all()  # one of each class at least
+
+
+def test_pixels_that_are_no_tensor_are_named():
+    rows = torch.arange(2)
+    with pytest.raises(UsageError, match="`pixels` of type ndarray") as error:
+        Images(torch.zeros(2, 1, 8, 8, dtype=torch.uint8).numpy(), rows, rows, levels=255)
+    assert error.value.parameter == "pixels"
