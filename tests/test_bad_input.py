@@ -13,6 +13,7 @@ from acl_plugin.config import SECTION_OF, option_name
 from acl_plugin.errors import TrainingStopped
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.records import SHAPES
+from acl_plugin.training import pretrain as pretraining
 
 
 def repeated(times):
@@ -58,10 +59,10 @@ def test_random_options(tmp_path_factory, monkeypatch, capsys, options):
     folder = tmp_path_factory.mktemp("options")
     monkeypatch.chdir(folder)
 
-    def begun(self, config, *_):
+    def begun(*_, **__):
         raise TrainingStopped("begun")
 
-    monkeypatch.setattr(RunDir, "start", begun)
+    monkeypatch.setattr(pretraining, "locked", begun)  # which makes the folder
     status = main(["pretrain", "--out", "x", *(f"{name}={value}" for name, value in options)])
     lines = told(capsys)
     assert len([line for line in lines if line.startswith("acl-plugin: ")]) == 1, lines
@@ -83,10 +84,10 @@ def test_random_configurations(tmp_path_factory, monkeypatch, capsys, content):
     monkeypatch.chdir(folder)
     Path("config.yaml").write_bytes(content)
 
-    def begun(self, config, *_):
+    def begun(*_, **__):
         raise TrainingStopped("begun")
 
-    monkeypatch.setattr(RunDir, "start", begun)
+    monkeypatch.setattr(pretraining, "locked", begun)  # which makes the folder
     assert main(["pretrain", "--out", "x", "--config", "config.yaml"]) in (1, 2)
     assert told(capsys)[-1].startswith("acl-plugin: ")
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
@@ -143,7 +144,8 @@ def copy_of_run(finished_run, tmp_path_factory):
 
 
 def test_every_record_is_damaged_in_the_next_test():
-    assert {name for name in READERS if name.endswith(".json")} == set(SHAPES)
+    in_python = {"own_encoder.json"}  # read with the encoder that it describes
+    assert {name for name in READERS if name.endswith(".json")} == set(SHAPES) - in_python
 
 
 @pytest.mark.e2e

@@ -46,8 +46,8 @@ def check_name(name: str, module: str = "", *, tagged: bool = False) -> None:
     if name.startswith(OWN):
         raise _refused(
             name,
-            "is a module of your own, which no file rebuilds: it cannot be probed, and load_encoder(run, encoder=...) "
-            "takes it",
+            "is a module of your own, which no file rebuilds, so that no command probes it: pass it, as "
+            "load_encoder(run, encoder=...)",
         )
     if re.search(r"[:/\\]", name):
         raise _refused(

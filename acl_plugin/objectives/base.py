@@ -210,8 +210,6 @@ class Objective(nn.Module):
             raise refused_value("normalized", self.normalized, "True or False")
         if not isinstance(self.cost, Cost | None):
             raise refused_value("cost", self.cost, "None or an acl_plugin.Cost")
-        if type(self).terms is Objective.terms:
-            raise refused_value("terms", None, "a method that returns the acl_plugin.Terms of a batch")
         require_share(strength=self.strength)
         require_positive(temperature=getattr(self, "temperature", None))
 
@@ -220,7 +218,7 @@ class Objective(nn.Module):
 
     def terms(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         """Return the loss of one batch."""
-        raise NotImplementedError
+        raise refused_value("terms", type(self).__name__, "a method of the objective that returns acl_plugin.Terms")
 
     def backward(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         """Add the gradients of one batch's loss to the parameters' ``grad``."""

@@ -74,9 +74,7 @@ def _locked(folder: Path) -> Iterator[None]:
     if path in _HELD or not is_first_process() or not folder.is_dir():
         yield
         return
-    with writable(folder):
-        file = path.open("a+", encoding="utf-8")
-    with file:
+    with path.open("a+", encoding="utf-8") as file:
         file.seek(0)
         owner = file.read().strip()
         try:

@@ -107,7 +107,7 @@ def test_a_step_reads_no_entry_points(monkeypatch):
     model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)), torch.rand(2, 3, 2, 2)
     replace(attack.scaled(0.5), trusted=True).classifier(model, x, torch.tensor([0, 1]))
     for mode in MODES:
-        attack.check(mode, 3)
+        attack.check(mode, (3, 2, 2))
 
 
 def test_a_name_of_torchattacks_stays_its_class():

@@ -257,7 +257,7 @@ def test_terms_weighted():
 
 
 def test_terms_must_be_written():
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(UsageError, match="allowed is a method of the objective"):
         Objective().terms(None, None, None)
 
 
@@ -309,11 +309,3 @@ def test_what_terms_cannot_return_is_named(found, parameter):
 def test_parts_that_are_no_tensors_are_named(parts):
     with pytest.raises(UsageError, match="allowed is"):
         Terms.weighted(**parts)
-
-
-def test_an_objective_without_terms_is_refused_when_it_is_created():
-    class Empty(Objective):
-        """Nothing."""
-
-    with pytest.raises(UsageError, match="allowed is a method that returns the acl_plugin.Terms"):
-        Empty().check_contract()

@@ -352,3 +352,13 @@ def test_an_encoder_of_any_type_of_weights_is_described(kind, config):
     assert {name for name, value in own_encoder.described(encoder).items() if found[name] != value} == {
         "weights_sha256"
     }
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"mean": 3}'])
+def test_a_damaged_record_of_the_encoder_is_named(content, config, tmp_path):
+    encoder = wrapped(configured(config))
+    run = pretrain(config, tmp_path / "run", encoder=encoder)
+    run.own_encoder_file.write_text(content)
+    with pytest.raises(UsageError, match=r"own_encoder.json is damaged"):
+        pretrain(config, tmp_path / "run", encoder=encoder)
