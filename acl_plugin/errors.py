@@ -74,17 +74,6 @@ def unknown(what: str, given: str, allowed: Iterable[str], shown: int = 12, para
     )
 
 
-def require_list(parameter: str, given: Any) -> None:
-    """Refuse one name in place of a list of names, whose letters would be taken for names.
-
-    Raises:
-        UsageError: for a string.
-    """
-    if isinstance(given, str):
-        message = f"`{parameter}` {given!r}: allowed is a list of names, such as [{given!r}]"
-        raise UsageError(message, parameter=parameter, given=given, allowed="a list of names")
-
-
 def missing_extra(what: str, extra: str, error: ImportError, parameter: str) -> UsageError:
     """Return the error for a package that an extra of this one installs; an error with its own remedy keeps its text.
 

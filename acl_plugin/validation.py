@@ -146,6 +146,17 @@ def _require(allowed: str, right: Callable[[float], bool], settings: dict[str, A
             raise refused_value(name, value, allowed)
 
 
+def require_list(parameter: str, given: Any) -> None:
+    """Refuse one name in place of a list of names, whose letters would be taken for names.
+
+    Raises:
+        UsageError: for a string.
+    """
+    if isinstance(given, str):
+        message = f"`{parameter}` {given!r}: allowed is a list of names, such as [{given!r}]"
+        raise UsageError(message, parameter=parameter, given=given, allowed="a list of names")
+
+
 def refused_value(name: str, value: Any, allowed: str) -> UsageError:
     """Return the error for a value that is not allowed."""
     return UsageError(f"{name} {value!r}: allowed is {allowed}", parameter=name, given=value, allowed=allowed)

@@ -24,6 +24,7 @@ from acl_plugin.runs.models import weights_hash
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import earlier_record
 from acl_plugin.runtime.defaults import default_device, device_of_new
+from acl_plugin.runtime.files import writable
 from acl_plugin.runtime.paths import user_path
 
 DIFFERENTIATED = 8
@@ -111,12 +112,9 @@ class Case:
         """Create the folder and lock it against other processes."""
         assert self.run is not None
         with ExitStack() as stack:
-            try:
+            with writable(self.run.path, "folder"):
                 self.run.path.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(self.run.path))
-            except OSError as error:
-                message = f"{self.run.path} cannot be written: {error.strerror}"
-                raise UsageError(message, parameter="folder", given=str(self.run.path), allowed="a folder") from error
             yield self.run
 
 

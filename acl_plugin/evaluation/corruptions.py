@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from acl_plugin.errors import UsageError, missing_extra, require_list, unknown
+from acl_plugin.errors import UsageError, missing_extra, unknown
 from acl_plugin.evaluation.batches import predicted
 from acl_plugin.models import norm_banks
 from acl_plugin.runtime.seeding import CORRUPTIONS, mixed_seed
+from acl_plugin.validation import require_list
 
 NAMES = (
     "gaussian_noise shot_noise impulse_noise defocus_blur glass_blur motion_blur zoom_blur snow frost fog brightness "

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
-from acl_plugin.errors import UsageError, require_list, unknown
+from acl_plugin.errors import UsageError, unknown
 from acl_plugin.evaluation.batches import batch, predicted
 from acl_plugin.evaluation.checks import zero_gradients
 from acl_plugin.evaluation.target import Target
 from acl_plugin.models import norm_banks
 from acl_plugin.runtime import seeding
 from acl_plugin.runtime.seeding import mixed_seed
+from acl_plugin.validation import require_list
 
 CURVE = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Multiples of eps at which accuracy under PGD-20 is measured."""

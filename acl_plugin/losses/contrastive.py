@@ -182,7 +182,8 @@ def multi_view_nce_rows(
     count, z = len(views), torch.cat(list(views))
     for name, given in (("weights", weights), ("detached", detached)):
         if given is not None and not isinstance(given, bool) and getattr(given, "shape", None) != (count, count):
-            raise refused_value(name, given, f"a tensor of one value per pair of views, ({count}, {count})")
+            shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise refused_value(name, shape, f"a tensor of one value per pair of views, ({count}, {count})")
     off_diagonal = ~torch.eye(count, dtype=torch.bool, device=z.device)
     weights = off_diagonal / (count * (count - 1)) if weights is None else weights.to(z.device, non_blocking=True)
     if isinstance(detached, bool):

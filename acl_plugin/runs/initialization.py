@@ -1,5 +1,6 @@
 """Start a pretraining from the encoder of another run."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,26 +25,34 @@ def replaced(run: RunDir, digest: str | None) -> bool:
     return there and weights_hash(load_encoder(run.path).backbone) != digest
 
 
-def other_runs(config: RunConfig) -> dict[str, RunDir]:
-    """Return the folders of the runs that a pretraining takes encoders from, by option or setting of the objective."""
-    settings = config.objective.objective_kwargs
-    of_base = settings.get("base_kwargs")
-    given = {"init": config.encoder.init, "teacher": settings.get("teacher")}
-    given["base_kwargs.teacher"] = of_base.get("teacher") if isinstance(of_base, dict) else None
-    paths = {name: RunDir(value) for name, value in given.items() if isinstance(value, str | Path) and str(value)}
-    return {name: run for name, run in paths.items() if run.encoder_file.is_file()}
+def run_of(config: RunConfig, name: str) -> RunDir | None:
+    """Return the folder of the run that a pretraining takes an encoder from, by ``init`` or a setting of the objective.
+
+    Args:
+        config: configuration that has it; None is returned for one that has not.
+        name: ``init``, or the setting, such as ``teacher`` or ``base_kwargs.teacher``.
+    """
+    found: Any = {"init": config.encoder.init} if name == "init" else config.objective.objective_kwargs
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return RunDir(found) if isinstance(found, str | Path) else None
 
 
-def require_apart(run: RunDir, config: RunConfig) -> None:
+def require_apart(run: RunDir, config: RunConfig, names: Iterable[str]) -> None:
     """Refuse a run in the folder of one whose encoder it takes, or around it: to overwrite it would remove that.
+
+    Args:
+        run: run folder.
+        config: its configuration.
+        names: see ``run_of``.
 
     Raises:
         UsageError: naming the option.
     """
     here = run.path.resolve()
-    for name, other in other_runs(config).items():
-        there = other.path.resolve()
-        if here == there or here in there.parents:
+    for name in names:
+        other = run_of(config, name)
+        if other is not None and here in (there := other.path.resolve(), *there.parents):
             message = f"`out` {run.path} is or holds the run that `{name}` takes an encoder from"
             raise UsageError(message, parameter="out", given=str(run.path), allowed="another folder")
 
@@ -56,11 +65,8 @@ def require_same(run: RunDir, config: RunConfig) -> None:
     """
     record = read_record(run.pretraining_file) if run.pretraining_file.is_file() else {}
     digests = {"init": record.get("init", {}).get("encoder_sha256"), **record.get(TEACHERS, {})}
-    other = [
-        f"`{name}` {there.path} has another encoder now"
-        for name, there in other_runs(config).items()
-        if replaced(there, digests.get(name))
-    ]
+    there = {name: taken for name in digests if (taken := run_of(config, name)) is not None}
+    other = [f"`{n}` {each.path} has another encoder now" for n, each in there.items() if replaced(each, digests[n])]
     refuse(run.path, other, "a run")
 
 

@@ -63,13 +63,13 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def writable(folder: Path) -> Iterator[None]:
-    """Raise a UsageError of ``out`` where something cannot be written in ``folder``."""
+def writable(folder: Path, parameter: str = "out") -> Iterator[None]:
+    """Raise a UsageError of ``parameter`` where something cannot be written in ``folder``."""
     try:
         yield
     except OSError as error:
         message, allowed = f"{folder} cannot be written: {error.strerror}", "a folder that can be written"
-        raise UsageError(message, parameter="out", given=str(folder), allowed=allowed) from error
+        raise UsageError(message, parameter=parameter, given=str(folder), allowed=allowed) from error
 
 
 @contextmanager

@@ -82,7 +82,6 @@ def pretrain(
         run.check_config(config, overwrite, growing=True)
         if own is not None and not overwrite:
             own_encoder.check(run, own)
-        require_apart(run, config)
         before = None if overwrite else earlier_epochs(run, config)
         data = datasets.load(config.data)
         if not overwrite:
@@ -92,6 +91,7 @@ def pretrain(
             run.record_config(config)  # complete: keep the records of how it was made, and need no teacher
             return run
         module = build(config, data, encoder)
+        require_apart(run, config, ["init", *module.teachers])
         require_others(config.machine.ranks)
         require_script(config.machine.devices)
         if run.metrics_file.is_file() and not overwrite:

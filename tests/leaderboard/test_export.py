@@ -37,7 +37,7 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_classifier, load_encoder, weights_hash, write_encoder, write_model
 from acl_plugin.runs.pseudo_labels import read_pseudo_labels, write_pseudo_labels
 from acl_plugin.runs.transfer import transfer, transferred
-from acl_plugin.runtime.files import write_json
+from acl_plugin.runtime.files import read_json, write_json
 from acl_plugin.training.pretrain import pretrain
 from conftest import TINY, shorten, spec
 
@@ -517,7 +517,7 @@ def test_a_teacher_that_is_another_run_now_is_not_taken_for_it(tmp_path, few, mo
 
 
 @pytest.mark.e2e
-def test_a_run_is_not_written_over_the_one_that_it_starts_from(tmp_path, few):
+def test_a_run_is_not_written_over_the_one_that_it_starts_from(tmp_path, few, register):
     config = preset("digits", **TINY | {"objective": "simclr", "keep_every": 1})
     first = pretrain(config, tmp_path / "run")
     weights = first.encoder_file.read_bytes()
@@ -532,6 +532,22 @@ def test_a_run_is_not_written_over_the_one_that_it_starts_from(tmp_path, few):
             pretrain(config.replace(**options), tmp_path / "run", overwrite=True)
         assert error.value.parameter == "out"
         assert first.encoder_file.read_bytes() == weights
+
+    class Taught(SimCLR):
+        """Takes an encoder by another name."""
+
+        from_files: ClassVar[dict[str, str]] = {"mentor": "encoder"}
+
+        def __init__(self, *, mentor=None, **settings):
+            super().__init__(**settings)
+
+    register("taught", Taught)
+    mentored = {"objective": "taught", "objective_kwargs": {"mentor": str(first.path)}}
+    with pytest.raises(UsageError, match="is or holds the run that `mentor` takes"):
+        pretrain(config.replace(**mentored), tmp_path / "run", overwrite=True)
+    assert list(read_json(pretrain(config.replace(**mentored), tmp_path / "c").pretraining_file)["teachers"]) == [
+        "mentor"
+    ]
     # a run of an earlier version may be its own teacher: no recursion
     first.record_config(config.replace(objective="deacl", objective_kwargs={"teacher": str(first.path)}))
     assert sources(first).unknown == ["run run, which was replaced by a student of its own"]

@@ -220,3 +220,4 @@ def test_a_weight_is_of_a_pair_of_views(name, given):
     with pytest.raises(UsageError) as error:
         contrastive.multi_view_nce([torch.rand(3, 2), torch.rand(3, 2)], **{name: given})
     assert error.value.parameter == name
+    assert "\n" not in str(error.value)
