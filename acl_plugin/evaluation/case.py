@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,11 @@ class Case:
         c, h, w = self.images.shape[1:]
         return c, h, w
 
+    @cached_property
+    def outputs(self) -> Tensor:
+        """Return the (N, K) outputs of the clean images, or features for an encoder, on the CPU."""
+        return outputs(self.model, self.images, self.size())
+
     def target(self, threat: ThreatModel, batch_size: int) -> Target:
         """Return what is to be attacked within ``threat``."""
         return Target(self.model, self.images, self.labels, threat, batch_size, self.seed)
@@ -92,10 +98,9 @@ class Case:
         These are the norm of the outputs, the accuracy of a classifier, and with ``attacked`` the norm of the input
         gradients of the first images, which a repaired ``forward`` may change alone.
         """
-        values = outputs(self.model, self.images, self.size())
-        found = {"output_norm": mean_norm(values, digits=3)}
+        found = {"output_norm": mean_norm(self.outputs, digits=3)}
         if self.classes:
-            found["clean_accuracy"] = (values.argmax(1) == self.labels).double().mean().item()
+            found["clean_accuracy"] = (self.outputs.argmax(1) == self.labels).double().mean().item()
         if attacked:
             parts = self.images[:DIFFERENTIATED].split(self.size())
             gradients = [input_gradient(self.model, x.to(self.device)) for x in parts]
@@ -162,7 +167,7 @@ def prepared(
         if attacked:
             check_gradient(target, x[:2].to(place))
         case = Case(target, x, y, names, seed, batch_size, place, dataset, run)
-        inputs.check_finite(target, x, case.size())
+        inputs.check_finite(case.outputs)
         yield case
 
 

@@ -209,17 +209,14 @@ def check_labels(labels: Tensor, classes: int) -> None:
         raise UsageError(message, parameter="labels", given=(low, high), allowed=(0, classes - 1))
 
 
-@torch.no_grad()
-def check_finite(model: nn.Module, images: Tensor, batch_size: int) -> None:
+def check_finite(logits: Tensor) -> None:
     """Refuse a model with logits that are not finite.
 
     Raises:
         UsageError: naming the image.
     """
-    device = device_of(model)
-    for start in range(0, len(images), batch_size):
-        finite = model(images[start : start + batch_size].to(device)).isfinite().all(1)
-        if not finite.all():
-            position = start + int((~finite).nonzero()[0])
-            message = f"`model` gives logits that are not finite for image {position}"
-            raise UsageError(message, parameter="model", given=position, allowed="finite logits")
+    finite = logits.isfinite().all(1)
+    if not finite.all():
+        position = int((~finite).nonzero()[0])
+        message = f"`model` gives logits that are not finite for image {position}"
+        raise UsageError(message, parameter="model", given=position, allowed="finite logits")

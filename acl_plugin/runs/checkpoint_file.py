@@ -75,16 +75,15 @@ def weights_of(path: Path, content: Any) -> tuple[dict[str, Tensor], list[str]]:
     Raises:
         UsageError: for content without named weights, and for files of this package.
     """
-    own = isinstance(content, Mapping) and "weights" in content and bool({"spec", "projector"} & content.keys())
-    if own or _of_this_package(content):
-        raise UsageError(
-            f"{path} is a model of acl_plugin already; use the run folder that it lies in: acl-plugin probe RUN, or "
-            f"acl-plugin transfer RUN --out OTHER",
-            parameter="file", given=str(path), allowed="a published checkpoint",
-        )  # fmt: skip
-    if isinstance(content, Mapping):
-        container = container_of(content)
-        inside = content if container is None else content[container]
+    container = container_of(content)
+    inside = content if container is None else content[container]
+    if isinstance(inside, Mapping):
+        if _of_this_package(content, inside):
+            raise UsageError(
+                f"{path} is a model of acl_plugin already; use the run folder that it lies in: acl-plugin probe RUN, "
+                f"or acl-plugin transfer RUN --out OTHER",
+                parameter="file", given=str(path), allowed="a published checkpoint",
+            )  # fmt: skip
         state = {k: v for k, v in inside.items() if isinstance(k, str) and isinstance(v, Tensor)}
         if state:
             groups = [str(k) for k, v in content.items() if k != container and tensors_of(v)]
@@ -123,13 +122,11 @@ def _numpy_scalars() -> list[Any]:
     return [np.dtype, np.dtypes.Float64DType, *(scalar(f"numpy.{core}.multiarray") for core in ("core", "_core"))]
 
 
-def _of_this_package(content: Any) -> bool:
-    """Return whether a file is an export or a training checkpoint of this package: it stores the normalization.
+def _of_this_package(content: Mapping[Any, Any], weights: Mapping[Any, Any]) -> bool:
+    """Return whether a file is a model, an export or a training checkpoint of this package.
 
-    Its network has the stem of a specification beside it, which the weights alone do not show.
+    Exports and checkpoints store the normalization. The network has the stem of a specification beside them, which the
+    weights alone do not show.
     """
-    if not isinstance(content, Mapping):
-        return False
-    container = container_of(content)
-    names = content if container is None else content[container]
-    return any(str(name).endswith("preprocess.mean") for name in names)
+    model = "weights" in content and bool({"spec", "projector"} & content.keys())
+    return model or any(str(name).endswith("preprocess.mean") for name in weights)

@@ -16,6 +16,7 @@ from acl_plugin import Evaluation, ThreatModel, UsageError
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
 from acl_plugin.evaluation import autoattack, run_folder
+from acl_plugin.evaluation.case import prepared
 from acl_plugin.evaluation.inputs import collect
 from acl_plugin.evaluation.storage import FolderStates
 from acl_plugin.models.encoder import Classifier
@@ -126,6 +127,17 @@ def test_a_folder_is_not_that_of_a_model_with_other_code(function, change, data,
     assert again.values["output_norm"] == first.values["output_norm"]
     with pytest.raises(UsageError, match=r"different settings \((output|gradient)_norm"):
         evaluate(Rounded(network, **change), x, *labels, threat=THREAT, folder=tmp_path / "results", **options)
+
+
+@pytest.mark.unit
+def test_the_clean_images_are_encoded_once_before_the_attacks(data, model):
+    passed, options = [], {"seed": 0, "batch_size": 7, "device": None, "classes": None}
+    model.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
+    with prepared(model, *data, **options, dataset=None, folder=None, attacked=False) as case:
+        before = sum(passed)
+        case.computed(attacked=False)
+    assert sum(passed) == before
+    assert passed.count(7) == len(data[0]) // 7
 
 
 @pytest.mark.e2e
