@@ -1,6 +1,6 @@
 """Schedules of the learning rate and eps."""
 
-import inspect
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -50,16 +50,25 @@ def rates(c: TrainingConfig, length: float) -> Callable[[float, float, float], f
     return rate
 
 
+OF_TIMM = {
+    "step": ("decay_epochs", "decay_rate"),
+    "multistep": ("decay_milestones", "decay_rate"),
+    "poly": ("decay_rate", "k_decay", "min_lr"),
+    "tanh": ("min_lr",),
+}
+"""Schedules of timm, and the arguments of ``timm.scheduler.create_scheduler_v2`` that change their rates in one cycle
+of the planned epochs. Noise is not among them: timm draws it by the number of the epoch, and rates change by step."""
+
+
 def of_timm(c: TrainingConfig) -> Callable[[float], float]:
     """Return the share of the peak rate as a function of the completed epochs, by a schedule of timm.
 
     Raises:
-        UsageError: for arguments that the schedule does not take.
+        UsageError: for arguments that the schedule does not read, or rates that are negative or not finite.
     """
     from timm.scheduler import create_scheduler_v2
 
-    own = ("optimizer", "sched", "num_epochs", "warmup_epochs", "step_on_epochs", "updates_per_epoch")
-    known = [name for name in inspect.signature(create_scheduler_v2).parameters if name not in own]
+    known = OF_TIMM[c.schedule]
     for name in c.schedule_kwargs:
         if name not in known:
             raise unknown(f"argument of schedule {c.schedule!r}:", str(name), known, parameter="schedule_kwargs")
@@ -69,13 +78,18 @@ def of_timm(c: TrainingConfig) -> Callable[[float], float]:
             raise ValueError("decay_milestones do not rise")
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         given = {"num_epochs": max(1, c.epochs), "warmup_epochs": 0, "step_on_epochs": True} | c.schedule_kwargs
+        if "min_lr" in given:
+            given["min_lr"] /= c.lr
         scheduler, _ = create_scheduler_v2(optimizer, sched=c.schedule, **given)
-        partial(_share, scheduler)(0.0)
-    except (TypeError, ValueError, AssertionError) as error:
+        share = partial(_share, scheduler)
+        for quarter in range(4 * c.epochs + 1):
+            if not 0 <= (rate := share(quarter / 4)) < math.inf:
+                raise ValueError(f"the learning rate after {quarter / 4:g} epochs is {rate * c.lr:g}")
+    except (TypeError, ValueError, AssertionError, ArithmeticError) as error:
         message = f"`schedule_kwargs` {c.schedule_kwargs} of `schedule` {c.schedule}: {reason(error)}"
         allowed = f"values that timm.scheduler.create_scheduler_v2 takes for {', '.join(known)}"
         raise UsageError(message, parameter="schedule_kwargs", given=c.schedule_kwargs, allowed=allowed) from error
-    return partial(_share, scheduler)
+    return share
 
 
 def _share(scheduler: Any, epochs: float) -> float:

@@ -12,7 +12,7 @@ from acl_plugin.runs.models import load_encoder
 from acl_plugin.training.build import build
 from acl_plugin.training.optimizer import create_optimizer
 from acl_plugin.training.pretrain import pretrain
-from acl_plugin.training.schedules import of_timm, rates
+from acl_plugin.training.schedules import OF_TIMM, of_timm, rates
 from conftest import TINY
 
 SMALL = TINY | {"objective": "simclr"}
@@ -22,11 +22,12 @@ SMALL = TINY | {"objective": "simclr"}
     ("name", "kwargs"),
     [
         ("step", {"decay_epochs": 3, "decay_rate": 0.5}), ("multistep", {"decay_milestones": [2, 7]}), ("poly", {}),
-        ("tanh", {}), ("poly", {"decay_rate": 2.0}),
+        ("tanh", {}), ("poly", {"decay_rate": 2.0}), ("tanh", {"min_lr": 0.1}),
+        ("poly", {"min_lr": 0.1, "k_decay": 0.5}),
     ],
 )  # fmt: skip
 def test_a_schedule_of_timm_has_its_values_at_the_epochs(name, kwargs):
-    c = preset("digits", schedule=name, schedule_kwargs=kwargs, epochs=10, warmup=0.2).training
+    c = preset("digits", schedule=name, schedule_kwargs=kwargs, epochs=10, warmup=0.2, lr=0.4).training
     rate = rates(c, 10)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.4)
     theirs, _ = create_scheduler_v2(optimizer, sched=name, num_epochs=10, **kwargs)
@@ -100,6 +101,43 @@ def test_an_average_is_resumed_to_the_bit(tmp_path):
         pretrain(config, tmp_path / "stopped", max_steps=3)
     stopped = pretrain(config, tmp_path / "stopped")
     assert stopped.encoder_file.read_bytes() == whole.encoder_file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("step", {"decay_epochs": 1, "decay_rate": -1}), ("step", {"decay_epochs": 0}), ("poly", {"k_decay": -1}),
+        ("poly", {"min_lr": -0.1}), ("tanh", {"min_lr": "1"}),
+        ("multistep", {"decay_rate": -1, "decay_milestones": [1]}),
+    ],
+)  # fmt: skip
+def test_rates_that_cannot_be_trained_with_are_refused(name, kwargs):
+    with pytest.raises(UsageError, match=f"`schedule` {name}: ") as error:
+        of_timm(preset("digits", **SMALL | {"epochs": 4}, schedule=name, schedule_kwargs=kwargs).training)
+    assert error.value.parameter == "schedule_kwargs"
+
+
+@pytest.mark.parametrize("name", OF_TIMM)
+def test_a_schedule_takes_just_the_arguments_that_change_its_rates(name):
+    """The others of timm's function have no effect, or are draws of noise."""
+    values = {
+        "decay_epochs": 2, "decay_milestones": [1, 3], "decay_rate": 0.3, "min_lr": 0.01, "k_decay": 0.5,
+        "cycle_mul": 2.0, "cycle_decay": 0.7, "cycle_limit": 2, "warmup_lr": 0.1, "warmup_prefix": True,
+        "cooldown_epochs": 2, "patience_epochs": 2, "plateau_mode": "min",
+        "noise": [0.5, 1], "noise_pct": 0.1, "noise_std": 2.0, "noise_seed": 1,
+    }  # fmt: skip
+    options = SMALL | {"epochs": 6, "lr": 0.1}
+    for argument, value in values.items():
+        kwargs = {argument: value}
+        if argument in OF_TIMM[name]:
+            more = {"decay_milestones": [2]} if name == "multistep" else {"decay_epochs": 3} if name == "step" else {}
+            share = of_timm(preset("digits", **options, schedule=name, schedule_kwargs=more | kwargs).training)
+            usual = of_timm(preset("digits", **options, schedule=name, schedule_kwargs=more).training)
+            epochs = [quarter / 4 for quarter in range(25)]
+            assert [share(at) for at in epochs] != [usual(at) for at in epochs], argument
+        else:
+            with pytest.raises(UsageError, match=f"unknown argument of schedule {name!r}: '{argument}'"):
+                of_timm(preset("digits", **options, schedule=name, schedule_kwargs=kwargs).training)
 
 
 @pytest.mark.parametrize("name", ["decay_t", "power", "decay_epoch", "optimizer", "num_epochs", "warmup_epochs"])
