@@ -1,26 +1,31 @@
 """The full pipeline: pretrain, probe, evaluate, export. Completed stages are skipped."""
 
 import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from acl_plugin.config import RunConfig, check
+from acl_plugin.config import ROWS, RunConfig, check
 from acl_plugin.data import datasets
-from acl_plugin.data.images import without_labels
+from acl_plugin.data.fingerprint import setting_differences
+from acl_plugin.data.images import DataSet, without_labels
 from acl_plugin.data.own_images import is_unlabeled
 from acl_plugin.errors import UsageError
 from acl_plugin.evaluation.chunks import evaluated_images
 from acl_plugin.evaluation.run_folder import evaluate
 from acl_plugin.leaderboard.export import export
 from acl_plugin.probing.held_out import checked
-from acl_plugin.probing.protocols import probe
+from acl_plugin.probing.protocols import configured, probe
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.growth import earlier_epochs
 from acl_plugin.runs.lock import alone
+from acl_plugin.runs.records import read_record
+from acl_plugin.runs.resume import OtherSettings, refuse
 from acl_plugin.runtime.device import require_device
-from acl_plugin.runtime.distributed import require_script
+from acl_plugin.runtime.distributed import continue_alone, require_script
 from acl_plugin.training.pretrain import pretrain
 
 logger = logging.getLogger(__name__)
@@ -28,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 def run(
     config: RunConfig,
-    out: Path,
+    out: Path | str,
     device: torch.device | str | None = None,
     *,
     overwrite: bool = False,
@@ -64,9 +69,11 @@ def run(
     with alone(), datasets.shared():
         _check_later_stages(config, RunDir(out), overwrite)
         folder = pretrain(config, out, overwrite=overwrite, **trainer_options)
-        if not (folder.classifier_file.is_file() and folder.probe_file.is_file()):
+        continue_alone(config.machine.ranks)
+        if not _is_probed(folder):
             probe(folder, device=device)
-        result = evaluate(folder, device=device)
+        with _of_stage("evaluate", folder):
+            result = evaluate(folder, device=device)
         _export(folder)
     return result
 
@@ -78,12 +85,38 @@ def _check_later_stages(config: RunConfig, folder: RunDir, overwrite: bool) -> N
         UsageError: see the stages.
     """
     folder.check_config(config, overwrite, growing=True)
-    probed = folder.classifier_file.is_file() and folder.probe_file.is_file()
-    if probed and not overwrite and earlier_epochs(folder, config) is None:
-        return
     data = datasets.load(config.data)
+    if _is_probed(folder) and not overwrite and earlier_epochs(folder, config) is None:
+        with _of_stage("probe", folder):
+            refuse(folder.path, _probe_differences(config, data, read_record(folder.probe_file)), "a probe")
+        return
     checked(data, config)
     evaluated_images(data, config, data.classes)
+
+
+def _probe_differences(config: RunConfig, data: DataSet, record: Mapping[str, Any]) -> list[str]:
+    """Return the settings in which the record of a probe differs, without files that are no longer there."""
+    gone = [name for name in ROWS if (file := getattr(config.probe, name)) is not None and not Path(file).is_file()]
+    settings = configured(config.replace(**dict.fromkeys(gone)), data)
+    return setting_differences({k: v for k, v in settings.items() if k in record and k not in gone}, record)
+
+
+def _is_probed(folder: RunDir) -> bool:
+    """Return whether a run has a classifier, and the record of its probe."""
+    return folder.classifier_file.is_file() and folder.probe_file.is_file()
+
+
+@contextmanager
+def _of_stage(stage: str, folder: RunDir) -> Iterator[None]:
+    """Name the command that makes the result of a stage again: `overwrite` of a run repeats the pretraining as well."""
+    try:
+        yield
+    except OtherSettings as error:
+        message = (
+            f"{error.found}. Run acl-plugin {stage} {folder.path} --overwrite to make it again by the configuration of "
+            f"the run; `overwrite` here would also replace the pretraining"
+        )
+        raise UsageError(message, parameter="overwrite", given=False, allowed=(True,)) from error
 
 
 def _export(folder: RunDir) -> None:

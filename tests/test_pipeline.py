@@ -11,7 +11,7 @@ import torch
 from processes import ended, started
 
 import acl_plugin
-from acl_plugin import UsageError, load_classifier, pipeline, preset, wrap_encoder
+from acl_plugin import UsageError, load_classifier, pipeline, preset, probe, wrap_encoder
 from acl_plugin.cli.main import main
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingUnfinished
@@ -45,6 +45,48 @@ def test_a_second_call_does_nothing_again(tiny_config, tmp_path, few):
     files = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*.pt")}
     assert pipeline.run(tiny_config, tmp_path / "run") == first
     assert files == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").glob("*.pt")}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("stage", "change", "named"),
+    [(probe, {"probe_protocol": "slf_exact"}, "probe_protocol"), (evaluate_run, {"limit_test": 7}, "images")],
+)
+def test_a_result_of_other_settings_is_not_that_of_the_run(stage, change, named, finished_run, few, capsys):
+    """The remedy is the stage's: to overwrite the run would repeat its pretraining."""
+    run = RunDir(finished_run)
+    config = run.read_config()
+    stage(run, config.replace(**change), overwrite=True)
+    before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(UsageError, match=f"different settings .*{named}") as error:
+        pipeline.run(config, finished_run)
+    assert f"Run acl-plugin {stage.__name__} {finished_run} --overwrite to make it again" in str(error.value)
+    assert {path: path.read_bytes() for path in before} == before
+    stage(run, overwrite=True)
+    if stage is probe:
+        evaluate_run(run, overwrite=True)
+    pipeline.run(config, finished_run)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("overwrite", ["no", 1])
+def test_overwrite_is_true_or_false(overwrite, finished_run, tmp_path):
+    config, x, y = RunDir(finished_run).read_config(), torch.rand(4, 1, 8, 8), [0, 1, 2, 3]
+    before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
+    classifier, threat = acl_plugin.load_classifier(finished_run), acl_plugin.ThreatModel("Linf", 0.1)
+    export = acl_plugin.export_to_robustbench
+    for call in (
+        lambda: pipeline.run(config, finished_run, overwrite=overwrite),
+        lambda: acl_plugin.pretrain(config.replace(seed=5), finished_run, overwrite=overwrite),
+        lambda: probe(finished_run, overwrite=overwrite),
+        lambda: evaluate_run(finished_run, overwrite=overwrite),
+        lambda: export(finished_run, name="Author2026Paper", overwrite=overwrite),
+        lambda: acl_plugin.evaluate(classifier, x, y, threat, folder=tmp_path / "own", overwrite=overwrite),
+    ):
+        with pytest.raises(UsageError, match=f"`overwrite` {overwrite!r}: allowed is true or false") as error:
+            call()
+        assert error.value.parameter == "overwrite"
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.e2e

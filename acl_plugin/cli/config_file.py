@@ -25,10 +25,14 @@ def _content(path: str) -> Any:
     """Return what a file of options holds; None for no file, or a damaged one.
 
     Raises:
-        UsageError: for a key that is given twice.
+        UsageError: for a key that is given twice, and for a pipe: options in it are read more than once.
     """
+    file = user_path(path, "config")
+    if file.is_fifo() or file.is_char_device() or file.is_socket():
+        message = f"`config` {path} is no file on disk, and the options are read from it more than once; save it first"
+        raise UsageError(message, parameter="config", given=path, allowed="a YAML file on disk")
     try:
-        return unique_keys.load(user_path(path, "config").read_text("utf-8"), "config")
+        return unique_keys.load(file.read_text("utf-8"), "config")
     except UsageError:
         raise
     except (OSError, ValueError, yaml.YAMLError):

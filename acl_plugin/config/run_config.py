@@ -45,7 +45,7 @@ class RunConfig:
         """Return a copy with other values of ``options``, whose ranges are checked where the configuration is used.
 
         Options that have no effect with the others are not refused, as they are by ``preset`` and the command line.
-        Another objective without ``objective_kwargs`` has its own defaults.
+        Another objective without ``objective_kwargs``, or backbone without ``backbone_kwargs``, has its own defaults.
 
         Raises:
             UsageError: for an unknown option, with the nearest.
@@ -57,8 +57,10 @@ class RunConfig:
         for name in options:
             if name not in SECTION_OF:
                 raise unknown("option", name, SECTION_OF)
-        if options.get("objective", self.objective.objective) != self.objective.objective:
-            options = {"objective_kwargs": {}} | options
+        before = self.options()
+        for name, its_arguments in (("objective", "objective_kwargs"), ("backbone", "backbone_kwargs")):
+            if options.get(name, before[name]) != before[name]:
+                options = {its_arguments: {}} | options
         own = with_sections(options)
         return replace(self, **{name: replace(getattr(self, name), **values) for name, values in own.items()})
 

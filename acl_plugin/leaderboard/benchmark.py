@@ -21,6 +21,7 @@ from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.lock import locked
 from acl_plugin.runs.transfer import require_shape, transfer
 from acl_plugin.runtime.distributed import require_script
+from acl_plugin.validation import check_value
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def benchmark(
         UsageError: for an unknown board, target or protocol, a run without an encoder, missing data, or a cell that is
             there with other settings.
     """
+    check_value("overwrite", overwrite, bool)
     found: Board = BOARDS.get(board)()
     config = run.read_config()
     accelerator = options.get("accelerator", config.machine.accelerator)

@@ -25,6 +25,7 @@ from acl_plugin.runs.lock import exclusive
 from acl_plugin.runs.models import load_classifier, weights_hash
 from acl_plugin.runs.records import read_record
 from acl_plugin.runtime.files import write_atomic, write_json
+from acl_plugin.validation import check_value
 
 NAME = r"[A-Za-z][A-Za-z0-9_-]{,99}"
 
@@ -134,6 +135,7 @@ def _with_paper(info: dict[str, Any], paper: dict[str, str]) -> dict[str, Any]:
 
 def _check_free(timms: str, name: str, dataset: str, described: Path, overwrite: bool) -> None:
     """Refuse a name of a RobustBench model, or of another run's export unless it is to be overwritten."""
+    check_value("overwrite", overwrite, bool)
     if timms in {timm_name(other, dataset, timms.rsplit("_", 1)[1]) for other in _zoo(dataset)}:
         raise _name_error(name, f"RobustBench has a {dataset} model of this name", "a name of your own")
     holder = Path(read_index().get(timms, described))

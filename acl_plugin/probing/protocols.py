@@ -129,20 +129,27 @@ def _record(record: Any, protocol: str) -> dict[str, Any]:
         raise PROTOCOLS.broken(message, protocol) from error
 
 
-def _settings(run: RunDir, config: RunConfig, data: DataSet, device: torch.device) -> dict[str, Any]:
-    """Return all that decides the result of a probe, in plain types."""
-    banks = [path for path in (run.encoder_file, run.benign_encoder_file) if path.is_file()]
+def configured(config: RunConfig, data: DataSet) -> dict[str, Any]:
+    """Return the settings of a probe that the configuration has, as its record states them."""
     threat = ThreatModel(config.threat.norm, config.threat.eps)
-    finetuned = config.probe.lpaft != "none"
     return {
         **vars(config.probe),
-        **(lpaft.sizes(config, data) if finetuned else {}),
+        **(lpaft.sizes(config, data) if config.probe.lpaft != "none" else {}),
         **{name: _digest(file) for name in ROWS if (file := getattr(config.probe, name)) is not None},
         "threat_model": threat.norm,
         "eps": threat.eps,
         "augment": config.training.augment,
         "weak_padding": config.training.weak_padding,
         "seed": config.machine.seed,
+    }
+
+
+def _settings(run: RunDir, config: RunConfig, data: DataSet, device: torch.device) -> dict[str, Any]:
+    """Return all that decides the result of a probe, in plain types."""
+    banks = [path for path in (run.encoder_file, run.benign_encoder_file) if path.is_file()]
+    finetuned = config.probe.lpaft != "none"
+    return {
+        **configured(config, data),
         "precision": of_networks(config.machine.precision, device),
         "encoders": [_digest(path) for path in banks],
         "images": data.train.fingerprint(data.classes).to_dict(),

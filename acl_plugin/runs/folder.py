@@ -35,10 +35,12 @@ from acl_plugin.config import RunConfig
 from acl_plugin.errors import UsageError
 from acl_plugin.runs.clearing import clear
 from acl_plugin.runs.environment import environment
+from acl_plugin.runs.recorded_images import recorded_images
 from acl_plugin.runs.records import read_record
 from acl_plugin.runs.resume import refuse
-from acl_plugin.runtime.files import damaged, read_json, writable, write_atomic, write_json
+from acl_plugin.runtime.files import damaged, writable, write_atomic, write_json
 from acl_plugin.runtime.paths import user_path
+from acl_plugin.validation import check_value
 
 if TYPE_CHECKING:  # PyTorch takes seconds, and commands read configurations without it
     import torch
@@ -192,6 +194,7 @@ class RunDir(os.PathLike[str]):
         Raises:
             UsageError: when it contains another configuration or other files.
         """
+        check_value("overwrite", overwrite, bool | None)
         if self.path.exists() and not self.path.is_dir():
             message = f"{self.path} is a file; `out` is a folder"
             raise UsageError(message, parameter="out", given=str(self.path), allowed="a folder")
@@ -227,9 +230,7 @@ class RunDir(os.PathLike[str]):
         Raises:
             UsageError: with the difference.
         """
-        before = read_json(self.images_file) if self.images_file.is_file() else {}
-        if not isinstance(before, dict):
-            raise UsageError(f"{self.images_file} is damaged; delete it", parameter="run", given=str(self.path))
+        before = recorded_images(self.images_file)
         remedy = f"restore them, or choose another folder than {self.path}"
         data.train.fingerprint(data.classes).require(before.get("train"), f"the training images of {data.name}", remedy)
         if pretraining and data.unlabeled is not None:

@@ -14,7 +14,7 @@ from acl_plugin.errors import UsageError
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runtime import file_locks
 from acl_plugin.runtime.defaults import usual_defaults
-from acl_plugin.runtime.distributed import is_first_process
+from acl_plugin.runtime.distributed import launched
 from acl_plugin.runtime.files import writable
 
 logger = logging.getLogger(__name__)
@@ -50,13 +50,16 @@ def alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, create: bool = False) -> Iterator[None]:
+def locked(folder: Path, *, create: bool = False, first: bool = True) -> Iterator[None]:
     """Exclude other processes from ``folder``, and other threads as ``alone``.
 
-    A missing folder is created with ``create``, so that two processes do not begin in it, and is else not locked.
-
     The kernel holds the lock and releases it when the process ends for any reason. The file ``.lock`` contains the
-    process id. Only the first process of a launcher locks; others (``RANK`` or ``LOCAL_RANK`` above 0) do not.
+    process id.
+
+    Args:
+        folder: folder to lock; a missing one is not locked.
+        create: create a missing folder, so that two processes do not begin in it.
+        first: False for processes beside the first one of a training, which holds the lock for all of them.
 
     Raises:
         UsageError: when another process (with its id) uses the folder, or when another thread is active.
@@ -64,14 +67,14 @@ def locked(folder: Path, *, create: bool = False) -> Iterator[None]:
     if create:
         with writable(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    with alone(), _locked(folder):
+    with alone(), _locked(folder) if first else contextlib.nullcontext():
         yield
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     path = folder.resolve() / ".lock"
-    if path in _HELD or not is_first_process() or not folder.is_dir():
+    if path in _HELD or not folder.is_dir():
         yield
         return
     with path.open("a+", encoding="utf-8") as file:
@@ -80,8 +83,10 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             file_locks.lock(file, wait=False)
         except BlockingIOError as error:
+            others = launched()
+            several = f", or set `devices` for the {others} processes that were launched together" if others > 1 else ""
             raise UsageError(
-                f"process {owner} works in {folder}; wait for it, or choose another folder",
+                f"process {owner} works in {folder}; wait for it, or choose another folder{several}",
                 parameter="run", given=str(folder), allowed="a folder in which no other process works",
             ) from error  # fmt: skip
         if owner:

@@ -10,6 +10,17 @@ from typing import Any
 
 from acl_plugin.errors import UsageError
 from acl_plugin.runs.records import read_record
+from acl_plugin.validation import check_value
+
+
+class OtherSettings(UsageError):
+    """An earlier result has other settings, and the caller can replace it.
+
+    Attributes:
+        found: the result and the differences, without a remedy.
+    """
+
+    found: str
 
 
 def earlier_record(
@@ -27,6 +38,7 @@ def earlier_record(
     Raises:
         UsageError: when the earlier settings differ, naming them; or when the file is damaged.
     """
+    check_value("overwrite", overwrite, bool)
     if overwrite or not file.is_file():
         return None
     from acl_plugin.data.fingerprint import setting_differences
@@ -47,12 +59,15 @@ def refuse(folder: Path, differences: list[str], what: str, replaceable: bool = 
         remedy: another remedy than to overwrite it.
 
     Raises:
+        OtherSettings: listing the differences, when it is replaceable.
         UsageError: listing the differences.
     """
     if differences:
         found = f"{folder} already contains {what} with different settings ({'; '.join(differences)})"
         if replaceable:
             message = f"{found}. Pass `overwrite` to replace it, {remedy}or choose another folder."
-            raise UsageError(message, parameter="overwrite", given=False, allowed=(True,))
+            error = OtherSettings(message, parameter="overwrite", given=False, allowed=(True,))
+            error.found = found
+            raise error
         message = f"{found}; choose another `out`"
         raise UsageError(message, parameter="out", given=str(folder), allowed="a new folder, or that of the same run")

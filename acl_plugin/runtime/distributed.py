@@ -88,17 +88,41 @@ LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_NTASKS", "MASTER_ADDR")
 
 
 def require_others(devices: int) -> None:
-    """Check that the processes that a launcher started with this one have not ended after an earlier training.
+    """Check that a launcher started as many processes as are to train together, and that they have not ended.
 
     Raises:
-        UsageError: with a remedy, when they have, and this one is to train with others.
+        UsageError: with a remedy, when they are more or fewer, or ended after an earlier training.
     """
+    started = launched()
+    if devices > 1 and _by_launcher() and started != devices:
+        message = (
+            f"`devices` {devices} on all nodes: the launcher started {started} process(es), of which each trains on "
+            f"one; start {devices}, as by torchrun --nproc-per-node or srun --ntasks-per-node, or set `devices`"
+        )
+        raise UsageError(message, parameter="devices", given=devices, allowed=started)
     if devices > 1 and _others_ended:
         message = (
             f"`devices` {devices}: the other processes that the launcher started ended after the first pretraining; "
             f"start one script for each"
         )
         raise UsageError(message, parameter="devices", given=devices, allowed=1)
+
+
+def continue_alone(ranks: int) -> None:
+    """End a process that a launcher has started beside the first one of a training, which does alone what follows."""
+    global _others_ended
+    if ranks > 1 and _by_launcher():
+        if not is_first_of(ranks):
+            raise SystemExit(0)
+        _others_ended = True
+
+
+def _by_launcher() -> bool:
+    """Return whether torchrun or SLURM has started this process; Lightning's own processes run the script again."""
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
 
 
 def require_launcher(nodes: int) -> None:
@@ -115,9 +139,40 @@ def require_launcher(nodes: int) -> None:
         raise UsageError(message, parameter="num_nodes", given=nodes, allowed=1)
 
 
-def is_first_process() -> bool:
-    """Return whether this is the only process of a run, or the first one that a launcher has started."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+def launched() -> int:
+    """Return the number of processes that a launcher has started together, by its variables; 1 without any."""
+    sizes = [os.environ.get(name) or "1" for name in ("WORLD_SIZE", "SLURM_NTASKS")]
+    return max(int(size) if size.isdecimal() else 1 for size in sizes)
+
+
+def is_first_of(ranks: int) -> bool:
+    """Return whether this process is the only one of a training, or the first of those that a launcher has started.
+
+    Args:
+        ranks: number of processes that train together; variables that a launcher left do not make one process a part.
+    """
+    names = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return ranks == 1 or all((os.environ.get(name) or "0") == "0" for name in names)
+
+
+@contextlib.contextmanager
+def known_to_lightning(ranks: int) -> Iterator[None]:
+    """Let the loggers of a training in one process write, which Lightning stops by the variables that launchers leave.
+
+    Args:
+        ranks: number of processes that train together; of several, Lightning knows the first.
+    """
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    here: Any = rank_zero_only  # an attribute of the function
+    before = here.rank
+    if ranks == 1:
+        here.rank = 0
+    try:
+        yield
+    finally:
+        if ranks == 1:
+            here.rank = before
 
 
 def require_script(devices: int, guarded: bool = False) -> None:

@@ -33,6 +33,7 @@ from acl_plugin.theory.correlation import FEWEST, spearman
 from acl_plugin.theory.divergence_estimates import MEASURED_WITH
 from acl_plugin.theory.encoder_audit import audit_encoder
 from acl_plugin.theory.terms import RHO, SHARP_BATCHES, SIGMA, TEMPERATURE
+from acl_plugin.validation import check_value
 
 BASELINE = "has the adversarial loss"
 """Name of the series that is 1 for objectives with an adversarial loss, and 0 otherwise."""
@@ -61,6 +62,7 @@ def audit(
     Raises:
         UsageError: when a run has no encoder, its images cannot be audited, or it was audited with different settings.
     """
+    check_value("overwrite", overwrite, bool)
     for run in runs:
         run.require(run.encoder_file, f"pretrain --out {run.path}")
     _require_comparable(runs, limit)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from acl_plugin.config import RunConfig, check
 from acl_plugin.config.published_pretrainings import pretraining_is
@@ -20,7 +21,8 @@ from acl_plugin.runs.lock import alone, locked
 from acl_plugin.runs.records import read_metrics
 from acl_plugin.runtime.device import precision, training_device
 from acl_plugin.runtime.distributed import (
-    is_first_process,
+    is_first_of,
+    known_to_lightning,
     require_launcher,
     require_others,
     require_script,
@@ -75,7 +77,7 @@ def pretrain(
     check(config)
     require_launcher(config.machine.num_nodes)
     with alone():
-        given = check_options(config, trainer_options)
+        given, first = check_options(config, trainer_options), is_first_of(config.machine.ranks)
         if encoder is not None:
             config = _recorded(config, encoder)
         own = None if encoder is None else own_encoder.described(encoder)
@@ -87,20 +89,18 @@ def pretrain(
         if not overwrite:
             run.check_images(data, pretraining=True)
         if run.encoder_file.is_file() and not overwrite and before is None:
-            require_same(run, config)
-            run.record_config(config)  # complete: keep the records of how it was made, and need no teacher
-            return run
+            return _complete(run, config)
         module = build(config, data, encoder)
         require_apart(run, config, ["init", *module.teachers])
         require_others(config.machine.ranks)
         require_script(config.machine.devices)
         if run.metrics_file.is_file() and not overwrite:
             read_metrics(run.metrics_file)  # finds damage before the first step, not after the first epoch
-        with deferred() as interrupted:
+        with deferred() as interrupted, known_to_lightning(config.machine.ranks):
             checkpoints = Checkpoints(run, config.training, config.machine.ranks, interrupted, _limit(given))
             trainer = _trainer(config, run, checkpoints, given)
-            with locked(run.path, create=True):
-                if is_first_process():  # the others would see the folder before or after it is cleared
+            with locked(run.path, create=True, first=first):
+                if first:  # the others would see the folder before or after it is cleared
                     if before is not None:
                         grow(run, before, config.training.epochs)
                     run.start(config, overwrite)
@@ -109,6 +109,15 @@ def pretrain(
                         own_encoder.record(run, own)
                 log_options(trainer.loggers, config)
                 _fit(module, run, trainer, checkpoints, None if overwrite else _checkpoint(run))
+    return run
+
+
+def _complete(run: RunDir, config: RunConfig) -> RunDir:
+    """Return a complete run after its checks; it keeps the records of how it was made, and needs no teacher."""
+    require_same(run, config)
+    if config.machine.accelerator != run.read_config().machine.accelerator:
+        training_device(config.machine.accelerator)
+    run.record_config(config)
     return run
 
 
@@ -192,7 +201,7 @@ def _trainer(config: RunConfig, run: RunDir, checkpoints: Checkpoints, options: 
         "precision": precision(config.machine.precision, training_device(config.machine.accelerator)),
         "strategy": "ddp" if config.machine.ranks > 1 else "auto",
         "max_epochs": config.training.epochs,
-        "plugins": [AtomicCheckpointIO(run)],
+        "plugins": [AtomicCheckpointIO(run), *([LightningEnvironment()] if config.machine.ranks == 1 else [])],
         "default_root_dir": run.path,
         "log_every_n_steps": 1,
         "enable_progress_bar": False,

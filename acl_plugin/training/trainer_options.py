@@ -33,6 +33,7 @@ INSTEAD = {
     "min_steps": "set `epochs` of the configuration",
     "limit_train_batches": "set `limit_train` of the configuration",
     "overfit_batches": "set `limit_train` of the configuration",
+    "gradient_clip_val": "set `clip_grad_norm` of the configuration",
     "fast_dev_run": "set `epochs` and `limit_train` of the configuration, or pass `max_steps` to stop early",
     "strategy": "set `devices` of the configuration; above 1 they train by ddp",
     "deterministic": "call torch.use_deterministic_algorithms first",
@@ -73,7 +74,9 @@ def _check_option(name: str, value: Any, config: RunConfig, defaults: Mapping[st
     if name == "max_steps" and value != -1 and (type(value) is not int or value < 1):
         allowed = "-1 or a whole number above 0"
         raise UsageError(f"`max_steps` {value!r}: allowed is {allowed}", parameter=name, given=value, allowed=allowed)
-    if name == "callbacks":
+    if name == "max_time":
+        _check_time(value)
+    elif name == "callbacks":
         _check_callbacks(as_list(value))
     elif name == "logger" and not isinstance(value, bool):
         _check_kind(name, as_list(value), Logger)
@@ -87,6 +90,18 @@ def _check_option(name: str, value: Any, config: RunConfig, defaults: Mapping[st
         todo = f"set `{field}` of the configuration" if field else INSTEAD.get(name, "leave it out")
         message = f"`{name}` {value!r}: a pretraining runs with {used!r}; {todo}"
         raise UsageError(message, parameter=name, given=value, allowed=(used,))
+
+
+def _check_time(value: Any) -> None:
+    allowed = "a time above 0: a timedelta, a mapping of its arguments, or text of days:hours:minutes:seconds"
+    try:
+        left = lightning_callbacks.Timer(duration=value).time_remaining()
+    except (MisconfigurationException, ValueError, TypeError, AttributeError, OverflowError):
+        left = None
+    if left is None or left <= 0:
+        raise UsageError(
+            f"`max_time` {value!r}: allowed is {allowed}", parameter="max_time", given=value, allowed=allowed
+        )
 
 
 def _check_callbacks(callbacks: list[Any]) -> None:
@@ -130,13 +145,11 @@ def create_trainer(options: dict[str, Any], given: Iterable[str]) -> lightning.T
     """
     try:
         return lightning.Trainer(**signature_defaults() | options)
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         names, details = ", ".join(given), " ".join(str(error).split())
-        if not names and isinstance(error, MisconfigurationException):  # more devices than there are
+        if not names:  # more devices than there are, or other ones than a launcher's
             message = f"`devices` {options['devices']}: {details}"
             raise UsageError(message, parameter="devices", given=options["devices"], allowed=details) from error
-        if not names:
-            raise
         allowed, values = f"what lightning.Trainer takes: {details}", [options[name] for name in given]
         message = f"lightning.Trainer refuses {names}: {details}"
         raise UsageError(message, parameter=names, given=values, allowed=allowed) from error

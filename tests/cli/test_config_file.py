@@ -1,5 +1,6 @@
 """What a file of --config and values of several levels may be."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,10 @@ def test_nested_values_replace_single_ones(capsys):
 def test_an_option_has_one_name(name, capsys):
     for given in ([name, "1"], [f"{name}=1"]):
         assert f"unknown argument '{name.partition('.')[0]}'" in refused(capsys, "pretrain", "--out", "new", *given)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+@pytest.mark.parametrize("option", [["--config", "pipe"], ["--config=pipe"]])
+def test_a_pipe_is_refused_without_waiting_for_it(option, capsys):
+    os.mkfifo("pipe")
+    assert "--config pipe is no file on disk" in refused(capsys, "pretrain", "--out", "new", *option)

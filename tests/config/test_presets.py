@@ -103,6 +103,15 @@ def test_settings_of_an_objective_are_not_those_of_another():
     assert kept == config.TWO_SIDED
 
 
+def test_another_backbone_has_not_the_arguments_of_the_one_before():
+    before = config.preset("digits")
+    assert before.encoder.backbone_kwargs != {}
+    assert before.replace(backbone="vit_tiny_patch16_224").encoder.backbone_kwargs == {}
+    assert before.replace(backbone=before.encoder.backbone, epochs=3).encoder == before.encoder
+    own = {"depth": 2}
+    assert before.replace(backbone="vit_tiny_patch16_224", backbone_kwargs=own).encoder.backbone_kwargs == own
+
+
 def test_a_section_without_options_is_empty():
     assert config.from_dict({"training": None, "epochs": 5}).training.epochs == 5
 

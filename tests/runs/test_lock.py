@@ -84,10 +84,20 @@ def test_stages_may_be_nested_and_an_exception_gives_it_back(tmp_path):
 
 
 @pytest.mark.ddp
-def test_ranks_beside_the_first_leave_the_lock_to_it(other, monkeypatch):
+def test_ranks_beside_the_first_leave_the_lock_to_it(other):
     run, _ = other
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with locked(run.path):
+    with locked(run.path, first=False):
+        pass
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
+def test_variables_of_a_launcher_do_not_open_a_locked_folder(other, name, monkeypatch):
+    run, process = other
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = f"process {process.pid} works in .*; .* or set `devices` for the 2 processes that were launched together"
+    with pytest.raises(UsageError, match=message), locked(run.path):
         pass
 
 

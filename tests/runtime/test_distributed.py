@@ -19,7 +19,9 @@ from acl_plugin.runtime import distributed
 from acl_plugin.runtime.distributed import (
     LAUNCHED,
     average,
+    continue_alone,
     gathered,
+    is_first_of,
     ranks,
     require_launcher,
     require_others,
@@ -27,6 +29,7 @@ from acl_plugin.runtime.distributed import (
     temporary_group,
 )
 from acl_plugin.training.pretrain import pretrain
+from conftest import TINY
 
 SCRIPT = """
 import json, sys
@@ -272,3 +275,74 @@ def test_who_started_the_others_is_known_from_the_variable(before, after, ended,
         monkeypatch.setattr(distributed, "ranks", lambda: groups[-1])
     assert (distributed._others_ended, groups) == (ended, [])
     assert os.environ.get("LOCAL_RANK") == before
+
+
+LEFT = {
+    "torchrun": {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"},
+    "lightning": {"LOCAL_RANK": "1", "NODE_RANK": "1"},
+    "slurm": {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "7"},
+    "sbatch": {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train", "SLURM_JOB_ID": "7"},
+    "empty": {"RANK": "", "LOCAL_RANK": "", "WORLD_SIZE": "", "SLURM_PROCID": ""},
+}
+"""Variables that launchers leave in an environment, where one process trains."""
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("left", LEFT)
+def test_one_process_writes_its_run_whatever_a_launcher_left(left, finished_run, tmp_path, monkeypatch):
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    for name, value in LEFT[left].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as Lightning finds it when it is imported
+    usual = RunDir(finished_run)
+    run = pretrain(usual.read_config(), tmp_path / "run")
+    assert rank_zero_only.rank == 1
+    assert run.encoder_file.read_bytes() == usual.encoder_file.read_bytes()
+    for file in ("config.yaml", "images.json", "environment.json", "pretraining.json", "metrics.csv", ".lock"):
+        assert (run.path / file).is_file(), file
+    assert len(run.metrics_file.read_text().splitlines()) == len(usual.metrics_file.read_text().splitlines())
+
+
+@pytest.mark.parametrize("left", ["torchrun", "lightning", "slurm"])
+def test_of_several_processes_the_first_is_found_from_the_variables(left, monkeypatch):
+    for name, value in LEFT[left].items():
+        monkeypatch.setenv(name, value)
+    assert is_first_of(1)
+    assert not is_first_of(2)
+
+
+@pytest.mark.parametrize("left", ["torchrun", "slurm", "sbatch"])
+def test_more_devices_than_a_launcher_started_are_refused_in_one_line(left, tmp_path, monkeypatch):
+    for name, value in LEFT[left].items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="`devices` 4 on all nodes: the launcher started 2 process") as error:
+        pretrain(preset("digits", **TINY | {"batch_size": 4}, devices=4, accelerator="cpu"), tmp_path / "run")
+    assert error.value.parameter == "devices"
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("left", LEFT)
+@pytest.mark.parametrize("first", [True, False])
+def test_one_process_of_a_launcher_does_what_follows_a_training(left, first, monkeypatch):
+    for name, value in LEFT[left].items():
+        monkeypatch.setenv(name, "0" if first and value == "1" else value)
+    monkeypatch.setattr(distributed, "_others_ended", False)
+    continue_alone(1)
+    if left in ("torchrun", "slurm") and not first:
+        with pytest.raises(SystemExit) as ended:
+            continue_alone(2)
+        assert ended.value.code == 0
+    else:
+        continue_alone(2)
+    assert distributed._others_ended == (left == "sbatch" or (left in ("torchrun", "slurm") and first))
+
+
+def test_a_process_that_lightning_started_passes_a_complete_run(tmp_path, monkeypatch):
+    """It runs the script again up to the training that it is for."""
+    config, run = preset("digits", devices=2), RunDir(tmp_path / "run")
+    run.start(config)
+    run.encoder_file.touch()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pretrain(config, run.path).path == run.path

@@ -75,8 +75,9 @@ def test_ranks_beside_the_first_do_not_look_at_what_it_replaces(options, finishe
     run, resumed = RunDir(finished_run), []
     before = {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()}
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(pretraining, "require_script", lambda devices: None)
     monkeypatch.setattr(pretraining, "_fit", lambda *arguments: resumed.append(arguments[-1]))
-    pretraining.pretrain(run.read_config().replace(**options), finished_run, overwrite=True)
+    pretraining.pretrain(run.read_config().replace(devices=2, **options), finished_run, overwrite=True)
     assert resumed == [None]
     assert {path: path.read_bytes() for path in finished_run.rglob("*") if path.is_file()} == before
 

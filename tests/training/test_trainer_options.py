@@ -1,5 +1,8 @@
+from datetime import timedelta
+
 import lightning
 import pytest
+import torch
 from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -135,6 +138,9 @@ def test_options_are_added_to_ours_or_repeat_them(options, config, undisturbed, 
         ({"callbacks": callbacks.StochasticWeightAveraging(0.1)}, "callbacks"),
         ({"logger": "wandb"}, "logger"),
         ({"max_time": -1}, "max_time"),
+        ({"max_time": {"hours": 0}}, "max_time"),
+        ({"max_time": timedelta(-1)}, "max_time"),
+        ({"max_time": "00:00:00:00"}, "max_time"),
         ({"max_time": {"minutes": "5"}}, "max_time"),
         ({"max_time": {"fortnights": 1}}, "max_time"),
         ({"log_every_n_steps": "a"}, "log_every_n_steps"),
@@ -147,6 +153,21 @@ def test_what_cannot_be_passed_on_is_refused_before_anything_is_written(options,
         pretrain(config, tmp_path / "run", **options)
     assert error.value.parameter == parameter
     assert not (tmp_path / "run").exists()
+
+
+def test_the_advice_names_an_option_of_the_configuration(config, tmp_path):
+    with pytest.raises(UsageError, match="`gradient_clip_val` 1.0: .*; set `clip_grad_norm` of the configuration"):
+        pretrain(config, tmp_path / "run", gradient_clip_val=1.0)
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU")
+def test_a_finished_run_does_not_take_an_accelerator_that_is_not_there(finished_run):
+    run = RunDir(finished_run)
+    before = run.config_file.read_bytes()
+    with pytest.raises(UsageError, match="`accelerator` gpu"):
+        pretrain(run.read_config().replace(accelerator="gpu"), finished_run)
+    assert run.config_file.read_bytes() == before
 
 
 @pytest.mark.e2e
