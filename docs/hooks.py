@@ -16,6 +16,11 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Link to the page of the notebook in place of its file."""
+    return markdown.replace("(tutorial.ipynb)", "(tutorial.md)")
+
+
 def _markdown(cell: dict[str, Any]) -> str:
     source = "".join(cell["source"])
     return f"```python\n{source}\n```" if cell["cell_type"] == "code" else source

@@ -24,7 +24,7 @@ class DeACL(Distillation):
     Args:
         teacher: trained encoder, such as ``acl_plugin.load_encoder(RUN)`` of a SimCLR run. It is copied. In a
             configuration, the folder of a finished `acl-plugin pretrain --objective simclr`, or a timm model with
-            pretrained weights (`timm:NAME`; see the guide).
+            pretrained weights (`timm:NAME`; see docs/how-to/objectives.md).
         beta: weight of the adversarial term, at least 0.
         initialize: start the student from the teacher's weights, for which both must be the same network. With False
             it starts from its own (random, `--pretrained` or `--init`) and may be any network.

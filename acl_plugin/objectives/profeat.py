@@ -30,7 +30,7 @@ class ProFeAT(Distillation):
     Args:
         teacher: trained encoder, such as ``acl_plugin.load_encoder(RUN)`` of a SimCLR run. It is copied. In a
             configuration, the folder of a finished `acl-plugin pretrain --objective simclr`, or a timm model with
-            pretrained weights (`timm:NAME`; see the guide).
+            pretrained weights (`timm:NAME`; see docs/how-to/objectives.md).
         beta: weight of the adversarial term, at least 0; 8 as published for CIFAR-100.
         projector_weight: p, in [0, 1]. With 0 there is no projector, in the attack neither; a teacher without one,
             such as a timm model, needs it.
