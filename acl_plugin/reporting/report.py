@@ -38,8 +38,15 @@ SHOWN, MAPPED = 8, 200
 def report(runs: Sequence[RunDir | Path | str], out: Path | str) -> None:
     """Write the page of run folders to the file ``out``.
 
+    Args:
+        runs: run folders, which are compared if there are several.
+        out: HTML file to write, in a folder that exists.
+
     Raises:
         UsageError: when a folder is not a run, or ``out`` is no place for a file.
+
+    Example:
+        >>> acl_plugin.report(["runs/acl_ds", "runs/simclr"], "report.html")  # doctest: +SKIP
     """
     out = user_path(out, "out")
     if out.is_dir() or not out.parent.is_dir():
