@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
-from acl_plugin.errors import UsageError, unknown
+from acl_plugin.errors import UsageError, reason, unknown
 from acl_plugin.validation import refused_value
 
 NAME = re.compile(r"\d*[A-Za-z]\w*", re.ASCII)
+NAMES = "letters, digits and _, starting with a letter, or with digits and a letter"
 Factory = TypeVar("Factory", bound=Callable[..., Any])
 
 
@@ -54,9 +55,9 @@ class Registry:
             UsageError: when ``name`` is already taken, or invalid (it also names folders).
         """
         if not self._is_name(name):
-            allowed = "letters, digits and _, starting with a letter, or with digits and a letter"
-            message = f"{self.kind} name {name!r}: allowed are {allowed}"
-            raise UsageError(message, parameter="name", given=name, allowed=allowed)
+            raise UsageError(
+                f"{self.kind} name {name!r}: allowed are {NAMES}", parameter="name", given=name, allowed=NAMES
+            )
 
         def add(factory: Factory) -> Factory:
             if factory.__module__ != self._modules.get(name):
@@ -95,9 +96,12 @@ class Registry:
         """Check that a name is registered, without loading it.
 
         Raises:
-            UsageError: for an unknown name, with the nearest.
+            UsageError: for an unknown name, with the nearest; for an entry point whose name is not allowed.
         """
         if name not in self:
+            for entry in (e for e in entry_points(group=self.group) if e.name == name):
+                message = f"{self.kind} {name!r} of {_distribution(entry)} has a name that is not allowed"
+                raise self.broken(f"{message}: allowed are {NAMES}; rename its entry point", name)
             raise unknown(self.kind, self._registered(name), self.names(), parameter=self.parameter)
 
     def get(self, name: str) -> Callable[..., Any]:
@@ -152,7 +156,7 @@ class Registry:
         try:
             loaded: Callable[..., Any] = entry.load()
         except Exception as error:
-            raise self.broken(f"{what} cannot be loaded: {_line(error)}", entry.name) from error
+            raise self.broken(f"{what} cannot be loaded: {reason(error)}", entry.name) from error
         if not callable(loaded):
             raise self.broken(f"{what} is {type(loaded).__name__}, no class or function", entry.name)
         return loaded
@@ -272,9 +276,11 @@ def create_objective(name: str, **settings: Any) -> Any:
         raise
     except (TypeError, ValueError) as error:
         raise UsageError(
-            f"objective {name!r} cannot be created with {settings}: {_line(error)}",
+            f"objective {name!r} cannot be created with {settings}: {reason(error)}",
             parameter="objective_kwargs", given=settings, allowed=tuple(parameters),
         ) from error  # fmt: skip
+    except Exception as error:
+        raise OBJECTIVES.broken(f"objective {name!r} is broken: {reason(error)}", name) from error
     if not hasattr(objective, "check_contract"):
         message = f"objective {name!r} is {type(objective).__name__}, no acl_plugin.Objective"
         raise OBJECTIVES.broken(message, name)
@@ -291,7 +297,3 @@ def _distribution(entry: EntryPoint) -> str:
 
 def _origin(factory: Callable[..., Any]) -> str:
     return f"{factory.__module__}.{getattr(factory, '__qualname__', type(factory).__name__)}"
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

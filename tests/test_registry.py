@@ -1,4 +1,5 @@
 import inspect
+import re
 import sys
 from importlib.metadata import EntryPoint
 from itertools import permutations
@@ -210,6 +211,43 @@ def test_settings_that_are_missing_or_wrong_are_refused_by_name(forget):
     with pytest.raises(UsageError) as error:
         acl_plugin.create_objective("demanding", sise=3)
     assert (error.value.parameter, error.value.given, error.value.allowed) == ("sise", "sise", ("size",))
+
+
+def forgets(self):
+    self.size = 3
+
+
+def builds_first(self):
+    self.layer = torch.nn.Linear(1, 1)
+
+
+def misses_a_key(self):
+    super(acl_plugin.Objective, self).__init__()
+    {}["missing"]
+
+
+@pytest.mark.parametrize("constructor", [forgets, builds_first, misses_a_key])
+def test_a_constructor_that_fails_in_any_way_is_named_and_spoils_no_list(constructor, forget, capsys):
+    forget("bad")
+    acl_plugin.register("bad")(type("Bad", (acl_plugin.Objective,), {"__init__": constructor}))
+    with pytest.raises(UsageError, match="objective 'bad' is broken: ") as error:
+        acl_plugin.create_objective("bad")
+    assert "\n" not in str(error.value)
+    assert main(["list", "objectives"]) == 0
+    listed = capsys.readouterr().out
+    assert re.search(r"^bad +objective 'bad' is broken: ", listed, flags=re.MULTILINE)
+    assert "VICReg" in listed
+
+
+def test_an_entry_point_whose_name_is_not_allowed_is_reported(monkeypatch):
+    class Distribution:
+        name = "third-party"
+
+    entry = EntryPoint("half-adversarial", "math:pi", registry.OBJECTIVES.group)._for(Distribution)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == entry.group else [])
+    with pytest.raises(UsageError, match="'half-adversarial' of third-party .* not allowed: .* letters.*; rename"):
+        acl_plugin.create_objective("half-adversarial")
+    assert "half-adversarial" not in acl_plugin.available()
 
 
 def test_an_entry_point_that_is_no_class_is_refused(third_party):

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cache
+from numbers import Real
 from typing import Any
 
 from acl_plugin.attacks.catalogue import (
@@ -15,6 +16,7 @@ from acl_plugin.attacks.catalogue import (
     check_count,
     defaults,
     fewest_classes,
+    is_count,
     supports,
     training_names,
 )
@@ -68,12 +70,17 @@ def default_step(name: str, steps: int) -> float:
 
 def warn_of_short_steps(name: str, given: Mapping[str, Any], steps: int, eps: float) -> None:
     """Log a warning when the given step size is too small to cross the ball from a random start."""
-    count = next((given[each] for each in STEPS if each in given), steps)
-    known = defaults(name)
+    count, known = _count(given, steps), defaults(name)
     random_start = given.get("random_start", known.get("random_start", False))
-    if "alpha" not in given or "alpha" not in known or not random_start or count * given["alpha"] >= 2 * eps:
+    alpha = given.get("alpha")  # a class of another author may take anything
+    if not isinstance(alpha, Real) or "alpha" not in known or not random_start or count * float(alpha) >= 2 * eps:
         return
-    _warn_once(name, count, given["alpha"], eps)
+    _warn_once(name, count, float(alpha), eps)
+
+
+def _count(given: Mapping[str, Any], steps: int) -> int:
+    """Return the number of steps among the arguments of a class, or else ``steps``."""
+    return next((given[each] for each in STEPS if is_count(given.get(each))), steps)
 
 
 @cache
@@ -134,8 +141,7 @@ def class_arguments(
         classes: number of logits.
         seed: seed of the attack's noise.
     """
-    count = next((given[each] for each in STEPS if each in given), steps)
-    count = 1 if name in ("FGSM", "FFGSM") else count
+    count = 1 if name in ("FGSM", "FFGSM") else _count(given, steps)
     wanted = {
         "eps": threat.eps,
         "max_epsilon": threat.eps,
@@ -147,6 +153,6 @@ def class_arguments(
     }
     accepted = defaults(name)
     arguments = {**{k: v for k, v in wanted.items() if k in accepted}, **given}
-    if "alpha" in given:
+    if isinstance(given.get("alpha"), Real):
         arguments["alpha"] = given["alpha"] * scale
     return arguments

@@ -12,6 +12,9 @@ from acl_plugin.models import norm_banks
 from acl_plugin.models.protocol import Network
 from acl_plugin.runtime.defaults import usual_tensors
 
+ROUNDING = 1e-3
+"""How far rounding may bring a loss below 0, such as a distance of embeddings that are equal."""
+
 
 class Bridge(nn.Module):
     """Model passed to torchattacks: it has a device, and hides the encoder, so that its modes stay unchanged."""
@@ -34,6 +37,23 @@ def loss_logits(rows: Tensor) -> Tensor:
     # -log(expm1(l)) = -l - log(1 - exp(-l)), which does not overflow
     wrong = -rows - torch.log(-torch.expm1(-rows))
     return torch.stack([wrong, torch.zeros_like(wrong)], dim=1)
+
+
+def check_rows(rows: Any, count: int, *, trusted: bool) -> Tensor:
+    """Return losses per sample, after checking their shape and, unless ``trusted``, that none is clearly below 0.
+
+    The check of values synchronizes with the device once.
+
+    Raises:
+        UsageError: with the type or shape; with the lowest loss, and the remedy.
+    """
+    losses: Tensor = check_output(rows, (count,), "row_losses")
+    lowest = 0.0 if trusted else losses.detach().amin().item()
+    if lowest < -ROUNDING:
+        message = f"row_losses down to {lowest:.3g}: allowed are losses above 0, as others give the attack no gradient"
+        remedy = "add a constant so that all are above 0, such as 1 to a negative cosine"
+        raise UsageError(f"{message}; {remedy}", parameter="row_losses", given=lowest, allowed="losses above 0")
+    return losses
 
 
 def count_classes(model: Network, image: Tensor) -> int:
@@ -96,7 +116,7 @@ def perturbed(
                 raise UsageError(message, parameter="targets", given=kind.__name__, allowed="an attack that can")
             attack.set_mode_targeted_by_label(quiet=True)
         try:
-            found = attack(x, labels)
+            found = attack(x.clone(), labels.clone())  # classes of other authors may work in place
         except RuntimeError as error:
             if "does not require grad" not in str(error):
                 raise

@@ -151,12 +151,12 @@ def check_count(name: str, value: Any) -> None:
         UsageError: naming the parameter.
     """
     allowed = "a whole number of 1 or more"
-    if not _is_count(value):
+    if not is_count(value):
         raise UsageError(f"attack {name} {value!r}: allowed is {allowed}", parameter=name, given=value, allowed=allowed)
 
 
 def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
-    """Check names, types and ranges of the arguments of a torchattacks class.
+    """Check the names of the arguments of an attack, and for torchattacks' classes and ours types and ranges.
 
     Raises:
         UsageError: naming the argument and the allowed values.
@@ -165,11 +165,12 @@ def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
         message = f"arguments of attack {name!r}: {arguments!r}; allowed is a dict by name"
         raise UsageError(message, parameter="kwargs", given=arguments, allowed="a dict by name")
     known = {argument: value for argument, value in defaults(name).items() if argument not in _FIXED}
+    is_known = getattr(class_of(name), "__module__", "").partition(".")[0] in ("torchattacks", "acl_plugin")
     for argument, value in arguments.items():
         if argument not in known:
             raise unknown(f"argument of attack {name!r}:", argument, known, parameter="kwargs")
         allowed, fits = _rule(name, argument, known[argument])
-        if not fits(value):
+        if is_known and not fits(value):
             message = f"argument {argument} {value!r} of attack {name!r}: allowed is {allowed}"
             raise UsageError(message, parameter=argument, given=value, allowed=allowed)
 
@@ -182,7 +183,7 @@ def _rule(name: str, argument: str, default: Any) -> tuple[str, Callable[[Any], 
         choices = _CHOICES[name, argument]
         return " or ".join(choices), lambda value: isinstance(value, str) and value in choices
     if argument in _COUNTS:
-        return "a whole number of 1 or more", _is_count
+        return "a whole number of 1 or more", is_count
     if argument == "seed":
         return "a whole number from 0 to 2**63 - 1", lambda value: _is_whole(value) and 0 <= value < 2**63
     if argument == "p_init":
@@ -202,5 +203,6 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Return whether a value is an integer of at least 1."""
     return _is_whole(value) and value >= 1

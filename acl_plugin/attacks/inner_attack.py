@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from acl_plugin.attacks.arguments import check_classes, check_mode, check_settings, class_arguments, warn_of_short_steps
-from acl_plugin.attacks.bridge import count_classes, loss_logits, noise_seed, perturbed
+from acl_plugin.attacks.bridge import check_rows, count_classes, loss_logits, noise_seed, perturbed
 from acl_plugin.attacks.catalogue import class_of
 from acl_plugin.attacks.inputs import check_images, check_labels, check_output, check_pair, check_values
 from acl_plugin.attacks.threat_model import ThreatModel, require_threat
@@ -49,7 +49,7 @@ class InnerAttack:
         kwargs: further arguments of the class. A step size ``alpha`` too small to cross the ball is warned of.
         scale: fraction of eps (and step size) to use, in (0, 1].
         on_moved: called after each attack with the fraction of perturbed samples, a () tensor.
-        trusted: skip the check of values on an accelerator, as the trainer does after the first batch of an epoch.
+        trusted: skip the check of values on an accelerator and that of losses, as after the first batch of an epoch.
 
     Raises:
         UsageError: for an unknown class or argument, a class for another norm, or a value out of range.
@@ -170,7 +170,7 @@ class InnerAttack:
         Args:
             model: contains every module that ``row_losses`` uses; it is put into eval mode.
             x: (B, C, H, W) in [0, 1].
-            row_losses: (B, C, H, W) -> (B,) losses above 0.
+            row_losses: (B, C, H, W) -> (B,) losses above 0; clearly lower ones are refused unless ``trusted``.
             generator: see ``pairwise``.
 
         Returns:
@@ -181,7 +181,7 @@ class InnerAttack:
         check_values(x, trusted=self.trusted)
 
         def logits(images: Tensor) -> Tensor:
-            return loss_logits(check_output(row_losses(images), (len(images),), "row_losses"))
+            return loss_logits(check_rows(row_losses(images), len(images), trusted=self.trusted))
 
         labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
         return self._run(model, x, labels, logits, classes=2, generator=generator)

@@ -26,6 +26,7 @@ from acl_plugin.losses.discriminator import Discriminator
 from acl_plugin.models.norm_banks import check_names
 from acl_plugin.models.projectors import check_projector
 from acl_plugin.models.protocol import EncoderProtocol
+from acl_plugin.objectives.contract import check_parts, check_scalar, check_weighted, own_parameters
 from acl_plugin.validation import refused_value, require_positive, require_share
 
 RANDOM_VIEWS = ("a", "b", "weak")
@@ -106,7 +107,7 @@ class Terms:
 
     Attributes:
         total: () loss to minimize.
-        parts: () each, by name, without gradient.
+        parts: () each, by name, without gradient. Columns of metrics.csv, such as ``loss``, are no names of parts.
         collapsed: value of a part when all embeddings are equal, by name. The trainer stops a run in which one of
             these parts stays at that value; parts without one are not monitored.
     """
@@ -123,14 +124,15 @@ class Terms:
             parts: ``name=(weight, part)``, or ``name=(weight, part, collapsed)`` with the value of the part when all
                 embeddings are equal, such as ``losses.contrastive.collapsed_nce(B)``.
 
+        Raises:
+            UsageError: for anything else, or no part.
+
         Example:
             >>> terms = acl_plugin.Terms.weighted(nce=(1.0, torch.tensor(2.5), 2.7), penalty=(0.5, torch.tensor(1.0)))
             >>> terms.total, terms.collapsed
             (tensor(3.), {'nce': 2.7})
         """
-        for name, (_, part, *_) in parts.items():
-            if not isinstance(part, Tensor):
-                raise refused_value(name, type(part).__name__, "a scalar tensor, such as a loss of acl_plugin.losses")
+        check_weighted(parts)
         total = sum(weight * part for weight, part, *_ in parts.values())
         if not isinstance(total, Tensor):
             raise refused_value("parts", {}, "one part or more")
@@ -192,6 +194,8 @@ class Objective(nn.Module):
         Raises:
             UsageError: with the attribute, its value and the allowed values.
         """
+        if "_parameters" not in vars(self):
+            raise refused_value("__init__", type(self).__name__, "a constructor that calls super().__init__()")
         if not isinstance(self.norm_banks, tuple):
             raise refused_value("norm_banks", self.norm_banks, "a tuple of names")
         check_names(self.norm_banks)
@@ -222,13 +226,22 @@ class Objective(nn.Module):
 
     def backward(self, model: EncoderProtocol, views: Views, attack: InnerAttack) -> Terms:
         """Add the gradients of one batch's loss to the parameters' ``grad``."""
-        terms = _checked(self.terms(model, views, attack))
+        terms = require_terms(self.terms(model, views, attack))
+        if not terms.total.requires_grad:
+            allowed = "a tensor with a gradient: is there a detach() or no_grad?"
+            raise refused_value("terms.total", terms.total.item(), allowed)
         terms.total.backward()
         return terms
 
     def param_groups(self, model: EncoderProtocol) -> list[dict[str, Any]]:
-        """Return the parameter groups to optimize, in the format of ``torch.optim``."""
-        return [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        """Return the parameter groups to optimize, in the format of ``torch.optim``.
+
+        Those of the encoder, and of the objective that require a gradient, except what an optimizer that the objective
+        owns trains. A subclass that overrides this method gets from it those of the encoder alone, and adds its own.
+        """
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        own = own_parameters(self, model) if type(self).param_groups is Objective.param_groups else []
+        return [*groups, {"params": own}] if own else groups
 
     def check_images(self, images: Images) -> None:
         """Reject training images that the objective cannot be trained on.
@@ -253,14 +266,14 @@ class Objective(nn.Module):
         return model
 
 
-def _checked(terms: Any) -> Terms:
-    """Refuse what an objective's ``terms`` cannot return, before torch fails on it."""
+def require_terms(terms: Any) -> Terms:
+    """Return what an objective's ``terms`` returned, after checking it before torch or a logger fails on it.
+
+    Raises:
+        UsageError: naming the field or part.
+    """
     if not isinstance(terms, Terms):
         raise refused_value("terms", type(terms).__name__, "an acl_plugin.Terms")
-    total: Any = terms.total
-    if not isinstance(total, Tensor) or total.ndim:
-        given = tuple(total.shape) if isinstance(total, Tensor) else type(total).__name__
-        raise refused_value("terms.total", given, "a scalar tensor: take the mean over the batch")
-    if not total.requires_grad:
-        raise refused_value("terms.total", total.item(), "a tensor with a gradient: is there a detach() or no_grad?")
+    check_scalar("terms.total", terms.total)
+    check_parts(terms.parts, terms.collapsed)
     return terms

@@ -77,6 +77,17 @@ def held(objective: nn.Module, when: bool = True) -> Iterator[None]:
             each.aim = None
 
 
+@contextmanager
+def kept_modes(module: nn.Module) -> Iterator[None]:
+    """Restore the training or eval mode of each submodule on exit, so that no step depends on those before it."""
+    modes = [(each, each.training) for each in module.modules() if hasattr(each, "training")]
+    try:
+        yield
+    finally:
+        for each, mode in modes:
+            each.training = mode
+
+
 class Pair(nn.Module):
     """Two encoders as one module: the first half of a batch uses ``first``, the second half ``second``."""
 

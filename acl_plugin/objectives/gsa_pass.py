@@ -14,7 +14,8 @@ from acl_plugin.losses.contrastive import collapsed_nce, nt_xent
 from acl_plugin.models import norm_banks
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.objectives.addon import shown
-from acl_plugin.objectives.base import Terms, Views
+from acl_plugin.objectives.base import Terms, Views, require_terms
+from acl_plugin.objectives.contract import require_pair
 from acl_plugin.objectives.recording import (
     Attacked,
     Encoded,
@@ -60,7 +61,8 @@ class Pass:
         if method.base is not None:
             recording = RecordingAttack(attack, Steering(self._rows, method, self._steer))
             used = RepeatedAttack(calls) if calls else recording
-            base = method.base.terms(cast(EncoderProtocol, self.encoder), views, cast(InnerAttack, used))
+            found = method.base.terms(cast(EncoderProtocol, self.encoder), views, cast(InnerAttack, used))
+            base = require_terms(found)
             self.calls = self.calls or recording.calls
             self.others = _weighted(base, method.adversarial, bool(method.benign))
         self._encode_missing()
@@ -177,7 +179,7 @@ class Pass:
             distributions.append(gathered(torch.cat(values)))
         if fit:
             method.divergence.fit(*distributions)
-        loss, estimate = method.divergence(*distributions)
+        loss, estimate = require_pair(method.estimator, method.divergence(*distributions))
         parts = {**self.others.parts, f"global_{method.estimator}": estimate}
         self.others = replace(self.others, total=self.others.total + method.global_ * loss, parts=parts)
 

@@ -36,17 +36,10 @@ SHOWN, MAPPED = 8, 200
 
 @usual_defaults()
 def report(runs: Sequence[RunDir | Path | str], out: Path | str) -> None:
-    """Write the page of run folders to the file ``out``.
-
-    Args:
-        runs: run folders, which are compared if there are several.
-        out: HTML file to write, in a folder that exists.
+    """Write the page of run folders, which are compared if there are several, to the HTML file ``out``.
 
     Raises:
-        UsageError: when a folder is not a run, or ``out`` is no place for a file.
-
-    Example:
-        >>> acl_plugin.report(["runs/acl_ds", "runs/simclr"], "report.html")  # doctest: +SKIP
+        UsageError: when a folder is not a run, or ``out`` is no file in a folder that exists.
     """
     out = user_path(out, "out")
     if out.is_dir() or not out.parent.is_dir():

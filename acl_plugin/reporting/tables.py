@@ -16,9 +16,8 @@ def objectives() -> list[str]:
     lines = [f"{'':{width}}{'F':>4}  {'attack':10}{'banks':16}(F: encoder forwards per image, with 5 attack steps)"]
     for name in names:
         try:
-            factory = registry.OBJECTIVES.get(name)
-            objective = factory()
-        except (UsageError, TypeError) as error:
+            factory, objective = registry.OBJECTIVES.get(name), registry.create_objective(name)
+        except UsageError as error:
             lines.append(f"{name:{width}}{error}")
             continue
         cost = "" if objective.cost is None else objective.cost.encoder_forwards(5)

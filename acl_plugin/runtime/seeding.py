@@ -1,9 +1,11 @@
 """Seeds, and random states isolated from the global one."""
 
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +45,7 @@ _GENERATORS = threading.RLock()  # all threads share torch's global generators
 
 @contextmanager
 def isolated_rng(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Seed torch's global generators inside the context, then restore them.
+    """Seed the global generators of torch, Python and NumPy inside the context, then restore them.
 
     The generators of all CUDA devices are seeded and restored as well, even before their first use. Other threads wait
     for the context to end, as all threads share these generators.
@@ -53,7 +55,8 @@ def isolated_rng(seed: int, device: torch.device | str = "cpu") -> Iterator[None
         has_cuda = begun or torch.cuda.is_available()
         mps = torch.mps.get_rng_state() if torch.device(device).type == "mps" else None
         try:
-            with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if begun else []):
+            forked = torch.random.fork_rng(devices=range(torch.cuda.device_count()) if begun else [])
+            with forked, _python_and_numpy(seed):
                 # torch.manual_seed keeps the stack for each kind of device that is missing, which takes milliseconds
                 torch.default_generator.manual_seed(seed)
                 if has_cuda:
@@ -66,6 +69,18 @@ def isolated_rng(seed: int, device: torch.device | str = "cpu") -> Iterator[None
                 torch.cuda.manual_seed_all(before)
             if mps is not None:
                 torch.mps.set_rng_state(mps)
+
+
+@contextmanager
+def _python_and_numpy(seed: int) -> Iterator[None]:
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF])
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 def state(device: torch.device) -> list[Tensor]:

@@ -122,7 +122,7 @@ def _check_branch(config: RunConfig, objective: Objective, encoder: EncoderProto
     if not rank:
         return
     if not objective.finetunes:
-        others = [each for each in OBJECTIVES.names() if getattr(OBJECTIVES.get(each), "finetunes", False)]
+        others = [each for each in OBJECTIVES.names() if _finetunes(each)]
         message = f"`lora_rank` {rank} is not used with objective {name!r}, but with {', '.join(others)}"
         raise UsageError(f"{message}; leave one of them out", parameter="lora_rank", given=rank, allowed=0)
     trained = start.pretrained or start.init is not None or encoder is not None
@@ -130,6 +130,13 @@ def _check_branch(config: RunConfig, objective: Objective, encoder: EncoderProto
         allowed = "`pretrained`, `pretrained_file` FILE, `init` RUN, or a teacher that initializes the student"
         message = f"`lora_rank` {rank} is for an encoder that starts from trained weights; give {allowed}"
         raise UsageError(message, parameter="lora_rank", given=rank, allowed=0)
+
+
+def _finetunes(name: str) -> bool:
+    try:
+        return getattr(OBJECTIVES.get(name), "finetunes", False) is True
+    except UsageError:  # a broken one of another distribution
+        return False
 
 
 def _train_branch_only(model: EncoderProtocol, rank: int) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from acl_plugin.config import TrainingConfig
-from acl_plugin.errors import TrainingStopped
+from acl_plugin.errors import TrainingStopped, UsageError
 from acl_plugin.models.protocol import Network
 from acl_plugin.objectives.base import Objective, Terms
 from acl_plugin.runtime.distributed import average
@@ -36,6 +36,18 @@ def own_temperature(objective: Objective) -> float | None:
     kinds = [kind for kind in type(objective).__mro__ if issubclass(kind, Objective) and kind is not Objective]
     takes = any("temperature" in signature(kind.__init__).parameters for kind in kinds)
     return objective.temperature if takes else None
+
+
+def check_gradient(model: Network, name: str) -> None:
+    """Check after the backward pass of objective ``name`` that a weight of the encoder has a gradient.
+
+    Raises:
+        UsageError: when none has, as nothing of the encoder would be trained.
+    """
+    if all(p.grad is None for p in model.parameters()):
+        message = f"objective {name!r} gives no weight of the encoder a gradient, so that it would not be trained"
+        remedy = "encode in terms outside of torch.no_grad, without detach(), and leave weights that require a gradient"
+        raise UsageError(f"{message}; {remedy}", parameter="objective", given=name, allowed="a loss of the encoder")
 
 
 class Guard:

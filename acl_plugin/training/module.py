@@ -24,7 +24,7 @@ from acl_plugin.models import low_rank, norm_banks
 from acl_plugin.models.protocol import EncoderProtocol
 from acl_plugin.models.spec import spec_of
 from acl_plugin.objectives.base import Objective, Views
-from acl_plugin.objectives.branches import held
+from acl_plugin.objectives.branches import held, kept_modes
 from acl_plugin.runs.discriminator import write_discriminator
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import write_encoder
@@ -35,7 +35,7 @@ from acl_plugin.runtime.seeding import HOLDOUT, ORDER, STEP, mixed_seed
 from acl_plugin.training.batch_size import check_sizes
 from acl_plugin.training.coreset import Coreset
 from acl_plugin.training.epoch_loader import EpochLoader
-from acl_plugin.training.guard import Guard, own_temperature
+from acl_plugin.training.guard import Guard, check_gradient, own_temperature
 from acl_plugin.training.knn import knn_accuracy
 from acl_plugin.training.metrics import EpochMeans
 from acl_plugin.training.optimizer import create_optimizer
@@ -75,8 +75,7 @@ class Pretraining(lightning.LightningModule):
             self.coreset = Coreset(planned.coreset, planned.training, planned.machine.seed, self.images)
         self.rate = rates(planned.training, self.length)
         self.guard = Guard(planned.training, planned.objective.eps_ramp, own_temperature(self.objective))
-        self.means = EpochMeans()
-        self.loader = EpochLoader(self)
+        self.means, self.loader = EpochMeans(), EpochLoader(self)
         self.batches: ShuffledBatches | None = None
         self.seconds_before, self.started = 0.0, time.monotonic()
 
@@ -231,8 +230,10 @@ class Pretraining(lightning.LightningModule):
         for last in attack.times() if self.objective.attack_mode is not None else (True,):
             if batch_idx % every == 0:
                 optimizer.zero_grad()
-            with held(self.objective, batch_idx % every > 0):
+            with held(self.objective, batch_idx % every > 0), kept_modes(self):
                 terms = self.objective.backward(self.model, drawn, attack)
+            if self.guard.last < 0:
+                check_gradient(self.model, self.config.objective.objective)
             if last:
                 self.guard.watch(terms, step, position / total)
             self.means.add({"loss": terms.total.detach(), **terms.parts})
@@ -268,8 +269,7 @@ class Pretraining(lightning.LightningModule):
         benign, adversarial = objective.norm_banks[0], objective.norm_banks[-1]
         backbone = low_rank.merged(model.backbone)
         run.path.mkdir(exist_ok=True)
-        discriminator = objective.discriminator()
-        if discriminator is not None:
+        if (discriminator := objective.discriminator()) is not None:
             write_discriminator(run, *discriminator)
         write_encoder(
             run,

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from acl_plugin import registry
+from acl_plugin.attacks.arguments import class_arguments
 from acl_plugin.attacks.catalogue import (
     _FIXED,
     FREE,
@@ -98,6 +99,26 @@ def test_an_attack_under_a_name_that_is_not_free_is_refused(name, by, monkeypatc
     with pytest.raises(UsageError, match="another attack is registered under this name") as error:
         require_unique(name)
     assert (error.value.parameter, error.value.given) == ("attack", name)
+
+
+def test_values_of_a_class_of_another_author_are_its_own_affair():
+    @registry.ATTACKS.register("Theirs")
+    class Theirs:
+        norms, whole_batch = ("Linf",), True
+
+        def __init__(self, model, eps=0.1, alpha=None, decay=-1.0, steps=None, loss="mine", layers=()):
+            """Take anything."""
+
+    given = {"alpha": "auto", "decay": -2.0, "steps": "many", "loss": [1], "layers": {"a": None}}
+    try:
+        for name, value in given.items():
+            InnerAttack(ThreatModel("Linf", 0.1), "Theirs", kwargs={name: value})
+        options = {"steps": 3, "scale": 0.5, "threat": ThreatModel("Linf", 0.05), "classes": 3, "seed": 0}
+        assert class_arguments("Theirs", given, **options) == {"eps": 0.05, **given}
+        with pytest.raises(UsageError, match="argument of attack 'Theirs': 'dekay'"):
+            check_arguments("Theirs", {"dekay": 1})
+    finally:
+        registry.ATTACKS.unregister("Theirs")
 
 
 def test_a_step_reads_no_entry_points(monkeypatch):

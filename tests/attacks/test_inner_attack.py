@@ -8,6 +8,7 @@ import torchattacks
 from torch import nn
 
 import reference
+from acl_plugin import registry
 from acl_plugin.attacks.catalogue import MODES, attack_names
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.threat_model import ThreatModel
@@ -505,3 +506,43 @@ def test_classes_that_cannot_aim_and_targets_that_are_no_classes_are_refused():
         with pytest.raises(UsageError) as error:
             attack.classifier(model, x, y, targets=targets)
         assert error.value.parameter == parameter
+
+
+@pytest.mark.parametrize("low", [-1.0, -0.01])
+def test_losses_below_0_are_refused_in_the_batch_that_is_not_trusted(encoder, views, attack, low):
+    """Their gradient would be 0, and the attack none."""
+
+    def row_losses(x):
+        return low + encoder(x, "adv").square().sum(1) * torch.tensor([0.0, 1, 1, 1, 1, 1])
+
+    with pytest.raises(
+        UsageError, match="row_losses down to -.*: allowed are losses above 0.*; add a constant"
+    ) as error:
+        attack.scalar(encoder, views[0], row_losses)
+    assert (error.value.parameter, error.value.given) == ("row_losses", pytest.approx(low))
+    dataclasses.replace(attack, trusted=True).scalar(encoder, views[0], row_losses)
+    attack.scalar(encoder, views[0], lambda x: row_losses(x) - low - 1e-6)  # by rounding, as of equal embeddings
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_class_that_works_in_place_changes_only_its_copy(views, attack, bounded):
+    @registry.ATTACKS.register("InPlace")
+    class InPlace(torchattacks.attack.Attack):
+        norms, whole_batch = ("Linf",), True
+
+        def __init__(self, model, eps=0.1):
+            super().__init__("InPlace", model)
+
+        def forward(self, images, labels):
+            labels.zero_()
+            return images.add_(0.5)
+
+    x, labels = views[0] / 4, torch.tensor([0, 1, 2, 3, 4, 0])
+    before = x.clone(), labels.clone()
+    try:
+        moved = InnerAttack(ThreatModel("Linf", 0.1), "InPlace").classifier(linear(x), x, labels, bounded=bounded)
+    finally:
+        registry.ATTACKS.unregister("InPlace")
+    assert torch.equal(x, before[0])
+    assert torch.equal(labels, before[1])
+    torch.testing.assert_close(moved, x + (0.1 if bounded else 0.5))

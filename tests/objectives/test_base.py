@@ -12,6 +12,8 @@ from acl_plugin.config import TWO_SIDED
 from acl_plugin.data.images import Images
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.objectives.base import Objective, Terms, Views
+from acl_plugin.objectives.contract import COLUMNS, require_pair
+from acl_plugin.objectives.simclr import SimCLR
 from acl_plugin.runs.models import load_encoder, read_model, read_projector
 from acl_plugin.training.pretrain import pretrain
 from acl_plugin.validation import require_not_negative, require_one_of, require_positive
@@ -277,6 +279,9 @@ def test_one_of():
         require_one_of(("one", "two"), mode="tow")
 
 
+LOSS = torch.ones((), requires_grad=True)
+
+
 class Returning(Objective):
     """An objective whose terms are what a test wants."""
 
@@ -296,6 +301,13 @@ class Returning(Objective):
         (Terms(torch.ones(3, requires_grad=True), {}), "terms.total"),
         (Terms(2.0, {}), "terms.total"),
         (Terms(torch.ones(()), {}), "terms.total"),
+        (Terms(torch.ones((), dtype=torch.complex64, requires_grad=True), {}), "terms.total"),
+        (Terms(LOSS, None), "terms.parts"),
+        (Terms(LOSS, {}, None), "terms.collapsed"),
+        (Terms(LOSS, {"rows": torch.ones(3)}), "part rows"),
+        (Terms(LOSS, {"x": 3.0}), "part x"),
+        (Terms(LOSS, {"x": torch.ones(())}, {"x": None}), "collapsed value of part x"),
+        *((Terms(LOSS, {name: torch.ones(())}), "name of a part") for name in (*COLUMNS, "", 1)),
     ],
 )
 def test_what_terms_cannot_return_is_named(found, parameter):
@@ -305,7 +317,63 @@ def test_what_terms_cannot_return_is_named(found, parameter):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("parts", [{}, {"nce": (1.0, 2.5)}, {"nce": (1.0, torch.ones(())), "penalty": (0.5, 1.0)}])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        {"nce": (1.0, 2.5)},
+        {"nce": (1.0, torch.ones(())), "penalty": (0.5, 1.0)},
+        {"nce": torch.ones(())},
+        {"nce": torch.ones(2)},
+        {"nce": (torch.ones(()),)},
+        {"nce": (None, torch.ones(()))},
+        {"nce": (float("nan"), torch.ones(()))},
+        {"nce": (1.0, torch.ones(()), None)},
+    ],
+)
 def test_parts_that_are_no_tensors_are_named(parts):
     with pytest.raises(UsageError, match="allowed is"):
         Terms.weighted(**parts)
+
+
+@pytest.mark.parametrize("found", [None, torch.ones(()), (LOSS,), (LOSS, 1.0), (LOSS, torch.ones(2))])
+def test_a_divergence_that_returns_no_pair_is_named(found):
+    with pytest.raises(UsageError, match="divergence mine"):
+        require_pair("mine", found)
+
+
+class Predicting(SimCLR):
+    """A predictor of its own, a network with an optimizer of its own, a frozen one, and the encoder as an attribute."""
+
+    def setup(self, model):
+        self.seen, self.predictor, self.critic = model, torch.nn.Linear(3, 2), torch.nn.Linear(3, 1)
+        self.teacher = torch.nn.Linear(3, 1).requires_grad_(False)
+        self.optimizer = torch.optim.SGD(self.critic.parameters())
+
+
+class Choosing(Predicting):
+    """The same, with groups of its own."""
+
+    def param_groups(self, model):
+        return [*super().param_groups(model), {"params": [self.predictor.weight], "lr": 0.1}]
+
+
+@pytest.mark.parametrize(("kind", "own"), [(Predicting, ["weight", "bias"]), (Choosing, ["weight"])])
+def test_own_parameters_are_trained(kind, own):
+    model, objective = torch.nn.Linear(2, 2), kind()
+    objective.setup(model)
+    encoder, predictor = objective.param_groups(model)
+    expected = [list(model.parameters()), [getattr(objective.predictor, name) for name in own]]
+    for group, right in zip((encoder, predictor), expected, strict=True):
+        assert list(map(id, group["params"])) == list(map(id, right))
+
+
+@pytest.mark.parametrize("name", available())
+def test_no_parameter_of_our_objectives_is_left_out_or_trained_twice(name, settings_of):
+    """What requires a gradient is in a group, or of a divergence with an optimizer of its own."""
+    objective, model = made(name, settings_of(name))
+    grouped = [id(p) for group in objective.param_groups(model) for p in group["params"]]
+    assert len(set(grouped)) == len(grouped)
+    divergence = {id(p) for n, p in objective.named_parameters() if "divergence" in n}
+    required = {id(p) for p in (*model.parameters(), *objective.parameters()) if p.requires_grad}
+    assert set(grouped) == required - divergence

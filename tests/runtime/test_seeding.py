@@ -1,3 +1,6 @@
+import random
+
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +22,17 @@ def test_isolated_rng_starts_from_its_seed_and_restores_the_global_state():
     assert torch.equal(state, torch.get_rng_state())
     with isolated_rng(3):
         assert torch.equal(one, torch.rand(3))
+
+
+def test_isolated_rng_seeds_and_restores_python_and_numpy():
+    before, drawn = (random.getstate(), np.random.get_state()[1].copy()), []
+    for seed in (3, 3, 4):
+        with isolated_rng(seed):
+            drawn.append((random.random(), np.random.rand()))
+    assert drawn[0] == drawn[1]
+    assert not set(drawn[1]) & set(drawn[2])
+    assert random.getstate() == before[0]
+    assert (np.random.get_state()[1] == before[1]).all()
 
 
 @pytest.mark.parametrize(("has_cuda", "expected"), [(True, [3, 4, 5]), (False, [4])])

@@ -1,9 +1,11 @@
 """Paths in a configuration become objects, with one-line errors, and files are read by nobody else."""
 
+from importlib.metadata import EntryPoint
 from typing import ClassVar
 
 import pytest
 
+from acl_plugin import registry
 from acl_plugin.config import preset, unused
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
@@ -99,3 +101,12 @@ def test_images_are_normalized_by_the_training_images_unless_an_option_says_othe
     data = datasets.load(config.data)
     spec = build(config, data).model.spec
     assert (spec.mean, spec.std) == (data.mean, data.std)
+
+
+def test_a_broken_objective_of_another_package_is_not_among_those_to_use_instead(monkeypatch):
+    entry = EntryPoint("broken", "no_such_package:Theirs", registry.OBJECTIVES.group)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == entry.group else [])
+    with pytest.raises(UsageError, match="`lora_rank` 2 is not used with objective 'simclr', but with .*fare") as error:
+        config = preset("digits", **TINY | {"objective": "simclr", "lora_rank": 2})
+        build(config, datasets.load(config.data))
+    assert "broken" not in str(error.value)

@@ -7,7 +7,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from acl_plugin.data import datasets
 from acl_plugin.errors import TrainingUnfinished, UsageError
+from acl_plugin.losses.contrastive import nt_xent
 from acl_plugin.objectives.base import Objective, Terms
+from acl_plugin.objectives.branches import embedding_size
 from acl_plugin.objectives.schedules import warmup_then_cosine
 from acl_plugin.objectives.simclr import SimCLR
 from acl_plugin.runs.folder import RunDir
@@ -263,3 +265,51 @@ def test_the_schedule_of_gsa_rsl_warms_up_by_step_and_falls_by_epoch(config, tmp
     steps = len(seen) // 4
     assert seen == [warmup_then_cosine(step / steps, 4, config.training.lr, 1) for step in range(4 * steps)]
     assert len(set(seen)) == steps + 3
+
+
+class Predicting(Objective):
+    """A contrast of the predictions of a network of its own."""
+
+    def setup(self, model):
+        self.predictor = torch.nn.Linear(embedding_size(model), 4)
+        self.modes = []
+
+    def terms(self, model, views, attack):
+        self.modes.append([module.training for module in (model, model.backbone.bn1, self.predictor)])
+        terms = Terms.weighted(nce=(1.0, nt_xent(*map(self.predictor, self.embeddings(model, views)))))
+        model.eval()
+        self.predictor.eval()
+        return terms
+
+    def embeddings(self, model, views):
+        return model.views(views.a, views.b)
+
+
+class Frozen(Predicting):
+    """The same, of embeddings without gradient."""
+
+    @torch.no_grad()
+    def embeddings(self, model, views):
+        return super().embeddings(model, views)
+
+
+@pytest.mark.e2e
+def test_modes_of_a_step_are_not_those_of_the_step_before_and_own_parameters_are_trained(register, config, tmp_path):
+    register("predicting", Predicting)
+    module = build(config.replace(objective="predicting", epochs=1), datasets.load(config.data))
+    module.model.backbone.bn1.eval()  # frozen on purpose
+    before = module.objective.predictor.weight.detach().clone()
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "logger": False}
+    lightning.Trainer(default_root_dir=tmp_path, max_epochs=1, **quiet).fit(module)
+    assert module.objective.modes == [[True, False, True]] * 4
+    assert not torch.equal(module.objective.predictor.weight, before)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_an_objective_that_trains_no_weight_of_the_encoder_is_refused(register, config, tmp_path, accumulated):
+    register("frozen", Frozen)
+    config = config.replace(objective="frozen", epochs=1, accumulate_grad_batches=accumulated)
+    with pytest.raises(UsageError, match="objective 'frozen' gives no weight of the encoder a gradient") as error:
+        pretrain(config, tmp_path / "run")
+    assert (error.value.parameter, error.value.given) == ("objective", "frozen")
