@@ -88,9 +88,21 @@ def _out_of_range(low: float, high: float) -> str:
     """Return the range of values that are not all in [0, 1], and the remedy."""
     if math.isnan(low):
         return "with NaN: allowed is [0, 1]"
-    if low > -1e-3 and high < 1.001:  # by rounding, as after a resize
-        return f"in [{low}, {high}]: allowed is [0, 1]; call clamp(0, 1) on them"
+    if low > -0.05 and high < 1.05:  # by rounding or interpolation, as after a resize
+        return f"in [{low:.8g}, {high:.8g}]: allowed is [0, 1]; call clamp(0, 1) on them"
     return f"in [{low:.3g}, {high:.3g}]: allowed is [0, 1]; normalize inside the model"
+
+
+def require_bright(images: Tensor, what: str = "images") -> None:
+    """Refuse a whole test set that was divided by 255 twice: its largest value is above 0, and 1/255 at most.
+
+    Raises:
+        UsageError: with the largest value.
+    """
+    high = float(images.max()) if images.numel() else 0.0
+    if 0 < high <= (1 + 1e-6) / 255:
+        message = f"{what} in [0, {high:.3g}]: allowed is [0, 1], with a larger value; divide 8-bit images by 255 once"
+        raise UsageError(message, parameter=what, given=high, allowed=(0, 1))
 
 
 def require_unit_range(images: Tensor, what: str = "images") -> None:

@@ -114,9 +114,18 @@ def _own_model(arguments: list[str]) -> None:
 
 
 def _defaults_of_dataset(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults for the dataset and the norm of the command line."""
+    """Return the defaults for the dataset, the norm and the network of the command line.
+
+    Images of one's own have no size of their own, so that those for a timm network have its input size.
+    """
     norm = given.get("norm")
-    return {"norm": norm} | configuration.defaults(given["data"], norm=norm)
+    found = {"norm": norm} | configuration.defaults(given["data"], norm=norm)
+    if given["data"] == "image_folder" and str(given["model"]).startswith("timm:"):
+        from acl_plugin.cli.model_source import input_size
+
+        size = input_size(given["model"])
+        return found if size is None else found | {"image_size": size}
+    return found
 
 
 def _require_suite(suite: str) -> None:

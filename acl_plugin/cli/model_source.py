@@ -65,6 +65,23 @@ def load_model(source: str, data: str, norm: str, classes: int) -> nn.Module:
     return model
 
 
+def input_size(source: str) -> int | list[int] | None:
+    """Return the input size of a timm network, a side or [height, width]; None for other sources, or if unknown."""
+    import timm
+
+    kind, _, name = source.rpartition(":")
+    if kind != "timm" or not timm.is_model(name.partition(".")[0]):
+        return None
+    try:
+        found = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # for an unknown tag, which `load_model` refuses
+        return None
+    if found is None:
+        return None
+    _, height, width = found.input_size
+    return height if height == width else [height, width]
+
+
 def _attribute(source: str, place: str, name: str) -> Any:
     """Return the function or model ``name`` of a module or of a Python file."""
     module = _file(source, user_path(place, "model")) if place.endswith(".py") else _module(source, place)

@@ -25,7 +25,7 @@ class Augmentation:
         blur: probability of a Gaussian blur in ``simclr`` at full strength, in [0, 1]. The kernel has 3 pixels, 5 for
             images above 32 pixels, and a standard deviation of 0.1 to 2, as in GSA-RSL, whose probability is 0.5.
         padding: pixels around the image before the crop of ``shift``, ``weak`` and ``autoaugment``; None for an eighth
-            of its side.
+            of each side.
     """
 
     name: str
@@ -72,7 +72,8 @@ def _pipeline(a: Augmentation, shape: tuple[int, int, int], strength: float) -> 
         affine = K.RandomAffine(15.0 * s, translate=(0.1 * s, 0.1 * s), scale=(1 - 0.15 * s, 1 + 0.15 * s))
         return nn.Sequential(affine, K.RandomContrast((1 - 0.3 * s, 1 + 0.3 * s), clip_output=True))
     if a.name in ("weak", "shift", "autoaugment"):
-        layers: list[nn.Module] = [K.RandomCrop(size, padding=max(1, height // 8) if a.padding is None else a.padding)]
+        x, y = (max(1, side // 8) if a.padding is None else a.padding for side in (width, height))
+        layers: list[nn.Module] = [K.RandomCrop(size, padding=(x, y))]
         if a.name != "shift":
             layers.append(K.RandomHorizontalFlip())
         return nn.Sequential(*([_AutoAugment(s)] if a.name == "autoaugment" else []), *layers)

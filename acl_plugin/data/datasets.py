@@ -69,7 +69,7 @@ def _loaded(config: DataConfig) -> DataSet:
         if missing and len(images):
             details = f"{len(missing)} of {len(data.classes)} classes are missing: {', '.join(missing[:5])}"
             logger.warning(f"{data.name}: in the {len(images)} {split} images {details}")
-    _warn_of_seen(data.name, test.hashes, train.hashes, "training images")
+    _warn_of_seen(data.name, test.hashes, train.hashes, "test images are training images")
     train, test = train.resized(config.image_size), test.resized(config.image_size)
     if min(train.pixels.shape[2:]) < SMALLEST:
         given, allowed = " x ".join(map(str, train.pixels.shape[2:])), f"{SMALLEST} x {SMALLEST} pixels or more"
@@ -79,15 +79,15 @@ def _loaded(config: DataConfig) -> DataSet:
     unlabeled = [partial(_limited, data, config)] if data.unlabeled is not None else []
     if config.unlabeled is not None:
         unlabeled.append(partial(read_tree, config, train))
-    joined = partial(_joined, unlabeled, first, data) if unlabeled else None
+    joined = partial(_joined, unlabeled, first, data, train.hashes) if unlabeled else None
     return replace(data, train=train, test=test, unlabeled=joined)
 
 
-def _warn_of_seen(name: str, test_hashes: Tensor, hashes: Tensor, what: str) -> None:
-    """Warn of test images that are seen before the test, if they are more than a few, which many datasets contain."""
-    seen = int(torch.isin(test_hashes, hashes).sum())
-    if seen > len(test_hashes) / 100:
-        logger.warning(f"{name}: {seen} of {len(test_hashes)} test images are {what} as well")
+def _warn_of_seen(name: str, hashes: Tensor, others: Tensor, what: str) -> None:
+    """Warn of images that are among others, if they are more than a few, which many datasets contain."""
+    seen = int(torch.isin(hashes, others).sum())
+    if seen > len(hashes) / 100:
+        logger.warning(f"{name}: {seen} of {len(hashes)} {what} as well")
 
 
 def _limited(data: DataSet, config: DataConfig) -> Images:
@@ -95,13 +95,14 @@ def _limited(data: DataSet, config: DataConfig) -> Images:
     return sound_unlabeled(data, config.data).subset(config.limit_unlabeled).resized(config.image_size)
 
 
-def _joined(unlabeled: Sequence[Callable[[], Images]], first: int, data: DataSet) -> Images:
-    """Return all unlabeled images, with rows that begin at ``first``; warn of test images among them."""
+def _joined(unlabeled: Sequence[Callable[[], Images]], first: int, data: DataSet, trained_on: Tensor) -> Images:
+    """Return all unlabeled images, with rows that begin at ``first``; warn of test and training images among them."""
     found, *others = (each() for each in unlabeled)
     for each in others:
         found = found.followed_by(replace(each, rows=each.rows + 1 + int(found.rows.max())))
     require_varied(found.pixels, found.hashes, "unlabeled images")
-    _warn_of_seen(data.name, data.test.hashes, found.hashes, "unlabeled images of the pretraining")
+    _warn_of_seen(data.name, data.test.hashes, found.hashes, "test images are unlabeled images of the pretraining")
+    _warn_of_seen(data.name, trained_on, found.hashes, "training images are unlabeled images of the pretraining")
     return replace(found, rows=first + found.rows)
 
 

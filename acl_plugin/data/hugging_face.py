@@ -15,11 +15,13 @@ from acl_plugin.config import DataConfig
 from acl_plugin.data.form import size_of
 from acl_plugin.data.image_files import decode, read_content
 from acl_plugin.data.images import UNLABELED, DataSet
-from acl_plugin.data.own_images import Listing, read_splits
+from acl_plugin.data.own_images import Listing, read_splits, warn_of_several_classes
 from acl_plugin.data.sources import Source
 from acl_plugin.errors import UsageError, missing_extra, reason, unknown
 from acl_plugin.registry import DATASETS
 from acl_plugin.runtime.paths import user_path
+
+logger = logging.getLogger(__name__)
 
 TEST_SPLITS = "test", "validation", "valid", "val"
 """Names of the split with the test images; the first that is there."""
@@ -48,6 +50,7 @@ def _hugging_face(config: DataConfig) -> DataSet:
     second = _listing(test if label else train.select([]), image, label, classes)
     size = _first_size(first[0], config) if config.image_size is None else size_of(config.image_size)
     pair = read_splits(config, first, second, size)
+    warn_of_several_classes(config.data, *pair)
     return DataSet(config.data, *pair, classes, *pair[0].mean_and_std())
 
 
@@ -148,7 +151,20 @@ def _label_column(table: Any, config: DataConfig, name: str) -> str | None:
     if config.label_column is not None:
         return _named("label_column", config.label_column, table.features)
     found = [column for column, kind in table.features.items() if isinstance(kind, ClassLabel)]
-    return _only("label_column", found, name) if found else None
+    if not found:
+        _warn_of_labels(table, name)
+        return None
+    return _only("label_column", found, name)
+
+
+def _warn_of_labels(table: Any, name: str) -> None:
+    """Name the columns that could hold labels, where images are taken without them."""
+    from datasets import Value
+
+    columns = [column for column, kind in table.features.items() if isinstance(kind, Value)]
+    if columns:
+        what = f"the images are taken without labels; labels in a column ({', '.join(columns)}) take --label-column"
+        logger.warning(f"hf:{name}: {what}")
 
 
 def _named(option: str, given: str, columns: Iterable[str]) -> str:
@@ -191,6 +207,11 @@ def _classes(tables: Sequence[Any], label: str) -> tuple[str, ...]:
         message = f"`label_column` {label}: its values are of the type {type(kind).__name__}; allowed is {allowed}"
         raise UsageError(message, parameter="label_column", given=label, allowed=allowed)
     values = {value for table in tables for value in table.unique(label) if not _is_missing(value)}
+    others = [value for value in values if isinstance(value, float) and not value.is_integer()]
+    if others:
+        allowed = "a column of names or whole numbers, one for each image"
+        message = f"`label_column` {label}: {min(others)} is no whole number; allowed is {allowed}"
+        raise UsageError(message, parameter="label_column", given=label, allowed=allowed)
     return tuple(str(value) for value in sorted(values))
 
 
@@ -224,7 +245,8 @@ def _stored_classes(file: Path, label: str) -> Sequence[str]:
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or value != value  # NaN, as pandas has for a missing value
+    """Return whether a value is no label: None, NaN as in pandas, an empty name, or -1 as in the library."""
+    return value is None or value != value or value in ("", -1)
 
 
 def _listing(table: Any, image: str, label: str | None, classes: Sequence[str]) -> Listing:

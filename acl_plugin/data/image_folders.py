@@ -22,6 +22,10 @@ LAYOUT = "train/CLASS/* and test/CLASS/* (or val/CLASS/*), with the same two or 
 SPLITS = frozenset({"train", "test", "val"})
 """Names of folders that mark a labeled dataset, in any case."""
 
+TRAINING_NAMES = frozenset({"train", "training"})
+TEST_NAMES = frozenset("test testing val valid validation eval evaluation dev".split())
+"""Names of folders that together mark a labeled dataset, in any case. Only those of ``LAYOUT`` are read."""
+
 NO_CONTENT = frozenset("__macosx @eadir #recycle $recycle.bin lost+found thumbs.db desktop.ini".split())
 """Lower-case names of files and folders that operating systems create. They are skipped, as are hidden names."""
 
@@ -92,6 +96,8 @@ def list_splits(root: Path) -> tuple[Split, Split]:
 def tree_of(root: Path) -> list[Path]:
     """Return the images at any depth of a folder that has no folder with the name of a split; none for other folders.
 
+    Of the names that are not read, such as ``training`` and ``validation``, only a pair marks a labeled dataset.
+
     Symbolic links are followed. Hidden files and folders and those of operating systems are skipped, as are other
     files. No file is opened.
 
@@ -102,18 +108,21 @@ def tree_of(root: Path) -> list[Path]:
         return []
     try:
         names = {entry.name.lower() for entry in root.iterdir() if entry.is_dir()}
-        return [] if names & SPLITS else _images_in(root)
+        labeled = names & SPLITS or (names & TRAINING_NAMES and names & TEST_NAMES)
+        return [] if labeled else _images_in(root)
     except OSError as error:
         raise _refused(Path(error.filename or root), f"cannot be read: {error.strerror}") from error
 
 
 def labeled_inside(root: Path, tree: Iterable[Path]) -> Path | None:
-    """Return the first folder below ``root`` that has images in ``train`` and in ``test`` or ``val``, or None."""
+    """Return the first folder below ``root`` with images in folders of training and of test images, or None."""
     folders = {path.parent for path in tree}
     folders |= {above for folder in folders for above in folder.parents}
     inside = [folder for folder in folders if root in folder.parents]
-    parents = {name: {folder.parent for folder in inside if folder.name.lower() == name} for name in SPLITS}
-    return min(parents["train"] & (parents["test"] | parents["val"]), default=None)
+    training, test = (
+        {folder.parent for folder in inside if folder.name.lower() in names} for names in (TRAINING_NAMES, TEST_NAMES)
+    )
+    return min(training & test, default=None)
 
 
 def list_unlabeled(root: Path) -> list[Path]:
@@ -147,7 +156,10 @@ def _split_folder(root: Path, *names: str) -> Path:
         if (root / name).is_dir():
             return root / name
     there = [entry.name for entry in sorted(root.iterdir()) if not _is_skipped(entry.name)]
-    raise _refused(root, f"has no folder {' or '.join(names)}. It has {_some(there) or 'nothing'}")
+    usual = TRAINING_NAMES if "train" in names else TEST_NAMES
+    remedies = [f". Rename {name} to {names[0]}" for name in there if name.lower() in usual]
+    remedy = remedies[0] if remedies else ""
+    raise _refused(root, f"has no folder {' or '.join(names)}. It has {_some(there) or 'nothing'}{remedy}")
 
 
 def list_split(folder: Path) -> Split:

@@ -46,7 +46,17 @@ def _image_folder(config: DataConfig) -> DataSet:
     train, test = list_splits(root)
     first, second = ((Files.of(split.paths), split.labels) for split in (train, test))
     pair = read_splits(config, first, second, size_of(image_size))
+    warn_of_several_classes(config.data, *pair)
     return DataSet(config.data, *pair, train.classes, *pair[0].mean_and_std())
+
+
+def warn_of_several_classes(name: str, train: Images, test: Images) -> None:
+    """Warn of images that are equal to an image of another class, by their hashes."""
+    hashes, labels = (torch.cat([getattr(train, field), getattr(test, field)]) for field in ("hashes", "labels"))
+    found, classes = torch.stack([hashes, labels], 1).unique(dim=0)[:, 0].unique(return_counts=True)
+    several = int(torch.isin(hashes, found[classes > 1]).sum())
+    if several:
+        logger.warning(f"{name}: {several} of {len(hashes)} images are in two or more classes, as equal images")
 
 
 def is_unlabeled(config: DataConfig) -> bool:

@@ -47,13 +47,14 @@ def stratified(labels: Tensor, share: float, seed: int) -> Tensor:
     return chosen
 
 
-def read_rows(path: Path, images: "Images", option: str) -> Tensor:
+def read_rows(path: Path, images: "Images", option: str, last: int | None = None) -> Tensor:
     """Read numbers of images of the dataset from a NumPy file: return an (N,) bool mask of ``images``.
 
     Args:
         path: file of integers from 0 (.npy), such as those of ACL's code.
         images: N images, or a part of the dataset; numbers of other images are left out.
         option: option that names the file, for messages.
+        last: largest number of the dataset; None if it is unknown, as with a limit.
 
     Raises:
         UsageError: when the file cannot be read, or has other content.
@@ -67,8 +68,12 @@ def read_rows(path: Path, images: "Images", option: str) -> Tensor:
         message = f"`{option}` {path}: allowed is {allowed} ({' '.join(str(error).split())[:80]})"
         raise UsageError(message, parameter=option, given=str(path), allowed=allowed) from error
     fits = isinstance(numbers, np.ndarray) and numbers.size and np.issubdtype(numbers.dtype, np.integer)
-    if not fits or numbers.min() < 0 or not np.isin(numbers, images.rows.cpu().numpy()).any():
-        message = f"`{option}` {path}: allowed is {allowed} to {int(images.rows.max())}"
+    above = numbers[numbers > last].tolist() if fits and last is not None else []
+    if not fits or numbers.min() < 0 or above or not np.isin(numbers, images.rows.cpu().numpy()).any():
+        found = f" ({len(above)} are larger, such as {above[0]})" if above else ""
+        message = (
+            f"`{option}` {path}: allowed is {allowed} to {int(images.rows.max()) if last is None else last}{found}"
+        )
         raise UsageError(message, parameter=option, given=str(path), allowed=allowed)
     return torch.isin(images.rows.cpu(), torch.from_numpy(numbers.reshape(-1).astype("int64")))
 

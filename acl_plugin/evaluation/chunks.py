@@ -11,6 +11,7 @@ from acl_plugin.data import datasets
 from acl_plugin.data.images import DataSet, Images
 from acl_plugin.errors import EvaluationStopped
 from acl_plugin.evaluation.autoattack import autoattack
+from acl_plugin.evaluation.run_images import check_run_images
 from acl_plugin.evaluation.storage import FolderStates, attacks_done
 from acl_plugin.evaluation.target import Target
 from acl_plugin.models.encoder import Classifier
@@ -23,11 +24,17 @@ from acl_plugin.runtime.progress import Progress
 
 
 def read_inputs(run: RunDir, config: RunConfig, device: torch.device) -> tuple[Classifier, DataSet, Images]:
-    """Return the classifier of a run, its dataset, and the test images with the classifier's labels."""
+    """Return the classifier of a run, its dataset, and the test images with the classifier's labels.
+
+    Raises:
+        UsageError: see ``evaluated_images`` and ``check_run_images``; and for images of another shape.
+    """
     model = channels_last(load_classifier(run.path)).to(device)
     data = datasets.load(config.data)
     data.require_shape(model.spec.shape)
-    return model, data, evaluated_images(data, config, model.spec.classes)
+    images = evaluated_images(data, config, model.spec.classes)
+    check_run_images(run, config, data)
+    return model, data, images
 
 
 def evaluated_images(data: DataSet, config: RunConfig, classes: Sequence[str]) -> Images:

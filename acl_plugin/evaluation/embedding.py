@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from acl_plugin.attacks.inner_attack import InnerAttack
 from acl_plugin.attacks.inputs import check_output
 from acl_plugin.attacks.threat_model import ThreatModel
+from acl_plugin.data.fingerprint import image_hashes
 from acl_plugin.errors import UsageError
 from acl_plugin.evaluation.batches import ImageSource, batch
 from acl_plugin.evaluation.checks import zero_gradients
@@ -34,6 +35,8 @@ MULTIPLES = tuple(multiple for multiple in CURVE if multiple)
 """Multiples of eps of the curve, which PGD-20 draws."""
 STATES = len(DISTANCES) * (len(ATTACKS) + len(MULTIPLES))
 """Number of states of ``embedding_shift``."""
+ROUNDING = 1e-12
+"""Difference of distances in float64, relative to the features, that is taken for none."""
 
 
 def embedding_shift(
@@ -60,9 +63,9 @@ def embedding_shift(
         distances. For each distance: ``others`` (mean
         over all pairs of images, and median over images of the nearest other image, between benign features) as a
         scale; ``attacks`` by name and, when all are done, ``strongest`` over them by image, with ``mean``, ``median``,
-        ``worst`` (over the images), ``worst_image`` (its position) and ``recognized`` (share of adversarial examples
-        whose nearest benign features are those of their own image); ``by_image``, a list of N; and ``curve``, ``mean``
-        and ``worst`` by eps.
+        ``worst`` (over the images), ``worst_image`` (its position) and ``recognized`` (share of adversarial examples to
+        which no benign features are nearer than those of their own image); ``by_image``, a list of N; and ``curve``,
+        ``mean`` and ``worst`` by eps.
 
     Raises:
         UsageError: for features that are not (B, D), not finite, or zero.
@@ -71,14 +74,14 @@ def embedding_shift(
     target = Target(model, images, torch.empty(0), threat, batch_size, seed)
     with norm_banks.inference(model):
         benign = _features(target)
-    flags = zero_gradients(target)
+    same, flags = _duplicates(target), zero_gradients(target)
     for number, name in enumerate(DISTANCES):
         measured = found.setdefault(name, {"others": _others(name, benign), "attacks": {}, "curve": []})
         for attack in ATTACKS:
             if attack not in measured["attacks"]:
                 started = time.monotonic()
                 stream = mixed_seed(seed, EMBEDDING, number, ATTACKS.index(attack))
-                values, near = _moved(_attack(attack, threat), name, target, benign, stream)
+                values, near = _moved(_attack(attack, threat), name, target, benign, same, stream)
                 row = _summary(values, near) | {"seconds": round(time.monotonic() - started, 1)}
                 measured["attacks"][attack] = row | {"by_image": _rounded(values), "near": near.tolist()}
             if len(measured["attacks"]) == len(ATTACKS) and "strongest" not in measured:
@@ -87,7 +90,7 @@ def embedding_shift(
         for multiple in MULTIPLES[len(measured["curve"]) :]:
             stream = mixed_seed(seed, EMBEDDING, number, len(ATTACKS) + MULTIPLES.index(multiple))
             scaled = threat.times(multiple)
-            values, _ = _moved(_attack("PGD-20", scaled), name, target, benign, stream)
+            values, _ = _moved(_attack("PGD-20", scaled), name, target, benign, same, stream)
             measured["curve"].append({"eps": scaled.eps, "mean": values.mean().item(), "worst": values.max().item()})
             yield _state(found) | {"flags": flags}
 
@@ -125,7 +128,9 @@ def _features(target: Target) -> Tensor:
     return every
 
 
-def _moved(attack: InnerAttack, name: str, target: Target, benign: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+def _moved(
+    attack: InnerAttack, name: str, target: Target, benign: Tensor, same: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
     """Return how far an attack moves each image, (N,), and whether its own benign features are still the nearest."""
     model, device, size, values, near = target.model, target.device, target.batch_size, [], []
     exact = _exact(benign)
@@ -138,8 +143,27 @@ def _moved(attack: InnerAttack, name: str, target: Target, benign: Tensor, seed:
             features = model(moved).float()
         features = _exact(features)
         values.append(distance(name, exact[start : start + size], features))
-        near.append(_pairs(name, features, exact).argmin(1) == torch.arange(start, start + len(x)))
+        near.append(_nearest_is_own(name, features, exact, start, same))
     return torch.cat(values), torch.cat(near)
+
+
+def _nearest_is_own(name: str, features: Tensor, benign: Tensor, start: int, same: Tensor) -> Tensor:
+    """Return whether no benign features are nearer than those of the own image: of B images from ``start``, (B,).
+
+    Duplicates of an image, which have the same number in ``same`` (N,), count as the image. At the same distance, the
+    own image counts.
+    """
+    pairs, rows = _pairs(name, features, benign), torch.arange(len(features))
+    closest, nearest = pairs.min(1)
+    rounding = ROUNDING if name == "cosine" else ROUNDING * benign.norm(dim=1).max()
+    return (same[nearest] == same[start + rows]) | (pairs[rows, start + rows] <= closest + rounding)
+
+
+def _duplicates(target: Target) -> Tensor:
+    """Return a number for each image, (N,), which is equal for equal images."""
+    size, place = target.batch_size, torch.device("cpu")
+    parts = (batch(target.images, start, start + size, place) for start in range(0, len(target.images), size))
+    return torch.cat([image_hashes(part) for part in parts])
 
 
 def _loss(name: str, features: Tensor, model: nn.Module, images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from acl_plugin.data import datasets
 from acl_plugin.evaluation.checks import check_encoder, largest_batch
 from acl_plugin.evaluation.embedding import STATES, embedding_shift
 from acl_plugin.evaluation.run_folder import KEEP, settings_of
+from acl_plugin.evaluation.run_images import check_run_images
 from acl_plugin.evaluation.storage import last_state
 from acl_plugin.models.encoder import Features
 from acl_plugin.models.memory_format import channels_last
@@ -45,12 +46,14 @@ def evaluate_embedding(
         The settings, and the last state of ``embedding.embedding_shift``.
 
     Raises:
-        UsageError: when there is no encoder, or the folder contains a measurement with different settings.
+        UsageError: when there is no encoder, the images are not those of the run, or the folder contains a measurement
+            with different settings.
     """
     config, device = run.resolved(config, device)
     encoder = load_encoder(run.path)
     data = datasets.load(config.data)
     data.require_shape(encoder.spec.shape)
+    check_run_images(run, config, data)
     model, images = channels_last(Features(encoder).eval()).to(device), data.test
     threat = ThreatModel(config.threat.norm, config.threat.eps)
     check_encoder(model, images.floats(0, 64).to(device))

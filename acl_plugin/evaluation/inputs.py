@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from acl_plugin.attacks.inputs import check_images, check_values
+from acl_plugin.attacks.inputs import check_images, check_values, require_bright
 from acl_plugin.errors import UsageError, reason
 from acl_plugin.evaluation.batches import device_of
 from acl_plugin.evaluation.checks import CHECKED, check_classifier
@@ -62,7 +62,8 @@ def collect(images: Any, labels: Any, *, labeled: bool = True) -> tuple[Tensor, 
         labeled: whether labels are used. If not, they are 0, and items of a Dataset may be images alone.
 
     Raises:
-        UsageError: for images that are not floats in [0, 1], labels that are not integers, or no images at all.
+        UsageError: for images that are not floats in [0, 1], or only up to 1/255, labels that are not integers, or no
+            images at all.
     """
     if isinstance(images, Dataset | DataLoader):
         if labels is not None:
@@ -83,6 +84,7 @@ def collect(images: Any, labels: Any, *, labeled: bool = True) -> tuple[Tensor, 
         raise UsageError("`images` is empty; allowed is one image or more", parameter="images", given=0, allowed="1")
     labels = _whole_numbers(labels, len(images))
     check_values(images, "images")
+    require_bright(images)
     plain = constant(images).to("cpu", torch.float32).contiguous()  # pyautoattack calls view on it
     return plain, constant(labels).to("cpu", torch.int64)
 

@@ -17,7 +17,9 @@ def usage(run: RunDir, encoder: Encoder, described: Described) -> str:
     name, given = described["architecture"], {**described["model_args"], "num_classes": 0}
     arguments = ", ".join(f"{k}={v!r}" for k, v in given.items())
     load = f'timm.create_model("{name}", checkpoint_path="model.safetensors", {arguments})'
-    return "\n".join([f"# {name}", "", *_what(encoder), "", *_code(encoder, described, load), ""])
+    return "\n".join(
+        [f"# {name}", "", *_what(encoder, run.read_config().data.resize), "", *_code(encoder, described, load), ""]
+    )
 
 
 def card(run: RunDir, encoder: Encoder, described: Described) -> str:
@@ -36,7 +38,7 @@ def card(run: RunDir, encoder: Encoder, described: Described) -> str:
         "---",
         f"# {name}",
         "",
-        *_what(encoder),
+        *_what(encoder, run.read_config().data.resize),
         "",
         _origin(run),
         *_results(run),
@@ -70,11 +72,15 @@ def _origin(run: RunDir) -> str:
     return "; ".join(parts) + "."
 
 
-def _what(encoder: Encoder) -> list[str]:
+def _what(encoder: Encoder, resize: int | None) -> list[str]:
+    """Return the description of the images and features; for ``resize`` see ``form.Form``."""
     channels, height, width = encoder.spec.shape
     resized = "x".join(map(str, encoder.preprocess.size))
+    crop = f"their shorter side is resized to {resize} pixels, before a central crop"
+    files = "they are resized whatever their aspect ratio, without a crop" if resize is None else crop
     lines = [
         f"Encoder {encoder.spec.backbone}: images of {channels} x {height} x {width}, features of size {encoder.size}.",
+        f"Image files of another size: {files}.",
         f"Its input is resized to {resized} (bilinear) and normalized with the mean and standard deviation below.",
     ]
     return [*lines, "Divide the features by their L2 norm, as in its training."] if encoder.spec.normalized else lines

@@ -1,5 +1,6 @@
 """Export the encoder of a run for use without this package: as a timm model, a folder for a hub, or by torch.export."""
 
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -34,8 +35,9 @@ def export_timm(run: RunDir, *, name: str | None = None) -> Path:
     """Write the encoder as a model of timm: ``model.safetensors``, ``config.json`` and ``README.md`` in ``RUN/timm``.
 
     The features are those of the norm bank for adversarial images. ``config.json`` is in the form of timm's hub, with
-    ``pretrained_cfg`` (input size, mean and standard deviation). An encoder whose first layers are changed for small
-    images, which ``timm.create_model`` alone cannot create, gets ``NAME.py`` as well, which registers it with timm.
+    ``pretrained_cfg`` (input size, crop, mean and standard deviation). An encoder whose first layers are changed for
+    small images, which ``timm.create_model`` alone cannot create, gets ``NAME.py`` as well, which registers it with
+    timm.
 
     Args:
         run: run folder with an encoder.
@@ -120,7 +122,7 @@ def _write(run: RunDir, folder: Path, name: str | None, readme: Any, *, hub: boo
     if not plain and timm.is_model(name) and timm.models.model_entrypoint(name).__module__.startswith(TAKEN):
         message = f"`name` {name!r}: timm has a model of this name; choose another one"
         raise UsageError(message, parameter="name", given=name, allowed="a name that timm does not have")
-    described = _described(encoder, encoder.spec.backbone if plain else name)
+    described = _described(encoder, encoder.spec.backbone if plain else name, config.data.resize)
     code = None if plain else _code(encoder, name)
     with new_folder(folder) as part:
         write_atomic(part / "model.safetensors", save(weights.saved(encoder.backbone), {"format": "pt"}))
@@ -144,8 +146,14 @@ def _encoder(run: RunDir) -> Encoder:
     return load_encoder(run.path)
 
 
-def _described(encoder: Encoder, architecture: str) -> dict[str, Any]:
-    """Return the contents of ``config.json``, in the form that timm reads from a hub."""
+def _described(encoder: Encoder, architecture: str, resize: int | None) -> dict[str, Any]:
+    """Return the contents of ``config.json``, in the form that timm reads from a hub.
+
+    Args:
+        encoder: the encoder.
+        architecture: name of the network.
+        resize: see ``form.Form``; timm prepares image files in the same way.
+    """
     from timm.models import PretrainedCfg, get_pretrained_cfg
 
     spec, network = encoder.spec, encoder.backbone
@@ -154,7 +162,8 @@ def _described(encoder: Encoder, architecture: str) -> dict[str, Any]:
         input_size=(spec.shape[0], *encoder.preprocess.size),
         fixed_input_size=known.fixed_input_size,
         interpolation="bilinear",
-        crop_pct=1.0,
+        crop_pct=1.0 if resize is None else _crop_pct(min(spec.shape[1:]), resize),
+        crop_mode="squash" if resize is None else "center",
         mean=tuple(spec.mean),
         std=tuple(spec.std),
         num_classes=0,
@@ -168,6 +177,12 @@ def _described(encoder: Encoder, architecture: str) -> dict[str, Any]:
         "pretrained_cfg": pretrained.to_dict(remove_source=True, remove_null=True),
         "model_args": {k: v for k, v in network_code.arguments(network).items() if k != "num_classes"},
     }
+
+
+def _crop_pct(size: int, resize: int) -> float:
+    """Return the fraction by which timm, which rounds down, resizes the shorter side to ``resize`` for a crop."""
+    share = size / resize
+    return share if math.floor(size / share) == resize else math.nextafter(share, 0)
 
 
 def _code(encoder: Encoder, name: str) -> str:

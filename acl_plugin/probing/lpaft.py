@@ -13,6 +13,7 @@ from acl_plugin.attacks.threat_model import ThreatModel
 from acl_plugin.config import RunConfig
 from acl_plugin.data.images import DataSet, Images, batched
 from acl_plugin.data.view_options import weak
+from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Classifier
 from acl_plugin.models.features import cluster
@@ -60,13 +61,14 @@ def finetune(
         Weights of the backbone by norm bank, and a record of the clusters and the last epoch's loss.
 
     Raises:
-        UsageError: for L2, which the attack (torchattacks' TPGD) does not support.
+        UsageError: for L2, which the attack (torchattacks' TPGD) does not support, or more clusters than images.
 
     Source: DynACL (arXiv 2303.01289) and AIR (arXiv 2305.00374), and their authors' code.
     """
     probe, attack = config.probe, attack_for(config)
     chosen = sizes(config, data)
     clusters, outputs = chosen.values()
+    require_clusters(clusters, len(data.pretraining))
     with seeding.isolated_rng(mixed_seed(config.machine.seed, FINETUNING), device):
         model = Classifier(replace(spec, classes=tuple(map(str, range(outputs))))).to(device)
     images = _pseudo_labeled(model, banks, data.pretraining, clusters, mixed_seed(config.machine.seed, CLUSTERS))
@@ -100,6 +102,17 @@ def sizes(config: RunConfig, data: DataSet) -> dict[str, int]:
     probe = config.probe
     clusters = probe.aft_clusters or (CLUSTERS_OF_DYNACL if probe.lpaft == "dynacl" else len(data.classes))
     return {"aft_clusters": clusters, "aft_outputs": max(clusters, probe.aft_outputs or 0)}
+
+
+def require_clusters(clusters: int, count: int) -> None:
+    """Refuse more clusters than images.
+
+    Raises:
+        UsageError: with the number of images, ``count``.
+    """
+    if not 2 <= clusters <= count:
+        message = f"`aft_clusters` {clusters}: allowed is 2 to {count}, the number of images"
+        raise UsageError(message, parameter="aft_clusters", given=clusters, allowed=f"2 to {count}")
 
 
 def attack_for(config: RunConfig) -> InnerAttack:

@@ -9,6 +9,7 @@ from acl_plugin.models.features import features_of
 from acl_plugin.models.protocol import EncoderProtocol
 
 NEIGHBOURS = 20
+"""Number of neighbors that vote, at most."""
 HELD_OUT = 0.1
 """Fraction of each class whose neighbors are found among the other images."""
 
@@ -28,7 +29,9 @@ def check_neighbours(images: Images) -> None:
 def knn_accuracy(
     encoder: EncoderProtocol, images: Images, seed: int, norm_bank: str | None = None, most: int = 5000
 ) -> float:
-    """Return the 20-nearest-neighbor accuracy, by cosine similarity, of a tenth of ``images`` given the other nine.
+    """Return the nearest-neighbor accuracy, by cosine similarity, of a tenth of ``images`` given the other nine.
+
+    20 neighbors vote, or as many as the smallest class has. Images of a class without any among the nine do not count.
 
     Args:
         encoder: encoder in eval mode.
@@ -43,9 +46,18 @@ def knn_accuracy(
     from sklearn.neighbors import KNeighborsClassifier
 
     images = images.subset(most)
-    queries = stratified(images.labels, HELD_OUT, seed)
+    chosen = stratified(images.labels, HELD_OUT, seed)
     features = torch.nn.functional.normalize(features_of(encoder, images, norm_bank), dim=1).numpy()
-    labels, known = images.labels.numpy(), (~queries).numpy()
-    vote = KNeighborsClassifier(min(NEIGHBOURS, int(known.sum())), metric="cosine", algorithm="brute")
+    queries = chosen & torch.isin(images.labels, images.labels[~chosen])  # other classes have no vote
+    labels, known, voted = images.labels.numpy(), (~chosen).numpy(), queries.numpy()
+    vote = KNeighborsClassifier(_neighbours(images.labels[~chosen]), metric="cosine", algorithm="brute")
     vote.fit(features[known], labels[known])
-    return float(vote.score(features[~known], labels[~known]))
+    return float(vote.score(features[voted], labels[voted]))
+
+
+def _neighbours(labels: torch.Tensor) -> int:
+    """Return the number of neighbors among known images of these labels: at most the size of the smallest class.
+
+    Of more neighbors, other classes would outvote it, however close its images are.
+    """
+    return min(NEIGHBOURS, int(labels.unique(return_counts=True)[1].min()))

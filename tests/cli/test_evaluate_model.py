@@ -10,7 +10,7 @@ from torch import nn
 
 import acl_plugin
 from acl_plugin.cli.main import main
-from acl_plugin.cli.model_source import Normalized, load_model
+from acl_plugin.cli.model_source import Normalized, input_size, load_model
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
 from acl_plugin.errors import UsageError
@@ -187,6 +187,30 @@ def test_a_network_of_timm_has_its_own_normalization(monkeypatch):
     torch.testing.assert_close(model(x), model.network((x - 0.5) / 0.25))
     with pytest.raises(UsageError, match="has 10 classes, the dataset 3"):
         load_model("timm:any.weights", "digits", "Linf", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "size"),
+    [
+        ("resnet18", [], 224), ("resnet18.a1_in1k", [], 224), ("vit_base_patch16_384", [], 384),
+        ("efficientnet_b1", [], 240), ("resnet18", ["--image-size", "48"], 48),
+        ("resnet18", ["--image-size", "32"], 32), ("resnet18", ["--image-size", "[24, 40]"], [24, 40]),
+    ],
+)  # fmt: skip
+def test_images_of_ones_own_have_the_input_size_of_a_network_of_timm(name, given, size, monkeypatch):
+    configs = []
+    monkeypatch.setattr("acl_plugin.cli.own_model.evaluate_named", lambda config, *_: configs.append(config) or [])
+    options = ["--data", "image_folder", "--data-dir", "images", "--out", "new", *given]
+    assert main(["evaluate", "--model", f"timm:{name}", *options]) == 0
+    assert main(["evaluate", "--model", "my_networks:build", *options]) == 0
+    assert [config.data.image_size for config in configs] == [size, size if given else 32]
+
+
+@pytest.mark.parametrize(
+    "source", ["timm:resnett18", "timm:resnet18.none", "timm:", "timm", "robustbench:Any", "my_networks:resnet18"]
+)
+def test_other_sources_have_no_known_input_size(source):
+    assert input_size(source) is None
 
 
 @pytest.mark.e2e

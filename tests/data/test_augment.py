@@ -57,6 +57,26 @@ def test_every_strong_augmentation_has_a_weak_one_and_digits_are_not_mirrored():
     assert not (views(x, Augmentation(WEAK["simclr"]))[:, 0, 3, 2] == 1).all()
 
 
+@pytest.mark.parametrize(("height", "width"), [(64, 8), (8, 64), (48, 16), (33, 17), (16, 16), (8, 9)])
+@pytest.mark.parametrize("name", ["shift", "weak", "autoaugment"])
+def test_each_side_is_padded_by_an_eighth_of_itself(name, height, width):
+    """A view never loses more than an eighth of a side, and all offsets up to it occur."""
+    torch.manual_seed(0)
+    v = views(torch.full((400, 3, height, width), 0.5), name, strength=0.0)[:, 0] > 0  # without AutoAugment's policy
+    lost = height - v.any(2).sum(1), width - v.any(1).sum(1)
+    for pixels, side in zip(lost, (height, width), strict=True):
+        assert set(pixels.tolist()) == set(range(max(1, side // 8) + 1))
+
+
+@pytest.mark.parametrize("side", [8, 32, 33])
+def test_views_of_squares_are_those_of_one_padding_for_all_sides(side):
+    x = torch.rand(16, 3, side, side, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    one = views(x, "weak")
+    torch.manual_seed(1)
+    assert torch.equal(one, views(x, Augmentation("weak", padding=max(1, side // 8))))
+
+
 def test_high_frequencies_are_a_plain_fourier_sum():
     """Against the sum over frequencies of at least a quarter of the side, written out."""
     side = 6

@@ -116,12 +116,49 @@ def test_numbers_as_labels_are_sorted_as_numbers(kind, tmp_path):
     assert data.train.labels.tolist() == [i % 12 for i in range(20)]
 
 
-@pytest.mark.parametrize(("kind", "values"), [("int64", [1, None]), ("string", ["a", None]), ("float64", [1, np.nan])])
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("int64", [1, None]),
+        ("string", ["a", None]),
+        ("float64", [1, np.nan]),
+        ("int64", [1, -1]),
+        ("float64", [1, -1.0]),
+        ("string", ["a", ""]),
+    ],
+)
 def test_missing_values_are_no_class(kind, values, tmp_path):
     folder = saved(tmp_path / "data", {"img": hub.Image(), "n": hub.Value(kind)}, n=values * 15)
     error = refusal(loaded, folder, label_column="n")
     assert "10 of 20 images of the split train have no label" in str(error)
     assert (error.parameter, error.given) == ("label_column", "n")
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize("value", [0.25, -1.5, float("inf")])
+def test_numbers_that_are_no_classes_are_refused(kind, value, tmp_path):
+    values = [float(i % 3) for i in range(29)] + [value]
+    folder = saved(tmp_path / "data", {"img": hub.Image(), "n": hub.Value(kind)}, n=values)
+    error = refusal(loaded, folder, label_column="n")
+    assert f"{value} is no whole number; allowed is a column of names or whole numbers" in str(error)
+    assert (error.parameter, error.given) == ("label_column", "n")
+
+
+@pytest.mark.parametrize("column", [None, "text"])
+def test_columns_that_could_hold_labels_are_named(column, tmp_path, capsys):
+    features = {"img": hub.Image(), "text": hub.Value("string"), "n": hub.Value("int64"), "x": [hub.Value("int64")]}
+    extra = {"text": [f"kind {i % 3}" for i in range(30)], "n": list(range(30)), "x": [[1]] * 30}
+    data = loaded(saved(tmp_path / "data", features, **extra), label_column=column)
+    assert bool(data.classes) == bool(column)
+    err = capsys.readouterr().err
+    assert err.count("taken without labels; labels in a column (text, n) take --label-column") == (column is None), err
+
+
+def test_an_image_in_two_classes_is_counted(tmp_path, capsys):
+    images = PIXELS.copy()
+    images[1] = images[0]
+    loaded(saved(tmp_path / "data", images=images))
+    assert "2 of 30 images are in two or more classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

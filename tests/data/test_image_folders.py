@@ -1,5 +1,6 @@
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -204,6 +205,29 @@ def test_other_layouts_are_refused(change, named, root):
     assert named in str(error)
 
 
+@pytest.mark.parametrize("training", ["training", "Training", "train"])
+@pytest.mark.parametrize("test", ["testing", "validation", "valid", "Valid", "eval", "dev"])
+def test_other_names_of_splits_are_refused_with_the_names_that_are_read(training, test, root):
+    """Their test images would be pretrained on, without labels."""
+    (root / "train").rename(root / training)
+    (root / "test").rename(root / test)
+    assert tree_of(root) == []
+    with pytest.raises(UsageError, match="train/CLASS/\\* and test/CLASS/\\*") as error:
+        datasets.load(preset("image_folder", data_dir=root, image_size=8).data)
+    renamed = f"Rename {test} to test" if training == "train" else f"Rename {training} to train"
+    assert renamed in str(error.value)
+    (root / training).rename(root / "train")
+    (root / test).rename(root / "test")
+    assert [len(split.paths) for split in list_splits(root)] == [4, 4]
+
+
+@pytest.mark.parametrize("name", ["training", "testing", "validation", "valid"])
+def test_one_such_name_is_a_folder_of_images_without_labels(name, tmp_path):
+    picture(tmp_path / name / "0.png")
+    picture(tmp_path / "ship" / "0.png")
+    assert len(tree_of(tmp_path)) == 2
+
+
 def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch):
     def forbidden(top, onerror, **options):
         onerror(PermissionError(13, "Permission denied", str(top)))
@@ -212,12 +236,57 @@ def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch):
     assert refusal(root).given == str(root / "train" / "cat")
 
 
+def noise(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize("memory", ["ram", "disk"])
+@pytest.mark.parametrize(
+    ("copies", "count"),
+    [
+        ([], 0), ([("train/cat/1.png", "train/dog/9.png")], 2), ([("train/cat/1.png", "train/cat/9.png")], 0),
+        ([("train/cat/1.png", "test/dog/9.png"), ("test/dog/2.png", "train/cat/8.png")], 4),
+    ],
+)  # fmt: skip
+def test_equal_images_in_two_classes_are_counted_once(copies, count, memory, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ACL_PLUGIN_HOME", str(tmp_path / "home"))
+    root = tmp_path / "images"
+    for number, folder in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
+        for i in range(3):
+            noise(root / folder / f"{i}.png", 10 * number + i)
+    for source, copy in copies:
+        shutil.copy(root / source, root / copy)
+    datasets.load(preset("image_folder", data_dir=root, image_size=8, data_memory=memory, workers=0).data)
+    err = capsys.readouterr().err
+    assert (f"{count} of {12 + len(copies)} images are in two or more classes" in err) == bool(count), err
+    assert err.count("two or more classes") == bool(count)
+
+
+def test_training_images_among_the_unlabeled_ones_are_counted(tmp_path, capsys):
+    root = tmp_path / "images"
+    for number, folder in enumerate(("train/cat", "train/dog", "test/cat", "test/dog")):
+        for i in range(3):
+            noise(root / folder / f"{i}.png", 10 * number + i)
+    noise(tmp_path / "others" / "0.png", 100)
+    options = {"data_dir": root, "image_size": 8}
+    assert len(datasets.load(preset("image_folder", **options, unlabeled=tmp_path / "others").data).pretraining) == 7
+    assert capsys.readouterr().err == ""
+    for limit, seen in ((None, 6), (4, 4)):
+        config = preset("image_folder", **options, limit_train=limit, unlabeled=root / "train")
+        assert len(datasets.load(config.data).pretraining) == 6 + seen
+        what = f"{seen} of {seen} training images are unlabeled images of the pretraining as well"
+        assert what in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("made", "inside"),
     [
         (("sets/a/Train", "sets/a/val"), "sets/a"),
         (("a/train/cat", "a/test/cat"), "a"),
         (("b/test", "b/train", "a/Val/cat", "a/train/dog"), "a"),
+        (("sets/a/training", "sets/a/Validation/cat"), "sets/a"),
         (("vehicles/train", "vehicles/ship"), None),  # a class
         (("a/train", "b/test"), None),
         (("a", "b/c"), None),

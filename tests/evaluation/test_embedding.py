@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 
 import pytest
@@ -91,6 +92,34 @@ def test_who_is_recognized():
     for eps, share in ((0.01, 1.0), (0.3, 0.0)):
         state, _ = last(embedding_shift(model, x, ThreatModel("Linf", eps)))
         assert state["distances"]["relative L2"]["strongest"]["recognized"] == share
+
+
+@pytest.mark.parametrize(("copies", "batch_size"), [(1, 2), (2, 3), (10, 250)])
+def test_duplicates_of_an_image_are_the_image(copies, batch_size, network, x, monkeypatch):
+    monkeypatch.setattr(embedding, "ATTACKS", ("PGD-20",))
+    images = x[:4].repeat(copies, 1, 1, 1)
+    state, _ = last(embedding_shift(network, images, ThreatModel("Linf", 1e-7), batch_size=batch_size))
+    for name in DISTANCES:
+        rows = [*state["distances"][name]["attacks"].values(), state["distances"][name]["strongest"]]
+        assert [row["recognized"] for row in rows] == [1, 1]
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_the_nearest_of_several_images(name):
+    """At the same distance the own image counts; a nearer one does not, by however little, unless it is a duplicate."""
+    benign = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1e-9]], dtype=torch.float64)
+    same = torch.tensor([5, 7, 5])  # features of duplicates differ by rounding
+
+    def is_own(angle, own):
+        moved = torch.tensor([[math.cos(angle), math.sin(angle)]], dtype=torch.float64)
+        return bool(embedding._nearest_is_own(name, moved, benign, own, same))
+
+    for angle, expected in ((0.0, True), (math.pi / 4 - 1e-6, True), (math.pi / 4 + 1e-6, False), (math.pi / 2, False)):
+        assert [is_own(angle, own) for own in range(3)] == [expected, not expected, expected]
+    benign[2], same[2] = torch.tensor([0.0, -1.0]), 6
+    assert is_own(math.pi / 4, 0)
+    assert is_own(math.pi / 4, 1)
+    assert not is_own(math.pi / 4, 2)
 
 
 @pytest.mark.parametrize("name", DISTANCES)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -6,11 +7,13 @@ import sys
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 from acl_plugin import load_encoder, pretrain, wrap_encoder
 from acl_plugin.cli.main import main
 from acl_plugin.config import preset
+from acl_plugin.data.form import Form
 from acl_plugin.errors import UsageError
 from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Encoder
@@ -51,6 +54,31 @@ def run_of(tmp_path_factory):
         return made[network]
 
     return of
+
+
+@pytest.mark.parametrize("kind", ["timm", "hub"])
+@pytest.mark.parametrize(
+    ("resize", "crop"),
+    [(None, ("squash", 1.0)), (256, ("center", 0.875)), (8, ("center", 1.0)), (49, ("center", None))],
+)
+def test_timm_prepares_image_files_as_the_training_does(resize, crop, kind, run_of, tmp_path, created):
+    """A tall image is squashed, or cropped, as its pixels were for the encoder."""
+    source, size = run_of("plain"), 8 if resize != 256 else 224
+    run = RunDir(shutil.copytree(source.path, tmp_path / "run"))
+    spec, weights = read_model(run.encoder_file)
+    write_model(run.encoder_file, dataclasses.replace(spec, shape=(1, size, size), input_size=None), weights)
+    run.record_config(run.read_config().replace(resize=resize, image_size=size))
+    folder = EXPORTERS.get(kind)(run)
+    pretrained = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    assert pretrained["crop_mode"] == crop[0]
+    assert crop[1] in (None, pretrained["crop_pct"])
+    data = timm.data.resolve_data_config(pretrained_cfg=pretrained)
+    options = {key: data[key] for key in ("crop_pct", "crop_mode", "interpolation")}
+    image = Image.linear_gradient("L").resize((60, 90))
+    found = timm.data.create_transform(data["input_size"], **options, mean=(0.0,), std=(1.0,))(image)
+    expected = Form(size, size, resize, channels=1).pixels(image)
+    assert (255 * found - expected).abs().max() <= 1
+    assert ("whatever their aspect ratio" in (folder / "README.md").read_text()) == (resize is None)
 
 
 def images(encoder, number=3):

@@ -13,6 +13,7 @@ from acl_plugin.models import norm_banks
 from acl_plugin.models.encoder import Encoder
 from acl_plugin.models.features import cluster, features_of
 from acl_plugin.probing import lpaft
+from acl_plugin.probing.held_out import checked
 from acl_plugin.probing.protocols import encoder_banks, probe
 from acl_plugin.runs.folder import RunDir
 from acl_plugin.runs.models import load_encoder
@@ -127,3 +128,24 @@ def test_the_benign_bank_keeps_its_norms_and_has_the_new_weights(run):
             assert torch.equal(after["clean"][key], after["adv"][key])
     weights = [key for key, value in before["adv"].items() if value.ndim > 1]
     assert any(not torch.equal(after["adv"][key], before["adv"][key]) for key in weights)
+
+
+@pytest.mark.parametrize("clusters", [1, 17, 50])
+def test_more_clusters_than_images_are_refused_before_the_pretraining(clusters):
+    config = preset("digits", limit_train=16, lpaft="dynacl")
+    data = datasets.load(config.data)
+    checked(data, config.replace(aft_clusters=16))
+    with pytest.raises(UsageError, match=f"`aft_clusters` {clusters}: allowed is 2 to 16, the number of imag") as error:
+        checked(data, config.replace(aft_clusters=clusters))
+    assert error.value.parameter == "aft_clusters"
+
+
+def test_unlabeled_images_are_clustered_too(run, tmp_path):
+    """They are read at the finetuning, which refuses before it trains."""
+    folder, config = run
+    data = datasets.load(config.data)
+    data = dataclasses.replace(data, unlabeled=lambda: data.test.take(torch.arange(3)))
+    config = config.replace(lpaft="dynacl", aft_clusters=44)
+    checked(data, config)
+    with pytest.raises(UsageError, match="`aft_clusters` 44: allowed is 2 to 43"):
+        finetune(folder, config, data)

@@ -182,6 +182,37 @@ def test_numbers_that_cannot_be_read_are_refused(tmp_path, option, content):
     assert "\n" not in str(error.value)
 
 
+def whole_digits():
+    data = datasets.load(preset("digits").data)
+    return data, data.train.rows[data.train.labels == 3], data.train.rows[data.train.labels == 4]
+
+
+@pytest.mark.parametrize("option", ["holdout_indices", "label_indices"])
+def test_numbers_beyond_the_dataset_are_refused(tmp_path, option):
+    data, threes, fours = whole_digits()
+    known = [*threes[:3].tolist(), *fours[:3].tolist()]
+    config = preset("digits", probe_protocol="semi", **{option: tmp_path / "rows.npy"})
+    numpy.save(tmp_path / "rows.npy", [*known, 1796])
+    checked(data, config)
+    numpy.save(tmp_path / "rows.npy", [*known, 1797, 99999])
+    with pytest.raises(UsageError, match=r"from 0 to 1796 \(2 are larger, such as 1797\)") as error:
+        checked(data, config)
+    assert error.value.parameter == option
+    limited = config.replace(limit_train=300)  # numbers of images that the limit leaves out
+    checked(datasets.load(preset("digits", limit_train=300).data), limited)
+
+
+@pytest.mark.parametrize("holdout", [0, 0.5])
+def test_labels_of_one_class_are_refused(tmp_path, holdout):
+    data, threes, fours = whole_digits()
+    config = preset("digits", probe_protocol="semi", probe_holdout=holdout, label_indices=tmp_path / "rows.npy")
+    numpy.save(tmp_path / "rows.npy", threes.numpy())
+    with pytest.raises(UsageError, match="its training images are of 1 class; allowed are numbers of images of two"):
+        checked(data, config)
+    numpy.save(tmp_path / "rows.npy", [*threes.tolist(), *fours.tolist()])
+    checked(data, config)
+
+
 @pytest.mark.e2e
 def test_a_probe_is_that_of_the_numbers_in_its_files(two_banks, tmp_path):
     folder, config = two_banks

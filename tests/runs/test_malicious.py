@@ -213,8 +213,8 @@ def test_names_of_entry_points(tmp_path, monkeypatch, capsys, name):
     assert name not in registry.available()
     assert main(["list", "objectives"]) == 0
     assert name not in capsys.readouterr().out
-    refused(capsys, "run", "--out", "x", "--objective", name, told="unknown objective")
-    refused(capsys, "run", "--out", "x", "--compare", name, told="unknown objective")
+    refused(capsys, "run", "--out", "x", "--objective", name, told="has a name that is not allowed")
+    refused(capsys, "run", "--out", "x", "--compare", name, told="has a name that is not allowed")
     with pytest.raises(ValueError, match="allowed are letters, digits and _"):
         registry.register(name)
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from acl_plugin.config import preset
 from acl_plugin.data import datasets
+from acl_plugin.data.images import Images
 from acl_plugin.data.subsets import stratified
 from acl_plugin.errors import UsageError
 from acl_plugin.training.knn import NEIGHBOURS, knn_accuracy
@@ -34,6 +35,16 @@ def test_it_is_the_vote_of_the_nearest_by_cosine():
         right += int(images.labels[nearest].bincount(minlength=10).argmax() == images.labels[i])
     assert knn_accuracy(Pixels(), images, 0) == pytest.approx(right / int(asked.sum()))
     assert right / int(asked.sum()) > 0.8
+
+
+@pytest.mark.parametrize("sizes", [[50, 50, *[1] * 8], [200, 9], [100, 2, 1], [30, 30], [2, 2], [200, 25, 9, 1]])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_classes_that_are_far_apart_are_all_found(sizes, seed):
+    """Each class is its own pixel: rare classes are not outvoted, and single images are no errors."""
+    labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    noise = torch.randint(0, 20, (len(labels), 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    pixels = noise.flatten(1).scatter(1, labels[:, None], 255).view_as(noise).to(torch.uint8)
+    assert knn_accuracy(Pixels(), Images(pixels, labels, torch.arange(len(labels)), 255), seed) == 1
 
 
 @pytest.mark.e2e
