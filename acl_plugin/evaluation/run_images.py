@@ -44,7 +44,7 @@ def check_run_images(run: RunDir, config: RunConfig, data: DataSet) -> None:
             ("train", data.train, config.data.limit_train == own.limit_train),
             ("test", data.test, config.data.limit_test == own.limit_test),
         )
-        if same or len(images) == recorded.get(split, {}).get("n")
+        if len(images) and (same or len(images) == recorded.get(split, {}).get("n"))  # training images may be gone
     }
     if _place(config.data) == _place(own):
         remedy = "restore them, or pass the folder of other images as `data_dir`"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,6 +93,16 @@ def test_changed_files_of_a_runs_dataset_are_refused(change, run):
         check(run)
     assert error.value.parameter == "data_dir"
     assert "\n" not in str(error.value)
+
+
+def test_an_evaluation_needs_no_training_images(run, tmp_path):
+    """As of ImageNet, whose folder ``train`` may be gone."""
+    config = settings(tmp_path / "images")
+    data = datasets.load(config.data)
+    alone = replace(data, train=data.train.take(torch.zeros(0, dtype=torch.int64)))
+    check_run_images(run, config, alone)
+    with pytest.raises(UsageError, match="not those of before"):
+        check_run_images(run, config, replace(alone, test=data.test.take(torch.arange(15))))
 
 
 @pytest.mark.parametrize("change", [swap, replace_training])
