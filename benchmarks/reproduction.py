@@ -189,8 +189,8 @@ any. Clean / AutoAttack accuracy in %; ResNet-18, Linf, eps 8/255. No published 
 budget here: the results under *ours* have small budgets, and show that a method runs.
 
 Run the commands of a row in order; repeated, they resume. On CIFAR `benchmark` also measures common corruptions: pass
-`--corruptions-dir data` with CIFAR-10-C or CIFAR-100-C, or install the extra `corruptions`. DeACL needs a teacher, AdvCL
-and A-InfoNCE need pseudo-labels. For CIFAR-100, replace `cifar10` by `cifar100`:
+`--corruptions-dir data` with CIFAR-10-C or CIFAR-100-C, or install the extra `corruptions`. DeACL needs a teacher,
+AdvCL and A-InfoNCE need pseudo-labels. For CIFAR-100, replace `cifar10` by `cifar100`:
 ```
 {before}
 ```
