@@ -205,12 +205,14 @@ def figure(kept: dict[str, Any]) -> "Figure":
     from matplotlib.figure import Figure
 
     found = points(kept["runs"])
-    drawn = Figure(figsize=(8, 5))
+    drawn = Figure(figsize=(8, 5), layout="constrained")
     axes = drawn.subplots()
     for attack, marker, color in zip((NO_ATTACK, *ATTACKS), "*ov^sDP", ("grey", *COLORS), strict=False):
         of_attack = [point for point in found if point.attack == attack]
         label = "no attack" if attack == NO_ATTACK else attack
         places = [point.forwards for point in of_attack], [point.mean for point in of_attack]
+        if not of_attack:
+            continue
         axes.scatter(*places, marker=marker, color=color, s=28, label=label)
     line = frontier(found)
     axes.step([point.forwards for point in line], [point.mean for point in line], where="post", color="black", lw=1)
@@ -219,7 +221,8 @@ def figure(kept: dict[str, Any]) -> "Figure":
         axes.annotate(label, (point.forwards, point.mean), (0, 5), textcoords="offset points", fontsize=8, rotation=30)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set(xlabel="encoder forwards per training image", ylabel="accuracy under AutoAttack, %", ylim=(0, 110))
+    axes.set(xlabel="encoder forwards per training image", ylabel="accuracy under AutoAttack, %")
+    axes.set_ylim(0, 1.25 * max(point.mean for point in found))  # room for the names
     axes.margins(x=0.2)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return drawn
