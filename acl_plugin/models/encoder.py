@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from acl_plugin.errors import UsageError
 from acl_plugin.models.backbones import create_backbone, feature_size
 from acl_plugin.models.fusion import Folding
 from acl_plugin.models.memory_format import channels_last
@@ -24,6 +25,9 @@ class Preprocess(nn.Module):
         size: (H', W').
         antialias: average over all pixels when downsampling. Without it, images that shrink to less than half lose
             pixels.
+
+    Raises:
+        UsageError: for images of integers, whose values are no part of [0, 1].
     """
 
     mean: Tensor
@@ -38,6 +42,9 @@ class Preprocess(nn.Module):
         self.size, self.antialias = size, antialias
 
     def forward(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            message = f"images of {x.dtype}: allowed are floats in [0, 1]; divide 8-bit images by 255"
+            raise UsageError(message, parameter="images", given=str(x.dtype), allowed="floats in [0, 1]")
         if x.shape[-2:] != self.size:
             x = F.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=self.antialias)
         return (x - self.mean) / self.std

@@ -127,6 +127,15 @@ def test_preprocess_normalizes_after_resizing():
     assert Preprocess(mean, std, (16, 16))(x).shape == (2, 3, 16, 16)
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int64, torch.bool])
+def test_images_of_integers_are_refused(kind):
+    """8-bit images, as they are read from files, would give other features."""
+    classifier = Classifier(spec(classes=tuple("abc")))
+    with pytest.raises(UsageError, match="divide 8-bit images by 255") as error:
+        classifier(torch.zeros(2, *classifier.spec.shape, dtype=kind))
+    assert error.value.parameter == "images"
+
+
 def test_spec_round_trip_rebuilds_the_model():
     one = spec(classes="ab")
     other = ModelSpec.from_dict(one.to_dict())
